@@ -1,0 +1,255 @@
+"""The one file: a shipped ensemble as safetensors with a JSON header. Opening it runs no code.
+
+Tensors are named `MEMBER/NAME`. A quantised one is stored as its uint8 codes under that name and its
+256 values under `MEMBER/NAME#codebook`. The header carries a CRC-32C of every tensor and of itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import google_crc32c
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
+
+from reeltag import checkpoint
+from reeltag.data.schema import Schema
+from reeltag.errors import ArtifactError, BudgetError
+from reeltag.models.config import TaggerConfig
+from reeltag.models.tagger import AnyTaggerConfig, Tagger, meta_tagger
+from reeltag.quantize import LEVELS, QuantizedTensor, State, dequantize_state, quantize_state
+from reeltag.storage import atomic_path, megabytes
+
+FORMAT = 1
+_CODEBOOK = "#codebook"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of the ensemble.
+
+    Attributes:
+        name: as in the recipe.
+        config: its architecture.
+        weight: its share of the ensemble's mean.
+        state: its weights, quantised or not.
+    """
+
+    name: str
+    config: TaggerConfig
+    weight: float
+    state: State
+
+    def build(self, schema: Schema) -> Tagger:
+        """The model, dequantised once to float32, ready to predict.
+
+        Raises:
+            ArtifactError: the weights do not fit the architecture.
+        """
+        return load_tagger(self.config, schema, dequantize_state(self.state), self.name)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a `.reeltag` file holds.
+
+    Attributes:
+        schema: the data that the members read.
+        label_names: [C] names of the classes, or None.
+        members: the models and their weights in the ensemble.
+        provenance: recipe hash, versions, metrics; JSON.
+    """
+
+    schema: Schema
+    label_names: tuple[str, ...] | None
+    members: tuple[Member, ...]
+    provenance: Mapping[str, Any]
+
+
+class _MemberHeader(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(pattern=r"^[^/#]+$")
+    config: AnyTaggerConfig
+    weight: float = Field(ge=0, le=1)
+    crc32c: dict[str, int]
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1]
+    data: Schema
+    label_names: tuple[str, ...] | None
+    members: tuple[_MemberHeader, ...] = Field(min_length=1)
+    provenance: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> _Header:
+        if self.label_names is not None and len(self.label_names) != self.data.classes:
+            raise ValueError(f"{len(self.label_names)} label names for {self.data.classes} classes")
+        if abs(sum(member.weight for member in self.members) - 1) > 1e-6:
+            raise ValueError("the members' weights do not sum to 1")
+        if len({member.name for member in self.members}) < len(self.members):
+            raise ValueError("two members have the same name")
+        return self
+
+
+def save(path: Path, artifact: Artifact, budget: int | None = None) -> int:
+    """Write the file, whole or not at all.
+
+    Args:
+        path: where; an existing file is replaced.
+        artifact: what to ship.
+        budget: most bytes that the file may have.
+
+    Returns:
+        The file's size in bytes.
+
+    Raises:
+        BudgetError: the file would be larger than the budget; says by how much and what would fit.
+    """
+    tensors: dict[str, Tensor] = {}
+    content = describe(artifact)
+    for member, header in zip(artifact.members, content["members"], strict=True):
+        stored = _stored_tensors(member.state)
+        tensors |= {f"{member.name}/{name}": tensor for name, tensor in stored.items()}
+        header["crc32c"] = {name: _crc(tensor) for name, tensor in stored.items()}
+    with atomic_path(path) as temporary:
+        checkpoint.save_tensors(temporary, tensors, {"checksum": _json_crc(content), "content": content})
+        size = temporary.stat().st_size
+        if budget is not None and size > budget:
+            overhead = size - sum(tensor.nbytes for tensor in tensors.values())
+            sizes = {member.name: stored_bytes(member.state) for member in artifact.members}
+            by_weight = sorted(artifact.members, key=lambda member: -member.weight)
+            raise BudgetError(over_budget(size, budget, overhead, sizes, [member.name for member in by_weight]))
+    return size
+
+
+def describe(artifact: Artifact) -> dict[str, Any]:
+    """Everything but the tensors, as JSON."""
+    return {
+        "format": FORMAT,
+        "data": artifact.schema.model_dump(mode="json"),
+        "label_names": artifact.label_names,
+        "members": [
+            {"name": member.name, "config": member.config.model_dump(), "weight": member.weight}
+            for member in artifact.members
+        ],
+        "provenance": dict(artifact.provenance),
+    }
+
+
+def over_budget(size: int, budget: int, overhead: int, sizes: Mapping[str, int], order: Sequence[str]) -> str:
+    """Say how far a file is over its budget and which members would fit, tried in the given order."""
+    fitting, total = [], overhead
+    for name in order:
+        if total + sizes[name] <= budget:
+            fitting.append(name)
+            total += sizes[name]
+    fit = f"{', '.join(fitting)} would fit ({megabytes(total)})" if fitting else "no single member would fit"
+    listing = ", ".join(f"{name} {megabytes(size)}" for name, size in sizes.items())
+    return (
+        f"the file would have {megabytes(size)}, {megabytes(size - budget)} over the budget of {megabytes(budget)}; "
+        f"members: {listing}; {fit}; leave members out, make them smaller, or raise budget_mb"
+    )
+
+
+def load(path: Path) -> Artifact:
+    """Read a file that `save` wrote; nothing in it is executed.
+
+    Raises:
+        ArtifactError: missing, damaged, altered, or from a newer reeltag.
+    """
+    tensors, header = checkpoint.load_tensors(path)
+    if not isinstance(header, dict) or set(header) != {"checksum", "content"}:
+        raise ArtifactError(f"{path}: is a reeltag file but no model; give the path of a .reeltag file")
+    content = header["content"]
+    if header["checksum"] != _json_crc(content):
+        raise ArtifactError(f"{path}: checksum of the header does not match; the file is damaged, copy it again")
+    try:
+        parsed = _Header.model_validate(content)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise ArtifactError(f"{path}: needs another version of reeltag ({faults})") from error
+    expected = {f"{member.name}/{name}" for member in parsed.members for name in member.crc32c}
+    if expected != set(tensors):
+        odd = sorted(expected ^ set(tensors))[0]
+        raise ArtifactError(f"{path}: tensor {odd!r} is missing or unknown; the file is damaged, copy it again")
+    members = []
+    for member in parsed.members:
+        stored = {name: tensors[f"{member.name}/{name}"] for name in member.crc32c}
+        for name, crc in member.crc32c.items():
+            if _crc(stored[name]) != crc:
+                raise ArtifactError(
+                    f"{path}: checksum of tensor {member.name}/{name} does not match; the file is damaged, copy it again"
+                )
+        members.append(Member(member.name, member.config, member.weight, _state(stored, path)))
+    return Artifact(parsed.data, parsed.label_names, tuple(members), parsed.provenance)
+
+
+def quantized(artifact: Artifact) -> Artifact:
+    """The same with every large tensor in 8 bits."""
+    members = (replace(member, state=quantize_state(dequantize_state(member.state))) for member in artifact.members)
+    return replace(artifact, members=tuple(members))
+
+
+def load_tagger(config: TaggerConfig, schema: Schema, state: Mapping[str, Tensor], name: str) -> Tagger:
+    """A tagger with given weights, in evaluation mode.
+
+    Raises:
+        ArtifactError: the weights do not fit the architecture.
+    """
+    tagger = meta_tagger(config, schema.widths, schema.classes)
+    try:
+        tagger.load_state_dict(dict(state), assign=True)
+    except RuntimeError as error:
+        raise ArtifactError(f"the weights of {name!r} do not fit its architecture: {error}") from error
+    return tagger.eval()
+
+
+def stored_bytes(state: State) -> int:
+    """Bytes that a state's tensors take in the file."""
+    return sum(tensor.nbytes for tensor in _stored_tensors(state).values())
+
+
+def _stored_tensors(state: State) -> dict[str, Tensor]:
+    stored: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if isinstance(value, QuantizedTensor):
+            stored |= {name: value.codes, name + _CODEBOOK: value.codebook}
+        elif value.is_floating_point():  # batch norm's counters stay behind
+            stored[name] = value
+    return stored
+
+
+def _state(stored: Mapping[str, Tensor], path: Path) -> State:
+    state: dict[str, Tensor | QuantizedTensor] = {}
+    for name, tensor in stored.items():
+        if name.endswith(_CODEBOOK):
+            continue
+        codebook = stored.get(name + _CODEBOOK)
+        kinds = (tensor.dtype, None if codebook is None else (codebook.dtype, tuple(codebook.shape)))
+        if kinds == (torch.uint8, (torch.float32, (LEVELS,))) and codebook is not None:
+            state[name] = QuantizedTensor(tensor, codebook)
+        elif kinds == (torch.float32, None):
+            state[name] = tensor
+        else:
+            raise ArtifactError(f"{path}: tensor {name!r} is stored as {kinds}, which this reeltag does not know")
+    return state
+
+
+def _crc(tensor: Tensor) -> int:
+    crc: int = google_crc32c.value(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return crc
+
+
+def _json_crc(content: object) -> int:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    crc: int = google_crc32c.value(canonical.encode())
+    return crc

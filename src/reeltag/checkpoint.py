@@ -1,0 +1,117 @@
+"""Training state on disk: tensors in safetensors, everything else in its header; no pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reeltag.averaging import WeightAverage
+from reeltag.errors import ArtifactError
+from reeltag.storage import atomic_path
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Everything that the next step depends on; order and randomness follow from the seed and the step.
+
+    Attributes:
+        step: steps done.
+        model: the model's state dict.
+        optimizer: Adam's moments by parameter name: `NAME/exp_avg`, `NAME/exp_avg_sq`.
+        average: the shadow weights, empty outside the averaging phase.
+    """
+
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    average: dict[str, Tensor]
+
+
+def capture(
+    step: int, model: torch.nn.Module, optimizer: torch.optim.Adam, average: WeightAverage | None
+) -> TrainingState:
+    """The state after `step` steps."""
+    moments = {
+        f"{name}/{key}": optimizer.state[parameter][key]
+        for name, parameter in model.named_parameters()
+        for key in _MOMENTS
+        if parameter in optimizer.state
+    }
+    return TrainingState(step, model.state_dict(), moments, average.shadow if average else {})
+
+
+def restore(state: TrainingState, model: torch.nn.Module, optimizer: torch.optim.Adam) -> None:
+    """Put a state back into a model and its optimiser.
+
+    Raises:
+        ArtifactError: the state belongs to another model.
+    """
+    try:
+        model.load_state_dict(state.model)
+    except RuntimeError as error:
+        raise ArtifactError(f"the checkpoint belongs to another model: {error}") from error
+    for name, parameter in model.named_parameters():
+        moments = {key: state.optimizer.get(f"{name}/{key}") for key in _MOMENTS}
+        if all(moment is not None for moment in moments.values()):
+            # torch's Adam keeps its step as a float tensor
+            optimizer.state[parameter] = {"step": torch.tensor(float(state.step))} | {
+                key: moment.to(parameter.device) for key, moment in moments.items() if moment is not None
+            }
+
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_PARTS = ("model", "optimizer", "average")
+
+
+def save(path: Path, state: TrainingState) -> None:
+    """Write a state, whole or not at all."""
+    tensors = {f"{part}/{name}": tensor for part in _PARTS for name, tensor in getattr(state, part).items()}
+    save_tensors(path, tensors, {"step": state.step})
+
+
+def load(path: Path) -> TrainingState:
+    """Read a state.
+
+    Raises:
+        ArtifactError: the file is no checkpoint.
+    """
+    tensors, header = load_tensors(path)
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition("/")
+        parts[part][rest] = tensor
+    return TrainingState(header["step"], **parts)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON header as safetensors; equal content is equal bytes."""
+    # One metadata key alone: safetensors writes several in random order.
+    metadata = {"reeltag": json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(contiguous, temporary, metadata=metadata)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors and header.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or was not written by reeltag.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            header = json.loads(metadata["reeltag"])
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 - no mapping
+    except KeyError as error:
+        raise ArtifactError(f"{path}: was not written by reeltag (no 'reeltag' header)") from error
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ArtifactError(f"{path}: cannot be read as safetensors ({error})") from error

@@ -1,0 +1,330 @@
+"""The command line: parse and call. torch is imported only by commands that compute."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from reeltag import __version__
+from reeltag.errors import ReeltagError, UsageError
+
+if TYPE_CHECKING:
+    from reeltag.data.schema import Schema
+    from reeltag.recipe import Recipe
+
+app = App(
+    name="reeltag",
+    help="Train video taggers from frame features and ship an ensemble of them as one small file.",
+    version=__version__,
+)
+data = App(name="data", help="Look at, check and generate shards.")
+app.command(data)
+
+Overrides = Annotated[
+    list[str], Parameter(name="--set", negative=(), consume_multiple=False, help="Override a recipe key: dotted.key=value.")
+]
+
+
+@app.command
+def run(recipe: Path, *, out: Path | None = None, set_: Overrides = [], dry_run: bool = False) -> None:  # noqa: B006
+    """Do a whole recipe: train, average, quantise, ensemble, pack, test, report.
+
+    Whatever an earlier run of the same recipe finished is kept, so the same command goes on after an
+    interruption and does nothing when all is done.
+
+    Example: reeltag run recipes/audioset.toml --set data.root=/data/audioset --out runs/audioset
+
+    Args:
+        recipe: A TOML file.
+        out: Folder of the run; runs/NAME by default.
+        dry_run: Print the plan with sizes and what is done already, and stop.
+    """
+    from reeltag import executors, stages
+    from reeltag.recipe import load_recipe
+    from reeltag.report.markdown import examples, headline
+    from reeltag.storage import read_json
+
+    loaded = load_recipe(recipe, set_)
+    plan = stages.plan(loaded)
+    out = out or Path("runs") / loaded.name
+    if dry_run:
+        done = executors.statuses(plan, out)
+        for stage in plan:
+            print(f"{done[stage.name]:<10}  {stage.name:<28}  {stage.note}".rstrip())
+        return
+    folders = _execute(loaded, plan, out)
+    for name, source in {"model.reeltag": "pack", "report.md": "report", "results.json": "report"}.items():
+        _publish(folders[source] / name, out / name)
+    results = read_json(out / "results.json")
+    print("\n".join([f"\n{out / 'model.reeltag'}", headline(results), "", "five test videos:", *examples(results)]))
+    print(f"\nreport: {out / 'report.md'}")
+
+
+@app.command
+def train(recipe: Path, *, model: list[str] = [], out: Path | None = None, set_: Overrides = []) -> None:  # noqa: B006
+    """Train models of a recipe, as `run` does, and stop there; each becomes a float32 .reeltag file.
+
+    Example: reeltag train recipes/audioset.toml --model netvlad-a --set data.root=/data/audioset
+
+    Args:
+        recipe: A TOML file.
+        model: Name of a model in the recipe; repeat for several, all by default.
+        out: Folder of the run; runs/NAME by default. A later `run` with the same folder goes on from it.
+    """
+    from reeltag import executors, stages
+    from reeltag.recipe import load_recipe
+
+    loaded = load_recipe(recipe, set_)
+    if unknown := [name for name in model if name not in loaded.models]:
+        raise UsageError(f"{recipe}: no model {', '.join(unknown)}; the recipe has {', '.join(loaded.models)}")
+    targets = {name: stages.finished_stage(loaded, name) for name in model or loaded.models}
+    out = out or Path("runs") / loaded.name
+    folders = _execute(loaded, executors.needed_for(targets.values(), stages.plan(loaded)), out)
+    for name, stage in targets.items():
+        _publish(folders[stage] / "model.reeltag", out / f"{name}.reeltag")
+        print(out / f"{name}.reeltag")
+
+
+@app.command
+def evaluate(model: Path, *shards: str, per_class: Path | None = None, json: bool = False) -> None:
+    """Measure a model on labelled shards: GAP@20, Hit@1, PERR, mAP.
+
+    Example: reeltag evaluate model.reeltag '/data/audioset/eval-*.tfrecord'
+
+    Args:
+        model: A .reeltag file.
+        shards: Paths or glob patterns of TFRecord files.
+        per_class: Write the average precision of each class to this CSV file.
+        json: Print one JSON object instead of text.
+    """
+    from reeltag import predict as prediction
+    from reeltag.environment import default_device
+    from reeltag.formats import write_class_ap
+    from reeltag.storage import refuse_existing
+
+    if per_class is not None:
+        refuse_existing(per_class)
+    predictor = prediction.load(model, default_device())
+    scores = prediction.evaluate(predictor.predict_shards(_given(shards))).compute()
+    if per_class is not None:
+        write_class_ap(per_class, scores.class_ap.tolist(), predictor.label_names)
+    summary = scores.summary()
+    if json:
+        print(json_module.dumps(summary))
+    else:
+        print("\n".join(f"{name:<9} {value}" for name, value in summary.items()))
+
+
+@app.command
+def predict(model: Path, *shards: str, out: Path | None = None) -> None:
+    """Tag videos.
+
+    Example: reeltag predict model.reeltag 'shards/*.tfrecord' --out predictions.csv
+
+    Args:
+        model: A .reeltag file.
+        shards: Paths or glob patterns of TFRecord files; labels are not needed.
+        out: A new .csv (Kaggle's format) or .jsonl file; JSON Lines to standard output by default.
+    """
+    from reeltag import predict as prediction
+    from reeltag.environment import default_device
+    from reeltag.formats import check_output, json_lines, write_predictions
+
+    if out is not None:
+        check_output(out)
+    predictor = prediction.load(model, default_device())
+    predictions = predictor.predict_shards(_given(shards))
+    if out is None:
+        for line in json_lines(predictions, predictor.label_names):
+            print(line)
+    else:
+        count = write_predictions(out, predictions, predictor.label_names)
+        print(f"{out}: {count} videos")
+
+
+@app.command
+def quantize(model: Path, *, out: Path) -> None:
+    """Store the large weights of a model in 8 bits.
+
+    Example: reeltag quantize runs/audioset/netvlad-a.reeltag --out small.reeltag
+
+    Args:
+        model: A .reeltag file.
+        out: A new .reeltag file.
+    """
+    from reeltag import artifact
+    from reeltag.storage import megabytes, refuse_existing
+
+    refuse_existing(out)
+    size = artifact.save(out, artifact.quantized(artifact.load(model)))
+    print(f"{out}: {megabytes(size)}, from {megabytes(model.stat().st_size)}")
+
+
+@app.command
+def inspect(model: Path, *, json: bool = False) -> None:
+    """Show what a .reeltag file holds: members, weights, sizes, data, provenance.
+
+    Args:
+        model: A .reeltag file.
+        json: Print one JSON object instead of text.
+    """
+    from reeltag import artifact
+    from reeltag.storage import megabytes
+
+    shipped = artifact.load(model)
+    size = model.stat().st_size
+    if json:
+        print(json_module.dumps(artifact.describe(shipped) | {"bytes": size}, ensure_ascii=False))
+        return
+    schema = shipped.schema
+    features = " + ".join(f"{feature.name} {feature.width}" for feature in schema.features)
+    print(f"{model}: {megabytes(size)}, {len(shipped.members)} members")
+    print(f"reads     {schema.level} level, {features}, {schema.dtype}, at most {schema.max_frames} frames")
+    print(f"classes   {schema.classes}{'' if shipped.label_names else ', without names'}")
+    for member in shipped.members:
+        print(f"member    {member.name}: {megabytes(artifact.stored_bytes(member.state))}, weight {member.weight:.4f}")
+        print(f"          {member.config.model_dump_json()}")
+    print(f"made by   {json_module.dumps(dict(shipped.provenance), ensure_ascii=False)}")
+
+
+@app.command
+def doctor() -> None:
+    """Say what reeltag finds on this machine."""
+    import os
+    import shutil
+
+    import torch
+
+    from reeltag.environment import default_device, versions
+    from reeltag.storage import megabytes
+
+    for name, version in versions().items():
+        print(f"{name:<18} {version}")
+    print(f"{'processors':<18} {os.cpu_count()}, torch uses {torch.get_num_threads()} threads")
+    device = default_device()
+    print(f"{'device':<18} {torch.cuda.get_device_name() if device == 'cuda' else 'cpu, no GPU found'}")
+    print(f"{'free disk here':<18} {megabytes(shutil.disk_usage('.').free)}")
+
+
+@data.command(name="inspect")
+def data_inspect(*shards: str) -> None:
+    """Show the records of shards and what their first record holds, whatever its features are called.
+
+    Args:
+        shards: Paths or glob patterns of TFRecord files.
+    """
+    from reeltag.data.example import describe
+    from reeltag.data.tfrecord import ShardFile
+    from reeltag.storage import find, megabytes
+
+    paths = find(_given(shards))
+    files = [ShardFile(path) for path in paths]
+    records = sum(len(file.offsets()) for file in files)
+    print(f"{len(files)} shards, {records:,} records, {megabytes(sum(path.stat().st_size for path in paths))}")
+    print(f"first record of {files[0].path}:")
+    for line in describe(files[0].record(0, 0)):
+        print(f"  {line}")
+
+
+@data.command
+def verify(*shards: str, schema: str) -> None:
+    """Read shards through: checksums, features, labels, ids. Exits with 2 at the first fault.
+
+    Example: reeltag data verify '/data/audioset/eval-*.tfrecord' --schema audioset
+
+    Args:
+        shards: Paths or glob patterns of TFRecord files.
+        schema: A preset (yt8m-frame, yt8m-video, audioset), or a recipe whose data.schema holds.
+    """
+    from reeltag.data.shards import scan
+    from reeltag.progress import default_progress
+    from reeltag.storage import find, megabytes
+
+    paths = find(_given(shards))
+    loaded = _schema(schema)
+    with default_progress().task("verify", sum(path.stat().st_size for path in paths), "bytes") as task:
+        manifest = scan(paths, loaded, task.advance)
+    frames = manifest.frames
+    cut = int((frames > loaded.max_frames).sum())
+    print(f"{len(paths)} shards, {len(manifest):,} videos, {megabytes(manifest.bytes)}: all checksums and ids hold")
+    print(f"frames    {frames.min()} to {frames.max()} a video, {frames.mean():.1f} on average")
+    if cut:
+        print(f"          {cut:,} videos have more than {loaded.max_frames}; the later frames are left out")
+    print(f"labels    {manifest.labelled:,} videos have them, {manifest.class_counts.sum() / len(manifest):.2f} a video")
+    print(f"classes   {(manifest.class_counts > 0).sum():,} of {loaded.classes:,} occur")
+
+
+@data.command
+def synth(out: Path, *, set_: Overrides = []) -> None:  # noqa: B006
+    """Generate shards with something to learn.
+
+    Example: reeltag data synth shards/ --set train_videos=1000 --set test_videos=200
+
+    Args:
+        out: A new folder.
+    """
+    from reeltag.data.synthetic import write_synthetic
+    from reeltag.recipe import synthetic_settings
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: exists already and is not empty; choose another folder")
+    settings = synthetic_settings(set_)
+    write_synthetic(out, settings)
+    print(f"{out}: {settings.train_videos} training and {settings.test_videos} test videos")
+    print(f"schema, for a recipe's [data]: {settings.schema.model_dump_json()}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+    try:
+        app(arguments, exit_on_error=False, result_action="return_value")
+    except CycloptsError:
+        return 2  # printed already
+    except ReeltagError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stdout = None  # the reader left; nothing may be flushed at exit
+        return 0
+    return 0
+
+
+def _execute(recipe: Recipe, plan: Sequence[Any], out: Path) -> dict[str, Path]:
+    from reeltag import executors
+    from reeltag.progress import default_progress
+    from reeltag.storage import write_json
+
+    executors.claim(out)
+    write_json(out / "recipe.json", recipe.dump())
+    return executors.run(plan, out, default_progress())
+
+
+def _publish(source: Path, target: Path) -> None:
+    """Put a stage's output where people look for it; equal content is left alone."""
+    from reeltag.storage import file_hash, write_bytes
+
+    if not target.exists() or file_hash(target) != file_hash(source):
+        write_bytes(target, source.read_bytes())
+
+
+def _given(shards: Sequence[str]) -> Sequence[str]:
+    if not shards:
+        raise UsageError("no shards given; give paths or glob patterns of TFRecord files")
+    return shards
+
+
+def _schema(name: str) -> Schema:
+    from reeltag.data.schema import preset
+    from reeltag.recipe import load_recipe
+
+    if name.endswith(".toml"):
+        return load_recipe(Path(name)).data.schema_
+    return preset(name)

@@ -1,0 +1,1 @@
+"""From shards to batches: schema, TFRecord, Example, manifest, hold-out, order and loader."""

@@ -1,0 +1,164 @@
+"""Batches: videos side by side, frames still `uint8`, and the loader that makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from reeltag.data.example import Video
+from reeltag.data.schema import Schema
+from reeltag.data.shards import Indices, Shards, step_positions
+from reeltag.errors import DataError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B videos.
+
+    Attributes:
+        ids: names of the videos.
+        frames: [B, T, D], `uint8` codes or `float32`; rows past a video's length are 0.
+        lengths: [B] int64, frames of each video.
+        labels: [B, C] bool, or None where a video has no labels.
+    """
+
+    ids: tuple[str, ...]
+    frames: Tensor
+    lengths: Tensor
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device; asynchronous from pinned memory."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; the loader calls this."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        labels = None if self.labels is None else change(self.labels)
+        return replace(self, frames=change(self.frames), lengths=change(self.lengths), labels=labels)
+
+
+def collate(videos: Sequence[Video], schema: Schema) -> Batch:
+    """Put videos side by side, padded with zeros to the longest of them."""
+    lengths = [video.length for video in videos]
+    frames = np.zeros((len(videos), max(lengths), schema.width), schema.dtype)
+    for row, video in zip(frames, videos, strict=True):
+        column = 0
+        for feature in video.features:
+            row[: len(feature), column : column + feature.shape[1]] = feature
+            column += feature.shape[1]
+    labels = None
+    if all(video.labels is not None for video in videos):
+        labels = torch.zeros(len(videos), schema.classes, dtype=torch.bool)
+        for number, video in enumerate(videos):
+            labels[number, video.labels] = True
+    return Batch(
+        tuple(video.id for video in videos), torch.from_numpy(frames), torch.tensor(lengths), labels
+    )
+
+
+def sample_frames(batch: Batch, count: int, generator: torch.Generator) -> Batch:
+    """Draw `count` frames a video, uniformly with replacement (paper section 4.1, golden file `samplers`)."""
+    draws = torch.rand(len(batch), count, generator=generator)
+    lengths = batch.lengths
+    rows = (draws.to(lengths.device) * lengths[:, None]).long()
+    # In float32 a draw just below 1 can round up to the length itself.
+    rows = rows.minimum(lengths[:, None] - 1)
+    frames = batch.frames.gather(1, rows[..., None].expand(-1, -1, batch.frames.shape[2]))
+    return replace(batch, frames=frames, lengths=torch.full_like(lengths, count))
+
+
+class _Batches(Dataset["Batch | DataError"]):
+    """Number to batch, by a plan of video indices; a class so that loader workers can receive it."""
+
+    def __init__(self, shards: Shards, plan: Callable[[int], Indices]) -> None:
+        self.shards, self.plan = shards, plan
+
+    def __getitem__(self, number: int) -> Batch | DataError:
+        try:
+            videos = [self.shards.read(index) for index in self.plan(number).tolist()]
+        except DataError as error:
+            return error  # raised in a worker it would arrive wrapped in a stack trace
+        return collate(videos, self.shards.manifest.schema)
+
+
+def _load(batches: _Batches, numbers: range, workers: int, pin: bool) -> Iterator[Batch]:
+    loader: DataLoader[Batch | DataError] = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=pin,
+        # Without one of its own the loader draws from the global generator, which breaks exact resume.
+        generator=torch.Generator(),
+    )
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
+
+
+def _as_it_is(batch: Batch | DataError) -> Batch | DataError:
+    return batch
+
+
+def training_batches(
+    shards: Shards,
+    indices: Indices,
+    *,
+    seed: int,
+    batch_size: int,
+    steps: range,
+    workers: int = 0,
+    pin: bool = False,
+) -> Iterator[Batch]:
+    """The batches of training steps; step s is the same batch whatever came before it.
+
+    Args:
+        shards: where the videos are.
+        indices: which of them train.
+        seed: of the order.
+        batch_size: B.
+        steps: the steps to run, so that resuming is a later begin.
+        workers: loader processes; 0 reads in this one.
+        pin: copy to page-locked memory, for a GPU.
+    """
+    plan = partial(_training_plan, indices, seed, batch_size)
+    return _load(_Batches(shards, plan), steps, workers, pin)
+
+
+def _training_plan(indices: Indices, seed: int, batch_size: int, step: int) -> Indices:
+    return indices[step_positions(len(indices), seed, step, batch_size)]
+
+
+def sequential_batches(
+    shards: Shards, indices: Indices | None = None, *, batch_size: int, workers: int = 0, pin: bool = False
+) -> Iterator[Batch]:
+    """Every video once, in the order of `indices`, or of the shards."""
+    indices = np.arange(len(shards)) if indices is None else indices
+    numbers = range(-(-len(indices) // batch_size))
+    return _load(_Batches(shards, partial(_sequential_plan, indices, batch_size)), numbers, workers, pin)
+
+
+def _sequential_plan(indices: Indices, batch_size: int, number: int) -> Indices:
+    return indices[number * batch_size : (number + 1) * batch_size]
+
+
+def stream_batches(videos: Iterable[Video], schema: Schema, batch_size: int) -> Iterator[Batch]:
+    """Batches of videos as they come, for reading shards that have no manifest."""
+    videos = iter(videos)
+    while chunk := list(islice(videos, batch_size)):
+        yield collate(chunk, schema)

@@ -1,0 +1,360 @@
+"""TensorFlow's `Example` and `SequenceExample`: bytes to `Video`, and back.
+
+Two readers. The strided one knows the layout that every TensorFlow writer gives: each frame is
+encoded in the same number of bytes, so a feature's T frames are one strided view of the record. It
+declines whatever looks different, and the general protobuf reader decides. The strided reader may
+decline, never differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError
+
+from reeltag.data.protos import Example, SequenceExample
+from reeltag.data.schema import Feature, Schema
+from reeltag.errors import DataError
+
+Frames = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Video:
+    """One record.
+
+    Attributes:
+        id: the video's name in the data set.
+        labels: class indices, sorted, each once; None where the record has no labels.
+        features: one array [T, D_f] a feature, `uint8` or `float32`; views of the shard where possible.
+        cut: frames of the record beyond the schema's limit, left out of `features`.
+    """
+
+    id: str
+    labels: npt.NDArray[np.int64] | None
+    features: tuple[Frames, ...]
+    cut: int = 0
+
+    @property
+    def length(self) -> int:
+        """T, the number of frames."""
+        return len(self.features[0])
+
+    def frames(self) -> Frames:
+        """All features side by side, [T, D]; a copy."""
+        return np.concatenate(self.features, axis=1)
+
+
+class _Unusual(Exception):  # noqa: N818 - a signal between the two readers, never an error
+    """The strided reader declines."""
+
+
+def decode(record: npt.NDArray[np.uint8], schema: Schema) -> Video:
+    """Read one record.
+
+    Args:
+        record: a TFRecord payload.
+        schema: what it should hold.
+
+    Raises:
+        DataError: the record does not follow the schema (place is the caller's to add).
+    """
+    try:
+        parts = _read_strided(record, schema)
+    except (_Unusual, IndexError):  # an IndexError ran off the record's end
+        parts = _read_general(record, schema)
+    return _checked(*parts, schema)
+
+
+_Parts = tuple["bytes | None", "list[int] | None", list[Frames]]
+
+
+def _checked(name: bytes | None, labels: list[int] | None, features: list[Frames], schema: Schema) -> Video:
+    if name is None:
+        raise DataError(f"no id: expected a bytes feature named {' or '.join(schema.ids)}")
+    if len({len(frames) for frames in features}) > 1:
+        lengths = {feature.name: len(frames) for feature, frames in zip(schema.features, features, strict=True)}
+        raise DataError(f"features disagree on the number of frames: {lengths}")
+    if not len(features[0]):
+        raise DataError("0 frames: a video needs at least one; leave this record out")
+    if labels:
+        labels = sorted(set(labels))
+        if labels[0] < 0 or labels[-1] >= schema.classes:
+            outside = labels[-1] if labels[0] >= 0 else labels[0]
+            raise DataError(
+                f"label {outside} is outside the {schema.classes} classes 0…{schema.classes - 1}; "
+                "check the schema's 'classes'"
+            )
+    if schema.dtype == "float32" and not all(np.isfinite(frames).all() for frames in features):
+        raise DataError("a feature holds NaN or infinite values")
+    return Video(
+        name.decode("utf-8", "replace"),
+        None if labels is None else np.array(labels, np.int64),
+        tuple(frames[: schema.max_frames] for frames in features),
+        cut=max(0, len(features[0]) - schema.max_frames),
+    )
+
+
+# --- the strided reader -------------------------------------------------------------------------
+
+
+def _read_strided(record: npt.NDArray[np.uint8], schema: Schema) -> _Parts:
+    buffer = memoryview(record)
+    sections: dict[int, tuple[int, int]] = {}
+    for tag, begin, end in _fields(buffer, 0, len(buffer)):
+        if tag in sections:
+            raise _Unusual
+        sections[tag] = begin, end
+    context = _map_entries(buffer, sections.get(0x0A))
+    name = None
+    for key in schema.ids:
+        if (span := context.get(key.encode())) and name is None:
+            name = _single_bytes(buffer, span)
+    span = context.get(schema.labels.encode())
+    labels = None if span is None else _int64_list(buffer, span)
+    lists = _map_entries(buffer, sections.get(0x12)) if schema.level == "frame" else context
+    features = []
+    for feature in schema.features:
+        place = lists.get(feature.name.encode())
+        if place is None:
+            raise _Unusual
+        features.append(_strided_frames(record, place, feature.width, schema))
+    return name, labels, features
+
+
+def _strided_frames(
+    record: npt.NDArray[np.uint8], span: tuple[int, int], width: int, schema: Schema
+) -> Frames:
+    header = _frame_header(width, schema.dtype, schema.level == "frame")
+    size = width * np.dtype(schema.dtype).itemsize
+    begin, end = span
+    frames, rest = divmod(end - begin, len(header) + size)
+    if rest or (schema.level == "video" and frames != 1):
+        raise _Unusual
+    rows = record[begin:end].reshape(frames, len(header) + size)
+    if rows[:, : len(header)].tobytes() != header * frames:
+        raise _Unusual
+    values = rows[:, len(header) :]
+    return values if schema.dtype == "uint8" else values.view("<f4")
+
+
+@lru_cache(maxsize=64)
+def _frame_header(width: int, dtype: str, in_list: bool) -> bytes:
+    """Bytes before each frame's values: the lengths and tags of `Feature`, its kind and its value."""
+    size = width * np.dtype(dtype).itemsize
+    kind = 0x0A if dtype == "uint8" else 0x12
+    header = b"\x0a" + _varint_bytes(size)
+    header = bytes([kind]) + _varint_bytes(len(header) + size) + header
+    if in_list:
+        header = b"\x0a" + _varint_bytes(len(header) + size) + header
+    return header
+
+
+def _fields(buffer: memoryview, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Tag, begin and end of every length-delimited field; declines any other wire type."""
+    while position < end:
+        tag, size, begin = buffer[position], buffer[position + 1], position + 2
+        if tag & 0b10000111 != 2:
+            raise _Unusual
+        if size > 0x7F:
+            size, begin = _varint(buffer, position + 1)
+        position = begin + size
+        if position > end:
+            raise _Unusual
+        yield tag, begin, position
+
+
+def _varint(buffer: memoryview, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while shift < 63:
+        byte = buffer[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+    raise _Unusual
+
+
+def _varint_bytes(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _map_entries(buffer: memoryview, span: tuple[int, int] | None) -> dict[bytes, tuple[int, int]]:
+    """Spans of a protobuf map's values by key."""
+    entries: dict[bytes, tuple[int, int]] = {}
+    for tag, begin, end in _fields(buffer, *span) if span else ():
+        pair = list(_fields(buffer, begin, end))
+        if tag != 0x0A or len(pair) != 2 or pair[0][0] != 0x0A or pair[1][0] != 0x12:
+            raise _Unusual
+        key = bytes(buffer[pair[0][1] : pair[0][2]])
+        if key in entries:
+            raise _Unusual
+        entries[key] = pair[1][1:]
+    return entries
+
+
+def _only_field(buffer: memoryview, span: tuple[int, int], tag: int) -> tuple[int, int]:
+    fields = list(_fields(buffer, *span))
+    if len(fields) != 1 or fields[0][0] != tag:
+        raise _Unusual
+    return fields[0][1:]
+
+
+def _single_bytes(buffer: memoryview, span: tuple[int, int]) -> bytes:
+    begin, end = _only_field(buffer, _only_field(buffer, span, 0x0A), 0x0A)
+    return bytes(buffer[begin:end])
+
+
+def _int64_list(buffer: memoryview, span: tuple[int, int]) -> list[int]:
+    begin, end = _only_field(buffer, span, 0x1A)
+    values: list[int] = []
+    if begin < end:
+        position, end = _only_field(buffer, (begin, end), 0x0A)
+        while position < end:
+            value, position = _varint(buffer, position)
+            values.append(value)
+        if position != end:
+            raise _Unusual
+    return values
+
+
+# --- the general reader ---------------------------------------------------------------------------
+
+
+def _read_general(record: npt.NDArray[np.uint8], schema: Schema) -> _Parts:
+    """Read any valid encoding with the protobuf library; frames are copied."""
+    message = SequenceExample() if schema.level == "frame" else Example()
+    try:
+        message.ParseFromString(record.tobytes())
+    except DecodeError as error:
+        kind = type(message).__name__
+        raise DataError(f"is no {kind}; check the schema's level ({schema.level})") from error
+    context = (message.context if schema.level == "frame" else message.features).feature
+    name = next((_value(context, key, "bytes_list")[0] for key in schema.ids if _has(context, key)), None)
+    labels = None
+    if _has(context, schema.labels):
+        labels = list(_value(context, schema.labels, "int64_list"))
+    if schema.level == "video":
+        return name, labels, [_vector(context, feature, schema) for feature in schema.features]
+    lists = message.feature_lists.feature_list
+    features = []
+    for feature in schema.features:
+        if feature.name not in lists:
+            raise _missing(feature.name, lists)
+        frames = [_frame_values(item, feature, number, schema) for number, item in enumerate(lists[feature.name].feature)]
+        features.append(np.stack(frames) if frames else np.empty((0, feature.width), schema.dtype))
+    return name, labels, features
+
+
+def _has(features: Any, key: str) -> bool:
+    return key in features and features[key].WhichOneof("kind") is not None
+
+
+def _value(features: Any, key: str, kind: str) -> Any:
+    found = features[key].WhichOneof("kind")
+    if found != kind:
+        raise DataError(f"feature {key!r} is a {found}, expected a {kind}")
+    values = getattr(features[key], kind).value
+    if kind == "bytes_list" and len(values) != 1:
+        raise DataError(f"feature {key!r} has {len(values)} values, expected one")
+    return values
+
+
+def _vector(features: Any, feature: Feature, schema: Schema) -> Frames:
+    if not _has(features, feature.name):
+        raise _missing(feature.name, features)
+    return _frame_values(features[feature.name], feature, 0, schema)[None]
+
+
+def _frame_values(item: Any, feature: Feature, number: int, schema: Schema) -> Frames:
+    kind = "bytes_list" if schema.dtype == "uint8" else "float_list"
+    found = item.WhichOneof("kind")
+    if found != kind:
+        raise DataError(f"feature {feature.name!r}, frame {number}: is a {found}, expected a {kind} ({schema.dtype})")
+    values = getattr(item, kind).value
+    frame = np.frombuffer(b"".join(values), np.uint8) if kind == "bytes_list" else np.array(values, np.float32)
+    if len(frame) != feature.width:
+        raise DataError(
+            f"feature {feature.name!r}, frame {number}: {len(frame)} values, expected {feature.width}; "
+            "check the schema's width"
+        )
+    return frame
+
+
+def _missing(name: str, present: Any) -> DataError:
+    names = ", ".join(sorted(present)) or "none"
+    return DataError(f"no feature {name!r}; the record has {names}")
+
+
+def describe(record: npt.NDArray[np.uint8]) -> list[str]:
+    """What a record holds, one line a feature, for people who do not know its schema yet.
+
+    Raises:
+        DataError: the record is neither an Example nor a SequenceExample.
+    """
+    message = SequenceExample()
+    try:
+        message.ParseFromString(record.tobytes())
+    except DecodeError as error:
+        raise DataError("is neither an Example nor a SequenceExample") from error
+    level = "frame" if message.feature_lists.feature_list else "video"
+    lines = [f"{level} level"]
+    for name, item in sorted(message.context.feature.items()):
+        lines.append(f"feature {name!r}: {_summary(item)}")
+    for name, items in sorted(message.feature_lists.feature_list.items()):
+        first = f", each a {_summary(items.feature[0])}" if items.feature else ""
+        lines.append(f"feature list {name!r}: {len(items.feature)} frames{first}")
+    return lines
+
+
+def _summary(item: Any) -> str:
+    kind = item.WhichOneof("kind")
+    if kind is None:
+        return "empty"
+    values = getattr(item, kind).value
+    if kind == "bytes_list":
+        sizes = ", ".join(str(len(value)) for value in values[:3])
+        return f"{kind} with {len(values)} values of {sizes} bytes"
+    return f"{kind} with {len(values)} values, {', '.join(f'{value:.4g}' for value in values[:4])} …"
+
+
+# --- the writer ---------------------------------------------------------------------------------
+
+
+def encode(video: Video, schema: Schema) -> bytes:
+    """Write one record, the inverse of `decode`; equal videos give equal bytes."""
+    message = SequenceExample() if schema.level == "frame" else Example()
+    context = message.context if schema.level == "frame" else message.features
+    context.feature[schema.ids[0]].bytes_list.value.append(video.id.encode())
+    if video.labels is not None:
+        # Naming the list keeps "no labels known" apart from "known to have none".
+        labels = context.feature[schema.labels].int64_list
+        labels.SetInParent()
+        labels.value.extend(video.labels.tolist())
+    for feature, frames in zip(schema.features, video.features, strict=True):
+        if schema.level == "video":
+            _fill(context.feature[feature.name], frames[0], schema)
+        else:
+            items = message.feature_lists.feature_list[feature.name]
+            for frame in frames:
+                _fill(items.feature.add(), frame, schema)
+    encoded: bytes = message.SerializeToString(deterministic=True)
+    return encoded
+
+
+def _fill(item: Any, frame: Frames, schema: Schema) -> None:
+    if schema.dtype == "uint8":
+        item.bytes_list.value.append(frame.tobytes())
+    else:
+        item.float_list.value.extend(frame.tolist())

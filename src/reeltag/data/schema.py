@@ -1,0 +1,122 @@
+"""What a record looks like: feature names, widths, classes and the frame limit."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from reeltag.errors import UsageError
+
+
+class Feature(BaseModel):
+    """One stream of vectors in a record, for example `rgb` with 1024 values a frame."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    width: int = Field(gt=0, description="values a frame (frame level) or a video (video level)")
+
+
+class Schema(BaseModel):
+    """Layout of the records of a data set.
+
+    Frame level is a `SequenceExample` whose feature lists hold T frames; video level is an `Example`
+    whose features hold one vector. Frames are `uint8` codes of values in [-2, 2] (golden file
+    `dequantize`) or plain `float32`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    level: Literal["frame", "video"] = "frame"
+    ids: tuple[str, ...] = Field(("id", "video_id"), min_length=1, description="names that the id may have")
+    labels: str = "labels"
+    features: tuple[Feature, ...] = Field(min_length=1)
+    dtype: Literal["uint8", "float32"] = "uint8"
+    classes: int = Field(gt=0)
+    max_frames: int = Field(300, gt=0, description="frames beyond these are cut, as the paper's authors do")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Schema:
+        names = [feature.name for feature in self.features]
+        if len(set(names)) < len(names):
+            raise ValueError(f"features: each name may stand once, not {names}")
+        if self.level == "video" and self.dtype != "float32":
+            raise ValueError("dtype: video-level features are float32")
+        return self
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of each feature, in the order in which a frame concatenates them."""
+        return tuple(feature.width for feature in self.features)
+
+    @property
+    def width(self) -> int:
+        """D, the width of a frame's concatenated vector."""
+        return sum(self.widths)
+
+
+_RGB_AUDIO = ({"name": "rgb", "width": 1024}, {"name": "audio", "width": 128})
+PRESETS: dict[str, dict[str, Any]] = {
+    "yt8m-frame": {"features": _RGB_AUDIO, "classes": 3862},
+    "yt8m-video": {
+        "level": "video",
+        "dtype": "float32",
+        "features": ({"name": "mean_rgb", "width": 1024}, {"name": "mean_audio", "width": 128}),
+        "classes": 3862,
+    },
+    "audioset": {"features": ({"name": "audio_embedding", "width": 128},), "classes": 527, "max_frames": 10},
+}
+
+
+def with_preset(value: Any) -> Any:
+    """Expand a preset's name, or a table with a `preset` key, to a whole schema table.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    if isinstance(value, str):
+        value = {"preset": value}
+    if isinstance(value, dict) and "preset" in value:
+        preset = value["preset"]
+        if preset not in PRESETS:
+            raise ValueError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
+        return PRESETS[preset] | {key: item for key, item in value.items() if key != "preset"}
+    return value
+
+
+def preset(name: str) -> Schema:
+    """The schema of a preset.
+
+    Raises:
+        UsageError: there is no such preset.
+    """
+    try:
+        return Schema.model_validate(with_preset(name))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def read_label_names(path: Path, classes: int) -> tuple[str, ...]:
+    """Names of the classes, from a CSV file such as AudioSet's or YouTube-8M's.
+
+    The header names an `index` column and a `display_name` or `name` column (letter case is ignored).
+
+    Raises:
+        UsageError: the file is missing, lacks a column, or does not name each class once.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file of label names; see data.label_names")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [{key.lower(): item for key, item in row.items() if key} for row in csv.DictReader(file)]
+    column = next((c for c in ("display_name", "name") if rows and c in rows[0]), None)
+    if column is None or "index" not in rows[0]:
+        raise UsageError(f"{path}: needs a header with the columns 'index' and 'display_name' or 'name'")
+    names = {row["index"]: row[column] for row in rows}
+    missing = [index for index in range(classes) if str(index) not in names]
+    if missing or len(rows) != classes:
+        what = f"class {missing[0]} is missing" if missing else f"has {len(rows)} rows"
+        raise UsageError(f"{path}: should name each of {classes} classes once, but {what}")
+    return tuple(names[str(index)] for index in range(classes))

@@ -1,0 +1,299 @@
+"""A shard set: its manifest, random access to its videos, the hold-out and the order of an epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from reeltag.data.example import Video, decode
+from reeltag.data.schema import Schema
+from reeltag.data.tfrecord import ShardFile
+from reeltag.errors import DataError, UsageError
+from reeltag.storage import atomic_path, content_hash, file_hash
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What the manifest knows of one shard."""
+
+    path: str
+    bytes: int
+    modified_ns: int
+    sha256: str
+    records: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A shard set that was read through once: every checksum, label and id in it holds.
+
+    Attributes:
+        schema: what the records look like.
+        shards: one entry a shard, in order.
+        offsets: byte offset of each of N records in its shard.
+        frames: frames of each record in the shard, before the schema's limit cuts them.
+        id_hashes: 64-bit hash of each record's id.
+        class_counts: videos of each of C classes.
+        labelled: number of records with labels.
+    """
+
+    schema: Schema
+    shards: tuple[ShardInfo, ...]
+    offsets: Indices
+    frames: npt.NDArray[np.int32]
+    id_hashes: npt.NDArray[np.uint64]
+    class_counts: Indices
+    labelled: int
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all shards together."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that the records say, wherever the shards lie."""
+        return content_hash([self.schema.model_dump(), [shard.sha256 for shard in self.shards]])
+
+    @property
+    def first_records(self) -> Indices:
+        """Index of each shard's first record, and N last."""
+        return np.cumsum([0, *(shard.records for shard in self.shards)])
+
+    def is_current(self, paths: Sequence[Path], schema: Schema) -> bool:
+        """Whether the manifest describes these files as they lie now, judged by size and time."""
+        known = [(shard.path, shard.bytes, shard.modified_ns) for shard in self.shards]
+        return schema == self.schema and known == [_identity(path) for path in paths]
+
+    def save(self, path: Path) -> None:
+        """Write the manifest to one file."""
+        arrays = {key: getattr(self, key) for key in _ARRAYS}
+        header = {
+            "schema": self.schema.model_dump(mode="json"),
+            "shards": [vars(shard) for shard in self.shards],
+            "labelled": self.labelled,
+        }
+        with atomic_path(path) as temporary:
+            save_file(arrays, temporary, metadata={"manifest": json.dumps(header)})
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Read a manifest that `save` wrote.
+
+        Raises:
+            UsageError: the file is missing or no manifest.
+        """
+        try:
+            with safe_open(path, "np") as file:
+                header = json.loads(file.metadata()["manifest"])
+                arrays = {key: file.get_tensor(key) for key in _ARRAYS}
+            shards = tuple(ShardInfo(**shard) for shard in header["shards"])
+            return cls(Schema(**header["schema"]), shards, labelled=header["labelled"], **arrays)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{path}: is no manifest ({error}); remove it and it is made anew") from error
+
+
+_ARRAYS = ("offsets", "frames", "id_hashes", "class_counts")
+
+
+def _identity(path: Path) -> tuple[str, int, int]:
+    stat = path.stat()
+    return str(path.resolve()), stat.st_size, stat.st_mtime_ns
+
+
+def scan(paths: Sequence[Path], schema: Schema, advance: Callable[[int], None] = lambda size: None) -> Manifest:
+    """Read a shard set through once and describe it.
+
+    Args:
+        paths: the shards, in order.
+        schema: what their records hold.
+        advance: told the bytes of each shard once it is read.
+
+    Raises:
+        DataError: the first record that is damaged, breaks the schema or repeats an id.
+    """
+    shards, offsets, frames, hashes = [], [], [], []
+    counts, labelled = np.zeros(schema.classes, np.int64), 0
+    for path in paths:
+        shard = ShardFile(path)
+        offsets.append(shard.offsets())
+        for number, offset in enumerate(offsets[-1].tolist()):
+            video = read_video(shard, number, offset, schema)
+            frames.append(video.length + video.cut)
+            hashes.append(_id_hash(video.id))
+            if video.labels is not None:
+                labelled += 1
+                counts[video.labels] += 1
+        name, size, modified = _identity(path)
+        shards.append(ShardInfo(name, size, modified, file_hash(path), len(offsets[-1])))
+        advance(size)
+    manifest = Manifest(
+        schema,
+        tuple(shards),
+        np.concatenate(offsets),
+        np.array(frames, np.int32),
+        np.array(hashes, np.uint64),
+        counts,
+        labelled,
+    )
+    _refuse_duplicates(manifest)
+    return manifest
+
+
+def read_video(shard: ShardFile, number: int, offset: int, schema: Schema) -> Video:
+    """Read one record and name its place in whatever is wrong with it.
+
+    Raises:
+        DataError: with file, record number and byte offset.
+    """
+    payload = shard.record(offset, number)
+    try:
+        return decode(payload, schema)
+    except DataError as error:
+        raise DataError(error.reason, file=str(shard.path), record=number, offset=offset) from error
+
+
+def _id_hash(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def _refuse_duplicates(manifest: Manifest) -> None:
+    order = np.argsort(manifest.id_hashes, kind="stable")
+    same = np.flatnonzero(np.diff(manifest.id_hashes[order]) == 0)
+    if len(same):
+        first, second = order[same[0]], order[same[0] + 1]
+        shards = Shards(manifest)
+        video, (path, record, offset) = shards.read(first), shards.place(second)
+        earlier = "record {1} of {0}".format(*shards.place(first))
+        raise DataError(f"id {video.id!r} stands already in {earlier}", file=path, record=record, offset=offset)
+
+
+def refuse_overlap(train: Manifest, test: Manifest) -> None:
+    """Keep test videos out of training.
+
+    Raises:
+        DataError: a video stands in both sets.
+    """
+    shared = np.intersect1d(train.id_hashes, test.id_hashes)
+    if len(shared):
+        index = int(np.flatnonzero(test.id_hashes == shared[0])[0])
+        shards = Shards(test)
+        path, record, offset = shards.place(index)
+        name = shards.read(index).id
+        raise DataError(
+            f"{len(shared)} test videos are training videos too, the first is {name!r}; "
+            "give data.train and data.test different shards",
+            file=path,
+            record=record,
+            offset=offset,
+        )
+
+
+class Shards:
+    """Random access to the videos of a manifest; cheap to make and to send to a worker.
+
+    Args:
+        manifest: the shard set.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self._first = manifest.first_records
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def place(self, index: int) -> tuple[str, int, int]:
+        """File, record number and byte offset of a video."""
+        shard = int(np.searchsorted(self._first, index, "right")) - 1
+        return self.manifest.shards[shard].path, int(index - self._first[shard]), int(self.manifest.offsets[index])
+
+    def read(self, index: int) -> Video:
+        """Read video `index` of the set.
+
+        Raises:
+            DataError: the record changed since the manifest was made.
+        """
+        path, number, offset = self.place(index)
+        return read_video(_open(path), number, offset, self.manifest.schema)
+
+
+@lru_cache(maxsize=256)
+def _open(path: str) -> ShardFile:
+    return ShardFile(Path(path))
+
+
+def read_all(paths: Sequence[Path], schema: Schema) -> Iterator[Video]:
+    """Read shards from first to last without a manifest.
+
+    Raises:
+        DataError: a record is damaged or breaks the schema.
+    """
+    for path in paths:
+        shard = ShardFile(path)
+        for number, offset in enumerate(shard.offsets().tolist()):
+            yield read_video(shard, number, offset, schema)
+
+
+def split_holdout(
+    manifest: Manifest, seed: int, *, fraction: float | None = None, shards: int | None = None
+) -> tuple[Indices, Indices]:
+    """Indices of the training and of the hold-out videos, drawn by `seed`.
+
+    Args:
+        manifest: the shard set.
+        seed: any whole number.
+        fraction: share of the videos to hold out, or
+        shards: number of whole shards to hold out (the paper holds out 800 of its validation shards).
+
+    Raises:
+        UsageError: nothing would be left on one of the two sides.
+    """
+    rng = np.random.default_rng([seed, 0x401D])
+    held = np.zeros(len(manifest), bool)
+    if shards is not None:
+        first = manifest.first_records
+        for shard in rng.permutation(len(manifest.shards))[:shards]:
+            held[first[shard] : first[shard + 1]] = True
+    elif fraction is not None:
+        held[rng.permutation(len(manifest))[: round(fraction * len(manifest))]] = True
+    if held.all() or not held.any():
+        raise UsageError(
+            f"data.holdout: holds out {held.sum()} of {len(manifest)} videos; both sides need at least one"
+        )
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Indices:
+    """The order in which an epoch visits `count` videos: a permutation, a pure function of its arguments."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def step_positions(count: int, seed: int, step: int, batch_size: int) -> Indices:
+    """Positions of the videos of a training step.
+
+    The epochs' orders follow each other in one stream that steps cut into full batches, so every
+    video comes once an epoch and no batch is short.
+    """
+    begin = step * batch_size
+    epochs = range(begin // count, (begin + batch_size - 1) // count + 1)
+    stream = np.concatenate([_cached_order(count, seed, epoch) for epoch in epochs])
+    begin -= epochs[0] * count
+    return stream[begin : begin + batch_size]
+
+
+_cached_order = lru_cache(maxsize=4)(epoch_order)

@@ -1,0 +1,130 @@
+"""Generated shards with something to learn, for the quickstart and the tests.
+
+Every class has a prototype frame, and a video shows the prototypes of its labels, with noise, among
+distractor frames that all classes share. Labels come in themes, so they co-occur. What separates the
+families: the last classes come in pairs that show the same two prototypes, one pair member in one
+order and the other in the opposite order, so that only a model that reads the frames in order tells
+them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+from reeltag.data.example import Video, encode
+from reeltag.data.schema import Feature, Schema
+from reeltag.data.tfrecord import write_shard
+
+Floats = npt.NDArray[np.float64]
+
+
+class SyntheticSettings(BaseModel):
+    """How much to generate, and how hard it is to learn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train_videos: int = Field(4000, gt=0)
+    test_videos: int = Field(1000, gt=0)
+    shards: int = Field(8, gt=0, description="a split")
+    classes: int = Field(60, gt=7)
+    rgb: int = Field(64, gt=0, description="values a frame")
+    audio: int = Field(16, gt=0, description="values a frame")
+    frames: tuple[int, int] = Field((20, 60), description="fewest and most frames of a video")
+    noise: float = Field(1.0, ge=0, description="standard deviation beside a prototype's 1")
+    order_pairs: int = Field(3, ge=0, description="pairs of classes that differ in order alone")
+    seed: int = 0
+
+    @property
+    def schema(self) -> Schema:
+        """The layout of the generated records: YouTube-8M's, with other widths."""
+        features = (Feature(name="rgb", width=self.rgb), Feature(name="audio", width=self.audio))
+        return Schema(features=features, classes=self.classes, max_frames=self.frames[1])
+
+
+THEMES = 8
+DISTRACTORS = 12
+
+
+def write_synthetic(folder: Path, settings: SyntheticSettings) -> None:
+    """Write `train-*.tfrecord` and `test-*.tfrecord`; equal settings give equal bytes."""
+    world = _World(settings)
+    for number, (split, videos) in enumerate([("train", settings.train_videos), ("test", settings.test_videos)]):
+        for shard in range(settings.shards):
+            count = len(range(shard, videos, settings.shards))
+            rng = np.random.default_rng([settings.seed, number, shard])
+            path = folder / f"{split}-{shard:05}-of-{settings.shards:05}.tfrecord"
+            records = (
+                encode(world.video(f"{split}-{shard:03}-{index:05}", rng), settings.schema) for index in range(count)
+            )
+            write_shard(path, records)
+
+
+class _World:
+    """The prototypes, and how often labels come and come together."""
+
+    def __init__(self, settings: SyntheticSettings) -> None:
+        rng = np.random.default_rng([settings.seed, 0x5EED])
+        self.settings, self.width = settings, settings.rgb + settings.audio
+        self.prototypes = rng.normal(size=(settings.classes, self.width))
+        self.distractors = rng.normal(size=(DISTRACTORS, self.width))
+        # A pair's second member has no look of its own: it shows the first's two frames the other way round.
+        self.second_looks = rng.normal(size=(settings.classes, self.width))
+        self.first_in_pair = settings.classes - 2 * settings.order_pairs
+        self.theme_of = rng.integers(0, THEMES, settings.classes)
+        popularity = 1 / np.arange(1, settings.classes + 1) ** 0.7
+        self.popularity = popularity[rng.permutation(settings.classes)]
+        self.popularity /= self.popularity.sum()
+
+    def labels(self, rng: np.random.Generator) -> list[int]:
+        first = int(rng.choice(len(self.popularity), p=self.popularity))
+        related = np.where(self.theme_of == self.theme_of[first], 12.0, 1.0) * self.popularity
+        related[first] = 0
+        # Both members of a pair in one video could not be told apart by anyone.
+        if first >= self.first_in_pair:
+            related[self._partner(first)] = 0
+        more = rng.choice(len(related), rng.integers(0, 4), replace=False, p=related / related.sum())
+        chosen = [first]
+        for label in more.tolist():
+            if label < self.first_in_pair or self._partner(label) not in chosen:
+                chosen.append(label)
+        return chosen
+
+    def video(self, name: str, rng: np.random.Generator) -> Video:
+        settings = self.settings
+        length = int(rng.integers(settings.frames[0], settings.frames[1] + 1))
+        labels = self.labels(rng)
+        frames = self.distractors[rng.integers(0, DISTRACTORS, length)]
+        # A third of the frames show labels, in stretches that follow one another.
+        starts = np.sort(rng.choice(length, len(labels), replace=False))
+        share = max(2, length // (3 * len(labels)))
+        for start, label in zip(starts, labels, strict=True):
+            stretch = slice(start, start + share)
+            frames[stretch] = self._look(label, len(frames[stretch]))
+        frames = frames + settings.noise * rng.normal(size=frames.shape)
+        codes = np.clip(np.round((frames / 2 + 2) * 255 / 4), 0, 255).astype(np.uint8)
+        features = (codes[:, : settings.rgb], codes[:, settings.rgb :])
+        return Video(name, np.array(sorted(labels), np.int64), features)
+
+    def _look(self, label: int, frames: int) -> Floats:
+        if label < self.first_in_pair:
+            return np.broadcast_to(self.prototypes[label], (frames, self.width))
+        leader = min(label, self._partner(label))
+        looks = np.stack([self.prototypes[leader], self.second_looks[leader]])
+        order = (np.arange(frames) * 2 // max(frames, 1)) ^ int(label != leader)
+        shown: Floats = looks[order]
+        return shown
+
+    def _partner(self, label: int) -> int:
+        return self.first_in_pair + ((label - self.first_in_pair) ^ 1)
+
+
+def synthetic_videos(settings: SyntheticSettings, count: int) -> Iterator[Video]:
+    """Videos of the same kind without shards, for tests and benchmarks."""
+    world, rng = _World(settings), np.random.default_rng(settings.seed)
+    for number in range(count):
+        yield world.video(f"video-{number:06}", rng)

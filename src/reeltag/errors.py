@@ -1,0 +1,68 @@
+"""The errors that reeltag raises on bad input: each names the thing, the place and the next step.
+
+A `ReeltagError` is the user's to mend, so the command line prints it as one message and exits with 2.
+Everything else is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ReeltagError(ValueError):
+    """Base of every error that the user can mend."""
+
+
+class UsageError(ReeltagError):
+    """A path, argument or combination of arguments that cannot work."""
+
+
+class DataError(ReeltagError):
+    """A record or shard that cannot be trusted.
+
+    Args:
+        reason: what is wrong and, where there is one, the next step.
+        file: path of the shard.
+        record: number of the record in the shard, from 0.
+        offset: byte offset of the record in the shard.
+    """
+
+    def __init__(
+        self, reason: str, *, file: str | None = None, record: int | None = None, offset: int | None = None
+    ) -> None:
+        self.reason, self.file, self.record, self.offset = reason, file, record, offset
+        place = [file] if file else []
+        place += [f"record {record}"] if record is not None else []
+        place += [f"byte {offset}"] if offset is not None else []
+        super().__init__(f"{', '.join(place)}: {reason}" if place else reason)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Loader workers send errors to the parent by pickle, which only replays positional arguments.
+        return (_rebuild_data_error, (self.reason, self.file, self.record, self.offset))
+
+
+def _rebuild_data_error(
+    reason: str, file: str | None, record: int | None, offset: int | None
+) -> DataError:
+    return DataError(reason, file=file, record=record, offset=offset)
+
+
+class RecipeError(ReeltagError):
+    """A recipe with faults; the message lists all of them at once."""
+
+    def __init__(self, source: str, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        count = f"{len(self.faults)} fault" + ("s" if len(self.faults) > 1 else "")
+        super().__init__("\n  ".join([f"{source}: {count}", *self.faults]))
+
+
+class ArtifactError(ReeltagError):
+    """A `.reeltag` file or checkpoint that is damaged, foreign or from another version."""
+
+
+class BudgetError(ReeltagError):
+    """The file would exceed its byte budget."""
+
+
+class TrainingError(ReeltagError):
+    """Training cannot go on, for example because the loss is not finite."""

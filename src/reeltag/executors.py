@@ -1,0 +1,131 @@
+"""Where stages run, and whether they need to. A stage is a pure function of hashed inputs.
+
+Each stage has a folder `stages/NAME-HASH`, where the hash covers its parameters, its inputs and the
+version of reeltag. The marker `stage.json` is written last, so a folder without one is unfinished
+work; a stage may pick up what an interrupted run left in it. Nothing is ever overwritten by another
+recipe, so going back to an earlier one redoes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reeltag import __version__
+from reeltag.errors import UsageError
+from reeltag.progress import Progress
+from reeltag.storage import content_hash, read_json, write_json
+
+MARKER = "stage.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage gets to work with.
+
+    Attributes:
+        folder: where its output goes.
+        inputs: folders of the finished stages that it named, by name.
+        progress: to tell people.
+    """
+
+    folder: Path
+    inputs: Mapping[str, Path]
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a recipe.
+
+    Attributes:
+        name: unique in a plan, such as `train.netvlad-a`.
+        work: makes the output; may return a hash of it that stands for it in later stages' hashes, by
+            default the hash of what it was made from.
+        inputs: names of stages that come before.
+        parameters: JSON of all else that decides the output.
+        note: for the plan, such as sizes.
+    """
+
+    name: str
+    work: Callable[[Job], str | None]
+    inputs: tuple[str, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
+def run(stages: Sequence[Stage], out: Path, progress: Progress) -> dict[str, Path]:
+    """Run what is missing, in order.
+
+    Args:
+        stages: each after its inputs.
+        out: folder of the run.
+        progress: told of each stage.
+
+    Returns:
+        The folder of each stage.
+    """
+    folders: dict[str, Path] = {}
+    digests: dict[str, str] = {}
+    for number, stage in enumerate(stages, 1):
+        folder = _folder(stage, out, digests)
+        marker = folder / MARKER
+        title = f"[{number}/{len(stages)}] {stage.name}"
+        if marker.exists():
+            progress.say(f"{title}: done before")
+        else:
+            progress.say(title)
+            folder.mkdir(parents=True, exist_ok=True)
+            begin = time.perf_counter()
+            job = Job(folder, {name: folders[name] for name in stage.inputs}, progress)
+            digest = stage.work(job) or folder.name
+            seconds = round(time.perf_counter() - begin, 1)
+            write_json(marker, {"digest": digest, "parameters": stage.parameters, "seconds": seconds})
+        folders[stage.name] = folder
+        digests[stage.name] = read_json(marker)["digest"]
+    return folders
+
+
+def statuses(stages: Sequence[Stage], out: Path) -> dict[str, str]:
+    """Whether each stage is done, unfinished or still to do, without doing anything."""
+    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
+    for stage in stages:
+        if not all(name in digests for name in stage.inputs):
+            found[stage.name] = "to do"
+            continue
+        folder = _folder(stage, out, digests)
+        if (folder / MARKER).exists():
+            digests[stage.name] = read_json(folder / MARKER)["digest"]
+        found[stage.name] = "done" if stage.name in digests else "unfinished" if folder.exists() else "to do"
+    return found
+
+
+def needed_for(targets: Iterable[str], stages: Sequence[Stage]) -> list[Stage]:
+    """The targets and all that they build on, in the plan's order."""
+    wanted = set(targets)
+    for stage in reversed(stages):
+        if stage.name in wanted:
+            wanted.update(stage.inputs)
+    return [stage for stage in stages if stage.name in wanted]
+
+
+def claim(out: Path) -> None:
+    """Make sure that a folder is new, or was made by a run.
+
+    Raises:
+        UsageError: it holds something else.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: is a file; choose another --out")
+    if out.is_dir() and any(out.iterdir()) and not (out / "stages").is_dir():
+        raise UsageError(f"{out}: is not empty and holds no reeltag run; choose another --out")
+    (out / "stages").mkdir(parents=True, exist_ok=True)
+
+
+def _folder(stage: Stage, out: Path, digests: Mapping[str, str]) -> Path:
+    content = [stage.name, stage.parameters, [digests[name] for name in stage.inputs], __version__]
+    return out / "stages" / f"{stage.name}-{content_hash(content)[:12]}"

@@ -1,0 +1,1 @@
+"""Taggers: input, pooling, hidden layer, gating and head; one file a family."""

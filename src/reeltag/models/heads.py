@@ -1,0 +1,76 @@
+"""Heads: a vector to C probabilities, always in float32."""
+
+from __future__ import annotations
+
+
+import torch
+from torch import Tensor, nn
+
+from reeltag.models.config import HeadConfig
+from reeltag.models.layers import ContextGate
+
+
+def _glorot(inputs: int, outputs: int) -> nn.Parameter:
+    return nn.Parameter(nn.init.xavier_uniform_(torch.empty(inputs, outputs)))
+
+
+class Logistic(nn.Module):
+    """p = sigmoid(xW + b) (golden `logistic`).
+
+    Args:
+        inputs: width of x.
+        classes: C.
+        config: only `l2` matters.
+    """
+
+    def __init__(self, inputs: int, classes: int, config: HeadConfig) -> None:
+        super().__init__()
+        self.l2 = config.l2
+        self.weight = _glorot(inputs, classes)
+        self.bias = nn.Parameter(torch.zeros(classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs] to probabilities [B, C]."""
+        return torch.sigmoid((x @ self.weight).float() + self.bias)
+
+    def penalty(self) -> Tensor:
+        """The L2 penalty, l2·Σw²/2."""
+        return self.l2 * self.weight.square().sum() / 2
+
+
+class MixtureOfExperts(nn.Module):
+    """p = Σ_m softmax(gates)_m · sigmoid(experts)_m, with one gate more than experts (golden `moe2_probgating`).
+
+    The last gate leads to an expert that says 0. Columns are class-major: class c's gates are neighbours.
+
+    Args:
+        inputs: width of x.
+        classes: C.
+        config: experts, L2 and whether the probabilities gate each other.
+    """
+
+    def __init__(self, inputs: int, classes: int, config: HeadConfig) -> None:
+        super().__init__()
+        self.l2, self.classes = config.l2, classes
+        self.gates = _glorot(inputs, classes * (config.experts + 1))
+        self.experts = _glorot(inputs, classes * config.experts)
+        self.bias = nn.Parameter(torch.zeros(classes * config.experts))
+        self.prob_gate = ContextGate(classes) if config.prob_gating else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs] to probabilities [B, C]."""
+        gates = (x @ self.gates).float().unflatten(1, (self.classes, -1)).softmax(2)
+        experts = torch.sigmoid((x @ self.experts).float() + self.bias).unflatten(1, (self.classes, -1))
+        probabilities = (gates[..., :-1] * experts).sum(2)
+        if self.prob_gate is not None:
+            probabilities = self.prob_gate(probabilities).float()
+        return probabilities
+
+    def penalty(self) -> Tensor:
+        """The L2 penalty on gates and experts, l2·Σw²/2."""
+        return self.l2 * (self.gates.square().sum() + self.experts.square().sum()) / 2
+
+
+def build_head(inputs: int, classes: int, config: HeadConfig) -> Logistic | MixtureOfExperts:
+    """The head that a configuration names."""
+    return (Logistic if config.kind == "logistic" else MixtureOfExperts)(inputs, classes, config)

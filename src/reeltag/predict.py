@@ -1,0 +1,175 @@
+"""Model + batches → predictions. All real frames take part, masked, so that the result is deterministic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from reeltag import artifact
+from reeltag.artifact import Artifact
+from reeltag.data.batches import Batch, stream_batches
+from reeltag.data.schema import Schema
+from reeltag.data.shards import read_all
+from reeltag.errors import DataError, UsageError
+from reeltag.metrics import Metrics, top_k
+from reeltag.models.tagger import Tagger
+from reeltag.storage import find
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of B videos.
+
+    Attributes:
+        ids: names of the videos.
+        probabilities: [B, C] float32.
+        labels: [B, C] bool, or None.
+    """
+
+    ids: tuple[str, ...]
+    probabilities: Tensor
+    labels: Tensor | None
+
+
+class Ensemble(nn.Module):
+    """The weighted mean of taggers' probabilities.
+
+    Args:
+        taggers: the members.
+        weights: their shares; sum to 1.
+    """
+
+    def __init__(self, taggers: Sequence[Tagger], weights: Sequence[float]) -> None:
+        super().__init__()
+        self.taggers = nn.ModuleList(taggers)
+        self.weights = list(weights)
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """Frames [B, T, D] and lengths [B] to probabilities [B, C]."""
+        parts = zip(self.taggers, self.weights, strict=True)
+        return torch.stack([weight * tagger(frames, lengths) for tagger, weight in parts]).sum(0)
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Predictions]:
+    """Tag batches, in their order; the model must be in evaluation mode."""
+    device = next(model.parameters()).device
+    for batch in batches:
+        there = batch.to(device)
+        yield Predictions(batch.ids, model(there.frames, there.lengths).cpu(), batch.labels)
+
+
+def evaluate(predictions: Iterable[Predictions]) -> Metrics:
+    """Metrics of labelled predictions.
+
+    Raises:
+        DataError: a video has no labels, or there is no video.
+    """
+    parts = []
+    for part in predictions:
+        if part.labels is None:
+            raise DataError(
+                f"video {part.ids[0]!r} or one beside it has no labels, so nothing can be measured; "
+                "evaluate on labelled shards, or use `reeltag predict`"
+            )
+        parts.append(Metrics.of(part.probabilities, part.labels))
+    if not parts:
+        raise DataError("no videos to evaluate")
+    return Metrics.merge(parts)
+
+
+class Predictor:
+    """A shipped model, ready to tag.
+
+    Args:
+        shipped: what the file holds.
+        device: where to compute.
+    """
+
+    def __init__(self, shipped: Artifact, device: str = "cpu") -> None:
+        self.artifact = shipped
+        used = [member for member in shipped.members if member.weight > 0]
+        taggers = [member.build(shipped.schema) for member in used]
+        self.model = Ensemble(taggers, [member.weight for member in used]).to(device).eval()
+
+    @property
+    def schema(self) -> Schema:
+        """The data that the model reads."""
+        return self.artifact.schema
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Name of each class; its number where the file has no names."""
+        return self.artifact.label_names or tuple(map(str, range(self.schema.classes)))
+
+    def predict(self, frames: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> npt.NDArray[np.float32]:
+        """Tag frames.
+
+        Args:
+            frames: [T, D] of one video or [B, T, D] of several, in the schema's dtype.
+            lengths: [B], real frames of each video; all by default.
+
+        Returns:
+            Probabilities [C] or [B, C], float32; the same as `reeltag predict` computes.
+
+        Raises:
+            UsageError: wrong shape, dtype or length, no frames, or values that are not finite.
+        """
+        array = np.asarray(frames)
+        several = array if array.ndim == 3 else array[None]
+        counts = np.full(len(several), several.shape[1]) if lengths is None else np.asarray(lengths)
+        self._check(several, counts)
+        cut = several[:, : self.schema.max_frames]
+        batch = Batch(
+            ids=("",) * len(cut),
+            frames=torch.from_numpy(np.ascontiguousarray(cut)),
+            lengths=torch.from_numpy(counts.astype(np.int64)).clamp_max(self.schema.max_frames),
+            labels=None,
+        )
+        (result,) = predict(self.model, [batch])
+        probabilities: npt.NDArray[np.float32] = result.probabilities.numpy()
+        return probabilities if array.ndim == 3 else probabilities[0]
+
+    def tags(self, frames: npt.ArrayLike, top: int = 5) -> list[tuple[str, float]]:
+        """The most probable classes of one video [T, D], by name."""
+        scores, classes = top_k(torch.from_numpy(self.predict(frames))[None], top)
+        return [(self.label_names[c], s) for c, s in zip(classes[0].tolist(), scores[0].tolist(), strict=True)]
+
+    def predict_shards(self, patterns: Sequence[str]) -> Iterator[Predictions]:
+        """Tag every video of shards, in order.
+
+        Raises:
+            UsageError: a pattern matches nothing.
+            DataError: a record is damaged or does not follow the model's schema.
+        """
+        videos = read_all(find(patterns), self.schema)
+        return predict(self.model, stream_batches(videos, self.schema, BATCH_SIZE))
+
+    def _check(self, frames: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> None:
+        expected = f"[B, T, {self.schema.width}] {self.schema.dtype}"
+        if frames.ndim != 3 or frames.shape[2] != self.schema.width or frames.dtype != self.schema.dtype:
+            raise UsageError(f"frames are {list(frames.shape)} {frames.dtype}; this model reads {expected}")
+        if 0 in frames.shape:
+            raise UsageError(f"frames are {list(frames.shape)}: there must be at least one video with one frame")
+        if lengths.shape != frames.shape[:1] or lengths.min() < 1 or lengths.max() > frames.shape[1]:
+            raise UsageError(f"lengths must be {len(frames)} numbers from 1 to {frames.shape[1]}")
+        if not np.isfinite(frames).all():
+            raise UsageError("frames hold NaN or infinite values")
+
+
+def load(path: str | Path, device: str = "cpu") -> Predictor:
+    """Open a `.reeltag` file for prediction.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or from a newer reeltag.
+    """
+    return Predictor(artifact.load(Path(path)), device)

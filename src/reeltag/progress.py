@@ -1,0 +1,131 @@
+"""Progress of long work: a live bar on a terminal, a plain line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+PLAIN_SECONDS = 10.0
+
+
+@dataclass
+class Task:
+    """One piece of long work.
+
+    Attributes:
+        name: what is being done.
+        total: units of work in all.
+        unit: what is counted, in the plural.
+        done: units done, those of an earlier, interrupted run included.
+        note: anything to show beside it, such as the loss.
+    """
+
+    name: str
+    total: int
+    unit: str
+    done: int = 0
+    note: str = ""
+    waited: float = 0.0
+    _begin: float = field(default_factory=time.perf_counter)
+    _at_begin: int = 0
+
+    def resume_at(self, done: int) -> None:
+        """Say how much an interrupted run had done, so that it does not count towards the rate."""
+        self.done = self._at_begin = done
+
+    def advance(self, amount: int, *, waited: float = 0.0, note: str = "") -> None:
+        """Report work done.
+
+        Args:
+            amount: units.
+            waited: seconds of it spent waiting for data.
+            note: replaces the note, unless empty.
+        """
+        self.done += amount
+        self.waited += waited
+        self.note = note or self.note
+
+    def __str__(self) -> str:
+        seconds = max(time.perf_counter() - self._begin, 1e-9)
+        rate = (self.done - self._at_begin) / seconds
+        parts = [f"{self.name}: {self.done:,}/{self.total:,} {self.unit}", f"{rate:,.0f}/s"]
+        if rate > 0 and self.done < self.total:
+            parts.append(f"{_clock((self.total - self.done) / rate)} left")
+        if self.waited:
+            parts.append(f"data-wait {self.waited / seconds:.0%}")
+        return ", ".join([*parts, self.note] if self.note else parts)
+
+
+class Progress:
+    """Shows nothing; the base of what shows something."""
+
+    @contextmanager
+    def task(self, name: str, total: int, unit: str) -> Iterator[Task]:
+        """Announce a piece of long work; advance it inside the block."""
+        yield Task(name, total, unit)
+
+    def say(self, line: str) -> None:
+        """Print one line for people."""
+
+
+class PlainProgress(Progress):
+    """One line on stderr at the end of a task and every ten seconds before."""
+
+    @contextmanager
+    def task(self, name: str, total: int, unit: str) -> Iterator[Task]:
+        """Announce a piece of long work; advance it inside the block."""
+        task = _PlainTask(name, total, unit)
+        yield task
+        self.say(f"  {task}")
+
+    def say(self, line: str) -> None:
+        """Print one line for people."""
+        print(line, file=sys.stderr, flush=True)
+
+
+@dataclass
+class _PlainTask(Task):
+    _shown: float = field(default_factory=time.perf_counter)
+
+    def advance(self, amount: int, *, waited: float = 0.0, note: str = "") -> None:
+        super().advance(amount, waited=waited, note=note)
+        if time.perf_counter() - self._shown > PLAIN_SECONDS:
+            self._shown = time.perf_counter()
+            print(f"  {self}", file=sys.stderr, flush=True)
+
+
+class LiveProgress(PlainProgress):
+    """A bar that is drawn in place; its last state stays as one line."""
+
+    @contextmanager
+    def task(self, name: str, total: int, unit: str) -> Iterator[Task]:
+        """Announce a piece of long work; advance it inside the block."""
+        from rich.console import Console
+        from rich.live import Live
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        task = Task(name, total, unit)
+
+        def render() -> Table:
+            row = Table.grid(padding=(0, 1))
+            row.add_row("  ", ProgressBar(total=max(total, 1), completed=task.done, width=24), str(task))
+            return row
+
+        with Live(get_renderable=render, console=Console(stderr=True), refresh_per_second=4, transient=True):
+            yield task
+        self.say(f"  {task}")
+
+
+def default_progress() -> Progress:
+    """Live on a terminal, plain lines elsewhere."""
+    return LiveProgress() if sys.stderr.isatty() else PlainProgress()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

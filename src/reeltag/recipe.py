@@ -1,0 +1,191 @@
+"""TOML → typed recipe. Every fault of a recipe is listed in one message, before any data is opened."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from reeltag.data.schema import Schema, with_preset
+from reeltag.data.synthetic import SyntheticSettings
+from reeltag.errors import RecipeError
+from reeltag.models.tagger import FAMILIES, AnyTaggerConfig
+from reeltag.storage import content_hash
+from reeltag.train import AveragingSettings, TrainingSettings
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class HoldoutSettings(_Table):
+    """Which training videos are kept from training, to choose by."""
+
+    fraction: float | None = Field(None, gt=0, lt=1, description="share of the videos, or")
+    shards: int | None = Field(None, gt=0, description="number of whole shards")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> HoldoutSettings:
+        if (self.fraction is None) == (self.shards is None):
+            raise ValueError("give either fraction or shards")
+        return self
+
+
+class DataSettings(_Table):
+    """Where the videos are, or how to generate some."""
+
+    root: Path = Field(Path(), description="folder that the patterns below start from")
+    layout: Annotated[Schema | None, BeforeValidator(with_preset)] = Field(None, alias="schema")
+    train: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    label_names: str | None = Field(None, description="CSV file that names the classes")
+    holdout: HoldoutSettings = HoldoutSettings(fraction=0.1)
+    synthetic: SyntheticSettings | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSettings:
+        files = {"schema": self.layout, "train": self.train, "label_names": self.label_names, "test": self.test}
+        if self.synthetic is not None:
+            if given := [key for key, value in files.items() if value]:
+                raise ValueError(f"data.synthetic generates the data, so {', '.join(given)} cannot be given too")
+        elif missing := [key for key in ("schema", "train", "test") if not files[key]]:
+            raise ValueError(f"{', '.join(missing)} missing; or generate data with [data.synthetic]")
+        return self
+
+    @property
+    def schema_(self) -> Schema:
+        """The schema, whichever way it was given."""
+        schema = self.synthetic.schema if self.synthetic else self.layout
+        assert schema is not None  # the validator above saw to it
+        return schema
+
+
+class EnsembleSettings(_Table):
+    """The search for the members' weights."""
+
+    trials: int = Field(200, ge=0, description="random weightings beside the equal one")
+
+
+class Recipe(_Table):
+    """From shards to one file."""
+
+    name: Name
+    seed: int = Field(0, ge=0)
+    budget_mb: float = Field(gt=0, description="most megabytes (10⁶ bytes) of the shipped file")
+    data: DataSettings
+    training: TrainingSettings = TrainingSettings()
+    averaging: AveragingSettings | None = None
+    ensemble: EnsembleSettings = EnsembleSettings()
+    models: dict[Name, AnyTaggerConfig] = Field(min_length=1)
+
+    @property
+    def budget(self) -> int:
+        """Most bytes of the shipped file."""
+        return round(self.budget_mb * 1e6)
+
+    def dump(self) -> dict[str, Any]:
+        """The whole recipe as JSON, defaults and all."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything in the recipe but the place of the data."""
+        content = self.dump()
+        del content["data"]["root"]
+        return content_hash(content)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: a TOML file.
+        overrides: `dotted.key=value`, applied after reading; a value is TOML, or else a string.
+
+    Raises:
+        RecipeError: lists every fault with its key.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(str(path), [f"cannot be read ({error.strerror})"]) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(str(path), [f"is not TOML: {error}"]) from error
+    faults = [fault for override in overrides if (fault := _apply(table, override))]
+    try:
+        recipe = Recipe.model_validate(table)
+    except ValidationError as error:
+        faults += [_describe(fault) for fault in error.errors()]
+    if faults:
+        raise RecipeError(str(path), faults)
+    return recipe
+
+
+def synthetic_settings(overrides: Sequence[str]) -> SyntheticSettings:
+    """Settings of generated data from `key=value` overrides.
+
+    Raises:
+        RecipeError: lists every fault with its key.
+    """
+    table: dict[str, Any] = {}
+    faults = [fault for override in overrides if (fault := _apply(table, override))]
+    try:
+        settings = SyntheticSettings.model_validate(table)
+    except ValidationError as error:
+        faults += [_describe(fault) for fault in error.errors()]
+    if faults:
+        raise RecipeError("synthetic data", faults)
+    return settings
+
+
+def _apply(table: dict[str, Any], override: str) -> str | None:
+    """Set one key; returns what is wrong with the override, if anything."""
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        return f"--set {override}: give it as dotted.key=value"
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = table.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            return f"--set {override}: {parent} is a value, not a table"
+        table = inner
+    table[last] = value
+    return None
+
+
+def _describe(fault: ErrorDetails) -> str:
+    place = list(map(str, fault["loc"]))
+    if place[0] == "models" and len(place) > 2 and place[2] in FAMILIES:
+        del place[2]  # pydantic names the branch that it chose
+    key = ".".join(place)
+    if fault["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(place[-1], known_keys(), n=1)
+        return f"{key}: unknown key" + (f"; did you mean {close[0]!r}?" if close else "")
+    if fault["type"] == "missing":
+        return f"{key}: is missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    given = fault["input"]
+    return f"{key}: {message}" + ("" if isinstance(given, Mapping | BaseModel) else f", not {given!r}")
+
+
+def known_keys() -> list[str]:
+    """Every key that a recipe may have, in any table."""
+    schema = Recipe.model_json_schema()
+    tables = [schema, *schema["$defs"].values()]
+    return sorted({key for table in tables for key in table.get("properties", {})})

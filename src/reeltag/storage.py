@@ -1,0 +1,113 @@
+"""The one place that touches the file system: find, hash, and write whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from reeltag.errors import UsageError
+
+
+def megabytes(size: int) -> str:
+    """Format a size in bytes, with MB = 10⁶ bytes."""
+    return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size:,} bytes"
+
+
+def find(patterns: Sequence[str], root: Path | None = None) -> list[Path]:
+    """Files that match glob patterns, each once, sorted by name within a pattern.
+
+    Raises:
+        UsageError: a pattern matches nothing, or names a folder.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        full = (root or Path()) / pattern
+        anchor = Path(full.anchor)
+        relative = str(full.relative_to(anchor)) if full.is_absolute() else str(full)
+        matches = [full] if full.exists() else sorted(anchor.glob(relative))
+        if not matches:
+            hint = "the folder does not exist" if not full.parent.exists() else "no file there matches"
+            raise UsageError(f"{full}: {hint}; give the path of a shard or a glob pattern in quotes")
+        for match in matches:
+            if match.is_dir():
+                raise UsageError(f"{match}: is a folder; name its shards, for example '{match}/*.tfrecord'")
+            found[match] = None
+    return list(found)
+
+
+def refuse_existing(path: Path) -> None:
+    """Keep an output from overwriting a file.
+
+    Raises:
+        UsageError: the file exists already, or its folder does not.
+    """
+    if path.exists():
+        raise UsageError(f"{path}: exists already; remove it or choose another --out")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent}: no such folder; create it or choose another --out")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success it replaces `path`, on failure it vanishes.
+
+    Raises:
+        UsageError: the operating system refuses the write (disk full, no permission).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file, or leave what was there."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON with sorted keys, so that equal content is equal bytes."""
+    write_bytes(path, (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that reeltag wrote.
+
+    Raises:
+        UsageError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def content_hash(content: object) -> str:
+    """SHA-256 of anything that JSON can say, as hex digits; independent of key order."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,283 @@
+"""The training loop: short, exact to resume, and stopped by the first bad number.
+
+What a step does is a function of the weights, Adam's moments, the seed and the step's number, so a
+checkpoint holds just these and a run that was killed ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from reeltag import checkpoint
+from reeltag.averaging import WeightAverage, averaged_tensors
+from reeltag.checkpoint import TrainingState
+from reeltag.data.batches import Batch, sample_frames, training_batches
+from reeltag.data.shards import Indices, Shards
+from reeltag.errors import TrainingError
+from reeltag.losses import cross_entropy
+from reeltag.models.tagger import Tagger
+from reeltag.progress import Progress
+
+# Save when this long passed, and at most a twentieth of the time goes into saving.
+CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 30.0, 0.05
+ADAM_EPSILON, ADAM_BETA2 = 1e-8, 0.999
+
+
+class TrainingSettings(BaseModel):
+    """How to train; the defaults are the paper's (section 4.1 and the published configuration)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: int = Field(128, gt=1)
+    epochs: float = Field(5.0, gt=0)
+    frames: int | Literal["all"] = Field(300, description="drawn a video with replacement, or all real ones")
+    rate: float = Field(2e-4, gt=0, description="Adam's base rate")
+    schedule: Literal["staircase", "cosine"] = "staircase"
+    decay: float = Field(0.8, gt=0, le=1, description="staircase: factor a stair")
+    decay_examples: int = Field(4_000_000, gt=0, description="staircase: examples a stair")
+    warmup: float = Field(0.05, ge=0, lt=1, description="cosine: share of the steps that warm up")
+    clip: Literal["tensor", "global", "none"] = Field("tensor", description="clip each gradient tensor, or all as one")
+    clip_norm: float = Field(1.0, gt=0)
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    workers: int = Field(0, ge=0, description="loader processes beside the training")
+
+
+class AveragingSettings(BaseModel):
+    """The second step of the paper's training: go on with a lower rate and average the weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: float = Field(1.0, gt=0)
+    time_constant: int = Field(2000, gt=0, description="in steps; d = 1 − 1/time_constant")
+    rate_divisor: float = Field(5.0, gt=0)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training.
+
+    Attributes:
+        steps: numbers of its steps; a later phase goes on counting.
+        rate: Adam's rate at a step.
+        time_constant: of the weight average in steps, or None for none.
+    """
+
+    steps: range
+    rate: Callable[[int], float]
+    time_constant: int | None = None
+
+
+def training_phase(settings: TrainingSettings, videos: int) -> Phase:
+    """The first phase, over `epochs` passes through `videos` videos."""
+    total = _steps(settings.epochs, settings, videos)
+    if settings.schedule == "cosine":
+        warmup = max(1, round(settings.warmup * total))
+        return Phase(range(total), lambda step: settings.rate * _cosine(step, warmup, total))
+    return Phase(range(total), lambda step: settings.rate * _stair(step, settings))
+
+
+def averaging_phase(settings: TrainingSettings, averaging: AveragingSettings, videos: int) -> Phase:
+    """The second phase: the base rate, or the stair that was reached, divided; constant."""
+    first = _steps(settings.epochs, settings, videos)
+    stair = _stair(first, settings) if settings.schedule == "staircase" else 1.0
+    rate = settings.rate * stair / averaging.rate_divisor
+    steps = range(first, first + _steps(averaging.epochs, settings, videos))
+    return Phase(steps, lambda step: rate, averaging.time_constant)
+
+
+def _steps(epochs: float, settings: TrainingSettings, videos: int) -> int:
+    return math.ceil(epochs * videos / settings.batch_size)
+
+
+def _stair(step: int, settings: TrainingSettings) -> float:
+    return float(settings.decay ** (step * settings.batch_size // settings.decay_examples))
+
+
+def _cosine(step: int, warmup: int, total: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    return (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
+
+
+def run_phase(
+    tagger: Tagger,
+    shards: Shards,
+    indices: Indices,
+    phase: Phase,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    path: Path,
+    start: TrainingState | None = None,
+    progress: Progress,
+    name: str = "train",
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> TrainingState:
+    """Train through a phase, from the checkpoint at `path` if there is one.
+
+    Args:
+        tagger: the model; its weights change.
+        shards: where the videos are.
+        indices: which of them train.
+        phase: steps, rate and averaging.
+        settings: everything else.
+        seed: of order, frames and dropout.
+        path: the checkpoint, written now and then and at the end.
+        start: state to begin from where there is no checkpoint.
+        progress: told of each step.
+        name: for the progress.
+        checkpoint_seconds: least time between two checkpoints.
+
+    Returns:
+        The state after the last step; also at `path`.
+
+    Raises:
+        TrainingError: the loss is not finite; nothing of that step is kept.
+        DataError: a record is damaged.
+    """
+    fabric = Fabric(accelerator=settings.device, devices=1, precision=_precision(settings))
+    optimizer = torch.optim.Adam(tagger.parameters(), lr=settings.rate, betas=(0.9, ADAM_BETA2))
+    state = checkpoint.load(path) if path.exists() else start
+    if state is not None:
+        checkpoint.restore(state, tagger, optimizer)
+    model, fabric_optimizer = fabric.setup(tagger, optimizer)
+    average = _average(tagger, phase, state)
+    step = state.step if state else phase.steps.start
+    steps = range(step, phase.steps.stop)
+    batches = training_batches(
+        shards,
+        indices,
+        seed=seed,
+        batch_size=settings.batch_size,
+        steps=steps,
+        workers=settings.workers,
+        pin=fabric.device.type == "cuda",
+    )
+    model.train()
+    pace = _Pace(checkpoint_seconds)
+    # The global generator drives dropout; it is seeded anew at every step and given back at the end.
+    with (
+        torch.random.fork_rng(),
+        progress.task(name, len(phase.steps) * settings.batch_size, "videos") as task,
+    ):
+        task.resume_at((step - phase.steps.start) * settings.batch_size)
+        for step in steps:
+            begin = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - begin
+            optimizer.param_groups[0].update(lr=phase.rate(step), eps=adam_epsilon(step))
+            loss = train_step(fabric, model, fabric_optimizer, batch, settings, step_seed(seed, step))
+            if not math.isfinite(loss):
+                raise _not_finite(loss, step, batch, len(indices))
+            if average is not None:
+                average.update(averaged_tensors(tagger))
+            task.advance(len(batch), waited=waited, note=f"loss {loss:.3f}")
+            if pace.due():
+                checkpoint.save(path, checkpoint.capture(step + 1, tagger, optimizer, average))
+                pace.saved()
+    final = checkpoint.capture(phase.steps.stop, tagger, optimizer, average)
+    checkpoint.save(path, final)
+    return final
+
+
+def train_step(
+    fabric: Fabric, model: Any, optimizer: Any, batch: Batch, settings: TrainingSettings, seed: int
+) -> float:
+    """One step of Adam; returns the loss. A loss that is not finite changes no weight."""
+    generator = torch.manual_seed(seed)
+    batch = batch.to(fabric.device)
+    if batch.labels is None:
+        raise TrainingError(f"video {batch.ids[0]!r} or one beside it has no labels; train on labelled shards")
+    if settings.frames != "all":
+        batch = sample_frames(batch, settings.frames, generator)
+    loss = cross_entropy(model(batch.frames, batch.lengths), batch.labels) + model.penalty()
+    value = loss.item()
+    if math.isfinite(value):
+        optimizer.zero_grad()
+        fabric.backward(loss)
+        clip_gradients(model, settings.clip, settings.clip_norm)
+        optimizer.step()
+    return value
+
+
+def adam_epsilon(step: int) -> float:
+    """Adam's ε at a step, such that torch computes what TensorFlow does with 1e-8.
+
+    TensorFlow adds ε to √v before the bias correction, torch after it; on gradients near zero, of
+    which a normalised pooling has many, that is not the same.
+    """
+    return float(ADAM_EPSILON / math.sqrt(1 - ADAM_BETA2 ** (step + 1)))
+
+
+@torch.no_grad()
+def clip_gradients(model: nn.Module, clip: Literal["tensor", "global", "none"], norm: float) -> None:
+    """Scale down gradients longer than `norm`: each tensor by itself, as published, or all as one."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    if clip == "global":
+        nn.utils.clip_grad_norm_(model.parameters(), norm)
+    elif clip == "tensor":
+        lengths = torch._foreach_norm(gradients)
+        torch._foreach_mul_(gradients, [norm / length.clamp_min(norm) for length in lengths])
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Seed of everything random in a step."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def final_weights(state: TrainingState) -> dict[str, Tensor]:
+    """The weights that a finished phase is for: averaged ones where it averages."""
+    return state.average or state.model
+
+
+def _precision(settings: TrainingSettings) -> Literal["32-true", "bf16-mixed"]:
+    if settings.precision != "auto":
+        return settings.precision
+    gpu = settings.device in ("auto", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if gpu else "32-true"
+
+
+def _average(tagger: Tagger, phase: Phase, state: TrainingState | None) -> WeightAverage | None:
+    if phase.time_constant is None:
+        return None
+    average = WeightAverage(averaged_tensors(tagger), phase.time_constant)
+    for name, tensor in (state.average if state else {}).items():
+        average.shadow[name].copy_(tensor)
+    return average
+
+
+def _not_finite(loss: float, step: int, batch: Batch, videos: int) -> TrainingError:
+    epoch = step * len(batch) // videos
+    ids = ", ".join(batch.ids[:5]) + (", …" if len(batch) > 5 else "")
+    return TrainingError(
+        f"the loss is {loss} at step {step} (epoch {epoch}), on the batch with the videos {ids}; the step was "
+        "not taken; lower training.rate, or check these videos"
+    )
+
+
+class _Pace:
+    """Says when the next checkpoint is due."""
+
+    def __init__(self, least: float) -> None:
+        self.least, self.interval, self.last = least, least, time.perf_counter()
+        self._begin = 0.0
+
+    def due(self) -> bool:
+        self._begin = time.perf_counter()
+        return self._begin - self.last >= self.interval
+
+    def saved(self) -> None:
+        self.last = time.perf_counter()
+        self.interval = max(self.least, (self.last - self._begin) / CHECKPOINT_SHARE)
