@@ -186,9 +186,8 @@ def load(path: Path) -> Artifact:
         stored = {name: tensors[f"{member.name}/{name}"] for name in member.crc32c}
         for name, crc in member.crc32c.items():
             if _crc(stored[name]) != crc:
-                raise ArtifactError(
-                    f"{path}: checksum of tensor {member.name}/{name} does not match; the file is damaged, copy it again"
-                )
+                what = f"checksum of tensor {member.name}/{name} does not match"
+                raise ArtifactError(f"{path}: {what}; the file is damaged, copy it again")
         members.append(Member(member.name, member.config, member.weight, _state(stored, path)))
     return Artifact(parsed.data, parsed.label_names, tuple(members), parsed.provenance)
 

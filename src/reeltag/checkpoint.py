@@ -63,7 +63,7 @@ def restore(state: TrainingState, model: torch.nn.Module, optimizer: torch.optim
         if all(moment is not None for moment in moments.values()):
             # torch's Adam keeps its step as a float tensor
             optimizer.state[parameter] = {"step": torch.tensor(float(state.step))} | {
-                key: moment.to(parameter.device) for key, moment in moments.items() if moment is not None
+                key: moment.to(parameter.device, copy=True) for key, moment in moments.items() if moment is not None
             }
 
 

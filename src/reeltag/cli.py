@@ -26,7 +26,8 @@ data = App(name="data", help="Look at, check and generate shards.")
 app.command(data)
 
 Overrides = Annotated[
-    list[str], Parameter(name="--set", negative=(), consume_multiple=False, help="Override a recipe key: dotted.key=value.")
+    list[str],
+    Parameter(name="--set", negative=(), consume_multiple=False, help="Override a recipe key: dotted.key=value."),
 ]
 
 
@@ -255,7 +256,9 @@ def verify(*shards: str, schema: str) -> None:
     print(f"frames    {frames.min()} to {frames.max()} a video, {frames.mean():.1f} on average")
     if cut:
         print(f"          {cut:,} videos have more than {loaded.max_frames}; the later frames are left out")
-    print(f"labels    {manifest.labelled:,} videos have them, {manifest.class_counts.sum() / len(manifest):.2f} a video")
+    print(
+        f"labels    {manifest.labelled:,} videos have them, {manifest.class_counts.sum() / len(manifest):.2f} a video"
+    )
     print(f"classes   {(manifest.class_counts > 0).sum():,} of {loaded.classes:,} occur")
 
 
@@ -276,7 +279,7 @@ def synth(out: Path, *, set_: Overrides = []) -> None:  # noqa: B006
     settings = synthetic_settings(set_)
     write_synthetic(out, settings)
     print(f"{out}: {settings.train_videos} training and {settings.test_videos} test videos")
-    print(f"schema, for a recipe's [data]: {settings.schema.model_dump_json()}")
+    print(f"schema, for a recipe's [data]: {settings.record_schema.model_dump_json()}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -326,5 +329,5 @@ def _schema(name: str) -> Schema:
     from reeltag.recipe import load_recipe
 
     if name.endswith(".toml"):
-        return load_recipe(Path(name)).data.schema_
+        return load_recipe(Path(name)).data.record_schema
     return preset(name)

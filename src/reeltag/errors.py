@@ -41,9 +41,7 @@ class DataError(ReeltagError):
         return (_rebuild_data_error, (self.reason, self.file, self.record, self.offset))
 
 
-def _rebuild_data_error(
-    reason: str, file: str | None, record: int | None, offset: int | None
-) -> DataError:
+def _rebuild_data_error(reason: str, file: str | None, record: int | None, offset: int | None) -> DataError:
     return DataError(reason, file=file, record=record, offset=offset)
 
 

@@ -62,9 +62,7 @@ def quantize_state(state: Mapping[str, Tensor]) -> dict[str, Tensor | QuantizedT
 
 def dequantize_state(state: State) -> dict[str, Tensor]:
     """The state dict that a model loads."""
-    return {
-        name: value.dequantize() if isinstance(value, QuantizedTensor) else value for name, value in state.items()
-    }
+    return {name: value.dequantize() if isinstance(value, QuantizedTensor) else value for name, value in state.items()}
 
 
 def quantized_bytes(state: Mapping[str, Tensor]) -> int:

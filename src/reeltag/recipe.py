@@ -8,7 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from reeltag.data.schema import Schema, with_preset
@@ -56,7 +64,12 @@ class DataSettings(_Table):
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSettings:
-        files = {"schema": self.layout, "train": self.train, "label_names": self.label_names, "test": self.test}
+        files = {
+            "schema": self.layout,
+            "train": self.train,
+            "label_names": self.label_names,
+            "test": self.test,
+        }
         if self.synthetic is not None:
             if given := [key for key, value in files.items() if value]:
                 raise ValueError(f"data.synthetic generates the data, so {', '.join(given)} cannot be given too")
@@ -65,9 +78,9 @@ class DataSettings(_Table):
         return self
 
     @property
-    def schema_(self) -> Schema:
+    def record_schema(self) -> Schema:
         """The schema, whichever way it was given."""
-        schema = self.synthetic.schema if self.synthetic else self.layout
+        schema = self.synthetic.record_schema if self.synthetic else self.layout
         assert schema is not None  # the validator above saw to it
         return schema
 

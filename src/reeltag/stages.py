@@ -56,7 +56,9 @@ def plan(recipe: Recipe) -> list[Stage]:
 def _check_budget(recipe: Recipe) -> None:
     sizes = {name: _Model(recipe, name).quantized_bytes for name in recipe.models}
     if sum(sizes.values()) > recipe.budget:
-        raise BudgetError(over_budget(sum(sizes.values()), recipe.budget, 0, sizes, sorted(sizes, key=sizes.__getitem__)))
+        raise BudgetError(
+            over_budget(sum(sizes.values()), recipe.budget, 0, sizes, sorted(sizes, key=sizes.__getitem__))
+        )
 
 
 # --- data ---------------------------------------------------------------------------------------
@@ -73,7 +75,7 @@ def _data_stages(recipe: Recipe) -> list[Stage]:
     for split, patterns in {"train": data.train, "test": data.test}.items():
         files = [] if data.synthetic else find(patterns, data.root)
         identities = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-        parameters = {"files": identities, "schema": data.schema_.model_dump(mode="json")}
+        parameters = {"files": identities, "schema": data.record_schema.model_dump(mode="json")}
         note = f"{len(files)} shards, {megabytes(sum(file.stat().st_size for file in files))}" if files else ""
         inputs = before if split == "train" else (*before, "data.train")
         stages.append(Stage(f"data.{split}", partial(_do_data, recipe, split, files), inputs, parameters, note))
@@ -90,7 +92,7 @@ def _do_data(recipe: Recipe, split: str, files: list[Path], job: Job) -> str:
     files = files or find([f"{split}-*"], job.inputs["synthetic"])
     total = sum(file.stat().st_size for file in files)
     with job.progress.task("check and index", total, "bytes") as task:
-        manifest = scan(files, recipe.data.schema_, task.advance)
+        manifest = scan(files, recipe.data.record_schema, task.advance)
     if manifest.labelled < len(manifest):
         missing = len(manifest) - manifest.labelled
         raise DataError(f"{missing} of {len(manifest)} videos have no labels; data.{split} needs labelled shards")
@@ -142,7 +144,7 @@ class _Model:
 
     @property
     def schema(self) -> Schema:
-        return self.recipe.data.schema_
+        return self.recipe.data.record_schema
 
     @property
     def finished(self) -> str:
@@ -252,7 +254,13 @@ def _ensemble_stages(recipe: Recipe) -> list[Stage]:
     }
     note = f"at most {megabytes(recipe.budget)}"
     return [
-        Stage("ensemble", partial(_do_ensemble, recipe), ("data.train", *predicted), search, f"{len(names)} members"),
+        Stage(
+            "ensemble",
+            partial(_do_ensemble, recipe),
+            ("data.train", *predicted),
+            search,
+            f"{len(names)} members",
+        ),
         Stage("pack", partial(_do_pack, recipe), ("ensemble", *quantized), package, note),
     ]
 
@@ -299,7 +307,7 @@ def _do_pack(recipe: Recipe, job: Job) -> None:
     for name, weight in found["weights"].items():
         (member,) = artifact.load(job.inputs[f"quantize.{name}"] / MODEL).members
         members.append(replace(member, weight=weight))
-    labels, schema = _label_names_path(recipe), recipe.data.schema_
+    labels, schema = _label_names_path(recipe), recipe.data.record_schema
     provenance = {
         "recipe": recipe.name,
         "recipe_hash": recipe.fingerprint,

@@ -47,7 +47,7 @@ class TrainingSettings(BaseModel):
     decay: float = Field(0.8, gt=0, le=1, description="staircase: factor a stair")
     decay_examples: int = Field(4_000_000, gt=0, description="staircase: examples a stair")
     warmup: float = Field(0.05, ge=0, lt=1, description="cosine: share of the steps that warm up")
-    clip: Literal["tensor", "global", "none"] = Field("tensor", description="clip each gradient tensor, or all as one")
+    clip: Literal["tensor", "global", "none"] = Field("tensor", description="each gradient tensor, or all as one")
     clip_norm: float = Field(1.0, gt=0)
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -148,7 +148,7 @@ def run_phase(
         DataError: a record is damaged.
     """
     fabric = Fabric(accelerator=settings.device, devices=1, precision=_precision(settings))
-    optimizer = torch.optim.Adam(tagger.parameters(), lr=settings.rate, betas=(0.9, ADAM_BETA2))
+    optimizer = torch.optim.Adam(tagger.parameters(), betas=(0.9, ADAM_BETA2), fused=True)
     state = checkpoint.load(path) if path.exists() else start
     if state is not None:
         checkpoint.restore(state, tagger, optimizer)
@@ -199,11 +199,12 @@ def train_step(
     generator = torch.manual_seed(seed)
     batch = batch.to(fabric.device)
     if batch.labels is None:
-        raise TrainingError(f"video {batch.ids[0]!r} or one beside it has no labels; train on labelled shards")
+        raise TrainingError(f"videos without labels cannot train, such as {batch.ids[0]!r} or one beside it")
+    labels = batch.labels
     if settings.frames != "all":
         batch = sample_frames(batch, settings.frames, generator)
-    loss = cross_entropy(model(batch.frames, batch.lengths), batch.labels) + model.penalty()
-    value = loss.item()
+    loss = cross_entropy(model(batch.frames, batch.lengths), labels) + model.penalty()
+    value: float = loss.item()
     if math.isfinite(value):
         optimizer.zero_grad()
         fabric.backward(loss)
@@ -262,8 +263,8 @@ def _not_finite(loss: float, step: int, batch: Batch, videos: int) -> TrainingEr
     epoch = step * len(batch) // videos
     ids = ", ".join(batch.ids[:5]) + (", …" if len(batch) > 5 else "")
     return TrainingError(
-        f"the loss is {loss} at step {step} (epoch {epoch}), on the batch with the videos {ids}; the step was "
-        "not taken; lower training.rate, or check these videos"
+        f"the loss is {loss} at step {step} (epoch {epoch}), on the batch with the videos {ids}; "
+        "the step was not taken; lower training.rate, or check these videos"
     )
 
 

@@ -104,7 +104,7 @@ def _checked(name: bytes | None, labels: list[int] | None, features: list[Frames
 
 
 def _read_strided(record: npt.NDArray[np.uint8], schema: Schema) -> _Parts:
-    buffer = memoryview(record)
+    buffer = record.data
     sections: dict[int, tuple[int, int]] = {}
     for tag, begin, end in _fields(buffer, 0, len(buffer)):
         if tag in sections:
@@ -127,9 +127,7 @@ def _read_strided(record: npt.NDArray[np.uint8], schema: Schema) -> _Parts:
     return name, labels, features
 
 
-def _strided_frames(
-    record: npt.NDArray[np.uint8], span: tuple[int, int], width: int, schema: Schema
-) -> Frames:
+def _strided_frames(record: npt.NDArray[np.uint8], span: tuple[int, int], width: int, schema: Schema) -> Frames:
     header = _frame_header(width, schema.dtype, schema.level == "frame")
     size = width * np.dtype(schema.dtype).itemsize
     begin, end = span
@@ -252,7 +250,9 @@ def _read_general(record: npt.NDArray[np.uint8], schema: Schema) -> _Parts:
     for feature in schema.features:
         if feature.name not in lists:
             raise _missing(feature.name, lists)
-        frames = [_frame_values(item, feature, number, schema) for number, item in enumerate(lists[feature.name].feature)]
+        frames = [
+            _frame_values(item, feature, number, schema) for number, item in enumerate(lists[feature.name].feature)
+        ]
         features.append(np.stack(frames) if frames else np.empty((0, feature.width), schema.dtype))
     return name, labels, features
 

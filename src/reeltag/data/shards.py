@@ -220,7 +220,11 @@ class Shards:
     def place(self, index: int) -> tuple[str, int, int]:
         """File, record number and byte offset of a video."""
         shard = int(np.searchsorted(self._first, index, "right")) - 1
-        return self.manifest.shards[shard].path, int(index - self._first[shard]), int(self.manifest.offsets[index])
+        return (
+            self.manifest.shards[shard].path,
+            int(index - self._first[shard]),
+            int(self.manifest.offsets[index]),
+        )
 
     def read(self, index: int) -> Video:
         """Read video `index` of the set.

@@ -40,7 +40,7 @@ class SyntheticSettings(BaseModel):
     seed: int = 0
 
     @property
-    def schema(self) -> Schema:
+    def record_schema(self) -> Schema:
         """The layout of the generated records: YouTube-8M's, with other widths."""
         features = (Feature(name="rgb", width=self.rgb), Feature(name="audio", width=self.audio))
         return Schema(features=features, classes=self.classes, max_frames=self.frames[1])
@@ -59,7 +59,8 @@ def write_synthetic(folder: Path, settings: SyntheticSettings) -> None:
             rng = np.random.default_rng([settings.seed, number, shard])
             path = folder / f"{split}-{shard:05}-of-{settings.shards:05}.tfrecord"
             records = (
-                encode(world.video(f"{split}-{shard:03}-{index:05}", rng), settings.schema) for index in range(count)
+                encode(world.video(f"{split}-{shard:03}-{index:05}", rng), settings.record_schema)
+                for index in range(count)
             )
             write_shard(path, records)
 

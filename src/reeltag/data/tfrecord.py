@@ -70,7 +70,8 @@ class ShardFile:
         Raises:
             DataError: a length is damaged or points past the end of the file.
         """
-        offsets, offset = [], 0
+        offsets: list[int] = []
+        offset = 0
         while offset < len(self.content):
             length = self._length(offset, len(offsets))
             offsets.append(offset)
@@ -90,7 +91,7 @@ class ShardFile:
         begin = offset + _HEADER.size
         end = begin + self._length(offset, number)
         payload = self.content[begin:end]
-        if masked_crc(payload) != _CRC.unpack_from(self.content, end)[0]:
+        if masked_crc(payload) != _CRC.unpack(self.content[end : end + _CRC.size].tobytes())[0]:
             raise self._error("CRC of the payload does not match; the shard is damaged, fetch it again", number, offset)
         return payload
 
@@ -98,7 +99,7 @@ class ShardFile:
         content = self.content
         if offset + _HEADER.size > len(content):
             raise self._error(f"truncated: {len(content) - offset} bytes are no record header", number, offset)
-        length, crc = _HEADER.unpack_from(content, offset)
+        length, crc = _HEADER.unpack(content[offset : offset + _HEADER.size].tobytes())
         if masked_crc(content[offset : offset + 8]) != crc:
             hint = "" if offset else " (is this a TFRecord file, uncompressed?)"
             raise self._error(f"CRC of the length does not match{hint}", number, offset)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor, nn
 
@@ -59,9 +58,9 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs] to probabilities [B, C]."""
-        gates = (x @ self.gates).float().unflatten(1, (self.classes, -1)).softmax(2)
-        experts = torch.sigmoid((x @ self.experts).float() + self.bias).unflatten(1, (self.classes, -1))
-        probabilities = (gates[..., :-1] * experts).sum(2)
+        gates = torch.unflatten((x @ self.gates).float(), 1, (self.classes, -1)).softmax(2)
+        experts = torch.unflatten(torch.sigmoid((x @ self.experts).float() + self.bias), 1, (self.classes, -1))
+        probabilities: Tensor = (gates[..., :-1] * experts).sum(2)
         if self.prob_gate is not None:
             probabilities = self.prob_gate(probabilities).float()
         return probabilities

@@ -53,7 +53,8 @@ class FrameNorm(nn.Module):
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
         """Normalise frames; the mask is None where every frame is real. Padded frames come out arbitrary."""
         if mask_BT is None or not self.training:
-            return self.norm(x_BTD.flatten(0, 1)).view_as(x_BTD)
+            rows: Tensor = self.norm(x_BTD.flatten(0, 1))
+            return rows.view_as(x_BTD)
         out_BTD = torch.zeros_like(x_BTD)
         # autocast may narrow the norm's result
         out_BTD[mask_BT] = self.norm(x_BTD[mask_BT]).to(out_BTD.dtype)

@@ -69,5 +69,5 @@ class NetVLAD(nn.Module):
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
         """Pool normalised frames to [B, outputs]; the mask is None where every frame is real."""
-        pieces = x_BTD.split(self.widths, 2)
+        pieces = torch.split(x_BTD, self.widths, 2)
         return torch.cat([part(piece, mask_BT) for part, piece in zip(self.parts, pieces, strict=True)], 1)

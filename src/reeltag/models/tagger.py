@@ -16,7 +16,7 @@ from reeltag.models.layers import ContextGate, FrameNorm, Hidden, dequantize, fr
 from reeltag.models.netvlad import NetVLAD, NetVLADConfig
 
 # The registry: one line a family, its configuration and its pooling.
-FAMILIES: dict[str, tuple[type[TaggerConfig], type[nn.Module]]] = {
+FAMILIES: dict[str, tuple[type[TaggerConfig], Any]] = {
     "netvlad": (NetVLADConfig, NetVLAD),
 }
 

@@ -74,9 +74,7 @@ def render(results: Mapping[str, Any]) -> str:
     )
 
 
-def _row(
-    name: str, weight: float | None, size: int | None, holdout: float | None, test: Mapping[str, float]
-) -> str:
+def _row(name: str, weight: float | None, size: int | None, holdout: float | None, test: Mapping[str, float]) -> str:
     cells = [
         name,
         "" if weight is None else f"{weight:.3f}",

@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup quickstart test test-slow lint bench bench-env clean
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	python3 -c 'import sys; sys.exit(sys.version_info < (3, 10) and "reeltag needs Python 3.10 or newer")'
+	python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+quickstart: setup
+	$(BIN)/reeltag run recipes/quickstart.toml --out runs/quickstart
+
+test: setup
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench-env: .bench-venv/ready
+
+.bench-venv/ready: bench/peers.txt
+	python3 -m venv .bench-venv
+	.bench-venv/bin/python -m pip install --quiet --requirement bench/peers.txt
+	touch $@
+
+bench: setup
+	$(BIN)/python bench/reader.py
+
+clean:
+	rm -rf $(VENV) .bench-venv runs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

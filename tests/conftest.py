@@ -1,0 +1,94 @@
+"""What the tests share: golden numbers, real data where it lies, and tiny generated shards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from reeltag import artifact
+from reeltag.artifact import Artifact, Member
+from reeltag.data.example import Video
+from reeltag.data.schema import Schema
+from reeltag.data.shards import Manifest, scan
+from reeltag.data.synthetic import SyntheticSettings, write_synthetic
+from reeltag.data.tfrecord import ShardFile
+from reeltag.models.tagger import build_tagger, parse_config
+
+REPO = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("REELTAG_DATA", REPO.parent / "shared" / "data"))
+TINY = SyntheticSettings(
+    train_videos=24, test_videos=8, shards=2, classes=8, rgb=6, audio=2, frames=(4, 9), order_pairs=1
+)
+
+
+def golden(name: str) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a golden file."""
+    with np.load(REPO / "tests" / "golden" / f"{name}.npz", allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def data_file(name: str) -> Path:
+    """A file of real data; the test is skipped where it is missing."""
+    path = DATA / name
+    if not path.is_file():
+        pytest.skip(f"no {name} in {DATA}; set REELTAG_DATA")
+    return path
+
+
+def make_video(schema: Schema, length: int = 2, labels: Sequence[int] | None = (1, 3), name: str = "ab") -> Video:
+    """A video of random codes that depend on the name and the length alone."""
+    rng = np.random.default_rng([length, *name.encode()])
+    features = tuple(rng.integers(0, 256, (length, width)).astype(schema.dtype) for width in schema.widths)
+    return Video(name, None if labels is None else np.array(labels, np.int64), features)
+
+
+def assert_same(one: Video, other: Video) -> None:
+    """Two videos agree in everything, types included."""
+    assert (one.id, one.cut, one.labels is None) == (other.id, other.cut, other.labels is None)
+    if one.labels is not None:
+        np.testing.assert_array_equal(one.labels, other.labels)
+    for frames, others in zip(one.features, other.features, strict=True):
+        assert frames.dtype == others.dtype
+        np.testing.assert_array_equal(frames, others)
+
+
+def records_of(path: Path) -> list[npt.NDArray[np.uint8]]:
+    """The payloads of a shard."""
+    shard = ShardFile(path)
+    return [shard.record(offset, number) for number, offset in enumerate(shard.offsets().tolist())]
+
+
+@pytest.fixture(scope="session")
+def tiny_schema() -> Schema:
+    """The schema of `tiny_shards`."""
+    return TINY.record_schema
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `train-*.tfrecord` and `test-*.tfrecord` made from `TINY`; read it, never change it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_synthetic(folder, TINY)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_manifests(tiny_shards: Path, tiny_schema: Schema) -> dict[str, Manifest]:
+    """Manifests of `tiny_shards`, `train` and `test`."""
+    return {split: scan(sorted(tiny_shards.glob(f"{split}-*")), tiny_schema) for split in ("train", "test")}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_schema: Schema, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with one untrained member that reads `tiny_shards`."""
+    config = parse_config({"family": "netvlad", "clusters": 4, "hidden": 8})
+    state = build_tagger(config, tiny_schema.widths, tiny_schema.classes, 0).state_dict()
+    path = tmp_path_factory.mktemp("model") / "tiny.reeltag"
+    artifact.save(path, Artifact(tiny_schema, None, (Member("a", config, 1.0, state),), {}))
+    return path

@@ -1,0 +1,154 @@
+"""The one file: what goes in comes out, the budget holds, and nothing damaged is opened."""
+
+import json
+import struct
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from reeltag import artifact
+from reeltag.artifact import Artifact, Member
+from reeltag.data.schema import Feature, Schema
+from reeltag.errors import ArtifactError, BudgetError
+from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.predict import Predictor, load
+
+SCHEMA = Schema(features=(Feature(name="rgb", width=48), Feature(name="audio", width=8)), classes=20)
+NAMES = tuple(f"class {number}" for number in range(20))
+
+
+def member(name, weight=1.0, hidden=40, seed=0):
+    config = parse_config({"family": "netvlad", "clusters": 16, "hidden": hidden})
+    state = build_tagger(config, SCHEMA.widths, SCHEMA.classes, seed).state_dict()
+    return Member(name, config, weight, {key: t for key, t in state.items() if t.is_floating_point()})
+
+
+@pytest.fixture(scope="module")
+def ensemble():
+    members = (member("a", 0.25), member("b", 0.75, hidden=56, seed=1))
+    return artifact.quantized(Artifact(SCHEMA, NAMES, members, {"recipe": "test"}))
+
+
+@pytest.fixture(scope="module")
+def file(ensemble, tmp_path_factory):
+    path = tmp_path_factory.mktemp("artifact") / "model.reeltag"
+    artifact.save(path, ensemble)
+    return path
+
+
+FRAMES = np.random.default_rng(0).integers(0, 256, (5, 7, 56), dtype=np.uint8)
+
+
+def test_what_is_saved_is_what_is_loaded(ensemble, file):
+    back = artifact.load(file)
+    assert artifact.describe(back) == artifact.describe(ensemble)
+    assert back.label_names == NAMES
+    np.testing.assert_array_equal(Predictor(back).predict(FRAMES), Predictor(ensemble).predict(FRAMES))
+
+
+def test_equal_models_are_equal_bytes(ensemble, file, tmp_path):
+    artifact.save(tmp_path / "again.reeltag", ensemble)
+    assert (tmp_path / "again.reeltag").read_bytes() == file.read_bytes()
+
+
+def test_the_file_predicts_the_weighted_mean_of_its_members(ensemble, file):
+    alone = [Predictor(replace(ensemble, members=(replace(m, weight=1.0),))).predict(FRAMES) for m in ensemble.members]
+    expected = 0.25 * alone[0] + 0.75 * alone[1]
+    np.testing.assert_allclose(load(file).predict(FRAMES), expected, atol=1e-6)
+
+
+def test_large_weights_are_stored_as_bytes(ensemble):
+    floats = Artifact(SCHEMA, None, (member("a"),), {})
+    large = {n: t.numel() for n, t in floats.members[0].state.items() if t.numel() > 17_000}
+    assert large
+    saved = artifact.stored_bytes(floats.members[0].state) - artifact.stored_bytes(ensemble.members[0].state)
+    assert saved == sum(3 * count - 1024 for count in large.values())
+
+
+def test_a_file_of_exactly_the_budget_is_written_and_one_byte_less_is_refused(ensemble, file, tmp_path):
+    size = file.stat().st_size
+    assert artifact.save(tmp_path / "fits.reeltag", ensemble, budget=size) == size
+    with pytest.raises(BudgetError, match=r"1 bytes over the budget .* b would fit"):
+        artifact.save(tmp_path / "over.reeltag", ensemble, budget=size - 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fits.reeltag"]
+
+
+def test_a_budget_that_nothing_fits_says_so(ensemble, tmp_path):
+    with pytest.raises(BudgetError, match="no single member would fit"):
+        artifact.save(tmp_path / "over.reeltag", ensemble, budget=1000)
+
+
+def test_every_flipped_bit_and_every_cut_is_refused(file, tmp_path):
+    content = file.read_bytes()
+    rng = np.random.default_rng(0)
+    header = struct.unpack("<Q", content[:8])[0] + 8
+    places = np.concatenate([np.arange(64), rng.integers(0, header, 250), rng.integers(header, len(content), 100)])
+    broken = tmp_path / "broken.reeltag"
+    for place in places.tolist():
+        mutant = bytearray(content)
+        mutant[place] ^= 1 << int(rng.integers(0, 8))
+        broken.write_bytes(mutant)
+        with pytest.raises(ArtifactError):
+            load(broken)
+    for length in [0, 1, 7, 8, 100, header, len(content) - 1]:
+        broken.write_bytes(content[:length])
+        with pytest.raises(ArtifactError):
+            load(broken)
+
+
+def test_a_header_that_claims_more_than_the_file_is_refused_before_memory_is_taken(tmp_path):
+    path = tmp_path / "forged.reeltag"
+    entry = {"x": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}
+    header = json.dumps(entry).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(ArtifactError):
+        artifact.load(path)
+
+
+def rewrite(ensemble, path, change):
+    """A file with a changed header whose checksums all hold, as a newer reeltag might write."""
+    artifact.save(path, ensemble)
+    tensors, header = artifact.checkpoint.load_tensors(path)
+    change(header["content"])
+    header["checksum"] = artifact._json_crc(header["content"])
+    artifact.checkpoint.save_tensors(path, tensors, header)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(format=2), "another version"),
+        (lambda c: c["members"][0]["config"].update(family="transformer"), "another version"),
+        (lambda c: c["members"][0].update(weight=0.9), "sum to 1"),
+        (lambda c: c["label_names"].pop(), "19 label names for 20 classes"),
+        (lambda c: c["members"][0]["config"].update(hidden=41), "do not fit"),
+        (lambda c: c["members"][1].update(name="a"), "missing or unknown|same name"),
+    ],
+)
+def test_a_header_that_contradicts_itself_is_refused(ensemble, tmp_path, change, message):
+    path = tmp_path / "odd.reeltag"
+    rewrite(ensemble, path, change)
+    with pytest.raises(ArtifactError, match=message):
+        load(path)
+
+
+def test_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "foreign.safetensors"
+    save_file({"x": torch.zeros(3)}, path)
+    with pytest.raises(ArtifactError, match="not written by reeltag"):
+        artifact.load(path)
+    with pytest.raises(ArtifactError, match="nowhere"):
+        artifact.load(tmp_path / "nowhere.reeltag")
+
+
+def test_quantising_twice_changes_nothing(ensemble):
+    again = artifact.quantized(ensemble)
+    for name, value in ensemble.members[0].state.items():
+        other = again.members[0].state[name]
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, other)
+        else:
+            torch.testing.assert_close(other.dequantize(), value.dequantize(), rtol=0, atol=1e-6)

@@ -1,0 +1,192 @@
+"""Bad input: one clear message, exit code 2, no stack trace, and nothing half-written."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import reeltag
+from reeltag.cli import main
+from reeltag.data.example import Video, encode
+from reeltag.data.shards import Shards
+from reeltag.data.tfrecord import ShardFile, write_shard
+from reeltag.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return str(tiny_model)
+
+
+def fails(capsys, *arguments):
+    """Run a command that must fail; returns its message."""
+    assert main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def shard(path, schema, *videos):
+    write_shard(path, [encode(video, schema) for video in videos])
+    return path
+
+
+def video(schema, name="v", labels=(1,), frames=3, width=None):
+    rng = np.random.default_rng(0)
+    shapes = [(frames, width or feature.width) for feature in schema.features]
+    features = tuple(rng.integers(0, 256, shape, dtype=np.uint8) for shape in shapes)
+    return Video(name, None if labels is None else np.array(labels, np.int64), features)
+
+
+def test_missing_files_and_empty_globs(capsys, model, tmp_path):
+    assert "nowhere.reeltag" in fails(capsys, "predict", tmp_path / "nowhere.reeltag", "x.tfrecord")
+    message = fails(capsys, "predict", model, tmp_path / "*.tfrecord")
+    assert "*.tfrecord: no file there matches" in message
+    assert "the folder does not exist" in fails(capsys, "evaluate", model, tmp_path / "no" / "*.tfrecord")
+    assert "no shards given" in fails(capsys, "evaluate", model)
+
+
+def test_damaged_shards_name_file_record_and_offset(capsys, model, tiny_shards, tmp_path):
+    good = sorted(tiny_shards.glob("test-*"))[0]
+    content = bytearray(good.read_bytes())
+    offset = int(ShardFile(good).offsets()[3])
+    bad = tmp_path / "bad.tfrecord"
+    bad.write_bytes(content[: offset + 40])
+    message = fails(capsys, "predict", model, bad, "--out", tmp_path / "p.csv")
+    assert f"{bad}, record 3, byte {offset}: truncated" in message
+    content[offset + 40] ^= 4
+    bad.write_bytes(content)
+    message = fails(capsys, "evaluate", model, bad)
+    assert f"{bad}, record 3, byte {offset}: CRC of the payload does not match" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.tfrecord"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": (8,)}, "label 8 is outside the 8 classes"),
+        ({"frames": 0}, "0 frames"),
+        ({"width": 9}, "expected 6; check the schema's width"),
+    ],
+)
+def test_records_that_break_the_schema(capsys, model, tiny_schema, tmp_path, change, message):
+    bad = shard(tmp_path / "bad.tfrecord", tiny_schema, video(tiny_schema, "good"), video(tiny_schema, "bad", **change))
+    printed = fails(capsys, "evaluate", model, bad)
+    assert message in printed
+    assert f"{bad}, record 1, byte" in printed
+
+
+def test_a_wrong_feature_name_lists_what_is_there(capsys, tmp_path, tiny_shards):
+    message = fails(capsys, "data", "verify", tiny_shards / "test-*", "--schema", "audioset")
+    assert "no feature 'audio_embedding'; the record has audio, rgb" in message
+
+
+def test_duplicate_ids_are_found_by_verify(capsys, tiny_schema, tmp_path):
+    twice = shard(tmp_path / "twice.tfrecord", tiny_schema, video(tiny_schema, "x"), video(tiny_schema, "x"))
+    recipe = tmp_path / "own.toml"
+    features = ", ".join(f"{{name='{f.name}', width={f.width}}}" for f in tiny_schema.features)
+    recipe.write_text(
+        f"name='own'\nbudget_mb=1\n[data]\ntrain=['a']\ntest=['b']\n"
+        f"schema={{features=[{features}], classes=8}}\n[models.a]\nfamily='netvlad'\n"
+    )
+    assert "id 'x' stands already in record 0" in fails(capsys, "data", "verify", twice, "--schema", recipe)
+
+
+def test_evaluating_without_labels_points_to_predict(capsys, model, tiny_schema, tmp_path):
+    unlabelled = shard(tmp_path / "test.tfrecord", tiny_schema, video(tiny_schema, labels=None))
+    assert "use `reeltag predict`" in fails(capsys, "evaluate", model, unlabelled)
+    assert main(["predict", model, str(unlabelled)]) == 0
+
+
+def test_longer_videos_are_cut_and_verify_says_so(capsys, model, tiny_schema, tmp_path):
+    long = shard(tmp_path / "long.tfrecord", tiny_schema, video(tiny_schema, frames=40))
+    assert main(["predict", model, str(long)]) == 0
+    capsys.readouterr()
+    assert main(["data", "inspect", str(long)]) == 0
+    assert "40 frames" in capsys.readouterr().out
+
+
+def test_outputs_that_exist_are_kept(capsys, model, tiny_shards, tmp_path):
+    kept = tmp_path / "kept.csv"
+    kept.write_text("mine")
+    assert "exists already" in fails(capsys, "predict", model, tiny_shards / "test-*", "--out", kept)
+    assert "exists already" in fails(capsys, "evaluate", model, tiny_shards / "test-*", "--per-class", kept)
+    assert "exists already" in fails(capsys, "quantize", model, "--out", kept)
+    assert kept.read_text() == "mine"
+    assert "use .csv (Kaggle) or .jsonl" in fails(capsys, "predict", model, kept, "--out", tmp_path / "p.txt")
+    recipe = "recipes/quickstart.toml"
+    assert "holds no reeltag run" in fails(capsys, "run", recipe, "--out", tmp_path)
+    assert "not empty" in fails(capsys, "data", "synth", tmp_path)
+
+
+def test_recipe_and_usage_faults_exit_with_2(capsys, tmp_path):
+    recipe = "recipes/quickstart.toml"
+    assert "did you mean 'epochs'" in fails(capsys, "run", recipe, "--set", "training.epoch=3", "--out", tmp_path / "o")
+    assert "over the budget" in fails(capsys, "run", recipe, "--set", "budget_mb=0.1", "--out", tmp_path / "o")
+    assert "the recipe has" in fails(capsys, "train", recipe, "--model", "c", "--out", tmp_path / "o")
+    assert "unknown key" in fails(capsys, "data", "synth", tmp_path / "s", "--set", "videos=3")
+    assert main(["predcit"]) == 2
+    assert main(["predict"]) == 2
+    assert not (tmp_path / "o").exists()
+    assert not (tmp_path / "s").exists()
+
+
+def test_kaggle_csv_and_json_lines_agree_with_python(capsys, model, tiny_shards, tmp_path):
+    pattern = str(tiny_shards / "test-*")
+    assert main(["predict", model, pattern, "--out", str(tmp_path / "p.csv")]) == 0
+    assert main(["predict", model, pattern, "--out", str(tmp_path / "p.jsonl")]) == 0
+    predictor = reeltag.load(model)
+    (expected,) = predictor.predict_shards([pattern])
+    rows = list(csv.DictReader((tmp_path / "p.csv").open()))
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").open()]
+    assert [row["VideoId"] for row in rows] == [line["id"] for line in lines] == list(expected.ids)
+    for row, line, probabilities in zip(rows, lines, expected.probabilities.numpy(), strict=True):
+        pairs = row["LabelConfidencePairs"].split()
+        classes, scores = [int(c) for c in pairs[::2]], [float(s) for s in pairs[1::2]]
+        assert len(classes) == min(20, len(probabilities))
+        assert scores == sorted(scores, reverse=True)
+        np.testing.assert_allclose(scores, probabilities[classes], atol=1e-6)
+        assert [tag["class"] for tag in line["tags"]] == classes
+
+
+def test_python_predicts_what_the_command_line_does(model, tiny_manifests):
+    manifest = tiny_manifests["test"]
+    predictor, shards = reeltag.load(model), Shards(manifest)
+    (parts,) = predictor.predict_shards([info.path for info in manifest.shards])
+    for index in range(5):
+        frames = shards.read(index).frames()
+        np.testing.assert_allclose(predictor.predict(frames), parts.probabilities[index].numpy(), atol=1e-6)
+    tags = predictor.tags(frames, top=3)
+    assert [name for name, _ in tags] == [str(c) for c in np.argsort(-predictor.predict(frames), kind="stable")[:3]]
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        np.zeros((3, 9), np.uint8),
+        np.zeros((3, 8), np.float32),
+        np.zeros((0, 8), np.uint8),
+        np.zeros(8, np.uint8),
+    ],
+)
+def test_python_refuses_frames_that_the_model_cannot_read(model, frames):
+    with pytest.raises(UsageError, match="frames are"):
+        reeltag.load(model).predict(frames)
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from reeltag.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_inspect_and_doctor_say_what_they_find(capsys, model):
+    assert main(["inspect", model]) == 0
+    printed = capsys.readouterr().out
+    assert "rgb 6 + audio 2" in printed
+    assert main(["inspect", model, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["classes"] == 8
+    assert main(["doctor"]) == 0
+    assert "torch" in capsys.readouterr().out

@@ -1,0 +1,58 @@
+"""Partial 8-bit quantisation: the authors' codes, and sizes as published."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import golden
+from reeltag.models.tagger import meta_tagger, parse_config
+from reeltag.quantize import dequantize_state, is_large, quantize_state, quantize_uniform, quantized_bytes
+
+ARRAYS = golden("quant_uniform")
+NAMES = [key[2:] for key in ARRAYS if key.startswith("x:")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_codes_and_codebook_are_the_authors(name):
+    tensor = torch.from_numpy(ARRAYS[f"x:{name}"])
+    if f"ckpt:{name}" in ARRAYS:
+        assert not is_large(tensor)
+        return
+    assert is_large(tensor)
+    ours = quantize_uniform(tensor)
+    np.testing.assert_array_equal(ours.codes.numpy(), ARRAYS[f"ckpt:{name}_quants"])
+    np.testing.assert_array_equal(ours.codebook.numpy(), ARRAYS[f"ckpt:{name}_space"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=50))
+def test_every_code_is_the_nearest_of_all_256_values(values):
+    quantized = quantize_uniform(torch.tensor(values, dtype=torch.float32))
+    exact = np.linspace(np.float64(min(values)), np.float64(max(values)), 256)
+    for value, code in zip(values, quantized.codes.tolist(), strict=True):
+        distances = np.abs(exact - value)
+        assert distances[code] <= distances.min() * (1 + 1e-12)
+
+
+def test_a_constant_tensor_comes_back_unchanged():
+    tensor = torch.full((200, 100), -0.25)
+    torch.testing.assert_close(quantize_uniform(tensor).dequantize(), tensor, rtol=0, atol=0)
+
+
+def test_only_tensors_of_more_than_17000_elements_change():
+    state = {"large": torch.randn(17_001), "edge": torch.randn(17_000), "counter": torch.zeros(20_000).long()}
+    back = dequantize_state(quantize_state(state))
+    assert torch.equal(back["edge"], state["edge"])
+    assert torch.equal(back["counter"], state["counter"])
+    step = (state["large"].max() - state["large"].min()) / 255
+    assert 0 < (back["large"] - state["large"]).abs().max() <= step * 0.5001
+
+
+# Bytes after quantisation from the paper's Table 4 and the published configuration, in MB.
+@pytest.mark.parametrize(("clusters", "hidden", "megabytes"), [(192, 992, 242), (256, 1024, 321)])
+def test_published_netvlads_have_their_published_size(clusters, hidden, megabytes):
+    config = parse_config({"family": "netvlad", "clusters": clusters, "hidden": hidden, "head": {"prob_gating": True}})
+    size = quantized_bytes(meta_tagger(config, (1024, 128), 3862).state_dict())
+    assert size / 1e6 == pytest.approx(megabytes, rel=0.01)

@@ -1,0 +1,195 @@
+"""A whole recipe: it ends with one file, goes on after a kill, and redoes only what a change touches."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from reeltag import executors, stages
+from reeltag.cli import main
+from reeltag.progress import Progress
+from reeltag.recipe import load_recipe
+
+RECIPE = """
+name = "tiny"
+seed = 5
+budget_mb = 0.3
+[data.synthetic]
+train_videos = 300
+test_videos = 60
+shards = 2
+classes = 12
+rgb = 24
+audio = 8
+frames = [5, 12]
+[training]
+epochs = 6
+batch_size = 32
+frames = 12
+rate = 5e-3
+schedule = "cosine"
+device = "cpu"
+[averaging]
+epochs = 1
+time_constant = 5
+[models.a]
+family = "netvlad"
+clusters = 8
+hidden = 40
+bn_decay = 0.9
+[models.b]
+family = "netvlad"
+clusters = 4
+hidden = 40
+bn_decay = 0.9
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "tiny.toml").write_text(RECIPE)
+    assert main(["run", str(folder / "tiny.toml"), "--out", str(folder / "out")]) == 0
+    return folder
+
+
+def planned(folder, *overrides):
+    recipe = load_recipe(folder / "tiny.toml", overrides)
+    done = executors.statuses(stages.plan(recipe), folder / "out")
+    return {name for name, status in done.items() if status != "done"}
+
+
+def test_a_run_ends_with_a_file_within_the_budget_that_beats_the_prior(finished):
+    results = json.loads((finished / "out" / "results.json").read_text())
+    size = (finished / "out" / "model.reeltag").stat().st_size
+    assert results["bytes"] == size <= 300_000
+    assert results["test"]["file"]["gap"] > results["test"]["prior"]["gap"] + 0.1
+    assert results["holdout_gap"]["file"] >= max(results["holdout_gap"]["members"].values())
+    assert sum(results["weights"].values()) == pytest.approx(1)
+    assert len(results["examples"]) == 5
+
+
+def test_the_report_names_size_gap_and_baseline(finished):
+    report = (finished / "out" / "report.md").read_text()
+    results = json.loads((finished / "out" / "results.json").read_text())
+    for gap in (results["test"]["file"]["gap"], results["test"]["prior"]["gap"], results["holdout_gap"]["file"]):
+        assert f"{gap:.5f}" in report
+
+
+def test_a_second_run_does_nothing(finished):
+    assert planned(finished) == set()
+    before = {path: path.stat().st_mtime_ns for path in (finished / "out" / "stages").rglob("*")}
+    assert main(["run", str(finished / "tiny.toml"), "--out", str(finished / "out")]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (finished / "out" / "stages").rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("override", "redone"),
+    [
+        ("budget_mb=0.25", {"pack", "test.file", "report"}),
+        ("ensemble.trials=9", {"ensemble", "pack", "test.file", "report"}),
+        (
+            "models.b.clusters=2",
+            {f"{s}.b" for s in ("train", "average", "quantize", "predict", "test")}
+            | {"ensemble", "pack", "test.file", "report"},
+        ),
+        (
+            "averaging.time_constant=7",
+            {f"{s}.{m}" for s in ("average", "quantize", "predict", "test") for m in "ab"}
+            | {"ensemble", "pack", "test.file", "report"},
+        ),
+        ("training.workers=1", {"pack", "test.file", "report"}),
+    ],
+)
+def test_a_change_redoes_what_depends_on_it_and_nothing_else(finished, override, redone):
+    assert planned(finished, override) == redone
+
+
+def test_going_back_to_an_earlier_recipe_redoes_nothing(finished):
+    out = finished / "out"
+    before = (out / "model.reeltag").read_bytes()
+    assert main(["run", str(finished / "tiny.toml"), "--out", str(out), "--set", "ensemble.trials=3"]) == 0
+    assert planned(finished) == set()
+    assert main(["run", str(finished / "tiny.toml"), "--out", str(out)]) == 0
+    assert (out / "model.reeltag").read_bytes() == before
+
+
+def test_dry_run_prints_every_stage_and_touches_nothing(finished, tmp_path, capsys):
+    assert main(["run", str(finished / "tiny.toml"), "--out", str(tmp_path / "new"), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("synthetic", "data.train", "train.a", "quantize.b", "ensemble", "pack", "test.file"):
+        assert name in printed
+    assert "8-bit" in printed
+    assert not (tmp_path / "new").exists()
+
+
+def test_train_stops_with_a_float_file_and_run_goes_on_from_it(finished, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["train", str(finished / "tiny.toml"), "--model", "b", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out / "b.reeltag")
+    recipe = load_recipe(finished / "tiny.toml")
+    done = executors.statuses(stages.plan(recipe), out)
+    assert {name for name, status in done.items() if status == "done"} == {
+        "synthetic", "data.train", "train.b", "average.b",
+    }  # fmt: skip
+
+
+def test_moved_data_is_read_again_but_nothing_is_trained_again(finished, tmp_path):
+    shards = next((finished / "out" / "stages").glob("synthetic-*"))
+    layout = load_recipe(finished / "tiny.toml").data.record_schema
+    features = ", ".join(f"{{name = '{f.name}', width = {f.width}}}" for f in layout.features)
+    data = f"""[data]
+train = ["train-*"]
+test = ["test-*"]
+schema = {{ features = [{features}], classes = 12, max_frames = 12 }}
+"""
+    text = RECIPE.replace(RECIPE[RECIPE.index("[data.synthetic]") : RECIPE.index("[training]")], data)
+    (tmp_path / "tiny.toml").write_text(text.replace("epochs = 6", "epochs = 1"))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for shard in shards.glob("*.tfrecord"):
+        (copy / shard.name).write_bytes(shard.read_bytes())
+    recipes = [load_recipe(tmp_path / "tiny.toml", [f"data.root={root}"]) for root in (shards, copy)]
+    executors.claim(tmp_path / "out")
+    executors.run(stages.plan(recipes[0]), tmp_path / "out", Progress())
+    folders = set((tmp_path / "out" / "stages").iterdir())
+    executors.run(stages.plan(recipes[1]), tmp_path / "out", Progress())
+    new = {path.name.rsplit("-", 1)[0] for path in set((tmp_path / "out" / "stages").iterdir()) - folders}
+    assert new == {"data.train", "data.test"}
+
+
+def kill_once(folder, out, delay):
+    """Start the run and kill -9 it after a delay; true if it was still running."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent / "src")}
+    code = (
+        "import sys; from reeltag import train; train.CHECKPOINT_SECONDS = 0.05\n"
+        "train.run_phase.__kwdefaults__['checkpoint_seconds'] = 0.05\n"
+        "from reeltag.cli import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-c", code, "run", str(folder / "tiny.toml"), "--out", str(out)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        process.wait(delay)
+        return False
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return True
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(finished, tmp_path):
+    out, rng, killed = tmp_path / "out", random.Random(0), 0
+    deadline = time.monotonic() + 300
+    while killed < 8 and time.monotonic() < deadline and kill_once(finished, out, 3 + 4 * rng.random()):
+        killed += 1
+    assert killed >= 3
+    assert main(["run", str(finished / "tiny.toml"), "--out", str(out)]) == 0
+    assert (out / "model.reeltag").read_bytes() == (finished / "out" / "model.reeltag").read_bytes()
+    assert not list(out.rglob("*.partial"))

@@ -1,0 +1,152 @@
+"""Schemas: presets, overrides, contradictions and the names of the classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from conftest import data_file
+from reeltag.data.schema import PRESETS, Feature, Schema, preset, read_label_names, with_preset
+from reeltag.errors import UsageError
+
+RGB = {"name": "rgb", "width": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "dtype", "widths", "classes", "max_frames"),
+    [
+        ("yt8m-frame", "frame", "uint8", (1024, 128), 3862, 300),
+        ("yt8m-video", "video", "float32", (1024, 128), 3862, 300),
+        ("audioset", "frame", "uint8", (128,), 527, 10),
+    ],
+)
+def test_presets_follow_the_published_data_sets(
+    name: str, level: str, dtype: str, widths: tuple[int, ...], classes: int, max_frames: int
+) -> None:
+    schema = preset(name)
+    assert (schema.level, schema.dtype, schema.widths) == (level, dtype, widths)
+    assert (schema.classes, schema.max_frames, schema.width) == (classes, max_frames, sum(widths))
+
+
+def test_every_preset_is_covered_above() -> None:
+    assert set(PRESETS) == {"yt8m-frame", "yt8m-video", "audioset"}
+
+
+def test_a_preset_can_be_overridden_and_stays_as_it_was() -> None:
+    schema = Schema.model_validate(with_preset({"preset": "audioset", "classes": 12, "max_frames": 3}))
+    assert (schema.classes, schema.max_frames) == (12, 3)
+    assert schema.features == (Feature(name="audio_embedding", width=128),)
+    assert preset("audioset").classes == 527
+
+
+def test_a_name_alone_is_a_preset_and_a_table_without_one_is_left_alone() -> None:
+    assert Schema.model_validate(with_preset("yt8m-frame")) == preset("yt8m-frame")
+    table = {"features": [RGB], "classes": 3}
+    assert with_preset(table) == table
+
+
+def test_an_unknown_preset_names_the_known_ones() -> None:
+    with pytest.raises(UsageError, match=r"no preset 'yt9m'; there are yt8m-frame, yt8m-video, audioset"):
+        preset("yt9m")
+    with pytest.raises(ValueError, match="no preset 'yt9m'"):
+        with_preset({"preset": "yt9m", "classes": 3})
+
+
+def test_a_preset_that_is_no_name_is_refused_like_an_unknown_one() -> None:
+    with pytest.raises(ValueError, match="preset"):
+        with_preset({"preset": ["audioset"]})
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"level": "video"}, "video-level features are float32"),
+        ({"features": [RGB, RGB]}, "each name may stand once"),
+        ({"features": []}, "features"),
+        ({"features": [RGB | {"width": 0}]}, "width"),
+        ({"ids": []}, "ids"),
+        ({"classes": 0}, "classes"),
+        ({"max_frames": 0}, "max_frames"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"level": "shot"}, "level"),
+        ({"clases": 3}, "clases"),
+    ],
+)
+def test_a_contradictory_schema_is_refused_by_name(change: dict[str, object], fault: str) -> None:
+    sound = {"features": [RGB], "classes": 3}
+    assert Schema.model_validate(sound).width == 4
+    with pytest.raises(ValidationError, match=fault):
+        Schema.model_validate(sound | change)
+
+
+def test_a_schema_survives_json() -> None:
+    for name in PRESETS:
+        assert Schema(**preset(name).model_dump(mode="json")) == preset(name)
+
+
+def label_file(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    path = folder / "labels.csv"
+    path.write_text(text, encoding=encoding)
+    return path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'index,mid,display_name\n0,/m/09x0r,"Speech, loud"\n1,/m/05zppz,Café\n',
+        'Index,TrainVideoCount,KnowledgeGraphId,Name,WikiUrl\n0,9,/m/1,"Speech, loud",u\n1,8,/m/2,Café,u\n',
+        'name,index\nCafé,1\n"Speech, loud",0\n',
+    ],
+)
+def test_label_names_come_by_index_from_either_data_sets_header(tmp_path: Path, text: str) -> None:
+    assert read_label_names(label_file(tmp_path, text), 2) == ("Speech, loud", "Café")
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "index", "expected"),
+    [
+        ("audioset/class_labels_indices.csv", 527, 4, "Conversation"),
+        ("yt8m_video/vocabulary.csv", 3862, 1, "Video game"),
+    ],
+)
+def test_real_label_files_are_read(name: str, classes: int, index: int, expected: str) -> None:
+    names = read_label_names(data_file(name), classes)
+    assert len(names) == classes
+    assert names[index] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "needs a header"),
+        ("index,name\n", "needs a header"),
+        ("number,name\n0,A\n1,B\n", "needs a header"),
+        ("index,mid\n0,A\n1,B\n", "needs a header"),
+        ("index,name\n0,A\n", "class 1 is missing"),
+        ("index,name\n0,A\n2,B\n", "class 1 is missing"),
+        ("index,name\n0,A\n1,B\n1,C\n", "has 3 rows"),
+        ("index,name\n0,A\n1\n", "labels.csv"),
+    ],
+)
+def test_a_label_file_that_does_not_name_each_class_once_is_refused(tmp_path: Path, text: str, fault: str) -> None:
+    with pytest.raises(UsageError, match=fault):
+        read_label_names(label_file(tmp_path, text), 2)
+
+
+def test_a_label_file_in_another_encoding_is_a_usage_error(tmp_path: Path) -> None:
+    path = label_file(tmp_path, "index,name\n0,A\n1,Café\n", encoding="latin-1")
+    with pytest.raises(UsageError, match=r"labels\.csv"):
+        read_label_names(path, 2)
+
+
+def test_a_label_file_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
+    # Spreadsheets put a byte order mark before the header.
+    path = label_file(tmp_path, "index,name\n0,A\n1,B\n", encoding="utf-8-sig")
+    assert read_label_names(path, 2) == ("A", "B")
+
+
+def test_a_missing_label_file_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file of label names"):
+        read_label_names(tmp_path / "labels.csv", 2)

@@ -1,0 +1,196 @@
+"""The training loop: the authors' three steps, exact resume, and a stop at the first bad number."""
+
+import math
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from conftest import golden
+from peer_weights import our_name, state_dict
+from reeltag import checkpoint
+from reeltag.averaging import averaged_tensors
+from reeltag.data.batches import Batch
+from reeltag.data.shards import Shards
+from reeltag.errors import ArtifactError, TrainingError
+from reeltag.models.tagger import Tagger, build_tagger, parse_config
+from reeltag.progress import Progress, Task
+from reeltag.train import (
+    AveragingSettings,
+    TrainingSettings,
+    adam_epsilon,
+    averaging_phase,
+    clip_gradients,
+    run_phase,
+    train_step,
+    training_phase,
+)
+
+SETTINGS = TrainingSettings(batch_size=10, epochs=2.5, frames=8, rate=1e-3, device="cpu")
+CONFIG = parse_config({"family": "netvlad", "clusters": 4, "hidden": 8, "dropout": 0.3, "bn_decay": 0.9})
+
+
+class KilledError(Exception):
+    pass
+
+
+class Countdown(Task):
+    def __init__(self, steps, *arguments):
+        super().__init__(*arguments)
+        self.steps = steps
+
+    def advance(self, amount, **facts):
+        self.steps -= 1
+        if self.steps < 0:
+            raise KilledError
+
+
+class KillAfter(Progress):
+    """Breaks a training off after some of its steps, as a kill would."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    @contextmanager
+    def task(self, name, total, unit):
+        yield Countdown(self.steps, name, total, unit)
+
+
+def train(shards, path, *, settings=SETTINGS, progress=None, phase=None, start=None, seconds=1e9):
+    tagger = build_tagger(CONFIG, shards.manifest.schema.widths, shards.manifest.schema.classes, 3)
+    indices = np.arange(len(shards))
+    phase = phase or training_phase(settings, len(indices))
+    return run_phase(
+        tagger, shards, indices, phase, settings, seed=3, path=path, start=start,
+        progress=progress or Progress(), checkpoint_seconds=seconds,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shards(tiny_manifests):
+    return Shards(tiny_manifests["train"])
+
+
+def test_three_steps_are_the_authors():
+    arrays = golden("train_steps_netvlad")
+    head = {"prob_gating": True, "l2": 1e-3}
+    config = parse_config({"family": "netvlad", "clusters": 4, "hidden": 16, "head": head})
+    settings = TrainingSettings(batch_size=6, rate=0.01, decay_examples=12, frames="all", device="cpu")
+    tagger = Tagger(config, (1024, 128), 10).train()
+    tagger.load_state_dict(state_dict(arrays, "w0:"))
+    batch = Batch(tuple("abcdef"), torch.from_numpy(arrays["x_uint8"]), torch.full((6,), 8),
+                  torch.from_numpy(arrays["labels"]))  # fmt: skip
+    fabric = Fabric(accelerator="cpu", devices=1)
+    optimizer = torch.optim.Adam(tagger.parameters())
+    model, wrapped = fabric.setup(tagger, optimizer)
+    rate = training_phase(settings, 6).rate
+    for step in range(3):
+        optimizer.param_groups[0].update(lr=rate(step), eps=adam_epsilon(step))
+        loss = train_step(fabric, model, wrapped, batch, settings, seed=0)
+        expected = float(arrays["loss"][step]) + float(arrays["reg_loss"][step])
+        assert loss == pytest.approx(expected, rel=1e-4)
+        ours = tagger.state_dict()
+        for name, tensor in state_dict(arrays, f"w{step + 1}:").items():
+            np.testing.assert_allclose(ours[name], tensor, atol=2e-3, err_msg=f"{name} after step {step}")
+        rows = arrays[f"w{step + 1}_rows:tower.hidden1_weights"]
+        np.testing.assert_allclose(ours[our_name("tower.hidden1_weights")][::97], rows, atol=2e-3)
+
+
+def test_training_stopped_after_any_step_ends_with_the_same_bytes(shards, tmp_path):
+    train(shards, tmp_path / "whole")
+    steps = len(training_phase(SETTINGS, len(shards)).steps)
+    for stop in range(steps + 1):
+        path = tmp_path / f"stopped-{stop}"
+        if stop < steps:
+            with pytest.raises(KilledError):
+                train(shards, path, progress=KillAfter(stop), seconds=0)
+        train(shards, path, seconds=0)
+        assert path.read_bytes() == (tmp_path / "whole").read_bytes(), f"stopped after {stop} steps"
+
+
+def test_averaging_stopped_half_way_ends_with_the_same_bytes(shards, tmp_path):
+    start = train(shards, tmp_path / "first")
+    phase = averaging_phase(SETTINGS, AveragingSettings(epochs=1, time_constant=5), len(shards))
+    whole = train(shards, tmp_path / "whole", phase=phase, start=start)
+    with pytest.raises(KilledError):
+        train(shards, tmp_path / "stopped", phase=phase, start=start, progress=KillAfter(1), seconds=0)
+    train(shards, tmp_path / "stopped", phase=phase, start=start)
+    assert (tmp_path / "stopped").read_bytes() == (tmp_path / "whole").read_bytes()
+    moved = [name for name, w in whole.average.items() if not torch.equal(w, start.model[name])]
+    assert set(moved) == set(whole.average), "batch-norm statistics are averaged too"
+
+
+def test_loader_workers_do_not_change_the_result(shards, tmp_path):
+    train(shards, tmp_path / "here")
+    train(shards, tmp_path / "workers", settings=SETTINGS.model_copy(update={"workers": 2}))
+    assert (tmp_path / "workers").read_bytes() == (tmp_path / "here").read_bytes()
+
+
+def test_training_leaves_the_global_generator_alone(shards, tmp_path):
+    before = torch.random.get_rng_state()
+    train(shards, tmp_path / "state")
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_videos(shards, tmp_path):
+    settings = SETTINGS.model_copy(update={"rate": 1e30})
+    with pytest.raises(TrainingError, match=r"loss is (nan|inf) at step \d+ .*train-"):
+        train(shards, tmp_path / "state", settings=settings, seconds=0)
+    if (tmp_path / "state").exists():
+        kept = checkpoint.load(tmp_path / "state")
+        assert all(torch.isfinite(tensor).all() for tensor in kept.model.values())
+
+
+def test_a_checkpoint_of_another_model_is_refused(shards, tmp_path):
+    state = train(shards, tmp_path / "state")
+    other = build_tagger(parse_config({"family": "netvlad", "clusters": 2, "hidden": 8}), (12, 4), 9, 0)
+    with pytest.raises(ArtifactError, match="another model"):
+        checkpoint.restore(state, other, torch.optim.Adam(other.parameters()))
+
+
+def test_staircase_drops_at_each_stair():
+    settings = TrainingSettings(batch_size=100, epochs=10, rate=1.0, decay=0.8, decay_examples=1000)
+    rate = training_phase(settings, 1000).rate
+    assert [rate(step) for step in (0, 9, 10, 19, 20)] == pytest.approx([1, 1, 0.8, 0.8, 0.64])
+
+
+def test_cosine_warms_up_and_ends_near_zero():
+    settings = TrainingSettings(batch_size=10, epochs=10, rate=2.0, schedule="cosine", warmup=0.1)
+    phase = training_phase(settings, 100)
+    rates = [phase.rate(step) for step in phase.steps]
+    assert rates[0] == pytest.approx(0.2)
+    assert max(rates) == rates[10] == pytest.approx(2.0)
+    assert rates[55] == pytest.approx(1.0)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.001
+
+
+def test_averaging_goes_on_where_training_ended_with_a_fifth_of_the_rate():
+    settings = TrainingSettings(batch_size=100, epochs=2, rate=1.0, decay=0.5, decay_examples=1000)
+    phase = averaging_phase(settings, AveragingSettings(epochs=1), 1000)
+    assert phase.steps == range(20, 30)
+    assert phase.rate(20) == phase.rate(29) == pytest.approx(0.25 / 5)
+
+
+@pytest.mark.parametrize("clip", ["tensor", "global", "none"])
+def test_clipping(clip):
+    model = torch.nn.Linear(3, 2)
+    weight, bias = torch.full((2, 3), 2.0), torch.tensor([0.3, 0.4])
+    model.weight.grad, model.bias.grad = weight.clone(), bias.clone()
+    clip_gradients(model, clip, 1.0)
+    expected = {
+        "tensor": (weight / weight.norm(), bias),  # the bias is shorter than 1
+        "global": tuple(g / math.hypot(weight.norm(), bias.norm()) for g in (weight, bias)),
+        "none": (weight, bias),
+    }[clip]
+    torch.testing.assert_close(model.weight.grad, expected[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(model.bias.grad, expected[1], rtol=1e-5, atol=0)
+
+
+def test_counters_are_not_averaged():
+    tagger = build_tagger(CONFIG, (12, 4), 9, 0)
+    names = set(averaged_tensors(tagger))
+    assert "input_norm.norm.running_mean" in names
+    assert not any("num_batches" in name for name in names)
