@@ -6,7 +6,7 @@ import pytest
 
 from reeltag.errors import BudgetError, RecipeError
 from reeltag.recipe import load_recipe
-from reeltag.stages import plan
+from reeltag.stages.plan import plan
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 GOOD = """

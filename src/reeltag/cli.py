@@ -6,7 +6,7 @@ import json as json_module
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -15,6 +15,7 @@ from reeltag.errors import ReeltagError, UsageError
 
 if TYPE_CHECKING:
     from reeltag.data.schema import Schema
+    from reeltag.executors import Stage
     from reeltag.recipe import Recipe
 
 app = App(
@@ -45,20 +46,21 @@ def run(recipe: Path, *, out: Path | None = None, set_: Overrides = [], dry_run:
         out: Folder of the run; runs/NAME by default.
         dry_run: Print the plan with sizes and what is done already, and stop.
     """
-    from reeltag import executors, stages
+    from reeltag import executors
     from reeltag.recipe import load_recipe
     from reeltag.report.markdown import examples, headline
+    from reeltag.stages.plan import plan
     from reeltag.storage import read_json
 
     loaded = load_recipe(recipe, set_)
-    plan = stages.plan(loaded)
+    stages = plan(loaded)
     out = out or Path("runs") / loaded.name
     if dry_run:
-        done = executors.statuses(plan, out)
-        for stage in plan:
+        done = executors.statuses(stages, out)
+        for stage in stages:
             print(f"{done[stage.name]:<10}  {stage.name:<28}  {stage.note}".rstrip())
         return
-    folders = _execute(loaded, plan, out)
+    folders = _execute(loaded, stages, out)
     for name, source in {"model.reeltag": "pack", "report.md": "report", "results.json": "report"}.items():
         _publish(folders[source] / name, out / name)
     results = read_json(out / "results.json")
@@ -77,15 +79,16 @@ def train(recipe: Path, *, model: list[str] = [], out: Path | None = None, set_:
         model: Name of a model in the recipe; repeat for several, all by default.
         out: Folder of the run; runs/NAME by default. A later `run` with the same folder goes on from it.
     """
-    from reeltag import executors, stages
+    from reeltag import executors
     from reeltag.recipe import load_recipe
+    from reeltag.stages.plan import finished_stage, plan
 
     loaded = load_recipe(recipe, set_)
     if unknown := [name for name in model if name not in loaded.models]:
         raise UsageError(f"{recipe}: no model {', '.join(unknown)}; the recipe has {', '.join(loaded.models)}")
-    targets = {name: stages.finished_stage(loaded, name) for name in model or loaded.models}
+    targets = {name: finished_stage(loaded, name) for name in model or loaded.models}
     out = out or Path("runs") / loaded.name
-    folders = _execute(loaded, executors.needed_for(targets.values(), stages.plan(loaded)), out)
+    folders = _execute(loaded, executors.needed_for(targets.values(), plan(loaded)), out)
     for name, stage in targets.items():
         _publish(folders[stage] / "model.reeltag", out / f"{name}.reeltag")
         print(out / f"{name}.reeltag")
@@ -292,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; run and train go on from their last checkpoint", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stdout = None  # the reader left; nothing may be flushed at exit
@@ -300,14 +303,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _execute(recipe: Recipe, plan: Sequence[Any], out: Path) -> dict[str, Path]:
+def _execute(recipe: Recipe, stages: Sequence[Stage], out: Path) -> dict[str, Path]:
     from reeltag import executors
     from reeltag.progress import default_progress
     from reeltag.storage import write_json
 
     executors.claim(out)
     write_json(out / "recipe.json", recipe.dump())
-    return executors.run(plan, out, default_progress())
+    return executors.run(stages, out, default_progress())
 
 
 def _publish(source: Path, target: Path) -> None:

@@ -24,7 +24,7 @@ from reeltag.data.synthetic import SyntheticSettings
 from reeltag.errors import RecipeError
 from reeltag.models.tagger import FAMILIES, AnyTaggerConfig
 from reeltag.storage import content_hash
-from reeltag.train import AveragingSettings, TrainingSettings
+from reeltag.train import NOT_DECISIVE, AveragingSettings, TrainingSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -114,9 +114,8 @@ class Recipe(_Table):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything in the recipe but the place of the data."""
-        content = self.dump()
-        del content["data"]["root"]
+        """Hash of all that decides the result: not where the data lie, nor where and with what help it runs."""
+        content = self.model_dump(mode="json", exclude={"data": {"root"}, "training": NOT_DECISIVE})
         return content_hash(content)
 
 

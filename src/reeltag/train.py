@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -34,6 +34,10 @@ CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 30.0, 0.05
 ADAM_EPSILON, ADAM_BETA2 = 1e-8, 0.999
 
 
+# Settings that change where and how fast a training runs, but not what comes out.
+NOT_DECISIVE = {"device", "workers"}
+
+
 class TrainingSettings(BaseModel):
     """How to train; the defaults are the paper's (section 4.1 and the published configuration)."""
 
@@ -41,7 +45,9 @@ class TrainingSettings(BaseModel):
 
     batch_size: int = Field(128, gt=1)
     epochs: float = Field(5.0, gt=0)
-    frames: int | Literal["all"] = Field(300, description="drawn a video with replacement, or all real ones")
+    frames: Annotated[int, Field(gt=0)] | Literal["all"] = Field(
+        300, description="drawn a video with replacement, or all real ones"
+    )
     rate: float = Field(2e-4, gt=0, description="Adam's base rate")
     schedule: Literal["staircase", "cosine"] = "staircase"
     decay: float = Field(0.8, gt=0, le=1, description="staircase: factor a stair")

@@ -2,13 +2,12 @@
 
 Two readers. The strided one knows the layout that every TensorFlow writer gives: each frame is
 encoded in the same number of bytes, so a feature's T frames are one strided view of the record. It
-declines whatever looks different, and the general protobuf reader decides. The strided reader may
-decline, never differ.
+declines whatever looks different, and the general protobuf reader decides. In what the schema names
+the strided reader may decline, never differ; of a feature that the schema leaves out it reads nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -48,6 +47,9 @@ class Video:
     def frames(self) -> Frames:
         """All features side by side, [T, D]; a copy."""
         return np.concatenate(self.features, axis=1)
+
+
+_TAGS = frozenset({0x0A, 0x12, 0x1A})  # fields 1 to 3, length-delimited: all that these messages have
 
 
 class _Unusual(Exception):  # noqa: N818 - a signal between the two readers, never an error
@@ -106,10 +108,12 @@ def _checked(name: bytes | None, labels: list[int] | None, features: list[Frames
 def _read_strided(record: npt.NDArray[np.uint8], schema: Schema) -> _Parts:
     buffer = record.data
     sections: dict[int, tuple[int, int]] = {}
-    for tag, begin, end in _fields(buffer, 0, len(buffer)):
+    position = 0
+    while position < len(buffer):
+        tag, begin, position = _field(buffer, position, len(buffer))
         if tag in sections:
             raise _Unusual
-        sections[tag] = begin, end
+        sections[tag] = begin, position
     context = _map_entries(buffer, sections.get(0x0A))
     name = None
     for key in schema.ids:
@@ -128,48 +132,44 @@ def _read_strided(record: npt.NDArray[np.uint8], schema: Schema) -> _Parts:
 
 
 def _strided_frames(record: npt.NDArray[np.uint8], span: tuple[int, int], width: int, schema: Schema) -> Frames:
-    header = _frame_header(width, schema.dtype, schema.level == "frame")
-    size = width * np.dtype(schema.dtype).itemsize
+    header, frame = _frame_layout(width, schema.dtype, schema.level == "frame")
     begin, end = span
-    frames, rest = divmod(end - begin, len(header) + size)
+    frames, rest = divmod(end - begin, frame.itemsize)
     if rest or (schema.level == "video" and frames != 1):
         raise _Unusual
-    rows = record[begin:end].reshape(frames, len(header) + size)
-    if rows[:, : len(header)].tobytes() != header * frames:
+    rows = record[begin:end].view(frame)
+    if rows["header"].tobytes() != header * frames:
         raise _Unusual
-    values = rows[:, len(header) :]
-    return values if schema.dtype == "uint8" else values.view("<f4")
+    return rows["values"]
 
 
 @lru_cache(maxsize=64)
-def _frame_header(width: int, dtype: str, in_list: bool) -> bytes:
-    """Bytes before each frame's values: the lengths and tags of `Feature`, its kind and its value."""
-    size = width * np.dtype(dtype).itemsize
-    kind = 0x0A if dtype == "uint8" else 0x12
+def _frame_layout(width: int, dtype: str, in_list: bool) -> tuple[bytes, np.dtype[np.void]]:
+    """Bytes before each frame's values (lengths and tags of `Feature`, its kind, its value), and a frame's layout."""
+    kind, code = (0x0A, "u1") if dtype == "uint8" else (0x12, "<f4")
+    size = width * np.dtype(code).itemsize
     header = b"\x0a" + _varint_bytes(size)
     header = bytes([kind]) + _varint_bytes(len(header) + size) + header
     if in_list:
         header = b"\x0a" + _varint_bytes(len(header) + size) + header
-    return header
+    return header, np.dtype([("header", "V", len(header)), ("values", code, width)])
 
 
-def _fields(buffer: memoryview, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Tag, begin and end of every length-delimited field; declines any other wire type."""
-    while position < end:
-        tag, size, begin = buffer[position], buffer[position + 1], position + 2
-        if tag & 0b10000111 != 2:
-            raise _Unusual
-        if size > 0x7F:
-            size, begin = _varint(buffer, position + 1)
-        position = begin + size
-        if position > end:
-            raise _Unusual
-        yield tag, begin, position
+def _field(buffer: memoryview, position: int, end: int) -> tuple[int, int, int]:
+    """Tag, begin and end of the length-delimited field at a position; declines any other."""
+    tag, size, begin = buffer[position], buffer[position + 1], position + 2
+    if tag not in _TAGS:
+        raise _Unusual
+    if size > 0x7F:
+        size, begin = _varint(buffer, position + 1)
+    if begin + size > end:
+        raise _Unusual
+    return tag, begin, begin + size
 
 
 def _varint(buffer: memoryview, position: int) -> tuple[int, int]:
     value = shift = 0
-    while shift < 63:
+    while shift < 28:  # a length of 256 MiB or more is no frame's
         byte = buffer[position]
         position += 1
         value |= (byte & 0x7F) << shift
@@ -191,22 +191,25 @@ def _varint_bytes(value: int) -> bytes:
 def _map_entries(buffer: memoryview, span: tuple[int, int] | None) -> dict[bytes, tuple[int, int]]:
     """Spans of a protobuf map's values by key."""
     entries: dict[bytes, tuple[int, int]] = {}
-    for tag, begin, end in _fields(buffer, *span) if span else ():
-        pair = list(_fields(buffer, begin, end))
-        if tag != 0x0A or len(pair) != 2 or pair[0][0] != 0x0A or pair[1][0] != 0x12:
+    position, end = span or (0, 0)
+    while position < end:
+        tag, begin, position = _field(buffer, position, end)
+        key_tag, begin, key_end = _field(buffer, begin, position)
+        value_tag, value_begin, value_end = _field(buffer, key_end, position)
+        key = buffer[begin:key_end].tobytes()
+        if tag != 0x0A or key_tag != 0x0A or value_tag != 0x12 or value_end != position:
             raise _Unusual
-        key = bytes(buffer[pair[0][1] : pair[0][2]])
-        if key in entries:
+        if key in entries or not key.isascii():  # protobuf refuses keys that are not UTF-8
             raise _Unusual
-        entries[key] = pair[1][1:]
+        entries[key] = value_begin, value_end
     return entries
 
 
 def _only_field(buffer: memoryview, span: tuple[int, int], tag: int) -> tuple[int, int]:
-    fields = list(_fields(buffer, *span))
-    if len(fields) != 1 or fields[0][0] != tag:
+    found, begin, end = _field(buffer, *span)
+    if found != tag or end != span[1]:
         raise _Unusual
-    return fields[0][1:]
+    return begin, end
 
 
 def _single_bytes(buffer: memoryview, span: tuple[int, int]) -> bytes:
@@ -219,10 +222,17 @@ def _int64_list(buffer: memoryview, span: tuple[int, int]) -> list[int]:
     values: list[int] = []
     if begin < end:
         position, end = _only_field(buffer, (begin, end), 0x0A)
-        while position < end:
-            value, position = _varint(buffer, position)
-            values.append(value)
-        if position != end:
+        value = shift = 0
+        for byte in buffer[position:end].tobytes():
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                values.append(value)
+                value = shift = 0
+            else:
+                shift += 7
+                if shift == 63:
+                    raise _Unusual
+        if shift:
             raise _Unusual
     return values
 

@@ -81,7 +81,7 @@ def with_preset(value: Any) -> Any:
         value = {"preset": value}
     if isinstance(value, dict) and "preset" in value:
         preset = value["preset"]
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise ValueError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
         return PRESETS[preset] | {key: item for key, item in value.items() if key != "preset"}
     return value
@@ -109,12 +109,15 @@ def read_label_names(path: Path, classes: int) -> tuple[str, ...]:
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such file of label names; see data.label_names")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [{key.lower(): item for key, item in row.items() if key} for row in csv.DictReader(file)]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark before the text
+            rows = [{key.lower(): item for key, item in row.items() if key} for row in csv.DictReader(file)]
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: is not UTF-8 ({error}); save it as UTF-8") from error
     column = next((c for c in ("display_name", "name") if rows and c in rows[0]), None)
     if column is None or "index" not in rows[0]:
         raise UsageError(f"{path}: needs a header with the columns 'index' and 'display_name' or 'name'")
-    names = {row["index"]: row[column] for row in rows}
+    names = {row["index"]: row[column] for row in rows if row[column] is not None}
     missing = [index for index in range(classes) if str(index) not in names]
     if missing or len(rows) != classes:
         what = f"class {missing[0]} is missing" if missing else f"has {len(rows)} rows"

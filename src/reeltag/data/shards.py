@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from reeltag.data.example import Video, decode
 from reeltag.data.schema import Schema
-from reeltag.data.tfrecord import ShardFile
+from reeltag.data.tfrecord import Bytes, ShardFile
 from reeltag.errors import DataError, UsageError
 from reeltag.storage import atomic_path, content_hash, file_hash
 
@@ -126,25 +126,27 @@ def scan(paths: Sequence[Path], schema: Schema, advance: Callable[[int], None] =
     Raises:
         DataError: the first record that is damaged, breaks the schema or repeats an id.
     """
-    shards, offsets, frames, hashes = [], [], [], []
+    shards: list[ShardInfo] = []
+    offsets: list[int] = []
+    frames: list[int] = []
+    hashes: list[int] = []
     counts, labelled = np.zeros(schema.classes, np.int64), 0
     for path in paths:
-        shard = ShardFile(path)
-        offsets.append(shard.offsets())
-        for number, offset in enumerate(offsets[-1].tolist()):
-            video = read_video(shard, number, offset, schema)
+        first = len(offsets)
+        for offset, video in _walk(path, schema):
+            offsets.append(offset)
             frames.append(video.length + video.cut)
             hashes.append(_id_hash(video.id))
             if video.labels is not None:
                 labelled += 1
                 counts[video.labels] += 1
         name, size, modified = _identity(path)
-        shards.append(ShardInfo(name, size, modified, file_hash(path), len(offsets[-1])))
+        shards.append(ShardInfo(name, size, modified, file_hash(path), len(offsets) - first))
         advance(size)
     manifest = Manifest(
         schema,
         tuple(shards),
-        np.concatenate(offsets),
+        np.array(offsets, np.int64),
         np.array(frames, np.int32),
         np.array(hashes, np.uint64),
         counts,
@@ -154,13 +156,14 @@ def scan(paths: Sequence[Path], schema: Schema, advance: Callable[[int], None] =
     return manifest
 
 
-def read_video(shard: ShardFile, number: int, offset: int, schema: Schema) -> Video:
-    """Read one record and name its place in whatever is wrong with it.
+def _walk(path: Path, schema: Schema) -> Iterator[tuple[int, Video]]:
+    """Byte offset and video of every record of a shard."""
+    shard = ShardFile(path)
+    for number, (offset, payload) in enumerate(shard.records()):
+        yield offset, _decode(payload, schema, shard, number, offset)
 
-    Raises:
-        DataError: with file, record number and byte offset.
-    """
-    payload = shard.record(offset, number)
+
+def _decode(payload: Bytes, schema: Schema, shard: ShardFile, number: int, offset: int) -> Video:
     try:
         return decode(payload, schema)
     except DataError as error:
@@ -233,7 +236,8 @@ class Shards:
             DataError: the record changed since the manifest was made.
         """
         path, number, offset = self.place(index)
-        return read_video(_open(path), number, offset, self.manifest.schema)
+        shard = _open(path)
+        return _decode(shard.record(offset, number), self.manifest.schema, shard, number, offset)
 
 
 @lru_cache(maxsize=256)
@@ -248,9 +252,8 @@ def read_all(paths: Sequence[Path], schema: Schema) -> Iterator[Video]:
         DataError: a record is damaged or breaks the schema.
     """
     for path in paths:
-        shard = ShardFile(path)
-        for number, offset in enumerate(shard.offsets().tolist()):
-            yield read_video(shard, number, offset, schema)
+        for _, video in _walk(path, schema):
+            yield video
 
 
 def split_holdout(

@@ -14,13 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reeltag.data.example import Video, encode
 from reeltag.data.schema import Feature, Schema
 from reeltag.data.tfrecord import write_shard
 
 Floats = npt.NDArray[np.float64]
+
+THEMES = 8
+DISTRACTORS = 12
+MOST_LABELS = 4  # a video
 
 
 class SyntheticSettings(BaseModel):
@@ -37,17 +41,23 @@ class SyntheticSettings(BaseModel):
     frames: tuple[int, int] = Field((20, 60), description="fewest and most frames of a video")
     noise: float = Field(1.0, ge=0, description="standard deviation beside a prototype's 1")
     order_pairs: int = Field(3, ge=0, description="pairs of classes that differ in order alone")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SyntheticSettings:
+        if not MOST_LABELS <= self.frames[0] <= self.frames[1]:
+            raise ValueError(f"frames: the fewest are at least {MOST_LABELS} and at most the most")
+        if 2 * self.order_pairs > self.classes - 2:
+            raise ValueError("order_pairs: two classes a pair, and at least two classes besides")
+        if self.shards > min(self.train_videos, self.test_videos):
+            raise ValueError("shards: each needs at least one video")
+        return self
 
     @property
     def record_schema(self) -> Schema:
         """The layout of the generated records: YouTube-8M's, with other widths."""
         features = (Feature(name="rgb", width=self.rgb), Feature(name="audio", width=self.audio))
         return Schema(features=features, classes=self.classes, max_frames=self.frames[1])
-
-
-THEMES = 8
-DISTRACTORS = 12
 
 
 def write_synthetic(folder: Path, settings: SyntheticSettings) -> None:
@@ -88,7 +98,7 @@ class _World:
         # Both members of a pair in one video could not be told apart by anyone.
         if first >= self.first_in_pair:
             related[self._partner(first)] = 0
-        more = rng.choice(len(related), rng.integers(0, 4), replace=False, p=related / related.sum())
+        more = rng.choice(len(related), rng.integers(0, MOST_LABELS), replace=False, p=related / related.sum())
         chosen = [first]
         for label in more.tolist():
             if label < self.first_in_pair or self._partner(label) not in chosen:

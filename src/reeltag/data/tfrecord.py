@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import google_crc32c
@@ -78,6 +78,15 @@ class ShardFile:
             offset += _OVERHEAD + length
         return np.array(offsets, np.int64)
 
+    def records(self) -> Iterator[tuple[int, Bytes]]:
+        """Byte offset and payload of every record, as `record` gives it, in one walk through the file."""
+        number = offset = 0
+        while offset < len(self.content):
+            payload = self.record(offset, number)
+            yield offset, payload
+            number += 1
+            offset += _OVERHEAD + len(payload)
+
     def record(self, offset: int, number: int) -> Bytes:
         """Payload of the record at a byte offset, as a view, after checking both CRCs.
 
@@ -97,10 +106,11 @@ class ShardFile:
 
     def _length(self, offset: int, number: int) -> int:
         content = self.content
-        if offset + _HEADER.size > len(content):
-            raise self._error(f"truncated: {len(content) - offset} bytes are no record header", number, offset)
-        length, crc = _HEADER.unpack(content[offset : offset + _HEADER.size].tobytes())
-        if masked_crc(content[offset : offset + 8]) != crc:
+        header = content[offset : offset + _HEADER.size].tobytes()
+        if len(header) < _HEADER.size:
+            raise self._error(f"truncated: {len(header)} bytes are no record header", number, offset)
+        length, crc = _HEADER.unpack(header)
+        if masked_crc(header[:8]) != crc:
             hint = "" if offset else " (is this a TFRecord file, uncompressed?)"
             raise self._error(f"CRC of the length does not match{hint}", number, offset)
         if offset + _OVERHEAD + length > len(content):

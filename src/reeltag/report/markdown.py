@@ -43,7 +43,7 @@ def render(results: Mapping[str, Any]) -> str:
         rows.append(_row(f"{name}, 8-bit", weight, scores["8-bit"]["bytes"], holdout["members"][name], scores["8-bit"]))
         rows.append(_row(f"{name}, float", None, scores["float"]["bytes"], None, scores["float"]))
     rows.append(_row("class prior", None, None, holdout["prior"], test["prior"]))
-    best = sorted(test["class_ap"].items(), key=lambda item: -item[1])
+    best = sorted(test["class_ap"], key=lambda item: -item[1])
     classes = [f"| {_cell(name)} | {ap:.5f} |" for name, ap in [*best[:10], ("…", float("nan")), *best[-10:]]]
     return "\n".join(
         [

@@ -1,0 +1,1 @@
+"""The stages of a recipe; `plan.py` reads like a script."""

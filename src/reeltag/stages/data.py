@@ -1,0 +1,53 @@
+"""Stages that make the data ready: every record is read and checked before anything trains."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from reeltag.data.shards import refuse_overlap, scan
+from reeltag.data.synthetic import write_synthetic
+from reeltag.errors import DataError
+from reeltag.executors import Job, Stage
+from reeltag.recipe import Recipe
+from reeltag.stages.files import MANIFEST, load_manifest
+from reeltag.storage import find, megabytes
+
+
+def data_stages(recipe: Recipe) -> list[Stage]:
+    """Generate the data if need be, then read each split through once."""
+    data = recipe.data
+    stages = []
+    if data.synthetic is not None:
+        videos = data.synthetic.train_videos + data.synthetic.test_videos
+        parameters = data.synthetic.model_dump(mode="json")
+        stages.append(Stage("synthetic", partial(_do_synthetic, recipe), (), parameters, f"{videos:,} videos"))
+    before: tuple[str, ...] = ("synthetic",) if data.synthetic is not None else ()
+    for split, patterns in {"train": data.train, "test": data.test}.items():
+        files = [] if data.synthetic else find(patterns, data.root)
+        identities = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        parameters = {"files": identities, "schema": data.record_schema.model_dump(mode="json")}
+        note = f"{len(files)} shards, {megabytes(sum(file.stat().st_size for file in files))}" if files else ""
+        inputs = before if split == "train" else (*before, "data.train")
+        stages.append(Stage(f"data.{split}", partial(_do_data, recipe, split, files), inputs, parameters, note))
+    return stages
+
+
+def _do_synthetic(recipe: Recipe, job: Job) -> None:
+    assert recipe.data.synthetic is not None
+    write_synthetic(job.folder, recipe.data.synthetic)
+
+
+def _do_data(recipe: Recipe, split: str, files: list[Path], job: Job) -> str:
+    """Read the shards through once. What follows depends on what they say, not on where they lie."""
+    files = files or find([f"{split}-*"], job.inputs["synthetic"])
+    total = sum(file.stat().st_size for file in files)
+    with job.progress.task("check and index", total, "bytes") as task:
+        manifest = scan(files, recipe.data.record_schema, task.advance)
+    if manifest.labelled < len(manifest):
+        missing = len(manifest) - manifest.labelled
+        raise DataError(f"{missing} of {len(manifest)} videos have no labels; data.{split} needs labelled shards")
+    if split == "test":
+        refuse_overlap(load_manifest(job, "train"), manifest)
+    manifest.save(job.folder / MANIFEST)
+    return manifest.fingerprint

@@ -1,0 +1,30 @@
+"""What stages leave in their folders, and how later ones read it."""
+
+from __future__ import annotations
+
+from reeltag import artifact
+from reeltag.data.shards import Indices, Manifest, split_holdout
+from reeltag.environment import default_device
+from reeltag.executors import Job
+from reeltag.predict import Predictor
+from reeltag.recipe import Recipe
+
+MODEL, CHECKPOINT, MANIFEST = "model.reeltag", "checkpoint.safetensors", "manifest.safetensors"
+SCORES, PREDICTIONS, WEIGHTS = "scores.json", "predictions.safetensors", "weights.json"
+REPORT, RESULTS = "report.md", "results.json"
+
+
+def load_manifest(job: Job, split: str) -> Manifest:
+    """The manifest of the training or the test set."""
+    return Manifest.load(job.inputs[f"data.{split}"] / MANIFEST)
+
+
+def load_predictor(job: Job, stage: str) -> Predictor:
+    """The model that a stage made, ready to predict."""
+    return Predictor(artifact.load(job.inputs[stage] / MODEL), default_device())
+
+
+def split(recipe: Recipe, manifest: Manifest) -> tuple[Indices, Indices]:
+    """Indices of the training and of the hold-out videos."""
+    holdout = recipe.data.holdout
+    return split_holdout(manifest, recipe.seed, fraction=holdout.fraction, shards=holdout.shards)
