@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from conftest import TINY
 from reeltag.data.shards import refuse_overlap, scan
-from reeltag.data.synthetic import SyntheticSettings, _World, synthetic_videos, write_synthetic
+from reeltag.data.synthetic import SyntheticSettings, _World, write_synthetic
 from reeltag.storage import file_hash
 
 
@@ -36,13 +36,6 @@ def test_the_shards_hold_what_the_settings_ask(tiny_shards: Path) -> None:
     assert train.labelled == TINY.train_videos
     assert set(train.frames.tolist()) <= set(range(4, 10))
     refuse_overlap(train, test)
-
-
-def test_videos_without_shards_are_repeatable() -> None:
-    first, again = list(synthetic_videos(TINY, 5)), list(synthetic_videos(TINY, 5))
-    for one, other in zip(first, again, strict=True):
-        assert one.id == other.id
-        np.testing.assert_array_equal(one.frames(), other.frames())
 
 
 def test_without_noise_every_frame_is_a_distractor_or_shows_a_label() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,18 @@ from reeltag.errors import DataError, UsageError
 PAYLOADS = [b"first", b"", b"the third"]
 BEGINS = [0, 21, 37]
 SIZE = 62
+Read = Callable[[Path], list[bytes]]
 
 
 def payloads(path: Path) -> list[bytes]:
     return [record.tobytes() for record in records_of(path)]
+
+
+def payloads_in_one_walk(path: Path) -> list[bytes]:
+    return [record.tobytes() for _, record in ShardFile(path).records()]
+
+
+either_way = pytest.mark.parametrize("read", [payloads, payloads_in_one_walk])
 
 
 @pytest.fixture
@@ -57,30 +66,33 @@ def test_crc_is_the_published_one() -> None:
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, records: list[bytes]) -> None:
     path = tmp_path_factory.getbasetemp() / "round_trip.tfrecord"
     assert write_shard(path, iter(records)) == len(records)
-    assert payloads(path) == records
+    assert payloads(path) == payloads_in_one_walk(path) == records
 
 
 def test_offsets_are_where_the_records_begin(shard: Path) -> None:
     assert ShardFile(shard).offsets().tolist() == BEGINS
+    assert [offset for offset, _ in ShardFile(shard).records()] == BEGINS
     assert shard.stat().st_size == SIZE
 
 
+@either_way
 @pytest.mark.parametrize("size", range(SIZE))
-def test_a_cut_shard_is_refused_or_a_shorter_valid_one(shard: Path, size: int) -> None:
+def test_a_cut_shard_is_refused_or_a_shorter_valid_one(shard: Path, size: int, read: Read) -> None:
     shard.write_bytes(shard.read_bytes()[:size])
     if size in BEGINS[1:]:
         # Nothing in the format tells this from a complete file; the manifest's size does.
-        assert payloads(shard) == PAYLOADS[: BEGINS.index(size)]
+        assert read(shard) == PAYLOADS[: BEGINS.index(size)]
         return
     with pytest.raises(DataError) as caught:
-        payloads(shard)
+        read(shard)
     assert caught.value.file == str(shard)
     if size:
         assert caught.value.offset == max(begin for begin in BEGINS if begin < size)
 
 
+@either_way
 @pytest.mark.parametrize("position", range(SIZE))
-def test_every_flipped_bit_is_refused_with_its_place(shard: Path, position: int) -> None:
+def test_every_flipped_bit_is_refused_with_its_place(shard: Path, position: int, read: Read) -> None:
     whole = shard.read_bytes()
     number = max(index for index, begin in enumerate(BEGINS) if begin <= position)
     for bit in range(8):
@@ -88,7 +100,7 @@ def test_every_flipped_bit_is_refused_with_its_place(shard: Path, position: int)
         damaged[position] ^= 1 << bit
         shard.write_bytes(damaged)
         with pytest.raises(DataError) as caught:
-            payloads(shard)
+            read(shard)
         error = caught.value
         assert (error.file, error.record, error.offset) == (str(shard), number, BEGINS[number])
         assert f"{shard}, record {number}, byte {BEGINS[number]}: " in str(error)
@@ -142,7 +154,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, before: bytes | No
     if before is not None:
         path.write_bytes(before)
 
-    def failing() -> object:
+    def failing() -> Iterator[bytes]:
         yield b"one"
         raise RuntimeError("no more")
 

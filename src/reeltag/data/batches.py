@@ -73,8 +73,6 @@ def sample_frames(batch: Batch, count: int, generator: torch.Generator) -> Batch
     draws = torch.rand(len(batch), count, generator=generator)
     lengths = batch.lengths
     rows = (draws.to(lengths.device) * lengths[:, None]).long()
-    # In float32 a draw just below 1 can round up to the length itself.
-    rows = rows.minimum(lengths[:, None] - 1)
     frames = batch.frames.gather(1, rows[..., None].expand(-1, -1, batch.frames.shape[2]))
     return replace(batch, frames=frames, lengths=torch.full_like(lengths, count))
 

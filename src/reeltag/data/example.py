@@ -152,7 +152,7 @@ def _frame_layout(width: int, dtype: str, in_list: bool) -> tuple[bytes, np.dtyp
     header = bytes([kind]) + _varint_bytes(len(header) + size) + header
     if in_list:
         header = b"\x0a" + _varint_bytes(len(header) + size) + header
-    return header, np.dtype([("header", "V", len(header)), ("values", code, width)])
+    return header, np.dtype([("header", "V", len(header)), ("values", code, (width,))])
 
 
 def _field(buffer: memoryview, position: int, end: int) -> tuple[int, int, int]:
@@ -303,7 +303,7 @@ def _frame_values(item: Any, feature: Feature, number: int, schema: Schema) -> F
 
 
 def _missing(name: str, present: Any) -> DataError:
-    names = ", ".join(sorted(present)) or "none"
+    names = ", ".join(sorted(present)) or "none, so check the schema's level"
     return DataError(f"no feature {name!r}; the record has {names}")
 
 

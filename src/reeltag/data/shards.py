@@ -29,7 +29,6 @@ class ShardInfo:
 
     path: str
     bytes: int
-    modified_ns: int
     sha256: str
     records: int
 
@@ -74,11 +73,6 @@ class Manifest:
         """Index of each shard's first record, and N last."""
         return np.cumsum([0, *(shard.records for shard in self.shards)])
 
-    def is_current(self, paths: Sequence[Path], schema: Schema) -> bool:
-        """Whether the manifest describes these files as they lie now, judged by size and time."""
-        known = [(shard.path, shard.bytes, shard.modified_ns) for shard in self.shards]
-        return schema == self.schema and known == [_identity(path) for path in paths]
-
     def save(self, path: Path) -> None:
         """Write the manifest to one file."""
         arrays = {key: getattr(self, key) for key in _ARRAYS}
@@ -110,11 +104,6 @@ class Manifest:
 _ARRAYS = ("offsets", "frames", "id_hashes", "class_counts")
 
 
-def _identity(path: Path) -> tuple[str, int, int]:
-    stat = path.stat()
-    return str(path.resolve()), stat.st_size, stat.st_mtime_ns
-
-
 def scan(paths: Sequence[Path], schema: Schema, advance: Callable[[int], None] = lambda size: None) -> Manifest:
     """Read a shard set through once and describe it.
 
@@ -140,8 +129,8 @@ def scan(paths: Sequence[Path], schema: Schema, advance: Callable[[int], None] =
             if video.labels is not None:
                 labelled += 1
                 counts[video.labels] += 1
-        name, size, modified = _identity(path)
-        shards.append(ShardInfo(name, size, modified, file_hash(path), len(offsets) - first))
+        size = path.stat().st_size
+        shards.append(ShardInfo(str(path.resolve()), size, file_hash(path), len(offsets) - first))
         advance(size)
     manifest = Manifest(
         schema,
@@ -237,7 +226,11 @@ class Shards:
         """
         path, number, offset = self.place(index)
         shard = _open(path)
-        return _decode(shard.record(offset, number), self.manifest.schema, shard, number, offset)
+        video = _decode(shard.record(offset, number), self.manifest.schema, shard, number, offset)
+        if _id_hash(video.id) != self.manifest.id_hashes[index]:
+            reason = "holds another video than when the shard was indexed; run again, so that it is indexed anew"
+            raise DataError(reason, file=path, record=number, offset=offset)
+        return video
 
 
 @lru_cache(maxsize=256)

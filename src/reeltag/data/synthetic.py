@@ -9,7 +9,6 @@ them apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -95,12 +94,10 @@ class _World:
         first = int(rng.choice(len(self.popularity), p=self.popularity))
         related = np.where(self.theme_of == self.theme_of[first], 12.0, 1.0) * self.popularity
         related[first] = 0
-        # Both members of a pair in one video could not be told apart by anyone.
-        if first >= self.first_in_pair:
-            related[self._partner(first)] = 0
         more = rng.choice(len(related), rng.integers(0, MOST_LABELS), replace=False, p=related / related.sum())
         chosen = [first]
         for label in more.tolist():
+            # Both members of a pair in one video could not be told apart by anyone.
             if label < self.first_in_pair or self._partner(label) not in chosen:
                 chosen.append(label)
         return chosen
@@ -132,10 +129,3 @@ class _World:
 
     def _partner(self, label: int) -> int:
         return self.first_in_pair + ((label - self.first_in_pair) ^ 1)
-
-
-def synthetic_videos(settings: SyntheticSettings, count: int) -> Iterator[Video]:
-    """Videos of the same kind without shards, for tests and benchmarks."""
-    world, rng = _World(settings), np.random.default_rng(settings.seed)
-    for number in range(count):
-        yield world.video(f"video-{number:06}", rng)

@@ -1,0 +1,42 @@
+"""The recipe for AudioSet on the real clips, cut short. Skipped where the data are missing."""
+
+import json
+
+import pytest
+from conftest import DATA, REPO
+
+from reeltag.cli import main
+from reeltag.data.schema import preset
+from reeltag.data.shards import scan
+
+FOLDER = DATA / "audioset"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no AudioSet in {FOLDER}; set REELTAG_DATA"),
+]
+
+
+def test_every_clip_is_read_with_its_labels():
+    for split, clips in {"bal_train": 22_160, "eval": 20_371}.items():
+        manifest = scan(sorted(FOLDER.glob(f"{split}-*.tfrecord")), preset("audioset"))
+        assert len(manifest) == manifest.labelled == clips
+        assert manifest.frames.max() == 10
+        assert 2.2 < manifest.class_counts.sum() / clips < 2.6
+
+
+def test_two_epochs_beat_the_prior_by_far_and_8_bits_cost_next_to_nothing(tmp_path, capsys):
+    out, model = tmp_path / "out", "netvlad-32"
+    overrides = {"data.root": FOLDER, "training.epochs": 2, "averaging.epochs": 0.1}
+    sets = [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
+    assert main(["train", str(REPO / "recipes" / "audioset.toml"), "--model", model, "--out", str(out), *sets]) == 0
+    small = out / "small.reeltag"
+    assert main(["quantize", str(out / f"{model}.reeltag"), "--out", str(small)]) == 0
+    assert small.stat().st_size < 0.27 * (out / f"{model}.reeltag").stat().st_size
+    gaps = []
+    for file in (out / f"{model}.reeltag", small):
+        capsys.readouterr()
+        assert main(["evaluate", str(file), str(FOLDER / "eval-0000[0-3]-*.tfrecord"), "--json"]) == 0
+        gaps.append(json.loads(capsys.readouterr().out)["gap"])
+    # Two epochs gave 0.34 here, twenty give 0.42; always answering the class frequencies gives 0.10.
+    assert gaps[0] > 0.25
+    assert gaps[1] == pytest.approx(gaps[0], abs=0.001)
