@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from conftest import DATA, REPO
 
+from conftest import DATA, REPO
 from reeltag.cli import main
 from reeltag.data.schema import preset
 from reeltag.data.shards import scan

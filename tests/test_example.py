@@ -248,7 +248,7 @@ def build(context: Any, lists: Any) -> bytes:
         (build(ID, {"pix": RGB["rgb"]} | AUDIO), BYTES, "no feature 'rgb'; the record has audio, pix"),
         (build(ID, {"rgb": AUDIO["audio"]} | AUDIO), BYTES, "'rgb', frame 0: 2 values, expected 6; check the schema's"),
         (build(ID, {"rgb": ("bytes_list", [[bytes(6)], [bytes(5)]])} | AUDIO), BYTES, "'rgb', frame 1: 5 values"),
-        (build(ID, RGB | AUDIO), FLOATS, "'rgb', frame 0: is a bytes_list, expected a float_list (float32)"),
+        (build(ID, RGB | AUDIO), FLOATS, "'rgb', frame 0: is a bytes_list, expected a float_list"),
         (build(ID | {"labels": ("int64_list", [8])}, RGB | AUDIO), BYTES, "label 8 is outside the 8 classes 0…7"),
         (build(ID | {"labels": ("int64_list", [7, -1])}, RGB | AUDIO), BYTES, "label -1 is outside the 8 classes"),
         (build(ID, {"rgb": ("bytes_list", [[bytes(6)]])} | AUDIO), BYTES, "number of frames: {'rgb': 1, 'audio': 2}"),

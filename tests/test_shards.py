@@ -257,5 +257,5 @@ def test_a_shard_that_was_replaced_by_another_is_not_read_as_the_old_one(tiny_sh
     manifest = scan([path], TINY.record_schema)
     path.unlink()  # a new file, as a fresh download would be
     path.write_bytes(second.read_bytes())
-    with pytest.raises(DataError, match="another video|CRC|truncated"):
+    with pytest.raises(DataError, match=r"another video|CRC|truncated"):
         Shards(manifest).read(0)

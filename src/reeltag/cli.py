@@ -22,18 +22,19 @@ app = App(
     name="reeltag",
     help="Train video taggers from frame features and ship an ensemble of them as one small file.",
     version=__version__,
+    default_parameter=Parameter(negative=(), show_default=False),
 )
 data = App(name="data", help="Look at, check and generate shards.")
 app.command(data)
 
 Overrides = Annotated[
     list[str],
-    Parameter(name="--set", negative=(), consume_multiple=False, help="Override a recipe key: dotted.key=value."),
+    Parameter(name="--set", consume_multiple=False, help="Override a recipe key: dotted.key=value."),
 ]
 
 
 @app.command
-def run(recipe: Path, *, out: Path | None = None, set_: Overrides = [], dry_run: bool = False) -> None:  # noqa: B006
+def run(recipe: Path, /, *, out: Path | None = None, set_: Overrides = [], dry_run: bool = False) -> None:  # noqa: B006
     """Do a whole recipe: train, average, quantise, ensemble, pack, test, report.
 
     Whatever an earlier run of the same recipe finished is kept, so the same command goes on after an
@@ -69,7 +70,7 @@ def run(recipe: Path, *, out: Path | None = None, set_: Overrides = [], dry_run:
 
 
 @app.command
-def train(recipe: Path, *, model: list[str] = [], out: Path | None = None, set_: Overrides = []) -> None:  # noqa: B006
+def train(recipe: Path, /, *, model: list[str] = [], out: Path | None = None, set_: Overrides = []) -> None:  # noqa: B006
     """Train models of a recipe, as `run` does, and stop there; each becomes a float32 .reeltag file.
 
     Example: reeltag train recipes/audioset.toml --model netvlad-a --set data.root=/data/audioset
@@ -95,7 +96,7 @@ def train(recipe: Path, *, model: list[str] = [], out: Path | None = None, set_:
 
 
 @app.command
-def evaluate(model: Path, *shards: str, per_class: Path | None = None, json: bool = False) -> None:
+def evaluate(model: Path, /, *shards: str, per_class: Path | None = None, json: bool = False) -> None:
     """Measure a model on labelled shards: GAP@20, Hit@1, PERR, mAP.
 
     Example: reeltag evaluate model.reeltag '/data/audioset/eval-*.tfrecord'
@@ -125,7 +126,7 @@ def evaluate(model: Path, *shards: str, per_class: Path | None = None, json: boo
 
 
 @app.command
-def predict(model: Path, *shards: str, out: Path | None = None) -> None:
+def predict(model: Path, /, *shards: str, out: Path | None = None) -> None:
     """Tag videos.
 
     Example: reeltag predict model.reeltag 'shards/*.tfrecord' --out predictions.csv
@@ -152,7 +153,7 @@ def predict(model: Path, *shards: str, out: Path | None = None) -> None:
 
 
 @app.command
-def quantize(model: Path, *, out: Path) -> None:
+def quantize(model: Path, /, *, out: Path) -> None:
     """Store the large weights of a model in 8 bits.
 
     Example: reeltag quantize runs/audioset/netvlad-a.reeltag --out small.reeltag
@@ -170,7 +171,7 @@ def quantize(model: Path, *, out: Path) -> None:
 
 
 @app.command
-def inspect(model: Path, *, json: bool = False) -> None:
+def inspect(model: Path, /, *, json: bool = False) -> None:
     """Show what a .reeltag file holds: members, weights, sizes, data, provenance.
 
     Args:
@@ -266,7 +267,7 @@ def verify(*shards: str, schema: str) -> None:
 
 
 @data.command
-def synth(out: Path, *, set_: Overrides = []) -> None:  # noqa: B006
+def synth(out: Path, /, *, set_: Overrides = []) -> None:  # noqa: B006
     """Generate shards with something to learn.
 
     Example: reeltag data synth shards/ --set train_videos=1000 --set test_videos=200

@@ -18,7 +18,7 @@ class Task:
     Attributes:
         name: what is being done.
         total: units of work in all.
-        unit: what is counted, in the plural.
+        unit: what is counted, in the plural; bytes are shown in MB.
         done: units done, those of an earlier, interrupted run included.
         note: anything to show beside it, such as the loss.
     """
@@ -51,7 +51,10 @@ class Task:
     def __str__(self) -> str:
         seconds = max(time.perf_counter() - self._begin, 1e-9)
         rate = (self.done - self._at_begin) / seconds
-        parts = [f"{self.name}: {self.done:,}/{self.total:,} {self.unit}", f"{rate:,.0f}/s"]
+        if self.unit == "bytes":
+            parts = [f"{self.name}: {self.done / 1e6:,.1f}/{self.total / 1e6:,.1f} MB", f"{rate / 1e6:,.1f} MB/s"]
+        else:
+            parts = [f"{self.name}: {self.done:,}/{self.total:,} {self.unit}", f"{rate:,.0f}/s"]
         if rate > 0 and self.done < self.total:
             parts.append(f"{_clock((self.total - self.done) / rate)} left")
         if self.waited:

@@ -291,7 +291,8 @@ def _frame_values(item: Any, feature: Feature, number: int, schema: Schema) -> F
     kind = "bytes_list" if schema.dtype == "uint8" else "float_list"
     found = item.WhichOneof("kind")
     if found != kind:
-        raise DataError(f"feature {feature.name!r}, frame {number}: is a {found}, expected a {kind} ({schema.dtype})")
+        expected = f"expected a {kind}; check the schema's dtype ({schema.dtype})"
+        raise DataError(f"feature {feature.name!r}, frame {number}: is a {found}, {expected}")
     values = getattr(item, kind).value
     frame = np.frombuffer(b"".join(values), np.uint8) if kind == "bytes_list" else np.array(values, np.float32)
     if len(frame) != feature.width:
