@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from reeltag.errors import BudgetError, RecipeError
-from reeltag.recipe import load_recipe
+from reeltag.recipe import known_keys, load_recipe
 from reeltag.stages.plan import plan
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -97,3 +97,11 @@ def test_weights_that_cannot_fit_the_budget_are_refused_before_anything_is_read(
     recipe = load_recipe(write(tmp_path, GOOD), ["budget_mb=0.5", "models.b.family=netvlad", "models.b.hidden=8"])
     with pytest.raises(BudgetError, match=r"over the budget of 0.50 MB; members: a .*, b .*; b would fit"):
         plan(recipe)
+
+
+def test_every_key_stands_in_the_documentation():
+    text = (RECIPES.parent / "docs" / "recipes.md").read_text()
+    tables = {"data", "training", "averaging", "ensemble", "models"}
+    missing = [key for key in known_keys() if f"`{key}`" not in text and key not in tables]
+    assert not missing
+    assert all(f"`[{table}" in text for table in tables)

@@ -17,7 +17,7 @@ from typing import Any
 from reeltag import __version__
 from reeltag.errors import UsageError
 from reeltag.progress import Progress
-from reeltag.storage import content_hash, read_json, write_json
+from reeltag.storage import content_hash, read_json, remove_partials, write_json
 
 MARKER = "stage.json"
 
@@ -79,6 +79,7 @@ def run(stages: Sequence[Stage], out: Path, progress: Progress) -> dict[str, Pat
         else:
             progress.say(title)
             folder.mkdir(parents=True, exist_ok=True)
+            remove_partials(folder)
             begin = time.perf_counter()
             job = Job(folder, {name: folders[name] for name in stage.inputs}, progress)
             digest = stage.work(job) or folder.name
@@ -114,7 +115,7 @@ def needed_for(targets: Iterable[str], stages: Sequence[Stage]) -> list[Stage]:
 
 
 def claim(out: Path) -> None:
-    """Make sure that a folder is new, or was made by a run.
+    """Make sure that a folder is new, or was made by a run, and make it ready for the next.
 
     Raises:
         UsageError: it holds something else.
@@ -124,6 +125,7 @@ def claim(out: Path) -> None:
     if out.is_dir() and any(out.iterdir()) and not (out / "stages").is_dir():
         raise UsageError(f"{out}: is not empty and holds no reeltag run; choose another --out")
     (out / "stages").mkdir(parents=True, exist_ok=True)
+    remove_partials(out)
 
 
 def _folder(stage: Stage, out: Path, digests: Mapping[str, str]) -> Path:

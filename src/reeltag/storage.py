@@ -76,6 +76,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def remove_partials(folder: Path) -> None:
+    """Remove what a killed process left of files that it was writing."""
+    for leftover in folder.glob(".*.partial"):
+        leftover.unlink()
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file, or leave what was there."""
     with atomic_path(path) as temporary:
