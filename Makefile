@@ -10,7 +10,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	python3 -c 'import sys; sys.exit(sys.version_info < (3, 10) and "reeltag needs Python 3.10 or newer")'
 	python3 -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@
+	@touch $@
 
 quickstart: setup
 	$(BIN)/reeltag run recipes/quickstart.toml --out runs/quickstart
@@ -31,7 +31,7 @@ bench-env: .bench-venv/ready
 .bench-venv/ready: bench/peers.txt
 	python3 -m venv .bench-venv
 	.bench-venv/bin/python -m pip install --quiet --requirement bench/peers.txt
-	touch $@
+	@touch $@
 
 bench: setup
 	$(BIN)/python bench/reader.py

@@ -61,8 +61,9 @@ def restore(state: TrainingState, model: torch.nn.Module, optimizer: torch.optim
     for name, parameter in model.named_parameters():
         moments = {key: state.optimizer.get(f"{name}/{key}") for key in _MOMENTS}
         if all(moment is not None for moment in moments.values()):
-            # torch's Adam keeps its step as a float tensor
-            optimizer.state[parameter] = {"step": torch.tensor(float(state.step))} | {
+            # torch's Adam keeps its step as a float tensor, the fused one beside the weights
+            step = torch.tensor(float(state.step), device=parameter.device)
+            optimizer.state[parameter] = {"step": step} | {
                 key: moment.to(parameter.device, copy=True) for key, moment in moments.items() if moment is not None
             }
 

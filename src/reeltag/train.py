@@ -155,10 +155,10 @@ def run_phase(
     """
     fabric = Fabric(accelerator=settings.device, devices=1, precision=_precision(settings))
     optimizer = torch.optim.Adam(tagger.parameters(), betas=(0.9, ADAM_BETA2), fused=True)
+    model, fabric_optimizer = fabric.setup(tagger, optimizer)
     state = checkpoint.load(path) if path.exists() else start
     if state is not None:
         checkpoint.restore(state, tagger, optimizer)
-    model, fabric_optimizer = fabric.setup(tagger, optimizer)
     average = _average(tagger, phase, state)
     step = state.step if state else phase.steps.start
     steps = range(step, phase.steps.stop)
