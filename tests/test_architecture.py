@@ -22,8 +22,7 @@ def layers():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if len(cells) == 3 and cells[0].isdigit():
             for file in cells[1].split():
-                name = file.strip("`").removesuffix(".py").replace("/", ".")
-                table[name.removesuffix(".__init__").replace("__init__", "")] = int(cells[0])
+                table[file.strip("`").removesuffix(".py").replace("/", ".")] = int(cells[0])
     return table
 
 

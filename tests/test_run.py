@@ -194,3 +194,12 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(finished, tmp_p
     assert main(["run", str(finished / "tiny.toml"), "--out", str(out)]) == 0
     assert (out / "model.reeltag").read_bytes() == (finished / "out" / "model.reeltag").read_bytes()
     assert not list(out.rglob("*.partial"))
+
+
+def test_an_interrupt_ends_with_130_and_says_how_to_go_on(finished, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(executors, "run", interrupted)
+    assert main(["run", str(finished / "tiny.toml"), "--out", str(finished / "out")]) == 130
+    assert "go on from their last checkpoint" in capsys.readouterr().err

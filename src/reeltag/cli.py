@@ -23,6 +23,7 @@ app = App(
     help="Train video taggers from frame features and ship an ensemble of them as one small file.",
     version=__version__,
     default_parameter=Parameter(negative=(), show_default=False),
+    suppress_keyboard_interrupt=False,  # `main` says how to go on
 )
 data = App(name="data", help="Look at, check and generate shards.")
 app.command(data)

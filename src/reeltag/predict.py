@@ -131,7 +131,7 @@ class Predictor:
         cut = several[:, : self.schema.max_frames]
         batch = Batch(
             ids=("",) * len(cut),
-            frames=torch.from_numpy(np.ascontiguousarray(cut)),
+            frames=torch.from_numpy(np.array(cut)),
             lengths=torch.from_numpy(counts.astype(np.int64)).clamp_max(self.schema.max_frames),
             labels=None,
         )
