@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 import reeltag
 from reeltag.cli import main
@@ -122,6 +123,18 @@ def test_outputs_that_exist_are_kept(capsys, model, tiny_shards, tmp_path):
     assert "not empty" in fails(capsys, "data", "synth", tmp_path)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused_before_anything_is_made(capsys, tmp_path):
+    message = fails(capsys, "run", "recipes/quickstart.toml", "--set", "training.device=cuda", "--out", tmp_path / "o")
+    assert "there is no cuda here" in message
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_shard_given_as_the_model_is_no_model(capsys, model, tiny_shards):
+    shard_path = sorted(tiny_shards.glob("test-*"))[0]
+    assert "is no .reeltag file" in fails(capsys, "predict", shard_path, model)
+
+
 def test_recipe_and_usage_faults_exit_with_2(capsys, tmp_path):
     recipe = "recipes/quickstart.toml"
     assert "did you mean 'epochs'" in fails(capsys, "run", recipe, "--set", "training.epoch=3", "--out", tmp_path / "o")
@@ -137,6 +150,7 @@ def test_recipe_and_usage_faults_exit_with_2(capsys, tmp_path):
 def test_kaggle_csv_and_json_lines_agree_with_python(capsys, model, tiny_shards, tmp_path):
     pattern = str(tiny_shards / "test-*")
     assert main(["predict", model, pattern, "--out", str(tmp_path / "p.csv")]) == 0
+    assert capsys.readouterr().out.strip().endswith("p.csv: 8 videos")
     assert main(["predict", model, pattern, "--out", str(tmp_path / "p.jsonl")]) == 0
     predictor = reeltag.load(model)
     (expected,) = predictor.predict_shards([pattern])

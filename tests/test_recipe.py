@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from reeltag.errors import BudgetError, RecipeError
+from reeltag.errors import BudgetError, RecipeError, UsageError
 from reeltag.recipe import known_keys, load_recipe
+from reeltag.stages.model import ModelStages
 from reeltag.stages.plan import plan
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -43,8 +44,7 @@ def test_all_faults_come_in_one_message(tmp_path):
         "models.a.hidden: Input should be greater than 0, not -3",
         "trainig: unknown key; did you mean 'training'?",
         "budget_mb: ",
-        "models.b: ",
-        "'netvlad'",
+        "models.b.family: choose one of netvlad",
     ):
         assert expected in message
 
@@ -57,7 +57,7 @@ def test_all_faults_come_in_one_message(tmp_path):
         (("[data.synthetic]\nclasses = 12", "[data]\nschema = 'audioste'"), "no preset 'audioste'"),
         (("[models.a]", "[models.'a b']"), "models.a b"),
         (("classes = 12", "classes = 12\n[data.holdout]\nfraction = 0.1\nshards = 2"), "either fraction or shards"),
-        (("family = \"netvlad\"", "clusters = 8"), "models.a: Unable to extract tag"),
+        (("family = \"netvlad\"", "clusters = 8"), "models.a.family: choose one of netvlad"),
         (("name = \"small\"", "name = 'small'\nname = 'twice'"), "is not TOML"),
         (("classes = 12", "classes = 12\nfloor = 1e"), "is not TOML"),
     ],
@@ -66,6 +66,34 @@ def test_contradictions_are_named(tmp_path, change, fault):
     with pytest.raises(RecipeError) as caught:
         load_recipe(write(tmp_path, GOOD.replace(*change)))
     assert fault in str(caught.value)
+
+
+def test_a_key_in_the_wrong_table_is_sent_to_the_right_one(tmp_path):
+    with pytest.raises(RecipeError, match=r"label_names: unknown key in this table; it belongs to another one"):
+        load_recipe(write(tmp_path, GOOD), ["label_names=x.csv"])
+
+
+def test_the_recipe_in_the_readme_is_valid_and_fits_its_budget(tmp_path):
+    text = (RECIPES.parent / "README.md").read_text()
+    recipe = load_recipe(write(tmp_path, text[text.index("```toml") + 7 :].partition("```")[0]))
+    sizes = [ModelStages(recipe, name).quantized_bytes for name in recipe.models]
+    assert 0.5 * recipe.budget < sum(sizes) < recipe.budget
+
+
+def test_a_wrong_file_of_label_names_is_found_before_anything_trains(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.tfrecord").touch()
+    (tmp_path / "labels.csv").write_text("index,name\n0,only one\n")
+    data = f"""[data]
+root = "{tmp_path}"
+schema = "audioset"
+train = ["train.tfrecord"]
+test = ["test.tfrecord"]
+label_names = "labels.csv"
+"""
+    text = GOOD.replace("[data.synthetic]\nclasses = 12\n", data)
+    with pytest.raises(UsageError, match="should name each of 527 classes once"):
+        plan(load_recipe(write(tmp_path, text), ["budget_mb=20"]))
 
 
 def test_a_missing_recipe_is_one_message(tmp_path):

@@ -11,6 +11,10 @@ __version__ = "0.1.0"
 __all__ = ["Predictor", "load"]
 
 
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import, so `import reeltag` and `reeltag --help` do without it.
     if name in __all__:

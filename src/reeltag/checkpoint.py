@@ -114,5 +114,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 - no mapping
     except KeyError as error:
         raise ArtifactError(f"{path}: was not written by reeltag (no 'reeltag' header)") from error
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: no such file; give the path of a .reeltag file") from error
     except (OSError, SafetensorError, ValueError) as error:
-        raise ArtifactError(f"{path}: cannot be read as safetensors ({error})") from error
+        what = "is no .reeltag file, or a damaged one that has to be copied again"
+        raise ArtifactError(f"{path}: {what} ({error})") from error

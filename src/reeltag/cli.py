@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ def run(recipe: Path, /, *, out: Path | None = None, set_: Overrides = [], dry_r
     """Do a whole recipe: train, average, quantise, ensemble, pack, test, report.
 
     Whatever an earlier run of the same recipe finished is kept, so the same command goes on after an
-    interruption and does nothing when all is done.
+    interruption and does nothing when all is done. docs/recipes.md lists the keys of a recipe.
 
     Example: reeltag run recipes/audioset.toml --set data.root=/data/audioset --out runs/audioset
 
@@ -74,7 +75,7 @@ def run(recipe: Path, /, *, out: Path | None = None, set_: Overrides = [], dry_r
 def train(recipe: Path, /, *, model: list[str] = [], out: Path | None = None, set_: Overrides = []) -> None:  # noqa: B006
     """Train models of a recipe, as `run` does, and stop there; each becomes a float32 .reeltag file.
 
-    Example: reeltag train recipes/audioset.toml --model netvlad-a --set data.root=/data/audioset
+    Example: reeltag train recipes/audioset.toml --model netvlad-32 --set data.root=/data/audioset
 
     Args:
         recipe: A TOML file.
@@ -140,6 +141,7 @@ def predict(model: Path, /, *shards: str, out: Path | None = None) -> None:
     from reeltag import predict as prediction
     from reeltag.environment import default_device
     from reeltag.formats import check_output, json_lines, write_predictions
+    from reeltag.storage import counted
 
     if out is not None:
         check_output(out)
@@ -150,14 +152,14 @@ def predict(model: Path, /, *shards: str, out: Path | None = None) -> None:
             print(line)
     else:
         count = write_predictions(out, predictions, predictor.label_names)
-        print(f"{out}: {count} videos")
+        print(f"{out}: {counted(count, 'video')}")
 
 
 @app.command
 def quantize(model: Path, /, *, out: Path) -> None:
     """Store the large weights of a model in 8 bits.
 
-    Example: reeltag quantize runs/audioset/netvlad-a.reeltag --out small.reeltag
+    Example: reeltag quantize runs/audioset/netvlad-32.reeltag --out small.reeltag
 
     Args:
         model: A .reeltag file.
@@ -180,7 +182,7 @@ def inspect(model: Path, /, *, json: bool = False) -> None:
         json: Print one JSON object instead of text.
     """
     from reeltag import artifact
-    from reeltag.storage import megabytes
+    from reeltag.storage import counted, megabytes
 
     shipped = artifact.load(model)
     size = model.stat().st_size
@@ -189,7 +191,7 @@ def inspect(model: Path, /, *, json: bool = False) -> None:
         return
     schema = shipped.schema
     features = " + ".join(f"{feature.name} {feature.width}" for feature in schema.features)
-    print(f"{model}: {megabytes(size)}, {len(shipped.members)} members")
+    print(f"{model}: {megabytes(size)}, {counted(len(shipped.members), 'member')}")
     print(f"reads     {schema.level} level, {features}, {schema.dtype}, at most {schema.max_frames} frames")
     print(f"classes   {schema.classes}{'' if shipped.label_names else ', without names'}")
     for member in shipped.members:
@@ -201,20 +203,18 @@ def inspect(model: Path, /, *, json: bool = False) -> None:
 @app.command
 def doctor() -> None:
     """Say what reeltag finds on this machine."""
-    import os
     import shutil
 
     import torch
 
     from reeltag.environment import default_device, versions
-    from reeltag.storage import megabytes
 
     for name, version in versions().items():
         print(f"{name:<18} {version}")
     print(f"{'processors':<18} {os.cpu_count()}, torch uses {torch.get_num_threads()} threads")
     device = default_device()
     print(f"{'device':<18} {torch.cuda.get_device_name() if device == 'cuda' else 'cpu, no GPU found'}")
-    print(f"{'free disk here':<18} {megabytes(shutil.disk_usage('.').free)}")
+    print(f"{'free disk here':<18} {shutil.disk_usage('.').free / 1e9:.1f} GB")
 
 
 @data.command(name="inspect")
@@ -226,12 +226,13 @@ def data_inspect(*shards: str) -> None:
     """
     from reeltag.data.example import describe
     from reeltag.data.tfrecord import ShardFile
-    from reeltag.storage import find, megabytes
+    from reeltag.storage import counted, find, megabytes
 
     paths = find(_given(shards))
     files = [ShardFile(path) for path in paths]
     records = sum(len(file.offsets()) for file in files)
-    print(f"{len(files)} shards, {records:,} records, {megabytes(sum(path.stat().st_size for path in paths))}")
+    size = megabytes(sum(path.stat().st_size for path in paths))
+    print(f"{counted(len(files), 'shard')}, {counted(records, 'record')}, {size}")
     print(f"first record of {files[0].path}:")
     for line in describe(files[0].record(0, 0)):
         print(f"  {line}")
@@ -249,7 +250,7 @@ def verify(*shards: str, schema: str) -> None:
     """
     from reeltag.data.shards import scan
     from reeltag.progress import default_progress
-    from reeltag.storage import find, megabytes
+    from reeltag.storage import counted, find, megabytes
 
     paths = find(_given(shards))
     loaded = _schema(schema)
@@ -257,7 +258,8 @@ def verify(*shards: str, schema: str) -> None:
         manifest = scan(paths, loaded, task.advance)
     frames = manifest.frames
     cut = int((frames > loaded.max_frames).sum())
-    print(f"{len(paths)} shards, {len(manifest):,} videos, {megabytes(manifest.bytes)}: all checksums and ids hold")
+    videos = counted(len(manifest), "video")
+    print(f"{counted(len(paths), 'shard')}, {videos}, {megabytes(manifest.bytes)}: all checksums and ids hold")
     print(f"frames    {frames.min()} to {frames.max()} a video, {frames.mean():.1f} on average")
     if cut:
         print(f"          {cut:,} videos have more than {loaded.max_frames}; the later frames are left out")
@@ -284,11 +286,16 @@ def synth(out: Path, /, *, set_: Overrides = []) -> None:  # noqa: B006
     settings = synthetic_settings(set_)
     write_synthetic(out, settings)
     print(f"{out}: {settings.train_videos} training and {settings.test_videos} test videos")
-    print(f"schema, for a recipe's [data]: {settings.record_schema.model_dump_json()}")
+    schema = settings.record_schema
+    features = ", ".join(f'{{ name = "{feature.name}", width = {feature.width} }}' for feature in schema.features)
+    print(f"for a recipe:\n\n[data.schema]\nfeatures = [{features}]")
+    print(f"classes = {schema.classes}\nmax_frames = {schema.max_frames}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+    # OpenMP's threads spin while they wait, which on a machine with other work to do slows training tenfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(arguments, exit_on_error=False, result_action="return_value")
     except CycloptsError:
@@ -307,9 +314,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _execute(recipe: Recipe, stages: Sequence[Stage], out: Path) -> dict[str, Path]:
     from reeltag import executors
+    from reeltag.environment import check_device
     from reeltag.progress import default_progress
     from reeltag.storage import write_json
 
+    check_device(recipe.training.device)
     executors.claim(out)
     write_json(out / "recipe.json", recipe.dump())
     return executors.run(stages, out, default_progress())

@@ -5,12 +5,27 @@ from __future__ import annotations
 import platform
 from importlib.metadata import version
 
+from reeltag.errors import UsageError
+
 PACKAGES = ("torch", "lightning-fabric", "numpy", "safetensors", "pydantic", "protobuf", "google-crc32c")
 
 
 def versions() -> dict[str, str]:
     """Versions that a result may depend on."""
     return {"python": platform.python_version()} | {name: version(name) for name in ("reeltag", *PACKAGES)}
+
+
+def check_device(name: str) -> None:
+    """See that a device is there before work starts.
+
+    Raises:
+        UsageError: it is not.
+    """
+    import torch
+
+    missing = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
+    if missing.get(name):
+        raise UsageError(f"training.device: there is no {name} here; use 'auto' or 'cpu', and see `reeltag doctor`")
 
 
 def default_device() -> str:

@@ -55,17 +55,23 @@ def write_predictions(path: Path, predictions: Iterable[Predictions], label_name
     """Write predictions in the format of the path's ending.
 
     Returns:
-        The number of lines.
+        The number of videos.
 
     Raises:
         UsageError: unknown format, or the file exists.
     """
     check_output(path)
     count = 0
+
+    def counting() -> Iterator[Predictions]:
+        nonlocal count
+        for part in predictions:
+            count += len(part.ids)
+            yield part
+
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for line in FORMATS[path.suffix](predictions, label_names):
+        for line in FORMATS[path.suffix](counting(), label_names):
             file.write(line + "\n")
-            count += 1
     return count
 
 

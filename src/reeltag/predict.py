@@ -115,7 +115,8 @@ class Predictor:
         """Tag frames.
 
         Args:
-            frames: [T, D] of one video or [B, T, D] of several, in the schema's dtype.
+            frames: [T, D] of one video or [B, T, D] of several, in the schema's dtype; frames past the
+                schema's limit are left out.
             lengths: [B], real frames of each video; all by default.
 
         Returns:
@@ -140,8 +141,15 @@ class Predictor:
         return probabilities if array.ndim == 3 else probabilities[0]
 
     def tags(self, frames: npt.ArrayLike, top: int = 5) -> list[tuple[str, float]]:
-        """The most probable classes of one video [T, D], by name."""
-        scores, classes = top_k(torch.from_numpy(self.predict(frames))[None], top)
+        """The most probable classes of one video [T, D], by name.
+
+        Raises:
+            UsageError: the frames are not those of one video.
+        """
+        probabilities = self.predict(frames)
+        if probabilities.ndim != 1:
+            raise UsageError("tags: give the frames [T, D] of one video; `predict` takes several")
+        scores, classes = top_k(torch.from_numpy(probabilities)[None], top)
         return [(self.label_names[c], s) for c, s in zip(classes[0].tolist(), scores[0].tolist(), strict=True)]
 
     def predict_shards(self, patterns: Sequence[str]) -> Iterator[Predictions]:
@@ -160,8 +168,13 @@ class Predictor:
             raise UsageError(f"frames are {list(frames.shape)} {frames.dtype}; this model reads {expected}")
         if 0 in frames.shape:
             raise UsageError(f"frames are {list(frames.shape)}: there must be at least one video with one frame")
-        if lengths.shape != frames.shape[:1] or lengths.min() < 1 or lengths.max() > frames.shape[1]:
-            raise UsageError(f"lengths must be {len(frames)} numbers from 1 to {frames.shape[1]}")
+        if (
+            lengths.shape != frames.shape[:1]
+            or lengths.dtype.kind not in "iu"
+            or lengths.min() < 1
+            or lengths.max() > frames.shape[1]
+        ):
+            raise UsageError(f"lengths must be {len(frames)} whole numbers from 1 to {frames.shape[1]}")
         if not np.isfinite(frames).all():
             raise UsageError("frames hold NaN or infinite values")
 

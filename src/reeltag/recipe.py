@@ -186,6 +186,10 @@ def _describe(fault: ErrorDetails) -> str:
     if place[0] == "models" and len(place) > 2 and place[2] in FAMILIES:
         del place[2]  # pydantic names the branch that it chose
     key = ".".join(place)
+    if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return f"{key}.family: choose one of {', '.join(FAMILIES)}"
+    if fault["type"] == "extra_forbidden" and place[-1] in known_keys():
+        return f"{key}: unknown key in this table; it belongs to another one, see docs/recipes.md"
     if fault["type"] == "extra_forbidden":
         close = difflib.get_close_matches(place[-1], known_keys(), n=1)
         return f"{key}: unknown key" + (f"; did you mean {close[0]!r}?" if close else "")

@@ -18,6 +18,11 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size:,} bytes"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and its noun, in the plural where it has to be."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def find(patterns: Sequence[str], root: Path | None = None) -> list[Path]:
     """Files that match glob patterns, each once, sorted by name within a pattern.
 
@@ -47,9 +52,9 @@ def refuse_existing(path: Path) -> None:
         UsageError: the file exists already, or its folder does not.
     """
     if path.exists():
-        raise UsageError(f"{path}: exists already; remove it or choose another --out")
+        raise UsageError(f"{path}: exists already; remove it or choose another name")
     if not path.parent.is_dir():
-        raise UsageError(f"{path.parent}: no such folder; create it or choose another --out")
+        raise UsageError(f"{path.parent}: no such folder; create it or choose another place")
 
 
 @contextmanager
@@ -65,6 +70,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner may read
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
@@ -74,6 +80,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def remove_partials(folder: Path) -> None:

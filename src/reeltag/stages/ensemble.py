@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from reeltag.executors import Job, Stage
 from reeltag.metrics import Metrics
 from reeltag.recipe import Recipe
 from reeltag.stages.files import MODEL, PREDICTIONS, WEIGHTS, load_manifest
-from reeltag.storage import file_hash, find, megabytes, read_json, write_json
+from reeltag.storage import megabytes, read_json, write_json
 
 
 def ensemble_stages(recipe: Recipe) -> list[Stage]:
@@ -26,12 +25,8 @@ def ensemble_stages(recipe: Recipe) -> list[Stage]:
     names = list(recipe.models)
     predicted, quantized = [f"predict.{name}" for name in names], [f"quantize.{name}" for name in names]
     search = {"trials": recipe.ensemble.trials, "seed": recipe.seed}
-    labels = _label_names_path(recipe)
-    package = {
-        "recipe": recipe.fingerprint,
-        "budget": recipe.budget,
-        "label_names": file_hash(labels) if labels else None,
-    }
+    # The names are read here already: a wrong file should not be found after hours of training.
+    package = {"recipe": recipe.fingerprint, "budget": recipe.budget, "label_names": _label_names(recipe)}
     note = f"at most {megabytes(recipe.budget)}"
     return [
         Stage(
@@ -45,11 +40,9 @@ def ensemble_stages(recipe: Recipe) -> list[Stage]:
     ]
 
 
-def _label_names_path(recipe: Recipe) -> Path | None:
-    if recipe.data.label_names is None:
-        return None
-    (path,) = find([recipe.data.label_names], recipe.data.root)
-    return path
+def _label_names(recipe: Recipe) -> tuple[str, ...] | None:
+    data = recipe.data
+    return read_label_names(data.root / data.label_names, data.record_schema.classes) if data.label_names else None
 
 
 def _do_ensemble(recipe: Recipe, job: Job) -> None:
@@ -87,13 +80,12 @@ def _do_pack(recipe: Recipe, job: Job) -> None:
     for name, weight in found["weights"].items():
         (member,) = artifact.load(job.inputs[f"quantize.{name}"] / MODEL).members
         members.append(replace(member, weight=weight))
-    labels, schema = _label_names_path(recipe), recipe.data.record_schema
     provenance = {
         "recipe": recipe.name,
         "recipe_hash": recipe.fingerprint,
         "versions": versions(),
         "holdout_gap": found["holdout"],
     }
-    names = read_label_names(labels, schema.classes) if labels else None
-    size = artifact.save(job.folder / MODEL, Artifact(schema, names, tuple(members), provenance), recipe.budget)
+    shipped = Artifact(recipe.data.record_schema, _label_names(recipe), tuple(members), provenance)
+    size = artifact.save(job.folder / MODEL, shipped, recipe.budget)
     job.progress.say(f"  {megabytes(size)} of {megabytes(recipe.budget)}")
