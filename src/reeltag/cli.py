@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -203,6 +202,7 @@ def inspect(model: Path, /, *, json: bool = False) -> None:
 @app.command
 def doctor() -> None:
     """Say what reeltag finds on this machine."""
+    import os
     import shutil
 
     import torch
@@ -294,8 +294,6 @@ def synth(out: Path, /, *, set_: Overrides = []) -> None:  # noqa: B006
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
-    # OpenMP's threads spin while they wait, which on a machine with other work to do slows training tenfold.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(arguments, exit_on_error=False, result_action="return_value")
     except CycloptsError:
