@@ -1,33 +1,59 @@
-"""Layers, heads and whole models: against the authors' numbers, and one battery for every family."""
+"""One battery for every registered family and its forms, and each against a slow, obvious implementation."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import golden
-from peer_weights import state_dict
+from reeltag import artifact
+from reeltag.artifact import Artifact, Member
+from reeltag.data.schema import Feature, Schema
 from reeltag.losses import cross_entropy
-from reeltag.models.config import HeadConfig
-from reeltag.models.heads import build_head
 from reeltag.models.layers import dequantize, l2_normalize
-from reeltag.models.netvlad import NetVLADFeature
-from reeltag.models.tagger import FAMILIES, Tagger, build_tagger, meta_tagger, parse_config
+from reeltag.models.rnn import shuffle_frames
+from reeltag.models.tagger import FAMILIES, build_tagger, meta_tagger, parse_config
+from reeltag.predict import Predictor
+from slow_models import slow_tag
 
 WIDTHS, CLASSES = (12, 4), 9
-SMALL = {"netvlad": {"clusters": 4}}
+# Forms of a family, beside the one that its defaults give. A new family needs no entry here.
+FORMS = {
+    "attention": [{"width": 8, "heads": 2, "queries": 3}],
+    "dbof": [{"pooling": p, "clusters": 16} for p in ("max", "mean", "soft", "soft+max", "gated")],
+    "netfv": [{"clusters": 4}, {"clusters": 4, "centres": "coupled", "coupling": 0.5}],
+    "netvlad": [{"clusters": 4}, {"clusters": 4, "centres": "none"}],
+    "nextvlad": [{"clusters": 4, "groups": 4, "vlad_dropout": 0.0}],
+    "rnn": [
+        *({"cell": cell, "cells": 8} for cell in ("lstm", "gru", "gru-torch")),
+        {"cell": "gru", "cells": 16, "paths": "dual"},
+        {"cell": "lstm", "cells": 16, "paths": "dual", "shuffle": True},
+    ],
+}
+ALL = [(family, form) for family in FAMILIES for form in FORMS.get(family, [{}])]
 OPTIONS = {
-    "plain": {},
-    "relu": {"relu": True},
-    "no gating": {"gating": False},
+    "relu6": {"hidden": 8, "activation": "relu6"},
+    "norm": {"hidden": 8, "activation": "norm"},
+    "no hidden layer, no gating": {"hidden": 0, "activation": "default", "gating": {"kind": "none"}},
+    "gating with a bias": {"gating": {"norm": False}},
+    "gating without the diagonal": {"gating": {"diagonal": False}},
+    "squeeze and excitation": {"gating": {"kind": "se", "reduction": 2}},
     "logistic": {"head": {"kind": "logistic"}},
-    "probability gating": {"head": {"prob_gating": True, "experts": 3}},
+    "three experts, gates of low rank": {"head": {"experts": 3, "gate_rank": 2}},
+    "probability gating": {"head": {"prob_gating": True}},
+    "probability gating without the diagonal": {"head": {"prob_gating": True, "prob_gating_diagonal": False}},
+    "probability gating by the hidden vector": {"head": {"prob_gating": True, "prob_gating_input": "hidden"}},
+    "input norm": {"input_norm": True},
     "dropout": {"dropout": 0.3},
 }
 
 
-def small_tagger(family, seed=0, **options):
-    config = parse_config({"family": family, "hidden": 8, "bn_decay": 0.9, **SMALL[family], **options})
-    return build_tagger(config, WIDTHS, CLASSES, seed)
+def small_tagger(family, form, seed=0, **options):
+    small = FAMILIES[family][0].model_fields
+    table = {"family": family, "hidden": min(8, small["hidden"].default), "bn_decay": 0.9, **form, **options}
+    if table.get("activation") == "default":
+        table["activation"] = small["activation"].default
+    return build_tagger(parse_config(table, WIDTHS), WIDTHS, CLASSES, seed)
 
 
 def videos(count=6, frames=7, seed=0):
@@ -37,97 +63,63 @@ def videos(count=6, frames=7, seed=0):
     return codes, torch.full((count,), frames), labels
 
 
-def trained_a_little(tagger):
-    """Batch norm's statistics differ from their start, so that a mistake in using them shows."""
-    frames, lengths, _ = videos(seed=5)
-    tagger.train()
-    for _ in range(20):
-        tagger(frames, lengths)
+def stirred(tagger, seed=7):
+    """Nothing is at its start any more, so that a mistake in using a weight or a statistic shows."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in tagger.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+        elif tensor.is_floating_point():
+            tensor.add_(0.3 * torch.randn(tensor.shape, generator=generator))
     return tagger.eval()
 
 
-# --- the authors' numbers -------------------------------------------------------------------------
+def name_of(value):
+    return "-".join(map(str, value.values())) or "defaults" if isinstance(value, dict) else value
 
 
-def test_dequantize_is_the_authors():
-    arrays = golden("dequantize")
-    ours = dequantize(torch.from_numpy(arrays["x_uint8"])).numpy()
-    np.testing.assert_allclose(ours, arrays["y_f64"], atol=1e-6)
-
-
-def test_netvlad_layer_is_the_authors():
-    arrays = golden("layer_netvlad")
-    layer = NetVLADFeature(12, 6)
-    layer.load_state_dict(state_dict(arrays))
-    layer.norm.norm.eps = 1e-3
-    y = layer.eval()(torch.from_numpy(arrays["x"]), None)
-    np.testing.assert_allclose(y.detach().numpy(), arrays["y"], atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("name", "config"),
-    [
-        ("logistic", HeadConfig(kind="logistic", l2=1e-8)),
-        ("moe2", HeadConfig(experts=2, l2=1e-6)),
-        ("moe4", HeadConfig(experts=4, l2=1e-6)),
-        ("moe2_probgating", HeadConfig(experts=2, l2=1e-6, prob_gating=True)),
-    ],
-)
-def test_heads_are_the_authors(name, config):
-    arrays = golden(name)
-    head = build_head(8, arrays["y"].shape[1], config)
-    head.load_state_dict(state_dict(arrays, strip="head."))
-    y = head.eval()(torch.from_numpy(arrays["x"]))
-    np.testing.assert_allclose(y.detach().numpy(), arrays["y"], atol=1e-5)
-    assert head.penalty().item() == pytest.approx(float(arrays["regularization_loss"]), rel=1e-5)
-
-
-def test_netvlad_model_is_the_authors_from_uint8_frames_to_probabilities():
-    arrays = golden("model_netvlad")
-    config = parse_config({"family": "netvlad", "clusters": 4, "hidden": 16, "head": {"prob_gating": True}})
-    tagger = Tagger(config, (1024, 128), 10)
-    tagger.load_state_dict(state_dict(arrays))
-    y = tagger.eval()(torch.from_numpy(arrays["x_uint8"]), torch.from_numpy(arrays["num_frames"]).long())
-    np.testing.assert_allclose(y.detach().numpy(), arrays["y"], atol=1e-5)
-    gated = tagger.gate(torch.from_numpy(arrays["cg_in"]))
-    np.testing.assert_allclose(gated.detach().numpy(), arrays["cg_out"], atol=1e-5)
+battery = pytest.mark.parametrize(("family", "form"), ALL, ids=name_of)
+with_options = pytest.mark.parametrize("options", [{}, *OPTIONS.values()], ids=["plain", *OPTIONS])
 
 
 # --- brute force ----------------------------------------------------------------------------------
 
 
-def slow_netvlad(x, assign, mean, variance, gamma, beta, centres):
-    """One video, frame by frame, in float64."""
-    vlad = np.zeros_like(centres)
-    for frame in x:
-        logits = gamma * (frame @ assign - mean) / np.sqrt(variance + 1e-3) + beta
-        share = np.exp(logits - logits.max())
-        share /= share.sum()
-        for cluster in range(centres.shape[1]):
-            vlad[:, cluster] += share[cluster] * (frame - centres[:, cluster])
-    vlad /= np.maximum(np.linalg.norm(vlad, axis=0), 1e-6)
-    flat = vlad.reshape(-1)
-    return flat / max(np.linalg.norm(flat), 1e-6)
+def as_numpy_says(tagger, schema, frames, lengths):
+    """Probabilities of the slow implementation, and of ours on the padded batch."""
+    config, state = tagger.config, tagger.state_dict()
+    shipped = Artifact(schema, None, (Member("m", config, 1.0, state),), {})
+    ours = Predictor(shipped).predict(frames, lengths)
+    cut = [row[: min(length, schema.max_frames)] for row, length in zip(frames, lengths, strict=True)]
+    return ours, np.stack([slow_tag(config, WIDTHS, state, row) for row in cut])
 
 
-@pytest.mark.parametrize("length", [1, 2, 300])
-def test_netvlad_pools_ragged_videos_like_a_loop_over_their_frames(length):
-    layer = NetVLADFeature(5, 3)
-    with torch.no_grad():
-        for tensor in (layer.norm.norm.running_mean, layer.norm.norm.running_var, layer.norm.norm.weight):
-            tensor.copy_(torch.rand(3) + 0.5)
-    x = torch.randn(2, 300, 5)
-    x[0, 0] = 0  # a zero frame is a frame
-    mask = torch.arange(300) < torch.tensor([[length], [300]])
-    ours = layer.eval()(x * mask[..., None], mask)[0].detach().numpy()
-    norm = layer.norm.norm
-    weights = (layer.assign, norm.running_mean, norm.running_var, norm.weight, norm.bias, layer.centres)
-    slow = slow_netvlad(x[0, :length].double().numpy(), *(w.detach().double().numpy() for w in weights))
+@battery
+def test_ragged_videos_are_tagged_as_a_slow_implementation_does(family, form):
+    schema = Schema(
+        features=(Feature(name="a", width=12), Feature(name="b", width=4)), dtype="float32", classes=CLASSES
+    )
+    lengths = np.array([1, 300, 305, 7])
+    frames = np.random.default_rng(3).standard_normal((4, 305, 16)).astype(np.float32)
+    frames[3, 2:4] = 0  # zero frames are frames
+    frames[1, 0] = 0
+    ours, slow = as_numpy_says(stirred(small_tagger(family, form)), schema, frames, lengths)
+    np.testing.assert_allclose(ours, slow, atol=1e-5)
+    assert slow.std(0).max() > 1e-3, "the videos are told apart"
+
+
+@pytest.mark.parametrize("family", ["netvlad", "mean"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_options_are_as_a_slow_implementation_has_them(family, options):
+    schema = Schema(features=(Feature(name="a", width=12), Feature(name="b", width=4)), dtype="float32", classes=9)
+    frames = np.random.default_rng(3).standard_normal((4, 9, 16)).astype(np.float32)
+    tagger = stirred(small_tagger(family, FORMS.get(family, [{}])[0], **options))
+    ours, slow = as_numpy_says(tagger, schema, frames, np.array([9, 1, 4, 2]))
     np.testing.assert_allclose(ours, slow, atol=1e-5)
 
 
 def test_batch_norm_counts_only_real_frames():
-    tagger = small_tagger("netvlad").train()
+    tagger = small_tagger("netvlad", {"clusters": 4}).train()
     frames, _, _ = videos(frames=9)
     lengths = torch.tensor([9, 1, 4, 2, 7, 3])
     tagger(frames, lengths)
@@ -139,17 +131,32 @@ def test_batch_norm_counts_only_real_frames():
     torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * rows.var(0))
 
 
-# --- the battery: every registered family, with every option ----------------------------------------
+def test_shuffling_moves_real_frames_only_and_loses_none():
+    x = torch.arange(1.0, 61.0).view(2, 30, 1)
+    mask = torch.arange(30) < torch.tensor([[30], [20]])
+    torch.manual_seed(1)
+    shuffled = shuffle_frames(x * mask[..., None], mask)
+    for row, original, length in zip(shuffled, x, (30, 20), strict=True):
+        assert not torch.equal(row[:length], original[:length])
+        assert torch.equal(row[:length].sort(0).values, original[:length])
+        assert (row[length:] == 0).all()
 
-battery = pytest.mark.parametrize("family", FAMILIES)
-with_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+
+def test_a_shuffling_model_shuffles_in_training_alone():
+    tagger = small_tagger("rnn", {"cell": "gru", "cells": 8, "shuffle": True})
+    frames, lengths, _ = videos(frames=20)
+    assert torch.equal(tagger.eval()(frames, lengths), tagger(frames, lengths))
+    assert not torch.equal(tagger.train()(frames, lengths), tagger(frames, lengths))
+
+
+# --- the battery: every registered family in every form, with every option ---------------------------
 
 
 @battery
 @with_options
-def test_probabilities_have_the_right_shape_and_range(family, options):
+def test_probabilities_have_the_right_shape_and_range(family, form, options):
     frames, lengths, _ = videos()
-    p = trained_a_little(small_tagger(family, **options))(frames, lengths)
+    p = stirred(small_tagger(family, form, **options))(frames, lengths)
     assert p.shape == (6, CLASSES)
     assert p.dtype == torch.float32
     assert ((p >= 0) & (p <= 1)).all()
@@ -157,8 +164,8 @@ def test_probabilities_have_the_right_shape_and_range(family, options):
 
 @battery
 @with_options
-def test_every_parameter_gets_a_gradient(family, options):
-    tagger = small_tagger(family, **options).train()
+def test_every_parameter_gets_a_gradient(family, form, options):
+    tagger = small_tagger(family, form, **options).train()
     frames, lengths, labels = videos()
     (cross_entropy(tagger(frames, lengths), labels) + tagger.penalty()).backward()
     without = [name for name, p in tagger.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
@@ -167,9 +174,9 @@ def test_every_parameter_gets_a_gradient(family, options):
 
 @battery
 @pytest.mark.parametrize("value", [0, 128, 255])
-def test_constant_videos_give_finite_numbers(family, value):
+def test_constant_videos_give_finite_numbers(family, form, value):
     frames, lengths, labels = videos()
-    tagger = small_tagger(family).train()
+    tagger = small_tagger(family, form).train()
     loss = cross_entropy(tagger(torch.full_like(frames, value), lengths), labels)
     loss.backward()
     assert torch.isfinite(loss)
@@ -178,8 +185,8 @@ def test_constant_videos_give_finite_numbers(family, value):
 
 @battery
 @with_options
-def test_what_stands_in_padded_frames_changes_nothing(family, options):
-    tagger = trained_a_little(small_tagger(family, **options))
+def test_what_stands_in_padded_frames_changes_nothing(family, form, options):
+    tagger = stirred(small_tagger(family, form, **options))
     frames, _, _ = videos(frames=9)
     lengths = torch.tensor([9, 1, 4, 2, 7, 3])
     other = frames.clone()
@@ -189,8 +196,23 @@ def test_what_stands_in_padded_frames_changes_nothing(family, options):
 
 
 @battery
-def test_a_video_is_tagged_alike_alone_and_in_a_padded_batch(family):
-    tagger = trained_a_little(small_tagger(family))
+def test_padded_frames_change_no_gradient_and_no_statistic(family, form):
+    found = []
+    for fill in (0, 255):
+        frames, _, labels = videos(frames=9)
+        lengths = torch.tensor([9, 1, 4, 2, 7, 3])
+        for row, length in zip(frames, lengths, strict=True):
+            row[length:] = fill
+        tagger = small_tagger(family, form).train()
+        torch.manual_seed(0)
+        cross_entropy(tagger(frames, lengths), labels).backward()
+        found.append([p.grad for p in tagger.parameters()] + list(tagger.buffers()))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@battery
+def test_a_video_is_tagged_alike_alone_and_in_a_padded_batch(family, form):
+    tagger = stirred(small_tagger(family, form))
     frames, _, _ = videos(frames=9)
     lengths = torch.tensor([9, 1, 4, 2, 7, 3])
     together = tagger(frames, lengths)
@@ -200,11 +222,11 @@ def test_a_video_is_tagged_alike_alone_and_in_a_padded_batch(family):
 
 
 @battery
-def test_one_batch_can_be_learnt_by_heart(family):
-    tagger = small_tagger(family).train()
+def test_one_batch_can_be_learnt_by_heart(family, form):
+    tagger = small_tagger(family, form, hidden=8).train()
     frames, lengths, labels = videos()
     optimizer = torch.optim.Adam(tagger.parameters(), lr=0.02)
-    for _ in range(200):
+    for _ in range(300):
         optimizer.zero_grad()
         loss = cross_entropy(tagger(frames, lengths), labels)
         loss.backward()
@@ -213,8 +235,8 @@ def test_one_batch_can_be_learnt_by_heart(family):
 
 
 @battery
-def test_bfloat16_stays_near_float32(family):
-    tagger = trained_a_little(small_tagger(family))
+def test_bfloat16_stays_near_float32(family, form):
+    tagger = stirred(small_tagger(family, form))
     frames, lengths, _ = videos()
     with torch.autocast("cpu", torch.bfloat16):
         narrow = tagger(frames, lengths)
@@ -223,16 +245,44 @@ def test_bfloat16_stays_near_float32(family):
 
 
 @battery
-def test_the_seed_decides_the_initial_weights_and_leaves_the_global_generator_alone(family):
-    before = torch.random.get_rng_state()
-    first, again, other = (small_tagger(family, seed).state_dict() for seed in (1, 1, 2))
-    assert torch.equal(before, torch.random.get_rng_state())
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["hidden.weight"], other["hidden.weight"])
+def test_a_model_saved_and_loaded_is_bit_equal(family, form, tmp_path, tiny_schema):
+    widths, classes = tiny_schema.widths, tiny_schema.classes
+    config = small_tagger(family, form).config
+    tagger = stirred(build_tagger(config, widths, classes, 0))
+    path = tmp_path / "one.reeltag"
+    artifact.save(path, Artifact(tiny_schema, None, (Member("one", config, 1.0, tagger.state_dict()),), {}))
+    (member,) = artifact.load(path).members
+    assert member.config == config
+    loaded = member.build(tiny_schema)
+    frames = torch.randint(0, 256, (5, 8, sum(widths)), dtype=torch.uint8)
+    lengths = torch.tensor([8, 1, 3, 8, 5])
+    assert torch.equal(loaded(frames, lengths), tagger(frames, lengths))
+    artifact.save(tmp_path / "two.reeltag", artifact.load(path))
+    assert (tmp_path / "two.reeltag").read_bytes() == path.read_bytes()
 
 
 @battery
-def test_a_meta_tagger_has_the_shapes_of_a_real_one(family):
-    real = small_tagger(family)
+def test_the_seed_decides_the_initial_weights_and_leaves_the_global_generator_alone(family, form):
+    before = torch.random.get_rng_state()
+    first, again, other = (small_tagger(family, form, seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+@battery
+def test_a_meta_tagger_has_the_shapes_of_a_real_one(family, form):
+    real = small_tagger(family, form)
     meta = meta_tagger(real.config, WIDTHS, CLASSES)
     assert {n: t.shape for n, t in meta.state_dict().items()} == {n: t.shape for n, t in real.state_dict().items()}
+
+
+@battery
+def test_the_vector_starts_with_a_sensible_size(family, form):
+    """Initial weights let a signal through: neither vanished nor beyond what sigmoids can tell apart."""
+    tagger = small_tagger(family, form)
+    seen = []
+    tagger.gate.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    tagger.train()(*videos()[:2])
+    assert 1e-3 < seen[0].std().item() < 10
+    assert math.isfinite(seen[0].abs().max().item())

@@ -193,8 +193,8 @@ def load(path: Path) -> Artifact:
 
 
 def quantized(artifact: Artifact) -> Artifact:
-    """The same with every large tensor in 8 bits."""
-    members = (replace(member, state=quantize_state(dequantize_state(member.state))) for member in artifact.members)
+    """The same with every large tensor in 8 bits; codes that are there already stay."""
+    members = (replace(member, state=quantize_state(member.state)) for member in artifact.members)
     return replace(artifact, members=tuple(members))
 
 

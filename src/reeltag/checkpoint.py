@@ -111,7 +111,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             header = json.loads(metadata["reeltag"])
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 - no mapping
+            # Copied, because in the file they are not aligned, and matrix products round differently then.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, header  # noqa: SIM118 - no mapping
     except KeyError as error:
         raise ArtifactError(f"{path}: was not written by reeltag (no 'reeltag' header)") from error
     except FileNotFoundError as error:

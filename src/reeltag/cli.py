@@ -173,6 +173,37 @@ def quantize(model: Path, /, *, out: Path) -> None:
 
 
 @app.command
+def import_tf(checkpoint: Path, /, *, out: Path, schema: str = "yt8m-frame", set_: Overrides = []) -> None:  # noqa: B006
+    """Turn a TensorFlow checkpoint of the authors' program, plain or quantised, into a .reeltag file.
+
+    The architecture is read off the names and shapes of its variables; give with --set what they do not tell.
+    A recipe takes the file in under [imported], beside models that it trains.
+
+    Example: reeltag import-tf trained_models/NetVLAD/inference_model --out netvlad.reeltag
+
+    Args:
+        checkpoint: Prefix of the .index and .data files, one of them, or the folder of a single checkpoint.
+        out: A new .reeltag file.
+        schema: A preset (yt8m-frame, yt8m-video), or a recipe whose data.schema holds.
+    """
+    from reeltag import artifact
+    from reeltag.artifact import Artifact
+    from reeltag.environment import versions
+    from reeltag.recipe import tagger_config
+    from reeltag.storage import megabytes, refuse_existing
+    from reeltag.tfimport import import_checkpoint
+
+    refuse_existing(out)
+    data = _schema(schema)
+    member = import_checkpoint(
+        checkpoint, data, out.stem, lambda table: tagger_config(str(checkpoint), table, set_, data.widths)
+    )
+    provenance = {"imported": str(checkpoint), "versions": versions()}
+    size = artifact.save(out, Artifact(data, None, (member,), provenance))
+    print(f"{out}: {megabytes(size)}\n{member.config.model_dump_json()}")
+
+
+@app.command
 def inspect(model: Path, /, *, json: bool = False) -> None:
     """Show what a .reeltag file holds: members, weights, sizes, data, provenance.
 

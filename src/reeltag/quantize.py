@@ -55,9 +55,12 @@ def is_large(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.numel() > MIN_ELEMENTS
 
 
-def quantize_state(state: Mapping[str, Tensor]) -> dict[str, Tensor | QuantizedTensor]:
-    """Quantise the large tensors of a state dict and keep the others."""
-    return {name: quantize_uniform(tensor) if is_large(tensor) else tensor for name, tensor in state.items()}
+def quantize_state(state: State) -> dict[str, Tensor | QuantizedTensor]:
+    """Quantise the large tensors of a state dict; keep the others, and those that are quantised already."""
+    return {
+        name: quantize_uniform(value) if isinstance(value, Tensor) and is_large(value) else value
+        for name, value in state.items()
+    }
 
 
 def dequantize_state(state: State) -> dict[str, Tensor]:
@@ -65,9 +68,12 @@ def dequantize_state(state: State) -> dict[str, Tensor]:
     return {name: value.dequantize() if isinstance(value, QuantizedTensor) else value for name, value in state.items()}
 
 
-def quantized_bytes(state: Mapping[str, Tensor]) -> int:
+def quantized_bytes(state: State) -> int:
     """Bytes of the tensors after quantisation; shapes suffice, so meta tensors will do."""
-    return sum(
-        tensor.numel() + 4 * LEVELS if is_large(tensor) else tensor.numel() * tensor.element_size()
-        for tensor in state.values()
-    )
+    return sum(map(_quantized_bytes, state.values()))
+
+
+def _quantized_bytes(value: Tensor | QuantizedTensor) -> int:
+    if isinstance(value, QuantizedTensor):
+        return value.codes.nbytes + value.codebook.nbytes
+    return value.numel() + 4 * LEVELS if is_large(value) else value.nbytes

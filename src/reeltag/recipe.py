@@ -15,6 +15,8 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
@@ -22,7 +24,8 @@ from pydantic_core import ErrorDetails
 from reeltag.data.schema import Schema, with_preset
 from reeltag.data.synthetic import SyntheticSettings
 from reeltag.errors import RecipeError
-from reeltag.models.tagger import FAMILIES, AnyTaggerConfig
+from reeltag.models.config import TaggerConfig
+from reeltag.models.tagger import FAMILIES, AnyTaggerConfig, parse_config
 from reeltag.storage import content_hash
 from reeltag.train import NOT_DECISIVE, AveragingSettings, TrainingSettings
 
@@ -35,7 +38,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, validate_default=True)
 
 
 class HoldoutSettings(_Table):
@@ -101,7 +104,18 @@ class Recipe(_Table):
     training: TrainingSettings = TrainingSettings()
     averaging: AveragingSettings | None = None
     ensemble: EnsembleSettings = EnsembleSettings()
-    models: dict[Name, AnyTaggerConfig] = Field(min_length=1)
+    models: dict[Name, AnyTaggerConfig] = {}
+    imported: dict[Name, Path] = Field({}, description="finished .reeltag files that join the ensemble")
+
+    @field_validator("imported")
+    @classmethod
+    def _members(cls, value: dict[str, Path], info: ValidationInfo) -> dict[str, Path]:
+        models = info.data.get("models")
+        if models is not None and not models and not value:
+            raise ValueError("no members; give at least one [models.NAME], or a file here")
+        if twice := sorted(set(models or ()) & set(value)):
+            raise ValueError(f"{', '.join(twice)} has a table under models already; choose another name")
+        return value
 
     @property
     def budget(self) -> int:
@@ -115,7 +129,7 @@ class Recipe(_Table):
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides the result: not where the data lie, nor where and with what help it runs."""
-        content = self.model_dump(mode="json", exclude={"data": {"root"}, "training": NOT_DECISIVE})
+        content = self.model_dump(mode="json", exclude={"data": {"root"}, "training": NOT_DECISIVE, "imported": True})
         return content_hash(content)
 
 
@@ -137,12 +151,38 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(str(path), [f"is not TOML: {error}"]) from error
     faults = [fault for override in overrides if (fault := _apply(table, override))]
     try:
-        recipe = Recipe.model_validate(table)
+        recipe = Recipe.model_validate(table, context={"widths": _widths(table)})
     except ValidationError as error:
         faults += [_describe(fault) for fault in error.errors()]
     if faults:
         raise RecipeError(str(path), faults)
     return recipe
+
+
+def _widths(table: Mapping[str, Any]) -> tuple[int, ...]:
+    """Widths of the features that the models will read; none where the data's table has faults of its own."""
+    try:
+        return DataSettings.model_validate(table.get("data")).record_schema.widths
+    except ValidationError:
+        return ()
+
+
+def tagger_config(source: str, table: dict[str, Any], overrides: Sequence[str], widths: Sequence[int]) -> TaggerConfig:
+    """A model's configuration from a table and `key=value` overrides.
+
+    Raises:
+        RecipeError: lists every fault with its key.
+    """
+    faults = [fault for override in overrides if (fault := _apply(table, override))]
+    try:
+        config = parse_config(table, widths)
+    except ValidationError as error:
+        # described as in a recipe, whose table would be models.SOURCE
+        in_recipe = [_describe({**fault, "loc": ("models", source, *fault["loc"])}) for fault in error.errors()]
+        faults += [fault.removeprefix(f"models.{source}.") for fault in in_recipe]
+    if faults:
+        raise RecipeError(source, faults)
+    return config
 
 
 def synthetic_settings(overrides: Sequence[str]) -> SyntheticSettings:
@@ -183,21 +223,33 @@ def _apply(table: dict[str, Any], override: str) -> str | None:
 
 def _describe(fault: ErrorDetails) -> str:
     place = list(map(str, fault["loc"]))
+    family = None
     if place[0] == "models" and len(place) > 2 and place[2] in FAMILIES:
-        del place[2]  # pydantic names the branch that it chose
+        family = place.pop(2)  # pydantic names the branch that it chose
+        family = family if len(place) == 3 else None  # its own keys, not those of a table within
     key = ".".join(place)
     if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
         return f"{key}.family: choose one of {', '.join(FAMILIES)}"
-    if fault["type"] == "extra_forbidden" and place[-1] in known_keys():
-        return f"{key}: unknown key in this table; it belongs to another one, see docs/recipes.md"
     if fault["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(place[-1], known_keys(), n=1)
-        return f"{key}: unknown key" + (f"; did you mean {close[0]!r}?" if close else "")
+        return f"{key}: unknown key" + _hint(place[-1], family)
     if fault["type"] == "missing":
         return f"{key}: is missing"
-    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return f"{key}: {fault['msg'].removeprefix('Value error, ')}"
     given = fault["input"]
-    return f"{key}: {message}" + ("" if isinstance(given, Mapping | BaseModel) else f", not {given!r}")
+    return f"{key}: {fault['msg']}" + ("" if isinstance(given, Mapping | BaseModel) else f", not {given!r}")
+
+
+def _hint(key: str, family: str | None) -> str:
+    """What may have been meant by a key that stands where it is not known."""
+    here = list(FAMILIES[family][0].model_fields) if family else known_keys()
+    if family and (others := [name for name, (config, _) in FAMILIES.items() if key in config.model_fields]):
+        return f" of {family}; {', '.join(others)} has it; {family} has {', '.join(here)}"
+    if (close := difflib.get_close_matches(key, here, n=1)) and close[0] != key:
+        return f"; did you mean {close[0]!r}?"
+    if key in known_keys():
+        return " in this table; it belongs to another one, see docs/recipes.md"
+    return f" of {family}, which has {', '.join(here)}" if family else ""
 
 
 def known_keys() -> list[str]:

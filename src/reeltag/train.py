@@ -207,7 +207,8 @@ def train_step(
     if batch.labels is None:
         raise TrainingError(f"videos without labels cannot train, such as {batch.ids[0]!r} or one beside it")
     labels = batch.labels
-    if settings.frames != "all":
+    # A single frame has only itself to draw.
+    if settings.frames != "all" and not model.pooling.ordered and batch.frames.shape[1] > 1:
         batch = sample_frames(batch, settings.frames, generator)
     loss = cross_entropy(model(batch.frames, batch.lengths), labels) + model.penalty()
     value: float = loss.item()

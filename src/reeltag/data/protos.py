@@ -1,4 +1,7 @@
-"""TensorFlow's record messages, declared without TensorFlow (tensorflow/core/example/*.proto)."""
+"""TensorFlow's messages, declared without TensorFlow.
+
+Records: tensorflow/core/example/*.proto. Checkpoints: tensorflow/core/protobuf/tensor_bundle.proto.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,23 @@ _PARENTS = {
     "Example": {"features": "Features"},
     "SequenceExample": {"context": "Features", "feature_lists": "FeatureLists"},
 }
+# Messages of plain fields: name → number, and a scalar's type or another message's name.
+_CHECKPOINT: dict[str, dict[str, tuple[int, int | str]]] = {
+    "Dim": {"size": (1, _Field.TYPE_INT64)},
+    "Shape": {"dim": (2, "Dim")},
+    "Slice": {},
+    "BundleHeader": {"num_shards": (1, _Field.TYPE_INT32), "endianness": (2, _Field.TYPE_INT32)},
+    "BundleEntry": {
+        "dtype": (1, _Field.TYPE_INT32),
+        "shape": (2, "Shape"),
+        "shard_id": (3, _Field.TYPE_INT32),
+        "offset": (4, _Field.TYPE_INT64),
+        "size": (5, _Field.TYPE_INT64),
+        "crc32c": (6, _Field.TYPE_FIXED32),
+        "slices": (7, "Slice"),
+    },
+}
+_REPEATED = {"dim", "slices"}
 
 
 def _add(message: Any, number: int, name: str, *, scalar: int | None = None, of: str = "", many: bool = False) -> Any:
@@ -29,7 +49,7 @@ def _add(message: Any, number: int, name: str, *, scalar: int | None = None, of:
 
 
 def _declare() -> descriptor_pb2.FileDescriptorProto:
-    file = descriptor_pb2.FileDescriptorProto(name="reeltag/example.proto", package=_PACKAGE, syntax="proto3")
+    file = descriptor_pb2.FileDescriptorProto(name="reeltag/tensorflow.proto", package=_PACKAGE, syntax="proto3")
     for name, scalar in _LISTS.items():
         _add(file.message_type.add(name=name), 1, "value", scalar=scalar, many=True)
     feature = file.message_type.add(name="Feature")
@@ -48,6 +68,13 @@ def _declare() -> descriptor_pb2.FileDescriptorProto:
         message = file.message_type.add(name=name)
         for number, (field, of) in enumerate(fields.items(), 1):
             _add(message, number, field, of=of, many=name == "FeatureList")
+    for name, plain in _CHECKPOINT.items():
+        message = file.message_type.add(name=name)
+        for field, (number, kind) in plain.items():
+            if isinstance(kind, str):
+                _add(message, number, field, of=kind, many=field in _REPEATED)
+            else:
+                _add(message, number, field, scalar=kind)
     return file
 
 
@@ -61,3 +88,5 @@ def _message(name: str) -> Any:
 
 Example: Any = _message("Example")
 SequenceExample: Any = _message("SequenceExample")
+BundleHeader: Any = _message("BundleHeader")
+BundleEntry: Any = _message("BundleEntry")

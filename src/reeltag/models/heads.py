@@ -6,11 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from reeltag.models.config import HeadConfig
-from reeltag.models.layers import ContextGate
-
-
-def _glorot(inputs: int, outputs: int) -> nn.Parameter:
-    return nn.Parameter(nn.init.xavier_uniform_(torch.empty(inputs, outputs)))
+from reeltag.models.gating import ContextGate
+from reeltag.models.layers import glorot
 
 
 class Logistic(nn.Module):
@@ -25,7 +22,7 @@ class Logistic(nn.Module):
     def __init__(self, inputs: int, classes: int, config: HeadConfig) -> None:
         super().__init__()
         self.l2 = config.l2
-        self.weight = _glorot(inputs, classes)
+        self.weight = glorot(inputs, classes)
         self.bias = nn.Parameter(torch.zeros(classes))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,29 +42,37 @@ class MixtureOfExperts(nn.Module):
     Args:
         inputs: width of x.
         classes: C.
-        config: experts, L2 and whether the probabilities gate each other.
+        config: experts, L2, the gates' rank, and how the probabilities are gated.
     """
 
     def __init__(self, inputs: int, classes: int, config: HeadConfig) -> None:
         super().__init__()
-        self.l2, self.classes = config.l2, classes
-        self.gates = _glorot(inputs, classes * (config.experts + 1))
-        self.experts = _glorot(inputs, classes * config.experts)
+        self.l2, self.classes, rank = config.l2, classes, config.gate_rank
+        self.gates_in = glorot(inputs, rank) if rank else None
+        self.gates = glorot(rank or inputs, classes * (config.experts + 1))
+        self.experts = glorot(inputs, classes * config.experts)
         self.bias = nn.Parameter(torch.zeros(classes * config.experts))
-        self.prob_gate = ContextGate(classes) if config.prob_gating else None
+        self.by_hidden = config.prob_gating_input == "hidden"
+        self.prob_gate = (
+            ContextGate(classes, inputs if self.by_hidden else None, diagonal=config.prob_gating_diagonal)
+            if config.prob_gating
+            else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs] to probabilities [B, C]."""
-        gates = torch.unflatten((x @ self.gates).float(), 1, (self.classes, -1)).softmax(2)
+        gates = (x if self.gates_in is None else x @ self.gates_in) @ self.gates
+        gates = torch.unflatten(gates.float(), 1, (self.classes, -1)).softmax(2)
         experts = torch.unflatten(torch.sigmoid((x @ self.experts).float() + self.bias), 1, (self.classes, -1))
         probabilities: Tensor = (gates[..., :-1] * experts).sum(2)
         if self.prob_gate is not None:
-            probabilities = self.prob_gate(probabilities).float()
+            probabilities = self.prob_gate(probabilities, x if self.by_hidden else None).float()
         return probabilities
 
     def penalty(self) -> Tensor:
         """The L2 penalty on gates and experts, l2·Σw²/2."""
-        return self.l2 * (self.gates.square().sum() + self.experts.square().sum()) / 2
+        weights = [self.gates, self.experts] + ([] if self.gates_in is None else [self.gates_in])
+        return self.l2 * torch.stack([weight.square().sum() for weight in weights]).sum() / 2
 
 
 def build_head(inputs: int, classes: int, config: HeadConfig) -> Logistic | MixtureOfExperts:

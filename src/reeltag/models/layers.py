@@ -6,6 +6,7 @@ Shapes: B videos, T frames, D features, K clusters, H hidden units, C classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,11 @@ def frame_mask(lengths: Tensor, frames: int) -> Tensor:
     return torch.arange(frames, device=lengths.device) < lengths[:, None]
 
 
+def masked(x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+    """The same with padded frames at 0; the mask is None where every frame is real."""
+    return x_BTD if mask_BT is None else x_BTD * mask_BT[..., None]
+
+
 def l2_normalize(x: Tensor, dim: int) -> Tensor:
     """Scale to norm 1 along a dimension; zero stays zero (TensorFlow's epsilon, on the squared norm)."""
     return x * x.square().sum(dim, keepdim=True).clamp_min(1e-12).rsqrt()
@@ -34,9 +40,54 @@ def normal(*shape: int, scale: float) -> nn.Parameter:
     return nn.Parameter(torch.randn(*shape) * scale)
 
 
+def glorot(inputs: int, outputs: int) -> nn.Parameter:
+    """A parameter [inputs, outputs] drawn from TensorFlow's default, U(±√(6/(inputs + outputs)))."""
+    return nn.Parameter(nn.init.xavier_uniform_(torch.empty(inputs, outputs)))
+
+
 def batch_norm(features: int) -> nn.BatchNorm1d:
     """Batch norm over [N, features] with the published epsilon; the tagger sets the decay."""
     return nn.BatchNorm1d(features, eps=BN_EPSILON)
+
+
+class Pooling(nn.Module):
+    """What a family is: normalised frames [B, T, D] and their mask to one vector [B, outputs].
+
+    Attributes:
+        outputs: width of the vector.
+        scale: standard deviation of the hidden layer's initial weights.
+        ordered: needs the frames in order, so training draws none of them at random.
+    """
+
+    outputs: int
+    scale: float
+    ordered = False
+
+
+class PerFeature(Pooling):
+    """Pools each feature apart and concatenates.
+
+    Args:
+        widths: D_f of each feature.
+        parts: the pooling of each, with an attribute `outputs`.
+        scale: standard deviation of the hidden layer's initial weights.
+    """
+
+    def __init__(self, widths: Sequence[int], parts: Iterable[nn.Module], scale: float) -> None:
+        super().__init__()
+        self.widths, self.scale = list(widths), scale
+        self.parts = nn.ModuleList(parts)
+        self.outputs = sum(part.outputs for part in self.parts)  # type: ignore[misc]
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """Pool normalised frames to [B, outputs]; the mask is None where every frame is real."""
+        pieces = torch.split(x_BTD, self.widths, 2)
+        return torch.cat([part(piece, mask_BT) for part, piece in zip(self.parts, pieces, strict=True)], 1)
+
+
+def shares(count: int, features: int, divisor: int) -> list[int]:
+    """`count` clusters for the first feature, 1/divisor of it for each further one."""
+    return [count, *[count // divisor] * (features - 1)]
 
 
 class FrameNorm(nn.Module):
@@ -61,42 +112,46 @@ class FrameNorm(nn.Module):
         return out_BTD
 
 
-class ContextGate(nn.Module):
-    """Context gating, y = x ⊙ sigmoid(BN(xG)) (Miech et al. 2017; golden `model_netvlad`, `cg_in` and `cg_out`).
+class SoftAssignment(nn.Module):
+    """Shares of each frame in K clusters, a = softmax(BN(xW)); padded frames have none.
 
     Args:
-        features: width of x.
+        features: D.
+        clusters: K.
     """
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, clusters: int) -> None:
         super().__init__()
-        self.weight = normal(features, features, scale=1 / math.sqrt(features))
-        self.norm = batch_norm(features)
+        self.weight = normal(features, clusters, scale=1 / math.sqrt(features))
+        self.norm = FrameNorm(clusters)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Gate [B, features]."""
-        return x * torch.sigmoid(self.norm(x @ self.weight))
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """Frames to shares [B, T, K]."""
+        return masked(self.norm(x_BTD @ self.weight, mask_BT).softmax(2), mask_BT)
 
 
 class Hidden(nn.Module):
-    """Fully connected layer: a bias, or batch norm and relu6.
+    """Fully connected layer, then a bias, batch norm, or batch norm and relu6.
 
     Args:
         inputs: width of the pooled vector.
         outputs: H.
         scale: standard deviation of the initial weights.
-        relu: batch norm and relu6 instead of a bias.
+        activation: `bias`, `norm` or `relu6`.
     """
 
-    def __init__(self, inputs: int, outputs: int, scale: float, relu: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, scale: float, activation: str) -> None:
         super().__init__()
         self.weight = normal(inputs, outputs, scale=scale)
-        self.bias = None if relu else normal(outputs, scale=0.01)
-        self.norm = batch_norm(outputs) if relu else None
+        self.bias = normal(outputs, scale=0.01) if activation == "bias" else None
+        self.norm = None if activation == "bias" else batch_norm(outputs)
+        self.relu6 = activation == "relu6"
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs] to [B, outputs]."""
         x = x @ self.weight
         if self.bias is not None:
             x = x + self.bias
-        return x if self.norm is None else F.relu6(self.norm(x))
+        if self.norm is not None:
+            x = self.norm(x)
+        return F.relu6(x) if self.relu6 else x

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -10,14 +10,27 @@ from pydantic import GetCoreSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema, core_schema
 from torch import Tensor, nn
 
+from reeltag.models.attention import AttentionConfig, AttentionPooling
 from reeltag.models.config import TaggerConfig
+from reeltag.models.dbof import DBoFConfig, build_dbof
+from reeltag.models.gating import build_gate
 from reeltag.models.heads import build_head
-from reeltag.models.layers import ContextGate, FrameNorm, Hidden, dequantize, frame_mask, l2_normalize
+from reeltag.models.layers import FrameNorm, Hidden, Pooling, dequantize, frame_mask, l2_normalize, masked
+from reeltag.models.mean import Mean, MeanConfig
+from reeltag.models.netfv import NetFV, NetFVConfig
 from reeltag.models.netvlad import NetVLAD, NetVLADConfig
+from reeltag.models.nextvlad import NeXtVLAD, NeXtVLADConfig
+from reeltag.models.rnn import RNN, RNNConfig
 
-# The registry: one line a family, its configuration and its pooling.
-FAMILIES: dict[str, tuple[type[TaggerConfig], Any]] = {
+# The registry: one line a family, its configuration and what makes its pooling.
+FAMILIES: dict[str, tuple[type[TaggerConfig], Callable[[Any, Sequence[int]], Pooling]]] = {
+    "attention": (AttentionConfig, AttentionPooling),
+    "dbof": (DBoFConfig, build_dbof),
+    "mean": (MeanConfig, Mean),
+    "netfv": (NetFVConfig, NetFV),
     "netvlad": (NetVLADConfig, NetVLAD),
+    "nextvlad": (NeXtVLADConfig, NeXtVLAD),
+    "rnn": (RNNConfig, RNN),
 }
 
 
@@ -32,14 +45,18 @@ class _ByFamily:
 AnyTaggerConfig = Annotated[TaggerConfig, _ByFamily()]
 
 
-def parse_config(table: Any) -> TaggerConfig:
+def parse_config(table: Any, widths: Sequence[int] = ()) -> TaggerConfig:
     """The configuration that a table with a `family` key describes.
 
+    Args:
+        table: the keys.
+        widths: D_f of the features it is meant for, so that what does not fit them is found.
+
     Raises:
-        pydantic.ValidationError: unknown family, unknown key or wrong value.
+        pydantic.ValidationError: unknown family, unknown key, wrong or contradictory value; lists them all.
     """
     adapter: TypeAdapter[TaggerConfig] = TypeAdapter(AnyTaggerConfig)
-    return adapter.validate_python(table)
+    return adapter.validate_python(table, context={"widths": tuple(widths)})
 
 
 class Tagger(nn.Module):
@@ -54,12 +71,15 @@ class Tagger(nn.Module):
     def __init__(self, config: TaggerConfig, widths: Sequence[int], classes: int) -> None:
         super().__init__()
         self.config = config
-        self.input_norm = FrameNorm(sum(widths))
-        self.pooling: Any = FAMILIES[config.family][1](config, widths)
-        self.hidden = Hidden(self.pooling.outputs, config.hidden, self.pooling.scale, config.relu)
-        self.gate = ContextGate(config.hidden) if config.gating else nn.Identity()
+        self.input_norm = FrameNorm(sum(widths)) if config.input_norm else None
+        self.pooling = FAMILIES[config.family][1](config, widths)
+        width, self.hidden = self.pooling.outputs, None
+        if config.hidden:
+            self.hidden = Hidden(width, config.hidden, self.pooling.scale, config.activation)
+            width = config.hidden
+        self.gate = build_gate(width, config.gating)
         self.dropout = nn.Dropout(config.dropout)
-        self.head = build_head(config.hidden, classes, config.head)
+        self.head = build_head(width, classes, config.head)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm1d):
                 module.momentum = 1 - config.bn_decay
@@ -76,15 +96,18 @@ class Tagger(nn.Module):
         """
         x_BTD = dequantize(frames) if frames.dtype == torch.uint8 else frames
         mask_BT = frame_mask(lengths, frames.shape[1])
-        if bool(mask_BT.all()):
-            return self.tag(x_BTD, None)
-        return self.tag(x_BTD * mask_BT[..., None], mask_BT)
+        mask = None if bool(mask_BT.all()) else mask_BT
+        return self.tag(masked(x_BTD, mask), mask)
 
     def tag(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
         """Tag dequantised frames; the mask is None where every frame is real."""
-        x_BTD = self.input_norm(l2_normalize(x_BTD, 2), mask_BT)
-        pooled = self.pooling(x_BTD, mask_BT)
-        probabilities: Tensor = self.head(self.dropout(self.gate(self.hidden(pooled))))
+        x_BTD = l2_normalize(x_BTD, 2)
+        if self.input_norm is not None:
+            x_BTD = self.input_norm(x_BTD, mask_BT)
+        vector: Tensor = self.pooling(x_BTD, mask_BT)
+        if self.hidden is not None:
+            vector = self.hidden(vector)
+        probabilities: Tensor = self.head(self.dropout(self.gate(vector)))
         return probabilities
 
     def penalty(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -17,13 +18,14 @@ from reeltag.executors import Job, Stage
 from reeltag.metrics import Metrics
 from reeltag.recipe import Recipe
 from reeltag.stages.files import MODEL, PREDICTIONS, WEIGHTS, load_manifest
+from reeltag.stages.member import MemberStages
 from reeltag.storage import megabytes, read_json, write_json
 
 
-def ensemble_stages(recipe: Recipe) -> list[Stage]:
+def ensemble_stages(recipe: Recipe, members: Sequence[MemberStages]) -> list[Stage]:
     """Search the weights, then write the file."""
-    names = list(recipe.models)
-    predicted, quantized = [f"predict.{name}" for name in names], [f"quantize.{name}" for name in names]
+    names = [member.name for member in members]
+    predicted, quantized = [f"predict.{name}" for name in names], [member.quantized for member in members]
     search = {"trials": recipe.ensemble.trials, "seed": recipe.seed}
     # The names are read here already: a wrong file should not be found after hours of training.
     package = {"recipe": recipe.fingerprint, "budget": recipe.budget, "label_names": _label_names(recipe)}
@@ -31,7 +33,7 @@ def ensemble_stages(recipe: Recipe) -> list[Stage]:
     return [
         Stage(
             "ensemble",
-            partial(_do_ensemble, recipe),
+            partial(_do_ensemble, recipe, names),
             ("data.train", *predicted),
             search,
             f"{len(names)} members",
@@ -45,9 +47,8 @@ def _label_names(recipe: Recipe) -> tuple[str, ...] | None:
     return read_label_names(data.root / data.label_names, data.record_schema.classes) if data.label_names else None
 
 
-def _do_ensemble(recipe: Recipe, job: Job) -> None:
+def _do_ensemble(recipe: Recipe, names: Sequence[str], job: Job) -> None:
     """Search weights on the hold-out, and measure what they have to beat there."""
-    names = list(recipe.models)
     files = [checkpoint.load_tensors(job.inputs[f"predict.{name}"] / PREDICTIONS)[0] for name in names]
     probabilities, labels = [file["probabilities"] for file in files], files[0]["labels"]
     weights, gap = random_search(probabilities, labels, trials=recipe.ensemble.trials, seed=recipe.seed)

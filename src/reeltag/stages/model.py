@@ -1,16 +1,12 @@
-"""The stages of one model: train, average, quantise, predict the hold-out."""
+"""The stages of a model that the recipe trains: train, average."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
 
 from reeltag import artifact, checkpoint
 from reeltag.artifact import Artifact, Member, load_tagger
 from reeltag.data.batches import sequential_batches
-from reeltag.data.schema import Schema
 from reeltag.data.shards import Indices, Manifest, Shards
 from reeltag.environment import default_device, versions
 from reeltag.executors import Job, Stage
@@ -18,45 +14,31 @@ from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import Tagger, build_tagger, meta_tagger
 from reeltag.predict import BATCH_SIZE, evaluate, predict
 from reeltag.quantize import quantized_bytes
-from reeltag.recipe import Recipe
-from reeltag.stages.files import CHECKPOINT, MODEL, PREDICTIONS, SCORES, load_manifest, load_predictor, split
+from reeltag.stages.files import CHECKPOINT, MODEL, SCORES, load_manifest, split
+from reeltag.stages.member import MemberStages
 from reeltag.storage import content_hash, megabytes, write_json
 from reeltag.train import NOT_DECISIVE, averaging_phase, final_weights, run_phase, training_phase
 
 
-@dataclass(frozen=True)
-class ModelStages:
-    """The stages of one of the recipe's models: train, average, quantise, predict the hold-out."""
+class ModelStages(MemberStages):
+    """The stages of one of the recipe's models."""
 
-    recipe: Recipe
-    name: str
-
-    def stages(self) -> list[Stage]:
-        """The stages, each after its inputs."""
+    def source_stages(self) -> list[Stage]:
+        """Train, and average where the recipe says so."""
         recipe = self.recipe
-        split = {"seed": recipe.seed, "holdout": recipe.data.holdout.model_dump()}
         training = recipe.training.model_dump(exclude=NOT_DECISIVE)
-        parameters = {"config": self.config.model_dump(), "training": training, **split}
+        parameters = {"config": self.config.model_dump(), "training": training, **self.split_parameters}
         note = f"{self.parameters:,} parameters, {megabytes(4 * self.parameters)} float"
         stages = [Stage(f"train.{self.name}", self._do_train, ("data.train",), parameters, note)]
         if recipe.averaging is not None:
             averaging = {"averaging": recipe.averaging.model_dump()}
             stages.append(Stage(self.finished, self._do_average, ("data.train", f"train.{self.name}"), averaging))
-        note = f"{megabytes(self.quantized_bytes)} 8-bit"
-        stages.append(Stage(f"quantize.{self.name}", self._do_quantize, (self.finished,), {}, note))
-        inputs = ("data.train", f"quantize.{self.name}")
-        stages.append(Stage(f"predict.{self.name}", self._do_predict, inputs, split))
         return stages
 
     @property
     def config(self) -> TaggerConfig:
         """The architecture."""
         return self.recipe.models[self.name]
-
-    @property
-    def schema(self) -> Schema:
-        """The data that the model reads."""
-        return self.recipe.data.record_schema
 
     @property
     def finished(self) -> str:
@@ -125,22 +107,6 @@ class ModelStages:
         tagger = load_tagger(self.config, self.schema, weights, self.name).to(default_device())
         batches = sequential_batches(Shards(manifest), holdout, batch_size=BATCH_SIZE)
         return evaluate(predict(tagger, batches)).gap()
-
-    def _do_quantize(self, job: Job) -> None:
-        source = artifact.load(job.inputs[self.finished] / MODEL)
-        artifact.save(job.folder / MODEL, artifact.quantized(source))
-
-    def _do_predict(self, job: Job) -> None:
-        """Predict the hold-out with the weights that will be shipped."""
-        manifest = load_manifest(job, "train")
-        _, holdout = split(self.recipe, manifest)
-        model = load_predictor(job, f"quantize.{self.name}").model
-        parts = list(predict(model, sequential_batches(Shards(manifest), holdout, batch_size=BATCH_SIZE)))
-        tensors = {
-            "probabilities": torch.cat([part.probabilities for part in parts]),
-            "labels": torch.cat([part.labels for part in parts if part.labels is not None]),
-        }
-        checkpoint.save_tensors(job.folder / PREDICTIONS, tensors, {"videos": len(holdout)})
 
     def _save(self, job: Job, weights: dict[str, Tensor]) -> None:
         member = Member(self.name, self.config, 1.0, weights)

@@ -11,6 +11,8 @@ from reeltag.executors import Stage
 from reeltag.recipe import Recipe
 from reeltag.stages.data import data_stages
 from reeltag.stages.ensemble import ensemble_stages
+from reeltag.stages.imported import ImportedStages
+from reeltag.stages.member import MemberStages
 from reeltag.stages.model import ModelStages
 from reeltag.stages.results import result_stages
 
@@ -22,12 +24,17 @@ def plan(recipe: Recipe) -> list[Stage]:
         BudgetError: the members' weights alone exceed the budget.
         UsageError: a file is missing.
     """
-    models = [ModelStages(recipe, name) for name in recipe.models]
-    _check_budget(recipe, models)
+    members = _members(recipe)
+    _check_budget(recipe, members)
     stages = data_stages(recipe)
-    for model in models:
-        stages += model.stages()
-    return stages + ensemble_stages(recipe) + result_stages(recipe)
+    for member in members:
+        stages += member.stages()
+    return stages + ensemble_stages(recipe, members) + result_stages(recipe, members)
+
+
+def _members(recipe: Recipe) -> list[MemberStages]:
+    trained = [ModelStages(recipe, name) for name in recipe.models]
+    return [*trained, *(ImportedStages(recipe, name) for name in recipe.imported)]
 
 
 def finished_stage(recipe: Recipe, model: str) -> str:
@@ -35,8 +42,8 @@ def finished_stage(recipe: Recipe, model: str) -> str:
     return ModelStages(recipe, model).finished
 
 
-def _check_budget(recipe: Recipe, models: list[ModelStages]) -> None:
-    sizes = {model.name: model.quantized_bytes for model in models}
+def _check_budget(recipe: Recipe, members: list[MemberStages]) -> None:
+    sizes = {member.name: member.quantized_bytes for member in members}
     total = sum(sizes.values())
     if total > recipe.budget:
         raise BudgetError(over_budget(total, recipe.budget, 0, sizes, sorted(sizes, key=sizes.__getitem__)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -17,22 +17,22 @@ from reeltag.recipe import Recipe
 from reeltag.report.markdown import render
 from reeltag.stages.ensemble import class_prior
 from reeltag.stages.files import MODEL, REPORT, RESULTS, SCORES, WEIGHTS, load_manifest, load_predictor
-from reeltag.stages.model import ModelStages
+from reeltag.stages.member import MemberStages
 from reeltag.storage import read_json, write_bytes, write_json
 
 EXAMPLES = 5
 
 
-def result_stages(recipe: Recipe) -> list[Stage]:
+def result_stages(recipe: Recipe, members: Sequence[MemberStages]) -> list[Stage]:
     """Test every member and the file on videos that nothing was chosen on, and report."""
     stages = []
-    for name in recipe.models:
-        finished = ModelStages(recipe, name).finished
-        inputs = ("data.test", finished, f"quantize.{name}")
-        stages.append(Stage(f"test.{name}", partial(_do_test_member, finished, f"quantize.{name}"), inputs))
+    for member in members:
+        inputs = ("data.test", member.finished, member.quantized)
+        stages.append(Stage(f"test.{member.name}", partial(_do_test_member, member.finished, member.quantized), inputs))
     stages.append(Stage("test.file", _do_test_file, ("data.test", "ensemble", "pack")))
-    tests = tuple(f"test.{name}" for name in recipe.models)
-    stages.append(Stage("report", partial(_do_report, recipe), ("ensemble", "pack", "test.file", *tests)))
+    names = [member.name for member in members]
+    tests = tuple(f"test.{name}" for name in names)
+    stages.append(Stage("report", partial(_do_report, recipe, names), ("ensemble", "pack", "test.file", *tests)))
     return stages
 
 
@@ -79,7 +79,7 @@ def _do_test_file(job: Job) -> None:
     write_json(job.folder / SCORES, content)
 
 
-def _do_report(recipe: Recipe, job: Job) -> None:
+def _do_report(recipe: Recipe, names: Sequence[str], job: Job) -> None:
     found = read_json(job.inputs["ensemble"] / WEIGHTS)
     test = read_json(job.inputs["test.file"] / SCORES)
     content = {
@@ -89,7 +89,7 @@ def _do_report(recipe: Recipe, job: Job) -> None:
         "weights": found["weights"],
         "holdout_gap": found["holdout"],
         "test": {key: test[key] for key in ("file", "prior", "class_ap")},
-        "test_members": {name: read_json(job.inputs[f"test.{name}"] / SCORES) for name in recipe.models},
+        "test_members": {name: read_json(job.inputs[f"test.{name}"] / SCORES) for name in names},
         "examples": test["examples"],
     }
     write_json(job.folder / RESULTS, content)

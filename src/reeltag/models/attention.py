@@ -1,0 +1,81 @@
+"""Attention pooling: learned queries look at all frames (Lee et al. 2019, pooling by multihead attention).
+
+The form is today's usual one for frozen features: a projection, layer norm, queries that attend with several
+heads, and a gated residual layer on each query's answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, ValidationInfo, field_validator
+from torch import Tensor, nn
+
+from reeltag.models.config import TaggerConfig
+from reeltag.models.layers import Pooling, normal
+
+
+class AttentionConfig(TaggerConfig):
+    """Keys of the attention family."""
+
+    family: Literal["attention"]
+    width: int = Field(512, gt=0, description="W, width that frames are projected to")
+    heads: int = Field(8, gt=0, description="attention heads; divide the width")
+    queries: int = Field(4, gt=0, description="Q, learned queries; the pooled vector has Q·W numbers")
+
+    @field_validator("heads")
+    @classmethod
+    def _divides_the_width(cls, value: int, info: ValidationInfo) -> int:
+        width = info.data.get("width")
+        if width is not None and width % value:
+            allowed = ", ".join(str(heads) for heads in range(1, min(width, 64) + 1) if width % heads == 0)
+            raise ValueError(f"{value} must divide width = {width}; allowed: {allowed}")
+        return value
+
+
+class AttentionPooling(Pooling):
+    """Q queries attend to the frames of all features.
+
+    Args:
+        config: sizes.
+        widths: D_f of each feature.
+    """
+
+    def __init__(self, config: AttentionConfig, widths: Sequence[int]) -> None:
+        super().__init__()
+        width, self.heads = config.width, config.heads
+        self.outputs = config.queries * width
+        self.scale = 1 / math.sqrt(self.outputs)
+        self.project = nn.Linear(sum(widths), width)
+        self.frame_norm = nn.LayerNorm(width)
+        self.queries = normal(config.queries, width, scale=1.0)
+        # Without biases: one on the keys would change nothing.
+        self.keys = nn.Linear(width, width, bias=False)
+        self.values = nn.Linear(width, width, bias=False)
+        self.mix = nn.Linear(width, width)
+        self.answer_norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, 4 * width)
+        self.reduce = nn.Linear(2 * width, width)
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """Pool frames to [B, Q·W]."""
+        x_BTW = self.frame_norm(self.project(x_BTD))
+        queries = self.queries.to(x_BTW.dtype).expand(len(x_BTW), -1, -1)
+        mask_B11T = None if mask_BT is None else mask_BT[:, None, None]
+        answers = F.scaled_dot_product_attention(
+            self._by_head(queries),
+            self._by_head(self.keys(x_BTW)),
+            self._by_head(self.values(x_BTW)),
+            attn_mask=mask_B11T,
+        )
+        y_BQW = self.mix(answers.transpose(1, 2).flatten(2))
+        gate, value = self.expand(self.answer_norm(y_BQW)).chunk(2, 2)
+        return torch.flatten(y_BQW + self.reduce(F.silu(gate) * value), 1)
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """[B, N, W] to [B, heads, N, W/heads]."""
+        return torch.unflatten(x, 2, (self.heads, -1)).transpose(1, 2)

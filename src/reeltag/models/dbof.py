@@ -1,0 +1,128 @@
+"""Deep bag of frames: classic (Abu-El-Haija et al. 2016), soft and gated (paper section 2.1; golden `layer_*dbof`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, ValidationInfo, field_validator
+from torch import Tensor, nn
+
+from reeltag.models.config import GatingConfig, TaggerConfig, feature_widths
+from reeltag.models.layers import (
+    FrameNorm,
+    PerFeature,
+    Pooling,
+    SoftAssignment,
+    batch_norm,
+    l2_normalize,
+    masked,
+    normal,
+    shares,
+)
+
+
+class DBoFConfig(TaggerConfig):
+    """Keys of the deep-bag-of-frames family."""
+
+    family: Literal["dbof"]
+    pooling: Literal["max", "mean", "soft", "soft+max", "gated"] = Field(
+        "gated", description="classic (max, mean), soft (with or without the maximum), or gated"
+    )
+    clusters: int = Field(4096, gt=0, description="K; soft and gated: of the first feature, each further one gets K/8")
+    gating: GatingConfig = GatingConfig(kind="none")
+
+    @field_validator("clusters")
+    @classmethod
+    def _clusters_for_all(cls, value: int, info: ValidationInfo) -> int:
+        several = len(feature_widths(info)) > 1 and info.data.get("pooling") not in ("max", "mean")
+        if several and value < 8:
+            raise ValueError(f"{value} must be at least 8, because each further feature gets 1/8 of it")
+        return value
+
+
+class ClassicDBoF(Pooling):
+    """relu6(BN(xW)) over the joint vector of all features, maximum or mean over the frames (golden `model_dbof`).
+
+    Args:
+        features: D.
+        clusters: K.
+        mean: mean instead of maximum.
+    """
+
+    def __init__(self, features: int, clusters: int, mean: bool) -> None:
+        super().__init__()
+        self.outputs, self.scale, self.mean = clusters, 1 / math.sqrt(clusters), mean
+        self.weight = normal(features, clusters, scale=1 / math.sqrt(features))
+        self.norm = FrameNorm(clusters)
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """Pool frames to [B, K]."""
+        # relu6 is never below 0, so padded frames at 0 leave the maximum as it is
+        a_BTK = masked(F.relu6(self.norm(x_BTD @ self.weight, mask_BT)), mask_BT)
+        if not self.mean:
+            return a_BTK.amax(1)
+        frames = x_BTD.shape[1] if mask_BT is None else mask_BT.sum(1, keepdim=True)
+        return a_BTK.sum(1) / frames
+
+
+class SoftDBoF(nn.Module):
+    """s = Σ_t softmax(BN(xW)), norm 1; optionally beside the maximum over frames, norm 1.
+
+    Args:
+        features: D.
+        clusters: K.
+        maximum: with the maximum.
+    """
+
+    def __init__(self, features: int, clusters: int, maximum: bool = False) -> None:
+        super().__init__()
+        self.outputs, self.maximum = clusters * (1 + maximum), maximum
+        self.assign = SoftAssignment(features, clusters)
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """Pool frames to [B, K], or [B, 2·K] with the maximum."""
+        a_BTK = self.assign(x_BTD, mask_BT)
+        total = l2_normalize(a_BTK.sum(1), 1)
+        return torch.cat([total, l2_normalize(a_BTK.amax(1), 1)], 1) if self.maximum else total
+
+
+class GatedDBoF(nn.Module):
+    """sigmoid(BN(m R W₂)) ⊙ Σ_t softmax(BN(xW)), norm 1, where m is the softmax's maximum over frames, norm 1.
+
+    Args:
+        features: D, also the width of the bottleneck between R and W₂.
+        clusters: K.
+    """
+
+    def __init__(self, features: int, clusters: int) -> None:
+        super().__init__()
+        scale = 1 / math.sqrt(features)
+        self.outputs = clusters
+        self.assign = SoftAssignment(features, clusters)
+        self.reduce = normal(clusters, features, scale=scale)
+        self.expand = normal(features, clusters, scale=scale)
+        self.norm = batch_norm(clusters)
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """Pool frames to [B, K]."""
+        a_BTK = self.assign(x_BTD, mask_BT)
+        maximum_BK = l2_normalize(a_BTK.amax(1), 1)
+        gates_BK = torch.sigmoid(self.norm(maximum_BK @ self.reduce @ self.expand))
+        return l2_normalize(gates_BK * a_BTK.sum(1), 1)
+
+
+def build_dbof(config: DBoFConfig, widths: Sequence[int]) -> Pooling:
+    """The pooling that a configuration names; only the first feature is gated, the others are soft."""
+    if config.pooling in ("max", "mean"):
+        return ClassicDBoF(sum(widths), config.clusters, config.pooling == "mean")
+    clusters = shares(config.clusters, len(widths), 8)
+    parts: list[nn.Module] = [
+        SoftDBoF(width, k, config.pooling == "soft+max") for width, k in zip(widths, clusters, strict=True)
+    ]
+    if config.pooling == "gated":
+        parts[0] = GatedDBoF(widths[0], clusters[0])
+    return PerFeature(widths, parts, scale=1 / math.sqrt(config.clusters))

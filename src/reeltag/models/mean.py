@@ -1,0 +1,44 @@
+"""The mean of the frames: the frame-average baseline, and video-level models, whose record is the mean already.
+
+With a logistic or mixture head this is `FrameLevelLogisticModel`, `LogisticModel` and `MoeModel` of the
+challenge's starter code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from reeltag.models.config import GatingConfig, TaggerConfig
+from reeltag.models.layers import Pooling, masked
+
+
+class MeanConfig(TaggerConfig):
+    """Keys of the mean family; by default the head reads the mean itself."""
+
+    family: Literal["mean"]
+    input_norm: bool = False
+    hidden: int = 0
+    gating: GatingConfig = GatingConfig(kind="none")
+
+
+class Mean(Pooling):
+    """Mean over the real frames.
+
+    Args:
+        config: has nothing that matters here.
+        widths: D_f of each feature.
+    """
+
+    def __init__(self, config: MeanConfig, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.outputs = sum(widths)
+        self.scale = 1 / math.sqrt(self.outputs)
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """Pool frames to [B, D]."""
+        frames = x_BTD.shape[1] if mask_BT is None else mask_BT.sum(1, keepdim=True)
+        return masked(x_BTD, mask_BT).sum(1) / frames

@@ -1,0 +1,86 @@
+"""NetFV, Fisher vectors of soft assignments (Miech et al. 2017; paper section 2.1; golden `layer_netfv_*`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field, ValidationInfo, field_validator
+from torch import Tensor, nn
+
+from reeltag.models.config import TaggerConfig, at_least_for_further_features
+from reeltag.models.layers import PerFeature, SoftAssignment, l2_normalize, normal, shares
+
+VARIANCE_FLOOR = 1e-6
+
+
+class NetFVConfig(TaggerConfig):
+    """Keys of the NetFV family."""
+
+    family: Literal["netfv"]
+    clusters: int = Field(64, gt=1, description="K of the first feature; each further one gets K/2")
+    centres: Literal["free", "coupled"] = Field("free", description="coupled: the assignment's weights, scaled")
+    coupling: float = Field(0.01, gt=0, description="scale of coupled centres")
+
+    @field_validator("clusters")
+    @classmethod
+    def _clusters_for_all(cls, value: int, info: ValidationInfo) -> int:
+        return at_least_for_further_features(value, info, 2)
+
+    @field_validator("coupling")
+    @classmethod
+    def _needs_coupled_centres(cls, value: float, info: ValidationInfo) -> float:
+        if info.data.get("centres") == "free" and not cls._is_default(info, value):
+            raise ValueError(f'{value} needs centres = "coupled"')
+        return value
+
+
+class NetFVFeature(nn.Module):
+    """First and second order statistics of one feature's frames around K centres c with variances σ².
+
+    With a = Σ_t a_tk: first order (Σ a_t x − a·c)/σ², second order (a·c² + Σ a_t x² − 2c Σ a_t x)/σ⁴ − a.
+    The first is scaled to norm 1 by column and then whole, the second only whole.
+
+    Args:
+        features: D.
+        clusters: K.
+        coupling: c = coupling·W, tied to the assignment; None for free centres.
+    """
+
+    def __init__(self, features: int, clusters: int, coupling: float | None) -> None:
+        super().__init__()
+        scale = 1 / math.sqrt(features)
+        self.outputs, self.coupling = 2 * features * clusters, coupling or 0.0
+        self.assign = SoftAssignment(features, clusters)
+        self.centres = normal(features, clusters, scale=scale) if coupling is None else None
+        self.deviation = nn.Parameter(1 + scale * torch.randn(features, clusters))
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """Pool frames to [B, 2·D·K]: first order, second order, each D-major."""
+        a_BTK = self.assign(x_BTD, mask_BT)
+        c_DK = self.assign.weight * self.coupling if self.centres is None else self.centres
+        variance_DK = self.deviation.square() + VARIANCE_FLOOR
+        a_B1K = a_BTK.sum(1)[:, None]
+        x_BDK = torch.einsum("btd,btk->bdk", x_BTD, a_BTK)
+        square_BDK = torch.einsum("btd,btk->bdk", x_BTD.square(), a_BTK)
+        first = (x_BDK - a_B1K * c_DK) / variance_DK
+        second = (a_B1K * c_DK.square() + square_BDK - 2 * x_BDK * c_DK) / variance_DK.square() - a_B1K
+        first = l2_normalize(l2_normalize(first, 1).flatten(1), 1)
+        return torch.cat([first, l2_normalize(second.flatten(1), 1)], 1)
+
+
+class NetFV(PerFeature):
+    """Each feature's statistics; the first has K clusters, each further one K/2.
+
+    Args:
+        config: sizes and how the centres are tied.
+        widths: D_f of each feature.
+    """
+
+    def __init__(self, config: NetFVConfig, widths: Sequence[int]) -> None:
+        clusters = shares(config.clusters, len(widths), 2)
+        coupling = config.coupling if config.centres == "coupled" else None
+        parts = [NetFVFeature(width, k, coupling) for width, k in zip(widths, clusters, strict=True)]
+        super().__init__(widths, parts, scale=1 / math.sqrt(config.clusters))

@@ -1,0 +1,205 @@
+"""Recurrent taggers: a bidirectional layer, then one forwards (paper section 2.1; golden `model_bi*`).
+
+Frames are read in order with their true length. The feature is the last layer's state after the last frame,
+the cell state where it is an LSTM.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, ValidationInfo, field_validator
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from reeltag.models.config import GatingConfig, TaggerConfig, feature_widths
+from reeltag.models.layers import FrameNorm, Pooling, glorot, shares
+
+Cell = Literal["lstm", "gru", "gru-torch"]
+
+
+class RNNConfig(TaggerConfig):
+    """Keys of the RNN family; by default the head reads the state itself."""
+
+    family: Literal["rnn"]
+    cell: Cell = Field(
+        "lstm",
+        description="gru resets its state before the matrix product, as published (TensorFlow 1); "
+        "gru-torch after it, which cuDNN computes much faster on GPUs",
+    )
+    cells: int = Field(1024, gt=1, multiple_of=2, description="H; the first layer has H/2 each way")
+    paths: Literal["joint", "dual"] = Field(
+        "joint", description="dual: a stack for each feature after BN, FC, BN and relu6; further ones have H/8 cells"
+    )
+    shuffle: bool = Field(False, description="shuffle the frames in training")
+    input_norm: bool = False
+    hidden: int = 0
+    gating: GatingConfig = GatingConfig(kind="none")
+
+    @field_validator("paths")
+    @classmethod
+    def _cells_for_all(cls, value: str, info: ValidationInfo) -> str:
+        cells = info.data.get("cells")
+        if value == "dual" and cells is not None and len(feature_widths(info)) > 1 and cells % 16:
+            raise ValueError(
+                f"'dual' gives each further feature cells/8, which must be even; cells = {cells} is no multiple of 16"
+            )
+        return value
+
+
+class CuDNNLayer(nn.Module):
+    """`torch.nn.LSTM` or `torch.nn.GRU` over ragged sequences, starting as TensorFlow's cells do.
+
+    Args:
+        cell: `lstm` or `gru-torch`.
+        inputs: width of a frame.
+        cells: H, each way.
+        bidirectional: also backwards; outputs are concatenated.
+    """
+
+    def __init__(self, cell: Cell, inputs: int, cells: int, bidirectional: bool) -> None:
+        super().__init__()
+        kind = nn.LSTM if cell == "lstm" else nn.GRU
+        self.rnn = kind(inputs, cells, batch_first=True, bidirectional=bidirectional)
+        for name, parameter in self.rnn.named_parameters():
+            with torch.no_grad():
+                if name.startswith("weight"):
+                    bound = math.sqrt(6 / (inputs + cells + len(parameter)))
+                    parameter.uniform_(-bound, bound)
+                else:
+                    parameter.zero_()
+                if name.startswith("bias_ih"):  # forget bias 1; a GRU's gates start open
+                    gates = parameter.view(-1, cells)
+                    (gates[1:2] if cell == "lstm" else gates[:2]).fill_(1.0)
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Outputs [B, T, cells or twice that] and the final state [B, cells]; an LSTM's is the cell state."""
+        frames = x_BTD.shape[1]
+        x: Tensor | PackedSequence = x_BTD
+        if mask_BT is not None:
+            x = pack_padded_sequence(x_BTD, mask_BT.sum(1).cpu(), batch_first=True, enforce_sorted=False)
+        outputs, state = self.rnn(x)
+        if mask_BT is not None:
+            outputs, _ = pad_packed_sequence(outputs, batch_first=True, total_length=frames)
+        final: Tensor = state[1][-1] if isinstance(state, tuple) else state[-1]
+        return outputs, final
+
+
+class PublishedGRU(nn.Module):
+    """The GRU of TensorFlow 1: r, u = sigmoid([x, h]W + b), c = tanh([x, r⊙h]V + v), h ← u⊙h + (1−u)⊙c.
+
+    Args:
+        inputs: width of a frame.
+        cells: H.
+        backwards: from the last frame to the first.
+    """
+
+    def __init__(self, inputs: int, cells: int, backwards: bool = False) -> None:
+        super().__init__()
+        self.inputs, self.backwards = inputs, backwards
+        self.gates = glorot(inputs + cells, 2 * cells)
+        self.gates_bias = nn.Parameter(torch.ones(2 * cells))
+        self.candidate = glorot(inputs + cells, cells)
+        self.candidate_bias = nn.Parameter(torch.zeros(cells))
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Outputs [B, T, H] and the final state [B, H]; in padded frames the state stays as it is."""
+        frames = x_BTD.shape[1]
+        # What does not depend on the state is one product for all frames.
+        gates_BT = x_BTD @ self.gates[: self.inputs] + self.gates_bias
+        candidate_BT = x_BTD @ self.candidate[: self.inputs] + self.candidate_bias
+        gates_HH, candidate_HH = self.gates[self.inputs :], self.candidate[self.inputs :]
+        h = x_BTD.new_zeros(len(x_BTD), candidate_HH.shape[1])
+        outputs = [h] * frames
+        for t in reversed(range(frames)) if self.backwards else range(frames):
+            r, u = torch.sigmoid(gates_BT[:, t] + h @ gates_HH).chunk(2, 1)
+            c = torch.tanh(candidate_BT[:, t] + (r * h) @ candidate_HH)
+            new = u * h + (1 - u) * c
+            h = new if mask_BT is None else torch.where(mask_BT[:, t, None], new, h)
+            outputs[t] = h
+        return torch.stack(outputs, 1), h
+
+
+class Stack(nn.Module):
+    """A bidirectional layer with H/2 cells each way, then a layer with H.
+
+    Args:
+        cell: kind of the cells.
+        inputs: width of a frame.
+        cells: H.
+    """
+
+    def __init__(self, cell: Cell, inputs: int, cells: int) -> None:
+        super().__init__()
+        if cell == "gru":
+            self.first = nn.ModuleList([PublishedGRU(inputs, cells // 2, backwards) for backwards in (False, True)])
+            self.second: nn.Module = PublishedGRU(cells, cells)
+        else:
+            self.first = nn.ModuleList([CuDNNLayer(cell, inputs, cells // 2, bidirectional=True)])
+            self.second = CuDNNLayer(cell, cells, cells, bidirectional=False)
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """The final state [B, H]."""
+        outputs = torch.cat([layer(x_BTD, mask_BT)[0] for layer in self.first], 2)
+        final: Tensor = self.second(outputs, mask_BT)[1]
+        return final
+
+
+class FrameLayer(nn.Module):
+    """BN, FC without bias, BN and relu6, frame by frame, before a path of its own.
+
+    Args:
+        features: D, also the layer's width.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.input_norm = FrameNorm(features)
+        self.weight = glorot(features, features)
+        self.norm = FrameNorm(features)
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """Frames to frames."""
+        return F.relu6(self.norm(self.input_norm(x_BTD, mask_BT) @ self.weight, mask_BT))
+
+
+class RNN(Pooling):
+    """One stack over the joint frames, or one for each feature.
+
+    Args:
+        config: cells and paths.
+        widths: D_f of each feature.
+    """
+
+    ordered = True
+
+    def __init__(self, config: RNNConfig, widths: Sequence[int]) -> None:
+        super().__init__()
+        dual = config.paths == "dual"
+        self.shuffle, self.widths = config.shuffle, list(widths) if dual else [sum(widths)]
+        cells = shares(config.cells, len(self.widths), 8)
+        self.outputs, self.scale = sum(cells), 1 / math.sqrt(sum(cells))
+        self.before = nn.ModuleList(map(FrameLayer, self.widths) if dual else [])
+        self.stacks = nn.ModuleList([Stack(config.cell, d, h) for d, h in zip(self.widths, cells, strict=True)])
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """Read normalised frames to [B, outputs]."""
+        if self.shuffle and self.training:
+            x_BTD = shuffle_frames(x_BTD, mask_BT)
+        paths = list(torch.split(x_BTD, self.widths, 2))
+        if len(self.before):
+            paths = [layer(path, mask_BT) for layer, path in zip(self.before, paths, strict=True)]
+        return torch.cat([stack(path, mask_BT) for stack, path in zip(self.stacks, paths, strict=True)], 1)
+
+
+def shuffle_frames(x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+    """The real frames of each video in random order; padded ones stay behind them."""
+    keys_BT = torch.rand(x_BTD.shape[:2], device=x_BTD.device)
+    if mask_BT is not None:
+        keys_BT = keys_BT.masked_fill(~mask_BT, 2.0)
+    order_BT1 = keys_BT.argsort(1)[..., None]
+    return x_BTD.gather(1, order_BT1.expand_as(x_BTD))

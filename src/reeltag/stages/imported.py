@@ -1,0 +1,62 @@
+"""The stage of a member that was trained elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+
+from reeltag import artifact
+from reeltag.artifact import Artifact
+from reeltag.errors import UsageError
+from reeltag.executors import Job, Stage
+from reeltag.quantize import quantized_bytes
+from reeltag.stages.files import MODEL
+from reeltag.stages.member import MemberStages
+from reeltag.storage import file_hash, megabytes
+
+
+class ImportedStages(MemberStages):
+    """The stages of a finished `.reeltag` file that the recipe takes in."""
+
+    @property
+    def finished(self) -> str:
+        """The stage that ends with the model as it came."""
+        return f"import.{self.name}"
+
+    @property
+    def quantized_bytes(self) -> int:
+        """Bytes of the tensors after quantisation."""
+        (member,) = self._imported.members
+        return quantized_bytes(member.state)
+
+    def source_stages(self) -> list[Stage]:
+        """One stage that takes the file in; it depends on the file's content, not on where it lies."""
+        path = self.recipe.imported[self.name]
+        note = f"{path}, {megabytes(path.stat().st_size)}"
+        return [Stage(self.finished, self._do_import, (), {"file": file_hash(path)}, note)]
+
+    @cached_property
+    def _imported(self) -> Artifact:
+        """The file, found fit for the recipe's data.
+
+        Raises:
+            ArtifactError: missing or damaged.
+            UsageError: it holds several members, or reads other data.
+        """
+        path = self.recipe.imported[self.name]
+        found = artifact.load(path)
+        if len(found.members) != 1:
+            names = ", ".join(member.name for member in found.members)
+            raise UsageError(f"imported.{self.name}: {path} is an ensemble of {names}; import its members one by one")
+        ours, theirs = self.schema, found.schema
+        if (theirs.widths, theirs.classes) != (ours.widths, ours.classes):
+            raise UsageError(
+                f"imported.{self.name}: {path} reads features of widths {list(theirs.widths)} and tags "
+                f"{theirs.classes} classes, but data.schema has {list(ours.widths)} and {ours.classes}"
+            )
+        return found
+
+    def _do_import(self, job: Job) -> None:
+        (member,) = self._imported.members
+        member = replace(member, name=self.name, weight=1.0)
+        artifact.save(job.folder / MODEL, replace(self._imported, schema=self.schema, members=(member,)))

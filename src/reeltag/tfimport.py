@@ -1,0 +1,302 @@
+"""Checkpoints of the authors' TensorFlow program → members of a `.reeltag` file.
+
+The program keeps its architecture in flags and not in the checkpoint, so it is read off the variables'
+names and shapes. What leaves no trace there (mean or maximum in classic DBoF, a gate without its diagonal,
+the scale of coupled centres) takes reeltag's default, which is the program's, unless it is given.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reeltag.artifact import Member
+from reeltag.data.schema import Schema
+from reeltag.data.tensorbundle import Array, index_path, read_checkpoint
+from reeltag.errors import ArtifactError
+from reeltag.models.config import TaggerConfig
+from reeltag.models.tagger import meta_tagger
+from reeltag.quantize import LEVELS, QuantizedTensor
+
+Value = Tensor | QuantizedTensor
+Variables = Mapping[str, Value]
+
+_TRAINING = re.compile(r"(^|/)(global_step|beta[12]_power|Adam|Adam_1)$")
+_NORM = {"beta": "bias", "gamma": "weight", "moving_mean": "running_mean", "moving_variance": "running_var"}
+_PARTS = {"video": 0, "audio": 1}
+# Inside a feature's scope, such as tower/video_VLAD.
+_FEATURE = {
+    "cluster_weights": "assign.weight",
+    "cluster_weights2": "centres",
+    "cluster_bn": "assign.norm.norm",
+    "covar_weights": "deviation",
+    "dim_red": "reduce",
+    "cluster_weights_2": "expand",
+    "cluster_bn_2": "norm",
+}
+_TOP = {
+    "input_bn": "input_norm.norm",
+    "cluster_weights": "pooling.weight",
+    "cluster_bn": "pooling.norm.norm",
+    "hidden1_weights": "hidden.weight",
+    "hidden1_biases": "hidden.bias",
+    "hidden1_bn": "hidden.norm",
+    "gating_weights_2": "gate.weight",
+    "gating_biases": "gate.bias",
+    "gating_bn": "gate.norm",
+    "gates1/weights": "head.gates_in",
+    "gates2/weights": "head.gates",
+    "gates/weights": "head.gates",
+    "experts/weights": "head.experts",
+    "experts/biases": "head.bias",
+    "gating_prob_weights": "head.prob_gate.weight",
+    "gating_prob_bn": "head.prob_gate.norm",
+    "fully_connected/weights": "head.weight",
+    "fully_connected/biases": "head.bias",
+}
+# The dual-path GRU has a layer before each path, so its head is the third that TensorFlow named.
+_DUAL = _TOP | {
+    "video_input_bn": "pooling.before.0.input_norm.norm",
+    "audio_input_bn": "pooling.before.1.input_norm.norm",
+    "fully_connected/weights": "pooling.before.0.weight",
+    "fully_connected_1/weights": "pooling.before.1.weight",
+    "video_cluster_bn": "pooling.before.0.norm.norm",
+    "audio_cluster_bn": "pooling.before.1.norm.norm",
+    "fully_connected_2/weights": "head.weight",
+    "fully_connected_2/biases": "head.bias",
+}
+_GRU = {
+    "gates/kernel": "gates",
+    "gates/bias": "gates_bias",
+    "candidate/kernel": "candidate",
+    "candidate/bias": "candidate_bias",
+}
+_CELL = re.compile(
+    r"(?:(?P<path>video|audio)/)?(?P<layer>bidirectional_rnn/fw|bidirectional_rnn/bw|rnn)/multi_rnn_cell/cell_0/"
+    r"(?:gru_cell/(?P<gru>(?:gates|candidate)/(?:kernel|bias))|basic_lstm_cell/(?P<lstm>kernel|bias))"
+)
+
+
+def import_checkpoint(
+    checkpoint: Path, schema: Schema, name: str, parse: Callable[[dict[str, Any]], TaggerConfig]
+) -> Member:
+    """Read a checkpoint of the authors' program; quantised weights stay quantised, with the same codes.
+
+    Args:
+        checkpoint: prefix, index file, data file or folder.
+        schema: the data that the model reads.
+        name: of the member.
+        parse: makes a configuration from the table that was read off the variables.
+
+    Raises:
+        DataError: the checkpoint is missing or damaged.
+        ArtifactError: it is no model of that program, or does not fit the schema.
+    """
+    index = index_path(checkpoint)
+    variables = named_variables(read_checkpoint(checkpoint))
+    config = parse(architecture(variables, index))
+    state = state_dict(variables, index)
+    _check_shapes(config, schema, state, index)
+    return Member(name, config, 1.0, state)
+
+
+def named_variables(arrays: Mapping[str, Array]) -> dict[str, Value]:
+    """The model's variables, by name without the tower's; the optimiser's are left out.
+
+    Codes and codebook (`NAME_quants`, `NAME_space`) become one value, and `NAMEfloat16` becomes float32.
+    """
+    variables: dict[str, Value] = {}
+    arrays = {name.removeprefix("tower/"): array for name, array in arrays.items() if not _TRAINING.search(name)}
+    for name, array in arrays.items():
+        base = name.removesuffix("_quants")
+        if name.endswith("_space") and f"{name.removesuffix('_space')}_quants" in arrays:
+            continue
+        if base != name and f"{base}_space" in arrays:
+            value = QuantizedTensor(_tensor(array), _tensor(arrays[f"{base}_space"]).float())
+            # A codebook of the authors' k-means may have fewer values.
+            variables[base] = value if len(value.codebook) == LEVELS else value.dequantize()
+        elif name.endswith("float16") and array.dtype == "float16":
+            variables[name.removesuffix("float16")] = _tensor(array).float()
+        else:
+            variables[name] = _tensor(array)
+    return variables
+
+
+def architecture(variables: Variables, source: Path) -> dict[str, Any]:
+    """The configuration, as a table with a `family` key, that variables' names and shapes tell.
+
+    Raises:
+        ArtifactError: no model of the authors' program has such variables.
+    """
+    shapes = {name: tuple(_codes(value).shape) for name, value in variables.items()}
+    table: dict[str, Any] = _family(shapes) | {"input_norm": "input_bn/beta" in shapes, "head": _head(shapes)}
+    if not table["head"]:
+        found = ", ".join(sorted(shapes)[:5]) or "none"
+        raise ArtifactError(f"{source}: has no classifier of the authors' program; its variables: {found}, …")
+    table["hidden"] = shapes["hidden1_weights"][1] if "hidden1_weights" in shapes else 0
+    if "hidden1_bn/beta" in shapes:
+        table["activation"] = "relu6"
+    table["gating"] = {"kind": "none"}
+    if "gating_weights_2" in shapes:
+        table["gating"] = {"kind": "context", "norm": "gating_bn/beta" in shapes}
+    return table
+
+
+def _family(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    for scope, family in {"VLAD": "netvlad", "FV": "netfv", "DBOF": "dbof"}.items():
+        prefix = f"video_{scope}"
+        if f"{prefix}/cluster_weights" not in shapes:
+            continue
+        clusters = shapes[f"{prefix}/cluster_weights"][-1]
+        if family == "dbof":
+            pooled = clusters + shapes.get(f"audio_{scope}/cluster_weights", (0,))[-1]
+            both = shapes.get("hidden1_weights", (0,))[0] == 2 * pooled
+            soft = "soft+max" if both else "soft"
+            return {
+                "family": family,
+                "clusters": clusters,
+                "pooling": "gated" if f"{prefix}/dim_red" in shapes else soft,
+            }
+        without = {"netvlad": "none", "netfv": "coupled"}[family]
+        centres = "free" if f"{prefix}/cluster_weights2" in shapes else without
+        return {"family": family, "clusters": clusters, "centres": centres}
+    if "cluster_weights" in shapes:
+        return {"family": "dbof", "clusters": shapes["cluster_weights"][-1], "pooling": "max"}
+    for path, kind in {"": "joint", "video/": "dual"}.items():
+        cell = f"{path}rnn/multi_rnn_cell/cell_0"
+        if f"{cell}/basic_lstm_cell/bias" in shapes:
+            return {
+                "family": "rnn",
+                "cell": "lstm",
+                "paths": kind,
+                "cells": shapes[f"{cell}/basic_lstm_cell/bias"][0] // 4,
+            }
+        if f"{cell}/gru_cell/candidate/bias" in shapes:
+            return {
+                "family": "rnn",
+                "cell": "gru",
+                "paths": kind,
+                "cells": shapes[f"{cell}/gru_cell/candidate/bias"][0],
+            }
+    return {"family": "mean"}
+
+
+def _head(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    if "experts/weights" not in shapes:
+        logistic = any(re.fullmatch(r"fully_connected(_2)?/biases", name) for name in shapes)
+        return {"kind": "logistic", "l2": 1e-8} if logistic else {}
+    gates = shapes.get("gates/weights") or shapes.get("gates2/weights") or (0, 0)
+    classes = gates[1] - shapes["experts/weights"][1]  # C·(M+1) − C·M
+    head = {"kind": "moe", "experts": shapes["experts/weights"][1] // max(1, classes)}
+    if "gates2/weights" in shapes:
+        head["gate_rank"] = shapes["gates2/weights"][0]
+    if "gating_prob_weights" in shapes:
+        rows = shapes["gating_prob_weights"][0]
+        head |= {"prob_gating": True, "prob_gating_input": "probabilities" if rows == classes else "hidden"}
+    return head
+
+
+def state_dict(variables: Variables, source: Path) -> dict[str, Value]:
+    """The variables under reeltag's names.
+
+    Raises:
+        ArtifactError: a variable has no counterpart; lists all such.
+    """
+    top = _DUAL if "video_input_bn/beta" in variables else _TOP
+    state: dict[str, Value] = {}
+    unknown = []
+    for name, value in variables.items():
+        if cell := _CELL.fullmatch(name):
+            state |= _cell(cell, value, variables)
+        elif (ours := _our_name(name, top)) is not None:
+            state[ours] = _without_leading_one(value)
+        else:
+            unknown.append(name)
+    if unknown:
+        what = "belong to no model of the authors' program that reeltag knows"
+        raise ArtifactError(f"{source}: variables {', '.join(sorted(unknown))} {what}")
+    return state
+
+
+def _our_name(name: str, top: Mapping[str, str]) -> str | None:
+    scope, _, leaf = name.rpartition("/")
+    if leaf in _NORM:
+        ours = _our_name(scope, top)
+        return f"{ours}.{_NORM[leaf]}" if ours else None
+    if name in top:
+        return top[name]
+    feature, _, kind = scope.partition("_")
+    if feature in _PARTS and kind in ("VLAD", "FV", "DBOF") and leaf in _FEATURE:
+        return f"pooling.parts.{_PARTS[feature]}.{_FEATURE[leaf]}"
+    return None
+
+
+def _cell(match: re.Match[str], value: Value, variables: Variables) -> dict[str, Value]:
+    """A recurrent cell's variable; an LSTM's becomes several in torch's layout."""
+    stack = f"pooling.stacks.{_PARTS[match['path'] or 'video']}"
+    backwards = match["layer"].endswith("bw")
+    if match["gru"]:
+        layer = "second" if match["layer"] == "rnn" else f"first.{int(backwards)}"
+        return {f"{stack}.{layer}.{_GRU[match['gru']]}": value}
+    layer = "second" if match["layer"] == "rnn" else "first.0"
+    place, end = f"{stack}.{layer}.rnn", "_l0_reverse" if backwards else "_l0"
+    if match["lstm"] == "bias":
+        bias = _reordered(value if isinstance(value, Tensor) else value.dequantize())
+        cells = len(bias) // 4
+        bias[cells : 2 * cells] += 1.0  # TensorFlow adds its forget bias at each step
+        return {f"{place}.bias_ih{end}": bias, f"{place}.bias_hh{end}": torch.zeros_like(bias)}
+    cells = _codes(value).shape[1] // 4
+    return {
+        f"{place}.weight_ih{end}": _mapped(value, lambda kernel: _reordered(kernel[:-cells].T)),
+        f"{place}.weight_hh{end}": _mapped(value, lambda kernel: _reordered(kernel[-cells:].T)),
+    }
+
+
+def _reordered(gates: Tensor) -> Tensor:
+    """Rows of TensorFlow's gates i, j, f, o in torch's order i, f, j, o."""
+    i, j, f, o = gates.chunk(4)
+    return torch.cat([i, f, j, o])
+
+
+def _without_leading_one(value: Value) -> Value:
+    """Centres come as [1, D, K]."""
+    return _mapped(value, lambda tensor: tensor[0]) if _codes(value).ndim == 3 else value
+
+
+def _mapped(value: Value, change: Callable[[Tensor], Tensor]) -> Value:
+    """Rearrange a tensor, or a quantised one's codes."""
+    if isinstance(value, QuantizedTensor):
+        return QuantizedTensor(change(value.codes).contiguous(), value.codebook)
+    return change(value).contiguous()
+
+
+def _codes(value: Value) -> Tensor:
+    return value.codes if isinstance(value, QuantizedTensor) else value
+
+
+def _tensor(array: Array) -> Tensor:
+    return torch.from_numpy(array.copy())
+
+
+def _check_shapes(config: TaggerConfig, schema: Schema, state: Mapping[str, Value], source: Path) -> None:
+    tagger = meta_tagger(config, schema.widths, schema.classes)
+    expected = {name: tuple(t.shape) for name, t in tagger.state_dict().items() if t.is_floating_point()}
+    found = {name: tuple(_codes(value).shape) for name, value in state.items()}
+    faults = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    faults += [f"{name} has no place" for name in sorted(found.keys() - expected.keys())]
+    faults += [
+        f"{name} is {list(found[name])} and not {list(expected[name])}"
+        for name in sorted(expected.keys() & found.keys())
+        if expected[name] != found[name]
+    ]
+    if faults:
+        data = f"{' + '.join(map(str, schema.widths))} values a frame and {schema.classes} classes"
+        raise ArtifactError(
+            f"{source}: does not fit data with {data} as {config.family}; give the data's --schema, or --set what the "
+            f"checkpoint does not say:\n  " + "\n  ".join(faults)
+        )
