@@ -68,6 +68,77 @@ def test_contradictions_are_named(tmp_path, change, fault):
     assert fault in str(caught.value)
 
 
+# Contradictions and wrong values in models' tables: what is set beside family and data, and what is said of it.
+MODEL_FAULTS = {
+    'family = "netvlad"\ncentres = "coupled"': "models.a.centres: Input should be 'free' or 'none', not 'coupled'",
+    'family = "netvlad"\ncoupling = 0.1': "models.a.coupling: unknown key of netvlad; netfv has it; netvlad has ",
+    'family = "netfv"\ncoupling = 0.1': 'models.a.coupling: 0.1 needs centres = "coupled"',
+    'family = "netvlad"\nclusters = 0': "models.a.clusters: Input should be greater than 1, not 0",
+    'family = "dbof"\nclusters = 7': "models.a.clusters: 7 must be at least 8, because each further feature gets 1/8",
+    'family = "dbof"\npooling = "median"': "'max', 'mean', 'soft', 'soft+max' or 'gated', not 'median'",
+    'family = "nextvlad"\ngroups = 6': "models.a.groups: 6 must divide expansion·D for every feature, here 2·64 by 6; "
+    "allowed: 1, 2, 4, 8, 16, 32, 64",
+    'family = "attention"\nwidth = 12\nheads = 5': "heads: 5 must divide width = 12; allowed: 1, 2, 3, 4, 6, 12",
+    'family = "rnn"\ncells = 7': "models.a.cells: Input should be a multiple of 2, not 7",
+    'family = "rnn"\ncells = 24\npaths = "dual"': "cells = 24 is no multiple of 16",
+    'family = "rnn"\nactivation = "relu6"': "models.a.activation: 'relu6' needs a hidden layer; leave it out, or give",
+    'family = "mean"\nhead = { kind = "logistic", prob_gating = true }': "models.a.head.prob_gating: True needs kind",
+    'family = "mean"\nhead = { prob_gating_input = "hidden" }': "'hidden' needs prob_gating = true",
+    'family = "mean"\nhead = { prob_gating = true, prob_gating_input = "hidden", prob_gating_diagonal = false }': (
+        "gates fed by the hidden vector have no diagonal"
+    ),
+    'family = "mean"\ngating = { kind = "se", norm = false }': 'models.a.gating.norm: False needs kind = "context"',
+    'family = "netvlad"\nhidden = 4\ngating = { kind = "se" }': "reduction = 8 must be at most hidden = 4",
+    'family = "mean"\n[models.a.training]\nepoch = 3': "models.a.training.epoch: unknown key; did you mean 'epochs'?",
+}
+
+
+@pytest.mark.parametrize(("table", "fault"), MODEL_FAULTS.items(), ids=range(len(MODEL_FAULTS)))
+def test_a_model_that_cannot_be_built_is_refused_with_what_is_allowed(tmp_path, table, fault):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, GOOD.replace('family = "netvlad"', table)))
+    assert len(caught.value.faults) == 1
+    assert fault in str(caught.value)
+
+
+def test_contradictions_and_wrong_values_of_several_models_come_in_one_message(tmp_path):
+    text = GOOD.replace("budget_mb = 1", "budget_mb = -1").replace(
+        'family = "netvlad"', 'family = "nextvlad"\nclusters = 0\ngroups = 7\nhead = { kind = "logistic", experts = 3 }'
+    )
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, text + '[models.b]\nfamily = "netvlad"\ncentres = "coupled"\n'))
+    keys = [fault.partition(":")[0] for fault in caught.value.faults]
+    expected = ["budget_mb", "models.a.clusters", "models.a.groups", "models.a.head.experts", "models.b.centres"]
+    assert sorted(keys) == expected
+
+
+def test_groups_are_held_against_the_features_of_the_data(tmp_path):
+    text = GOOD.replace('family = "netvlad"', 'family = "nextvlad"\ngroups = 24\n').replace("classes = 12", "rgb = 48")
+    assert load_recipe(write(tmp_path, text), ["data.synthetic.audio=24"])
+    with pytest.raises(RecipeError, match=r"here 2·16 by 12; allowed: "):
+        load_recipe(write(tmp_path, text), ["data.synthetic.audio=16"])
+
+
+def test_a_model_may_be_trained_otherwise_than_the_rest(tmp_path):
+    text = GOOD.replace("[models.a]", "[training]\nrate = 0.5\nepochs = 7\n[models.a]")
+    recipe = load_recipe(write(tmp_path, text), ["models.a.training.epochs=3", "models.b.family=mean"])
+    assert (recipe.training_of("a").epochs, recipe.training_of("a").rate) == (3, 0.5)
+    assert recipe.training_of("b") == recipe.training
+    assert recipe.dump()["models"]["a"]["training"] == {"epochs": 3.0}
+    assert "training" not in recipe.dump()["models"]["b"]
+    # what a run leaves behind is the recipe again
+    assert type(recipe).model_validate(recipe.dump()).fingerprint == recipe.fingerprint
+
+
+def test_a_recipe_needs_a_member_and_each_name_once(tmp_path):
+    without = GOOD.partition("[models.a]")[0]
+    with pytest.raises(RecipeError, match=r"no members; give at least one \[models\.NAME\]"):
+        load_recipe(write(tmp_path, without))
+    assert load_recipe(write(tmp_path, without), ["imported.b=b.reeltag"])
+    with pytest.raises(RecipeError, match="a has a table under models already"):
+        load_recipe(write(tmp_path, GOOD), ["imported.a=a.reeltag"])
+
+
 def test_a_key_in_the_wrong_table_is_sent_to_the_right_one(tmp_path):
     with pytest.raises(RecipeError, match=r"label_names: unknown key in this table; it belongs to another one"):
         load_recipe(write(tmp_path, GOOD), ["label_names=x.csv"])
@@ -106,7 +177,7 @@ def test_overrides_set_any_key_and_their_faults_are_listed_too(tmp_path):
     recipe = load_recipe(path, ["training.rate=1e-2", "training.frames=all", "models.a.head.kind=logistic"])
     assert recipe.training.rate == 0.01
     assert recipe.training.frames == "all"
-    assert recipe.models["a"].head.kind == "logistic"
+    assert recipe.models["a"].config.head.kind == "logistic"
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, ["training.rat=1", "nonsense", "name.first=x"])
     assert "did you mean 'rate'" in str(caught.value)

@@ -347,7 +347,8 @@ def _execute(recipe: Recipe, stages: Sequence[Stage], out: Path) -> dict[str, Pa
     from reeltag.progress import default_progress
     from reeltag.storage import write_json
 
-    check_device(recipe.training.device)
+    for device in {recipe.training_of(model).device for model in recipe.models}:
+        check_device(device)
     executors.claim(out)
     write_json(out / "recipe.json", recipe.dump())
     return executors.run(stages, out, default_progress())

@@ -17,6 +17,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import ErrorDetails
@@ -94,6 +95,26 @@ class EnsembleSettings(_Table):
     trials: int = Field(200, ge=0, description="random weightings beside the equal one")
 
 
+class ModelSettings(_Table):
+    """An architecture, and what its training does otherwise than `[training]` says; one table in TOML."""
+
+    config: AnyTaggerConfig
+    training: TrainingSettings = Field(TrainingSettings(), description="only the keys that are given count")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, table: Any) -> Any:
+        if not isinstance(table, Mapping):
+            return table
+        config = {key: value for key, value in table.items() if key != "training"}
+        return {"config": config, **({"training": table["training"]} if "training" in table else {})}
+
+    @model_serializer
+    def _join(self) -> dict[str, Any]:
+        training = self.training.model_dump(mode="json", exclude_unset=True)
+        return self.config.model_dump(mode="json") | ({"training": training} if training else {})
+
+
 class Recipe(_Table):
     """From shards to one file."""
 
@@ -104,7 +125,7 @@ class Recipe(_Table):
     training: TrainingSettings = TrainingSettings()
     averaging: AveragingSettings | None = None
     ensemble: EnsembleSettings = EnsembleSettings()
-    models: dict[Name, AnyTaggerConfig] = {}
+    models: dict[Name, ModelSettings] = {}
     imported: dict[Name, Path] = Field({}, description="finished .reeltag files that join the ensemble")
 
     @field_validator("imported")
@@ -121,6 +142,10 @@ class Recipe(_Table):
     def budget(self) -> int:
         """Most bytes of the shipped file."""
         return round(self.budget_mb * 1e6)
+
+    def training_of(self, model: str) -> TrainingSettings:
+        """How a model is trained: as `[training]` says, but for what the model's own table says."""
+        return self.training.model_copy(update=self.models[model].training.model_dump(exclude_unset=True))
 
     def dump(self) -> dict[str, Any]:
         """The whole recipe as JSON, defaults and all."""
@@ -177,8 +202,8 @@ def tagger_config(source: str, table: dict[str, Any], overrides: Sequence[str], 
     try:
         config = parse_config(table, widths)
     except ValidationError as error:
-        # described as in a recipe, whose table would be models.SOURCE
-        in_recipe = [_describe({**fault, "loc": ("models", source, *fault["loc"])}) for fault in error.errors()]
+        place = ("models", source, "config")  # described as in a recipe
+        in_recipe = [_describe({**fault, "loc": (*place, *fault["loc"])}) for fault in error.errors()]
         faults += [fault.removeprefix(f"models.{source}.") for fault in in_recipe]
     if faults:
         raise RecipeError(source, faults)
@@ -224,9 +249,11 @@ def _apply(table: dict[str, Any], override: str) -> str | None:
 def _describe(fault: ErrorDetails) -> str:
     place = list(map(str, fault["loc"]))
     family = None
-    if place[0] == "models" and len(place) > 2 and place[2] in FAMILIES:
-        family = place.pop(2)  # pydantic names the branch that it chose
-        family = family if len(place) == 3 else None  # its own keys, not those of a table within
+    if place[0] == "models" and len(place) > 2 and place[2] == "config":
+        del place[2]  # the table of a model is split in two
+        if len(place) > 2 and place[2] in FAMILIES:
+            family = place.pop(2)  # pydantic names the branch that it chose
+            family = family if len(place) == 3 else None  # its own keys, not those of a table within
     key = ".".join(place)
     if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
         return f"{key}.family: choose one of {', '.join(FAMILIES)}"
@@ -256,4 +283,5 @@ def known_keys() -> list[str]:
     """Every key that a recipe may have, in any table."""
     schema = Recipe.model_json_schema()
     tables = [schema, *schema["$defs"].values()]
-    return sorted({key for table in tables for key in table.get("properties", {})})
+    keys = {key for table in tables for key in table.get("properties", {})}
+    return sorted(keys - {"config"})  # which is a model's own table

@@ -17,7 +17,7 @@ from reeltag.quantize import quantized_bytes
 from reeltag.stages.files import CHECKPOINT, MODEL, SCORES, load_manifest, split
 from reeltag.stages.member import MemberStages
 from reeltag.storage import content_hash, megabytes, write_json
-from reeltag.train import NOT_DECISIVE, averaging_phase, final_weights, run_phase, training_phase
+from reeltag.train import NOT_DECISIVE, TrainingSettings, averaging_phase, final_weights, run_phase, training_phase
 
 
 class ModelStages(MemberStages):
@@ -26,7 +26,7 @@ class ModelStages(MemberStages):
     def source_stages(self) -> list[Stage]:
         """Train, and average where the recipe says so."""
         recipe = self.recipe
-        training = recipe.training.model_dump(exclude=NOT_DECISIVE)
+        training = self.training.model_dump(exclude=NOT_DECISIVE)
         parameters = {"config": self.config.model_dump(), "training": training, **self.split_parameters}
         note = f"{self.parameters:,} parameters, {megabytes(4 * self.parameters)} float"
         stages = [Stage(f"train.{self.name}", self._do_train, ("data.train",), parameters, note)]
@@ -38,7 +38,12 @@ class ModelStages(MemberStages):
     @property
     def config(self) -> TaggerConfig:
         """The architecture."""
-        return self.recipe.models[self.name]
+        return self.recipe.models[self.name].config
+
+    @property
+    def training(self) -> TrainingSettings:
+        """How it is trained."""
+        return self.recipe.training_of(self.name)
 
     @property
     def finished(self) -> str:
@@ -68,7 +73,7 @@ class ModelStages(MemberStages):
         manifest = load_manifest(job, "train")
         train, _ = split(self.recipe, manifest)
         tagger = build_tagger(self.config, self.schema.widths, self.schema.classes, self.seed)
-        settings = self.recipe.training
+        settings = self.training
         phase = training_phase(settings, len(train))
         path = job.folder / CHECKPOINT
         state = run_phase(
@@ -83,7 +88,7 @@ class ModelStages(MemberStages):
         train, holdout = split(self.recipe, manifest)
         start = checkpoint.load(job.inputs[f"train.{self.name}"] / CHECKPOINT)
         tagger = build_tagger(self.config, self.schema.widths, self.schema.classes, self.seed)
-        settings = self.recipe.training
+        settings = self.training
         state = run_phase(
             tagger,
             Shards(manifest),
