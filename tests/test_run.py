@@ -3,16 +3,22 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from reeltag import executors
+import reeltag
+from reeltag import artifact, executors
+from reeltag.artifact import Artifact, Member
 from reeltag.cli import main
+from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.progress import Progress
 from reeltag.recipe import load_recipe
 from reeltag.stages.plan import plan
@@ -139,6 +145,55 @@ def test_train_stops_with_a_float_file_and_run_goes_on_from_it(finished, tmp_pat
     assert {name for name, status in done.items() if status == "done"} == {
         "synthetic", "data.train", "train.b", "average.b",
     }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """A recipe of two members that were trained elsewhere, one of them in 8 bits."""
+    folder = tmp_path_factory.mktemp("imported")
+    recipe = RECIPE.partition("[models.a]")[0]
+    (folder / "tiny.toml").write_text(recipe + f'[imported]\nx = "{folder}/x.reeltag"\ny = "{folder}/y.reeltag"\n')
+    schema = load_recipe(folder / "tiny.toml").data.record_schema
+    for name, table in {"x": {"family": "mean", "hidden": 600}, "y": {"family": "rnn", "cells": 16}}.items():
+        config = parse_config(table)
+        state = build_tagger(config, schema.widths, schema.classes, 1).state_dict()
+        shipped = Artifact(schema, None, (Member("elsewhere", config, 1.0, state),), {})
+        artifact.save(folder / f"{name}.reeltag", artifact.quantized(shipped) if name == "x" else shipped)
+    return folder
+
+
+def test_members_trained_elsewhere_ship_like_any_other(imported):
+    out = imported / "out"
+    assert main(["run", str(imported / "tiny.toml"), "--out", str(out)]) == 0
+    results = json.loads((out / "results.json").read_text())
+    shipped = artifact.load(out / "model.reeltag")
+    assert [member.name for member in shipped.members] == ["x", "y"]
+    assert {member.name: member.weight for member in shipped.members} == pytest.approx(results["weights"])
+    assert results["holdout_gap"]["file"] >= max(results["holdout_gap"]["members"].values())
+    (x,) = artifact.load(imported / "x.reeltag").members
+    assert torch.equal(shipped.members[0].state["hidden.weight"].codes, x.state["hidden.weight"].codes)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 9, 32), dtype=np.uint8)
+    parts = [reeltag.load(imported / f"{name}.reeltag").predict(frames) for name in ("x", "y")]
+    expected = sum(part * results["weights"][name] for part, name in zip(parts, ("x", "y"), strict=True))
+    np.testing.assert_allclose(reeltag.load(out / "model.reeltag").predict(frames), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "data.synthetic.rgb=25",
+            "imported.x: .* reads features of widths .24, 8. and tags 12 classes, but data.schema",
+        ),
+        ("imported.x=nowhere.reeltag", "nowhere.reeltag: no such file"),
+        ("budget_mb=0.01", "over the budget of 10,000 bytes; members: x .*, y .*; no single member would fit"),
+    ],
+)
+def test_a_member_that_does_not_fit_is_refused_before_any_data_is_made(imported, tmp_path, capsys, override, message):
+    arguments = ["run", str(imported / "tiny.toml"), "--out", str(tmp_path / "out"), "--set", override]
+    assert main(arguments) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
 
 
 def test_moved_data_is_read_again_but_nothing_is_trained_again(finished, tmp_path):

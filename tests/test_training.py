@@ -98,6 +98,20 @@ def test_three_steps_are_the_authors():
         np.testing.assert_allclose(ours["hidden.weight"][::97], rows, atol=2e-3)
 
 
+@pytest.mark.parametrize(("family", "drawn"), [("netvlad", True), ("rnn", False)])
+def test_frames_are_drawn_but_for_a_family_that_needs_their_order(family, drawn):
+    sizes = {"clusters": 4, "hidden": 8} if family == "netvlad" else {"cells": 8}
+    fabric = Fabric(accelerator="cpu", devices=1)
+    batch = Batch(("a", "b"), torch.randint(0, 256, (2, 30, 16), dtype=torch.uint8), torch.tensor([30, 9]),
+                  torch.rand(2, 5) < 0.5)  # fmt: skip
+    losses = []
+    for frames in (3, "all"):
+        tagger = build_tagger(parse_config({"family": family, **sizes}), (16,), 5, 0)
+        model, optimizer = fabric.setup(tagger, torch.optim.Adam(tagger.parameters()))
+        losses.append(train_step(fabric, model, optimizer, batch, TrainingSettings(frames=frames), seed=0))
+    assert (losses[0] != losses[1]) == drawn
+
+
 def test_training_stopped_after_any_step_ends_with_the_same_bytes(shards, tmp_path):
     train(shards, tmp_path / "whole")
     steps = len(training_phase(SETTINGS, len(shards)).steps)

@@ -29,7 +29,7 @@ class RNNConfig(TaggerConfig):
     cell: Cell = Field(
         "lstm",
         description="gru resets its state before the matrix product, as published (TensorFlow 1); "
-        "gru-torch after it, which cuDNN computes much faster on GPUs",
+        "gru-torch after it, the form that cuDNN has kernels for",
     )
     cells: int = Field(1024, gt=1, multiple_of=2, description="H; the first layer has H/2 each way")
     paths: Literal["joint", "dual"] = Field(
