@@ -271,7 +271,7 @@ def _hint(key: str, family: str | None) -> str:
     """What may have been meant by a key that stands where it is not known."""
     here = list(FAMILIES[family][0].model_fields) if family else known_keys()
     if family and (others := [name for name, (config, _) in FAMILIES.items() if key in config.model_fields]):
-        return f" of {family}; {', '.join(others)} has it; {family} has {', '.join(here)}"
+        return f" of {family}, but of {', '.join(others)}; {family} has {', '.join(here)}"
     if (close := difflib.get_close_matches(key, here, n=1)) and close[0] != key:
         return f"; did you mean {close[0]!r}?"
     if key in known_keys():
