@@ -17,7 +17,7 @@ ROUNDS, STEPS = 5, 40
 
 
 def worker() -> None:
-    """Time training steps of the AudioSet recipe's first model on random clips."""
+    """Time training steps of the AudioSet recipe's NetVLAD on random clips."""
     import torch
     from lightning_fabric import Fabric
 

@@ -25,7 +25,7 @@ def test_every_clip_is_read_with_its_labels():
 
 
 def test_two_epochs_beat_the_prior_by_far_and_8_bits_cost_next_to_nothing(tmp_path, capsys):
-    out, model = tmp_path / "out", "netvlad-32"
+    out, model = tmp_path / "out", "netvlad"
     overrides = {"data.root": FOLDER, "training.epochs": 2, "averaging.epochs": 0.1}
     sets = [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
     assert main(["train", str(REPO / "recipes" / "audioset.toml"), "--model", model, "--out", str(out), *sets]) == 0

@@ -209,6 +209,17 @@ def test_a_checkpoint_of_another_program_is_refused_with_its_variables(tmp_path)
         import_checkpoint(prefix, SCHEMA, "m", parse_config)
 
 
+def test_variables_of_odd_shapes_are_one_message(tmp_path):
+    flat = variables(logistic(24) | {"hidden1_weights": (24,)})
+    beyond = variables(logistic(24)) | {
+        "tower/more_quants": np.full((2, 3), 200, np.uint8),
+        "tower/more_space": np.zeros(16, np.float32),
+    }
+    for name, arrays in {"flat": flat, "beyond": beyond}.items():
+        with pytest.raises(ArtifactError, match=f"{name}.index: its variables have not the shapes"):
+            import_checkpoint(write_bundle(tmp_path / name, arrays), SCHEMA, "m", parse_config)
+
+
 def test_a_checkpoint_for_other_data_is_refused_with_every_shape(tmp_path):
     prefix = write_bundle(tmp_path / "wide", variables(logistic(30)))
     with pytest.raises(ArtifactError) as caught:

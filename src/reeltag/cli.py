@@ -74,7 +74,7 @@ def run(recipe: Path, /, *, out: Path | None = None, set_: Overrides = [], dry_r
 def train(recipe: Path, /, *, model: list[str] = [], out: Path | None = None, set_: Overrides = []) -> None:  # noqa: B006
     """Train models of a recipe, as `run` does, and stop there; each becomes a float32 .reeltag file.
 
-    Example: reeltag train recipes/audioset.toml --model netvlad-32 --set data.root=/data/audioset
+    Example: reeltag train recipes/audioset.toml --model netvlad --set data.root=/data/audioset
 
     Args:
         recipe: A TOML file.
@@ -158,7 +158,7 @@ def predict(model: Path, /, *shards: str, out: Path | None = None) -> None:
 def quantize(model: Path, /, *, out: Path) -> None:
     """Store the large weights of a model in 8 bits.
 
-    Example: reeltag quantize runs/audioset/netvlad-32.reeltag --out small.reeltag
+    Example: reeltag quantize runs/audioset/netvlad.reeltag --out small.reeltag
 
     Args:
         model: A .reeltag file.

@@ -98,8 +98,12 @@ def import_checkpoint(
         ArtifactError: it is no model of that program, or does not fit the schema.
     """
     index = index_path(checkpoint)
-    variables = named_variables(read_checkpoint(checkpoint))
-    config = parse(architecture(variables, index))
+    try:
+        variables = named_variables(read_checkpoint(checkpoint))
+        table = architecture(variables, index)
+    except IndexError as error:  # a matrix that is none, or codes beyond their codebook
+        raise ArtifactError(f"{index}: its variables have not the shapes of the authors' program") from error
+    config = parse(table)
     state = state_dict(variables, index)
     _check_shapes(config, schema, state, index)
     return Member(name, config, 1.0, state)
@@ -117,11 +121,11 @@ def named_variables(arrays: Mapping[str, Array]) -> dict[str, Value]:
         if name.endswith("_space") and f"{name.removesuffix('_space')}_quants" in arrays:
             continue
         if base != name and f"{base}_space" in arrays:
-            value = QuantizedTensor(_tensor(array), _tensor(arrays[f"{base}_space"]).float())
+            value = QuantizedTensor(_tensor(array), _tensor(arrays[f"{base}_space"]))
             # A codebook of the authors' k-means may have fewer values.
-            variables[base] = value if len(value.codebook) == LEVELS else value.dequantize()
+            variables[base] = value if value.codebook.shape == (LEVELS,) else value.dequantize()
         elif name.endswith("float16") and array.dtype == "float16":
-            variables[name.removesuffix("float16")] = _tensor(array).float()
+            variables[name.removesuffix("float16")] = _tensor(array)
         else:
             variables[name] = _tensor(array)
     return variables
@@ -155,34 +159,20 @@ def _family(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         clusters = shapes[f"{prefix}/cluster_weights"][-1]
         if family == "dbof":
             pooled = clusters + shapes.get(f"audio_{scope}/cluster_weights", (0,))[-1]
-            both = shapes.get("hidden1_weights", (0,))[0] == 2 * pooled
-            soft = "soft+max" if both else "soft"
-            return {
-                "family": family,
-                "clusters": clusters,
-                "pooling": "gated" if f"{prefix}/dim_red" in shapes else soft,
-            }
+            doubled = shapes.get("hidden1_weights", (0,))[0] == 2 * pooled
+            pooling = "gated" if f"{prefix}/dim_red" in shapes else "soft+max" if doubled else "soft"
+            return {"family": family, "clusters": clusters, "pooling": pooling}
         without = {"netvlad": "none", "netfv": "coupled"}[family]
         centres = "free" if f"{prefix}/cluster_weights2" in shapes else without
         return {"family": family, "clusters": clusters, "centres": centres}
     if "cluster_weights" in shapes:
         return {"family": "dbof", "clusters": shapes["cluster_weights"][-1], "pooling": "max"}
-    for path, kind in {"": "joint", "video/": "dual"}.items():
-        cell = f"{path}rnn/multi_rnn_cell/cell_0"
-        if f"{cell}/basic_lstm_cell/bias" in shapes:
-            return {
-                "family": "rnn",
-                "cell": "lstm",
-                "paths": kind,
-                "cells": shapes[f"{cell}/basic_lstm_cell/bias"][0] // 4,
-            }
-        if f"{cell}/gru_cell/candidate/bias" in shapes:
-            return {
-                "family": "rnn",
-                "cell": "gru",
-                "paths": kind,
-                "cells": shapes[f"{cell}/gru_cell/candidate/bias"][0],
-            }
+    for path, paths in {"": "joint", "video/": "dual"}.items():
+        biases = {"lstm": ("basic_lstm_cell/bias", 4), "gru": ("gru_cell/candidate/bias", 1)}
+        for cell, (bias, gates) in biases.items():
+            shape = shapes.get(f"{path}rnn/multi_rnn_cell/cell_0/{bias}")
+            if shape is not None:
+                return {"family": "rnn", "cell": cell, "paths": paths, "cells": shape[0] // gates}
     return {"family": "mean"}
 
 
@@ -280,7 +270,8 @@ def _codes(value: Value) -> Tensor:
 
 
 def _tensor(array: Array) -> Tensor:
-    return torch.from_numpy(array.copy())
+    tensor = torch.from_numpy(array.copy())
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _check_shapes(config: TaggerConfig, schema: Schema, state: Mapping[str, Value], source: Path) -> None:
