@@ -58,8 +58,8 @@ class KillAfter(Progress):
         yield Countdown(self.steps, name, total, unit)
 
 
-def train(shards, path, *, settings=SETTINGS, progress=None, phase=None, start=None, seconds=1e9):
-    tagger = build_tagger(CONFIG, shards.manifest.schema.widths, shards.manifest.schema.classes, 3)
+def train(shards, path, *, config=CONFIG, settings=SETTINGS, progress=None, phase=None, start=None, seconds=1e9):
+    tagger = build_tagger(config, shards.manifest.schema.widths, shards.manifest.schema.classes, 3)
     indices = np.arange(len(shards))
     phase = phase or training_phase(settings, len(indices))
     return run_phase(
@@ -122,6 +122,23 @@ def test_training_stopped_after_any_step_ends_with_the_same_bytes(shards, tmp_pa
                 train(shards, path, progress=KillAfter(stop), seconds=0)
         train(shards, path, seconds=0)
         assert path.read_bytes() == (tmp_path / "whole").read_bytes(), f"stopped after {stop} steps"
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"family": "rnn", "cell": "lstm", "cells": 8, "shuffle": True},
+        {"family": "rnn", "cell": "gru", "cells": 16, "paths": "dual", "shuffle": True},
+        {"family": "nextvlad", "clusters": 4, "groups": 2, "hidden": 8},
+    ],
+)
+def test_shuffling_and_dropout_of_the_pooled_vector_are_resumed_too(shards, tmp_path, table):
+    config = parse_config({**table, "dropout": 0.3, "bn_decay": 0.9})
+    train(shards, tmp_path / "whole", config=config)
+    with pytest.raises(KilledError):
+        train(shards, tmp_path / "stopped", config=config, progress=KillAfter(3), seconds=0)
+    train(shards, tmp_path / "stopped", config=config)
+    assert (tmp_path / "stopped").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
 def test_averaging_stopped_half_way_ends_with_the_same_bytes(shards, tmp_path):
