@@ -79,6 +79,7 @@ MODEL_FAULTS = {
     'family = "nextvlad"\ngroups = 6': "models.a.groups: 6 must divide expansion·D for every feature, here 2·64 by 6; "
     "allowed: 1, 2, 4, 8, 16, 32, 64",
     'family = "attention"\nwidth = 12\nheads = 5': "heads: 5 must divide width = 12; allowed: 1, 2, 3, 4, 6, 12",
+    'family = "mean"\nhidden = -1': "models.a.hidden: Input should be greater than or equal to 0, not -1",
     'family = "rnn"\ncells = 7': "models.a.cells: Input should be a multiple of 2, not 7",
     'family = "rnn"\ncells = 24\npaths = "dual"': "cells = 24 is no multiple of 16",
     'family = "rnn"\nactivation = "relu6"': "models.a.activation: 'relu6' needs a hidden layer; leave it out, or give",

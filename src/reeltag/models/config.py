@@ -7,7 +7,7 @@ Rules that need the width of the features read it from pydantic's validation con
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -76,15 +76,20 @@ class GatingConfig(_Config):
         return value
 
 
+HiddenWidth = Annotated[int, Field(ge=0, description="H, width of the hidden layer; 0 for none")]
+Activation = Annotated[
+    Literal["bias", "norm", "relu6"],
+    Field(description="after the hidden layer's product: a bias; batch norm; batch norm and relu6"),
+]
+
+
 class TaggerConfig(_Config):
     """Keys that every family has; a family may have other defaults."""
 
     family: str
     input_norm: bool = Field(True, description="batch norm over the normalised frames")
-    hidden: int = Field(1024, ge=0, description="H, width of the hidden layer; 0 for none")
-    activation: Literal["bias", "norm", "relu6"] = Field(
-        "bias", description="after the hidden layer's product: a bias; batch norm; batch norm and relu6"
-    )
+    hidden: HiddenWidth = 1024
+    activation: Activation = "bias"
     gating: GatingConfig = GatingConfig()
     dropout: float = Field(0.0, ge=0, lt=1, description="share of the units before the head dropped in training")
     bn_decay: float = Field(

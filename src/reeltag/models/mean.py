@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from reeltag.models.config import GatingConfig, TaggerConfig
+from reeltag.models.config import GatingConfig, HiddenWidth, TaggerConfig
 from reeltag.models.layers import Pooling, masked
 
 
@@ -21,7 +21,7 @@ class MeanConfig(TaggerConfig):
 
     family: Literal["mean"]
     input_norm: bool = False
-    hidden: int = 0
+    hidden: HiddenWidth = 0
     gating: GatingConfig = GatingConfig(kind="none")
 
 

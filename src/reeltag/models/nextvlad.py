@@ -10,7 +10,13 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from reeltag.models.config import GatingConfig, TaggerConfig, at_least_for_further_features, feature_widths
+from reeltag.models.config import (
+    Activation,
+    GatingConfig,
+    TaggerConfig,
+    at_least_for_further_features,
+    feature_widths,
+)
 from reeltag.models.layers import FrameNorm, PerFeature, batch_norm, l2_normalize, masked, normal, shares
 
 
@@ -23,7 +29,7 @@ class NeXtVLADConfig(TaggerConfig):
     groups: int = Field(8, gt=0, description="G of the first feature; each further one gets G/2")
     vlad_dropout: float = Field(0.5, ge=0, lt=1, description="share of the pooled vector dropped in training")
     input_norm: bool = False
-    activation: Literal["bias", "norm", "relu6"] = "norm"
+    activation: Activation = "norm"
     gating: GatingConfig = GatingConfig(kind="se")
 
     @field_validator("clusters")

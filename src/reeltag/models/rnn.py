@@ -16,7 +16,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from reeltag.models.config import GatingConfig, TaggerConfig, feature_widths
+from reeltag.models.config import GatingConfig, HiddenWidth, TaggerConfig, feature_widths
 from reeltag.models.layers import FrameNorm, Pooling, glorot, shares
 
 Cell = Literal["lstm", "gru", "gru-torch"]
@@ -37,7 +37,7 @@ class RNNConfig(TaggerConfig):
     )
     shuffle: bool = Field(False, description="shuffle the frames in training")
     input_norm: bool = False
-    hidden: int = 0
+    hidden: HiddenWidth = 0
     gating: GatingConfig = GatingConfig(kind="none")
 
     @field_validator("paths")
