@@ -36,6 +36,7 @@ bench-env: .bench-venv/ready
 bench: setup
 	$(BIN)/python bench/reader.py
 	$(BIN)/python bench/threads.py
+	$(BIN)/python bench/families.py
 
 clean:
 	rm -rf $(VENV) .bench-venv runs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

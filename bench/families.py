@@ -1,10 +1,10 @@
 """Videos a second of each family: training and tagging, on random clips of AudioSet's shape.
 
 Every family has about the size that recipes/audioset.toml gives it. Rounds take turns, so that a slow
-minute of the machine hits all alike; ratios are to NetVLAD in the same round. Models that one trained can be
-given instead, then only tagging is timed:
+minute of the machine hits all alike; ratios are to NetVLAD in the same round. Trained models can be given
+instead, then only tagging is timed:
 
-    python bench/families.py runs/audioset/stages/*/model.reeltag
+    python bench/families.py runs/audioset/stages/average.*/model.reeltag runs/audioset/model.reeltag
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from statistics import median
 
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 
-from reeltag import artifact
+from reeltag import predict as prediction
 from reeltag.data.batches import Batch
 from reeltag.data.schema import preset
 from reeltag.environment import default_device
@@ -27,7 +28,7 @@ from reeltag.recipe import load_recipe
 from reeltag.train import TrainingSettings, train_step
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "audioset.toml"
-ROUNDS, SECONDS = 7, 1.0
+ROUNDS, SECONDS, BASE = 7, 1.0, "netvlad"
 SCHEMA = preset("audioset")
 
 
@@ -52,15 +53,15 @@ def training(tagger: Tagger, settings: TrainingSettings) -> Callable[[], int]:
     return step
 
 
-def tagging(tagger: Tagger) -> Callable[[], int]:
+def tagging(model: nn.Module) -> Callable[[], int]:
     """A batch of tagging, and how many videos it has."""
     device = default_device()
-    tagger = tagger.to(device).eval()
+    model = model.to(device).eval()
     batch = random_batch(64).to(torch.device(device))
 
     @torch.inference_mode()
     def step() -> int:
-        tagger(batch.frames, batch.lengths).cpu()
+        model(batch.frames, batch.lengths).cpu()
         return len(batch)
 
     return step
@@ -75,11 +76,11 @@ def rate(step: Callable[[], int]) -> float:
 
 
 def measure(steps: dict[str, Callable[[], int]]) -> None:
-    """Print the median rate of each, and the median of its ratios to the first."""
+    """Print the median rate of each, and the median of its ratios to NetVLAD, or else to the first."""
     for step in steps.values():
         step()
     rounds = [{name: rate(step) for name, step in steps.items()} for _ in range(ROUNDS)]
-    first = next(iter(steps))
+    first = BASE if BASE in steps else next(iter(steps))
     for name in steps:
         ratio = median(found[name] / found[first] for found in rounds)
         print(f"| {name} | {median(found[name] for found in rounds):,.0f} | {ratio:.2f} |")
@@ -87,19 +88,22 @@ def measure(steps: dict[str, Callable[[], int]]) -> None:
 
 def main() -> None:
     """Print the tables."""
-    taggers = {}
-    if len(sys.argv) > 1:
-        for path in sys.argv[1:]:
-            shipped = artifact.load(Path(path))
-            taggers |= {member.name: member.build(shipped.schema) for member in shipped.members}
-    else:
+    models: dict[str, nn.Module] = {}
+    for path in map(Path, sys.argv[1:]):
+        predictor = prediction.load(path)
+        names = [member.name for member in predictor.artifact.members]
+        models[names[0] if len(names) == 1 else path.stem] = predictor.model
+    if not models:
         recipe = load_recipe(RECIPE)
-        configs = {name: recipe.models[name].config for name in recipe.models}
-        taggers = {name: build_tagger(config, SCHEMA.widths, SCHEMA.classes, 0) for name, config in configs.items()}
-        print("| training | videos/s | to the first |\n|---|---|---|")
+        taggers = {
+            name: build_tagger(settings.config, SCHEMA.widths, SCHEMA.classes, 0)
+            for name, settings in recipe.models.items()
+        }
+        print("| training | videos/s | ratio |\n|---|---|---|")
         measure({name: training(tagger, recipe.training_of(name)) for name, tagger in taggers.items()})
-    print("\n| tagging | videos/s | to the first |\n|---|---|---|")
-    measure({name: tagging(tagger) for name, tagger in taggers.items()})
+        models = dict(taggers)
+    print("\n| tagging | videos/s | ratio |\n|---|---|---|")
+    measure({name: tagging(model) for name, model in models.items()})
 
 
 if __name__ == "__main__":
