@@ -14,7 +14,7 @@ from reeltag.models.layers import dequantize, l2_normalize
 from reeltag.models.rnn import shuffle_frames
 from reeltag.models.tagger import FAMILIES, build_tagger, meta_tagger, parse_config
 from reeltag.predict import Predictor
-from slow_models import slow_tag
+from slow_models import POOLINGS, slow_tag
 
 WIDTHS, CLASSES = (12, 4), 9
 # Forms of a family, beside the one that its defaults give. A new family needs no entry here.
@@ -88,6 +88,7 @@ with_options = pytest.mark.parametrize("options", [{}, *OPTIONS.values()], ids=[
 def as_numpy_says(tagger, schema, frames, lengths):
     """Probabilities of the slow implementation, and of ours on the padded batch."""
     config, state = tagger.config, tagger.state_dict()
+    assert config.family in POOLINGS, "write it again, slowly, in tests/slow_models.py and name it in POOLINGS there"
     shipped = Artifact(schema, None, (Member("m", config, 1.0, state),), {})
     ours = Predictor(shipped).predict(frames, lengths)
     cut = [row[: min(length, schema.max_frames)] for row, length in zip(frames, lengths, strict=True)]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from reeltag.errors import BudgetError, RecipeError, UsageError
+from reeltag.models.tagger import FAMILIES
 from reeltag.recipe import known_keys, load_recipe
 from reeltag.stages.model import ModelStages
 from reeltag.stages.plan import plan
@@ -79,6 +80,7 @@ MODEL_FAULTS = {
     'family = "nextvlad"\ngroups = 6': "models.a.groups: 6 must divide expansion·D for every feature, here 2·64 by 6; "
     "allowed: 1, 2, 4, 8, 16, 32, 64",
     'family = "attention"\nwidth = 12\nheads = 5': "heads: 5 must divide width = 12; allowed: 1, 2, 3, 4, 6, 12",
+    'family = "mean"\ngating = "none"': "models.a.gating: should be a table, { key = value, … }, not 'none'",
     'family = "mean"\nhidden = -1': "models.a.hidden: Input should be greater than or equal to 0, not -1",
     'family = "rnn"\ncells = 7': "models.a.cells: Input should be a multiple of 2, not 7",
     'family = "rnn"\ncells = 24\npaths = "dual"': "cells = 24 is no multiple of 16",
@@ -204,4 +206,5 @@ def test_every_key_stands_in_the_documentation():
     tables = {"data", "training", "averaging", "ensemble", "models", "imported"}
     missing = [key for key in known_keys() if f"`{key}`" not in text and key not in tables]
     assert not missing
+    assert [family for family in FAMILIES if f"### `{family}`" not in text] == []
     assert all(f"`[{table}" in text for table in tables)

@@ -182,9 +182,10 @@ def test_members_trained_elsewhere_ship_like_any_other(imported):
     [
         (
             "data.synthetic.rgb=25",
-            "imported.x: .* reads features of widths .24, 8. and tags 12 classes, but data.schema",
+            r"imported.x: .* other data .*: features rgb 24 \+ audio 8 and not rgb 25 \+ audio 8;",
         ),
-        ("imported.x=nowhere.reeltag", "nowhere.reeltag: no such file"),
+        ("data.synthetic.frames=[5, 9]", "imported.x: .* other data .*: max_frames 12 and not 9; make"),
+        ("imported.x=nowhere.reeltag", "imported.x: nowhere.reeltag: no such file"),
         ("budget_mb=0.01", "over the budget of 10,000 bytes; members: x .*, y .*; no single member would fit"),
     ],
 )

@@ -107,6 +107,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ArtifactError: the file is missing, damaged, or was not written by reeltag.
     """
+    if path.is_dir():
+        raise ArtifactError(f"{path}: is a folder; give the path of a .reeltag file")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

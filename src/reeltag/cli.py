@@ -30,7 +30,7 @@ app.command(data)
 
 Overrides = Annotated[
     list[str],
-    Parameter(name="--set", consume_multiple=False, help="Override a recipe key: dotted.key=value."),
+    Parameter(name="--set", consume_multiple=False, help="Override a key: dotted.key=value."),
 ]
 
 
@@ -87,7 +87,9 @@ def train(recipe: Path, /, *, model: list[str] = [], out: Path | None = None, se
 
     loaded = load_recipe(recipe, set_)
     if unknown := [name for name in model if name not in loaded.models]:
-        raise UsageError(f"{recipe}: no model {', '.join(unknown)}; the recipe has {', '.join(loaded.models)}")
+        raise UsageError(
+            f"{recipe}: no model {', '.join(unknown)}; the recipe trains {', '.join(loaded.models) or 'none'}"
+        )
     targets = {name: finished_stage(loaded, name) for name in model or loaded.models}
     out = out or Path("runs") / loaded.name
     folders = _execute(loaded, executors.needed_for(targets.values(), plan(loaded)), out)

@@ -264,6 +264,8 @@ def _describe(fault: ErrorDetails) -> str:
     if fault["type"] == "value_error":
         return f"{key}: {fault['msg'].removeprefix('Value error, ')}"
     given = fault["input"]
+    if fault["type"] in ("model_type", "dict_type"):
+        return f"{key}: should be a table, {{ key = value, … }}, not {given!r}"
     return f"{key}: {fault['msg']}" + ("" if isinstance(given, Mapping | BaseModel) else f", not {given!r}")
 
 

@@ -11,7 +11,7 @@ from reeltag.errors import DataError
 from reeltag.executors import Job, Stage
 from reeltag.recipe import Recipe
 from reeltag.stages.files import MANIFEST, load_manifest
-from reeltag.storage import find, megabytes
+from reeltag.storage import counted, find, megabytes
 
 
 def data_stages(recipe: Recipe) -> list[Stage]:
@@ -27,7 +27,9 @@ def data_stages(recipe: Recipe) -> list[Stage]:
         files = [] if data.synthetic else find(patterns, data.root)
         identities = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
         parameters = {"files": identities, "schema": data.record_schema.model_dump(mode="json")}
-        note = f"{len(files)} shards, {megabytes(sum(file.stat().st_size for file in files))}" if files else ""
+        note = (
+            f"{counted(len(files), 'shard')}, {megabytes(sum(file.stat().st_size for file in files))}" if files else ""
+        )
         inputs = before if split == "train" else (*before, "data.train")
         stages.append(Stage(f"data.{split}", partial(_do_data, recipe, split, files), inputs, parameters, note))
     return stages

@@ -19,7 +19,7 @@ from reeltag.metrics import Metrics
 from reeltag.recipe import Recipe
 from reeltag.stages.files import MODEL, PREDICTIONS, WEIGHTS, load_manifest
 from reeltag.stages.member import MemberStages
-from reeltag.storage import megabytes, read_json, write_json
+from reeltag.storage import counted, megabytes, read_json, write_json
 
 
 def ensemble_stages(recipe: Recipe, members: Sequence[MemberStages]) -> list[Stage]:
@@ -36,7 +36,7 @@ def ensemble_stages(recipe: Recipe, members: Sequence[MemberStages]) -> list[Sta
             partial(_do_ensemble, recipe, names),
             ("data.train", *predicted),
             search,
-            f"{len(names)} members",
+            counted(len(names), "member"),
         ),
         Stage("pack", partial(_do_pack, recipe), ("ensemble", *quantized), package, note),
     ]

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from reeltag import artifact
 from reeltag.artifact import Artifact
-from reeltag.errors import UsageError
+from reeltag.errors import ArtifactError, UsageError
 from reeltag.executors import Job, Stage
 from reeltag.quantize import quantized_bytes
 from reeltag.stages.files import MODEL
@@ -41,18 +41,23 @@ class ImportedStages(MemberStages):
 
         Raises:
             ArtifactError: missing or damaged.
-            UsageError: it holds several members, or reads other data.
+            UsageError: it holds several members, or was made for other data.
         """
-        path = self.recipe.imported[self.name]
-        found = artifact.load(path)
+        path, key = self.recipe.imported[self.name], f"imported.{self.name}"
+        try:
+            found = artifact.load(path)
+        except ArtifactError as error:
+            raise ArtifactError(f"{key}: {error}") from error
         if len(found.members) != 1:
             names = ", ".join(member.name for member in found.members)
-            raise UsageError(f"imported.{self.name}: {path} is an ensemble of {names}; import its members one by one")
-        ours, theirs = self.schema, found.schema
-        if (theirs.widths, theirs.classes) != (ours.widths, ours.classes):
+            raise UsageError(f"{key}: {path} is an ensemble of {names}; import its members one by one")
+        ours, theirs = (schema.model_dump(exclude={"ids", "labels"}) for schema in (self.schema, found.schema))
+        if other := [
+            f"{name} {_short(theirs[name])} and not {_short(ours[name])}" for name in ours if theirs[name] != ours[name]
+        ]:
             raise UsageError(
-                f"imported.{self.name}: {path} reads features of widths {list(theirs.widths)} and tags "
-                f"{theirs.classes} classes, but data.schema has {list(ours.widths)} and {ours.classes}"
+                f"{key}: {path} was made for other data than data.schema says: {', '.join(other)}; "
+                "make it for this data (`import-tf` takes the recipe as its --schema), or change the schema"
             )
         return found
 
@@ -60,3 +65,10 @@ class ImportedStages(MemberStages):
         (member,) = self._imported.members
         member = replace(member, name=self.name, weight=1.0)
         artifact.save(job.folder / MODEL, replace(self._imported, schema=self.schema, members=(member,)))
+
+
+def _short(value: object) -> str:
+    """A schema's value for people: features as `name width`."""
+    if isinstance(value, tuple):
+        return " + ".join(f"{feature['name']} {feature['width']}" for feature in value)
+    return str(value)
