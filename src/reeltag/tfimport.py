@@ -202,7 +202,7 @@ def state_dict(variables: Variables, source: Path) -> dict[str, Value]:
     unknown = []
     for name, value in variables.items():
         if cell := _CELL.fullmatch(name):
-            state |= _cell(cell, value, variables)
+            state |= _cell(cell, value)
         elif (ours := _our_name(name, top)) is not None:
             state[ours] = _without_leading_one(value)
         else:
@@ -226,7 +226,7 @@ def _our_name(name: str, top: Mapping[str, str]) -> str | None:
     return None
 
 
-def _cell(match: re.Match[str], value: Value, variables: Variables) -> dict[str, Value]:
+def _cell(match: re.Match[str], value: Value) -> dict[str, Value]:
     """A recurrent cell's variable; an LSTM's becomes several in torch's layout."""
     stack = f"pooling.stacks.{_PARTS[match['path'] or 'video']}"
     backwards = match["layer"].endswith("bw")

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from reeltag.models.config import GatingConfig, TaggerConfig, feature_widths
+from reeltag.models.config import GatingConfig, TaggerConfig, at_least_for_further_features
 from reeltag.models.layers import (
     FrameNorm,
     PerFeature,
     Pooling,
     SoftAssignment,
     batch_norm,
+    frame_mean,
     l2_normalize,
     masked,
     normal,
@@ -38,10 +39,8 @@ class DBoFConfig(TaggerConfig):
     @field_validator("clusters")
     @classmethod
     def _clusters_for_all(cls, value: int, info: ValidationInfo) -> int:
-        several = len(feature_widths(info)) > 1 and info.data.get("pooling") not in ("max", "mean")
-        if several and value < 8:
-            raise ValueError(f"{value} must be at least 8, because each further feature gets 1/8 of it")
-        return value
+        joint = info.data.get("pooling") in ("max", "mean")
+        return value if joint else at_least_for_further_features(value, info, 8)
 
 
 class ClassicDBoF(Pooling):
@@ -61,12 +60,9 @@ class ClassicDBoF(Pooling):
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
         """Pool frames to [B, K]."""
+        a_BTK = F.relu6(self.norm(x_BTD @ self.weight, mask_BT))
         # relu6 is never below 0, so padded frames at 0 leave the maximum as it is
-        a_BTK = masked(F.relu6(self.norm(x_BTD @ self.weight, mask_BT)), mask_BT)
-        if not self.mean:
-            return a_BTK.amax(1)
-        frames = x_BTD.shape[1] if mask_BT is None else mask_BT.sum(1, keepdim=True)
-        return a_BTK.sum(1) / frames
+        return frame_mean(a_BTK, mask_BT) if self.mean else masked(a_BTK, mask_BT).amax(1)
 
 
 class SoftDBoF(nn.Module):

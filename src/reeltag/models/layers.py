@@ -30,6 +30,12 @@ def masked(x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
     return x_BTD if mask_BT is None else x_BTD * mask_BT[..., None]
 
 
+def frame_mean(x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+    """Mean over the real frames, [B, D]."""
+    frames = x_BTD.shape[1] if mask_BT is None else mask_BT.sum(1, keepdim=True)
+    return masked(x_BTD, mask_BT).sum(1) / frames
+
+
 def l2_normalize(x: Tensor, dim: int) -> Tensor:
     """Scale to norm 1 along a dimension; zero stays zero (TensorFlow's epsilon, on the squared norm)."""
     return x * x.square().sum(dim, keepdim=True).clamp_min(1e-12).rsqrt()

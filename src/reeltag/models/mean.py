@@ -13,7 +13,7 @@ from typing import Literal
 from torch import Tensor
 
 from reeltag.models.config import GatingConfig, HiddenWidth, TaggerConfig
-from reeltag.models.layers import Pooling, masked
+from reeltag.models.layers import Pooling, frame_mean
 
 
 class MeanConfig(TaggerConfig):
@@ -40,5 +40,4 @@ class Mean(Pooling):
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
         """Pool frames to [B, D]."""
-        frames = x_BTD.shape[1] if mask_BT is None else mask_BT.sum(1, keepdim=True)
-        return masked(x_BTD, mask_BT).sum(1) / frames
+        return frame_mean(x_BTD, mask_BT)
