@@ -6,7 +6,7 @@ import torch
 
 from conftest import golden
 from reeltag.averaging import WeightAverage
-from reeltag.losses import cross_entropy
+from reeltag.losses import cross_entropy, distillation_targets
 
 
 def test_cross_entropy_and_its_gradient_are_the_authors():
@@ -18,13 +18,15 @@ def test_cross_entropy_and_its_gradient_are_the_authors():
     np.testing.assert_allclose(predictions.grad.numpy(), arrays["ce_grad"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("teacher_share", ["0.25", "0.5", "1"])
+@pytest.mark.parametrize("teacher_share", ["0", "0.25", "0.5", "1"])
 def test_soft_targets_mix_as_in_the_authors_distillation(teacher_share):
     arrays = golden("losses")
     predictions, labels, teacher = (torch.from_numpy(arrays[k]) for k in ("predictions", "labels", "teacher"))
-    share = float(teacher_share)
-    mixed = share * cross_entropy(predictions, teacher) + (1 - share) * cross_entropy(predictions, labels)
+    predictions.requires_grad_()
+    mixed = cross_entropy(predictions, distillation_targets(labels, teacher, 1 - float(teacher_share)))
+    mixed.backward()
     assert mixed.item() == pytest.approx(float(arrays[f"mixed_{teacher_share}"]), rel=1e-5)
+    np.testing.assert_allclose(predictions.grad.numpy(), arrays[f"mixed_{teacher_share}_grad"], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("time_constant", [2, 10, 2000, 3000])

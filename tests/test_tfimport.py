@@ -15,7 +15,7 @@ from reeltag.data.tensorbundle import read_checkpoint
 from reeltag.errors import ArtifactError, DataError
 from reeltag.models.tagger import parse_config
 from reeltag.predict import Predictor
-from reeltag.quantize import QuantizedTensor
+from reeltag.quantize import CodebookTensor
 from reeltag.tfimport import import_checkpoint
 from slow_models import slow_tag
 
@@ -49,7 +49,7 @@ def test_quantised_weights_keep_their_codes_and_stay_small(tmp_path):
     (member,) = artifact.load(out).members
     value = member.state["hidden.weight"]
     peer = read_checkpoint(folder)
-    assert isinstance(value, QuantizedTensor)
+    assert isinstance(value, CodebookTensor)
     np.testing.assert_array_equal(value.codes, peer["tower/hidden1_weights_quants"])
     np.testing.assert_array_equal(value.codebook, peer["tower/hidden1_weights_space"])
     twice = tmp_path / "twice.reeltag"

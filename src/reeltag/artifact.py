@@ -1,7 +1,7 @@
 """The one file: a shipped ensemble as safetensors with a JSON header. Opening it runs no code.
 
-Tensors are named `MEMBER/NAME`. A quantised one is stored as its uint8 codes under that name and its
-256 values under `MEMBER/NAME#codebook`. The header carries a CRC-32C of every tensor and of itself.
+Tensors are named `MEMBER/NAME`. A quantised one is several: its codes under that name, and what they stand for under
+`MEMBER/NAME#codebook` or the like. The header carries a CRC-32C of every tensor and of itself.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from reeltag.data.schema import Schema
 from reeltag.errors import ArtifactError, BudgetError
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import AnyTaggerConfig, Tagger, meta_tagger
-from reeltag.quantize import LEVELS, QuantizedTensor, State, dequantize_state, quantize_state
+from reeltag.quantize import Encoding, QuantizedTensor, State, assemble, dequantize_state, quantize_state
 from reeltag.storage import atomic_path, megabytes
 
 FORMAT = 1
-_CODEBOOK = "#codebook"
 
 
 @dataclass(frozen=True)
@@ -192,9 +191,9 @@ def load(path: Path) -> Artifact:
     return Artifact(parsed.data, parsed.label_names, tuple(members), parsed.provenance)
 
 
-def quantized(artifact: Artifact) -> Artifact:
-    """The same with every large tensor in 8 bits; codes that are there already stay."""
-    members = (replace(member, state=quantize_state(member.state)) for member in artifact.members)
+def quantized(artifact: Artifact, encoding: Encoding = "uniform-8") -> Artifact:
+    """The same with every large tensor in an encoding; those that are quantised already stay."""
+    members = (replace(member, state=quantize_state(member.state, encoding)) for member in artifact.members)
     return replace(artifact, members=tuple(members))
 
 
@@ -221,26 +220,26 @@ def _stored_tensors(state: State) -> dict[str, Tensor]:
     stored: dict[str, Tensor] = {}
     for name, value in state.items():
         if isinstance(value, QuantizedTensor):
-            stored |= {name: value.codes, name + _CODEBOOK: value.codebook}
+            stored |= {name + (part and f"#{part}"): tensor for part, tensor in value.parts().items()}
         elif value.is_floating_point():  # batch norm's counters stay behind
             stored[name] = value
     return stored
 
 
 def _state(stored: Mapping[str, Tensor], path: Path) -> State:
-    state: dict[str, Tensor | QuantizedTensor] = {}
-    for name, tensor in stored.items():
-        if name.endswith(_CODEBOOK):
-            continue
-        codebook = stored.get(name + _CODEBOOK)
-        kinds = (tensor.dtype, None if codebook is None else (codebook.dtype, tuple(codebook.shape)))
-        if kinds == (torch.uint8, (torch.float32, (LEVELS,))) and codebook is not None:
-            state[name] = QuantizedTensor(tensor, codebook)
-        elif kinds == (torch.float32, None):
-            state[name] = tensor
-        else:
-            raise ArtifactError(f"{path}: tensor {name!r} is stored as {kinds}, which this reeltag does not know")
-    return state
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in stored.items():
+        name, _, part = key.partition("#")
+        parts.setdefault(name, {})[part] = tensor
+    return {name: _value(name, found, path) for name, found in parts.items()}
+
+
+def _value(name: str, parts: Mapping[str, Tensor], path: Path) -> Tensor | QuantizedTensor:
+    value = assemble(parts)
+    if value is None:
+        kinds = ", ".join(f"{part or name} {tensor.dtype} {list(tensor.shape)}" for part, tensor in parts.items())
+        raise ArtifactError(f"{path}: tensor {name!r} is stored as {kinds}, which this reeltag does not know")
+    return value
 
 
 def _crc(tensor: Tensor) -> int:

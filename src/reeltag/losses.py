@@ -1,7 +1,8 @@
-"""The loss that the paper trains with."""
+"""The loss that the paper trains and distils with."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 EPSILON = 1e-5
@@ -21,3 +22,14 @@ def cross_entropy(probabilities: Tensor, targets: Tensor) -> Tensor:
     present = targets * (probabilities + EPSILON).log()
     absent = (1 - targets) * (1 - probabilities + EPSILON).log()
     return -(present + absent).sum(1).mean()
+
+
+def distillation_targets(labels: Tensor, teacher: Tensor, label_share: float) -> Tensor:
+    """λ·labels + (1 − λ)·teacher; cross-entropy being linear in its targets, that mixes the losses (paper section 3.1).
+
+    Args:
+        labels: [B, C] bool.
+        teacher: [B, C] probabilities.
+        label_share: λ; the authors' program lets λ weigh the teacher's term instead.
+    """
+    return torch.lerp(teacher, labels.float(), label_share)

@@ -1,21 +1,60 @@
-"""Partial 8-bit quantisation (paper section 3.2, golden `quant_uniform`)."""
+"""Partial quantisation: large tensors in fewer bits (paper section 3.2, golden `quant_uniform`, `float16`).
+
+Codebooks (uniform, k-means, quantile) and float16 are the authors'; a scale for every channel, and 4 bits with a
+scale for every group of 64, go beyond the paper.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from reeltag.errors import UsageError
 
 # Tensors of at most this many elements (batch norm, biases) stay float32.
 MIN_ELEMENTS = 17_000
 LEVELS = 256
+GROUP = 64
+KMEANS_ROUNDS = 100
+
+Encoding = Literal["float32", "float16", "uniform-8", "kmeans-8", "quantile-8", "channel-8", "group-4"]
+ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
+
+Floats = npt.NDArray[np.float64]
+
+
+class QuantizedTensor(ABC):
+    """A tensor in fewer bits. Its dataclass fields are what a file stores."""
+
+    @abstractmethod
+    def dequantize(self) -> Tensor:
+        """The tensor again, in float32."""
+
+    @abstractmethod
+    def consistent(self) -> bool:
+        """Whether types and shapes of the fields fit each other."""
+
+    def parts(self) -> dict[str, Tensor]:
+        """The fields by name; the first, which holds the codes, has none."""
+        first, *others = (field.name for field in fields(self))  # type: ignore[arg-type]
+        return {"": getattr(self, first), **{name: getattr(self, name) for name in others}}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all fields."""
+        return sum(part.nbytes for part in self.parts().values())
 
 
 @dataclass(frozen=True)
-class QuantizedTensor:
+class CodebookTensor(QuantizedTensor):
     """8-bit codes and the values that they stand for.
 
     Attributes:
@@ -28,13 +67,137 @@ class QuantizedTensor:
 
     def dequantize(self) -> Tensor:
         """The tensor again, in float32."""
-        return self.codebook[self.codes.long()]
+        values: Tensor = self.codebook[self.codes.long()]
+        return values
+
+    def consistent(self) -> bool:
+        """Whether types and shapes of the fields fit each other."""
+        return _is(self.codes, torch.uint8) and _is(self.codebook, torch.float32, LEVELS)
+
+
+@dataclass(frozen=True)
+class ChannelTensor(QuantizedTensor):
+    """8-bit codes, evenly spaced between the ends of each channel, which is a place of the last dimension.
+
+    Attributes:
+        codes: `uint8`, in the tensor's shape.
+        channels: [2, last dimension] float32, the value of code 0 and the step to the next.
+    """
+
+    codes: Tensor
+    channels: Tensor
+
+    def dequantize(self) -> Tensor:
+        """The tensor again, in float32."""
+        return self.channels[0] + self.codes.float() * self.channels[1]
+
+    def consistent(self) -> bool:
+        """Whether types and shapes of the fields fit each other."""
+        return _is(self.codes, torch.uint8) and _is(self.channels, torch.float32, 2, _channels(self.codes.shape))
+
+
+@dataclass(frozen=True)
+class GroupTensor(QuantizedTensor):
+    """4-bit codes, evenly spaced between the ends of each group of 64 elements that follow each other.
+
+    Attributes:
+        packed: `uint8`, two codes a byte, the first in the low bits; the last group is filled up.
+        groups: [2, groups] float16, the value of code 0 and the step to the next.
+        shape: `int64`, of the tensor.
+    """
+
+    packed: Tensor
+    groups: Tensor
+    shape: Tensor
+
+    def dequantize(self) -> Tensor:
+        """The tensor again, in float32."""
+        codes = torch.stack([self.packed & 15, self.packed >> 4], 1).view(-1, GROUP).float()
+        low, step = self.groups.float()
+        shape = self.shape.tolist()
+        values: Tensor = low[:, None] + codes * step[:, None]
+        return values.view(-1)[: math.prod(shape)].view(shape)
+
+    def consistent(self) -> bool:
+        """Whether types and shapes of the fields fit each other."""
+        if not _is(self.shape, torch.int64, self.shape.numel()) or bool((self.shape < 1).any()):
+            return False
+        groups = -(-math.prod(self.shape.tolist()) // GROUP)
+        return _is(self.packed, torch.uint8, groups * GROUP // 2) and _is(self.groups, torch.float16, 2, groups)
+
+
+@dataclass(frozen=True)
+class HalfTensor(QuantizedTensor):
+    """The values in float16.
+
+    Attributes:
+        half: in the tensor's shape.
+    """
+
+    half: Tensor
+
+    def dequantize(self) -> Tensor:
+        """The tensor again, in float32."""
+        return self.half.float()
+
+    def consistent(self) -> bool:
+        """Whether the type is right."""
+        return _is(self.half, torch.float16)
+
+
+def _is(tensor: Tensor, dtype: torch.dtype, *shape: int) -> bool:
+    return tensor.dtype == dtype and (not shape or tuple(tensor.shape) == shape)
+
+
+def _channels(shape: Sequence[int]) -> int:
+    return shape[-1] if len(shape) > 1 else 1
 
 
 State = Mapping[str, "Tensor | QuantizedTensor"]
 
 
-def quantize_uniform(tensor: Tensor) -> QuantizedTensor:
+def assemble(parts: Mapping[str, Tensor]) -> Tensor | QuantizedTensor | None:
+    """A tensor again from its parts, or None where these are no encoding."""
+    codes, others = parts.get(""), {name: tensor for name, tensor in parts.items() if name}
+    if codes is None:
+        return None
+    if codes.dtype == torch.float32 and not others:
+        return codes
+    kinds = {
+        ("codebook",): CodebookTensor,
+        ("channels",): ChannelTensor,
+        ("groups", "shape"): GroupTensor,
+        (): HalfTensor,
+    }
+    kind = kinds.get(tuple(sorted(others)))
+    value = kind(codes, **others) if kind else None
+    return value if value is not None and value.consistent() else None
+
+
+def quantize(tensor: Tensor, encoding: Encoding) -> Tensor | QuantizedTensor:
+    """A tensor in an encoding; float32 leaves it as it is.
+
+    Raises:
+        UsageError: float16 and 4-bit scales end at 65,504, and the tensor does not.
+    """
+    if encoding == "float32":
+        return tensor
+    if encoding in ("float16", "group-4") and bool(tensor.abs().max() > torch.finfo(torch.float16).max):
+        raise UsageError(f"{encoding} holds values up to 65,504, and a weight is larger; choose uniform-8")
+    if encoding == "float16":
+        return HalfTensor(tensor.half())
+    if encoding == "group-4":
+        return _quantize_groups(tensor)
+    if encoding == "channel-8":
+        return _quantize_channels(tensor)
+    if encoding == "uniform-8":
+        return quantize_uniform(tensor)
+    values = tensor.detach().cpu().numpy().astype(np.float64)
+    codebook = kmeans_codebook(values) if encoding == "kmeans-8" else quantile_codebook(values)
+    return _nearest(values, codebook)
+
+
+def quantize_uniform(tensor: Tensor) -> CodebookTensor:
     """Code each element by the nearest of 256 values that are evenly spaced from minimum to maximum.
 
     Between two equally near values the lower wins, as in the authors' program.
@@ -47,7 +210,51 @@ def quantize_uniform(tensor: Tensor) -> QuantizedTensor:
     below = np.clip((values - low) // step, 0, LEVELS - 2).astype(np.int64)
     nearer_above = np.square(values - codebook[below + 1]) < np.square(values - codebook[below])
     codes = (below + nearer_above).astype(np.uint8)
-    return QuantizedTensor(torch.from_numpy(codes), torch.from_numpy(codebook.astype(np.float32)))
+    return CodebookTensor(torch.from_numpy(codes), torch.from_numpy(codebook.astype(np.float32)))
+
+
+def kmeans_codebook(values: Floats) -> Floats:
+    """256 values of least squared distance (Lloyd's algorithm, from evenly spaced ones); one without elements stays."""
+    ordered = np.sort(values, axis=None)
+    sums = np.concatenate([[0.0], np.cumsum(ordered)])
+    codebook = np.linspace(ordered[0], ordered[-1], LEVELS)
+    for _ in range(KMEANS_ROUNDS):
+        bounds = np.searchsorted(ordered, (codebook[1:] + codebook[:-1]) / 2, "right")
+        bounds = np.concatenate([[0], bounds, [len(ordered)]])
+        counts = np.diff(bounds)
+        means = np.where(counts > 0, np.diff(sums[bounds]) / np.maximum(counts, 1), codebook)
+        if np.array_equal(means, codebook):
+            break
+        codebook = np.maximum.accumulate(means)  # rounding of the long sums must not disturb the order
+    return codebook
+
+
+def quantile_codebook(values: Floats) -> Floats:
+    """256 values with equally many elements around each: the middles of 256 equal shares."""
+    return np.asarray(np.quantile(values, (np.arange(LEVELS) + 0.5) / LEVELS))
+
+
+def _nearest(values: Floats, codebook: Floats) -> CodebookTensor:
+    codes = np.searchsorted((codebook[1:] + codebook[:-1]) / 2, values).astype(np.uint8)
+    return CodebookTensor(torch.from_numpy(codes), torch.from_numpy(codebook.astype(np.float32)))
+
+
+def _quantize_channels(tensor: Tensor) -> ChannelTensor:
+    rows = tensor.reshape(-1, _channels(tensor.shape))
+    low = rows.amin(0)
+    step = (rows.amax(0) - low) / (LEVELS - 1)
+    codes = ((rows - low) / step.clamp_min(1e-38)).round().clamp(0, LEVELS - 1)
+    return ChannelTensor(codes.to(torch.uint8).view(tensor.shape), torch.stack([low, step]))
+
+
+def _quantize_groups(tensor: Tensor) -> GroupTensor:
+    flat = tensor.reshape(-1)
+    filled = torch.cat([flat, flat[-1:].expand(-len(flat) % GROUP)]).view(-1, GROUP)
+    low = filled.amin(1).half()
+    step = ((filled.amax(1) - low.float()) / 15).half()
+    scale = step.float().clamp_min(1e-38)[:, None]
+    codes = ((filled - low.float()[:, None]) / scale).round().clamp(0, 15).to(torch.uint8).view(-1, 2)
+    return GroupTensor(codes[:, 0] | codes[:, 1] << 4, torch.stack([low, step]), torch.tensor(tensor.shape))
 
 
 def is_large(tensor: Tensor) -> bool:
@@ -55,10 +262,10 @@ def is_large(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.numel() > MIN_ELEMENTS
 
 
-def quantize_state(state: State) -> dict[str, Tensor | QuantizedTensor]:
+def quantize_state(state: State, encoding: Encoding = "uniform-8") -> dict[str, Tensor | QuantizedTensor]:
     """Quantise the large tensors of a state dict; keep the others, and those that are quantised already."""
     return {
-        name: quantize_uniform(value) if isinstance(value, Tensor) and is_large(value) else value
+        name: quantize(value, encoding) if isinstance(value, Tensor) and is_large(value) else value
         for name, value in state.items()
     }
 
@@ -68,12 +275,23 @@ def dequantize_state(state: State) -> dict[str, Tensor]:
     return {name: value.dequantize() if isinstance(value, QuantizedTensor) else value for name, value in state.items()}
 
 
-def quantized_bytes(state: State) -> int:
+def quantized_bytes(state: State, encoding: Encoding = "uniform-8") -> int:
     """Bytes of the tensors after quantisation; shapes suffice, so meta tensors will do."""
-    return sum(map(_quantized_bytes, state.values()))
+    return sum(
+        _quantized_bytes(value.shape, encoding) if isinstance(value, Tensor) and is_large(value) else value.nbytes
+        for value in state.values()
+    )
 
 
-def _quantized_bytes(value: Tensor | QuantizedTensor) -> int:
-    if isinstance(value, QuantizedTensor):
-        return value.codes.nbytes + value.codebook.nbytes
-    return value.numel() + 4 * LEVELS if is_large(value) else value.nbytes
+def _quantized_bytes(shape: Sequence[int], encoding: Encoding) -> int:
+    elements = math.prod(shape)
+    if encoding == "float32":
+        return 4 * elements
+    if encoding == "float16":
+        return 2 * elements
+    if encoding == "channel-8":
+        return elements + 8 * _channels(shape)
+    if encoding == "group-4":
+        groups = -(-elements // GROUP)
+        return groups * (GROUP // 2 + 4) + 8 * len(shape)
+    return elements + 4 * LEVELS

@@ -21,9 +21,9 @@ from reeltag.data.tensorbundle import Array, index_path, read_checkpoint
 from reeltag.errors import ArtifactError
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import meta_tagger
-from reeltag.quantize import LEVELS, QuantizedTensor
+from reeltag.quantize import LEVELS, CodebookTensor
 
-Value = Tensor | QuantizedTensor
+Value = Tensor | CodebookTensor
 Variables = Mapping[str, Value]
 
 _TRAINING = re.compile(r"(^|/)(global_step|beta[12]_power|Adam|Adam_1)$")
@@ -121,7 +121,7 @@ def named_variables(arrays: Mapping[str, Array]) -> dict[str, Value]:
         if name.endswith("_space") and f"{name.removesuffix('_space')}_quants" in arrays:
             continue
         if base != name and f"{base}_space" in arrays:
-            value = QuantizedTensor(_tensor(array), _tensor(arrays[f"{base}_space"]))
+            value = CodebookTensor(_tensor(array), _tensor(arrays[f"{base}_space"]))
             # A codebook of the authors' k-means may have fewer values.
             variables[base] = value if value.codebook.shape == (LEVELS,) else value.dequantize()
         elif name.endswith("float16") and array.dtype == "float16":
@@ -260,13 +260,13 @@ def _without_leading_one(value: Value) -> Value:
 
 def _mapped(value: Value, change: Callable[[Tensor], Tensor]) -> Value:
     """Rearrange a tensor, or a quantised one's codes."""
-    if isinstance(value, QuantizedTensor):
-        return QuantizedTensor(change(value.codes).contiguous(), value.codebook)
+    if isinstance(value, CodebookTensor):
+        return CodebookTensor(change(value.codes).contiguous(), value.codebook)
     return change(value).contiguous()
 
 
 def _codes(value: Value) -> Tensor:
-    return value.codes if isinstance(value, QuantizedTensor) else value
+    return value.codes if isinstance(value, CodebookTensor) else value
 
 
 def _tensor(array: Array) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,7 +25,8 @@ from reeltag.checkpoint import TrainingState
 from reeltag.data.batches import Batch, sample_frames, training_batches
 from reeltag.data.shards import Indices, Shards
 from reeltag.errors import TrainingError
-from reeltag.losses import cross_entropy
+from reeltag.losses import cross_entropy, distillation_targets
+from reeltag.models.layers import dequantize, frame_mask, masked
 from reeltag.models.tagger import Tagger
 from reeltag.progress import Progress
 
@@ -58,6 +59,7 @@ class TrainingSettings(BaseModel):
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     workers: int = Field(0, ge=0, description="loader processes beside the training")
+    mixup: float = Field(0.0, ge=0, description="a of the Beta(a, a) by which pairs of videos are mixed; 0 for none")
 
 
 class AveragingSettings(BaseModel):
@@ -68,6 +70,19 @@ class AveragingSettings(BaseModel):
     epochs: float = Field(1.0, gt=0)
     time_constant: int = Field(2000, gt=0, description="in steps; d = 1 − 1/time_constant")
     rate_divisor: float = Field(5.0, gt=0)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What a student learns beside its labels.
+
+    Attributes:
+        targets: [B, C] probabilities of videos by their indices.
+        label_share: λ, the share of the labels in the loss.
+    """
+
+    targets: Callable[[Indices], Tensor]
+    label_share: float
 
 
 @dataclass(frozen=True)
@@ -127,6 +142,7 @@ def run_phase(
     seed: int,
     path: Path,
     start: TrainingState | None = None,
+    teacher: Teacher | None = None,
     progress: Progress,
     name: str = "train",
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -142,6 +158,7 @@ def run_phase(
         seed: of order, frames and dropout.
         path: the checkpoint, written now and then and at the end.
         start: state to begin from where there is no checkpoint.
+        teacher: of a student.
         progress: told of each step.
         name: for the progress.
         checkpoint_seconds: least time between two checkpoints.
@@ -168,11 +185,13 @@ def run_phase(
         seed=seed,
         batch_size=settings.batch_size,
         steps=steps,
+        targets=teacher.targets if teacher else None,
         workers=settings.workers,
         pin=fabric.device.type == "cuda",
     )
     model.train()
     pace = _Pace(checkpoint_seconds)
+    label_share = teacher.label_share if teacher else 1.0
     # The global generator drives dropout; it is seeded anew at every step and given back at the end.
     with (
         torch.random.fork_rng(),
@@ -184,7 +203,7 @@ def run_phase(
             batch = next(batches)
             waited = time.perf_counter() - begin
             optimizer.param_groups[0].update(lr=phase.rate(step), eps=adam_epsilon(step))
-            loss = train_step(fabric, model, fabric_optimizer, batch, settings, step_seed(seed, step))
+            loss = train_step(fabric, model, fabric_optimizer, batch, settings, step_seed(seed, step), label_share)
             if not math.isfinite(loss):
                 raise _not_finite(loss, step, batch, len(indices))
             if average is not None:
@@ -199,18 +218,24 @@ def run_phase(
 
 
 def train_step(
-    fabric: Fabric, model: Any, optimizer: Any, batch: Batch, settings: TrainingSettings, seed: int
+    fabric: Fabric,
+    model: Any,
+    optimizer: Any,
+    batch: Batch,
+    settings: TrainingSettings,
+    seed: int,
+    label_share: float = 1.0,
 ) -> float:
     """One step of Adam; returns the loss. A loss that is not finite changes no weight."""
     generator = torch.manual_seed(seed)
     batch = batch.to(fabric.device)
-    if batch.labels is None:
-        raise TrainingError(f"videos without labels cannot train, such as {batch.ids[0]!r} or one beside it")
-    labels = batch.labels
+    targets = _targets(batch, label_share)
     # A single frame has only itself to draw.
     if settings.frames != "all" and not model.pooling.ordered and batch.frames.shape[1] > 1:
         batch = sample_frames(batch, settings.frames, generator)
-    loss = cross_entropy(model(batch.frames, batch.lengths), labels) + model.penalty()
+    if settings.mixup:
+        batch, targets = mix_videos(batch, targets, settings.mixup, seed)
+    loss = cross_entropy(model(batch.frames, batch.lengths), targets) + model.penalty()
     value: float = loss.item()
     if math.isfinite(value):
         optimizer.zero_grad()
@@ -218,6 +243,31 @@ def train_step(
         clip_gradients(model, settings.clip, settings.clip_norm)
         optimizer.step()
     return value
+
+
+def _targets(batch: Batch, label_share: float) -> Tensor:
+    """What the loss compares with: the labels, or labels and a teacher's probabilities mixed."""
+    if batch.labels is None:
+        raise TrainingError(f"videos without labels cannot train, such as {batch.ids[0]!r} or one beside it")
+    if batch.targets is None:
+        return batch.labels.float()
+    return distillation_targets(batch.labels, batch.targets, label_share)
+
+
+def mix_videos(batch: Batch, targets: Tensor, alpha: float, seed: int) -> tuple[Batch, Tensor]:
+    """Mix each video with another of the batch: frames and targets, by a share drawn from Beta(alpha, alpha) for all.
+
+    Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization". Of two videos the longer one gives the length.
+    """
+    rng = np.random.default_rng([seed, 0x313])
+    drawn = rng.beta(alpha, alpha)
+    share = max(drawn, 1 - drawn)
+    others = torch.from_numpy(rng.permutation(len(batch))).to(batch.lengths.device)
+    frames = dequantize(batch.frames) if batch.frames.dtype == torch.uint8 else batch.frames
+    frames = masked(frames, frame_mask(batch.lengths, frames.shape[1]))
+    lengths = torch.maximum(batch.lengths, batch.lengths[others])
+    mixed = replace(batch, frames=torch.lerp(frames[others], frames, share), lengths=lengths)
+    return mixed, torch.lerp(targets[others], targets, share)
 
 
 def adam_epsilon(step: int) -> float:

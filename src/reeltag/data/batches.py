@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from reeltag.data.example import Video
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Indices, Shards, step_positions
-from reeltag.errors import DataError
+from reeltag.errors import ReeltagError
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,14 @@ class Batch:
         frames: [B, T, D], `uint8` codes or `float32`; rows past a video's length are 0.
         lengths: [B] int64, frames of each video.
         labels: [B, C] bool, or None where a video has no labels.
+        targets: [B, C] float32, a teacher's probabilities, or None.
     """
 
     ids: tuple[str, ...]
     frames: Tensor
     lengths: Tensor
     labels: Tensor | None
+    targets: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -47,8 +49,8 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        labels = None if self.labels is None else change(self.labels)
-        return replace(self, frames=change(self.frames), lengths=change(self.lengths), labels=labels)
+        labels, targets = (None if tensor is None else change(tensor) for tensor in (self.labels, self.targets))
+        return Batch(self.ids, change(self.frames), change(self.lengths), labels, targets)
 
 
 def collate(videos: Sequence[Video], schema: Schema) -> Batch:
@@ -77,22 +79,26 @@ def sample_frames(batch: Batch, count: int, generator: torch.Generator) -> Batch
     return replace(batch, frames=frames, lengths=torch.full_like(lengths, count))
 
 
-class _Batches(Dataset["Batch | DataError"]):
+class _Batches(Dataset["Batch | ReeltagError"]):
     """Number to batch, by a plan of video indices; a class so that loader workers can receive it."""
 
-    def __init__(self, shards: Shards, plan: Callable[[int], Indices]) -> None:
-        self.shards, self.plan = shards, plan
+    def __init__(
+        self, shards: Shards, plan: Callable[[int], Indices], targets: Callable[[Indices], Tensor] | None = None
+    ) -> None:
+        self.shards, self.plan, self.targets = shards, plan, targets
 
-    def __getitem__(self, number: int) -> Batch | DataError:
+    def __getitem__(self, number: int) -> Batch | ReeltagError:
+        indices = self.plan(number)
         try:
-            videos = [self.shards.read(index) for index in self.plan(number).tolist()]
-        except DataError as error:
+            videos = [self.shards.read(index) for index in indices.tolist()]
+            batch = collate(videos, self.shards.manifest.schema)
+            return replace(batch, targets=self.targets(indices)) if self.targets else batch
+        except ReeltagError as error:
             return error  # raised in a worker it would arrive wrapped in a stack trace
-        return collate(videos, self.shards.manifest.schema)
 
 
 def _load(batches: _Batches, numbers: range, workers: int, pin: bool) -> Iterator[Batch]:
-    loader: DataLoader[Batch | DataError] = DataLoader(
+    loader: DataLoader[Batch | ReeltagError] = DataLoader(
         batches,
         batch_size=None,
         sampler=numbers,
@@ -103,7 +109,7 @@ def _load(batches: _Batches, numbers: range, workers: int, pin: bool) -> Iterato
         generator=torch.Generator(),
     )
     for batch in loader:
-        if isinstance(batch, DataError):
+        if isinstance(batch, ReeltagError):
             raise batch
         yield batch
 
@@ -119,6 +125,7 @@ def training_batches(
     seed: int,
     batch_size: int,
     steps: range,
+    targets: Callable[[Indices], Tensor] | None = None,
     workers: int = 0,
     pin: bool = False,
 ) -> Iterator[Batch]:
@@ -130,11 +137,12 @@ def training_batches(
         seed: of the order.
         batch_size: B.
         steps: the steps to run, so that resuming is a later begin.
+        targets: soft targets [B, C] of videos, by their indices.
         workers: loader processes; 0 reads in this one.
         pin: copy to page-locked memory, for a GPU.
     """
     plan = partial(_training_plan, indices, seed, batch_size)
-    return _load(_Batches(shards, plan), steps, workers, pin)
+    return _load(_Batches(shards, plan, targets), steps, workers, pin)
 
 
 def _training_plan(indices: Indices, seed: int, batch_size: int, step: int) -> Indices:

@@ -278,6 +278,12 @@ def split_holdout(
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
+def split_folds(indices: Indices, seed: int, folds: int) -> list[Indices]:
+    """Deal videos out to folds of equal size (one more in some), drawn by `seed`; each in ascending order."""
+    shuffled = np.random.default_rng([seed, 0xF01D]).permutation(indices)
+    return [np.sort(shuffled[fold::folds]) for fold in range(folds)]
+
+
 def epoch_order(count: int, seed: int, epoch: int) -> Indices:
     """The order in which an epoch visits `count` videos: a permutation, a pure function of its arguments."""
     return np.random.default_rng([seed, epoch]).permutation(count)

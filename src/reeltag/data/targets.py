@@ -1,0 +1,173 @@
+"""Soft targets on disk: a teacher's probabilities beside the shards, keyed by shard and record.
+
+Every shard has one `.npy` file of float16, a row a record: all C probabilities, or the k highest with their classes.
+Rows of videos that the teacher may not teach, such as the hold-out, are NaN. `targets.json` comes last; it ties the
+files to the shards' hashes and to the teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from reeltag.data.shards import Indices, Manifest
+from reeltag.errors import UsageError
+from reeltag.storage import content_hash, file_hash, read_json, write_json
+
+INDEX = "targets.json"
+FORMAT = 1
+TopK = int | Literal["dense"]
+
+
+class TargetsWriter:
+    """Takes probabilities in any order and leaves a folder that `SoftTargets` reads.
+
+    Args:
+        folder: where the files go.
+        manifest: the shards that the targets belong to.
+        top_k: how many probabilities of a video are kept, or "dense" for all.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, top_k: TopK) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.classes = manifest.schema.classes
+        self.kept = None if top_k == "dense" else min(top_k, self.classes)
+        self._first = manifest.first_records
+        folder.mkdir(parents=True, exist_ok=True)
+        self._files = [self._create(number) for number in range(len(manifest.shards))]
+
+    def _create(self, number: int) -> npt.NDArray[Any]:
+        code = np.uint16 if self.classes <= 1 << 16 else np.uint32
+        pairs = np.dtype([("class", code), ("probability", np.float16)])
+        records = self.manifest.shards[number].records
+        rows = np.lib.format.open_memmap(
+            self.folder / _file_name(number),
+            mode="w+",
+            dtype=np.float16 if self.kept is None else pairs,
+            shape=(records, self.kept or self.classes),
+        )
+        _probabilities(rows)[:] = np.nan
+        return rows
+
+    def put(self, indices: Indices, probabilities: Tensor) -> None:
+        """Keep the probabilities [B, C] of the videos with these indices in the manifest."""
+        shards = np.searchsorted(self._first, indices, "right") - 1
+        values, classes = probabilities, None
+        if self.kept is not None:
+            values, classes = probabilities.topk(self.kept, dim=1)
+        for shard in np.unique(shards):
+            chosen = shards == shard
+            rows, records = self._files[shard], indices[chosen] - self._first[shard]
+            if classes is None:
+                rows[records] = values.numpy()[chosen]
+            else:
+                rows["class"][records] = classes.numpy()[chosen]
+                rows["probability"][records] = values.numpy()[chosen]
+
+    def finish(self, teacher: Mapping[str, Any]) -> str:
+        """Write the index.
+
+        Args:
+            teacher: who taught; JSON.
+
+        Returns:
+            Hash of all that the folder says.
+        """
+        shards = []
+        for number, (shard, rows) in enumerate(zip(self.manifest.shards, self._files, strict=True)):
+            assert isinstance(rows, np.memmap)
+            rows.flush()
+            path = self.folder / _file_name(number)
+            taught = int(np.isfinite(_probabilities(rows)[:, 0]).sum())
+            shards.append(
+                {
+                    "shard": shard.sha256,
+                    "file": path.name,
+                    "taught": taught,
+                    "bytes": path.stat().st_size,
+                    "sha256": file_hash(path),
+                }
+            )
+        content = {
+            "format": FORMAT,
+            "top_k": self.kept or "dense",
+            "classes": self.classes,
+            "teacher": dict(teacher),
+            "shards": shards,
+        }
+        write_json(self.folder / INDEX, content)
+        return content_hash(content)
+
+
+class SoftTargets:
+    """Random access to the targets of a shard set; cheap to make and to send to a worker.
+
+    Args:
+        folder: what a `TargetsWriter` left.
+        manifest: the shards that the videos come from, in any order.
+
+    Raises:
+        UsageError: the folder holds no targets, some for other shards, or a file was changed since.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        index = read_json(folder / INDEX)
+        if index.get("format") != FORMAT:
+            raise UsageError(f"{folder / INDEX}: holds no soft targets that this reeltag knows; make them anew")
+        self.classes, self.folder = index["classes"], folder
+        by_shard = {entry["shard"]: entry for entry in index["shards"]}
+        self._files: list[Path] = []
+        for shard in manifest.shards:
+            entry = by_shard.get(shard.sha256)
+            if entry is None or self.classes != manifest.schema.classes:
+                raise UsageError(f"{folder}: was made for other data than {shard.path}; make the soft targets anew")
+            path = folder / entry["file"]
+            if not path.is_file() or path.stat().st_size != entry["bytes"]:
+                raise UsageError(f"{path}: is missing or was cut short; remove {folder}, and it is made anew")
+            self._files.append(path)
+        self._first = manifest.first_records
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(path.stat().st_size for path in self._files)
+
+    def rows(self, indices: Indices) -> Tensor:
+        """Probabilities [B, C] float32 of the videos with these indices; 0 for classes that were not kept.
+
+        Raises:
+            UsageError: the teacher did not teach one of them.
+        """
+        out = np.zeros((len(indices), self.classes), np.float32)
+        for row, index in zip(out, indices, strict=True):
+            shard = int(np.searchsorted(self._first, index, "right")) - 1
+            stored = _open(self._files[shard])[index - self._first[shard]]
+            if stored.dtype.names:
+                row[stored["class"]] = stored["probability"]
+            else:
+                row[:] = stored
+        if np.isnan(out).any():
+            index = indices[np.isnan(out).any(1)][0]
+            raise UsageError(f"{self.folder}: has no soft targets for video {index}; it was kept from the teacher")
+        return torch.from_numpy(out)
+
+
+@lru_cache(maxsize=4096)
+def _open(path: Path) -> npt.NDArray[Any]:
+    rows: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return rows
+
+
+def _probabilities(rows: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
+    return rows["probability"] if rows.dtype.names else rows
+
+
+def _file_name(number: int) -> str:
+    return f"{number:05}.npy"
