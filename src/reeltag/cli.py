@@ -63,11 +63,12 @@ def run(recipe: Path, /, *, out: Path | None = None, set_: Overrides = [], dry_r
             print(f"{done[stage.name]:<10}  {stage.name:<28}  {stage.note}".rstrip())
         return
     folders = _execute(loaded, stages, out)
-    for name, source in {"model.reeltag": "pack", "report.md": "report", "results.json": "report"}.items():
-        _publish(folders[source] / name, out / name)
+    _publish(folders["pack"] / "model.reeltag", out / "model.reeltag")
+    for name in ("results.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
+        _publish(folders["report"] / name, out / name)
     results = read_json(out / "results.json")
     print("\n".join([f"\n{out / 'model.reeltag'}", headline(results), "", "five test videos:", *examples(results)]))
-    print(f"\nreport: {out / 'report.md'}")
+    print(f"\nreport: {out / 'report' / 'report.md'}")
 
 
 @app.command
@@ -83,14 +84,15 @@ def train(recipe: Path, /, *, model: list[str] = [], out: Path | None = None, se
     """
     from reeltag import executors
     from reeltag.recipe import load_recipe
-    from reeltag.stages.plan import finished_stage, plan
+    from reeltag.stages.model import candidate
+    from reeltag.stages.plan import plan
 
     loaded = load_recipe(recipe, set_)
     if unknown := [name for name in model if name not in loaded.models]:
         raise UsageError(
             f"{recipe}: no model {', '.join(unknown)}; the recipe trains {', '.join(loaded.models) or 'none'}"
         )
-    targets = {name: finished_stage(loaded, name) for name in model or loaded.models}
+    targets = {name: candidate(loaded, name).finished for name in model or loaded.models}
     out = out or Path("runs") / loaded.name
     folders = _execute(loaded, executors.needed_for(targets.values(), plan(loaded)), out)
     for name, stage in targets.items():
@@ -349,7 +351,7 @@ def _execute(recipe: Recipe, stages: Sequence[Stage], out: Path) -> dict[str, Pa
     from reeltag.progress import default_progress
     from reeltag.storage import write_json
 
-    for device in {recipe.training_of(model).device for model in recipe.models}:
+    for device in {recipe.training_with(model.training).device for model in recipe.models.values()}:
         check_device(device)
     executors.claim(out)
     write_json(out / "recipe.json", recipe.dump())

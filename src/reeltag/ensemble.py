@@ -1,14 +1,187 @@
-"""Weights of an ensemble by random search on hold-out data (paper section 4.3)."""
+"""An ensemble under a byte budget: members, encodings and weights chosen on hold-out data (paper section 4.3).
+
+Greedy forward selection with replacement (Caruana et al. 2004), every subset where they are few, and the paper's random
+search of weights. What is chosen never exceeds the budget.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, product
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from reeltag.metrics import Metrics
+from reeltag.metrics import gap
+
+ROUNDS = 30  # picks of a greedy selection; a member that is picked twice weighs twice
+EXACT = 300  # subsets up to which all of them are tried
+
+
+@dataclass(frozen=True)
+class Option:
+    """A member in one encoding, which may join.
+
+    Attributes:
+        member: its name; an ensemble takes a member in one encoding only.
+        encoding: how its large tensors are stored.
+        bytes: what it adds to the file.
+        probabilities: [N, C] on the hold-out.
+    """
+
+    member: str
+    encoding: str
+    bytes: int
+    probabilities: Tensor
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Options and their weights.
+
+    Attributes:
+        options: what was chosen, in the order in which it was offered.
+        weights: of each, summing to 1.
+        gap: of their weighted mean, on the videos that it was chosen on.
+    """
+
+    options: tuple[Option, ...]
+    weights: tuple[float, ...]
+    gap: float
+
+    @property
+    def bytes(self) -> int:
+        """What the members take together."""
+        return sum(option.bytes for option in self.options)
+
+
+def select(options: Sequence[Option], labels: Tensor, budget: int, *, trials: int, seed: int) -> Selection | None:
+    """The best ensemble that fits: greedy picks, and every subset with equal weights where they are few.
+
+    The winner's weights are then also searched at random. Of equal ones, the smaller, then the first wins.
+
+    Args:
+        options: members in their encodings.
+        labels: [N, C] bool of the hold-out.
+        budget: most bytes of the members together.
+        trials: random weightings of the winner.
+        seed: of the draws.
+
+    Returns:
+        The selection, or None where not even one option fits.
+    """
+    found = [greedy(options, labels, budget), greedy(options, labels, budget, by_bytes=True)]
+    found += [equal_weights(subset, labels) for subset in _subsets(options, budget)]
+    fitting = [selection for selection in found if selection.options]
+    if not fitting:
+        return None
+    best = max(fitting, key=lambda selection: (selection.gap, -selection.bytes))
+    drawn = random_search([option.probabilities for option in best.options], labels, trials=trials, seed=seed)
+    return replace(best, weights=tuple(drawn[0]), gap=drawn[1]) if drawn[1] > best.gap else best
+
+
+def greedy(options: Sequence[Option], labels: Tensor, budget: int, *, by_bytes: bool = False) -> Selection:
+    """Pick again and again what helps the mean most among what still fits; ends with the best of the way.
+
+    Args:
+        options: members in their encodings.
+        labels: [N, C] bool.
+        budget: most bytes.
+        by_bytes: prefer a new member's gain a byte, so that a large one must be worth its room.
+    """
+    picks: list[int] = []
+    best, best_gap, current = picks, 0.0, 0.0
+    total = torch.zeros(labels.shape)
+    for _ in range(ROUNDS):
+        moves = []
+        for index, cost in _fitting(options, picks, budget):
+            after = gap((total + options[index].probabilities) / (len(picks) + 1), labels)
+            gain = after - current
+            moves.append((gain / cost if by_bytes and cost and gain > 0 else gain, -cost, -index, after))
+        if not moves:
+            break
+        _, _, index, current = max(moves)
+        picks = [*picks, -index]
+        total = total + options[-index].probabilities
+        if current > best_gap:
+            best, best_gap = picks, current
+    counts = sorted(Counter(best).items())
+    weights = tuple(count / len(best) for _, count in counts)
+    return Selection(tuple(options[index] for index, _ in counts), weights, best_gap)
+
+
+def _fitting(options: Sequence[Option], picks: Sequence[int], budget: int) -> Iterator[tuple[int, int]]:
+    """Options that may be picked next, and what each adds in bytes: none where it was picked before."""
+    left = budget - sum(options[index].bytes for index in set(picks))
+    picked = {options[index].member: index for index in picks}
+    for index, option in enumerate(options):
+        if picked.get(option.member) == index:
+            yield index, 0
+        elif option.member not in picked and option.bytes <= left:
+            yield index, option.bytes
+
+
+def equal_weights(options: Sequence[Option], labels: Tensor) -> Selection:
+    """The plain mean of some options."""
+    weights = (1 / len(options),) * len(options)
+    return Selection(tuple(options), weights, ensemble_gap([o.probabilities for o in options], labels, weights))
+
+
+def _subsets(options: Sequence[Option], budget: int) -> Iterator[list[Option]]:
+    """Every subset that fits, with one encoding a member; none where there are too many to try."""
+    members: dict[str, list[Option | None]] = {}
+    for option in options:
+        members.setdefault(option.member, [None]).append(option)
+    if math.prod(map(len, members.values())) > EXACT:
+        return
+    for chosen in product(*members.values()):
+        subset = [option for option in chosen if option is not None]
+        if subset and sum(option.bytes for option in subset) <= budget:
+            yield subset
+
+
+def frontier(options: Sequence[Option], labels: Tensor, points: int) -> list[Selection]:
+    """The best ensembles at rising budgets, from the smallest option alone to all members."""
+    smallest = min(option.bytes for option in options)
+    largest = sum(max(o.bytes for o in options if o.member == member) for member in {o.member for o in options})
+    budgets = np.geomspace(smallest, max(largest, smallest), points).round().astype(int).tolist()
+    found: list[Selection] = []
+    for budget in budgets:
+        selection = greedy(options, labels, budget)
+        if not found or selection.gap > found[-1].gap:
+            found.append(selection)
+    return found
+
+
+def best_combination(probabilities: Sequence[Tensor], labels: Tensor, count: int) -> tuple[list[int], float]:
+    """The `count` models whose equal-weight mean has the highest GAP (paper section 4.1).
+
+    Every combination where they are few, otherwise greedily, the best single model first.
+
+    Args:
+        probabilities: [N, C] of each model.
+        labels: [N, C] bool.
+        count: how many; all where there are fewer models.
+
+    Returns:
+        Their positions, ascending, and the GAP of their mean.
+    """
+    models = range(len(probabilities))
+    count = min(count, len(models))
+
+    def score(chosen: Sequence[int]) -> float:
+        return gap(torch.stack([probabilities[index] for index in chosen]).mean(0), labels)
+
+    best: tuple[int, ...] = ()
+    if math.comb(len(models), count) <= EXACT:
+        best = max(combinations(models, count), key=score)
+    while len(best) < count:
+        best = max(((*best, index) for index in models if index not in best), key=score)
+    return sorted(best), score(best)
 
 
 def random_search(
@@ -36,4 +209,4 @@ def random_search(
 def ensemble_gap(probabilities: Sequence[Tensor], labels: Tensor, weights: Sequence[float]) -> float:
     """GAP@20 of a weighted mean."""
     mixed = torch.stack([w * p for w, p in zip(weights, probabilities, strict=True)]).sum(0)
-    return Metrics.of(mixed, labels).gap()
+    return gap(mixed, labels)

@@ -108,8 +108,7 @@ class Metrics:
 
     def gap(self) -> float:
         """GAP@20 alone."""
-        order = np.argsort(-self.scores, axis=None, kind="stable")
-        return _average_precision(self.hits.ravel()[order], int(self.positives.sum()))
+        return _pooled_precision(self.scores, self.hits, int(self.positives.sum()))
 
     def _class_ap(self) -> Floats:
         classes, hits = self.classes.ravel(), self.hits.ravel()
@@ -118,6 +117,12 @@ class Metrics:
         sorted_hits = hits[order]
         spans = zip(bounds[:-1], bounds[1:], self.positives, strict=True)
         return np.array([_average_precision(sorted_hits[a:b], int(total)) for a, b, total in spans])
+
+
+def gap(probabilities: Tensor, labels: Tensor) -> float:
+    """GAP@20 alone of [N, C] probabilities, for searches that measure thousands of ensembles."""
+    scores, classes = top_k(probabilities, TOP_K)
+    return _pooled_precision(scores.cpu().numpy(), labels.gather(1, classes).cpu().numpy(), int(labels.sum()))
 
 
 def top_k(probabilities: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -137,6 +142,12 @@ def top_k(probabilities: Tensor, k: int) -> tuple[Tensor, Tensor]:
         ranked, order = probabilities[tied].sort(dim=1, descending=True, stable=True)
         scores[tied], classes[tied] = ranked[:, :k], order[:, :k]
     return scores, classes
+
+
+def _pooled_precision(scores: npt.NDArray[np.float32], hits: npt.NDArray[np.bool_], positives: int) -> float:
+    """Average precision of all videos' highest scores pooled; equal ones in their order."""
+    order = np.argsort(-scores, axis=None, kind="stable")
+    return _average_precision(hits.ravel()[order], positives)
 
 
 def _average_precision(hits: npt.NDArray[np.bool_], positives: int) -> float:

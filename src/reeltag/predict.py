@@ -19,7 +19,6 @@ from reeltag.data.schema import Schema
 from reeltag.data.shards import read_all
 from reeltag.errors import DataError, UsageError
 from reeltag.metrics import Metrics, top_k
-from reeltag.models.tagger import Tagger
 from reeltag.storage import find
 
 BATCH_SIZE = 64
@@ -41,14 +40,14 @@ class Predictions:
 
 
 class Ensemble(nn.Module):
-    """The weighted mean of taggers' probabilities.
+    """The weighted mean of models' probabilities.
 
     Args:
-        taggers: the members.
+        taggers: the members, or ensembles of them.
         weights: their shares; sum to 1.
     """
 
-    def __init__(self, taggers: Sequence[Tagger], weights: Sequence[float]) -> None:
+    def __init__(self, taggers: Sequence[nn.Module], weights: Sequence[float]) -> None:
         super().__init__()
         self.taggers = nn.ModuleList(taggers)
         self.weights = list(weights)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -24,16 +23,14 @@ from pydantic_core import ErrorDetails
 
 from reeltag.data.schema import Schema, with_preset
 from reeltag.data.synthetic import SyntheticSettings
+from reeltag.data.targets import TopK
 from reeltag.errors import RecipeError
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import FAMILIES, AnyTaggerConfig, parse_config
+from reeltag.quantize import ENCODINGS, Encoding
 from reeltag.storage import content_hash
+from reeltag.tables import Table, override, read_table, spell_out_grids
 from reeltag.train import NOT_DECISIVE, AveragingSettings, TrainingSettings
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
@@ -89,10 +86,42 @@ class DataSettings(_Table):
         return schema
 
 
-class EnsembleSettings(_Table):
-    """The search for the members' weights."""
+class QuantizationSettings(_Table):
+    """How large weights may be stored."""
 
-    trials: int = Field(200, ge=0, description="random weightings beside the equal one")
+    encodings: tuple[Encoding, ...] | Literal["auto"] = Field(
+        ("uniform-8",), description="from which the ensemble takes one a member; auto: each member's smallest"
+    )
+    max_loss: float = Field(0.0005, ge=0, description="auto: hold-out GAP that the smallest may lose")
+
+    @field_validator("encodings")
+    @classmethod
+    def _some(cls, value: Sequence[Encoding]) -> Sequence[Encoding]:
+        if not value or (value != "auto" and len(set(value)) < len(value)):
+            raise ValueError(f'give one or more different ones of {", ".join(ENCODINGS)}, or "auto"')
+        return value
+
+    @property
+    def offered(self) -> tuple[Encoding, ...]:
+        """The encodings that may be shipped."""
+        return ENCODINGS if self.encodings == "auto" else self.encodings
+
+    @property
+    def measured(self) -> tuple[Encoding, ...]:
+        """The encodings that every member is measured in, float32 first."""
+        return ("float32", *(encoding for encoding in self.offered if encoding != "float32"))
+
+    @property
+    def tested(self) -> tuple[Encoding, ...]:
+        """The encodings that every member is tested in: float32, and the first that may be shipped."""
+        first: Encoding = "uniform-8" if self.encodings == "auto" else self.encodings[0]
+        return ("float32",) if first == "float32" else ("float32", first)
+
+
+class EnsembleSettings(_Table):
+    """The search for members and weights."""
+
+    trials: int = Field(200, ge=0, description="random weightings beside the greedy ones")
 
 
 class ModelSettings(_Table):
@@ -106,13 +135,55 @@ class ModelSettings(_Table):
     def _split(cls, table: Any) -> Any:
         if not isinstance(table, Mapping):
             return table
-        config = {key: value for key, value in table.items() if key != "training"}
-        return {"config": config, **({"training": table["training"]} if "training" in table else {})}
+        own = set(cls.model_fields) - {"config"}
+        config = {key: value for key, value in table.items() if key not in own}
+        return {"config": config, **{key: table[key] for key in own & set(table)}}
 
-    @model_serializer
-    def _join(self) -> dict[str, Any]:
-        training = self.training.model_dump(mode="json", exclude_unset=True)
-        return self.config.model_dump(mode="json") | ({"training": training} if training else {})
+    @model_serializer(mode="wrap")
+    def _join(self, dump: Callable[[ModelSettings], dict[str, Any]]) -> dict[str, Any]:
+        own, training = dump(self), self.training.model_dump(mode="json", exclude_unset=True)
+        others = {key: value for key, value in own.items() if key not in ("config", "training")}
+        return {**own["config"], **others, **({"training": training} if training else {})}
+
+
+class StudentSettings(ModelSettings):
+    """A student with an architecture of its own."""
+
+    teachers: tuple[str, ...] = Field((), description="families that teach it, by default its own")
+    level: Literal[1, 2] = Field(1, description="2: taught by the students of these families")
+
+
+class DistillationSettings(_Table):
+    """Teachers and students (paper sections 3.1 and 4.2)."""
+
+    families: tuple[str, ...] | None = Field(None, description="whose models are distilled; all by default")
+    teachers: int = Field(3, gt=0, description="n: a family's best combination of so many models teaches")
+    folds: int = Field(
+        0, ge=0, description="F: each video's targets come from teachers trained without its fold; 0: in-sample"
+    )
+    top_k: TopK = Field(100, description="probabilities kept a video, or dense")
+    label_share: float = Field(0.5, ge=0, le=1, description="λ, share of the labels in a student's loss")
+    training: TrainingSettings = Field(TrainingSettings(), description="students: only the keys that are given count")
+    keep: int = Field(2, gt=0, description="second level: how many of the smallest that hold the GAP are kept")
+    tolerance: float = Field(0.001, ge=0, description="hold-out GAP below the first level's mean that still holds")
+
+    @field_validator("folds")
+    @classmethod
+    def _at_least_two(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("one fold would leave nothing to train on; 2 or more, or 0 for in-sample targets")
+        return value
+
+    @field_validator("top_k")
+    @classmethod
+    def _at_least_one(cls, value: TopK) -> TopK:
+        if value != "dense" and value < 1:
+            raise ValueError(f'{value} keeps nothing; 1 or more, or "dense"')
+        return value
+
+    @model_serializer(mode="wrap")
+    def _given(self, dump: Callable[[DistillationSettings], dict[str, Any]]) -> dict[str, Any]:
+        return {**dump(self), "training": self.training.model_dump(mode="json", exclude_unset=True)}
 
 
 class Recipe(_Table):
@@ -124,8 +195,11 @@ class Recipe(_Table):
     data: DataSettings
     training: TrainingSettings = TrainingSettings()
     averaging: AveragingSettings | None = None
+    quantization: QuantizationSettings = QuantizationSettings()
     ensemble: EnsembleSettings = EnsembleSettings()
     models: dict[Name, ModelSettings] = {}
+    distillation: DistillationSettings | None = None
+    students: dict[Name, StudentSettings] = {}
     imported: dict[Name, Path] = Field({}, description="finished .reeltag files that join the ensemble")
 
     @field_validator("imported")
@@ -138,14 +212,44 @@ class Recipe(_Table):
             raise ValueError(f"{', '.join(twice)} has a table under models already; choose another name")
         return value
 
+    @field_validator("distillation")
+    @classmethod
+    def _known_families(cls, value: DistillationSettings | None, info: ValidationInfo) -> DistillationSettings | None:
+        trained = _families(info.data.get("models"))
+        if value and trained is not None and (unknown := sorted(set(value.families or ()) - set(trained))):
+            raise ValueError(f"families: no model of {', '.join(unknown)}; the recipe trains {', '.join(trained)}")
+        return value
+
+    @field_validator("students")
+    @classmethod
+    def _taught(cls, value: dict[str, StudentSettings], info: ValidationInfo) -> dict[str, StudentSettings]:
+        trained = _families(info.data.get("models"))
+        if value and "distillation" in info.data and info.data["distillation"] is None:
+            raise ValueError("need a table [distillation], which says how they are taught")
+        for name, student in value.items():
+            wanted = student.teachers or (student.config.family,)
+            if trained is not None and (unknown := sorted(set(wanted) - set(trained))):
+                raise ValueError(
+                    f"{name}: no model of {', '.join(unknown)} to teach it; teachers may be {', '.join(trained)}"
+                )
+        if twice := sorted(set(info.data.get("models") or ()) & set(value)):
+            raise ValueError(f"{', '.join(twice)} has a table under models already; choose another name")
+        return value
+
     @property
     def budget(self) -> int:
         """Most bytes of the shipped file."""
         return round(self.budget_mb * 1e6)
 
-    def training_of(self, model: str) -> TrainingSettings:
-        """How a model is trained: as `[training]` says, but for what the model's own table says."""
-        return self.training.model_copy(update=self.models[model].training.model_dump(exclude_unset=True))
+    @property
+    def families(self) -> dict[str, list[str]]:
+        """Names of the trained models by family, in the recipe's order."""
+        return _families(self.models) or {}
+
+    def training_with(self, *overrides: TrainingSettings) -> TrainingSettings:
+        """How a model is trained: as `[training]` says, but for the keys that others give; the later ones win."""
+        given = [settings.model_dump(exclude_unset=True) for settings in overrides]
+        return self.training.model_copy(update={key: value for keys in given for key, value in keys.items()})
 
     def dump(self) -> dict[str, Any]:
         """The whole recipe as JSON, defaults and all."""
@@ -158,6 +262,16 @@ class Recipe(_Table):
         return content_hash(content)
 
 
+def _families(models: Mapping[str, ModelSettings] | None) -> dict[str, list[str]] | None:
+    """Names by family; None where the models have faults of their own."""
+    if models is None:
+        return None
+    names: dict[str, list[str]] = {}
+    for name, settings in models.items():
+        names.setdefault(settings.config.family, []).append(name)
+    return names
+
+
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
@@ -168,13 +282,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: lists every fault with its key.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(str(path), [f"cannot be read ({error.strerror})"]) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(str(path), [f"is not TOML: {error}"]) from error
-    faults = [fault for override in overrides if (fault := _apply(table, override))]
+    table = read_table(path)
+    faults = override(table, overrides)
+    faults += [fault for section in ("models", "students") for fault in spell_out_grids(table, section)]
     try:
         recipe = Recipe.model_validate(table, context={"widths": _widths(table)})
     except ValidationError as error:
@@ -192,13 +302,13 @@ def _widths(table: Mapping[str, Any]) -> tuple[int, ...]:
         return ()
 
 
-def tagger_config(source: str, table: dict[str, Any], overrides: Sequence[str], widths: Sequence[int]) -> TaggerConfig:
+def tagger_config(source: str, table: Table, overrides: Sequence[str], widths: Sequence[int]) -> TaggerConfig:
     """A model's configuration from a table and `key=value` overrides.
 
     Raises:
         RecipeError: lists every fault with its key.
     """
-    faults = [fault for override in overrides if (fault := _apply(table, override))]
+    faults = override(table, overrides)
     try:
         config = parse_config(table, widths)
     except ValidationError as error:
@@ -216,8 +326,8 @@ def synthetic_settings(overrides: Sequence[str]) -> SyntheticSettings:
     Raises:
         RecipeError: lists every fault with its key.
     """
-    table: dict[str, Any] = {}
-    faults = [fault for override in overrides if (fault := _apply(table, override))]
+    table: Table = {}
+    faults = override(table, overrides)
     try:
         settings = SyntheticSettings.model_validate(table)
     except ValidationError as error:
@@ -227,29 +337,10 @@ def synthetic_settings(overrides: Sequence[str]) -> SyntheticSettings:
     return settings
 
 
-def _apply(table: dict[str, Any], override: str) -> str | None:
-    """Set one key; returns what is wrong with the override, if anything."""
-    key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
-        return f"--set {override}: give it as dotted.key=value"
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *parents, last = key.split(".")
-    for parent in parents:
-        inner = table.setdefault(parent, {})
-        if not isinstance(inner, dict):
-            return f"--set {override}: {parent} is a value, not a table"
-        table = inner
-    table[last] = value
-    return None
-
-
 def _describe(fault: ErrorDetails) -> str:
     place = list(map(str, fault["loc"]))
     family = None
-    if place[0] == "models" and len(place) > 2 and place[2] == "config":
+    if place[0] in ("models", "students") and len(place) > 2 and place[2] == "config":
         del place[2]  # the table of a model is split in two
         if len(place) > 2 and place[2] in FAMILIES:
             family = place.pop(2)  # pydantic names the branch that it chose
@@ -286,4 +377,4 @@ def known_keys() -> list[str]:
     schema = Recipe.model_json_schema()
     tables = [schema, *schema["$defs"].values()]
     keys = {key for table in tables for key in table.get("properties", {})}
-    return sorted(keys - {"config"})  # which is a model's own table
+    return sorted(keys - {"config"} | {"grid"})  # a model's own table, and what is spelled out before

@@ -12,7 +12,7 @@ def headline(results: Mapping[str, Any]) -> str:
     """The run in three lines: size, hold-out GAP beside what it has to beat, and test GAP."""
     holdout, test = results["holdout_gap"], results["test"]
     best, best_gap = max(holdout["members"].items(), key=lambda item: item[1])
-    tested = {name: scores["float"]["gap"] for name, scores in results["test_members"].items()}
+    tested = {name: member["test"]["float32"]["gap"] for name, member in results["members"].items()}
     best_tested = max(tested, key=tested.__getitem__)
     return "\n".join(
         [
@@ -37,12 +37,16 @@ def examples(results: Mapping[str, Any]) -> list[str]:
 def render(results: Mapping[str, Any]) -> str:
     """The whole report."""
     test, holdout = results["test"], results["holdout_gap"]
-    rows = [_row("**the file**", None, results["bytes"], holdout["file"], test["file"])]
-    for name, scores in results["test_members"].items():
-        weight = results["weights"][name]
-        rows.append(_row(f"{name}, 8-bit", weight, scores["8-bit"]["bytes"], holdout["members"][name], scores["8-bit"]))
-        rows.append(_row(f"{name}, float", None, scores["float"]["bytes"], None, scores["float"]))
-    rows.append(_row("class prior", None, None, holdout["prior"], test["prior"]))
+    rows = [_row("**the file**", "", results["bytes"], holdout["file"], test["file"])]
+    shipped = {entry["name"]: f"{entry['encoding']}, {entry['weight']:.3f}" for entry in results["shipped"]}
+    for name, member in results["members"].items():
+        for encoding, scores in member["test"].items():
+            gap = holdout["members"].get(name) if encoding == "float32" else None
+            label = "left out" if name in results["left_out"] else shipped.get(name, "")
+            rows.append(
+                _row(f"{name}, {encoding}", label if encoding == "float32" else "", scores["bytes"], gap, scores)
+            )
+    rows.append(_row("class prior", "", None, holdout["prior"], test["prior"]))
     best = sorted(test["class_ap"], key=lambda item: -item[1])
     classes = [f"| {_cell(name)} | {ap:.5f} |" for name, ap in [*best[:10], ("…", float("nan")), *best[-10:]]]
     return "\n".join(
@@ -53,12 +57,18 @@ def render(results: Mapping[str, Any]) -> str:
             headline(results),
             "```",
             "",
-            "| model | weight | size | hold-out GAP@20 | test GAP@20 | Hit@1 | PERR | mAP |",
+            "| model | shipped in, weight | size | hold-out GAP@20 | test GAP@20 | Hit@1 | PERR | mAP |",
             "|---|---|---|---|---|---|---|---|",
             *rows,
             "",
-            f"Hold-out: {holdout['videos']:,} videos, on which the weights were chosen (equal weights: "
-            f"{holdout['equal_weights']:.5f}). Test: {test['file']['videos']:,} videos that nothing was chosen on.",
+            f"Hold-out: {holdout['videos']:,} videos on which no members or weights were chosen. On the "
+            f"{holdout['chosen_on']:,} where they were, the file has {holdout['file_where_chosen']:.5f}. "
+            f"With equal weights it would have {holdout['equal_weights']:.5f}, with those of random search "
+            f"{holdout['random_search']:.5f}. Test: {test['file']['videos']:,} videos that nothing was chosen on.",
+            "",
+            "The paper's four tables for this run are in [tables.md](tables.md).",
+            "",
+            "![GAP against megabytes](frontier.svg)",
             "",
             "## Examples",
             "",
@@ -74,10 +84,10 @@ def render(results: Mapping[str, Any]) -> str:
     )
 
 
-def _row(name: str, weight: float | None, size: int | None, holdout: float | None, test: Mapping[str, float]) -> str:
+def _row(name: str, shipped: str, size: int | None, holdout: float | None, test: Mapping[str, float]) -> str:
     cells = [
         name,
-        "" if weight is None else f"{weight:.3f}",
+        shipped,
         "" if size is None else megabytes(size),
         "" if holdout is None else f"{holdout:.5f}",
         *(f"{test[key]:.5f}" for key in ("gap", "hit_at_1", "perr", "map")),

@@ -11,7 +11,8 @@ from reeltag.recipe import Recipe
 
 MODEL, CHECKPOINT, MANIFEST = "model.reeltag", "checkpoint.safetensors", "manifest.safetensors"
 SCORES, PREDICTIONS, WEIGHTS = "scores.json", "predictions.safetensors", "weights.json"
-REPORT, RESULTS = "report.md", "results.json"
+SELECTION, KEPT = "selection.json", "kept.json"
+RESULTS, REPORT = "results.json", "report"
 
 
 def load_manifest(job: Job, split: str) -> Manifest:
@@ -22,6 +23,11 @@ def load_manifest(job: Job, split: str) -> Manifest:
 def load_predictor(job: Job, stage: str) -> Predictor:
     """The model that a stage made, ready to predict."""
     return Predictor(artifact.load(job.inputs[stage] / MODEL), default_device())
+
+
+def split_parameters(recipe: Recipe) -> dict[str, object]:
+    """What decides which videos are held out."""
+    return {"seed": recipe.seed, "holdout": recipe.data.holdout.model_dump()}
 
 
 def split(recipe: Recipe, manifest: Manifest) -> tuple[Indices, Indices]:

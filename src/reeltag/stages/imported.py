@@ -9,7 +9,7 @@ from reeltag import artifact
 from reeltag.artifact import Artifact
 from reeltag.errors import ArtifactError, UsageError
 from reeltag.executors import Job, Stage
-from reeltag.quantize import quantized_bytes
+from reeltag.quantize import Encoding, quantized_bytes
 from reeltag.stages.files import MODEL
 from reeltag.stages.member import MemberStages
 from reeltag.storage import file_hash, megabytes
@@ -23,11 +23,10 @@ class ImportedStages(MemberStages):
         """The stage that ends with the model as it came."""
         return f"import.{self.name}"
 
-    @property
-    def quantized_bytes(self) -> int:
-        """Bytes of the tensors after quantisation."""
+    def sizes(self, encoding: Encoding) -> list[int]:
+        """Bytes of the tensors in an encoding."""
         (member,) = self._imported.members
-        return quantized_bytes(member.state)
+        return [quantized_bytes(member.state, encoding)]
 
     def source_stages(self) -> list[Stage]:
         """One stage that takes the file in; it depends on the file's content, not on where it lies."""

@@ -1,26 +1,32 @@
-"""What every member of the ensemble goes through once it is there: quantise, predict the hold-out."""
+"""What every model goes through once it is there: quantise, predict the hold-out."""
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from reeltag import artifact, checkpoint
 from reeltag.data.batches import sequential_batches
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Shards
+from reeltag.environment import default_device
 from reeltag.executors import Job, Stage
-from reeltag.predict import BATCH_SIZE, predict
+from reeltag.metrics import gap
+from reeltag.predict import BATCH_SIZE, Predictor, predict
+from reeltag.quantize import Encoding
 from reeltag.recipe import Recipe
-from reeltag.stages.files import MODEL, PREDICTIONS, load_manifest, load_predictor, split
-from reeltag.storage import megabytes
+from reeltag.stages.files import MODEL, PREDICTIONS, SCORES, load_manifest, split, split_parameters
+from reeltag.storage import megabytes, read_json, write_json
 
 
 @dataclass(frozen=True)
 class MemberStages(ABC):
-    """The stages of one member, from wherever it comes to its predictions of the hold-out."""
+    """The stages of one model that may become a member, from wherever it comes to its predictions of the hold-out."""
 
     recipe: Recipe
     name: str
@@ -30,10 +36,9 @@ class MemberStages(ABC):
     def finished(self) -> str:
         """The stage that ends with the model as it came."""
 
-    @property
     @abstractmethod
-    def quantized_bytes(self) -> int:
-        """Bytes of the tensors after quantisation."""
+    def sizes(self, encoding: Encoding) -> list[int]:
+        """Bytes of the tensors in an encoding; of each architecture that it may have, where that is not known yet."""
 
     @abstractmethod
     def source_stages(self) -> list[Stage]:
@@ -41,40 +46,77 @@ class MemberStages(ABC):
 
     def stages(self) -> list[Stage]:
         """All stages, each after its inputs."""
-        note = f"{megabytes(self.quantized_bytes)} 8-bit"
+        sizes = {encoding: sorted(self.sizes(encoding)) for encoding in self.encodings if encoding != "float32"}
+        note = ", ".join(f"{encoding} {_span(found)}" for encoding, found in sizes.items())
+        quantization = {"encodings": list(sizes)}
+        inputs = ("data.train", self.finished, self.quantized)
         return [
             *self.source_stages(),
-            Stage(self.quantized, self._do_quantize, (self.finished,), {}, note),
-            Stage(f"predict.{self.name}", self._do_predict, ("data.train", self.quantized), self.split_parameters),
+            Stage(self.quantized, self._do_quantize, (self.finished,), quantization, note),
+            Stage(self.predicted, self._do_predict, inputs, split_parameters(self.recipe)),
         ]
 
     @property
+    def encodings(self) -> tuple[Encoding, ...]:
+        """Every encoding that the model is measured in, float32 first."""
+        return self.recipe.quantization.measured
+
+    @property
     def quantized(self) -> str:
-        """The stage that ends with the model as it is shipped."""
+        """The stage that ends with the model in every other encoding."""
         return f"quantize.{self.name}"
+
+    @property
+    def predicted(self) -> str:
+        """The stage that ends with the model's predictions of the hold-out, in every encoding."""
+        return f"predict.{self.name}"
 
     @property
     def schema(self) -> Schema:
         """The data that the model reads."""
         return self.recipe.data.record_schema
 
-    @property
-    def split_parameters(self) -> dict[str, object]:
-        """What decides which videos are held out."""
-        return {"seed": self.recipe.seed, "holdout": self.recipe.data.holdout.model_dump()}
+    def file(self, job: Job, encoding: Encoding) -> Path:
+        """The model's file in an encoding."""
+        if encoding == "float32":
+            return job.inputs[self.finished] / MODEL
+        return job.inputs[self.quantized] / f"{encoding}.reeltag"
+
+    def holdout(self, job: Job) -> tuple[dict[str, Tensor], Tensor]:
+        """Predictions [N, C] of the hold-out by encoding, and its labels."""
+        tensors, _ = checkpoint.load_tensors(job.inputs[self.predicted] / PREDICTIONS)
+        return tensors, tensors.pop("labels")
+
+    def scores(self, job: Job) -> dict[str, dict[str, float]]:
+        """Hold-out GAP, bytes and seconds by encoding."""
+        found: dict[str, dict[str, float]] = read_json(job.inputs[self.predicted] / SCORES)
+        return found
 
     def _do_quantize(self, job: Job) -> None:
         source = artifact.load(job.inputs[self.finished] / MODEL)
-        artifact.save(job.folder / MODEL, artifact.quantized(source))
+        for encoding in self.encodings[1:]:
+            artifact.save(job.folder / f"{encoding}.reeltag", artifact.quantized(source, encoding))
 
     def _do_predict(self, job: Job) -> None:
-        """Predict the hold-out with the weights that will be shipped."""
+        """Predict the hold-out with the very weights that would be shipped."""
         manifest = load_manifest(job, "train")
         _, holdout = split(self.recipe, manifest)
-        model = load_predictor(job, self.quantized).model
-        parts = list(predict(model, sequential_batches(Shards(manifest), holdout, batch_size=BATCH_SIZE)))
-        tensors = {
-            "probabilities": torch.cat([part.probabilities for part in parts]),
-            "labels": torch.cat([part.labels for part in parts if part.labels is not None]),
-        }
+        tensors: dict[str, Tensor] = {}
+        scores: dict[str, dict[str, float]] = {}
+        for encoding in self.encodings:
+            path, begin = self.file(job, encoding), time.perf_counter()
+            model = Predictor(artifact.load(path), default_device()).model
+            parts = list(predict(model, sequential_batches(Shards(manifest), holdout, batch_size=BATCH_SIZE)))
+            tensors[encoding] = torch.cat([part.probabilities for part in parts])
+            seconds = time.perf_counter() - begin
+            tensors["labels"] = torch.cat([part.labels for part in parts if part.labels is not None])
+            found = {"gap": gap(tensors[encoding], tensors["labels"]), "bytes": path.stat().st_size}
+            scores[encoding] = {**found, "seconds": round(seconds, 3)}
+        job.progress.say("  hold-out GAP: " + ", ".join(f"{key} {s['gap']:.5f}" for key, s in scores.items()))
         checkpoint.save_tensors(job.folder / PREDICTIONS, tensors, {"videos": len(holdout)})
+        write_json(job.folder / SCORES, scores)
+
+
+def _span(sizes: list[int]) -> str:
+    least, most = megabytes(sizes[0]), megabytes(sizes[-1])
+    return least if least == most else f"{least} to {most}"

@@ -13,37 +13,35 @@ from reeltag.stages.data import data_stages
 from reeltag.stages.ensemble import ensemble_stages
 from reeltag.stages.imported import ImportedStages
 from reeltag.stages.member import MemberStages
-from reeltag.stages.model import ModelStages
+from reeltag.stages.model import candidate
 from reeltag.stages.results import result_stages
+from reeltag.stages.students import distil
 
 
 def plan(recipe: Recipe) -> list[Stage]:
     """The stages of a recipe, each after its inputs.
 
     Raises:
-        BudgetError: the members' weights alone exceed the budget.
+        BudgetError: not even the smallest member fits the budget.
         UsageError: a file is missing.
     """
-    members = _members(recipe)
+    candidates = [candidate(recipe, name) for name in recipe.models]
+    imported = [ImportedStages(recipe, name) for name in recipe.imported]
+    distilled = distil(recipe)
+    members: list[MemberStages] = [*candidates, *imported, *distilled.students]
     _check_budget(recipe, members)
     stages = data_stages(recipe)
-    for member in members:
+    for member in (*candidates, *imported):
         stages += member.stages()
-    return stages + ensemble_stages(recipe, members) + result_stages(recipe, members)
-
-
-def _members(recipe: Recipe) -> list[MemberStages]:
-    trained = [ModelStages(recipe, name) for name in recipe.models]
-    return [*trained, *(ImportedStages(recipe, name) for name in recipe.imported)]
-
-
-def finished_stage(recipe: Recipe, model: str) -> str:
-    """Name of the stage that ends with a model's float file."""
-    return ModelStages(recipe, model).finished
+    stages += distilled.stages
+    stages += ensemble_stages(recipe, members, distilled.keepers)
+    return stages + result_stages(recipe, members)
 
 
 def _check_budget(recipe: Recipe, members: list[MemberStages]) -> None:
-    sizes = {member.name: member.quantized_bytes for member in members}
-    total = sum(sizes.values())
-    if total > recipe.budget:
-        raise BudgetError(over_budget(total, recipe.budget, 0, sizes, sorted(sizes, key=sizes.__getitem__)))
+    """Refuse a budget that nothing can meet before any data is opened."""
+    encodings = recipe.quantization.offered
+    sizes = {member.name: min(min(member.sizes(encoding)) for encoding in encodings) for member in members}
+    smallest = min(sizes.values())
+    if smallest > recipe.budget:
+        raise BudgetError(over_budget(smallest, recipe.budget, 0, sizes, sorted(sizes, key=sizes.__getitem__)))

@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
+from reeltag import artifact
 from reeltag.data.batches import sequential_batches
 from reeltag.data.shards import Shards
+from reeltag.environment import default_device
 from reeltag.executors import Job, Stage
 from reeltag.metrics import Metrics
-from reeltag.predict import BATCH_SIZE, Predictions, evaluate, predict
+from reeltag.predict import BATCH_SIZE, Predictions, Predictor, evaluate, predict
 from reeltag.recipe import Recipe
 from reeltag.report.markdown import render
+from reeltag.report.plot import frontier_plot
+from reeltag.report.tables import render_tables
 from reeltag.stages.ensemble import class_prior
-from reeltag.stages.files import MODEL, REPORT, RESULTS, SCORES, WEIGHTS, load_manifest, load_predictor
+from reeltag.stages.files import MODEL, REPORT, RESULTS, SCORES, SELECTION, WEIGHTS, load_manifest
 from reeltag.stages.member import MemberStages
+from reeltag.stages.model import ModelStages
+from reeltag.stages.training import Selected
 from reeltag.storage import read_json, write_bytes, write_json
 
 EXAMPLES = 5
@@ -28,43 +35,47 @@ def result_stages(recipe: Recipe, members: Sequence[MemberStages]) -> list[Stage
     stages = []
     for member in members:
         inputs = ("data.test", member.finished, member.quantized)
-        stages.append(Stage(f"test.{member.name}", partial(_do_test_member, member.finished, member.quantized), inputs))
+        stages.append(Stage(f"test.{member.name}", partial(_do_test_member, member), inputs))
     stages.append(Stage("test.file", _do_test_file, ("data.test", "ensemble", "pack")))
-    names = [member.name for member in members]
-    tests = tuple(f"test.{name}" for name in names)
-    stages.append(Stage("report", partial(_do_report, recipe, names), ("ensemble", "pack", "test.file", *tests)))
+    known = ["ensemble", "pack", "test.file"]
+    for member in members:
+        known += [f"test.{member.name}", member.predicted, member.finished]
+        known += member.source.stages if isinstance(member, ModelStages) else ()
+    stages.append(Stage("report", partial(_do_report, recipe, members), tuple(dict.fromkeys(known))))
     return stages
 
 
-def _test_predictions(job: Job, stage: str) -> Iterator[Predictions]:
+def _test_predictions(job: Job, predictor: Predictor, name: str) -> Iterator[Predictions]:
     shards = Shards(load_manifest(job, "test"))
-    with job.progress.task(f"test {stage}", len(shards), "videos") as task:
-        for part in predict(load_predictor(job, stage).model, sequential_batches(shards, batch_size=BATCH_SIZE)):
+    with job.progress.task(f"test {name}", len(shards), "videos") as task:
+        for part in predict(predictor.model, sequential_batches(shards, batch_size=BATCH_SIZE)):
             yield part
             task.advance(len(part.ids))
 
 
-def _do_test_member(finished: str, quantized: str, job: Job) -> None:
+def _do_test_member(member: MemberStages, job: Job) -> None:
     """Test a member before and after quantisation."""
-    sizes = {"float": finished, "8-bit": quantized}
-    content = {
-        key: evaluate(_test_predictions(job, stage)).compute().summary()
-        | {"bytes": (job.inputs[stage] / MODEL).stat().st_size}
-        for key, stage in sizes.items()
-    }
+    content = {}
+    for encoding in (
+        member.encodings[:2] if member.recipe.quantization.encodings != "auto" else ("float32", "uniform-8")
+    ):
+        path = member.file(job, encoding)
+        predictor = Predictor(artifact.load(path), default_device())
+        scores = evaluate(_test_predictions(job, predictor, f"{member.name} {encoding}")).compute()
+        content[encoding] = scores.summary() | {"bytes": path.stat().st_size}
     write_json(job.folder / SCORES, content)
 
 
 def _do_test_file(job: Job) -> None:
     """Test the shipped file, beside the prior, and tag a few videos as examples."""
     counts = torch.tensor(read_json(job.inputs["ensemble"] / WEIGHTS)["class_counts"])
+    predictor = Predictor(artifact.load(job.inputs["pack"] / MODEL), default_device())
     parts, priors = [], []
-    for part in _test_predictions(job, "pack"):
+    for part in _test_predictions(job, predictor, "the file"):
         parts.append(evaluate([part]))
         priors.append(evaluate([replace(part, probabilities=class_prior(counts, len(part.ids)))]))
     scores, prior = Metrics.merge(parts).compute(), Metrics.merge(priors).compute()
-    manifest, predictor = load_manifest(job, "test"), load_predictor(job, "pack")
-    shards, names = Shards(manifest), predictor.label_names
+    shards, names = Shards(load_manifest(job, "test")), predictor.label_names
     examples = []
     for video in map(shards.read, range(min(EXAMPLES, len(shards)))):
         assert video.labels is not None  # the data stage saw to it
@@ -79,18 +90,38 @@ def _do_test_file(job: Job) -> None:
     write_json(job.folder / SCORES, content)
 
 
-def _do_report(recipe: Recipe, names: Sequence[str], job: Job) -> None:
+def _do_report(recipe: Recipe, members: Sequence[MemberStages], job: Job) -> None:
     found = read_json(job.inputs["ensemble"] / WEIGHTS)
     test = read_json(job.inputs["test.file"] / SCORES)
+    shipped = artifact.load(job.inputs["pack"] / MODEL)
+    sizes = {member.name: artifact.stored_bytes(member.state) for member in shipped.members}
     content = {
         "recipe": recipe.name,
         "budget": recipe.budget,
         "bytes": (job.inputs["pack"] / MODEL).stat().st_size,
-        "weights": found["weights"],
+        "shipped": [{**entry, "bytes": sizes[entry["name"]]} for entry in found["members"]],
         "holdout_gap": found["holdout"],
+        "frontier": found["frontier"],
+        "left_out": found["left_out"],
         "test": {key: test[key] for key in ("file", "prior", "class_ap")},
-        "test_members": {name: read_json(job.inputs[f"test.{name}"] / SCORES) for name in names},
+        "members": {member.name: _member_results(recipe, member, job) for member in members},
         "examples": test["examples"],
     }
     write_json(job.folder / RESULTS, content)
-    write_bytes(job.folder / REPORT, render(content).encode())
+    for name, text in {"report.md": render(content), "tables.md": render_tables(content)}.items():
+        write_bytes(job.folder / REPORT / name, text.encode())
+    write_bytes(job.folder / REPORT / "frontier.svg", frontier_plot(content))
+
+
+def _member_results(recipe: Recipe, member: MemberStages, job: Job) -> dict[str, Any]:
+    """All that is known of a model: test scores, hold-out scores by encoding, averaging, and whose student it is."""
+    test, holdout = read_json(job.inputs[f"test.{member.name}"] / SCORES), member.scores(job)
+    found: dict[str, Any] = {"test": test, "holdout": holdout, "family": "imported", "student": False}
+    if not isinstance(member, ModelStages):
+        return found
+    found |= {"family": member.source.candidates[0].config.family, "student": bool(member.targets)}
+    if recipe.averaging is not None:
+        found["averaging"] = member.averaging_scores(job)
+    if isinstance(member.source, Selected):
+        found["like"] = read_json(job.inputs[member.source.stage] / SELECTION)["names"][member.source.number]
+    return found

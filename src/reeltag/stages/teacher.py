@@ -1,0 +1,169 @@
+"""Teachers: the best combination of a family's models, and the soft targets of their equal-weight mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from reeltag import artifact
+from reeltag.data.batches import sequential_batches
+from reeltag.data.shards import Indices, Manifest, Shards, split_folds
+from reeltag.data.targets import TargetsWriter
+from reeltag.ensemble import best_combination
+from reeltag.environment import default_device
+from reeltag.executors import Job, Stage
+from reeltag.predict import BATCH_SIZE, Ensemble, Predictor, predict
+from reeltag.recipe import DistillationSettings, Recipe
+from reeltag.stages.files import MODEL, SELECTION, load_manifest, split, split_parameters
+from reeltag.stages.model import ModelStages, candidate
+from reeltag.stages.training import Selected, Training
+from reeltag.storage import content_hash, file_hash, megabytes, read_json, write_json
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Models whose equal-weight mean teaches.
+
+    Attributes:
+        recipe: the recipe.
+        name: of the teacher; its targets are the stage `targets.NAME`.
+        models: how each of them is trained, for one that leaves a fold out.
+        finished: the stages that end with them, or with those from which `select` chooses.
+        select: the stage that chooses, if any.
+    """
+
+    recipe: Recipe
+    name: str
+    models: tuple[Training, ...]
+    finished: tuple[str, ...]
+    select: str | None = None
+
+    @property
+    def targets(self) -> str:
+        """The stage that ends with the soft targets."""
+        return f"targets.{self.name}"
+
+    @property
+    def distillation(self) -> DistillationSettings:
+        """How the recipe distils."""
+        assert self.recipe.distillation is not None
+        return self.recipe.distillation
+
+    def stages(self) -> list[Stage]:
+        """Train the teachers of every fold where the targets are cross-fitted; then write the targets."""
+        folds = [training.stage() for part in self._folds() for training in part]
+        settings = self.distillation
+        parameters = {"top_k": settings.top_k, "folds": settings.folds, "split": split_parameters(self.recipe)}
+        select = (self.select,) if self.select else ()
+        inputs = tuple(stage.name for stage in folds) or (*select, *self.finished)
+        how = f"cross-fitted in {settings.folds} folds" if settings.folds else "in-sample"
+        note = f"{how}, {'dense' if settings.top_k == 'dense' else f'top {settings.top_k}'} float16"
+        return [*folds, Stage(self.targets, self._do_targets, ("data.train", *inputs), parameters, note)]
+
+    def _folds(self) -> Iterator[list[Training]]:
+        """The teachers of each fold, which never saw it."""
+        for fold in range(self.distillation.folds):
+            yield [replace(model, fold=fold) for model in self.models]
+
+    def _do_targets(self, job: Job) -> str:
+        """Predict every training video by teachers that never saw it, or by the finished models; never the hold-out."""
+        manifest = load_manifest(job, "train")
+        train, _ = split(self.recipe, manifest)
+        writer = TargetsWriter(job.folder, manifest, self.distillation.top_k)
+        taught_by = []
+        for indices, stages in self._parts(job, train):
+            files = [job.inputs[stage] / MODEL for stage in stages]
+            taught_by.append([file_hash(path) for path in files])
+            self._predict(job, files, manifest, indices, writer)
+        digest = writer.finish({"name": self.name, "folds": self.distillation.folds, "files": taught_by})
+        size = sum(path.stat().st_size for path in job.folder.glob("*.npy"))
+        share = manifest.bytes / size
+        job.progress.say(f"  {megabytes(size)} beside {megabytes(manifest.bytes)} of shards ({share:.1f} times)")
+        return digest
+
+    def _parts(self, job: Job, train: Indices) -> Iterator[tuple[Indices, list[str]]]:
+        if not self.distillation.folds:
+            yield train, self._chosen(job)
+            return
+        folds = split_folds(train, self.recipe.seed, self.distillation.folds)
+        for indices, trainings in zip(folds, self._folds(), strict=True):
+            yield indices, [training.stage_name for training in trainings]
+
+    def _chosen(self, job: Job) -> list[str]:
+        if self.select is None:
+            return list(self.finished)
+        names: list[str] = read_json(job.inputs[self.select] / SELECTION)["names"]
+        return [candidate(self.recipe, name).finished for name in names]
+
+    def _predict(
+        self, job: Job, files: Sequence[Path], manifest: Manifest, indices: Indices, writer: TargetsWriter
+    ) -> None:
+        models = [Predictor(artifact.load(path), default_device()).model for path in files]
+        teacher = Ensemble(models, [1 / len(models)] * len(models))
+        done = 0
+        with job.progress.task(self.targets, len(indices), "videos") as task:
+            for part in predict(teacher, sequential_batches(Shards(manifest), indices, batch_size=BATCH_SIZE)):
+                writer.put(indices[done : done + len(part.ids)], part.probabilities)
+                done += len(part.ids)
+                task.advance(len(part.ids))
+
+
+def select_stage(family: str) -> str:
+    """The stage that chooses a family's teachers."""
+    return f"select.{family}"
+
+
+def teacher_slots(recipe: Recipe, family: str) -> list[Selected]:
+    """The architectures of a family's teachers, one for each that will be chosen."""
+    assert recipe.distillation is not None
+    names = recipe.families[family]
+    among = tuple(recipe.models[name] for name in names)
+    stage, count = select_stage(family), min(recipe.distillation.teachers, len(names))
+    if count == len(names):  # every one of them, in their order
+        return [Selected(stage, number, (among[number],)) for number in range(count)]
+    return [Selected(stage, number, among) for number in range(count)]
+
+
+def family_teacher(recipe: Recipe, family: str) -> tuple[Teacher, list[Stage]]:
+    """The teacher that a family's models make, and all its stages, with the choice first."""
+    assert recipe.distillation is not None
+    members = [candidate(recipe, name) for name in recipe.families[family]]
+    slots = teacher_slots(recipe, family)
+    select = Stage(
+        select_stage(family),
+        partial(_do_select, recipe, members, len(slots)),
+        tuple(member.predicted for member in members),
+        {
+            "teachers": len(slots),
+            "models": {member.name: recipe.models[member.name].model_dump() for member in members},
+        },
+        f"{len(slots)} of {len(members)}",
+    )
+    teacher = Teacher(
+        recipe,
+        family,
+        tuple(Training(recipe, f"{family}-teacher-{slot.number + 1}", slot) for slot in slots),
+        tuple(member.finished for member in members),
+        select.name,
+    )
+    return teacher, [select, *teacher.stages()]
+
+
+def student_teacher(recipe: Recipe, family: str, students: Sequence[ModelStages]) -> Teacher:
+    """The second level's teacher: all of a family's first students."""
+    trainings = tuple(student.training for student in students)
+    return Teacher(recipe, f"{family}-students", trainings, tuple(student.finished for student in students))
+
+
+def _do_select(recipe: Recipe, members: Sequence[ModelStages], count: int, job: Job) -> str:
+    """Find the combination whose equal-weight mean has the highest hold-out GAP."""
+    found = [member.holdout(job) for member in members]
+    probabilities, labels = [predictions["float32"] for predictions, _ in found], found[0][1]
+    chosen, gap = best_combination(probabilities, labels, count)
+    names = [members[index].name for index in chosen]
+    models = [recipe.models[name].model_dump() for name in names]
+    job.progress.say(f"  {', '.join(names)}: hold-out GAP {gap:.5f}")
+    write_json(job.folder / SELECTION, {"names": names, "models": models, "gap": gap})
+    return content_hash([names, models])

@@ -1,0 +1,209 @@
+"""The stage that trains a model: one of the recipe's, a student, or a teacher that leaves a fold out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reeltag import artifact
+from reeltag.artifact import Artifact, Member
+from reeltag.checkpoint import TrainingState
+from reeltag.data.shards import Indices, Manifest, Shards, split_folds
+from reeltag.data.targets import SoftTargets
+from reeltag.environment import versions
+from reeltag.executors import Job, Stage
+from reeltag.models.config import TaggerConfig
+from reeltag.models.tagger import Tagger, build_tagger, meta_tagger
+from reeltag.quantize import Encoding, quantized_bytes
+from reeltag.recipe import ModelSettings, Recipe
+from reeltag.stages.files import CHECKPOINT, MODEL, SELECTION, load_manifest, split, split_parameters
+from reeltag.storage import content_hash, megabytes, read_json
+from reeltag.train import (
+    NOT_DECISIVE,
+    Phase,
+    Teacher,
+    TrainingSettings,
+    final_weights,
+    run_phase,
+    training_phase,
+)
+
+
+@dataclass(frozen=True)
+class Given:
+    """An architecture that the recipe names."""
+
+    settings: ModelSettings
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that decide the architecture."""
+        return ()
+
+    @property
+    def candidates(self) -> Sequence[ModelSettings]:
+        """What it may be."""
+        return (self.settings,)
+
+    def resolve(self, job: Job) -> ModelSettings:
+        """What it is."""
+        return self.settings
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The architecture of a family's teacher, known when the family's best combination is."""
+
+    stage: str
+    number: int
+    among: tuple[ModelSettings, ...]
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that decide the architecture."""
+        return (self.stage,)
+
+    @property
+    def candidates(self) -> Sequence[ModelSettings]:
+        """What it may be."""
+        return self.among
+
+    def resolve(self, job: Job) -> ModelSettings:
+        """What it is."""
+        return ModelSettings.model_validate(read_json(job.inputs[self.stage] / SELECTION)["models"][self.number])
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model comes to its weights.
+
+    Attributes:
+        recipe: the recipe.
+        name: of the model; decides its seed.
+        source: where its architecture is from.
+        targets: stages whose soft targets, averaged, it learns beside the labels; none without a teacher.
+        overrides: how it is trained otherwise than `[training]` and its own table say.
+        fold: number of the fold that it must not see, or None to see all training videos.
+    """
+
+    recipe: Recipe
+    name: str
+    source: Given | Selected
+    targets: tuple[str, ...] = ()
+    overrides: TrainingSettings = field(default_factory=TrainingSettings)
+    fold: int | None = None
+
+    @property
+    def stage_name(self) -> str:
+        """`train.NAME`, or `fold.NAME.FOLD`."""
+        return f"train.{self.name}" if self.fold is None else f"fold.{self.name}.{self.fold + 1}"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What it stands on."""
+        return ("data.train", *self.source.stages, *self.targets)
+
+    def stage(self) -> Stage:
+        """The training as a stage."""
+        return Stage(self.stage_name, self._do_train, self.inputs, self._parameters(), self.note())
+
+    def note(self) -> str:
+        """Weights and bytes, from the smallest candidate to the largest where it is not known yet."""
+        counts = sorted({sum(p.numel() for p in self.meta(c).parameters()) for c in self.source.candidates})
+        ends = [counts[0], counts[-1]] if len(counts) > 1 else counts
+        weights, sizes = " to ".join(f"{count:,}" for count in ends), " to ".join(megabytes(4 * c) for c in ends)
+        return f"{weights} parameters, {sizes} float"
+
+    def sizes(self, encoding: Encoding) -> list[int]:
+        """Bytes of the tensors in an encoding, of each candidate."""
+        return [quantized_bytes(self.meta(candidate).state_dict(), encoding) for candidate in self.source.candidates]
+
+    def meta(self, candidate: ModelSettings) -> Tagger:
+        """A candidate without memory for its weights."""
+        schema = self.recipe.data.record_schema
+        return meta_tagger(candidate.config, schema.widths, schema.classes)
+
+    def settings(self, own: ModelSettings) -> TrainingSettings:
+        """How it is trained."""
+        return self.recipe.training_with(own.training, self.overrides)
+
+    @property
+    def seed(self) -> int:
+        """Each model has its own, so that equal configurations differ in initial weights and order."""
+        return int(content_hash([self.recipe.seed, self.name])[:15], 16)
+
+    def videos(self, manifest: Manifest) -> Indices:
+        """The videos that it sees."""
+        train, _ = split(self.recipe, manifest)
+        if self.fold is None:
+            return train
+        assert self.recipe.distillation is not None
+        folds = split_folds(train, self.recipe.seed, self.recipe.distillation.folds)
+        return np.setdiff1d(train, folds[self.fold], assume_unique=True)
+
+    def run(self, job: Job, phase: Phase, *, start: TrainingState | None = None, name: str) -> TrainingState:
+        """Train through a phase; the checkpoint lies in the stage's folder."""
+        own = self.source.resolve(job)
+        manifest = load_manifest(job, "train")
+        schema = self.recipe.data.record_schema
+        return run_phase(
+            build_tagger(own.config, schema.widths, schema.classes, self.seed),
+            Shards(manifest),
+            self.videos(manifest),
+            phase,
+            self.settings(own),
+            seed=self.seed,
+            path=job.folder / CHECKPOINT,
+            start=start,
+            teacher=self._teacher(job, manifest),
+            progress=job.progress,
+            name=name,
+        )
+
+    def save(self, path: Path, config: TaggerConfig, weights: dict[str, Tensor]) -> None:
+        """Write a model's file."""
+        member = Member(self.name, config, 1.0, weights)
+        provenance = {"recipe": self.recipe.name, "versions": versions()}
+        artifact.save(path, Artifact(self.recipe.data.record_schema, None, (member,), provenance))
+
+    def _parameters(self) -> dict[str, object]:
+        parameters: dict[str, object] = {"split": split_parameters(self.recipe)}
+        if isinstance(self.source, Given):
+            own = self.source.settings
+            parameters |= {
+                "config": own.config.model_dump(),
+                "training": self.settings(own).model_dump(exclude=NOT_DECISIVE),
+            }
+        else:  # the architecture is in the hash of the selection
+            parameters |= {
+                "training": self.recipe.training.model_dump(exclude=NOT_DECISIVE),
+                "overrides": self.overrides.model_dump(exclude_unset=True, exclude=NOT_DECISIVE),
+                "number": self.source.number,
+            }
+        if self.recipe.distillation is not None:
+            parameters |= {"label_share": self.recipe.distillation.label_share} if self.targets else {}
+            parameters |= {"fold": self.fold, "folds": self.recipe.distillation.folds} if self.fold is not None else {}
+        return parameters
+
+    def _teacher(self, job: Job, manifest: Manifest) -> Teacher | None:
+        if not self.targets:
+            return None
+        assert self.recipe.distillation is not None
+        targets = [SoftTargets(job.inputs[stage], manifest) for stage in self.targets]
+        return Teacher(partial(_mean_rows, targets), self.recipe.distillation.label_share)
+
+    def _do_train(self, job: Job) -> None:
+        own = self.source.resolve(job)
+        videos = len(self.videos(load_manifest(job, "train")))
+        state = self.run(job, training_phase(self.settings(own), videos), name="train")
+        self.save(job.folder / MODEL, own.config, final_weights(state))
+
+
+def _mean_rows(targets: Sequence[SoftTargets], indices: Indices) -> Tensor:
+    return torch.stack([each.rows(indices) for each in targets]).mean(0)

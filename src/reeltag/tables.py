@@ -1,0 +1,116 @@
+"""Tables of a recipe before they are validated: reading TOML, overriding keys, spelling out grids."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from reeltag.errors import RecipeError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Table = dict[str, Any]
+
+
+def read_table(path: Path) -> Table:
+    """Read a TOML file.
+
+    Raises:
+        RecipeError: it cannot be read, or is not TOML.
+    """
+    try:
+        table: Table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return table
+    except OSError as error:
+        raise RecipeError(str(path), [f"cannot be read ({error.strerror})"]) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(str(path), [f"is not TOML: {error}"]) from error
+
+
+def override(table: Table, overrides: Sequence[str]) -> list[str]:
+    """Set keys by `dotted.key=value`, the value in TOML or else a string; returns what is wrong with them."""
+    return [fault for text in overrides if (fault := _override(table, text))]
+
+
+def _override(table: Table, text: str) -> str | None:
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        return f"--set {text}: give it as dotted.key=value"
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    blocking = _set(table, key, parsed)
+    return blocking and f"--set {text}: {blocking} is a value, not a table"
+
+
+def _set(table: Table, dotted: str, value: Any) -> str | None:
+    """Set one key; returns the key on the way that is no table, if there is one."""
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        inner = table.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            return parent
+        table = inner
+    table[last] = value
+    return None
+
+
+def spell_out_grids(table: Table, section: str) -> list[str]:
+    """Replace each entry of a section that has a `grid` by one entry a combination, named after its values.
+
+    `grid = { clusters = [16, 32], "training.batch_size" = [80, 160] }` in `[models.a]` makes `a-16-80`, `a-16-160`,
+    `a-32-80` and `a-32-160`.
+
+    Returns:
+        What is wrong with grids, if anything.
+    """
+    entries = table.get(section)
+    if not isinstance(entries, dict):
+        return []
+    faults: list[str] = []
+    spelled: Table = {}
+    for name, entry in entries.items():
+        if not isinstance(entry, dict) or "grid" not in entry:
+            found = {name: entry}
+        elif fault := _grid_fault(entry["grid"]):
+            faults.append(f"{section}.{name}.grid: {fault}")
+            continue
+        else:
+            found = dict(_combinations(name, entry))
+        if twice := sorted(set(spelled) & set(found)):
+            faults.append(f"{section}: {', '.join(twice)} stands there twice, once by a grid; choose another name")
+        spelled |= found
+    table[section] = spelled
+    return faults
+
+
+def _grid_fault(grid: Any) -> str | None:
+    if not isinstance(grid, dict) or not grid:
+        return "should be a table of keys with lists, such as { clusters = [16, 32] }"
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            return f"{key} should be a list of values to try, not {values!r}; write nested keys in quotes, as 'head.l2'"
+        if any(isinstance(value, dict | list) for value in values) or len(set(map(str, values))) < len(values):
+            return f"{key} should be a list of different plain values, not {values!r}"
+    return None
+
+
+def _combinations(name: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
+    grid = entry["grid"]
+    for values in product(*grid.values()):
+        copy = {key: dict(value) if isinstance(value, dict) else value for key, value in entry.items() if key != "grid"}
+        for key, value in zip(grid, values, strict=True):
+            _set(copy, key, value)
+        yield "-".join([name, *map(_plain, values)]), copy
+
+
+def _plain(value: object) -> str:
+    """A value as part of a name."""
+    return "".join(c if c.isalnum() else "_" for c in str(value))
