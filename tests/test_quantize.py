@@ -7,8 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import golden
+from reeltag.errors import UsageError
 from reeltag.models.tagger import meta_tagger, parse_config
-from reeltag.quantize import dequantize_state, is_large, quantize_state, quantize_uniform, quantized_bytes
+from reeltag.quantize import (
+    ENCODINGS,
+    assemble,
+    dequantize_state,
+    is_large,
+    kmeans_codebook,
+    quantize,
+    quantize_state,
+    quantize_uniform,
+    quantized_bytes,
+)
 
 ARRAYS = golden("quant_uniform")
 NAMES = [key[2:] for key in ARRAYS if key.startswith("x:")]
@@ -89,3 +100,93 @@ def test_a_gru_of_1024_cells_has_the_weights_of_its_formula():
     table = {"family": "rnn", "cell": "gru", "cells": 1024, "head": LOGISTIC}
     # biases take four bytes, codebooks and 8 bits one byte a weight
     assert first + second + head < 1e6 * megabytes(table) < 1.01 * (first + second + head)
+
+
+HALVES = golden("float16")
+
+
+@pytest.mark.parametrize("name", [key[5:-7] for key in HALVES if key.endswith("float16") and key.startswith("ckpt:")])
+def test_float16_is_the_authors(name):
+    half = quantize(torch.from_numpy(HALVES[f"x:{name}"]), "float16")
+    np.testing.assert_array_equal(half.half.numpy(), HALVES[f"ckpt:{name}float16"])
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """Weights as trained ones are: heavy tails, columns of different size, a shape that no group of 64 divides."""
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(301, 97, generator=generator)
+    return normal * normal.abs() * torch.logspace(-2, 0, 97)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_bytes_are_known_from_the_shape_alone(weights, encoding):
+    for tensor in (weights, weights.flatten(), weights.view(7, 43, 97)):
+        coded = quantize(tensor, encoding)
+        assert coded.nbytes == quantized_bytes({"w": tensor.to("meta")}, encoding)
+        back = dequantize_state({"w": coded})["w"]
+        assert (back.shape, back.dtype) == (tensor.shape, torch.float32)
+        if encoding == "float32":
+            assert torch.equal(back, tensor)
+        else:  # what is stored is an encoding again when it is read
+            assert torch.equal(assemble(coded.parts()).dequantize(), back)
+
+
+def squared_error(weights, encoding):
+    return (quantize(weights, encoding).dequantize() - weights).square().mean().item()
+
+
+def test_k_means_ends_where_every_value_is_the_mean_of_its_elements(weights):
+    values = weights.numpy().astype(np.float64).ravel()
+    codebook = kmeans_codebook(values)
+    nearest = np.abs(values[:, None] - codebook).argmin(1)
+    if not np.array_equal(codebook, kmeans_codebook(values[::-1].copy())):
+        pytest.fail("depends on the order of the elements")
+    moved = max(abs(values[nearest == code].mean() - codebook[code]) for code in np.unique(nearest))
+    assert moved < 1e-3 * np.ptp(values)
+    assert squared_error(weights, "kmeans-8") < 0.5 * squared_error(weights, "uniform-8")
+
+
+def test_quantiles_put_equally_many_elements_around_each_value(weights):
+    counts = np.bincount(quantize(weights, "quantile-8").codes.flatten().numpy(), minlength=256)
+    assert counts.sum() == weights.numel()
+    assert counts[1:-1].max() < 2 * weights.numel() / 256
+
+
+def test_no_element_is_further_than_half_a_step_of_its_channel_or_group(weights):
+    channel = quantize(weights, "channel-8").dequantize()
+    steps = (weights.amax(0) - weights.amin(0)) / 255
+    assert ((channel - weights).abs() <= steps * 0.501).all()
+    group = (quantize(weights, "group-4").dequantize() - weights).flatten()
+    for begin in range(0, weights.numel(), 64):
+        part = weights.flatten()[begin : begin + 64]
+        reach = part.abs().max().item()
+        half_a_step = (part.max() - part.min()).item() / 15 * 0.5
+        assert group[begin : begin + 64].abs().max() <= half_a_step + 2e-3 * reach  # float16 of the ends
+    assert squared_error(weights, "channel-8") < squared_error(weights, "uniform-8")
+
+
+@pytest.mark.parametrize("encoding", ["float16", "group-4"])
+def test_what_float16_cannot_hold_is_refused(encoding):
+    with pytest.raises(UsageError, match=f"{encoding} holds values up to 65,504"):
+        quantize(torch.full((200, 100), 1e6), encoding)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS[1:])
+def test_parts_that_do_not_fit_each_other_are_no_encoding(weights, encoding):
+    parts = quantize(weights, encoding).parts()
+    assert assemble({**parts, "more": torch.zeros(1)}) is None
+    for name, part in parts.items():
+        assert assemble({**parts, name: part.double()}) is None
+        if name:
+            assert assemble({key: value for key, value in parts.items() if key != name}) is None
+            assert assemble({**parts, name: part[..., :-1]}) is None
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(ENCODINGS), st.floats(-10, 10, width=32), st.floats(0.125, 8, width=32))
+def test_ranges_of_any_size_survive_every_encoding(encoding, middle, width):
+    tensor = torch.full((20, 13), middle) + torch.rand(20, 13, generator=torch.Generator().manual_seed(1)) * width
+    back = dequantize_state({"w": quantize(tensor, encoding)})["w"]
+    assert torch.isfinite(back).all()
+    assert (back - tensor).abs().max() <= width / 15 + 2e-3 * tensor.abs().max()

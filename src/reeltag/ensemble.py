@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ def select(options: Sequence[Option], labels: Tensor, budget: int, *, trials: in
         The selection, or None where not even one option fits.
     """
     found = [greedy(options, labels, budget), greedy(options, labels, budget, by_bytes=True)]
-    found += [equal_weights(subset, labels) for subset in _subsets(options, budget)]
+    found += [weighted(subset, labels) for subset in _subsets(options, budget)]
     fitting = [selection for selection in found if selection.options]
     if not fitting:
         return None
@@ -94,24 +95,24 @@ def greedy(options: Sequence[Option], labels: Tensor, budget: int, *, by_bytes: 
         by_bytes: prefer a new member's gain a byte, so that a large one must be worth its room.
     """
     picks: list[int] = []
-    best, best_gap, current = picks, 0.0, 0.0
+    best, best_gap, current = picks, -1.0, 0.0
     total = torch.zeros(labels.shape)
     for _ in range(ROUNDS):
         moves = []
         for index, cost in _fitting(options, picks, budget):
             after = gap((total + options[index].probabilities) / (len(picks) + 1), labels)
             gain = after - current
-            moves.append((gain / cost if by_bytes and cost and gain > 0 else gain, -cost, -index, after))
+            moves.append((gain / cost if by_bytes and cost and gain > 0 else gain, -cost, index, after))
         if not moves:
             break
-        _, _, index, current = max(moves)
-        picks = [*picks, -index]
-        total = total + options[-index].probabilities
+        _, _, index, current = max(moves, key=itemgetter(0, 1))  # the first of equals
+        picks = [*picks, index]
+        total = total + options[index].probabilities
         if current > best_gap:
             best, best_gap = picks, current
-    counts = sorted(Counter(best).items())
-    weights = tuple(count / len(best) for _, count in counts)
-    return Selection(tuple(options[index] for index, _ in counts), weights, best_gap)
+    counts = Counter(best)
+    chosen = [options[index] for index in sorted(counts)]
+    return weighted(chosen, labels, [counts[index] / len(best) for index in sorted(counts)])
 
 
 def _fitting(options: Sequence[Option], picks: Sequence[int], budget: int) -> Iterator[tuple[int, int]]:
@@ -125,10 +126,11 @@ def _fitting(options: Sequence[Option], picks: Sequence[int], budget: int) -> It
             yield index, option.bytes
 
 
-def equal_weights(options: Sequence[Option], labels: Tensor) -> Selection:
-    """The plain mean of some options."""
-    weights = (1 / len(options),) * len(options)
-    return Selection(tuple(options), weights, ensemble_gap([o.probabilities for o in options], labels, weights))
+def weighted(options: Sequence[Option], labels: Tensor, weights: Sequence[float] | None = None) -> Selection:
+    """The weighted mean of some options, by default with equal weights."""
+    weights = weights or [1 / max(len(options), 1)] * len(options)
+    found = ensemble_gap([option.probabilities for option in options], labels, weights) if options else 0.0
+    return Selection(tuple(options), tuple(weights), found)
 
 
 def _subsets(options: Sequence[Option], budget: int) -> Iterator[list[Option]]:

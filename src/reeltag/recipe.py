@@ -163,6 +163,9 @@ class DistillationSettings(_Table):
     )
     top_k: TopK = Field(100, description="probabilities kept a video, or dense")
     label_share: float = Field(0.5, ge=0, le=1, description="λ, share of the labels in a student's loss")
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="of students with a teacher's architecture, otherwise the teacher's"
+    )
     training: TrainingSettings = Field(TrainingSettings(), description="students: only the keys that are given count")
     keep: int = Field(2, gt=0, description="second level: how many of the smallest that hold the GAP are kept")
     tolerance: float = Field(0.001, ge=0, description="hold-out GAP below the first level's mean that still holds")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -72,9 +72,16 @@ def _teachers(student: StudentSettings) -> tuple[str, ...]:
 
 def _family_students(recipe: Recipe, family: str, targets: str) -> list[ModelStages]:
     """The teachers' architectures, from scratch."""
-    assert recipe.distillation is not None
+    settings = recipe.distillation
+    assert settings is not None
     return [
-        ModelStages(recipe, f"{family}-student-{slot.number + 1}", slot, (targets,), recipe.distillation.training)
+        ModelStages(
+            recipe,
+            f"{family}-student-{slot.number + 1}",
+            replace(slot, dropout=settings.dropout),
+            (targets,),
+            settings.training,
+        )
         for slot in teacher_slots(recipe, family)
     ]
 

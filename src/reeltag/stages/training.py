@@ -58,11 +58,19 @@ class Given:
 
 @dataclass(frozen=True)
 class Selected:
-    """The architecture of a family's teacher, known when the family's best combination is."""
+    """The architecture of a family's teacher, known when the family's best combination is.
+
+    Attributes:
+        stage: that chooses the teachers.
+        number: of the teacher.
+        among: the models that it is chosen from.
+        dropout: instead of the teacher's; soft targets regularise too, so a student may need less.
+    """
 
     stage: str
     number: int
     among: tuple[ModelSettings, ...]
+    dropout: float | None = None
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -76,7 +84,8 @@ class Selected:
 
     def resolve(self, job: Job) -> ModelSettings:
         """What it is."""
-        return ModelSettings.model_validate(read_json(job.inputs[self.stage] / SELECTION)["models"][self.number])
+        table = read_json(job.inputs[self.stage] / SELECTION)["models"][self.number]
+        return ModelSettings.model_validate(table | ({} if self.dropout is None else {"dropout": self.dropout}))
 
 
 @dataclass(frozen=True)
@@ -185,6 +194,7 @@ class Training:
                 "training": self.recipe.training.model_dump(exclude=NOT_DECISIVE),
                 "overrides": self.overrides.model_dump(exclude_unset=True, exclude=NOT_DECISIVE),
                 "number": self.source.number,
+                "dropout": self.source.dropout,
             }
         if self.recipe.distillation is not None:
             parameters |= {"label_share": self.recipe.distillation.label_share} if self.targets else {}

@@ -1,0 +1,261 @@
+"""The recipe of the paper's Figure 1 in small: candidates, teachers, students, second level, one file."""
+
+import json
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+
+import reeltag
+from reeltag import artifact, checkpoint, executors
+from reeltag.cli import main
+from reeltag.data.shards import Manifest, Shards, split_folds
+from reeltag.data.targets import SoftTargets
+from reeltag.errors import UsageError
+from reeltag.metrics import Metrics
+from reeltag.progress import Progress
+from reeltag.recipe import load_recipe
+from reeltag.stages.files import split
+from reeltag.stages.plan import plan
+from reeltag.stages.teacher import family_teacher
+
+RECIPE = """
+name = "figure-1"
+seed = 5
+budget_mb = 0.25
+[data]
+holdout = { fraction = 0.2 }
+[data.synthetic]
+train_videos = 300
+test_videos = 60
+shards = 2
+classes = 12
+rgb = 24
+audio = 8
+frames = [5, 12]
+[training]
+epochs = 6
+batch_size = 32
+frames = 12
+rate = 5e-3
+schedule = "cosine"
+device = "cpu"
+[averaging]
+epochs = 1
+time_constant = 5
+[quantization]
+encodings = ["uniform-8", "group-4"]
+[models.netvlad]
+family = "netvlad"
+hidden = 40
+bn_decay = 0.9
+grid = { clusters = [4, 6, 8] }
+[models.mean]
+family = "mean"
+hidden = 600
+bn_decay = 0.9
+[distillation]
+teachers = 2
+folds = 2
+top_k = 5
+training = { epochs = 7 }
+[students.cross]
+family = "mean"
+hidden = 32
+bn_decay = 0.9
+teachers = ["netvlad"]
+[students.second]
+family = "netvlad"
+level = 2
+hidden = 32
+bn_decay = 0.9
+grid = { clusters = [2, 4] }
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("figure-1")
+    (folder / "recipe.toml").write_text(RECIPE)
+    run(folder)
+    return folder
+
+
+def run(folder, *overrides):
+    options = [part for override in overrides for part in ("--set", override)]
+    assert main(["run", str(folder / "recipe.toml"), "--out", str(folder / "out"), *options]) == 0
+    return json.loads((folder / "out" / "results.json").read_text())
+
+
+def stage_folder(folder, name, *overrides):
+    """The folder of a stage that was run."""
+    found = executors.run(plan(load_recipe(folder / "recipe.toml", overrides)), folder / "out", Progress())
+    return found[name]
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    return json.loads((folder / "out" / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def manifest(folder):
+    return Manifest.load(stage_folder(folder, "data.train") / "manifest.safetensors")
+
+
+def test_the_file_holds_the_budget_and_beats_the_prior(folder, results):
+    assert (folder / "out" / "model.reeltag").stat().st_size == results["bytes"] <= 250_000
+    assert results["test"]["file"]["gap"] > results["test"]["prior"]["gap"] + 0.1
+    shipped = artifact.load(folder / "out" / "model.reeltag")
+    assert [member.name for member in shipped.members] == [entry["name"] for entry in results["shipped"]]
+    assert sum(entry["weight"] for entry in results["shipped"]) == pytest.approx(1)
+
+
+def test_every_model_is_there(results):
+    students = {"netvlad-student-1", "netvlad-student-2", "mean-student-1", "cross", "second-2", "second-4"}
+    assert {name for name, model in results["members"].items() if model["student"]} == students
+    assert set(results["members"]) - students == {"netvlad-4", "netvlad-6", "netvlad-8", "mean"}
+
+
+def test_the_teachers_are_the_best_combination_on_the_hold_out(folder):
+    selection = json.loads((stage_folder(folder, "select.netvlad") / "selection.json").read_text())
+    names = ["netvlad-4", "netvlad-6", "netvlad-8"]
+    found = {
+        name: checkpoint.load_tensors(stage_folder(folder, f"predict.{name}") / "predictions.safetensors")[0]
+        for name in names
+    }
+    gaps = {
+        pair: Metrics.of((found[pair[0]]["float32"] + found[pair[1]]["float32"]) / 2, found[pair[0]]["labels"]).gap()
+        for pair in combinations(names, 2)
+    }
+    assert gaps[tuple(selection["names"])] == max(gaps.values()) == pytest.approx(selection["gap"], abs=1e-6)
+
+
+def test_a_student_has_its_teachers_architecture(folder, results):
+    for number in (1, 2):
+        name = f"netvlad-student-{number}"
+        (student,) = artifact.load(stage_folder(folder, f"average.{name}") / "model.reeltag").members
+        (teacher,) = artifact.load(
+            stage_folder(folder, f"average.{results['members'][name]['like']}") / "model.reeltag"
+        ).members
+        assert student.config == teacher.config
+        name = "pooling.parts.0.assign.weight"
+        assert not torch.equal(student.state[name], teacher.state[name])
+
+
+@pytest.mark.parametrize("teacher", ["netvlad", "mean", "netvlad-students"])
+def test_hold_out_videos_have_no_targets_and_all_others_do(folder, manifest, teacher):
+    targets = SoftTargets(stage_folder(folder, f"targets.{teacher}"), manifest)
+    train, holdout = split(load_recipe(folder / "recipe.toml"), manifest)
+    assert torch.isfinite(targets.rows(train)).all()
+    for index in holdout:
+        with pytest.raises(UsageError, match="kept from the teacher"):
+            targets.rows(np.array([index]))
+
+
+def top_five(probabilities):
+    values, classes = torch.from_numpy(probabilities).topk(5)
+    return torch.zeros(len(probabilities)).scatter(0, classes, values.half().float())
+
+
+def test_cross_fitted_targets_come_from_teachers_that_never_saw_the_video(folder, manifest):
+    recipe = load_recipe(folder / "recipe.toml")
+    teacher, _ = family_teacher(recipe, "netvlad")
+    targets = SoftTargets(stage_folder(folder, "targets.netvlad"), manifest)
+    train, _ = split(recipe, manifest)
+    folds = split_folds(train, recipe.seed, 2)
+    for number, trainings in enumerate(teacher._folds()):
+        models = []
+        for training in trainings:
+            assert sorted([*training.videos(manifest), *folds[number]]) == train.tolist()
+            models.append(reeltag.load(stage_folder(folder, training.stage_name) / "model.reeltag"))
+        for index in folds[number][:3]:
+            frames = Shards(manifest).read(index).frames()
+            expected = top_five(np.mean([model.predict(frames) for model in models], 0))
+            torch.testing.assert_close(targets.rows(np.array([index]))[0], expected, atol=2e-3, rtol=0)
+
+
+def test_in_sample_targets_come_from_the_finished_models(folder, manifest):
+    override = "distillation.folds=0"
+    names = json.loads((stage_folder(folder, "select.netvlad", override) / "selection.json").read_text())["names"]
+    models = [reeltag.load(stage_folder(folder, f"average.{name}", override) / "model.reeltag") for name in names]
+    targets = SoftTargets(stage_folder(folder, "targets.netvlad", override), manifest)
+    train, _ = split(load_recipe(folder / "recipe.toml"), manifest)
+    for index in train[:3]:
+        frames = Shards(manifest).read(index).frames()
+        expected = top_five(np.mean([model.predict(frames) for model in models], 0))
+        torch.testing.assert_close(targets.rows(np.array([index]))[0], expected, atol=2e-3, rtol=0)
+
+
+def test_of_the_second_level_the_smallest_that_hold_the_gap_are_kept(folder, results):
+    overrides = ("distillation.tolerance=1", "distillation.keep=1")
+    kept = json.loads((stage_folder(folder, "keep.netvlad", *overrides) / "kept.json").read_text())
+    assert kept["kept"] == ["second-2"]
+    strict = json.loads((stage_folder(folder, "keep.netvlad") / "kept.json").read_text())
+    gaps = {name: model["holdout"]["float32"]["gap"] for name, model in results["members"].items()}
+    bar = (gaps["netvlad-student-1"] + gaps["netvlad-student-2"]) / 2 - 0.001
+    assert strict["bar"] == pytest.approx(bar)
+    assert strict["kept"] == [name for name in ("second-2", "second-4") if gaps[name] >= bar]
+    assert not set(strict["left_out"]) & {entry["name"] for entry in results["shipped"]}
+
+
+def test_auto_takes_the_smallest_encoding_that_loses_little(folder):
+    results = run(folder, "quantization.encodings=auto", "quantization.max_loss=0.002")
+    for entry in results["shipped"]:
+        scores = results["members"][entry["name"]]["holdout"]
+        good = {e: s["bytes"] for e, s in scores.items() if s["gap"] >= scores["float32"]["gap"] - 0.002}
+        assert good[entry["encoding"]] == min(good.values())
+        assert len(scores) == 7
+
+
+def test_the_tables_are_the_papers(folder, results):
+    run(folder)
+    tables = (folder / "out" / "report" / "tables.md").read_text()
+    for title in ("Table 1. Weight averaging", "Table 2. Quantisation", "Table 3. Distillation", "Table 4. The file"):
+        assert f"## {title}" in tables
+    student, before = (results["members"][name]["test"]["float32"]["gap"] for name in ("mean-student-1", "mean"))
+    assert f"| mean-student-1 (like mean) | {student:.5f} | {before:.5f} | {student - before:+.5f} |" in tables
+    averaging = [results["members"][f"netvlad-{k}"]["averaging"] for k in (4, 6, 8)]
+    change = np.mean([scores["averaged"] - scores["plain"] for scores in averaging])
+    assert f"| netvlad | 3 | {change:+.5f} |" in tables
+    for entry in results["shipped"]:
+        assert f"| {entry['weight']:.4f} |" in tables
+    plot = (folder / "out" / "report" / "frontier.svg").read_text()
+    assert "budget" in plot
+    assert "GAP@20" in plot
+
+
+ENDS = {"ensemble", "pack", "test.file", "report"}
+
+
+def stages_of(*names):
+    return {f"{s}.{name}" for name in names for s in ("train", "average", "quantize", "predict", "test")}
+
+
+FOLDS = {f"fold.netvlad-{kind}-{n}.{f}" for kind in ("teacher", "student") for n in (1, 2) for f in (1, 2)}
+TAUGHT_BY_NETVLAD = {"select.netvlad", "targets.netvlad", "targets.netvlad-students", "keep.netvlad"} | FOLDS
+STUDENTS = stages_of("netvlad-student-1", "netvlad-student-2", "cross", "second-2", "second-4")
+
+
+@pytest.mark.parametrize(
+    ("override", "redone"),
+    [
+        (
+            "models.netvlad.grid.clusters=[4, 6, 10]",
+            ENDS | stages_of("netvlad-10") | TAUGHT_BY_NETVLAD | STUDENTS,
+        ),
+        (
+            "models.mean.hidden=601",
+            ENDS | stages_of("mean", "mean-student-1") | {"select.mean", "targets.mean", "fold.mean-teacher-1.1"}
+            | {"fold.mean-teacher-1.2"},
+        ),
+        ("students.cross.hidden=33", ENDS | stages_of("cross")),
+        ("students.second.hidden=33", ENDS | stages_of("second-2", "second-4") | {"keep.netvlad"}),
+        ("distillation.keep=1", ENDS | {"keep.netvlad"}),
+        ("ensemble.trials=7", ENDS),
+    ],
+)  # fmt: skip
+def test_a_change_redoes_its_family_and_what_follows_and_nothing_else(folder, override, redone):
+    done = executors.statuses(plan(load_recipe(folder / "recipe.toml", [override])), folder / "out")
+    assert {name for name, status in done.items() if status != "done"} == redone

@@ -1,0 +1,136 @@
+"""Ensembles under a budget: never over it, and as good as trying everything where that can be done."""
+
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+import torch
+
+from reeltag.ensemble import (
+    Option,
+    best_combination,
+    ensemble_gap,
+    frontier,
+    greedy,
+    random_search,
+    select,
+    weighted,
+)
+from reeltag.metrics import Metrics, gap
+
+VIDEOS, CLASSES = 40, 30
+
+
+def problem(seed, members, encodings=1):
+    """Labels, and members that see them through noise of their own; more bytes, less noise."""
+    rng = np.random.default_rng(seed)
+    labels = torch.from_numpy(rng.random((VIDEOS, CLASSES)) < 0.1)
+    labels[:, 0] |= ~labels.any(1)
+    options = []
+    for member in range(members):
+        size = int(rng.integers(10, 1000))
+        seen = labels.numpy() + rng.normal(0, 0.5 + 20 / size, labels.shape)
+        for number in range(encodings):
+            blurred = seen + rng.normal(0, 0.1 * number, labels.shape)
+            probabilities = torch.from_numpy(1 / (1 + np.exp(-3 * blurred))).float()
+            options.append(Option(f"m{member}", f"e{number}", size // (number + 1) + 1, probabilities))
+    return options, labels
+
+
+def test_gap_alone_is_the_gap_of_all_metrics():
+    options, labels = problem(0, 3)
+    for option in options:
+        assert gap(option.probabilities, labels) == Metrics.of(option.probabilities, labels).gap()
+
+
+def test_a_thousand_random_choices_never_exceed_the_budget():
+    rng = np.random.default_rng(1)
+    chosen = 0
+    for seed in range(1000):
+        options, labels = problem(seed, int(rng.integers(1, 6)), int(rng.integers(1, 3)))
+        budget = int(rng.integers(0, 1.2 * sum(option.bytes for option in options)))
+        selection = select(options, labels, budget, trials=2, seed=seed)
+        if selection is None:
+            assert budget < min(option.bytes for option in options)
+            continue
+        chosen += 1
+        assert sum(option.bytes for option in selection.options) == selection.bytes <= budget
+        assert sum(selection.weights) == pytest.approx(1)
+        names = [option.member for option in selection.options]
+        assert len(set(names)) == len(names) == len(selection.weights)
+        parts = [option.probabilities for option in selection.options]
+        assert ensemble_gap(parts, labels, selection.weights) == pytest.approx(selection.gap, abs=1e-9)
+    assert chosen > 700
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_subset_with_equal_weights_that_fits_is_better(seed):
+    options, labels = problem(seed, 4, 2)
+    budget = sum(option.bytes for option in options) // 3
+    selection = select(options, labels, budget, trials=0, seed=0)
+    pairs = [[None, *options[begin : begin + 2]] for begin in range(0, 8, 2)]
+    for subset in product(*pairs):
+        parts = [option for option in subset if option]
+        if parts and sum(option.bytes for option in parts) <= budget:
+            mean = torch.stack([option.probabilities for option in parts]).mean(0)
+            assert selection.gap >= Metrics.of(mean, labels).gap() - 1e-9
+
+
+def test_greedy_picks_go_for_the_largest_gain_and_count_as_weights():
+    options, labels = problem(3, 5)
+    selection = greedy(options, labels, 10**9)
+    first = max(options, key=lambda option: gap(option.probabilities, labels))
+    assert first.member in {option.member for option in selection.options}
+    assert selection.gap >= gap(first.probabilities, labels)
+    assert all(1 / 30 <= weight <= 1 for weight in selection.weights)
+
+
+def test_gain_by_byte_passes_by_a_large_member_that_is_hardly_better():
+    options, labels = problem(5, 1)
+    (good,) = options
+    better = torch.where(labels, good.probabilities + 0.01, good.probabilities)
+    blind = torch.full_like(better, 0.5)
+    offered = [
+        Option("huge", "e", 1000, better),
+        Option("small", "e", 10, good.probabilities),
+        Option("b", "e", 990, blind),
+    ]
+    assert [option.member for option in greedy(offered, labels, 1000).options] == ["huge"]
+    assert [option.member for option in greedy(offered, labels, 1000, by_bytes=True).options] == ["small"]
+
+
+def test_the_frontier_rises_and_ends_with_everything_allowed():
+    options, labels = problem(7, 6, 2)
+    points = frontier(options, labels, 10)
+    assert [p.gap for p in points] == sorted(p.gap for p in points)
+    assert points[0].bytes <= min(option.bytes for option in options) * 1.001
+    assert points[-1].gap == pytest.approx(greedy(options, labels, 10**9).gap, abs=0.02)
+
+
+@pytest.mark.parametrize(("models", "count"), [(5, 3), (3, 3), (2, 3), (6, 1)])
+def test_the_best_combination_is_the_best_of_all(models, count):
+    options, labels = problem(11, models)
+    probabilities = [option.probabilities for option in options]
+    chosen, found = best_combination(probabilities, labels, count)
+    scores = {
+        subset: weighted([options[i] for i in subset], labels).gap
+        for subset in combinations(range(models), min(count, models))
+    }
+    assert scores[tuple(chosen)] == pytest.approx(max(scores.values()), abs=1e-9)
+    assert found == pytest.approx(max(scores.values()), abs=1e-9)
+
+
+def test_many_models_are_combined_greedily():
+    options, labels = problem(13, 40)
+    probabilities = [option.probabilities for option in options]
+    chosen, found = best_combination(probabilities, labels, 3)
+    assert len(set(chosen)) == 3
+    assert found >= max(gap(each, labels) for each in probabilities)
+
+
+def test_random_search_is_never_below_equal_weights_and_never_falls_with_more_trials():
+    options, labels = problem(17, 4)
+    probabilities = [option.probabilities for option in options]
+    gaps = [random_search(probabilities, labels, trials=trials, seed=0)[1] for trials in (0, 10, 100)]
+    assert gaps == sorted(gaps)
+    assert gaps[0] == pytest.approx(weighted(options, labels).gap)
