@@ -7,8 +7,9 @@ import pytest
 from reeltag.errors import BudgetError, RecipeError, UsageError
 from reeltag.models.tagger import FAMILIES
 from reeltag.recipe import known_keys, load_recipe
-from reeltag.stages.model import ModelStages
+from reeltag.stages.model import candidate
 from reeltag.stages.plan import plan
+from reeltag.train import TrainingSettings
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 GOOD = """
@@ -125,8 +126,10 @@ def test_groups_are_held_against_the_features_of_the_data(tmp_path):
 def test_a_model_may_be_trained_otherwise_than_the_rest(tmp_path):
     text = GOOD.replace("[models.a]", "[training]\nrate = 0.5\nepochs = 7\n[models.a]")
     recipe = load_recipe(write(tmp_path, text), ["models.a.training.epochs=3", "models.b.family=mean"])
-    assert (recipe.training_of("a").epochs, recipe.training_of("a").rate) == (3, 0.5)
-    assert recipe.training_of("b") == recipe.training
+    a, b = (recipe.training_with(recipe.models[name].training) for name in "ab")
+    assert (a.epochs, a.rate) == (3, 0.5)
+    assert b == recipe.training
+    assert recipe.training_with(recipe.models["a"].training, TrainingSettings(epochs=4)).epochs == 4
     assert recipe.dump()["models"]["a"]["training"] == {"epochs": 3.0}
     assert "training" not in recipe.dump()["models"]["b"]
     # what a run leaves behind is the recipe again
@@ -150,7 +153,7 @@ def test_a_key_in_the_wrong_table_is_sent_to_the_right_one(tmp_path):
 def test_the_recipe_in_the_readme_is_valid_and_fits_its_budget(tmp_path):
     text = (RECIPES.parent / "README.md").read_text()
     recipe = load_recipe(write(tmp_path, text[text.index("```toml") + 7 :].partition("```")[0]))
-    sizes = [ModelStages(recipe, name).quantized_bytes for name in recipe.models]
+    sizes = [candidate(recipe, name).sizes("uniform-8")[0] for name in recipe.models]
     assert 0.5 * recipe.budget < sum(sizes) < recipe.budget
 
 
@@ -168,6 +171,73 @@ label_names = "labels.csv"
     text = GOOD.replace("[data.synthetic]\nclasses = 12\n", data)
     with pytest.raises(UsageError, match="should name each of 527 classes once"):
         plan(load_recipe(write(tmp_path, text), ["budget_mb=20"]))
+
+
+def test_a_grid_is_spelled_out_to_one_model_a_combination(tmp_path):
+    text = (
+        GOOD
+        + 'hidden = 8\ngrid = { clusters = [4, 8], "training.batch_size" = [80, 160], "head.kind" = ["logistic"] }\n'
+    )
+    recipe = load_recipe(write(tmp_path, text))
+    found = {
+        name: (model.config.clusters, model.training.batch_size, model.config.head.kind, model.config.hidden)
+        for name, model in recipe.models.items()
+    }
+    assert found == {
+        f"a-{clusters}-{batch}-logistic": (clusters, batch, "logistic", 8) for clusters in (4, 8) for batch in (80, 160)
+    }
+    assert recipe.families == {"netvlad": list(found)}
+    assert type(recipe).model_validate(recipe.dump()).fingerprint == recipe.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("grid", "fault"),
+    [
+        ("grid = 3", "models.a.grid: should be a table of keys with lists"),
+        ("grid = { clusters = 3 }", "models.a.grid: clusters should be a list of values to try, not 3"),
+        ("grid = { head = { l2 = [1] } }", "write nested keys in quotes, as 'head.l2'"),
+        ("grid = { clusters = [] }", "clusters should be a list of values to try"),
+        ("grid = { clusters = [4, 4] }", "clusters should be a list of different plain values"),
+        ("grid = { clustres = [4] }", "models.a-4.clustres: unknown key; did you mean 'clusters'?"),
+        ("grid = { clusters = [4, 0] }", "models.a-0.clusters: Input should be greater than 1, not 0"),
+        ("grid = { clusters = [4] }\n[models.a-4]\nfamily = 'mean'", "models: a-4 stands there twice, once by a grid"),
+    ],
+)
+def test_a_grid_that_cannot_be_spelled_out_is_refused(tmp_path, grid, fault):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, GOOD + grid + "\n"))
+    assert fault in str(caught.value)
+
+
+STUDENT = "[students.s]\nfamily = 'mean'\n"
+
+
+@pytest.mark.parametrize(
+    ("tables", "fault"),
+    [
+        (STUDENT, r"students: need a table \[distillation\], which says how they are taught"),
+        ("[distillation]\n" + STUDENT, "students: s: no model of mean to teach it; teachers may be netvlad"),
+        ("[distillation]\n" + STUDENT + "teachers = ['rnn']\n", "s: no model of rnn to teach it"),
+        ("[distillation]\n" + STUDENT + "level = 3\n", "students.s.level: Input should be 1 or 2, not 3"),
+        ("[distillation]\n" + STUDENT + "depth = 3\n", "students.s.depth: unknown key"),
+        ("[distillation]\n[students.a]\nfamily = 'netvlad'\n", "students: a has a table under models already"),
+        (
+            "[distillation]\nfamilies = ['dbof']\n",
+            "distillation: families: no model of dbof; the recipe trains netvlad",
+        ),
+        ("[distillation]\nfolds = 1\n", "distillation.folds: one fold would leave nothing to train on"),
+        ("[distillation]\ntop_k = 0\n", "distillation.top_k: 0 keeps nothing"),
+        ("[distillation]\ntop_k = 'all'\n", "distillation.top_k"),
+        ("[distillation]\nlabel_share = 1.5\n", "distillation.label_share: Input should be less than or equal to 1"),
+        ("[distillation.training]\nepoch = 3\n", "distillation.training.epoch: unknown key; did you mean 'epochs'"),
+        ("[quantization]\nencodings = []\n", "quantization.encodings: give one or more different ones of float32, "),
+        ("[quantization]\nencodings = ['uniform-9']\n", "quantization.encodings"),
+        ("[training]\nmixup = -1\n", "training.mixup: Input should be greater than or equal to 0"),
+    ],
+)
+def test_what_cannot_be_distilled_or_stored_is_refused(tmp_path, tables, fault):
+    with pytest.raises(RecipeError, match=fault):
+        load_recipe(write(tmp_path, GOOD + tables))
 
 
 def test_a_missing_recipe_is_one_message(tmp_path):
@@ -196,14 +266,18 @@ def test_the_fingerprint_covers_everything_but_the_place_of_the_data(tmp_path):
 
 
 def test_weights_that_cannot_fit_the_budget_are_refused_before_anything_is_read(tmp_path):
-    recipe = load_recipe(write(tmp_path, GOOD), ["budget_mb=0.5", "models.b.family=netvlad", "models.b.hidden=8"])
-    with pytest.raises(BudgetError, match=r"over the budget of 0.50 MB; members: a .*, b .*; b would fit"):
-        plan(recipe)
+    path, small = write(tmp_path, GOOD), ["models.b.family=netvlad", "models.b.hidden=8"]
+    assert plan(load_recipe(path, ["budget_mb=0.5", *small]))  # which b fits
+    with pytest.raises(
+        BudgetError, match=r"over the budget of 10,000 bytes; members: a .*, b .*; no single member would"
+    ):
+        plan(load_recipe(path, ["budget_mb=0.01", *small]))
 
 
 def test_every_key_stands_in_the_documentation():
     text = "".join((RECIPES.parent / "docs" / name).read_text() for name in ("recipes.md", "models.md"))
-    tables = {"data", "training", "averaging", "ensemble", "models", "imported"}
+    tables = {"data", "training", "averaging", "quantization", "ensemble", "models", "distillation", "students"}
+    tables |= {"imported"}
     missing = [key for key in known_keys() if f"`{key}`" not in text and key not in tables]
     assert not missing
     assert [family for family in FAMILIES if f"### `{family}`" not in text] == []

@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from reeltag import checkpoint
+from reeltag.averaging import mean_weights
 from reeltag.data.schema import Schema
-from reeltag.errors import ArtifactError, BudgetError
+from reeltag.errors import ArtifactError, BudgetError, UsageError
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import AnyTaggerConfig, Tagger, meta_tagger
 from reeltag.quantize import Encoding, QuantizedTensor, State, assemble, dequantize_state, quantize_state
@@ -195,6 +196,28 @@ def quantized(artifact: Artifact, encoding: Encoding = "uniform-8") -> Artifact:
     """The same with every large tensor in an encoding; those that are quantised already stay."""
     members = (replace(member, state=quantize_state(member.state, encoding)) for member in artifact.members)
     return replace(artifact, members=tuple(members))
+
+
+def averaged(artifacts: Mapping[str, Artifact]) -> Artifact:
+    """The mean of the weights of models of one architecture.
+
+    Args:
+        artifacts: by the name that an error should call them; one member each.
+
+    Raises:
+        UsageError: fewer than two, several members, or different architectures or data.
+    """
+    if len(artifacts) < 2:
+        raise UsageError("give two or more models to average")
+    first, *_ = artifacts.values()
+    for name, other in artifacts.items():
+        if len(other.members) != 1:
+            raise UsageError(f"{name}: is an ensemble of {len(other.members)} members; only single models are averaged")
+        if (other.schema, other.members[0].config) != (first.schema, first.members[0].config):
+            raise UsageError(f"{name}: has another architecture or other data than {next(iter(artifacts))}")
+    states = [dequantize_state(other.members[0].state) for other in artifacts.values()]
+    member = replace(first.members[0], state=mean_weights(states))
+    return replace(first, members=(member,), provenance={"average_of": list(artifacts)})
 
 
 def load_tagger(config: TaggerConfig, schema: Schema, state: Mapping[str, Tensor], name: str) -> Tagger:

@@ -6,15 +6,18 @@ import json as json_module
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
 from reeltag import __version__
+from reeltag.cli_data import Overrides, data, given, load_schema
 from reeltag.errors import ReeltagError, UsageError
 
+# As in quantize.py, which would import torch.
+Encoding = Literal["float16", "uniform-8", "kmeans-8", "quantile-8", "channel-8", "group-4"]
+
 if TYPE_CHECKING:
-    from reeltag.data.schema import Schema
     from reeltag.executors import Stage
     from reeltag.recipe import Recipe
 
@@ -25,13 +28,7 @@ app = App(
     default_parameter=Parameter(negative=(), show_default=False),
     suppress_keyboard_interrupt=False,  # `main` says how to go on
 )
-data = App(name="data", help="Look at, check and generate shards.")
 app.command(data)
-
-Overrides = Annotated[
-    list[str],
-    Parameter(name="--set", consume_multiple=False, help="Override a key: dotted.key=value."),
-]
 
 
 @app.command
@@ -120,7 +117,7 @@ def evaluate(model: Path, /, *shards: str, per_class: Path | None = None, json: 
     if per_class is not None:
         refuse_existing(per_class)
     predictor = prediction.load(model, default_device())
-    scores = prediction.evaluate(predictor.predict_shards(_given(shards))).compute()
+    scores = prediction.evaluate(predictor.predict_shards(given(shards))).compute()
     if per_class is not None:
         write_class_ap(per_class, scores.class_ap.tolist(), predictor.label_names)
     summary = scores.summary()
@@ -149,7 +146,7 @@ def predict(model: Path, /, *shards: str, out: Path | None = None) -> None:
     if out is not None:
         check_output(out)
     predictor = prediction.load(model, default_device())
-    predictions = predictor.predict_shards(_given(shards))
+    predictions = predictor.predict_shards(given(shards))
     if out is None:
         for line in json_lines(predictions, predictor.label_names):
             print(line)
@@ -159,21 +156,40 @@ def predict(model: Path, /, *shards: str, out: Path | None = None) -> None:
 
 
 @app.command
-def quantize(model: Path, /, *, out: Path) -> None:
-    """Store the large weights of a model in 8 bits.
+def quantize(model: Path, /, *, out: Path, encoding: Encoding = "uniform-8") -> None:
+    """Store the large weights of a model in fewer bits.
 
-    Example: reeltag quantize runs/audioset/netvlad.reeltag --out small.reeltag
+    Example: reeltag quantize runs/audioset/netvlad.reeltag --out small.reeltag --encoding group-4
 
     Args:
         model: A .reeltag file.
         out: A new .reeltag file.
+        encoding: How to store them; those that are quantised already stay.
     """
     from reeltag import artifact
     from reeltag.storage import megabytes, refuse_existing
 
     refuse_existing(out)
-    size = artifact.save(out, artifact.quantized(artifact.load(model)))
+    size = artifact.save(out, artifact.quantized(artifact.load(model), encoding))
     print(f"{out}: {megabytes(size)}, from {megabytes(model.stat().st_size)}")
+
+
+@app.command
+def average(*models: Path, out: Path) -> None:
+    """Average the weights and batch-norm statistics of models of one architecture, such as of one training.
+
+    Example: reeltag average first.reeltag second.reeltag --out mean.reeltag
+
+    Args:
+        models: .reeltag files with one member each.
+        out: A new .reeltag file.
+    """
+    from reeltag import artifact
+    from reeltag.storage import counted, megabytes, refuse_existing
+
+    refuse_existing(out)
+    size = artifact.save(out, artifact.averaged({str(model): artifact.load(model) for model in models}))
+    print(f"{out}: {megabytes(size)}, the mean of {counted(len(models), 'model')}")
 
 
 @app.command
@@ -198,7 +214,7 @@ def import_tf(checkpoint: Path, /, *, out: Path, schema: str = "yt8m-frame", set
     from reeltag.tfimport import import_checkpoint
 
     refuse_existing(out)
-    data = _schema(schema)
+    data = load_schema(schema)
     member = import_checkpoint(
         checkpoint, data, out.stem, lambda table: tagger_config(str(checkpoint), table, set_, data.widths)
     )
@@ -252,81 +268,6 @@ def doctor() -> None:
     print(f"{'free disk here':<18} {shutil.disk_usage('.').free / 1e9:.1f} GB")
 
 
-@data.command(name="inspect")
-def data_inspect(*shards: str) -> None:
-    """Show the records of shards and what their first record holds, whatever its features are called.
-
-    Args:
-        shards: Paths or glob patterns of TFRecord files.
-    """
-    from reeltag.data.example import describe
-    from reeltag.data.tfrecord import ShardFile
-    from reeltag.storage import counted, find, megabytes
-
-    paths = find(_given(shards))
-    files = [ShardFile(path) for path in paths]
-    records = sum(len(file.offsets()) for file in files)
-    size = megabytes(sum(path.stat().st_size for path in paths))
-    print(f"{counted(len(files), 'shard')}, {counted(records, 'record')}, {size}")
-    print(f"first record of {files[0].path}:")
-    for line in describe(files[0].record(0, 0)):
-        print(f"  {line}")
-
-
-@data.command
-def verify(*shards: str, schema: str) -> None:
-    """Read shards through: checksums, features, labels, ids. Exits with 2 at the first fault.
-
-    Example: reeltag data verify '/data/audioset/eval-*.tfrecord' --schema audioset
-
-    Args:
-        shards: Paths or glob patterns of TFRecord files.
-        schema: A preset (yt8m-frame, yt8m-video, audioset), or a recipe whose data.schema holds.
-    """
-    from reeltag.data.shards import scan
-    from reeltag.progress import default_progress
-    from reeltag.storage import counted, find, megabytes
-
-    paths = find(_given(shards))
-    loaded = _schema(schema)
-    with default_progress().task("verify", sum(path.stat().st_size for path in paths), "bytes") as task:
-        manifest = scan(paths, loaded, task.advance)
-    frames = manifest.frames
-    cut = int((frames > loaded.max_frames).sum())
-    videos = counted(len(manifest), "video")
-    print(f"{counted(len(paths), 'shard')}, {videos}, {megabytes(manifest.bytes)}: all checksums and ids hold")
-    print(f"frames    {frames.min()} to {frames.max()} a video, {frames.mean():.1f} on average")
-    if cut:
-        print(f"          {cut:,} videos have more than {loaded.max_frames}; the later frames are left out")
-    print(
-        f"labels    {manifest.labelled:,} videos have them, {manifest.class_counts.sum() / len(manifest):.2f} a video"
-    )
-    print(f"classes   {(manifest.class_counts > 0).sum():,} of {loaded.classes:,} occur")
-
-
-@data.command
-def synth(out: Path, /, *, set_: Overrides = []) -> None:  # noqa: B006
-    """Generate shards with something to learn.
-
-    Example: reeltag data synth shards/ --set train_videos=1000 --set test_videos=200
-
-    Args:
-        out: A new folder.
-    """
-    from reeltag.data.synthetic import write_synthetic
-    from reeltag.recipe import synthetic_settings
-
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out}: exists already and is not empty; choose another folder")
-    settings = synthetic_settings(set_)
-    write_synthetic(out, settings)
-    print(f"{out}: {settings.train_videos} training and {settings.test_videos} test videos")
-    schema = settings.record_schema
-    features = ", ".join(f'{{ name = "{feature.name}", width = {feature.width} }}' for feature in schema.features)
-    print(f"for a recipe:\n\n[data.schema]\nfeatures = [{features}]")
-    print(f"classes = {schema.classes}\nmax_frames = {schema.max_frames}")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
     try:
@@ -364,18 +305,3 @@ def _publish(source: Path, target: Path) -> None:
 
     if not target.exists() or file_hash(target) != file_hash(source):
         write_bytes(target, source.read_bytes())
-
-
-def _given(shards: Sequence[str]) -> Sequence[str]:
-    if not shards:
-        raise UsageError("no shards given; give paths or glob patterns of TFRecord files")
-    return shards
-
-
-def _schema(name: str) -> Schema:
-    from reeltag.data.schema import preset
-    from reeltag.recipe import load_recipe
-
-    if name.endswith(".toml"):
-        return load_recipe(Path(name)).data.record_schema
-    return preset(name)

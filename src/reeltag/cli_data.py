@@ -1,0 +1,117 @@
+"""The commands `reeltag data …`, and what they share with the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from reeltag.errors import UsageError
+
+if TYPE_CHECKING:
+    from reeltag.data.schema import Schema
+
+data = App(name="data", help="Look at, check and generate shards.")
+
+Overrides = Annotated[
+    list[str],
+    Parameter(name="--set", consume_multiple=False, help="Override a key: dotted.key=value."),
+]
+
+
+@data.command(name="inspect")
+def data_inspect(*shards: str) -> None:
+    """Show the records of shards and what their first record holds, whatever its features are called.
+
+    Args:
+        shards: Paths or glob patterns of TFRecord files.
+    """
+    from reeltag.data.example import describe
+    from reeltag.data.tfrecord import ShardFile
+    from reeltag.storage import counted, find, megabytes
+
+    paths = find(given(shards))
+    files = [ShardFile(path) for path in paths]
+    records = sum(len(file.offsets()) for file in files)
+    size = megabytes(sum(path.stat().st_size for path in paths))
+    print(f"{counted(len(files), 'shard')}, {counted(records, 'record')}, {size}")
+    print(f"first record of {files[0].path}:")
+    for line in describe(files[0].record(0, 0)):
+        print(f"  {line}")
+
+
+@data.command
+def verify(*shards: str, schema: str) -> None:
+    """Read shards through: checksums, features, labels, ids. Exits with 2 at the first fault.
+
+    Example: reeltag data verify '/data/audioset/eval-*.tfrecord' --schema audioset
+
+    Args:
+        shards: Paths or glob patterns of TFRecord files.
+        schema: A preset (yt8m-frame, yt8m-video, audioset), or a recipe whose data.schema holds.
+    """
+    from reeltag.data.shards import scan
+    from reeltag.progress import default_progress
+    from reeltag.storage import counted, find, megabytes
+
+    paths = find(given(shards))
+    loaded = load_schema(schema)
+    with default_progress().task("verify", sum(path.stat().st_size for path in paths), "bytes") as task:
+        manifest = scan(paths, loaded, task.advance)
+    frames = manifest.frames
+    cut = int((frames > loaded.max_frames).sum())
+    videos = counted(len(manifest), "video")
+    print(f"{counted(len(paths), 'shard')}, {videos}, {megabytes(manifest.bytes)}: all checksums and ids hold")
+    print(f"frames    {frames.min()} to {frames.max()} a video, {frames.mean():.1f} on average")
+    if cut:
+        print(f"          {cut:,} videos have more than {loaded.max_frames}; the later frames are left out")
+    print(
+        f"labels    {manifest.labelled:,} videos have them, {manifest.class_counts.sum() / len(manifest):.2f} a video"
+    )
+    print(f"classes   {(manifest.class_counts > 0).sum():,} of {loaded.classes:,} occur")
+
+
+@data.command
+def synth(out: Path, /, *, set_: Overrides = []) -> None:  # noqa: B006
+    """Generate shards with something to learn.
+
+    Example: reeltag data synth shards/ --set train_videos=1000 --set test_videos=200
+
+    Args:
+        out: A new folder.
+    """
+    from reeltag.data.synthetic import write_synthetic
+    from reeltag.recipe import synthetic_settings
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: exists already and is not empty; choose another folder")
+    settings = synthetic_settings(set_)
+    write_synthetic(out, settings)
+    print(f"{out}: {settings.train_videos} training and {settings.test_videos} test videos")
+    schema = settings.record_schema
+    features = ", ".join(f'{{ name = "{feature.name}", width = {feature.width} }}' for feature in schema.features)
+    print(f"for a recipe:\n\n[data.schema]\nfeatures = [{features}]")
+    print(f"classes = {schema.classes}\nmax_frames = {schema.max_frames}")
+
+
+def given(shards: Sequence[str]) -> Sequence[str]:
+    """The shards, of which there must be some.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if not shards:
+        raise UsageError("no shards given; give paths or glob patterns of TFRecord files")
+    return shards
+
+
+def load_schema(name: str) -> Schema:
+    """A preset by its name, or the schema of a recipe."""
+    from reeltag.data.schema import preset
+    from reeltag.recipe import load_recipe
+
+    if name.endswith(".toml"):
+        return load_recipe(Path(name)).data.record_schema
+    return preset(name)
