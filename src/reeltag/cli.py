@@ -43,7 +43,7 @@ def run(recipe: Path, /, *, out: Path | None = None, set_: Overrides = [], dry_r
     Args:
         recipe: A TOML file.
         out: Folder of the run; runs/NAME by default.
-        dry_run: Print the plan with sizes and what is done already, and stop.
+        dry_run: Print the plan with sizes, estimated GPU hours and what is done already, and stop; needs no data.
     """
     from reeltag import executors
     from reeltag.recipe import load_recipe
@@ -52,12 +52,10 @@ def run(recipe: Path, /, *, out: Path | None = None, set_: Overrides = [], dry_r
     from reeltag.storage import read_json
 
     loaded = load_recipe(recipe, set_)
-    stages = plan(loaded)
+    stages = plan(loaded, without_data=dry_run)
     out = out or Path("runs") / loaded.name
     if dry_run:
-        done = executors.statuses(stages, out)
-        for stage in stages:
-            print(f"{done[stage.name]:<10}  {stage.name:<28}  {stage.note}".rstrip())
+        print("\n".join(executors.listing(stages, out)))
         return
     folders = _execute(loaded, stages, out)
     _publish(folders["pack"] / "model.reeltag", out / "model.reeltag")

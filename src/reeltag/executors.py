@@ -48,6 +48,7 @@ class Stage:
         inputs: names of stages that come before.
         parameters: JSON of all else that decides the output.
         note: for the plan, such as sizes.
+        gpu_hours: estimated, for the plan.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Stage:
     inputs: tuple[str, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
+    gpu_hours: float = 0.0
 
 
 def run(stages: Sequence[Stage], out: Path, progress: Progress) -> dict[str, Path]:
@@ -103,6 +105,18 @@ def statuses(stages: Sequence[Stage], out: Path) -> dict[str, str]:
             digests[stage.name] = read_json(folder / MARKER)["digest"]
         found[stage.name] = "done" if stage.name in digests else "unfinished" if folder.exists() else "to do"
     return found
+
+
+def listing(stages: Sequence[Stage], out: Path) -> list[str]:
+    """The plan for people, a line a stage: what is done already, sizes, estimated GPU hours."""
+    done, width = statuses(stages, out), max(len(stage.name) for stage in stages)
+    lines = []
+    for stage in stages:
+        hours = f"{stage.gpu_hours:.2f} GPU h" if stage.gpu_hours >= 0.005 else ""
+        lines.append(f"{done[stage.name]:<10}  {stage.name:<{width}}  {', '.join(filter(None, [stage.note, hours]))}")
+    left = sum(stage.gpu_hours for stage in stages if done[stage.name] != "done")
+    lines.append(f"{len(stages)} stages; trainings to do: about {left:.2f} GPU hours at 10 TFLOP/s")
+    return [line.rstrip() for line in lines]
 
 
 def needed_for(targets: Iterable[str], stages: Sequence[Stage]) -> list[Stage]:

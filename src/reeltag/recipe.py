@@ -60,6 +60,7 @@ class DataSettings(_Table):
     train: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     label_names: str | None = Field(None, description="CSV file that names the classes")
+    videos: int | None = Field(None, gt=0, description="training videos, for the estimates of a plan")
     holdout: HoldoutSettings = HoldoutSettings(fraction=0.1)
     synthetic: SyntheticSettings | None = None
 
@@ -77,6 +78,11 @@ class DataSettings(_Table):
         elif missing := [key for key in ("schema", "train", "test") if not files[key]]:
             raise ValueError(f"{', '.join(missing)} missing; or generate data with [data.synthetic]")
         return self
+
+    @property
+    def expected_videos(self) -> int | None:
+        """How many videos the training set has, as far as the recipe says."""
+        return self.synthetic.train_videos if self.synthetic else self.videos
 
     @property
     def record_schema(self) -> Schema:
@@ -261,7 +267,9 @@ class Recipe(_Table):
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides the result: not where the data lie, nor where and with what help it runs."""
-        content = self.model_dump(mode="json", exclude={"data": {"root"}, "training": NOT_DECISIVE, "imported": True})
+        content = self.model_dump(
+            mode="json", exclude={"data": {"root", "videos"}, "training": NOT_DECISIVE, "imported": True}
+        )
         return content_hash(content)
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from reeltag.data.shards import refuse_overlap, scan
 from reeltag.data.synthetic import write_synthetic
-from reeltag.errors import DataError
+from reeltag.errors import DataError, UsageError
 from reeltag.executors import Job, Stage
 from reeltag.recipe import Recipe
 from reeltag.stages.files import MANIFEST, load_manifest
 from reeltag.storage import counted, find, megabytes
 
 
-def data_stages(recipe: Recipe) -> list[Stage]:
+def data_stages(recipe: Recipe, without_data: bool) -> list[Stage]:
     """Generate the data if need be, then read each split through once."""
     data = recipe.data
     stages = []
@@ -24,11 +24,19 @@ def data_stages(recipe: Recipe) -> list[Stage]:
         stages.append(Stage("synthetic", partial(_do_synthetic, recipe), (), parameters, f"{videos:,} videos"))
     before: tuple[str, ...] = ("synthetic",) if data.synthetic is not None else ()
     for split, patterns in {"train": data.train, "test": data.test}.items():
-        files = [] if data.synthetic else find(patterns, data.root)
+        files, missing = [], ""
+        try:
+            files = [] if data.synthetic else find(patterns, data.root)
+        except UsageError as error:
+            if not without_data:
+                raise
+            missing = str(error)
         identities = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
         parameters = {"files": identities, "schema": data.record_schema.model_dump(mode="json")}
         note = (
-            f"{counted(len(files), 'shard')}, {megabytes(sum(file.stat().st_size for file in files))}" if files else ""
+            f"{counted(len(files), 'shard')}, {megabytes(sum(file.stat().st_size for file in files))}"
+            if files
+            else missing
         )
         inputs = before if split == "train" else (*before, "data.train")
         stages.append(Stage(f"data.{split}", partial(_do_data, recipe, split, files), inputs, parameters, note))

@@ -43,7 +43,8 @@ class ModelStages(MemberStages):
         if self.recipe.averaging is not None:
             parameters = {"averaging": self.recipe.averaging.model_dump()}
             inputs = (*self.training.inputs, self.training.stage_name)
-            stages.append(Stage(self.finished, self._do_average, inputs, parameters))
+            hours = self.training.gpu_hours(self.recipe.averaging.epochs)
+            stages.append(Stage(self.finished, self._do_average, inputs, parameters, gpu_hours=hours))
         return stages
 
     @property

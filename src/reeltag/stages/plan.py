@@ -18,8 +18,12 @@ from reeltag.stages.results import result_stages
 from reeltag.stages.students import distil
 
 
-def plan(recipe: Recipe) -> list[Stage]:
+def plan(recipe: Recipe, *, without_data: bool = False) -> list[Stage]:
     """The stages of a recipe, each after its inputs.
+
+    Args:
+        recipe: the recipe.
+        without_data: shards may be missing; such a plan can be looked at, but not run.
 
     Raises:
         BudgetError: not even the smallest member fits the budget.
@@ -30,7 +34,7 @@ def plan(recipe: Recipe) -> list[Stage]:
     distilled = distil(recipe)
     members: list[MemberStages] = [*candidates, *imported, *distilled.students]
     _check_budget(recipe, members)
-    stages = data_stages(recipe)
+    stages = data_stages(recipe, without_data)
     for member in (*candidates, *imported):
         stages += member.stages()
     stages += distilled.stages

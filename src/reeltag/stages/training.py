@@ -22,6 +22,7 @@ from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import Tagger, build_tagger, meta_tagger
 from reeltag.quantize import Encoding, quantized_bytes
 from reeltag.recipe import ModelSettings, Recipe
+from reeltag.stages.estimate import gpu_hours
 from reeltag.stages.files import CHECKPOINT, MODEL, SELECTION, load_manifest, split, split_parameters
 from reeltag.storage import content_hash, megabytes, read_json
 from reeltag.train import (
@@ -120,7 +121,7 @@ class Training:
 
     def stage(self) -> Stage:
         """The training as a stage."""
-        return Stage(self.stage_name, self._do_train, self.inputs, self._parameters(), self.note())
+        return Stage(self.stage_name, self._do_train, self.inputs, self._parameters(), self.note(), self.gpu_hours())
 
     def note(self) -> str:
         """Weights and bytes, from the smallest candidate to the largest where it is not known yet."""
@@ -128,6 +129,16 @@ class Training:
         ends = [counts[0], counts[-1]] if len(counts) > 1 else counts
         weights, sizes = " to ".join(f"{count:,}" for count in ends), " to ".join(megabytes(4 * c) for c in ends)
         return f"{weights} parameters, {sizes} float"
+
+    def gpu_hours(self, epochs: float | None = None) -> float:
+        """Of the largest candidate where it is not known yet; 0 where the number of videos is not known."""
+        largest = max(self.source.candidates, key=lambda c: sum(p.numel() for p in self.meta(c).parameters()))
+        settings, schema = self.settings(largest), self.recipe.data.record_schema
+        frames = schema.max_frames if settings.frames == "all" else settings.frames
+        seen = (self.recipe.data.expected_videos or 0) * (epochs or settings.epochs)
+        if self.fold is not None and self.recipe.distillation is not None:
+            seen *= 1 - 1 / self.recipe.distillation.folds
+        return gpu_hours(self.meta(largest), schema.widths, frames, seen) if seen else 0.0
 
     def sizes(self, encoding: Encoding) -> list[int]:
         """Bytes of the tensors in an encoding, of each candidate."""
