@@ -24,7 +24,7 @@ from reeltag.data.batches import Batch
 from reeltag.data.schema import preset
 from reeltag.environment import default_device
 from reeltag.models.tagger import Tagger, build_tagger
-from reeltag.recipe import load_recipe
+from reeltag.recipe_file import load_recipe
 from reeltag.train import TrainingSettings, train_step
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "audioset.toml"

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from reeltag import artifact
 from reeltag.artifact import Artifact, Member
 from reeltag.data.schema import Feature, Schema
-from reeltag.errors import ArtifactError, BudgetError
+from reeltag.errors import ArtifactError, BudgetError, UsageError
 from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.predict import Predictor, load
+from reeltag.quantize import ENCODINGS, dequantize_state
 
 SCHEMA = Schema(features=(Feature(name="rgb", width=48), Feature(name="audio", width=8)), classes=20)
 NAMES = tuple(f"class {number}" for number in range(20))
@@ -154,3 +155,43 @@ def test_quantising_twice_changes_nothing(ensemble):
             assert torch.equal(value, other)
         else:
             torch.testing.assert_close(other.dequantize(), value.dequantize(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_every_encoding_comes_back_from_the_file(tmp_path, encoding):
+    config = parse_config({"family": "mean", "hidden": 400})
+    state = build_tagger(config, SCHEMA.widths, 20, 0).state_dict()
+    shipped = artifact.quantized(Artifact(SCHEMA, None, (Member("m", config, 1.0, state),), {}), encoding)
+    artifact.save(tmp_path / "m.reeltag", shipped)
+    back = artifact.load(tmp_path / "m.reeltag")
+    for name, value in dequantize_state(shipped.members[0].state).items():
+        if value.is_floating_point():
+            assert torch.equal(dequantize_state(back.members[0].state)[name], value)
+    assert artifact.stored_bytes(back.members[0].state) == artifact.stored_bytes(shipped.members[0].state)
+
+
+def test_parts_that_are_no_encoding_are_refused(tmp_path):
+    config = parse_config({"family": "mean", "hidden": 400})
+    state = dict(build_tagger(config, SCHEMA.widths, 20, 0).state_dict())
+    state["hidden.weight"] = state["hidden.weight"].double()
+    artifact.save(tmp_path / "m.reeltag", Artifact(SCHEMA, None, (Member("m", config, 1.0, state),), {}))
+    with pytest.raises(ArtifactError, match=r"is stored as hidden.weight torch.float64 .* does not know"):
+        artifact.load(tmp_path / "m.reeltag")
+
+
+def test_averaged_models_must_be_two_of_one_architecture(tmp_path):
+    config, other = parse_config({"family": "mean", "hidden": 8}), parse_config({"family": "mean", "hidden": 9})
+    made = {
+        name: Artifact(SCHEMA, None, (Member("m", c, 1.0, build_tagger(c, SCHEMA.widths, 20, seed).state_dict()),), {})
+        for name, c, seed in (("a", config, 0), ("b", config, 1), ("c", other, 0))
+    }
+    mean = artifact.averaged({name: made[name] for name in "ab"})
+    weights = [made[name].members[0].state["hidden.weight"] for name in "ab"]
+    torch.testing.assert_close(mean.members[0].state["hidden.weight"], (weights[0] + weights[1]) / 2)
+    with pytest.raises(UsageError, match="two or more"):
+        artifact.averaged({"a": made["a"]})
+    with pytest.raises(UsageError, match="c: has another architecture or other data than a"):
+        artifact.averaged(made)
+    two = replace(made["b"], members=made["b"].members * 2)
+    with pytest.raises(UsageError, match="b: is an ensemble of 2 members"):
+        artifact.averaged({"a": made["a"], "b": two})

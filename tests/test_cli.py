@@ -204,3 +204,13 @@ def test_inspect_and_doctor_say_what_they_find(capsys, model):
     assert json.loads(capsys.readouterr().out)["data"]["classes"] == 8
     assert main(["doctor"]) == 0
     assert "torch" in capsys.readouterr().out
+
+
+def test_quantize_and_average_write_models_that_tag(model, tmp_path, capsys):
+    small, mean = tmp_path / "small.reeltag", tmp_path / "mean.reeltag"
+    assert main(["quantize", model, "--out", str(small), "--encoding", "group-4"]) == 0
+    assert main(["average", model, str(small), "--out", str(mean)]) == 0
+    assert "the mean of 2 models" in capsys.readouterr().out
+    assert reeltag.load(mean).schema == reeltag.load(model).schema
+    assert "give two or more models" in fails(capsys, "average", model, "--out", tmp_path / "one.reeltag")
+    assert not (tmp_path / "one.reeltag").exists()

@@ -15,7 +15,7 @@ from reeltag.data.targets import SoftTargets
 from reeltag.errors import UsageError
 from reeltag.metrics import Metrics
 from reeltag.progress import Progress
-from reeltag.recipe import load_recipe
+from reeltag.recipe_file import load_recipe
 from reeltag.stages.files import split
 from reeltag.stages.plan import plan
 from reeltag.stages.teacher import family_teacher

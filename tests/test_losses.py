@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from conftest import golden
-from reeltag.averaging import WeightAverage
+from reeltag.averaging import WeightAverage, mean_weights
 from reeltag.losses import cross_entropy, distillation_targets
 
 
@@ -38,3 +38,11 @@ def test_the_average_follows_the_authors_shadow(time_constant):
         if step:
             average.update({"w": trajectory[step]})
         np.testing.assert_allclose(average.shadow["w"].numpy(), expected, atol=1e-6)
+
+
+def test_the_mean_of_checkpoints_is_that_of_each_tensor():
+    states = [{"w": torch.randn(4, 3), "norm.running_var": torch.rand(3)} for _ in range(5)]
+    for name, mean in mean_weights(states).items():
+        expected = np.mean([state[name].numpy().astype(np.float64) for state in states], 0)
+        np.testing.assert_allclose(mean.numpy(), expected, rtol=1e-6)
+        assert mean.dtype == torch.float32

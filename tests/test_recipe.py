@@ -6,7 +6,7 @@ import pytest
 
 from reeltag.errors import BudgetError, RecipeError, UsageError
 from reeltag.models.tagger import FAMILIES
-from reeltag.recipe import known_keys, load_recipe
+from reeltag.recipe_file import known_keys, load_recipe
 from reeltag.stages.model import candidate
 from reeltag.stages.plan import plan
 from reeltag.train import TrainingSettings
@@ -218,6 +218,10 @@ STUDENT = "[students.s]\nfamily = 'mean'\n"
         (STUDENT, r"students: need a table \[distillation\], which says how they are taught"),
         ("[distillation]\n" + STUDENT, "students: s: no model of mean to teach it; teachers may be netvlad"),
         ("[distillation]\n" + STUDENT + "teachers = ['rnn']\n", "s: no model of rnn to teach it"),
+        (
+            "[distillation]\nfamilies = []\n[students.s]\nfamily = 'netvlad'\nlevel = 2\n",
+            "students: s: no first student of netvlad to teach it",
+        ),
         ("[distillation]\n" + STUDENT + "level = 3\n", "students.s.level: Input should be 1 or 2, not 3"),
         ("[distillation]\n" + STUDENT + "depth = 3\n", "students.s.depth: unknown key"),
         ("[distillation]\n[students.a]\nfamily = 'netvlad'\n", "students: a has a table under models already"),

@@ -20,7 +20,7 @@ from reeltag.cli import main
 from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.progress import Progress
 from reeltag.quantize import CodebookTensor
-from reeltag.recipe import load_recipe
+from reeltag.recipe_file import load_recipe
 from reeltag.stages.plan import plan
 
 RECIPE = """

@@ -12,17 +12,20 @@ from conftest import golden
 from peer_arrays import peer_state
 from reeltag import checkpoint
 from reeltag.averaging import averaged_tensors
-from reeltag.data.batches import Batch
+from reeltag.data.batches import Batch, collate
 from reeltag.data.shards import Shards
 from reeltag.errors import ArtifactError, TrainingError
+from reeltag.models.layers import dequantize
 from reeltag.models.tagger import Tagger, build_tagger, parse_config
 from reeltag.progress import Progress, Task
 from reeltag.train import (
     AveragingSettings,
+    Teacher,
     TrainingSettings,
     adam_epsilon,
     averaging_phase,
     clip_gradients,
+    mix_videos,
     run_phase,
     train_step,
     training_phase,
@@ -110,6 +113,54 @@ def test_frames_are_drawn_but_for_a_family_that_needs_their_order(family, drawn)
         model, optimizer = fabric.setup(tagger, torch.optim.Adam(tagger.parameters()))
         losses.append(train_step(fabric, model, optimizer, batch, TrainingSettings(frames=frames), seed=0))
     assert (losses[0] != losses[1]) == drawn
+
+
+def test_a_mixed_pair_is_a_weighted_mean_of_two_videos_and_of_their_targets():
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 256, (6, 4, 3), dtype=torch.uint8, generator=generator)
+    batch = Batch(tuple("abcdef"), codes, torch.tensor([4, 4, 2, 3, 4, 1]), None)
+    targets = torch.eye(6)
+    values = dequantize(codes) * (torch.arange(4) < batch.lengths[:, None])[..., None]
+    shares = set()
+    for seed in range(20):
+        mixed, mixed_targets = mix_videos(batch, targets, 0.5, seed)
+        # the targets tell what was mixed with what, and by how much
+        torch.testing.assert_close(mixed_targets.sum(1), torch.ones(6))
+        torch.testing.assert_close(mixed.frames, torch.einsum("ij,jtd->itd", mixed_targets, values), atol=1e-5, rtol=0)
+        for length, shares_of in zip(mixed.lengths, mixed_targets, strict=True):
+            assert length == batch.lengths[shares_of > 0].max()
+        shares.add(round(mixed_targets.diagonal().min().item(), 4))
+        assert mixed_targets.diagonal().min() >= 0.5
+    assert len(shares) > 10
+
+
+def test_mixing_is_a_function_of_the_step_and_changes_the_loss(shards, tmp_path):
+    states = [
+        train(shards, tmp_path / name, settings=SETTINGS.model_copy(update={"mixup": alpha}))
+        for name, alpha in (("a", 0.5), ("b", 0.5), ("c", 0.0))
+    ]
+    name = "hidden.weight"
+    assert torch.equal(states[0].model[name], states[1].model[name])
+    assert not torch.equal(states[0].model[name], states[2].model[name])
+
+
+def test_a_student_without_labels_in_its_loss_learns_what_its_teacher_says(shards, tmp_path):
+    """With λ = 0 it follows the teacher, who says the opposite of the labels, and with λ = 1 the labels."""
+    said = torch.linspace(0.9, 0.1, shards.manifest.schema.classes)
+    settings = SETTINGS.model_copy(update={"epochs": 60, "rate": 2e-2})
+    found = {}
+    for share in (0.0, 1.0):
+        teacher = Teacher(lambda indices: said.expand(len(indices), -1), share)
+        tagger = build_tagger(CONFIG, shards.manifest.schema.widths, shards.manifest.schema.classes, 3)
+        indices = np.arange(len(shards))
+        run_phase(
+            tagger, shards, indices, training_phase(settings, len(indices)), settings,
+            seed=3, path=tmp_path / str(share), teacher=teacher, progress=Progress(),
+        )  # fmt: skip
+        batch = collate([shards.read(index) for index in range(8)], shards.manifest.schema)
+        with torch.no_grad():
+            found[share] = tagger.eval()(batch.frames, batch.lengths)
+    assert (found[0.0] - said).abs().mean() < 0.1 < (found[1.0] - said).abs().mean()
 
 
 def test_training_stopped_after_any_step_ends_with_the_same_bytes(shards, tmp_path):

@@ -46,7 +46,7 @@ def run(recipe: Path, /, *, out: Path | None = None, set_: Overrides = [], dry_r
         dry_run: Print the plan with sizes, estimated GPU hours and what is done already, and stop; needs no data.
     """
     from reeltag import executors
-    from reeltag.recipe import load_recipe
+    from reeltag.recipe_file import load_recipe
     from reeltag.report.markdown import examples, headline
     from reeltag.stages.plan import plan
     from reeltag.storage import read_json
@@ -78,7 +78,7 @@ def train(recipe: Path, /, *, model: list[str] = [], out: Path | None = None, se
         out: Folder of the run; runs/NAME by default. A later `run` with the same folder goes on from it.
     """
     from reeltag import executors
-    from reeltag.recipe import load_recipe
+    from reeltag.recipe_file import load_recipe
     from reeltag.stages.model import candidate
     from reeltag.stages.plan import plan
 
@@ -207,7 +207,7 @@ def import_tf(checkpoint: Path, /, *, out: Path, schema: str = "yt8m-frame", set
     from reeltag import artifact
     from reeltag.artifact import Artifact
     from reeltag.environment import versions
-    from reeltag.recipe import tagger_config
+    from reeltag.recipe_file import tagger_config
     from reeltag.storage import megabytes, refuse_existing
     from reeltag.tfimport import import_checkpoint
 

@@ -83,7 +83,7 @@ def synth(out: Path, /, *, set_: Overrides = []) -> None:  # noqa: B006
         out: A new folder.
     """
     from reeltag.data.synthetic import write_synthetic
-    from reeltag.recipe import synthetic_settings
+    from reeltag.recipe_file import synthetic_settings
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: exists already and is not empty; choose another folder")
@@ -110,7 +110,7 @@ def given(shards: Sequence[str]) -> Sequence[str]:
 def load_schema(name: str) -> Schema:
     """A preset by its name, or the schema of a recipe."""
     from reeltag.data.schema import preset
-    from reeltag.recipe import load_recipe
+    from reeltag.recipe_file import load_recipe
 
     if name.endswith(".toml"):
         return load_recipe(Path(name)).data.record_schema

@@ -1,8 +1,7 @@
-"""TOML → typed recipe. Every fault of a recipe is listed in one message, before any data is opened."""
+"""The typed recipe: what each table may say, and the rules between them."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,23 +12,18 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from reeltag.data.schema import Schema, with_preset
 from reeltag.data.synthetic import SyntheticSettings
 from reeltag.data.targets import TopK
-from reeltag.errors import RecipeError
-from reeltag.models.config import TaggerConfig
-from reeltag.models.tagger import FAMILIES, AnyTaggerConfig, parse_config
+from reeltag.models.tagger import AnyTaggerConfig
 from reeltag.quantize import ENCODINGS, Encoding
 from reeltag.storage import content_hash
-from reeltag.tables import Table, override, read_table, spell_out_grids
 from reeltag.train import NOT_DECISIVE, AveragingSettings, TrainingSettings
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -156,7 +150,12 @@ class StudentSettings(ModelSettings):
     """A student with an architecture of its own."""
 
     teachers: tuple[str, ...] = Field((), description="families that teach it, by default its own")
-    level: Literal[1, 2] = Field(1, description="2: taught by the students of these families")
+    level: Literal[1, 2] = Field(1, description="2: taught by the first students of these families")
+
+    @property
+    def taught_by(self) -> tuple[str, ...]:
+        """The families that teach it."""
+        return self.teachers or (self.config.family,)
 
 
 class DistillationSettings(_Table):
@@ -235,12 +234,16 @@ class Recipe(_Table):
         trained = _families(info.data.get("models"))
         if value and "distillation" in info.data and info.data["distillation"] is None:
             raise ValueError("need a table [distillation], which says how they are taught")
-        for name, student in value.items():
-            wanted = student.teachers or (student.config.family,)
-            if trained is not None and (unknown := sorted(set(wanted) - set(trained))):
-                raise ValueError(
-                    f"{name}: no model of {', '.join(unknown)} to teach it; teachers may be {', '.join(trained)}"
-                )
+        if trained is not None and (settings := info.data.get("distillation")) is not None:
+            taught = set(trained if settings.families is None else settings.families)
+            taught |= {s.config.family for s in value.values() if s.level == 1 and s.taught_by == (s.config.family,)}
+            for name, student in value.items():
+                able = [family for family in trained if student.level == 1 or family in taught]
+                if unknown := sorted(set(student.taught_by) - set(able)):
+                    of = "model" if student.level == 1 else "first student"
+                    raise ValueError(
+                        f"{name}: no {of} of {', '.join(unknown)} to teach it; teachers may be {', '.join(able)}"
+                    )
         if twice := sorted(set(info.data.get("models") or ()) & set(value)):
             raise ValueError(f"{', '.join(twice)} has a table under models already; choose another name")
         return value
@@ -254,6 +257,13 @@ class Recipe(_Table):
     def families(self) -> dict[str, list[str]]:
         """Names of the trained models by family, in the recipe's order."""
         return _families(self.models) or {}
+
+    @property
+    def distilled_families(self) -> list[str]:
+        """Families whose teachers' architectures are trained anew."""
+        assert self.distillation is not None
+        chosen = self.distillation.families
+        return [family for family in self.families if chosen is None or family in chosen]
 
     def training_with(self, *overrides: TrainingSettings) -> TrainingSettings:
         """How a model is trained: as `[training]` says, but for the keys that others give; the later ones win."""
@@ -281,111 +291,3 @@ def _families(models: Mapping[str, ModelSettings] | None) -> dict[str, list[str]
     for name, settings in models.items():
         names.setdefault(settings.config.family, []).append(name)
     return names
-
-
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe.
-
-    Args:
-        path: a TOML file.
-        overrides: `dotted.key=value`, applied after reading; a value is TOML, or else a string.
-
-    Raises:
-        RecipeError: lists every fault with its key.
-    """
-    table = read_table(path)
-    faults = override(table, overrides)
-    faults += [fault for section in ("models", "students") for fault in spell_out_grids(table, section)]
-    try:
-        recipe = Recipe.model_validate(table, context={"widths": _widths(table)})
-    except ValidationError as error:
-        faults += [_describe(fault) for fault in error.errors()]
-    if faults:
-        raise RecipeError(str(path), faults)
-    return recipe
-
-
-def _widths(table: Mapping[str, Any]) -> tuple[int, ...]:
-    """Widths of the features that the models will read; none where the data's table has faults of its own."""
-    try:
-        return DataSettings.model_validate(table.get("data")).record_schema.widths
-    except ValidationError:
-        return ()
-
-
-def tagger_config(source: str, table: Table, overrides: Sequence[str], widths: Sequence[int]) -> TaggerConfig:
-    """A model's configuration from a table and `key=value` overrides.
-
-    Raises:
-        RecipeError: lists every fault with its key.
-    """
-    faults = override(table, overrides)
-    try:
-        config = parse_config(table, widths)
-    except ValidationError as error:
-        place = ("models", source, "config")  # described as in a recipe
-        in_recipe = [_describe({**fault, "loc": (*place, *fault["loc"])}) for fault in error.errors()]
-        faults += [fault.removeprefix(f"models.{source}.") for fault in in_recipe]
-    if faults:
-        raise RecipeError(source, faults)
-    return config
-
-
-def synthetic_settings(overrides: Sequence[str]) -> SyntheticSettings:
-    """Settings of generated data from `key=value` overrides.
-
-    Raises:
-        RecipeError: lists every fault with its key.
-    """
-    table: Table = {}
-    faults = override(table, overrides)
-    try:
-        settings = SyntheticSettings.model_validate(table)
-    except ValidationError as error:
-        faults += [_describe(fault) for fault in error.errors()]
-    if faults:
-        raise RecipeError("synthetic data", faults)
-    return settings
-
-
-def _describe(fault: ErrorDetails) -> str:
-    place = list(map(str, fault["loc"]))
-    family = None
-    if place[0] in ("models", "students") and len(place) > 2 and place[2] == "config":
-        del place[2]  # the table of a model is split in two
-        if len(place) > 2 and place[2] in FAMILIES:
-            family = place.pop(2)  # pydantic names the branch that it chose
-            family = family if len(place) == 3 else None  # its own keys, not those of a table within
-    key = ".".join(place)
-    if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        return f"{key}.family: choose one of {', '.join(FAMILIES)}"
-    if fault["type"] == "extra_forbidden":
-        return f"{key}: unknown key" + _hint(place[-1], family)
-    if fault["type"] == "missing":
-        return f"{key}: is missing"
-    if fault["type"] == "value_error":
-        return f"{key}: {fault['msg'].removeprefix('Value error, ')}"
-    given = fault["input"]
-    if fault["type"] in ("model_type", "dict_type"):
-        return f"{key}: should be a table, {{ key = value, … }}, not {given!r}"
-    return f"{key}: {fault['msg']}" + ("" if isinstance(given, Mapping | BaseModel) else f", not {given!r}")
-
-
-def _hint(key: str, family: str | None) -> str:
-    """What may have been meant by a key that stands where it is not known."""
-    here = list(FAMILIES[family][0].model_fields) if family else known_keys()
-    if family and (others := [name for name, (config, _) in FAMILIES.items() if key in config.model_fields]):
-        return f" of {family}, but of {', '.join(others)}; {family} has {', '.join(here)}"
-    if (close := difflib.get_close_matches(key, here, n=1)) and close[0] != key:
-        return f"; did you mean {close[0]!r}?"
-    if key in known_keys():
-        return " in this table; it belongs to another one, see docs/recipes.md"
-    return f" of {family}, which has {', '.join(here)}" if family else ""
-
-
-def known_keys() -> list[str]:
-    """Every key that a recipe may have, in any table."""
-    schema = Recipe.model_json_schema()
-    tables = [schema, *schema["$defs"].values()]
-    keys = {key for table in tables for key in table.get("properties", {})}
-    return sorted(keys - {"config"} | {"grid"})  # a model's own table, and what is spelled out before

@@ -38,21 +38,25 @@ def distil(recipe: Recipe) -> Distillation:
     settings = recipe.distillation
     if settings is None:
         return found
-    taught = settings.families or tuple(recipe.families)
+    taught = recipe.distilled_families
     first = {name: student for name, student in recipe.students.items() if student.level == 1}
     second = {name: student for name, student in recipe.students.items() if student.level == 2}
-    grown = {family for student in second.values() for family in _teachers(student)}
+    grown = {family for student in second.values() for family in student.taught_by}
     targets: dict[str, str] = {}
     students: dict[str, list[ModelStages]] = {}
     for family in recipe.families:
-        if family in taught or family in grown or any(family in _teachers(student) for student in first.values()):
+        if family in taught or any(family in student.taught_by for student in first.values()):
             teacher, stages = family_teacher(recipe, family)
             found.stages.extend(stages)
             targets[family] = teacher.targets
-        if family in taught or family in grown:
+        if family in taught:
             students[family] = _family_students(recipe, family, targets[family])
             _add(found, students[family])
-    _add(found, [_student(recipe, name, student, targets) for name, student in first.items()])
+    for name, student in first.items():
+        model = _student(recipe, name, student, targets)
+        _add(found, [model])
+        if student.taught_by == (student.config.family,):
+            students.setdefault(student.config.family, []).append(model)
     for family in recipe.families:
         if family in grown:
             teacher = student_teacher(recipe, family, students[family])
@@ -60,14 +64,10 @@ def distil(recipe: Recipe) -> Distillation:
             targets[family] = teacher.targets
     late = {name: _student(recipe, name, student, targets) for name, student in second.items()}
     _add(found, list(late.values()))
-    for families in dict.fromkeys(map(_teachers, second.values())):
-        rivals = [late[name] for name, student in second.items() if _teachers(student) == families]
+    for families in dict.fromkeys([student.taught_by for student in second.values()]):
+        rivals = [late[name] for name, student in second.items() if student.taught_by == families]
         _add_keeper(found, recipe, families, rivals, [model for family in families for model in students[family]])
     return found
-
-
-def _teachers(student: StudentSettings) -> tuple[str, ...]:
-    return student.teachers or (student.config.family,)
 
 
 def _family_students(recipe: Recipe, family: str, targets: str) -> list[ModelStages]:
@@ -88,7 +88,7 @@ def _family_students(recipe: Recipe, family: str, targets: str) -> list[ModelSta
 
 def _student(recipe: Recipe, name: str, student: StudentSettings, targets: dict[str, str]) -> ModelStages:
     assert recipe.distillation is not None
-    taught_by = tuple(targets[family] for family in _teachers(student))
+    taught_by = tuple(targets[family] for family in student.taught_by)
     return ModelStages(recipe, name, Given(student), taught_by, recipe.distillation.training)
 
 

@@ -1,0 +1,126 @@
+"""A recipe's file → the typed recipe. Every fault is listed in one message, before any data is opened."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from reeltag.data.synthetic import SyntheticSettings
+from reeltag.errors import RecipeError
+from reeltag.models.config import TaggerConfig
+from reeltag.models.tagger import FAMILIES, parse_config
+from reeltag.recipe import DataSettings, Recipe
+from reeltag.tables import Table, override, read_table, spell_out_grids
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: a TOML file.
+        overrides: `dotted.key=value`, applied after reading; a value is TOML, or else a string.
+
+    Raises:
+        RecipeError: lists every fault with its key.
+    """
+    table = read_table(path)
+    faults = override(table, overrides)
+    faults += [fault for section in ("models", "students") for fault in spell_out_grids(table, section)]
+    try:
+        recipe = Recipe.model_validate(table, context={"widths": _widths(table)})
+    except ValidationError as error:
+        faults += [_describe(fault) for fault in error.errors()]
+    if faults:
+        raise RecipeError(str(path), faults)
+    return recipe
+
+
+def _widths(table: Mapping[str, Any]) -> tuple[int, ...]:
+    """Widths of the features that the models will read; none where the data's table has faults of its own."""
+    try:
+        return DataSettings.model_validate(table.get("data")).record_schema.widths
+    except ValidationError:
+        return ()
+
+
+def tagger_config(source: str, table: Table, overrides: Sequence[str], widths: Sequence[int]) -> TaggerConfig:
+    """A model's configuration from a table and `key=value` overrides.
+
+    Raises:
+        RecipeError: lists every fault with its key.
+    """
+    faults = override(table, overrides)
+    try:
+        config = parse_config(table, widths)
+    except ValidationError as error:
+        place = ("models", source, "config")  # described as in a recipe
+        in_recipe = [_describe({**fault, "loc": (*place, *fault["loc"])}) for fault in error.errors()]
+        faults += [fault.removeprefix(f"models.{source}.") for fault in in_recipe]
+    if faults:
+        raise RecipeError(source, faults)
+    return config
+
+
+def synthetic_settings(overrides: Sequence[str]) -> SyntheticSettings:
+    """Settings of generated data from `key=value` overrides.
+
+    Raises:
+        RecipeError: lists every fault with its key.
+    """
+    table: Table = {}
+    faults = override(table, overrides)
+    try:
+        settings = SyntheticSettings.model_validate(table)
+    except ValidationError as error:
+        faults += [_describe(fault) for fault in error.errors()]
+    if faults:
+        raise RecipeError("synthetic data", faults)
+    return settings
+
+
+def _describe(fault: ErrorDetails) -> str:
+    place = list(map(str, fault["loc"]))
+    family = None
+    if place[0] in ("models", "students") and len(place) > 2 and place[2] == "config":
+        del place[2]  # the table of a model is split in two
+        if len(place) > 2 and place[2] in FAMILIES:
+            family = place.pop(2)  # pydantic names the branch that it chose
+            family = family if len(place) == 3 else None  # its own keys, not those of a table within
+    key = ".".join(place)
+    if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return f"{key}.family: choose one of {', '.join(FAMILIES)}"
+    if fault["type"] == "extra_forbidden":
+        return f"{key}: unknown key" + _hint(place[-1], family)
+    if fault["type"] == "missing":
+        return f"{key}: is missing"
+    if fault["type"] == "value_error":
+        return f"{key}: {fault['msg'].removeprefix('Value error, ')}"
+    given = fault["input"]
+    if fault["type"] in ("model_type", "dict_type"):
+        return f"{key}: should be a table, {{ key = value, … }}, not {given!r}"
+    return f"{key}: {fault['msg']}" + ("" if isinstance(given, Mapping | BaseModel) else f", not {given!r}")
+
+
+def _hint(key: str, family: str | None) -> str:
+    """What may have been meant by a key that stands where it is not known."""
+    here = list(FAMILIES[family][0].model_fields) if family else known_keys()
+    if family and (others := [name for name, (config, _) in FAMILIES.items() if key in config.model_fields]):
+        return f" of {family}, but of {', '.join(others)}; {family} has {', '.join(here)}"
+    if (close := difflib.get_close_matches(key, here, n=1)) and close[0] != key:
+        return f"; did you mean {close[0]!r}?"
+    if key in known_keys():
+        return " in this table; it belongs to another one, see docs/recipes.md"
+    return f" of {family}, which has {', '.join(here)}" if family else ""
+
+
+def known_keys() -> list[str]:
+    """Every key that a recipe may have, in any table."""
+    schema = Recipe.model_json_schema()
+    tables = [schema, *schema["$defs"].values()]
+    keys = {key for table in tables for key in table.get("properties", {})}
+    return sorted(keys - {"config"} | {"grid"})  # a model's own table, and what is spelled out before
