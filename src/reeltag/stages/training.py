@@ -124,11 +124,13 @@ class Training:
         return Stage(self.stage_name, self._do_train, self.inputs, self._parameters(), self.note(), self.gpu_hours())
 
     def note(self) -> str:
-        """Weights and bytes, from the smallest candidate to the largest where it is not known yet."""
+        """Weights, bytes and training, from the smallest candidate to the largest where it is not known yet."""
         counts = sorted({sum(p.numel() for p in self.meta(c).parameters()) for c in self.source.candidates})
         ends = [counts[0], counts[-1]] if len(counts) > 1 else counts
         weights, sizes = " to ".join(f"{count:,}" for count in ends), " to ".join(megabytes(4 * c) for c in ends)
-        return f"{weights} parameters, {sizes} float"
+        settings = self.settings(self.source.candidates[-1])
+        how = f"{settings.epochs:g} epochs of batches of {settings.batch_size}, rate {settings.rate:g}"
+        return f"{weights} parameters, {sizes} float, {how}"
 
     def gpu_hours(self, epochs: float | None = None) -> float:
         """Of the largest candidate where it is not known yet; 0 where the number of videos is not known."""
