@@ -64,76 +64,89 @@ def _room(recipe: Recipe) -> int:
 
 
 @dataclass(frozen=True)
-class _Halves:
-    """The hold-out in two: one to choose on, one to see what the choice is worth on videos that it never saw."""
+class _Holdout:
+    """What the members say of the hold-out, in two halves.
 
-    choose: Tensor
-    check: Tensor
+    Attributes:
+        options: members in the encodings that may be shipped, on the half that is chosen on.
+        labels: of that half.
+        checks: the same options by member and encoding, on the half that nothing is chosen on.
+        plain: members in float32, on that half.
+        check_labels: of that half.
+    """
 
-    @classmethod
-    def of(cls, videos: int, seed: int) -> _Halves:
-        order = torch.from_numpy(np.random.default_rng([seed, 0xA1F]).permutation(videos))
-        return cls(order[: videos // 2], order[videos // 2 :])
+    options: list[Option]
+    labels: Tensor
+    checks: dict[tuple[str, str], Tensor]
+    plain: dict[str, Tensor]
+    check_labels: Tensor
+
+    def check(self, options: Sequence[Option], weights: Sequence[float]) -> float:
+        """GAP of a choice on the other half."""
+        return ensemble_gap([self.checks[o.member, o.encoding] for o in options], self.check_labels, weights)
+
+
+def _read_holdout(recipe: Recipe, members: Sequence[MemberStages], job: Job) -> _Holdout:
+    options, checks, plain, labels = [], {}, {}, None
+    for member in members:
+        predictions, labels = member.holdout(job)
+        order = np.random.default_rng([recipe.seed, 0xA1F]).permutation(len(labels))
+        choose, check = torch.from_numpy(order).tensor_split(2)
+        scores = member.scores(job)
+        for encoding in _offered(recipe, scores):
+            size = int(scores[encoding]["bytes"]) + MEMBER_ROOM
+            options.append(Option(member.name, encoding, size, predictions[encoding][choose]))
+            checks[member.name, str(encoding)] = predictions[encoding][check]
+        plain[member.name] = predictions["float32"][check]
+    assert labels is not None
+    return _Holdout(options, labels[choose], checks, plain, labels[check])
 
 
 def _do_ensemble(recipe: Recipe, members: Sequence[MemberStages], keepers: Sequence[str], job: Job) -> None:
     """Choose on one half of the hold-out, and measure on the other what was chosen and what it has to beat."""
     dropped = left_out(job, keepers)
-    found = [(member, *member.holdout(job)) for member in members if member.name not in dropped]
-    labels = found[0][2]
-    halves = _Halves.of(len(labels), recipe.seed)
-    options: list[Option] = []
-    checks: dict[tuple[str, str], Tensor] = {}
-    for member, predictions, _ in found:
-        scores = member.scores(job)
-        for encoding in _offered(recipe, scores):
-            size, probabilities = int(scores[encoding]["bytes"]) + MEMBER_ROOM, predictions[encoding]
-            options.append(Option(member.name, encoding, size, probabilities[halves.choose]))
-            checks[member.name, encoding] = probabilities[halves.check]
-    chosen_on, checked_on = labels[halves.choose], labels[halves.check]
-    room, search = _room(recipe), recipe.ensemble
-    selection = select(options, chosen_on, room, trials=search.trials, seed=recipe.seed)
+    holdout = _read_holdout(recipe, [member for member in members if member.name not in dropped], job)
+    room, trials = _room(recipe), recipe.ensemble.trials
+    selection = select(holdout.options, holdout.labels, room, trials=trials, seed=recipe.seed)
     if selection is None:
-        smallest = min(options, key=lambda option: option.bytes)
+        smallest = min(holdout.options, key=lambda option: option.bytes)
         raise BudgetError(
             f"no member fits: the smallest, {smallest.member} in {smallest.encoding}, takes "
             f"{megabytes(smallest.bytes)}, and the budget leaves {megabytes(max(room, 0))}; raise budget_mb"
         )
-
-    def check(chosen: Selection, weights: Sequence[float] | None = None) -> float:
-        probabilities = [checks[option.member, option.encoding] for option in chosen.options]
-        return ensemble_gap(probabilities, checked_on, weights or chosen.weights)
-
-    equal = [1 / len(selection.options)] * len(selection.options)
-    parts = [option.probabilities for option in selection.options]
-    drawn = random_search(parts, chosen_on, trials=search.trials, seed=recipe.seed)
-    single = {member.name: gap(each["float32"][halves.check], checked_on) for member, each, _ in found}
-    counts = torch.from_numpy(load_manifest(job, "train").class_counts) - labels.sum(0)
+    chosen = list(zip(selection.options, selection.weights, strict=True))
+    job.progress.say("  " + ", ".join(f"{o.member} {o.encoding} {weight:.3f}" for o, weight in chosen))
+    points = frontier(holdout.options, holdout.labels, FRONTIER_POINTS)
+    counts = torch.from_numpy(load_manifest(job, "train").class_counts)
+    counts = counts - holdout.labels.sum(0) - holdout.check_labels.sum(0)
     content = {
-        "members": [
-            {"name": option.member, "encoding": option.encoding, "weight": weight}
-            for option, weight in zip(selection.options, selection.weights, strict=True)
-        ],
-        "holdout": {
-            "videos": len(checked_on),
-            "chosen_on": len(chosen_on),
-            "file": check(selection),
-            "file_where_chosen": selection.gap,
-            "equal_weights": check(selection, equal),
-            "random_search": check(selection, drawn[0]),
-            "members": single,
-            "prior": gap(class_prior(counts, len(checked_on)), checked_on),
-        },
+        "members": [{"name": o.member, "encoding": o.encoding, "weight": weight} for o, weight in chosen],
+        "holdout": _measured(recipe, holdout, selection, counts),
         "frontier": [
-            {"bytes": point.bytes, "chosen": point.gap, "checked": check(point), "members": len(point.options)}
-            for point in frontier(options, chosen_on, FRONTIER_POINTS)
+            {"bytes": point.bytes, "chosen": point.gap, "checked": holdout.check(point.options, point.weights)}
+            for point in points
         ],
         "left_out": sorted(dropped),
         "class_counts": counts.tolist(),
     }
-    shown = zip(selection.options, selection.weights, strict=True)
-    job.progress.say("  " + ", ".join(f"{o.member} {o.encoding} {weight:.3f}" for o, weight in shown))
     write_json(job.folder / WEIGHTS, content)
+
+
+def _measured(recipe: Recipe, holdout: _Holdout, selection: Selection, counts: Tensor) -> dict[str, Any]:
+    """GAP of the selection, of other weights for its members, and of what it has to beat."""
+    parts = [option.probabilities for option in selection.options]
+    drawn, _ = random_search(parts, holdout.labels, trials=recipe.ensemble.trials, seed=recipe.seed)
+    labels = holdout.check_labels
+    return {
+        "videos": len(labels),
+        "chosen_on": len(holdout.labels),
+        "file": holdout.check(selection.options, selection.weights),
+        "file_where_chosen": selection.gap,
+        "equal_weights": holdout.check(selection.options, [1 / len(parts)] * len(parts)),
+        "random_search": holdout.check(selection.options, drawn),
+        "members": {name: gap(probabilities, labels) for name, probabilities in holdout.plain.items()},
+        "prior": gap(class_prior(counts, len(labels)), labels),
+    }
 
 
 def _offered(recipe: Recipe, scores: dict[str, dict[str, float]]) -> list[Encoding]:

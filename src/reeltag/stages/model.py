@@ -30,7 +30,7 @@ class ModelStages(MemberStages):
     Attributes:
         source: where its architecture is from.
         targets: stages with the soft targets of a student.
-        overrides: how it is trained otherwise than `[training]` and its own table say.
+        overrides: see `Training`.
     """
 
     source: Given | Selected

@@ -15,7 +15,7 @@ from reeltag.stages.imported import ImportedStages
 from reeltag.stages.member import MemberStages
 from reeltag.stages.model import candidate
 from reeltag.stages.results import result_stages
-from reeltag.stages.students import distil
+from reeltag.stages.students import Distillation
 
 
 def plan(recipe: Recipe, *, without_data: bool = False) -> list[Stage]:
@@ -31,14 +31,14 @@ def plan(recipe: Recipe, *, without_data: bool = False) -> list[Stage]:
     """
     candidates = [candidate(recipe, name) for name in recipe.models]
     imported = [ImportedStages(recipe, name) for name in recipe.imported]
-    distilled = distil(recipe)
-    members: list[MemberStages] = [*candidates, *imported, *distilled.students]
+    distilled = Distillation(recipe, recipe.distillation) if recipe.distillation else None
+    members: list[MemberStages] = [*candidates, *imported, *(distilled.students if distilled else ())]
     _check_budget(recipe, members)
     stages = data_stages(recipe, without_data)
     for member in (*candidates, *imported):
         stages += member.stages()
-    stages += distilled.stages
-    stages += ensemble_stages(recipe, members, distilled.keepers)
+    stages += distilled.stages if distilled else []
+    stages += ensemble_stages(recipe, members, distilled.keepers if distilled else [])
     return stages + result_stages(recipe, members)
 
 

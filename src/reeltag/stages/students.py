@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from reeltag.executors import Job, Stage
-from reeltag.recipe import Recipe, StudentSettings
+from reeltag.recipe import DistillationSettings, Recipe, StudentSettings
 from reeltag.stages.files import KEPT
 from reeltag.stages.model import ModelStages
 from reeltag.stages.teacher import family_teacher, student_teacher, teacher_slots
@@ -17,108 +17,89 @@ from reeltag.stages.training import Given
 from reeltag.storage import read_json, write_json
 
 
-@dataclass(frozen=True)
 class Distillation:
-    """All that a recipe distils.
+    """All that a recipe distils, in the order of the paper's Figure 1.
 
     Attributes:
-        stages: in order, each after its inputs.
-        students: models that join the ensemble, by the family's name or the student's own.
-        keepers: stages that leave out second students.
+        stages: each after its inputs.
+        students: models that may become members.
+        keepers: stages that say which students of the second level may not.
+
+    Args:
+        recipe: the recipe.
+        settings: its table `[distillation]`.
     """
 
-    stages: list[Stage]
-    students: list[ModelStages]
-    keepers: list[str]
-
-
-def distil(recipe: Recipe) -> Distillation:
-    """Teachers, their students, and the second level of each family for which the recipe has students of it."""
-    found = Distillation([], [], [])
-    settings = recipe.distillation
-    if settings is None:
-        return found
-    taught = recipe.distilled_families
-    first = {name: student for name, student in recipe.students.items() if student.level == 1}
-    second = {name: student for name, student in recipe.students.items() if student.level == 2}
-    grown = {family for student in second.values() for family in student.taught_by}
-    targets: dict[str, str] = {}
-    students: dict[str, list[ModelStages]] = {}
-    for family in recipe.families:
-        if family in taught or any(family in student.taught_by for student in first.values()):
-            teacher, stages = family_teacher(recipe, family)
-            found.stages.extend(stages)
-            targets[family] = teacher.targets
-        if family in taught:
-            students[family] = _family_students(recipe, family, targets[family])
-            _add(found, students[family])
-    for name, student in first.items():
-        model = _student(recipe, name, student, targets)
-        _add(found, [model])
-        if student.taught_by == (student.config.family,):
-            students.setdefault(student.config.family, []).append(model)
-    for family in recipe.families:
-        if family in grown:
-            teacher = student_teacher(recipe, family, students[family])
-            found.stages.extend(teacher.stages())
-            targets[family] = teacher.targets
-    late = {name: _student(recipe, name, student, targets) for name, student in second.items()}
-    _add(found, list(late.values()))
-    for families in dict.fromkeys([student.taught_by for student in second.values()]):
-        rivals = [late[name] for name, student in second.items() if student.taught_by == families]
-        _add_keeper(found, recipe, families, rivals, [model for family in families for model in students[family]])
-    return found
-
-
-def _family_students(recipe: Recipe, family: str, targets: str) -> list[ModelStages]:
-    """The teachers' architectures, from scratch."""
-    settings = recipe.distillation
-    assert settings is not None
-    return [
-        ModelStages(
-            recipe,
-            f"{family}-student-{slot.number + 1}",
-            replace(slot, dropout=settings.dropout),
-            (targets,),
-            settings.training,
+    def __init__(self, recipe: Recipe, settings: DistillationSettings) -> None:
+        self.recipe, self.settings = recipe, settings
+        self.stages: list[Stage] = []
+        self.students: list[ModelStages] = []
+        self.keepers: list[str] = []
+        self._first: dict[str, list[ModelStages]] = {}  # students that their own family taught, by family
+        first, second = (
+            {name: student for name, student in recipe.students.items() if student.level == level} for level in (1, 2)
         )
-        for slot in teacher_slots(recipe, family)
-    ]
+        self._first_level(first)
+        if second:
+            self._second_level(second)
+
+    def _first_level(self, own: dict[str, StudentSettings]) -> None:
+        """Teachers of hard labels; their architectures anew, then architectures of the students' own."""
+        targets = {}
+        for family in self.recipe.families:
+            if family in self.recipe.distilled_families or any(family in each.taught_by for each in own.values()):
+                teacher, stages = family_teacher(self.recipe, family)
+                self.stages += stages
+                targets[family] = teacher.targets
+        for family in self.recipe.distilled_families:
+            for slot in teacher_slots(self.recipe, family):
+                name, source = f"{family}-student-{slot.number + 1}", replace(slot, dropout=self.settings.dropout)
+                model = ModelStages(self.recipe, name, source, (targets[family],), self.settings.training)
+                self._add(model)
+                self._first.setdefault(family, []).append(model)
+        for name, student in own.items():
+            model = self._add(self._with_own_architecture(name, student, targets))
+            if student.taught_by == (student.config.family,):
+                self._first.setdefault(student.config.family, []).append(model)
+
+    def _second_level(self, own: dict[str, StudentSettings]) -> None:
+        """First students teach; of their students the smallest that hold the GAP are kept."""
+        targets = {}
+        for family in dict.fromkeys(family for student in own.values() for family in student.taught_by):
+            teacher = student_teacher(self.recipe, family, self._first[family])
+            self.stages += teacher.stages()
+            targets[family] = teacher.targets
+        rivals: dict[tuple[str, ...], list[ModelStages]] = {}
+        for name, student in own.items():
+            model = self._add(self._with_own_architecture(name, student, targets))
+            rivals.setdefault(student.taught_by, []).append(model)
+        for families, models in rivals.items():
+            before = [model for family in families for model in self._first[family]]
+            self._keep(f"keep.{'-'.join(families)}", models, before)
+
+    def _with_own_architecture(self, name: str, student: StudentSettings, targets: dict[str, str]) -> ModelStages:
+        taught_by = tuple(targets[family] for family in student.taught_by)
+        return ModelStages(self.recipe, name, Given(student), taught_by, self.settings.training)
+
+    def _add(self, model: ModelStages) -> ModelStages:
+        self.students.append(model)
+        self.stages += model.stages()
+        return model
+
+    def _keep(self, name: str, models: Sequence[ModelStages], before: Sequence[ModelStages]) -> None:
+        parameters = {"keep": self.settings.keep, "tolerance": self.settings.tolerance}
+        inputs = tuple(model.predicted for model in (*models, *before))
+        note = f"at most {self.settings.keep} of {len(models)}"
+        self.stages.append(Stage(name, partial(_do_keep, self.settings, models, before), inputs, parameters, note))
+        self.keepers.append(name)
 
 
-def _student(recipe: Recipe, name: str, student: StudentSettings, targets: dict[str, str]) -> ModelStages:
-    assert recipe.distillation is not None
-    taught_by = tuple(targets[family] for family in student.taught_by)
-    return ModelStages(recipe, name, Given(student), taught_by, recipe.distillation.training)
-
-
-def _add(found: Distillation, students: Sequence[ModelStages]) -> None:
-    found.students.extend(students)
-    found.stages.extend(stage for student in students for stage in student.stages())
-
-
-def _add_keeper(
-    found: Distillation,
-    recipe: Recipe,
-    families: Sequence[str],
-    students: Sequence[ModelStages],
-    before: Sequence[ModelStages],
+def _do_keep(
+    settings: DistillationSettings, models: Sequence[ModelStages], before: Sequence[ModelStages], job: Job
 ) -> None:
-    assert recipe.distillation is not None
-    name = f"keep.{'-'.join(families)}"
-    parameters = {"keep": recipe.distillation.keep, "tolerance": recipe.distillation.tolerance}
-    inputs = tuple(student.predicted for student in (*students, *before))
-    note = f"at most {recipe.distillation.keep} of {len(students)}"
-    found.stages.append(Stage(name, partial(_do_keep, recipe, students, before), inputs, parameters, note))
-    found.keepers.append(name)
-
-
-def _do_keep(recipe: Recipe, students: Sequence[ModelStages], before: Sequence[ModelStages], job: Job) -> None:
     """Of the second level keep the smallest that hold the first level's hold-out GAP (paper section 4.2)."""
-    settings = recipe.distillation
-    assert settings is not None
-    bar = float(np.mean([student.scores(job)["float32"]["gap"] for student in before])) - settings.tolerance
-    scores = {student.name: student.scores(job)["float32"] for student in students}
+    bar = float(np.mean([model.scores(job)["float32"]["gap"] for model in before])) - settings.tolerance
+    scores = {model.name: model.scores(job)["float32"] for model in models}
     holding = [name for name, score in scores.items() if score["gap"] >= bar]
     kept = sorted(holding, key=lambda name: scores[name]["bytes"])[: settings.keep]
     job.progress.say(f"  kept {', '.join(kept) or 'none'}: the smallest with a hold-out GAP of {bar:.5f} or more")
@@ -126,5 +107,5 @@ def _do_keep(recipe: Recipe, students: Sequence[ModelStages], before: Sequence[M
 
 
 def left_out(job: Job, keepers: Sequence[str]) -> set[str]:
-    """Names of the second students that were not kept."""
+    """Names of the students of the second level that were not kept."""
     return {name for keeper in keepers for name in read_json(job.inputs[keeper] / KEPT)["left_out"]}

@@ -98,7 +98,8 @@ class Training:
         name: of the model; decides its seed.
         source: where its architecture is from.
         targets: stages whose soft targets, averaged, it learns beside the labels; none without a teacher.
-        overrides: how it is trained otherwise than `[training]` and its own table say.
+        overrides: how it is trained otherwise than `[training]` says. Its own table wins over them; the table of a
+            teacher, from whom it has its architecture, does not.
         fold: number of the fold that it must not see, or None to see all training videos.
     """
 
@@ -153,7 +154,8 @@ class Training:
 
     def settings(self, own: ModelSettings) -> TrainingSettings:
         """How it is trained."""
-        return self.recipe.training_with(own.training, self.overrides)
+        tables = [own.training, self.overrides]
+        return self.recipe.training_with(*(tables if isinstance(self.source, Selected) else reversed(tables)))
 
     @property
     def seed(self) -> int:
