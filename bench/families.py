@@ -1,10 +1,10 @@
 """Videos a second of each family: training and tagging, on random clips of AudioSet's shape.
 
-Every family has about the size that recipes/audioset.toml gives it. Rounds take turns, so that a slow
+Every family has about the size that recipes/audioset-families.toml gives it. Rounds take turns, so that a slow
 minute of the machine hits all alike; ratios are to NetVLAD in the same round. Trained models can be given
 instead, then only tagging is timed:
 
-    python bench/families.py runs/audioset/stages/average.*/model.reeltag runs/audioset/model.reeltag
+    python bench/families.py runs/audioset-families/stages/average.*/model.reeltag runs/audioset-families/model.reeltag
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from reeltag.models.tagger import Tagger, build_tagger
 from reeltag.recipe_file import load_recipe
 from reeltag.train import TrainingSettings, train_step
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "audioset.toml"
+RECIPE = Path(__file__).parent.parent / "recipes" / "audioset-families.toml"
 ROUNDS, SECONDS, BASE = 7, 1.0, "netvlad"
 SCHEMA = preset("audioset")
 

@@ -70,7 +70,7 @@ def run(recipe: Path, /, *, out: Path | None = None, set_: Overrides = [], dry_r
 def train(recipe: Path, /, *, model: list[str] = [], out: Path | None = None, set_: Overrides = []) -> None:  # noqa: B006
     """Train models of a recipe, as `run` does, and stop there; each becomes a float32 .reeltag file.
 
-    Example: reeltag train recipes/audioset.toml --model netvlad --set data.root=/data/audioset
+    Example: reeltag train recipes/audioset-families.toml --model netvlad --set data.root=/data/audioset
 
     Args:
         recipe: A TOML file.
