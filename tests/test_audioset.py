@@ -28,7 +28,8 @@ def test_two_epochs_beat_the_prior_by_far_and_8_bits_cost_next_to_nothing(tmp_pa
     out, model = tmp_path / "out", "netvlad"
     overrides = {"data.root": FOLDER, "training.epochs": 2, "averaging.epochs": 0.1}
     sets = [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
-    assert main(["train", str(REPO / "recipes" / "audioset-families.toml"), "--model", model, "--out", str(out), *sets]) == 0
+    recipe = REPO / "recipes" / "audioset-families.toml"
+    assert main(["train", str(recipe), "--model", model, "--out", str(out), *sets]) == 0
     small = out / "small.reeltag"
     assert main(["quantize", str(out / f"{model}.reeltag"), "--out", str(small)]) == 0
     assert small.stat().st_size < 0.27 * (out / f"{model}.reeltag").stat().st_size

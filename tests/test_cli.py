@@ -206,6 +206,11 @@ def test_inspect_and_doctor_say_what_they_find(capsys, model):
     assert "torch" in capsys.readouterr().out
 
 
+def test_settings_that_contradict_each_other_are_one_message(capsys, tmp_path):
+    message = fails(capsys, "data", "synth", tmp_path / "out", "--set", "frames=[1,2]")
+    assert message.startswith("error: synthetic data: 1 fault\n")
+
+
 def test_quantize_and_average_write_models_that_tag(model, tmp_path, capsys):
     small, mean = tmp_path / "small.reeltag", tmp_path / "mean.reeltag"
     assert main(["quantize", model, "--out", str(small), "--encoding", "group-4"]) == 0

@@ -198,6 +198,7 @@ def test_a_grid_is_spelled_out_to_one_model_a_combination(tmp_path):
         ("grid = { head = { l2 = [1] } }", "write nested keys in quotes, as 'head.l2'"),
         ("grid = { clusters = [] }", "clusters should be a list of values to try"),
         ("grid = { clusters = [4, 4] }", "clusters should be a list of different plain values"),
+        ("dropout = 0.1\ngrid = { 'dropout.rate' = [0.2] }", "models.a.grid: dropout.rate leads into a value"),
         ("grid = { clustres = [4] }", "models.a-4.clustres: unknown key; did you mean 'clusters'?"),
         ("grid = { clusters = [4, 0] }", "models.a-0.clusters: Input should be greater than 1, not 0"),
         ("grid = { clusters = [4] }\n[models.a-4]\nfamily = 'mean'", "models: a-4 stands there twice, once by a grid"),
@@ -225,6 +226,8 @@ STUDENT = "[students.s]\nfamily = 'mean'\n"
         ("[distillation]\n" + STUDENT + "level = 3\n", "students.s.level: Input should be 1 or 2, not 3"),
         ("[distillation]\n" + STUDENT + "depth = 3\n", "students.s.depth: unknown key"),
         ("[distillation]\n[students.a]\nfamily = 'netvlad'\n", "students: a has a table under models already"),
+        ("[distillation]\n[imported]\nnetvlad-student-1 = 'x'\n", "netvlad-student-1: so a student of"),
+        ("[training]\nepochs = inf\n", "training.epochs: Input should be a finite number"),
         (
             "[distillation]\nfamilies = ['dbof']\n",
             "distillation: families: no model of dbof; the recipe trains netvlad",

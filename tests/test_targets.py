@@ -87,11 +87,15 @@ def test_targets_of_other_shards_are_refused(manifest, probabilities, tmp_path):
         SoftTargets(tmp_path, changed)
 
 
-def test_a_file_that_was_cut_short_is_refused(manifest, probabilities, tmp_path):
+def test_a_file_that_was_changed_or_cut_short_is_refused(manifest, probabilities, tmp_path):
     write(tmp_path, manifest, probabilities, 3)
     file = tmp_path / "00001.npy"
-    file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(UsageError, match=r"00001.npy: is missing or was cut short"):
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UsageError, match=r"00001.npy: is missing or was changed"):
+        SoftTargets(tmp_path, manifest)
+    file.write_bytes(content[:-1])
+    with pytest.raises(UsageError, match=r"00001.npy: is missing or was changed"):
         SoftTargets(tmp_path, manifest)
 
 

@@ -290,7 +290,7 @@ def _execute(recipe: Recipe, stages: Sequence[Stage], out: Path) -> dict[str, Pa
     from reeltag.progress import default_progress
     from reeltag.storage import write_json
 
-    for device in {recipe.training_with(model.training).device for model in recipe.models.values()}:
+    for device in recipe.devices:
         check_device(device)
     executors.claim(out)
     write_json(out / "recipe.json", recipe.dump())

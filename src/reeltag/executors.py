@@ -115,7 +115,8 @@ def listing(stages: Sequence[Stage], out: Path) -> list[str]:
         hours = f"{stage.gpu_hours:.2f} GPU h" if stage.gpu_hours >= 0.005 else ""
         lines.append(f"{done[stage.name]:<10}  {stage.name:<{width}}  {', '.join(filter(None, [stage.note, hours]))}")
     left = sum(stage.gpu_hours for stage in stages if done[stage.name] != "done")
-    lines.append(f"{len(stages)} stages; trainings to do: about {left:.2f} GPU hours at 10 TFLOP/s")
+    hours = f"; trainings to do: about {left:.2f} GPU hours at 10 TFLOP/s" if left else ""
+    lines.append(f"{len(stages)} stages{hours}")
     return [line.rstrip() for line in lines]
 
 

@@ -30,7 +30,9 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 class HoldoutSettings(_Table):
@@ -113,9 +115,8 @@ class QuantizationSettings(_Table):
 
     @property
     def tested(self) -> tuple[Encoding, ...]:
-        """The encodings that every member is tested in: float32, and the first that may be shipped."""
-        first: Encoding = "uniform-8" if self.encodings == "auto" else self.encodings[0]
-        return ("float32",) if first == "float32" else ("float32", first)
+        """The encodings that every member is tested in: float32, and one other that may be shipped."""
+        return ("float32", "uniform-8") if self.encodings == "auto" else self.measured[:2]
 
 
 class EnsembleSettings(_Table):
@@ -144,6 +145,12 @@ class ModelSettings(_Table):
         own, training = dump(self), self.training.model_dump(mode="json", exclude_unset=True)
         others = {key: value for key, value in own.items() if key not in ("config", "training")}
         return {**own["config"], **others, **({"training": training} if training else {})}
+
+    def decisive(self) -> dict[str, Any]:
+        """The table as JSON, without what changes only where and how fast it is trained."""
+        table = self.model_dump(mode="json")
+        training = {key: value for key, value in table.pop("training", {}).items() if key not in NOT_DECISIVE}
+        return table | ({"training": training} if training else {})
 
 
 class StudentSettings(ModelSettings):
@@ -216,9 +223,19 @@ class Recipe(_Table):
         models = info.data.get("models")
         if models is not None and not models and not value:
             raise ValueError("no members; give at least one [models.NAME], or a file here")
-        if twice := sorted(set(models or ()) & set(value)):
-            raise ValueError(f"{', '.join(twice)} has a table under models already; choose another name")
+        for table in ("models", "students"):
+            if twice := sorted(set(info.data.get(table) or ()) & set(value)):
+                raise ValueError(f"{', '.join(twice)} has a table under {table} already; choose another name")
         return value
+
+    @model_validator(mode="after")
+    def _no_generated_names(self) -> Recipe:
+        if self.distillation is not None:
+            numbers = range(1, self.distillation.teachers + 1)
+            generated = {f"{family}-student-{n}" for family in self.distilled_families for n in numbers}
+            if twice := sorted(generated & {*self.models, *self.students, *self.imported}):
+                raise ValueError(f"{', '.join(twice)}: so a student of [distillation] is called; choose another name")
+        return self
 
     @field_validator("distillation")
     @classmethod
@@ -269,6 +286,14 @@ class Recipe(_Table):
         """How a model is trained: as `[training]` says, but for the keys that others give; the later ones win."""
         given = [settings.model_dump(exclude_unset=True) for settings in overrides]
         return self.training.model_copy(update={key: value for keys in given for key, value in keys.items()})
+
+    @property
+    def devices(self) -> set[str]:
+        """Every device that something trains on."""
+        tables: list[tuple[TrainingSettings, ...]] = [(model.training,) for model in self.models.values()]
+        if (settings := self.distillation) is not None:
+            tables += [(settings.training,), *((settings.training, each.training) for each in self.students.values())]
+        return {self.training_with(*overrides).device for overrides in tables}
 
     def dump(self) -> dict[str, Any]:
         """The whole recipe as JSON, defaults and all."""

@@ -86,7 +86,7 @@ def synthetic_settings(overrides: Sequence[str]) -> SyntheticSettings:
 def _describe(fault: ErrorDetails) -> str:
     place = list(map(str, fault["loc"]))
     family = None
-    if place[0] in ("models", "students") and len(place) > 2 and place[2] == "config":
+    if place and place[0] in ("models", "students") and len(place) > 2 and place[2] == "config":
         del place[2]  # the table of a model is split in two
         if len(place) > 2 and place[2] in FAMILIES:
             family = place.pop(2)  # pydantic names the branch that it chose
@@ -99,7 +99,8 @@ def _describe(fault: ErrorDetails) -> str:
     if fault["type"] == "missing":
         return f"{key}: is missing"
     if fault["type"] == "value_error":
-        return f"{key}: {fault['msg'].removeprefix('Value error, ')}"
+        message = fault["msg"].removeprefix("Value error, ")
+        return f"{key}: {message}" if key else message
     given = fault["input"]
     if fault["type"] in ("model_type", "dict_type"):
         return f"{key}: should be a table, {{ key = value, … }}, not {given!r}"

@@ -82,6 +82,9 @@ def spell_out_grids(table: Table, section: str) -> list[str]:
         elif fault := _grid_fault(entry["grid"]):
             faults.append(f"{section}.{name}.grid: {fault}")
             continue
+        elif blocked := [key for key in entry["grid"] if _set(_copy(entry), key, None)]:
+            faults.append(f"{section}.{name}.grid: {blocked[0]} leads into a value, not into a table")
+            continue
         else:
             found = dict(_combinations(name, entry))
         if twice := sorted(set(spelled) & set(found)):
@@ -105,10 +108,15 @@ def _grid_fault(grid: Any) -> str | None:
 def _combinations(name: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
     grid = entry["grid"]
     for values in product(*grid.values()):
-        copy = {key: dict(value) if isinstance(value, dict) else value for key, value in entry.items() if key != "grid"}
+        copy = _copy(entry)
+        del copy["grid"]
         for key, value in zip(grid, values, strict=True):
             _set(copy, key, value)
         yield "-".join([name, *map(_plain, values)]), copy
+
+
+def _copy(entry: Mapping[str, Any]) -> Table:
+    return {key: dict(value) if isinstance(value, dict) else value for key, value in entry.items()}
 
 
 def _plain(value: object) -> str:

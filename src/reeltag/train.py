@@ -42,7 +42,7 @@ NOT_DECISIVE = {"device", "workers"}
 class TrainingSettings(BaseModel):
     """How to train; the defaults are the paper's (section 4.1 and the published configuration)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     batch_size: int = Field(128, gt=1)
     epochs: float = Field(5.0, gt=0)
@@ -65,7 +65,7 @@ class TrainingSettings(BaseModel):
 class AveragingSettings(BaseModel):
     """The second step of the paper's training: go on with a lower rate and average the weights."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: float = Field(1.0, gt=0)
     time_constant: int = Field(2000, gt=0, description="in steps; d = 1 − 1/time_constant")

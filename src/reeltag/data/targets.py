@@ -19,7 +19,7 @@ from torch import Tensor
 
 from reeltag.data.shards import Indices, Manifest
 from reeltag.errors import UsageError
-from reeltag.storage import content_hash, file_hash, read_json, write_json
+from reeltag.storage import atomic_path, content_hash, file_hash, read_json, write_json
 
 INDEX = "targets.json"
 FORMAT = 1
@@ -41,20 +41,20 @@ class TargetsWriter:
         self.kept = None if top_k == "dense" else min(top_k, self.classes)
         self._first = manifest.first_records
         folder.mkdir(parents=True, exist_ok=True)
-        self._files = [self._create(number) for number in range(len(manifest.shards))]
+        for number, shard in enumerate(manifest.shards):
+            self._create(self._path(number), shard.records)
 
-    def _create(self, number: int) -> npt.NDArray[Any]:
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:05}.npy"
+
+    def _create(self, path: Path, records: int) -> None:
+        """Written and not mapped at first, so that a full disk is an error and no killed process."""
         code = np.uint16 if self.classes <= 1 << 16 else np.uint32
         pairs = np.dtype([("class", code), ("probability", np.float16)])
-        records = self.manifest.shards[number].records
-        rows = np.lib.format.open_memmap(
-            self.folder / _file_name(number),
-            mode="w+",
-            dtype=np.float16 if self.kept is None else pairs,
-            shape=(records, self.kept or self.classes),
-        )
+        rows = np.zeros((records, self.kept or self.classes), np.float16 if self.kept is None else pairs)
         _probabilities(rows)[:] = np.nan
-        return rows
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.save(file, rows)
 
     def put(self, indices: Indices, probabilities: Tensor) -> None:
         """Keep the probabilities [B, C] of the videos with these indices in the manifest."""
@@ -64,7 +64,9 @@ class TargetsWriter:
             values, classes = probabilities.topk(self.kept, dim=1)
         for shard in np.unique(shards):
             chosen = shards == shard
-            rows, records = self._files[shard], indices[chosen] - self._first[shard]
+            # Opened anew: a map holds a file descriptor, and there may be thousands of shards.
+            rows = np.load(self._path(shard), mmap_mode="r+", allow_pickle=False)
+            records = indices[chosen] - self._first[shard]
             if classes is None:
                 rows[records] = values.numpy()[chosen]
             else:
@@ -81,20 +83,11 @@ class TargetsWriter:
             Hash of all that the folder says.
         """
         shards = []
-        for number, (shard, rows) in enumerate(zip(self.manifest.shards, self._files, strict=True)):
-            assert isinstance(rows, np.memmap)
-            rows.flush()
-            path = self.folder / _file_name(number)
-            taught = int(np.isfinite(_probabilities(rows)[:, 0]).sum())
-            shards.append(
-                {
-                    "shard": shard.sha256,
-                    "file": path.name,
-                    "taught": taught,
-                    "bytes": path.stat().st_size,
-                    "sha256": file_hash(path),
-                }
-            )
+        for number, shard in enumerate(self.manifest.shards):
+            path = self._path(number)
+            taught = int(np.isfinite(_probabilities(np.load(path, allow_pickle=False))[:, 0]).sum())
+            entry = {"shard": shard.sha256, "file": path.name, "sha256": file_hash(path), "taught": taught}
+            shards.append(entry)
         content = {
             "format": FORMAT,
             "top_k": self.kept or "dense",
@@ -129,8 +122,8 @@ class SoftTargets:
             if entry is None or self.classes != manifest.schema.classes:
                 raise UsageError(f"{folder}: was made for other data than {shard.path}; make the soft targets anew")
             path = folder / entry["file"]
-            if not path.is_file() or path.stat().st_size != entry["bytes"]:
-                raise UsageError(f"{path}: is missing or was cut short; remove {folder}, and it is made anew")
+            if not path.is_file() or file_hash(path) != entry["sha256"]:
+                raise UsageError(f"{path}: is missing or was changed; remove {folder}, and it is made anew")
             self._files.append(path)
         self._first = manifest.first_records
 
@@ -159,7 +152,7 @@ class SoftTargets:
         return torch.from_numpy(out)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def _open(path: Path) -> npt.NDArray[Any]:
     rows: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return rows
@@ -167,7 +160,3 @@ def _open(path: Path) -> npt.NDArray[Any]:
 
 def _probabilities(rows: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
     return rows["probability"] if rows.dtype.names else rows
-
-
-def _file_name(number: int) -> str:
-    return f"{number:05}.npy"

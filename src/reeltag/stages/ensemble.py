@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,8 +20,7 @@ from reeltag.environment import versions
 from reeltag.errors import BudgetError
 from reeltag.executors import Job, Stage
 from reeltag.metrics import gap
-from reeltag.quantize import Encoding
-from reeltag.recipe import Recipe
+from reeltag.recipe import QuantizationSettings, Recipe
 from reeltag.stages.files import MODEL, WEIGHTS, load_manifest
 from reeltag.stages.member import MemberStages
 from reeltag.stages.students import left_out
@@ -32,35 +31,43 @@ MEMBER_ROOM, HEADER_ROOM = 512, 4096
 FRONTIER_POINTS = 12
 
 
-def ensemble_stages(recipe: Recipe, members: Sequence[MemberStages], keepers: Sequence[str]) -> list[Stage]:
-    """Choose members, encodings and weights, then write the file."""
+def ensemble_stages(
+    recipe: Recipe, members: Sequence[MemberStages], keepers: Sequence[str], names: tuple[str, ...] | None
+) -> list[Stage]:
+    """Choose members, encodings and weights, then write the file, with the names of the classes."""
     predicted = [member.predicted for member in members]
     files = [stage for member in members for stage in (member.finished, member.quantized)]
-    # The names are read here already: a wrong file should not be found after hours of training.
-    names = _label_names(recipe)
     search = {
         "ensemble": recipe.ensemble.model_dump(),
         "quantization": recipe.quantization.model_dump(),
         "seed": recipe.seed,
-        "room": _room(recipe),
+        "room": room(recipe, names),
     }
     package = {"recipe": recipe.fingerprint, "budget": recipe.budget, "label_names": names}
-    choose = partial(_do_ensemble, recipe, members, keepers)
+    choose = partial(_do_ensemble, recipe, members, keepers, room(recipe, names))
     note = f"from {counted(len(members), 'model')}, at most {megabytes(recipe.budget)}"
     return [
         Stage("ensemble", choose, ("data.train", *predicted, *keepers), search, note),
-        Stage("pack", partial(_do_pack, recipe, members), ("ensemble", *files), package),
+        Stage("pack", partial(_do_pack, recipe, members, names), ("ensemble", *files), package),
     ]
 
 
-def _label_names(recipe: Recipe) -> tuple[str, ...] | None:
+def label_names(recipe: Recipe, without_data: bool = False) -> tuple[str, ...] | None:
+    """The names of the classes, read before anything trains: a wrong file should not be found hours later.
+
+    Raises:
+        UsageError: the file is missing, unless `without_data`, or names other classes.
+    """
     data = recipe.data
-    return read_label_names(data.root / data.label_names, data.record_schema.classes) if data.label_names else None
+    if not data.label_names or (without_data and not (data.root / data.label_names).exists()):
+        return None
+    return read_label_names(data.root / data.label_names, data.record_schema.classes)
 
 
-def _room(recipe: Recipe) -> int:
-    """Bytes that the budget leaves to the members."""
-    return recipe.budget - HEADER_ROOM - len(json.dumps(_label_names(recipe), ensure_ascii=False).encode())
+def room(recipe: Recipe, names: tuple[str, ...] | None) -> int:
+    """Bytes that the budget leaves to the members; in the file the names are JSON in a string of JSON."""
+    content = json.dumps(json.dumps(names, ensure_ascii=False), ensure_ascii=False)
+    return recipe.budget - HEADER_ROOM - len(content.encode())
 
 
 @dataclass(frozen=True)
@@ -92,27 +99,27 @@ def _read_holdout(recipe: Recipe, members: Sequence[MemberStages], job: Job) -> 
         predictions, labels = member.holdout(job)
         order = np.random.default_rng([recipe.seed, 0xA1F]).permutation(len(labels))
         choose, check = torch.from_numpy(order).tensor_split(2)
-        scores = member.scores(job)
-        for encoding in _offered(recipe, scores):
-            size = int(scores[encoding]["bytes"]) + MEMBER_ROOM
-            options.append(Option(member.name, encoding, size, predictions[encoding][choose]))
-            checks[member.name, str(encoding)] = predictions[encoding][check]
+        gaps = {encoding: gap(each[choose], labels[choose]) for encoding, each in predictions.items()}
+        sizes = {encoding: int(scores["bytes"]) + MEMBER_ROOM for encoding, scores in member.scores(job).items()}
+        for encoding in _offered(recipe.quantization, gaps, sizes):
+            options.append(Option(member.name, encoding, sizes[encoding], predictions[encoding][choose]))
+            checks[member.name, encoding] = predictions[encoding][check]
         plain[member.name] = predictions["float32"][check]
     assert labels is not None
     return _Holdout(options, labels[choose], checks, plain, labels[check])
 
 
-def _do_ensemble(recipe: Recipe, members: Sequence[MemberStages], keepers: Sequence[str], job: Job) -> None:
+def _do_ensemble(recipe: Recipe, members: Sequence[MemberStages], keepers: Sequence[str], left: int, job: Job) -> None:
     """Choose on one half of the hold-out, and measure on the other what was chosen and what it has to beat."""
     dropped = left_out(job, keepers)
     holdout = _read_holdout(recipe, [member for member in members if member.name not in dropped], job)
-    room, trials = _room(recipe), recipe.ensemble.trials
-    selection = select(holdout.options, holdout.labels, room, trials=trials, seed=recipe.seed)
+    trials = recipe.ensemble.trials
+    selection = select(holdout.options, holdout.labels, left, trials=trials, seed=recipe.seed)
     if selection is None:
         smallest = min(holdout.options, key=lambda option: option.bytes)
         raise BudgetError(
             f"no member fits: the smallest, {smallest.member} in {smallest.encoding}, takes "
-            f"{megabytes(smallest.bytes)}, and the budget leaves {megabytes(max(room, 0))}; raise budget_mb"
+            f"{megabytes(smallest.bytes)}, and the budget leaves {megabytes(max(left, 0))}; raise budget_mb"
         )
     chosen = list(zip(selection.options, selection.weights, strict=True))
     job.progress.say("  " + ", ".join(f"{o.member} {o.encoding} {weight:.3f}" for o, weight in chosen))
@@ -149,14 +156,12 @@ def _measured(recipe: Recipe, holdout: _Holdout, selection: Selection, counts: T
     }
 
 
-def _offered(recipe: Recipe, scores: dict[str, dict[str, float]]) -> list[Encoding]:
+def _offered(settings: QuantizationSettings, gaps: Mapping[str, float], sizes: Mapping[str, int]) -> list[str]:
     """The encodings of a member that the ensemble may take: as the recipe says, or the smallest that loses little."""
-    settings = recipe.quantization
     if settings.encodings != "auto":
         return list(settings.encodings)
-    least = scores["float32"]["gap"] - settings.max_loss
-    good = [encoding for encoding in settings.offered if scores[encoding]["gap"] >= least]
-    return [min(good, key=lambda encoding: scores[encoding]["bytes"])]
+    good = [encoding for encoding, found in gaps.items() if found >= gaps["float32"] - settings.max_loss]
+    return [min(good, key=sizes.__getitem__)]
 
 
 def class_prior(counts: Tensor, videos: int) -> Tensor:
@@ -164,7 +169,7 @@ def class_prior(counts: Tensor, videos: int) -> Tensor:
     return (counts / counts.sum().clamp_min(1)).float().expand(videos, -1)
 
 
-def _do_pack(recipe: Recipe, members: Sequence[MemberStages], job: Job) -> None:
+def _do_pack(recipe: Recipe, members: Sequence[MemberStages], names: tuple[str, ...] | None, job: Job) -> None:
     """Write the one file; the budget holds for the file itself."""
     found: dict[str, Any] = read_json(job.inputs["ensemble"] / WEIGHTS)
     by_name = {member.name: member for member in members}
@@ -178,6 +183,6 @@ def _do_pack(recipe: Recipe, members: Sequence[MemberStages], job: Job) -> None:
         "versions": versions(),
         "holdout_gap": {key: value for key, value in found["holdout"].items() if key != "members"},
     }
-    packed = Artifact(recipe.data.record_schema, _label_names(recipe), tuple(shipped), provenance)
+    packed = Artifact(recipe.data.record_schema, names, tuple(shipped), provenance)
     size = artifact.save(job.folder / MODEL, packed, recipe.budget)
     job.progress.say(f"  {megabytes(size)} of {megabytes(recipe.budget)}")

@@ -10,7 +10,7 @@ from reeltag.errors import BudgetError
 from reeltag.executors import Stage
 from reeltag.recipe import Recipe
 from reeltag.stages.data import data_stages
-from reeltag.stages.ensemble import ensemble_stages
+from reeltag.stages.ensemble import ensemble_stages, label_names, room
 from reeltag.stages.imported import ImportedStages
 from reeltag.stages.member import MemberStages
 from reeltag.stages.model import candidate
@@ -33,19 +33,21 @@ def plan(recipe: Recipe, *, without_data: bool = False) -> list[Stage]:
     imported = [ImportedStages(recipe, name) for name in recipe.imported]
     distilled = Distillation(recipe, recipe.distillation) if recipe.distillation else None
     members: list[MemberStages] = [*candidates, *imported, *(distilled.students if distilled else ())]
-    _check_budget(recipe, members)
+    names = label_names(recipe, without_data)
+    _check_budget(recipe, members, room(recipe, names))
     stages = data_stages(recipe, without_data)
     for member in (*candidates, *imported):
         stages += member.stages()
     stages += distilled.stages if distilled else []
-    stages += ensemble_stages(recipe, members, distilled.keepers if distilled else [])
+    stages += ensemble_stages(recipe, members, distilled.keepers if distilled else [], names)
     return stages + result_stages(recipe, members)
 
 
-def _check_budget(recipe: Recipe, members: list[MemberStages]) -> None:
-    """Refuse a budget that nothing can meet before any data is opened."""
+def _check_budget(recipe: Recipe, members: list[MemberStages], left: int) -> None:
+    """Refuse a budget that nothing can meet before any data is opened; `left` of it is for members."""
     encodings = recipe.quantization.offered
     sizes = {member.name: min(min(member.sizes(encoding)) for encoding in encodings) for member in members}
     smallest = min(sizes.values())
-    if smallest > recipe.budget:
-        raise BudgetError(over_budget(smallest, recipe.budget, 0, sizes, sorted(sizes, key=sizes.__getitem__)))
+    if smallest > left:
+        header = recipe.budget - left
+        raise BudgetError(over_budget(header + smallest, recipe.budget, header, sizes, list(sizes)))

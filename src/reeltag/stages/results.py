@@ -35,7 +35,8 @@ def result_stages(recipe: Recipe, members: Sequence[MemberStages]) -> list[Stage
     stages = []
     for member in members:
         inputs = ("data.test", member.finished, member.quantized)
-        stages.append(Stage(f"test.{member.name}", partial(_do_test_member, member), inputs))
+        tested = {"encodings": list(recipe.quantization.tested)}
+        stages.append(Stage(f"test.{member.name}", partial(_do_test_member, member), inputs, tested))
     stages.append(Stage("test.file", _do_test_file, ("data.test", "ensemble", "pack")))
     known = ["ensemble", "pack", "test.file"]
     for member in members:
@@ -56,9 +57,7 @@ def _test_predictions(job: Job, predictor: Predictor, name: str) -> Iterator[Pre
 def _do_test_member(member: MemberStages, job: Job) -> None:
     """Test a member before and after quantisation."""
     content = {}
-    for encoding in (
-        member.encodings[:2] if member.recipe.quantization.encodings != "auto" else ("float32", "uniform-8")
-    ):
+    for encoding in member.recipe.quantization.tested:
         path = member.file(job, encoding)
         predictor = Predictor(artifact.load(path), default_device())
         scores = evaluate(_test_predictions(job, predictor, f"{member.name} {encoding}")).compute()

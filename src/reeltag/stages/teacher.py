@@ -137,7 +137,7 @@ def family_teacher(recipe: Recipe, family: str) -> tuple[Teacher, list[Stage]]:
         tuple(member.predicted for member in members),
         {
             "teachers": len(slots),
-            "models": {member.name: recipe.models[member.name].model_dump() for member in members},
+            "models": {member.name: recipe.models[member.name].decisive() for member in members},
         },
         f"{len(slots)} of {len(members)}",
     )
@@ -163,7 +163,7 @@ def _do_select(recipe: Recipe, members: Sequence[ModelStages], count: int, job: 
     probabilities, labels = [predictions["float32"] for predictions, _ in found], found[0][1]
     chosen, gap = best_combination(probabilities, labels, count)
     names = [members[index].name for index in chosen]
-    models = [recipe.models[name].model_dump() for name in names]
+    models = [recipe.models[name].decisive() for name in names]
     job.progress.say(f"  {', '.join(names)}: hold-out GAP {gap:.5f}")
     write_json(job.folder / SELECTION, {"names": names, "models": models, "gap": gap})
     return content_hash([names, models])

@@ -137,11 +137,13 @@ class Training:
         """Of the largest candidate where it is not known yet; 0 where the number of videos is not known."""
         largest = max(self.source.candidates, key=lambda c: sum(p.numel() for p in self.meta(c).parameters()))
         settings, schema = self.settings(largest), self.recipe.data.record_schema
-        frames = schema.max_frames if settings.frames == "all" else settings.frames
+        meta = self.meta(largest)
+        drawn = schema.max_frames if settings.frames == "all" or meta.pooling.ordered else settings.frames
+        frames = drawn if schema.level == "frame" else 1
         seen = (self.recipe.data.expected_videos or 0) * (epochs or settings.epochs)
         if self.fold is not None and self.recipe.distillation is not None:
             seen *= 1 - 1 / self.recipe.distillation.folds
-        return gpu_hours(self.meta(largest), schema.widths, frames, seen) if seen else 0.0
+        return gpu_hours(meta, schema.widths, frames, seen) if seen else 0.0
 
     def sizes(self, encoding: Encoding) -> list[int]:
         """Bytes of the tensors in an encoding, of each candidate."""
