@@ -1,6 +1,7 @@
 """The recipe of the paper's Figure 1 in small: candidates, teachers, students, second level, one file."""
 
 import json
+import random
 from itertools import combinations
 
 import numpy as np
@@ -19,6 +20,7 @@ from reeltag.recipe_file import load_recipe
 from reeltag.stages.files import split
 from reeltag.stages.plan import plan
 from reeltag.stages.teacher import family_teacher
+from test_run import kill_once
 
 RECIPE = """
 name = "figure-1"
@@ -231,6 +233,19 @@ def test_the_tables_are_the_papers(folder, results):
     plot = (folder / "out" / "report" / "frontier.svg").read_text()
     assert "budget" in plot
     assert "GAP@20" in plot
+
+
+@pytest.mark.slow
+def test_the_graph_killed_at_random_moments_ends_with_the_same_bytes(folder, tmp_path):
+    run(folder)
+    recipe, out, rng, killed = folder / "recipe.toml", tmp_path / "out", random.Random(0), 0
+    while killed < 12 and kill_once(recipe, out, rng.randrange(3, 90)):
+        killed += 1
+    assert killed >= 5
+    assert main(["run", str(recipe), "--out", str(out)]) == 0
+    for name in ("model.reeltag", "report/frontier.svg"):
+        assert (out / name).read_bytes() == (folder / "out" / name).read_bytes()
+    assert not list(out.rglob("*.partial"))
 
 
 ENDS = {"ensemble", "pack", "test.file", "report"}

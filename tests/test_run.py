@@ -246,14 +246,14 @@ sys.exit(main())
 """
 
 
-def kill_once(folder, out, writes):
+def kill_once(recipe, out, writes):
     """Start the run and kill -9 it in the midst of a write; false if it ended before.
 
     A file takes two calls of fsync, one before it gets its name and one after, so this is both kinds of bad
     moment, on a fast machine and on a slow one.
     """
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent / "src")}
-    command = [sys.executable, "-c", KILLS_ITSELF, str(writes), "run", str(folder / "tiny.toml"), "--out", str(out)]
+    command = [sys.executable, "-c", KILLS_ITSELF, str(writes), "run", str(recipe), "--out", str(out)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode != 0
@@ -262,7 +262,7 @@ def kill_once(folder, out, writes):
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(finished, tmp_path):
     out, rng, killed = tmp_path / "out", random.Random(0), 0
-    while killed < 10 and kill_once(finished, out, rng.randrange(3, 16)):
+    while killed < 10 and kill_once(finished / "tiny.toml", out, rng.randrange(3, 16)):
         killed += 1
     assert killed >= 3
     assert main(["run", str(finished / "tiny.toml"), "--out", str(out)]) == 0
