@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
+from reeltag.quantize import ENCODINGS
 from reeltag.storage import megabytes
 
 PAPER_AVERAGING = {"rnn": 0.00339, "netfv": -0.00186, "dbof": 0.00216, "netvlad": 0.00072}
@@ -44,7 +45,7 @@ def _quantization(members: Mapping[str, Any]) -> list[str]:
     models = [model["holdout"] for model in members.values()]
     plain = [scores["float32"] for scores in models]
     rows = []
-    for encoding in models[0]:
+    for encoding in (encoding for encoding in ENCODINGS if encoding in models[0]):
         scores = [scores[encoding] for scores in models]
         changes = [score["gap"] - before["gap"] for score, before in zip(scores, plain, strict=True)]
         seconds = sum(score["seconds"] for score in scores) / sum(before["seconds"] for before in plain)
