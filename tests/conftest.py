@@ -26,6 +26,27 @@ TINY = SyntheticSettings(
     train_videos=24, test_videos=8, shards=2, classes=8, rgb=6, audio=2, frames=(4, 9), order_pairs=1
 )
 
+# The data and the training of recipes that run in seconds.
+TINY_RUN = """[data.synthetic]
+train_videos = 300
+test_videos = 60
+shards = 2
+classes = 12
+rgb = 24
+audio = 8
+frames = [5, 12]
+[training]
+epochs = 6
+batch_size = 32
+frames = 12
+rate = 5e-3
+schedule = "cosine"
+device = "cpu"
+[averaging]
+epochs = 1
+time_constant = 5
+"""
+
 
 def golden(name: str) -> dict[str, npt.NDArray[Any]]:
     """The arrays of a golden file."""

@@ -4,17 +4,19 @@ import csv
 import json
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 import reeltag
-from reeltag.cli import main
+from reeltag.cli import Encoding, main
 from reeltag.data.example import Video, encode
 from reeltag.data.shards import Shards
 from reeltag.data.tfrecord import ShardFile, write_shard
 from reeltag.errors import UsageError
+from reeltag.quantize import ENCODINGS
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +211,10 @@ def test_inspect_and_doctor_say_what_they_find(capsys, model):
 def test_settings_that_contradict_each_other_are_one_message(capsys, tmp_path):
     message = fails(capsys, "data", "synth", tmp_path / "out", "--set", "frames=[1,2]")
     assert message.startswith("error: synthetic data: 1 fault\n")
+
+
+def test_the_command_offers_every_encoding_but_that_of_no_change():
+    assert get_args(Encoding) == ENCODINGS[1:]
 
 
 def test_quantize_and_average_write_models_that_tag(model, tmp_path, capsys):

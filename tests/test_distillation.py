@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import reeltag
+from conftest import TINY_RUN
 from reeltag import artifact, checkpoint, executors
 from reeltag.cli import main
 from reeltag.data.shards import Manifest, Shards, split_folds
@@ -22,31 +23,16 @@ from reeltag.stages.plan import plan
 from reeltag.stages.teacher import family_teacher
 from test_run import kill_once
 
-RECIPE = """
+RECIPE = (
+    """
 name = "figure-1"
 seed = 5
 budget_mb = 0.25
 [data]
 holdout = { fraction = 0.2 }
-[data.synthetic]
-train_videos = 300
-test_videos = 60
-shards = 2
-classes = 12
-rgb = 24
-audio = 8
-frames = [5, 12]
-[training]
-epochs = 6
-batch_size = 32
-frames = 12
-rate = 5e-3
-schedule = "cosine"
-device = "cpu"
-[averaging]
-epochs = 1
-time_constant = 5
-[quantization]
+"""
+    + TINY_RUN
+    + """[quantization]
 encodings = ["uniform-8", "group-4"]
 [models.netvlad]
 family = "netvlad"
@@ -74,6 +60,7 @@ hidden = 32
 bn_decay = 0.9
 grid = { clusters = [2, 4] }
 """
+)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import reeltag
+from conftest import TINY_RUN
 from reeltag import artifact, executors
 from reeltag.artifact import Artifact, Member
 from reeltag.cli import main
@@ -23,29 +24,14 @@ from reeltag.quantize import CodebookTensor
 from reeltag.recipe_file import load_recipe
 from reeltag.stages.plan import plan
 
-RECIPE = """
+RECIPE = (
+    """
 name = "tiny"
 seed = 5
 budget_mb = 0.3
-[data.synthetic]
-train_videos = 300
-test_videos = 60
-shards = 2
-classes = 12
-rgb = 24
-audio = 8
-frames = [5, 12]
-[training]
-epochs = 6
-batch_size = 32
-frames = 12
-rate = 5e-3
-schedule = "cosine"
-device = "cpu"
-[averaging]
-epochs = 1
-time_constant = 5
-[models.a]
+"""
+    + TINY_RUN
+    + """[models.a]
 family = "netvlad"
 clusters = 8
 hidden = 40
@@ -56,6 +42,7 @@ clusters = 4
 hidden = 40
 bn_decay = 0.9
 """
+)
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import TINY
+from conftest import TINY, make_video
 from reeltag.data.batches import training_batches
+from reeltag.data.example import encode
+from reeltag.data.schema import preset
 from reeltag.data.shards import Shards, scan, split_folds
 from reeltag.data.synthetic import write_synthetic
 from reeltag.data.targets import SoftTargets, TargetsWriter
+from reeltag.data.tfrecord import write_shard
 from reeltag.errors import UsageError
 
 
@@ -114,9 +117,14 @@ def test_equal_targets_have_equal_hashes(manifest, probabilities, tmp_path):
     assert sum(entry["taught"] for entry in index["shards"]) == len(manifest)
 
 
-def test_a_hundred_probabilities_take_a_hundredth_of_a_youtube_8m_record():
-    """A video of the mean 230 frames has 1152 bytes a frame; a kept probability two, and its class two."""
-    assert 230 * 1152 / (100 * (2 + 2)) > 100
+def test_a_hundred_probabilities_take_less_than_a_hundredth_of_youtube_8m_records(tmp_path):
+    schema = preset("yt8m-frame")
+    videos = [make_video(schema, 230, name=f"v{number}") for number in range(8)]  # 230 frames are YouTube-8M's mean
+    write_shard(tmp_path / "train.tfrecord", [encode(video, schema) for video in videos])
+    manifest = scan([tmp_path / "train.tfrecord"], schema)
+    write(tmp_path / "targets", manifest, torch.rand(8, schema.classes), 100)
+    size = sum(path.stat().st_size for path in (tmp_path / "targets").iterdir())
+    assert 100 * size < manifest.bytes
 
 
 def test_folds_deal_every_video_out_once():

@@ -127,11 +127,6 @@ class SoftTargets:
             self._files.append(path)
         self._first = manifest.first_records
 
-    @property
-    def bytes(self) -> int:
-        """Size of all files."""
-        return sum(path.stat().st_size for path in self._files)
-
     def rows(self, indices: Indices) -> Tensor:
         """Probabilities [B, C] float32 of the videos with these indices; 0 for classes that were not kept.
 

@@ -33,9 +33,9 @@ def plan(recipe: Recipe, *, without_data: bool = False) -> list[Stage]:
     imported = [ImportedStages(recipe, name) for name in recipe.imported]
     distilled = Distillation(recipe, recipe.distillation) if recipe.distillation else None
     members: list[MemberStages] = [*candidates, *imported, *(distilled.students if distilled else ())]
+    stages = data_stages(recipe, without_data)
     names = label_names(recipe, without_data)
     _check_budget(recipe, members, room(recipe, names))
-    stages = data_stages(recipe, without_data)
     for member in (*candidates, *imported):
         stages += member.stages()
     stages += distilled.stages if distilled else []
