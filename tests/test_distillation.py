@@ -143,6 +143,24 @@ def test_hold_out_videos_have_no_targets_and_all_others_do(folder, manifest, tea
             targets.rows(np.array([index]))
 
 
+def test_students_may_learn_from_every_family(folder):
+    inputs = {
+        cross: {stage.name: stage.inputs for stage in plan(load_recipe(folder / "recipe.toml", [override]))}
+        for cross, override in {c: f"distillation.cross_family={c}" for c in ("true", "false")}.items()
+    }
+    taught_by = {
+        cross: [
+            [each for each in inputs[cross][f"train.{name}"] if each.startswith("targets.")]
+            for name in ("netvlad-student-1", "mean-student-1", "cross", "second-2")
+        ]
+        for cross in inputs
+    }
+    all_families = ["targets.netvlad", "targets.mean"]
+    given = [["targets.netvlad"], ["targets.netvlad-students"]]
+    assert taught_by["true"] == [all_families, all_families, *given]
+    assert taught_by["false"] == [["targets.netvlad"], ["targets.mean"], *given]
+
+
 def top_five(probabilities):
     values, classes = torch.from_numpy(probabilities).topk(5)
     return torch.zeros(len(probabilities)).scatter(0, classes, values.half().float())
@@ -258,6 +276,12 @@ STUDENTS = stages_of("netvlad-student-1", "netvlad-student-2", "cross", "second-
             "models.mean.hidden=601",
             ENDS | stages_of("mean", "mean-student-1") | {"select.mean", "targets.mean", "fold.mean-teacher-1.1"}
             | {"fold.mean-teacher-1.2"},
+        ),
+        (
+            "distillation.cross_family=true",
+            ENDS | stages_of("netvlad-student-1", "netvlad-student-2", "mean-student-1", "second-2", "second-4")
+            | {"targets.netvlad-students", "keep.netvlad"}
+            | {stage for stage in FOLDS if "student" in stage},
         ),
         ("students.cross.hidden=33", ENDS | stages_of("cross")),
         ("students.second.hidden=33", ENDS | stages_of("second-2", "second-4") | {"keep.netvlad"}),

@@ -77,6 +77,37 @@ def test_merging_gives_the_same_wherever_the_videos_are_cut(videos, seed, data):
     np.testing.assert_array_equal(merged.class_ap, whole.class_ap)
 
 
+def slow_map(predictions, labels):
+    """By the definition: of each class with positives, the mean over them of the share of positives ranked as high."""
+    found = []
+    for scores, truth in zip(predictions.T, labels.T, strict=True):
+        order = sorted(range(len(scores)), key=lambda video: (-scores[video], video))
+        ranks = [rank for rank, video in enumerate(order, 1) if truth[video]]
+        if ranks:
+            found.append(sum(number / rank for number, rank in enumerate(ranks, 1)) / len(ranks))
+    return sum(found) / len(found) if found else 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 25), st.integers(1, 40), st.integers(2, 30), st.integers(0, 10_000), st.data())
+def test_map_over_all_scores_is_its_definition_wherever_the_videos_are_cut(videos, classes, levels, seed, data):
+    rng = np.random.default_rng(seed)
+    predictions = (rng.integers(0, levels, (videos, classes)) / levels).astype(np.float32)
+    labels = rng.random((videos, classes)) < 0.2
+    cut = data.draw(st.integers(1, videos - 1))
+    parts = [
+        Metrics.of(torch.from_numpy(predictions[part]), torch.from_numpy(labels[part]), all_scores=True)
+        for part in (slice(cut), slice(cut, None))
+    ]
+    assert Metrics.merge(parts).compute().map_all == pytest.approx(slow_map(predictions, labels), abs=1e-12)
+
+
+def test_map_over_all_scores_is_measured_only_where_asked_for():
+    predictions, labels = torch.rand(4, 30), torch.rand(4, 30) < 0.3
+    assert "map_all" not in Metrics.of(predictions, labels).compute().summary()
+    assert "map_all" in Metrics.of(predictions, labels, all_scores=True).compute().summary()
+
+
 def test_equal_scores_come_in_class_order():
     scores, classes = top_k(torch.tensor([[0.5, 0.9, 0.5, 0.5, 0.1], [0.2, 0.2, 0.2, 0.2, 0.2]]), 3)
     assert classes.tolist() == [[1, 0, 2], [0, 1, 2]]

@@ -30,6 +30,8 @@ class Scores:
         map: mean of `class_ap` over all C classes.
         class_ap: [C], average precision of each class within the videos' top 20; 0 without positives.
         videos: number of videos.
+        map_all: mean over the classes with positives of the average precision over all videos' scores, which is what
+            AudioSet reports; None where it was not asked for.
     """
 
     gap: float
@@ -38,12 +40,13 @@ class Scores:
     map: float
     class_ap: Floats
     videos: int
+    map_all: float | None = None
 
     def summary(self) -> dict[str, float]:
         """The scalars, for JSON; GAP and its companions to 5 decimals."""
         scalars = asdict(self)
         del scalars["class_ap"]
-        return {name: round(value, 5) for name, value in scalars.items()}
+        return {name: round(value, 5) for name, value in scalars.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Metrics:
         hits: [N, k] whether the class is a label.
         precisions: [N] precision at the video's number of labels.
         positives: [C] labels of each class, in the top k or not.
+        everything: [N, C] all scores and all labels, for `Scores.map_all`; None to do without.
     """
 
     scores: npt.NDArray[np.float32]
@@ -63,14 +67,16 @@ class Metrics:
     hits: npt.NDArray[np.bool_]
     precisions: Floats
     positives: npt.NDArray[np.int64]
+    everything: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def of(cls, probabilities: Tensor, labels: Tensor) -> Metrics:
+    def of(cls, probabilities: Tensor, labels: Tensor, *, all_scores: bool = False) -> Metrics:
         """Metrics of a batch.
 
         Args:
             probabilities: [B, C] float32.
             labels: [B, C] bool.
+            all_scores: keep them all, 5 bytes a video and class, for `Scores.map_all`.
         """
         scores, classes = top_k(probabilities, TOP_K)
         hits = labels.gather(1, classes)
@@ -80,18 +86,21 @@ class Metrics:
             hits.cpu().numpy(),
             _precision_at_label_count(probabilities, labels, scores, hits),
             labels.sum(0).cpu().numpy(),
+            (probabilities.cpu(), labels.cpu()) if all_scores else None,
         )
 
     @classmethod
     def merge(cls, parts: Iterable[Metrics]) -> Metrics:
         """Metrics of all parts together, in their order; at least one."""
         each = list(parts)
+        everything = [part.everything for part in each if part.everything is not None]
         return cls(
             np.concatenate([part.scores for part in each]),
             np.concatenate([part.classes for part in each]),
             np.concatenate([part.hits for part in each]),
             np.concatenate([part.precisions for part in each]),
             np.sum([part.positives for part in each], axis=0),
+            (torch.cat([p for p, _ in everything]), torch.cat([y for _, y in everything])) if everything else None,
         )
 
     def compute(self) -> Scores:
@@ -104,6 +113,7 @@ class Metrics:
             map=float(class_ap.mean()),
             class_ap=class_ap,
             videos=len(self.scores),
+            map_all=None if self.everything is None else _mean_over_all(*self.everything),
         )
 
     def gap(self) -> float:
@@ -156,6 +166,15 @@ def _average_precision(hits: npt.NDArray[np.bool_], positives: int) -> float:
         return 0.0
     ranks = np.flatnonzero(hits) + 1
     return float((np.arange(1, len(ranks) + 1) / ranks).sum() / positives)
+
+
+def _mean_over_all(probabilities: Tensor, labels: Tensor) -> float:
+    """Mean of the classes' average precision over all scores [N, C]; classes without positives do not count."""
+    found = []
+    for scores, hits in zip(probabilities.T.numpy(), labels.T.numpy(), strict=True):
+        if hits.any():
+            found.append(_pooled_precision(scores, hits, int(hits.sum())))
+    return float(np.mean(found)) if found else 0.0
 
 
 def _precision_at_label_count(probabilities: Tensor, labels: Tensor, scores: Tensor, hits: Tensor) -> Floats:

@@ -67,8 +67,8 @@ def predict(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Predictions]
         yield Predictions(batch.ids, model(there.frames, there.lengths).cpu(), batch.labels)
 
 
-def evaluate(predictions: Iterable[Predictions]) -> Metrics:
-    """Metrics of labelled predictions.
+def evaluate(predictions: Iterable[Predictions], *, all_scores: bool = False) -> Metrics:
+    """Metrics of labelled predictions; `all_scores` keeps them all in memory, for `Scores.map_all`.
 
     Raises:
         DataError: a video has no labels, or there is no video.
@@ -80,7 +80,7 @@ def evaluate(predictions: Iterable[Predictions]) -> Metrics:
                 f"video {part.ids[0]!r} or one beside it has no labels, so nothing can be measured; "
                 "evaluate on labelled shards, or use `reeltag predict`"
             )
-        parts.append(Metrics.of(part.probabilities, part.labels))
+        parts.append(Metrics.of(part.probabilities, part.labels, all_scores=all_scores))
     if not parts:
         raise DataError("no videos to evaluate")
     return Metrics.merge(parts)

@@ -125,6 +125,12 @@ class EnsembleSettings(_Table):
     trials: int = Field(200, ge=0, description="random weightings beside the greedy ones")
 
 
+class TestSettings(_Table):
+    """What is measured on the test set beside GAP@20 and its companions."""
+
+    all_scores: bool = Field(False, description="mAP over all scores too; takes 5 bytes a video and class")
+
+
 class ModelSettings(_Table):
     """An architecture, and what its training does otherwise than `[training]` says; one table in TOML."""
 
@@ -170,6 +176,7 @@ class DistillationSettings(_Table):
 
     families: tuple[str, ...] | None = Field(None, description="whose models are distilled; all by default")
     teachers: int = Field(3, gt=0, description="n: a family's best combination of so many models teaches")
+    cross_family: bool = Field(False, description="they learn the mean of all families' targets, not of their own's")
     folds: int = Field(
         0, ge=0, description="F: each video's targets come from teachers trained without its fold; 0: in-sample"
     )
@@ -212,6 +219,7 @@ class Recipe(_Table):
     averaging: AveragingSettings | None = None
     quantization: QuantizationSettings = QuantizationSettings()
     ensemble: EnsembleSettings = EnsembleSettings()
+    test: TestSettings = TestSettings()
     models: dict[Name, ModelSettings] = {}
     distillation: DistillationSettings | None = None
     students: dict[Name, StudentSettings] = {}

@@ -47,6 +47,14 @@ def render(results: Mapping[str, Any]) -> str:
                 _row(f"{name}, {encoding}", label if encoding == "float32" else "", scores["bytes"], gap, scores)
             )
     rows.append(_row("class prior", "", None, holdout["prior"], test["prior"]))
+    columns = [
+        "model",
+        "shipped in, weight",
+        "size",
+        "hold-out GAP@20",
+        *(title for _, title in _measured(test["file"])),
+    ]
+    heading = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     best = sorted(test["class_ap"], key=lambda item: -item[1])
     classes = [f"| {_cell(name)} | {ap:.5f} |" for name, ap in [*best[:10], ("…", float("nan")), *best[-10:]]]
     return "\n".join(
@@ -57,8 +65,7 @@ def render(results: Mapping[str, Any]) -> str:
             headline(results),
             "```",
             "",
-            "| model | shipped in, weight | size | hold-out GAP@20 | test GAP@20 | Hit@1 | PERR | mAP |",
-            "|---|---|---|---|---|---|---|---|",
+            *heading,
             *rows,
             "",
             f"Hold-out: {holdout['videos']:,} videos on which no members or weights were chosen. On the "
@@ -84,13 +91,19 @@ def render(results: Mapping[str, Any]) -> str:
     )
 
 
+def _measured(test: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Keys and titles of the test metrics that there are."""
+    titles = {"gap": "test GAP@20", "hit_at_1": "Hit@1", "perr": "PERR", "map": "mAP", "map_all": "mAP, all scores"}
+    return [(key, title) for key, title in titles.items() if key in test]
+
+
 def _row(name: str, shipped: str, size: int | None, holdout: float | None, test: Mapping[str, float]) -> str:
     cells = [
         name,
         shipped,
         "" if size is None else megabytes(size),
         "" if holdout is None else f"{holdout:.5f}",
-        *(f"{test[key]:.5f}" for key in ("gap", "hit_at_1", "perr", "map")),
+        *(f"{test[key]:.5f}" for key, _ in _measured(test)),
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -35,9 +35,11 @@ def result_stages(recipe: Recipe, members: Sequence[MemberStages]) -> list[Stage
     stages = []
     for member in members:
         inputs = ("data.test", member.finished, member.quantized)
-        tested = {"encodings": list(recipe.quantization.tested)}
+        tested = {"encodings": list(recipe.quantization.tested), **recipe.test.model_dump()}
         stages.append(Stage(f"test.{member.name}", partial(_do_test_member, member), inputs, tested))
-    stages.append(Stage("test.file", _do_test_file, ("data.test", "ensemble", "pack")))
+    stages.append(
+        Stage("test.file", partial(_do_test_file, recipe), ("data.test", "ensemble", "pack"), recipe.test.model_dump())
+    )
     known = ["ensemble", "pack", "test.file"]
     for member in members:
         known += [f"test.{member.name}", member.predicted, member.finished]
@@ -60,19 +62,20 @@ def _do_test_member(member: MemberStages, job: Job) -> None:
     for encoding in member.recipe.quantization.tested:
         path = member.file(job, encoding)
         predictor = Predictor(artifact.load(path), default_device())
-        scores = evaluate(_test_predictions(job, predictor, f"{member.name} {encoding}")).compute()
+        predictions = _test_predictions(job, predictor, f"{member.name} {encoding}")
+        scores = evaluate(predictions, all_scores=member.recipe.test.all_scores).compute()
         content[encoding] = scores.summary() | {"bytes": path.stat().st_size}
     write_json(job.folder / SCORES, content)
 
 
-def _do_test_file(job: Job) -> None:
+def _do_test_file(recipe: Recipe, job: Job) -> None:
     """Test the shipped file, beside the prior, and tag a few videos as examples."""
     counts = torch.tensor(read_json(job.inputs["ensemble"] / WEIGHTS)["class_counts"])
     predictor = Predictor(artifact.load(job.inputs["pack"] / MODEL), default_device())
-    parts, priors = [], []
+    measure, parts, priors = partial(evaluate, all_scores=recipe.test.all_scores), [], []
     for part in _test_predictions(job, predictor, "the file"):
-        parts.append(evaluate([part]))
-        priors.append(evaluate([replace(part, probabilities=class_prior(counts, len(part.ids)))]))
+        parts.append(measure([part]))
+        priors.append(measure([replace(part, probabilities=class_prior(counts, len(part.ids)))]))
     scores, prior = Metrics.merge(parts).compute(), Metrics.merge(priors).compute()
     shards, names = Shards(load_manifest(job, "test")), predictor.label_names
     examples = []

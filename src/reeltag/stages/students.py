@@ -46,15 +46,19 @@ class Distillation:
     def _first_level(self, own: dict[str, StudentSettings]) -> None:
         """Teachers of hard labels; their architectures anew, then architectures of the students' own."""
         targets = {}
+        distilled, cross = self.recipe.distilled_families, self.settings.cross_family
+        teaching = set(self.recipe.families if cross and distilled else distilled)
+        teaching |= {family for student in own.values() for family in student.taught_by}
         for family in self.recipe.families:
-            if family in self.recipe.distilled_families or any(family in each.taught_by for each in own.values()):
+            if family in teaching:
                 teacher, stages = family_teacher(self.recipe, family)
                 self.stages += stages
                 targets[family] = teacher.targets
-        for family in self.recipe.distilled_families:
+        for family in distilled:
+            taught_by = tuple(targets[each] for each in (self.recipe.families if cross else (family,)))
             for slot in teacher_slots(self.recipe, family):
                 name, source = f"{family}-student-{slot.number + 1}", replace(slot, dropout=self.settings.dropout)
-                model = ModelStages(self.recipe, name, source, (targets[family],), self.settings.training)
+                model = ModelStages(self.recipe, name, source, taught_by, self.settings.training)
                 self._add(model)
                 self._first.setdefault(family, []).append(model)
         for name, student in own.items():
