@@ -143,22 +143,16 @@ def test_hold_out_videos_have_no_targets_and_all_others_do(folder, manifest, tea
             targets.rows(np.array([index]))
 
 
-def test_students_may_learn_from_every_family(folder):
-    inputs = {
-        cross: {stage.name: stage.inputs for stage in plan(load_recipe(folder / "recipe.toml", [override]))}
-        for cross, override in {c: f"distillation.cross_family={c}" for c in ("true", "false")}.items()
-    }
-    taught_by = {
-        cross: [
-            [each for each in inputs[cross][f"train.{name}"] if each.startswith("targets.")]
-            for name in ("netvlad-student-1", "mean-student-1", "cross", "second-2")
-        ]
-        for cross in inputs
-    }
-    all_families = ["targets.netvlad", "targets.mean"]
-    given = [["targets.netvlad"], ["targets.netvlad-students"]]
-    assert taught_by["true"] == [all_families, all_families, *given]
-    assert taught_by["false"] == [["targets.netvlad"], ["targets.mean"], *given]
+@pytest.mark.parametrize("cross", [True, False])
+def test_students_learn_from_their_own_family_or_from_all(folder, cross):
+    override = f"distillation.cross_family={str(cross).lower()}"
+    stages = plan(load_recipe(folder / "recipe.toml", [override]))
+    taught_by = {s.name: {each for each in s.inputs if each.startswith("targets.")} for s in stages}
+    netvlad, mean = "targets.netvlad", "targets.mean"
+    assert taught_by["train.netvlad-student-1"] == ({netvlad, mean} if cross else {netvlad})
+    assert taught_by["train.mean-student-1"] == ({netvlad, mean} if cross else {mean})
+    assert taught_by["train.cross"] == {netvlad}
+    assert taught_by["train.second-2"] == {"targets.netvlad-students"}
 
 
 def top_five(probabilities):
@@ -240,6 +234,22 @@ def test_the_tables_are_the_papers(folder, results):
     assert "GAP@20" in plot
 
 
+def test_map_over_all_scores_is_reported_where_asked_for(folder, capsys):
+    override, out = "test.all_scores=true", folder / "out"
+    done = executors.statuses(plan(load_recipe(folder / "recipe.toml", [override])), out)
+    measured_anew = {stage for stage in ALL_MODELS if stage.startswith("test.")} | {"test.file", "report"}
+    assert {name for name, status in done.items() if status != "done"} == measured_anew
+    results = run(folder, override)
+    assert "mAP, all scores" in (out / "report" / "report.md").read_text()
+    manifest = Manifest.load(stage_folder(folder, "data.test") / "manifest.safetensors")
+    shards = [str(shard.path) for shard in manifest.shards]
+    capsys.readouterr()
+    assert main(["evaluate", str(out / "model.reeltag"), *shards, "--all-scores", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["map_all"] == results["test"]["file"]["map_all"] > 0.3
+    assert all("map_all" in member["test"]["float32"] for member in results["members"].values())
+    assert "map_all" not in run(folder)["test"]["file"]
+
+
 @pytest.mark.slow
 def test_the_graph_killed_at_random_moments_ends_with_the_same_bytes(folder, tmp_path):
     run(folder)
@@ -263,6 +273,9 @@ def stages_of(*names):
 FOLDS = {f"fold.netvlad-{kind}-{n}.{f}" for kind in ("teacher", "student") for n in (1, 2) for f in (1, 2)}
 TAUGHT_BY_NETVLAD = {"select.netvlad", "targets.netvlad", "targets.netvlad-students", "keep.netvlad"} | FOLDS
 STUDENTS = stages_of("netvlad-student-1", "netvlad-student-2", "cross", "second-2", "second-4")
+OF_STUDENTS = {"targets.netvlad-students", "keep.netvlad"} | {stage for stage in FOLDS if "student" in stage}
+ALL_MODELS = STUDENTS | stages_of("mean-student-1", "mean", "netvlad-4", "netvlad-6", "netvlad-8")
+ALL_STUDENTS = STUDENTS | stages_of("mean-student-1") | OF_STUDENTS
 
 
 @pytest.mark.parametrize(
@@ -279,10 +292,15 @@ STUDENTS = stages_of("netvlad-student-1", "netvlad-student-2", "cross", "second-
         ),
         (
             "distillation.cross_family=true",
-            ENDS | stages_of("netvlad-student-1", "netvlad-student-2", "mean-student-1", "second-2", "second-4")
-            | {"targets.netvlad-students", "keep.netvlad"}
-            | {stage for stage in FOLDS if "student" in stage},
+            ENDS | (ALL_STUDENTS - stages_of("cross")),
         ),
+        ("distillation.dropout=0.1", ENDS | (ALL_STUDENTS - stages_of("cross"))),
+        ("distillation.label_share=0.3", ENDS | ALL_STUDENTS),
+        ("distillation.training.epochs=8", ENDS | ALL_STUDENTS),
+        ("distillation.top_k=4", ENDS | ALL_STUDENTS | {"targets.netvlad", "targets.mean"}),
+        ("distillation.tolerance=0.5", ENDS | {"keep.netvlad"}),
+        ("distillation.training.workers=1", set()),
+        ("students.cross.training.workers=1", set()),
         ("students.cross.hidden=33", ENDS | stages_of("cross")),
         ("students.second.hidden=33", ENDS | stages_of("second-2", "second-4") | {"keep.netvlad"}),
         ("distillation.keep=1", ENDS | {"keep.netvlad"}),

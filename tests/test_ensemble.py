@@ -76,13 +76,25 @@ def test_no_subset_with_equal_weights_that_fits_is_better(seed):
             assert selection.gap >= Metrics.of(mean, labels).gap() - 1e-9
 
 
-def test_greedy_picks_go_for_the_largest_gain_and_count_as_weights():
-    options, labels = problem(3, 5)
+def mean_gap(options, picks, labels):
+    return gap(sum(options[index].probabilities for index in picks) / len(picks), labels)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_greedy_picks_go_for_the_largest_gain_and_count_as_weights(seed):
+    options, labels = problem(seed, 5)
+    picks, way = [], []
+    for _ in range(30):
+        found = [
+            (mean_gap(options, [*picks, index], labels), 0 if index in picks else -option.bytes, -index)
+            for index, option in enumerate(options)
+        ]
+        picks = [*picks, -max(found)[2]]
+        way.append((mean_gap(options, picks, labels), -len(picks), picks))
+    best = max(way)[2]
     selection = greedy(options, labels, 10**9)
-    first = max(options, key=lambda option: gap(option.probabilities, labels))
-    assert first.member in {option.member for option in selection.options}
-    assert selection.gap >= gap(first.probabilities, labels)
-    assert all(1 / 30 <= weight <= 1 for weight in selection.weights)
+    shares = {option.member: weight for option, weight in zip(selection.options, selection.weights, strict=True)}
+    assert shares == pytest.approx({options[index].member: best.count(index) / len(best) for index in best})
 
 
 def test_gain_by_byte_passes_by_a_large_member_that_is_hardly_better():
@@ -99,12 +111,16 @@ def test_gain_by_byte_passes_by_a_large_member_that_is_hardly_better():
     assert [option.member for option in greedy(offered, labels, 1000, by_bytes=True).options] == ["small"]
 
 
-def test_the_frontier_rises_and_ends_with_everything_allowed():
-    options, labels = problem(7, 6, 2)
+@pytest.mark.parametrize("seed", range(5))
+def test_no_subset_is_both_smaller_and_better_than_a_point_of_the_frontier(seed):
+    options, labels = problem(seed, 6)
     points = frontier(options, labels, 10)
-    assert [p.gap for p in points] == sorted(p.gap for p in points)
     assert points[0].bytes <= min(option.bytes for option in options) * 1.001
-    assert points[-1].gap == pytest.approx(greedy(options, labels, 10**9).gap, abs=0.02)
+    for count in range(1, 7):
+        for subset in combinations(options, count):
+            size = sum(option.bytes for option in subset)
+            mean = mean_gap(subset, range(count), labels)
+            assert all(point.gap >= mean - 1e-9 for point in points if point.bytes >= size)
 
 
 @pytest.mark.parametrize(("models", "count"), [(5, 3), (3, 3), (2, 3), (6, 1)])
@@ -124,8 +140,12 @@ def test_many_models_are_combined_greedily():
     options, labels = problem(13, 40)
     probabilities = [option.probabilities for option in options]
     chosen, found = best_combination(probabilities, labels, 3)
-    assert len(set(chosen)) == 3
-    assert found >= max(gap(each, labels) for each in probabilities)
+    best = []
+    for _ in range(3):
+        left = [index for index in range(40) if index not in best]
+        best.append(max(left, key=lambda index: mean_gap(options, [*best, index], labels)))
+    assert chosen == sorted(best)
+    assert found == pytest.approx(mean_gap(options, best, labels), abs=1e-9)
 
 
 def test_random_search_is_never_below_equal_weights_and_never_falls_with_more_trials():

@@ -106,7 +106,7 @@ def evaluate(
     Args:
         model: A .reeltag file.
         shards: Paths or glob patterns of TFRecord files.
-        all_scores: Also mAP over all scores (map_all), as AudioSet reports it; takes 5 bytes a video and class.
+        all_scores: Also mAP over all scores (map_all), as AudioSet reports it; takes 10 bytes a video and class.
         per_class: Write the average precision of each class to this CSV file.
         json: Print one JSON object instead of text.
     """

@@ -48,11 +48,13 @@ class Selection:
         options: what was chosen, in the order in which it was offered.
         weights: of each, summing to 1.
         gap: of their weighted mean, on the videos that it was chosen on.
+        drawn: the best weights of random search for these options.
     """
 
     options: tuple[Option, ...]
     weights: tuple[float, ...]
     gap: float
+    drawn: tuple[float, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -75,32 +77,50 @@ def select(options: Sequence[Option], labels: Tensor, budget: int, *, trials: in
     Returns:
         The selection, or None where not even one option fits.
     """
-    found = [greedy(options, labels, budget), greedy(options, labels, budget, by_bytes=True)]
-    found += [weighted(subset, labels) for subset in _subsets(options, budget)]
-    fitting = [selection for selection in found if selection.options]
-    if not fitting:
+    best = _best(options, labels, budget, {})
+    if not best.options:
         return None
-    best = max(fitting, key=lambda selection: (selection.gap, -selection.bytes))
-    drawn = random_search([option.probabilities for option in best.options], labels, trials=trials, seed=seed)
-    return replace(best, weights=tuple(drawn[0]), gap=drawn[1]) if drawn[1] > best.gap else best
+    drawn, found = random_search([option.probabilities for option in best.options], labels, trials=trials, seed=seed)
+    best = replace(best, drawn=tuple(drawn))
+    return replace(best, weights=best.drawn, gap=found) if found > best.gap else best
 
 
-def greedy(options: Sequence[Option], labels: Tensor, budget: int, *, by_bytes: bool = False) -> Selection:
+def _best(options: Sequence[Option], labels: Tensor, budget: int, known: dict[tuple[int, ...], float]) -> Selection:
+    """The best of both greedy ways and of the subsets, without the random search."""
+    found = [greedy(options, labels, budget, by_bytes=by_bytes, known=known) for by_bytes in (False, True)]
+    found += [weighted(subset, labels) for subset in _subsets(options, budget)]
+    return max(found, key=lambda selection: (selection.gap, -selection.bytes))
+
+
+def greedy(
+    options: Sequence[Option],
+    labels: Tensor,
+    budget: int,
+    *,
+    by_bytes: bool = False,
+    known: dict[tuple[int, ...], float] | None = None,
+) -> Selection:
     """Pick again and again what helps the mean most among what still fits; ends with the best of the way.
 
     Args:
         options: members in their encodings.
         labels: [N, C] bool.
         budget: most bytes.
-        by_bytes: prefer a new member's gain a byte, so that a large one must be worth its room.
+        by_bytes: prefer a new member's gain a byte, so that a large one must be worth its room; picking one again
+            takes no bytes, so any gain by that comes first.
+        known: GAP of what was picked before, which searches of the same options at other budgets share.
     """
+    known = {} if known is None else known
     picks: list[int] = []
     best, best_gap, current = picks, -1.0, 0.0
     total = torch.zeros(labels.shape)
     for _ in range(ROUNDS):
         moves = []
         for index, cost in _fitting(options, picks, budget):
-            after = gap((total + options[index].probabilities) / (len(picks) + 1), labels)
+            together = tuple(sorted((*picks, index)))
+            if together not in known:
+                known[together] = gap((total + options[index].probabilities) / len(together), labels)
+            after = known[together]
             gain = after - current
             moves.append((gain / cost if by_bytes and cost and gain > 0 else gain, -cost, index, after))
         if not moves:
@@ -152,8 +172,9 @@ def frontier(options: Sequence[Option], labels: Tensor, points: int) -> list[Sel
     largest = sum(max(o.bytes for o in options if o.member == member) for member in {o.member for o in options})
     budgets = np.geomspace(smallest, max(largest, smallest), points).round().astype(int).tolist()
     found: list[Selection] = []
+    known: dict[tuple[int, ...], float] = {}
     for budget in budgets:
-        selection = greedy(options, labels, budget)
+        selection = _best(options, labels, budget, known)
         if not found or selection.gap > found[-1].gap:
             found.append(selection)
     return found
@@ -210,5 +231,7 @@ def random_search(
 
 def ensemble_gap(probabilities: Sequence[Tensor], labels: Tensor, weights: Sequence[float]) -> float:
     """GAP@20 of a weighted mean."""
-    mixed = torch.stack([w * p for w, p in zip(weights, probabilities, strict=True)]).sum(0)
+    mixed = torch.zeros(labels.shape)
+    for weight, each in zip(weights, probabilities, strict=True):
+        mixed.add_(each, alpha=weight)  # one after the other: a stack of all would be as large again
     return gap(mixed, labels)

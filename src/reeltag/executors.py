@@ -81,7 +81,6 @@ def run(stages: Sequence[Stage], out: Path, progress: Progress) -> dict[str, Pat
         else:
             progress.say(title)
             folder.mkdir(parents=True, exist_ok=True)
-            remove_partials(folder)
             begin = time.perf_counter()
             job = Job(folder, {name: folders[name] for name in stage.inputs}, progress)
             digest = stage.work(job) or folder.name
@@ -115,7 +114,7 @@ def listing(stages: Sequence[Stage], out: Path) -> list[str]:
         hours = f"{stage.gpu_hours:.2f} GPU h" if stage.gpu_hours >= 0.005 else ""
         lines.append(f"{done[stage.name]:<10}  {stage.name:<{width}}  {', '.join(filter(None, [stage.note, hours]))}")
     left = sum(stage.gpu_hours for stage in stages if done[stage.name] != "done")
-    hours = f"; trainings to do: about {left:.2f} GPU hours at 10 TFLOP/s" if left else ""
+    hours = f"; trainings to do: about {left:.2f} GPU hours at 10 TFLOP/s" if left >= 0.005 else ""
     lines.append(f"{len(stages)} stages{hours}")
     return [line.rstrip() for line in lines]
 

@@ -76,7 +76,7 @@ class Metrics:
         Args:
             probabilities: [B, C] float32.
             labels: [B, C] bool.
-            all_scores: keep them all, 5 bytes a video and class, for `Scores.map_all`.
+            all_scores: keep them all, 5 bytes a video and class (10 while merging), for `Scores.map_all`.
         """
         scores, classes = top_k(probabilities, TOP_K)
         hits = labels.gather(1, classes)

@@ -128,7 +128,7 @@ class EnsembleSettings(_Table):
 class TestSettings(_Table):
     """What is measured on the test set beside GAP@20 and its companions."""
 
-    all_scores: bool = Field(False, description="mAP over all scores too; takes 5 bytes a video and class")
+    all_scores: bool = Field(False, description="mAP over all scores too; takes 10 bytes a video and class")
 
 
 class ModelSettings(_Table):
@@ -310,9 +310,12 @@ class Recipe(_Table):
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides the result: not where the data lie, nor where and with what help it runs."""
-        content = self.model_dump(
-            mode="json", exclude={"data": {"root", "videos"}, "training": NOT_DECISIVE, "imported": True}
-        )
+        content = self.dump()
+        del content["imported"], content["test"], content["data"]["root"], content["data"]["videos"]
+        trained = [*content["models"].values(), *content["students"].values()]
+        for table in (content, content["distillation"] or {}, *trained):
+            for key in NOT_DECISIVE & set(table.get("training", {})):
+                del table["training"][key]
         return content_hash(content)
 
 

@@ -89,8 +89,8 @@ def _umask() -> int:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what a killed process left of files that it was writing."""
-    for leftover in folder.glob(".*.partial"):
+    """Remove what a killed process left of files that it was writing, in subfolders too."""
+    for leftover in folder.rglob(".*.partial"):
         leftover.unlink()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def spell_out_grids(table: Table, section: str) -> list[str]:
         elif fault := _grid_fault(entry["grid"]):
             faults.append(f"{section}.{name}.grid: {fault}")
             continue
-        elif blocked := [key for key in entry["grid"] if _set(_copy(entry), key, None)]:
+        elif blocked := [key for key in entry["grid"] if _set(deepcopy(entry), key, None)]:
             faults.append(f"{section}.{name}.grid: {blocked[0]} leads into a value, not into a table")
             continue
         else:
@@ -108,15 +109,11 @@ def _grid_fault(grid: Any) -> str | None:
 def _combinations(name: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
     grid = entry["grid"]
     for values in product(*grid.values()):
-        copy = _copy(entry)
+        copy = dict(deepcopy(entry))
         del copy["grid"]
         for key, value in zip(grid, values, strict=True):
             _set(copy, key, value)
         yield "-".join([name, *map(_plain, values)]), copy
-
-
-def _copy(entry: Mapping[str, Any]) -> Table:
-    return {key: dict(value) if isinstance(value, dict) else value for key, value in entry.items()}
 
 
 def _plain(value: object) -> str:

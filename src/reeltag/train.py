@@ -35,7 +35,8 @@ CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 30.0, 0.05
 ADAM_EPSILON, ADAM_BETA2 = 1e-8, 0.999
 
 
-# Settings that change where and how fast a training runs, but not what comes out.
+# Settings that change where and how fast a training runs, but not what comes out. A device does decide the precision
+# where that is "auto": a run that moves to another one keeps what it has trained.
 NOT_DECISIVE = {"device", "workers"}
 
 

@@ -297,7 +297,8 @@ def step_positions(count: int, seed: int, step: int, batch_size: int) -> Indices
     """
     begin = step * batch_size
     epochs = range(begin // count, (begin + batch_size - 1) // count + 1)
-    stream = np.concatenate([_cached_order(count, seed, epoch) for epoch in epochs])
+    parts = [_cached_order(count, seed, epoch) for epoch in epochs]
+    stream = parts[0] if len(parts) == 1 else np.concatenate(parts)  # an epoch may have millions of videos
     begin -= epochs[0] * count
     return stream[begin : begin + batch_size]
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from reeltag.storage import megabytes
 
+SHOWN_CLASSES = 10  # best and worst
+
 
 def headline(results: Mapping[str, Any]) -> str:
     """The run in three lines: size, hold-out GAP beside what it has to beat, and test GAP."""
@@ -56,7 +58,9 @@ def render(results: Mapping[str, Any]) -> str:
     ]
     heading = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     best = sorted(test["class_ap"], key=lambda item: -item[1])
-    classes = [f"| {_cell(name)} | {ap:.5f} |" for name, ap in [*best[:10], ("…", float("nan")), *best[-10:]]]
+    classes = [f"| {_cell(name)} | {ap:.5f} |" for name, ap in best]
+    if len(classes) > 2 * SHOWN_CLASSES:
+        classes[SHOWN_CLASSES:-SHOWN_CLASSES] = ["| … | |"]
     return "\n".join(
         [
             f"# {results['recipe']}",
@@ -68,8 +72,9 @@ def render(results: Mapping[str, Any]) -> str:
             *heading,
             *rows,
             "",
-            f"Hold-out: {holdout['videos']:,} videos on which no members or weights were chosen. On the "
-            f"{holdout['chosen_on']:,} where they were, the file has {holdout['file_where_chosen']:.5f}. "
+            f"Hold-out: {holdout['videos']:,} videos on which the ensemble's members, encodings and weights were not "
+            f"chosen. On the {holdout['chosen_on']:,} where they were, the file has "
+            f"{holdout['file_where_chosen']:.5f}. "
             f"With equal weights it would have {holdout['equal_weights']:.5f}, with those of random search "
             f"{holdout['random_search']:.5f}. Test: {test['file']['videos']:,} videos that nothing was chosen on.",
             "",
@@ -85,7 +90,7 @@ def render(results: Mapping[str, Any]) -> str:
             "",
             "| class | AP |",
             "|---|---|",
-            *[row.replace("nan", "") for row in classes],
+            *classes,
             "",
         ]
     )

@@ -27,7 +27,7 @@ def frontier_plot(results: Mapping[str, Any]) -> bytes:
         axes.axvline(results["budget"] / 1e6, color=RED, lw=1, ls=":", label="budget")
         axes.set(xscale="log", xlabel="MB", ylabel="hold-out GAP@20", title=f"{results['recipe']}: GAP against size")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if str(value)[:1] in "25" else "")
+        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="lower right")

@@ -15,7 +15,7 @@ from torch import Tensor
 from reeltag import artifact
 from reeltag.artifact import Artifact
 from reeltag.data.schema import read_label_names
-from reeltag.ensemble import Option, Selection, ensemble_gap, frontier, random_search, select
+from reeltag.ensemble import Option, Selection, ensemble_gap, frontier, select
 from reeltag.environment import versions
 from reeltag.errors import BudgetError
 from reeltag.executors import Job, Stage
@@ -77,7 +77,7 @@ class _Holdout:
     Attributes:
         options: members in the encodings that may be shipped, on the half that is chosen on.
         labels: of that half.
-        checks: the same options by member and encoding, on the half that nothing is chosen on.
+        checks: the same options by member and encoding, on the half that the ensemble is not chosen on.
         plain: members in float32, on that half.
         check_labels: of that half.
     """
@@ -142,7 +142,6 @@ def _do_ensemble(recipe: Recipe, members: Sequence[MemberStages], keepers: Seque
 def _measured(recipe: Recipe, holdout: _Holdout, selection: Selection, counts: Tensor) -> dict[str, Any]:
     """GAP of the selection, of other weights for its members, and of what it has to beat."""
     parts = [option.probabilities for option in selection.options]
-    drawn, _ = random_search(parts, holdout.labels, trials=recipe.ensemble.trials, seed=recipe.seed)
     labels = holdout.check_labels
     return {
         "videos": len(labels),
@@ -150,7 +149,7 @@ def _measured(recipe: Recipe, holdout: _Holdout, selection: Selection, counts: T
         "file": holdout.check(selection.options, selection.weights),
         "file_where_chosen": selection.gap,
         "equal_weights": holdout.check(selection.options, [1 / len(parts)] * len(parts)),
-        "random_search": holdout.check(selection.options, drawn),
+        "random_search": holdout.check(selection.options, selection.drawn),
         "members": {name: gap(probabilities, labels) for name, probabilities in holdout.plain.items()},
         "prior": gap(class_prior(counts, len(labels)), labels),
     }

@@ -35,7 +35,7 @@ class Distillation:
         self.stages: list[Stage] = []
         self.students: list[ModelStages] = []
         self.keepers: list[str] = []
-        self._first: dict[str, list[ModelStages]] = {}  # students that their own family taught, by family
+        self._first: dict[str, list[ModelStages]] = {}  # those that teach the second level, by family
         first, second = (
             {name: student for name, student in recipe.students.items() if student.level == level} for level in (1, 2)
         )
