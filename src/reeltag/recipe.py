@@ -314,8 +314,8 @@ class Recipe(_Table):
         del content["imported"], content["test"], content["data"]["root"], content["data"]["videos"]
         trained = [*content["models"].values(), *content["students"].values()]
         for table in (content, content["distillation"] or {}, *trained):
-            for key in NOT_DECISIVE & set(table.get("training", {})):
-                del table["training"][key]
+            training: dict[str, Any] = table.get("training", {})
+            table["training"] = {key: value for key, value in training.items() if key not in NOT_DECISIVE}
         return content_hash(content)
 
 

@@ -297,10 +297,10 @@ def step_positions(count: int, seed: int, step: int, batch_size: int) -> Indices
     """
     begin = step * batch_size
     epochs = range(begin // count, (begin + batch_size - 1) // count + 1)
-    parts = [_cached_order(count, seed, epoch) for epoch in epochs]
-    stream = parts[0] if len(parts) == 1 else np.concatenate(parts)  # an epoch may have millions of videos
     begin -= epochs[0] * count
-    return stream[begin : begin + batch_size]
+    # Cut first: an epoch may have millions of videos.
+    orders = [_cached_order(count, seed, epoch)[: begin + batch_size] for epoch in epochs]
+    return np.concatenate([orders[0][begin:], *orders[1:]])[:batch_size]
 
 
 _cached_order = lru_cache(maxsize=4)(epoch_order)
