@@ -123,12 +123,15 @@ class Metrics:
         return _pooled_precision(self.scores, self.hits, int(self.positives.sum()))
 
     def _class_ap(self) -> Floats:
-        classes, hits = self.classes.ravel(), self.hits.ravel()
-        order = np.lexsort((-self.scores.ravel(), classes))  # stable: by class, then by score
-        bounds = np.searchsorted(classes[order], np.arange(len(self.positives) + 1))
-        sorted_hits = hits[order]
-        spans = zip(bounds[:-1], bounds[1:], self.positives, strict=True)
-        return np.array([_average_precision(sorted_hits[a:b], int(total)) for a, b, total in spans])
+        by_score = np.argsort(-self.scores, axis=None, kind="stable")
+        classes = self.classes.ravel()[by_score]
+        by_class = np.argsort(classes.astype(np.min_scalar_type(len(self.positives))), kind="stable")  # radix sort
+        classes, hits = classes[by_class], self.hits.ravel()[by_score][by_class]
+        places = np.flatnonzero(hits)
+        of = classes[places]
+        ranks = places - np.searchsorted(classes, of) + 1  # within the class
+        found = np.arange(len(of)) - np.searchsorted(of, of) + 1
+        return np.bincount(of, found / ranks, minlength=len(self.positives)) / np.maximum(self.positives, 1)
 
 
 def gap(probabilities: Tensor, labels: Tensor) -> float:
