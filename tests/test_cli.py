@@ -141,7 +141,7 @@ def test_recipe_and_usage_faults_exit_with_2(capsys, tmp_path):
     recipe = "recipes/quickstart.toml"
     assert "did you mean 'epochs'" in fails(capsys, "run", recipe, "--set", "training.epoch=3", "--out", tmp_path / "o")
     assert "over the budget" in fails(capsys, "run", recipe, "--set", "budget_mb=0.1", "--out", tmp_path / "o")
-    assert "the recipe trains" in fails(capsys, "train", recipe, "--model", "c", "--out", tmp_path / "o")
+    assert "there are netvlad-16" in fails(capsys, "train", recipe, "--model", "c", "--out", tmp_path / "o")
     assert "unknown key" in fails(capsys, "data", "synth", tmp_path / "s", "--set", "videos=3")
     assert main(["predcit"]) == 2
     assert main(["predict"]) == 2

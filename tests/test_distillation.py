@@ -103,7 +103,7 @@ def test_the_file_holds_the_budget_and_beats_the_prior(folder, results):
 
 def test_every_model_is_there(results):
     students = {"netvlad-student-1", "netvlad-student-2", "mean-student-1", "cross", "second-2", "second-4"}
-    assert {name for name, model in results["members"].items() if model["student"]} == students
+    assert {name for name, model in results["members"].items() if model["taught_by"]} == students
     assert set(results["members"]) - students == {"netvlad-4", "netvlad-6", "netvlad-8", "mean"}
 
 
@@ -223,7 +223,7 @@ def test_the_tables_are_the_papers(folder, results):
     for title in ("Table 1. Weight averaging", "Table 2. Quantisation", "Table 3. Distillation", "Table 4. The file"):
         assert f"## {title}" in tables
     student, before = (results["members"][name]["test"]["float32"]["gap"] for name in ("mean-student-1", "mean"))
-    assert f"| mean-student-1 (like mean) | {student:.5f} | {before:.5f} | {student - before:+.5f} |" in tables
+    assert f"| mean-student-1 (like mean) | mean | {student:.5f} | {before:.5f} | {student - before:+.5f} |" in tables
     averaging = [results["members"][f"netvlad-{k}"]["averaging"] for k in (4, 6, 8)]
     change = np.mean([scores["averaged"] - scores["plain"] for scores in averaging])
     assert f"| netvlad | 3 | {change:+.5f} |" in tables
@@ -248,6 +248,18 @@ def test_map_over_all_scores_is_reported_where_asked_for(folder, capsys):
     assert json.loads(capsys.readouterr().out)["map_all"] == results["test"]["file"]["map_all"] > 0.3
     assert all("map_all" in member["test"]["float32"] for member in results["members"].values())
     assert "map_all" not in run(folder)["test"]["file"]
+
+
+def test_a_candidate_that_is_not_chosen_redoes_no_student(folder):
+    before = ["distillation.folds=0"]
+    selection = json.loads((stage_folder(folder, "select.netvlad", *before) / "selection.json").read_text())
+    (loser,) = {4, 6, 8} - {int(name.removeprefix("netvlad-")) for name in selection["names"]}
+    sizes = [2 if size == loser else size for size in (4, 6, 8)]
+    after = [*before, f"models.netvlad.grid.clusters={sizes}"]
+    assert stage_folder(folder, "train.netvlad-2", *after).is_dir()
+    for stage in ("targets.netvlad", "train.netvlad-student-1", "train.second-2"):
+        folders = {stage_folder(folder, stage, *overrides) for overrides in (before, after)}
+        assert len(folders) == (2 if stage.startswith("targets") else 1)
 
 
 @pytest.mark.slow

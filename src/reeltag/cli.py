@@ -85,7 +85,8 @@ def train(recipe: Path, /, *, model: list[str] = [], out: Path | None = None, se
     loaded = load_recipe(recipe, set_)
     if unknown := [name for name in model if name not in loaded.models]:
         raise UsageError(
-            f"{recipe}: no model {', '.join(unknown)}; the recipe trains {', '.join(loaded.models) or 'none'}"
+            f"{recipe}: no model {', '.join(unknown)} under models; there are {', '.join(loaded.models) or 'none'}; "
+            "students and imported files take a whole `reeltag run`"
         )
     targets = {name: candidate(loaded, name).finished for name in model or loaded.models}
     out = out or Path("runs") / loaded.name
@@ -189,6 +190,8 @@ def average(*models: Path, out: Path) -> None:
     from reeltag.storage import counted, megabytes, refuse_existing
 
     refuse_existing(out)
+    if twice := {str(model) for model in models if models.count(model) > 1}:
+        raise UsageError(f"{', '.join(sorted(twice))}: is given twice; the mean takes each model once")
     size = artifact.save(out, artifact.averaged({str(model): artifact.load(model) for model in models}))
     print(f"{out}: {megabytes(size)}, the mean of {counted(len(models), 'model')}")
 
@@ -233,6 +236,7 @@ def inspect(model: Path, /, *, json: bool = False) -> None:
         json: Print one JSON object instead of text.
     """
     from reeltag import artifact
+    from reeltag.quantize import stored_as
     from reeltag.storage import counted, megabytes
 
     shipped = artifact.load(model)
@@ -246,7 +250,8 @@ def inspect(model: Path, /, *, json: bool = False) -> None:
     print(f"reads     {schema.level} level, {features}, {schema.dtype}, at most {schema.max_frames} frames")
     print(f"classes   {schema.classes}{'' if shipped.label_names else ', without names'}")
     for member in shipped.members:
-        print(f"member    {member.name}: {megabytes(artifact.stored_bytes(member.state))}, weight {member.weight:.4f}")
+        stored = f"{megabytes(artifact.stored_bytes(member.state))}, {stored_as(member.state)}"
+        print(f"member    {member.name}: {stored}, weight {member.weight:.4f}")
         print(f"          {member.config.model_dump_json()}")
     print(f"made by   {json_module.dumps(dict(shipped.provenance), ensure_ascii=False)}")
 
@@ -296,8 +301,9 @@ def _execute(recipe: Recipe, stages: Sequence[Stage], out: Path) -> dict[str, Pa
     for device in recipe.devices:
         check_device(device)
     executors.claim(out)
+    folders = executors.run(stages, out, default_progress())
     write_json(out / "recipe.json", recipe.dump())
-    return executors.run(stages, out, default_progress())
+    return folders
 
 
 def _publish(source: Path, target: Path) -> None:

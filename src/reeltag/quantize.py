@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,13 @@ Floats = npt.NDArray[np.float64]
 
 
 class QuantizedTensor(ABC):
-    """A tensor in fewer bits. Its dataclass fields are what a file stores."""
+    """A tensor in fewer bits. Its dataclass fields are what a file stores.
+
+    Attributes:
+        title: how people call it.
+    """
+
+    title: ClassVar[str]
 
     @abstractmethod
     def dequantize(self) -> Tensor:
@@ -62,6 +68,7 @@ class CodebookTensor(QuantizedTensor):
         codebook: [256] float32, ascending.
     """
 
+    title = "8 bits, codebook"
     codes: Tensor
     codebook: Tensor
 
@@ -84,6 +91,7 @@ class ChannelTensor(QuantizedTensor):
         channels: [2, last dimension] float32, the value of code 0 and the step to the next.
     """
 
+    title = "8 bits a channel"
     codes: Tensor
     channels: Tensor
 
@@ -106,6 +114,7 @@ class GroupTensor(QuantizedTensor):
         shape: `int64`, of the tensor.
     """
 
+    title = "4 bits a group"
     packed: Tensor
     groups: Tensor
     shape: Tensor
@@ -134,6 +143,7 @@ class HalfTensor(QuantizedTensor):
         half: in the tensor's shape.
     """
 
+    title = "float16"
     half: Tensor
 
     def dequantize(self) -> Tensor:
@@ -273,6 +283,12 @@ def quantize_state(state: State, encoding: Encoding = "uniform-8") -> dict[str, 
 def dequantize_state(state: State) -> dict[str, Tensor]:
     """The state dict that a model loads."""
     return {name: value.dequantize() if isinstance(value, QuantizedTensor) else value for name, value in state.items()}
+
+
+def stored_as(state: State) -> str:
+    """How the large tensors of a state are stored, for people."""
+    titles = {value.title for value in state.values() if isinstance(value, QuantizedTensor)}
+    return " and ".join(sorted(titles)) or "float32"
 
 
 def quantized_bytes(state: State, encoding: Encoding = "uniform-8") -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -96,11 +96,12 @@ class QuantizationSettings(_Table):
     )
     max_loss: float = Field(0.0005, ge=0, description="auto: hold-out GAP that the smallest may lose")
 
-    @field_validator("encodings")
+    @field_validator("encodings", mode="before")
     @classmethod
-    def _some(cls, value: Sequence[Encoding]) -> Sequence[Encoding]:
-        if not value or (value != "auto" and len(set(value)) < len(value)):
-            raise ValueError(f'give one or more different ones of {", ".join(ENCODINGS)}, or "auto"')
+    def _known(cls, value: Any) -> Any:
+        listed = value if isinstance(value, list | tuple) else ()
+        if value != "auto" and (not listed or any(listed.count(each) > 1 or each not in ENCODINGS for each in listed)):
+            raise ValueError(f'give a list of different ones of {", ".join(ENCODINGS)}, or "auto", not {value!r}')
         return value
 
     @property
@@ -178,7 +179,7 @@ class DistillationSettings(_Table):
     teachers: int = Field(3, gt=0, description="n: a family's best combination of so many models teaches")
     cross_family: bool = Field(False, description="they learn the mean of all families' targets, not of their own's")
     folds: int = Field(
-        0, ge=0, description="F: each video's targets come from teachers trained without its fold; 0: in-sample"
+        0, ge=0, le=20, description="F: each video's targets come from teachers trained without its fold; 0: in-sample"
     )
     top_k: TopK = Field(100, description="probabilities kept a video, or dense")
     label_share: float = Field(0.5, ge=0, le=1, description="λ, share of the labels in a student's loss")
@@ -196,11 +197,11 @@ class DistillationSettings(_Table):
             raise ValueError("one fold would leave nothing to train on; 2 or more, or 0 for in-sample targets")
         return value
 
-    @field_validator("top_k")
+    @field_validator("top_k", mode="before")
     @classmethod
-    def _at_least_one(cls, value: TopK) -> TopK:
-        if value != "dense" and value < 1:
-            raise ValueError(f'{value} keeps nothing; 1 or more, or "dense"')
+    def _at_least_one(cls, value: Any) -> Any:
+        if value != "dense" and (type(value) is not int or value < 1):
+            raise ValueError(f'give a whole number, 1 or more, or "dense", not {value!r}')
         return value
 
     @model_serializer(mode="wrap")

@@ -93,7 +93,8 @@ def _describe(fault: ErrorDetails) -> str:
             family = family if len(place) == 3 else None  # its own keys, not those of a table within
     key = ".".join(place)
     if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        return f"{key}.family: choose one of {', '.join(FAMILIES)}"
+        given = fault.get("ctx", {}).get("tag")
+        return f"{key}.family: choose one of {', '.join(FAMILIES)}" + (f", not {given!r}" if given else "")
     if fault["type"] == "extra_forbidden":
         return f"{key}: unknown key" + _hint(place[-1], family)
     if fault["type"] == "missing":
@@ -102,6 +103,8 @@ def _describe(fault: ErrorDetails) -> str:
         message = fault["msg"].removeprefix("Value error, ")
         return f"{key}: {message}" if key else message
     given = fault["input"]
+    if fault["type"] == "tuple_type":
+        return f"{key}: should be a list, such as [{given!r}], not {given!r}"
     if fault["type"] in ("model_type", "dict_type"):
         return f"{key}: should be a table, {{ key = value, … }}, not {given!r}"
     return f"{key}: {fault['msg']}" + ("" if isinstance(given, Mapping | BaseModel) else f", not {given!r}")

@@ -53,7 +53,7 @@ def render(results: Mapping[str, Any]) -> str:
         "model",
         "shipped in, weight",
         "size",
-        "hold-out GAP@20",
+        "hold-out GAP@20, the half below",
         *(title for _, title in _measured(test["file"])),
     ]
     heading = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]

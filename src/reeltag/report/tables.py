@@ -77,6 +77,7 @@ def _distillation(members: Mapping[str, Any]) -> list[str]:
             rows.append(
                 [
                     f"{name} (like {student['like']})",
+                    ", ".join(student["taught_by"]),
                     f"{_gap(student):.5f}",
                     f"{_gap(before):.5f}",
                     _change(gains[number]),
@@ -84,9 +85,11 @@ def _distillation(members: Mapping[str, Any]) -> list[str]:
                     _change(PAPER_DISTILLATION.get(family)) if last else "",
                 ]
             )
-        rows += [[name, f"{_gap(model):.5f}", "", "", "", ""] for name, model in students.items() if name not in pairs]
-    heading = ["model", "post distillation", "no distillation", "gain", "family's average gain", "paper"]
-    return _table("Table 3. Distillation", "Test, float32.", heading, rows)
+        for name, model in students.items():
+            if name not in pairs:
+                rows.append([name, ", ".join(model["taught_by"]), f"{_gap(model):.5f}", "", "", "", ""])
+    heading = ["model", "taught by", "post distillation", "no distillation", "gain", "family's average gain", "paper"]
+    return _table("Table 3. Distillation", "Test, float32; only a teacher's architecture has a gain.", heading, rows)
 
 
 def _file(results: Mapping[str, Any]) -> list[str]:
@@ -110,7 +113,7 @@ def _file(results: Mapping[str, Any]) -> list[str]:
 def _by_family(members: Mapping[str, Any], *, students: bool) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, model in members.items():
-        if model["student"] == students:
+        if bool(model["taught_by"]) == students:
             found.setdefault(model["family"], {})[name] = model
     return found
 

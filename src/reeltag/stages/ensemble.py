@@ -26,8 +26,9 @@ from reeltag.stages.member import MemberStages
 from reeltag.stages.students import left_out
 from reeltag.storage import counted, megabytes, read_json, write_json
 
-# A member adds at most what its own file has, and a few more digits in the header; the rest of the header is reserved.
-MEMBER_ROOM, HEADER_ROOM = 512, 4096
+# A member adds at most what its own file has, and a few more digits in the header. Its file has the schema and the
+# versions too, so only what the shipped file alone says is reserved beside the names.
+MEMBER_ROOM, HEADER_ROOM = 512, 1024
 FRONTIER_POINTS = 12
 
 
@@ -159,7 +160,7 @@ def _offered(settings: QuantizationSettings, gaps: Mapping[str, float], sizes: M
     """The encodings of a member that the ensemble may take: as the recipe says, or the smallest that loses little."""
     if settings.encodings != "auto":
         return list(settings.encodings)
-    good = [encoding for encoding, found in gaps.items() if found >= gaps["float32"] - settings.max_loss]
+    good = [encoding for encoding in settings.offered if gaps[encoding] >= gaps["float32"] - settings.max_loss]
     return [min(good, key=sizes.__getitem__)]
 
 

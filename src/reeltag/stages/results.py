@@ -118,10 +118,10 @@ def _do_report(recipe: Recipe, members: Sequence[MemberStages], job: Job) -> Non
 def _member_results(recipe: Recipe, member: MemberStages, job: Job) -> dict[str, Any]:
     """All that is known of a model: test scores, hold-out scores by encoding, averaging, and whose student it is."""
     test, holdout = read_json(job.inputs[f"test.{member.name}"] / SCORES), member.scores(job)
-    found: dict[str, Any] = {"test": test, "holdout": holdout, "family": "imported", "student": False}
+    found: dict[str, Any] = {"test": test, "holdout": holdout, "family": "imported", "taught_by": []}
     if not isinstance(member, ModelStages):
         return found
-    found |= {"family": member.source.candidates[0].config.family, "student": bool(member.targets)}
+    found |= {"family": member.source.candidates[0].config.family, "taught_by": member.training.taught_by}
     if recipe.averaging is not None:
         found["averaging"] = member.averaging_scores(job)
     if isinstance(member.source, Selected):

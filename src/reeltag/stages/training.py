@@ -131,7 +131,13 @@ class Training:
         weights, sizes = " to ".join(f"{count:,}" for count in ends), " to ".join(megabytes(4 * c) for c in ends)
         settings = self.settings(self.source.candidates[-1])
         how = f"{settings.epochs:g} epochs of batches of {settings.batch_size}, rate {settings.rate:g}"
-        return f"{weights} parameters, {sizes} float, {how}"
+        teachers = ", ".join(self.taught_by)
+        return f"{weights} parameters, {sizes} float, {how}" + (f", taught by {teachers}" if teachers else "")
+
+    @property
+    def taught_by(self) -> list[str]:
+        """Names of its teachers."""
+        return [stage.removeprefix("targets.") for stage in self.targets]
 
     def gpu_hours(self, epochs: float | None = None) -> float:
         """Of the largest candidate where it is not known yet; 0 where the number of videos is not known."""
