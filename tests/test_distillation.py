@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from itertools import combinations
 
 import numpy as np
@@ -240,7 +241,9 @@ def test_map_over_all_scores_is_reported_where_asked_for(folder, capsys):
     measured_anew = {stage for stage in ALL_MODELS if stage.startswith("test.")} | {"test.file", "report"}
     assert {name for name, status in done.items() if status != "done"} == measured_anew
     results = run(folder, override)
-    assert "mAP, all scores" in (out / "report" / "report.md").read_text()
+    report = (out / "report" / "report.md").read_text()
+    assert "mAP, all scores" in report
+    assert sorted(re.findall(r"^\| (\w+) \| \d\.\d{5} \|$", report, re.M)) == sorted(map(str, range(12)))
     manifest = Manifest.load(stage_folder(folder, "data.test") / "manifest.safetensors")
     shards = [str(shard.path) for shard in manifest.shards]
     capsys.readouterr()

@@ -177,7 +177,7 @@ class DistillationSettings(_Table):
 
     families: tuple[str, ...] | None = Field(None, description="whose models are distilled; all by default")
     teachers: int = Field(3, gt=0, description="n: a family's best combination of so many models teaches")
-    cross_family: bool = Field(False, description="they learn the mean of all families' targets, not of their own's")
+    cross_family: bool = Field(False, description="students learn the mean of all families' targets")
     folds: int = Field(
         0, ge=0, le=20, description="F: each video's targets come from teachers trained without its fold; 0: in-sample"
     )
