@@ -214,9 +214,11 @@ def test_the_hold_out_by_shards_takes_whole_shards(tmp_path: Path) -> None:
     assert not set(shard_of[holdout]) & set(shard_of[train])
 
 
-@pytest.mark.parametrize("how", [{"fraction": 0.001}, {"fraction": 0.999}, {"shards": 2}, {"shards": 0}, {}])
+@pytest.mark.parametrize(
+    "how", [{"fraction": 0.001}, {"fraction": 0.04}, {"fraction": 0.999}, {"shards": 2}, {"shards": 0}, {}]
+)
 def test_a_hold_out_needs_videos_on_both_sides(tiny_manifests: dict[str, Manifest], how: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match=r"data\.holdout: holds out (0|24) of 24 videos; both sides need"):
+    with pytest.raises(UsageError, match=r"data\.holdout: holds out (0|1|24) of 24 videos; hold out two"):
         split_holdout(tiny_manifests["train"], 0, **how)
 
 

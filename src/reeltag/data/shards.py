@@ -261,7 +261,7 @@ def split_holdout(
         shards: number of whole shards to hold out (the paper holds out 800 of its validation shards).
 
     Raises:
-        UsageError: nothing would be left on one of the two sides.
+        UsageError: nothing would be left to train on, or no video for each half of the hold-out.
     """
     rng = np.random.default_rng([seed, 0x401D])
     held = np.zeros(len(manifest), bool)
@@ -271,9 +271,9 @@ def split_holdout(
             held[first[shard] : first[shard + 1]] = True
     elif fraction is not None:
         held[rng.permutation(len(manifest))[: round(fraction * len(manifest))]] = True
-    if held.all() or not held.any():
+    if held.all() or held.sum() < 2:
         raise UsageError(
-            f"data.holdout: holds out {held.sum()} of {len(manifest)} videos; both sides need at least one"
+            f"data.holdout: holds out {held.sum()} of {len(manifest)} videos; hold out two or more, and leave some"
         )
     return np.flatnonzero(~held), np.flatnonzero(held)
 
