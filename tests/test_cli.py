@@ -202,6 +202,7 @@ def test_inspect_and_doctor_say_what_they_find(capsys, model):
     assert main(["inspect", model]) == 0
     printed = capsys.readouterr().out
     assert "rgb 6 + audio 2" in printed
+    assert "bytes, float32, weight 1.0000" in printed
     assert main(["inspect", model, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["data"]["classes"] == 8
     assert main(["doctor"]) == 0
@@ -224,4 +225,5 @@ def test_quantize_and_average_write_models_that_tag(model, tmp_path, capsys):
     assert "the mean of 2 models" in capsys.readouterr().out
     assert reeltag.load(mean).schema == reeltag.load(model).schema
     assert "give two or more models" in fails(capsys, "average", model, "--out", tmp_path / "one.reeltag")
+    assert "is given twice" in fails(capsys, "average", model, model, "--out", tmp_path / "one.reeltag")
     assert not (tmp_path / "one.reeltag").exists()

@@ -19,6 +19,7 @@ from reeltag.errors import UsageError
 from reeltag.metrics import Metrics
 from reeltag.progress import Progress
 from reeltag.recipe_file import load_recipe
+from reeltag.stages.ensemble import MEMBER_ROOM, room
 from reeltag.stages.files import split
 from reeltag.stages.plan import plan
 from reeltag.stages.teacher import family_teacher
@@ -100,6 +101,19 @@ def test_the_file_holds_the_budget_and_beats_the_prior(folder, results):
     shipped = artifact.load(folder / "out" / "model.reeltag")
     assert [member.name for member in shipped.members] == [entry["name"] for entry in results["shipped"]]
     assert sum(entry["weight"] for entry in results["shipped"]) == pytest.approx(1)
+
+
+def test_a_budget_that_just_holds_the_smallest_member_is_held(folder, results):
+    recipe = load_recipe(folder / "recipe.toml")
+    members = [model for name, model in results["members"].items() if name not in results["left_out"]]
+    smallest = min(model["holdout"][encoding]["bytes"] for model in members for encoding in ("uniform-8", "group-4"))
+    budget = smallest + MEMBER_ROOM + recipe.budget - room(recipe, None)
+    override = f"budget_mb={budget / 1e6}"
+    assert len(run(folder, override)["shipped"]) == 1
+    assert (folder / "out" / "model.reeltag").stat().st_size <= budget
+    run(folder)
+    less = ["--set", f"budget_mb={(budget - 1) / 1e6}"]
+    assert main(["run", str(folder / "recipe.toml"), "--out", str(folder / "out"), *less]) == 2
 
 
 def test_every_model_is_there(results):

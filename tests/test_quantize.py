@@ -19,6 +19,7 @@ from reeltag.quantize import (
     quantize_state,
     quantize_uniform,
     quantized_bytes,
+    stored_as,
 )
 
 ARRAYS = golden("quant_uniform")
@@ -190,3 +191,18 @@ def test_ranges_of_any_size_survive_every_encoding(encoding, middle, width):
     back = dequantize_state({"w": quantize(tensor, encoding)})["w"]
     assert torch.isfinite(back).all()
     assert (back - tensor).abs().max() <= width / 15 + 2e-3 * tensor.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "title"),
+    [
+        ("float32", "float32"),
+        ("float16", "float16"),
+        ("kmeans-8", "8 bits, codebook"),
+        ("channel-8", "8 bits a channel"),
+        ("group-4", "4 bits a group"),
+    ],
+)
+def test_people_read_how_weights_are_stored(encoding, title):
+    state = {"large": torch.randn(200, 100), "small": torch.randn(8)}
+    assert stored_as(quantize_state(state, encoding)) == title

@@ -233,6 +233,17 @@ sys.exit(main())
 """
 
 
+def test_what_a_killed_run_was_writing_goes_but_not_what_another_process_writes_in_its_stage(tmp_path):
+    out = tmp_path / "out"
+    left, other = out / "report" / ".report.md.1.partial", out / "stages" / "train.b-0" / ".checkpoint.2.partial"
+    for path in (left, other):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    executors.claim(out)
+    assert not left.exists()
+    assert other.exists()
+
+
 def kill_once(recipe, out, writes):
     """Start the run and kill -9 it in the midst of a write; false if it ended before.
 

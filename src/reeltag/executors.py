@@ -81,6 +81,7 @@ def run(stages: Sequence[Stage], out: Path, progress: Progress) -> dict[str, Pat
         else:
             progress.say(title)
             folder.mkdir(parents=True, exist_ok=True)
+            remove_partials(folder)
             begin = time.perf_counter()
             job = Job(folder, {name: folders[name] for name in stage.inputs}, progress)
             digest = stage.work(job) or folder.name

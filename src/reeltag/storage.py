@@ -89,9 +89,11 @@ def _umask() -> int:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what a killed process left of files that it was writing, in subfolders too."""
-    for leftover in folder.rglob(".*.partial"):
-        leftover.unlink()
+    """Remove what a killed process left of files that it was writing, here and one folder below."""
+    # No deeper: elsewhere in a run another process may be writing.
+    for pattern in (".*.partial", "*/.*.partial"):
+        for leftover in folder.glob(pattern):
+            leftover.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
