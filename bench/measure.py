@@ -1,0 +1,125 @@
+"""What the benches share: rounds in turns, ratios round by round, a table, a line of JSON, the peers' interpreter.
+
+Whoever is measured takes turns in one order, so that a slow minute of the machine hits all alike. Ratios are formed
+within a round; the first round only warms up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+HERE = Path(__file__).parent
+Times = dict[str, float]  # CPU seconds and seconds of one pass, for one of what is counted
+Passes = dict[str, list[Times]]
+
+
+def options(description: str, rounds: int = 5) -> argparse.ArgumentParser:
+    """The options that every bench has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--peers", type=Path, default=HERE.parent / ".bench-venv/bin/python", metavar="PYTHON")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--json", action="store_true", help="print one line of JSON last")
+    return parser
+
+
+def pin() -> None:
+    """Keep to one core; processes started later inherit it."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def timed(call: Callable[[], Any], count: float = 1) -> Times:
+    """Seconds of a call, divided by how many videos (or whatever is counted) it handles."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return {"cpu": (time.process_time() - cpu) / count, "wall": (time.perf_counter() - wall) / count}
+
+
+class Peer:
+    """A program of the peers' environment, which answers a line on stdin by a line of JSON and lives until we end.
+
+    The first line, its name and version, comes when it is ready, so its start is never measured.
+    """
+
+    def __init__(self, python: Path, script: str, *arguments: str) -> None:
+        command = [str(python), str(HERE / script), *arguments]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.name = self._answer()
+
+    @classmethod
+    def find(cls, python: Path, script: str, *arguments: str) -> Peer | None:
+        """The peer, or None with a message where its interpreter is missing."""
+        if python.exists():
+            return cls(python, script, *arguments)
+        print(f"No peer: there is no {python} (make bench-env)")
+        return None
+
+    def ask(self, *words: object) -> Any:
+        """The answer to one line."""
+        self.process.stdin.write(" ".join(map(str, words)) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        if not (line := self.process.stdout.readline()):
+            raise SystemExit(f"the peer ended with status {self.process.wait()}; its message stands above")
+        return json.loads(line)
+
+
+def run_rounds(rows: Mapping[str, Callable[[], Times]], rounds: int) -> Passes:
+    """Times of every row's passes, the rows in turn."""
+    passes = [{name: call() for name, call in rows.items()} for _ in range(rounds + 1)][1:]
+    return {name: [times[name] for times in passes] for name in rows}
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """Median, minimum and maximum, to four digits."""
+    values = [float(f"{value:.4g}") for value in values]
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def rates(passes: Passes, base: str | None, per: str = "cpu") -> dict[str, dict[str, Any]]:
+    """Count a second of every row, and its ratio to the base's rate round by round; above 1 is faster."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, times in passes.items():
+        rows[name] = {f"per_{per}_second": spread(1 / each[per] for each in times)}
+        if base in passes:
+            pairs = zip(passes[base], times, strict=True)
+            rows[name]["ratio"] = spread(theirs[per] / ours[per] for theirs, ours in pairs)
+    return rows
+
+
+def seconds(passes: Passes, base: str | None, per: str = "wall") -> dict[str, dict[str, Any]]:
+    """Seconds of every row, and how many times faster than the base it is."""
+    rows = rates(passes, base, per)
+    for name, times in passes.items():
+        rows[name] = {f"{per}_seconds": spread(each[per] for each in times)} | {
+            key: value for key, value in rows[name].items() if key == "ratio"
+        }
+    return rows
+
+
+def print_table(rows: Mapping[str, Mapping[str, Any]], base: str | None) -> None:
+    """Markdown, as docs/performance.md has it."""
+    what = next(key for key in next(iter(rows.values())) if key != "ratio").replace("_", " ")
+    ratio = any("ratio" in row for row in rows.values())
+    print(f"| | {what}: median | min | max |" + (f" ratio to {base}: median | min | max |" if ratio else ""))
+    print("|---" * (7 if ratio else 4) + "|")
+    for name, row in rows.items():
+        cells = [f"{value:,.4g}" if value < 1000 else f"{value:,.0f}" for key in row for value in row[key].values()]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    print(flush=True)
+
+
+def print_json(wanted: bool, bench: str, **content: Any) -> None:
+    """The bench's one line of JSON, if wanted."""
+    if wanted:
+        print(json.dumps({"bench": bench} | content))
