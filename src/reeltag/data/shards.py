@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from reeltag.data.example import Video, decode
 from reeltag.data.schema import Schema
-from reeltag.data.tfrecord import Bytes, ShardFile
+from reeltag.data.tfrecord import ShardFile
 from reeltag.errors import DataError, UsageError
 from reeltag.storage import atomic_path, content_hash, file_hash
 
@@ -152,7 +152,7 @@ def _walk(path: Path, schema: Schema) -> Iterator[tuple[int, Video]]:
         yield offset, _decode(payload, schema, shard, number, offset)
 
 
-def _decode(payload: Bytes, schema: Schema, shard: ShardFile, number: int, offset: int) -> Video:
+def _decode(payload: bytes, schema: Schema, shard: ShardFile, number: int, offset: int) -> Video:
     try:
         return decode(payload, schema)
     except DataError as error:
