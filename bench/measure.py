@@ -56,17 +56,25 @@ class Peer:
 
     @classmethod
     def find(cls, python: Path, script: str, *arguments: str) -> Peer | None:
-        """The peer, or None with a message where its interpreter is missing."""
-        if python.exists():
+        """The peer, or None with a message where its interpreter or a package is missing."""
+        if not python.exists():
+            print(f"No peer: there is no {python} (make bench-env)")
+            return None
+        try:
             return cls(python, script, *arguments)
-        print(f"No peer: there is no {python} (make bench-env)")
-        return None
+        except SystemExit as error:
+            print(f"No {script}: {error}")
+            return None
 
     def ask(self, *words: object) -> Any:
         """The answer to one line."""
         self.process.stdin.write(" ".join(map(str, words)) + "\n")
         self.process.stdin.flush()
         return self._answer()
+
+    def timed(self, count: float, *words: object) -> Times:
+        """The answer to one line, which is the seconds of a pass over so many videos, as `timed` gives it."""
+        return {key: seconds / count for key, seconds in self.ask(*words).items()}
 
     def _answer(self) -> Any:
         if not (line := self.process.stdout.readline()):
