@@ -85,18 +85,21 @@ def refuse_difference(paths: list[Path], name: str, theirs: Any) -> None:
 
 def measure_readers(paths: list[Path], videos: int, python: Path, rounds: int) -> tuple[Passes, list[str]]:
     """Passes of all readers, and the names of the peers."""
-    tensorflow = Peer.find(python, "peer_tf_reader.py", *map(str, paths))
-    tfrecord = Peer.find(python, "peer_tfrecord.py", *map(str, paths))
-    asked = {name: (tensorflow, batch) for name, batch in TF_DATA.items()} | {TFRECORD: (tfrecord, 1)}
-    asked = {name: (peer, batch) for name, (peer, batch) in asked.items() if peer}
-    for name, (peer, batch) in asked.items():
-        refuse_difference(paths, name, peer.ask("check", batch))
-    rows: dict[str, Callable[[], measure.Times]] = {
-        name: partial(measure.timed, read, videos) for name, read in our_rows(paths).items()
-    }
-    for name, (peer, batch) in asked.items():
-        rows[name] = partial(peer.timed, videos, "pass", batch)
-    return measure.run_rounds(rows, rounds), [peer.name for peer in (tensorflow, tfrecord) if peer]
+    arguments = list(map(str, paths))
+    with (
+        Peer.find(python, "peer_tf_reader.py", *arguments) as tensorflow,
+        Peer.find(python, "peer_tfrecord.py", *arguments) as tfrecord,
+    ):
+        asked = {name: (tensorflow, batch) for name, batch in TF_DATA.items()} | {TFRECORD: (tfrecord, 1)}
+        asked = {name: (peer, batch) for name, (peer, batch) in asked.items() if peer}
+        for name, (peer, batch) in asked.items():
+            refuse_difference(paths, name, peer.ask("check", batch))
+        rows: dict[str, Callable[[], measure.Times]] = {
+            name: partial(measure.timed, read, videos) for name, read in our_rows(paths).items()
+        }
+        for name, (peer, batch) in asked.items():
+            rows[name] = partial(peer.timed, videos, "pass", batch)
+        return measure.run_rounds(rows, rounds), [peer.name for peer in (tensorflow, tfrecord) if peer]
 
 
 def measure_workers(paths: list[Path], videos: int, rounds: int) -> Passes:
