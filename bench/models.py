@@ -1,4 +1,4 @@
-"""The models that bench/train.py and bench/infer.py time, with the published sizes, and their twins under TensorFlow."""
+"""The models that bench/train.py and bench/infer.py time, with published sizes, and how they face TensorFlow's."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ TITLES = {
     "lstm": "bi-LSTM 1024",
     "gru": "bi-GRU 1024",
 }
+# Recurrent models take time in proportion to the frames, so theirs are fewer and what they take is scaled to 300.
+RECURRENT_FRAMES = 100
 SMALL = {"clusters": 16, "hidden": 24, "cells": 32}
 SEED = 7
 
@@ -46,14 +48,22 @@ def build(name: str, small: bool = False) -> Tagger:
     return build_tagger(parse_config(table, SCHEMA.widths), SCHEMA.widths, SCHEMA.classes, SEED)
 
 
-def random_batch(size: int, lengths: Tensor | None = None) -> Batch:
-    """Videos of 300 random frames, or of given lengths."""
-    rng = torch.Generator().manual_seed(SEED)
+def frames_of(name: str) -> int:
+    """Frames of the videos that a model is timed with."""
+    return RECURRENT_FRAMES if MODELS[name]["family"] == "rnn" else SCHEMA.max_frames
+
+
+def scaled_to(name: str, size: int) -> float:
+    """How many videos of 300 frames a batch stands for."""
+    return size * frames_of(name) / SCHEMA.max_frames
+
+
+def random_batch(lengths: Tensor) -> Batch:
+    """Videos of random frames."""
+    rng, size = torch.Generator().manual_seed(SEED), len(lengths)
     shape = (size, SCHEMA.max_frames, SCHEMA.width)
     frames = torch.randint(0, 256, shape, generator=rng, dtype=torch.uint8)
     labels = torch.rand(size, SCHEMA.classes, generator=rng) < 3 / SCHEMA.classes
-    if lengths is None:
-        lengths = torch.full((size,), SCHEMA.max_frames)
     return Batch(("",) * size, frames[:, : int(lengths.max())], lengths, labels)
 
 
@@ -88,7 +98,7 @@ def hand_over(tagger: Tagger, path: Path, given: Mapping[str, Tensor] | None = N
 
 def refuse_difference(name: str, peer: Peer, folder: Path) -> None:
     """Stop unless the peer's graph has our probabilities, and our losses over three steps of training."""
-    batch = random_batch(4, torch.tensor([300, 120, 7, 1]))
+    batch = random_batch(torch.tensor([300, 120, 7, 1]))
     ordered = MODELS[name]["family"] == "rnn"
     draws = draw_frames(batch.lengths, SCHEMA.max_frames, torch.manual_seed(SEED))
     tagger = build(name, small=True)

@@ -5,8 +5,8 @@ fused batch norm over all rows, products over [B·T, D], `while` loops over fram
 gradient clipped by itself, Adam), compiled by `tf.function`. Variables have the names of reeltag's, and
 bench/models.py sees that both compute the same loss and probabilities before anything is timed.
 
-A line `check NAME FILE`, `train NAME FILE` or `infer NAME FILE` on stdin is answered by a line of JSON. FILE is an
-.npz of weights, and for `check` also of the frames, draws and labels.
+A line `check NAME FILE`, `train NAME FILE BATCH FRAMES` or `infer NAME FILE BATCH FRAMES` on stdin is answered by a
+line of JSON. FILE is an .npz of weights, and for `check` also of the frames, draws and labels.
 """
 
 import json
@@ -234,12 +234,12 @@ def graph(family, path):
 
 
 @cache
-def random_inputs(batch):
+def random_inputs(batch, frames):
     rng = np.random.default_rng(batch)
-    x = tf.constant(rng.uniform(-2, 2, (batch, FRAMES, sum(WIDTHS))).astype(np.float32))
-    draws = tf.constant((rng.random((batch, FRAMES)) * FRAMES).astype(np.int32))
+    x = tf.constant(rng.uniform(-2, 2, (batch, frames, sum(WIDTHS))).astype(np.float32))
+    draws = tf.constant((rng.random((batch, FRAMES)) * frames).astype(np.int32))
     labels = tf.constant((rng.random((batch, CLASSES)) < 3 / CLASSES).astype(np.float32))
-    return x, draws, tf.fill([batch], FRAMES), labels
+    return x, draws, tf.fill([batch], frames), labels
 
 
 def check(model):
@@ -249,10 +249,10 @@ def check(model):
     return {"probabilities": probabilities, "losses": [float(model.train(*inputs)) for _ in range(3)]}
 
 
-def timed(call, batch):
+def timed(call, *inputs):
     wall, cpu = time.perf_counter(), time.process_time()
-    call().numpy()
-    return {"cpu": (time.process_time() - cpu) / batch, "wall": (time.perf_counter() - wall) / batch}
+    call(*inputs).numpy()
+    return {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
 
 
 def main():
@@ -260,16 +260,14 @@ def main():
     tf.config.threading.set_inter_op_parallelism_threads(1)
     print(json.dumps(f"TensorFlow {tf.__version__}"), flush=True)
     for line in sys.stdin:
-        command, family, path, *batch = line.split()
+        command, family, path, *sizes = line.split()
         model = graph(family, path)
         if command == "check":
             answer = check(model)
         elif command == "train":
-            inputs = random_inputs(int(batch[0]))
-            answer = timed(lambda: model.train(*inputs), int(batch[0]))
+            answer = timed(model.train, *random_inputs(*map(int, sizes)))
         else:
-            inputs = random_inputs(int(batch[0]))[:3]
-            answer = timed(lambda: model.infer(*inputs), int(batch[0]))
+            answer = timed(model.infer, *random_inputs(*map(int, sizes))[:3])
         print(json.dumps(answer), flush=True)
 
 

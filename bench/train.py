@@ -13,7 +13,18 @@ from typing import Any
 import torch
 
 from measure import Peer, options, pin, print_json, print_table, rates, run_rounds, timed
-from models import MODELS, TITLES, Trainer, adam, build, hand_over, random_batch, refuse_difference
+from models import (
+    MODELS,
+    TITLES,
+    Trainer,
+    adam,
+    build,
+    frames_of,
+    hand_over,
+    random_batch,
+    refuse_difference,
+    scaled_to,
+)
 
 BATCH, RECURRENT_BATCH = 80, 32
 PRECISIONS = {"reeltag, float32": "32-true", "reeltag, bf16": "bf16-mixed"}
@@ -32,17 +43,19 @@ def main() -> None:
 def measure(name: str, peers: Path, rounds: int) -> dict[str, Any]:
     """Time one model; a function, so that its gigabytes are gone before the next one."""
     size = RECURRENT_BATCH if MODELS[name]["family"] == "rnn" else BATCH
+    frames, videos = frames_of(name), scaled_to(name, size)
     rows = {}
     with tempfile.TemporaryDirectory() as folder, Peer.find(peers, "peer_tf_models.py") as peer:
         if peer:
             refuse_difference(name, peer, Path(folder))
-            rows[peer.name] = partial(peer.ask, "train", name, hand_over(build(name), Path(folder) / "w.npz"), size)
-        tagger, batch = build(name), random_batch(size)
+            weights = hand_over(build(name), Path(folder) / "w.npz")
+            rows[peer.name] = partial(peer.timed, videos, "train", name, weights, size, frames)
+        tagger, batch = build(name), random_batch(torch.full((size,), frames))
         optimizer = adam(tagger)  # one for both, as Adam's moments are two thirds of the memory
         for title, precision in PRECISIONS.items():
-            rows[title] = partial(timed, partial(Trainer(tagger, optimizer, precision).step, batch), size)
+            rows[title] = partial(timed, partial(Trainer(tagger, optimizer, precision).step, batch), videos)
         found = rates(run_rounds(rows, rounds), peer and peer.name)
-    print(f"{TITLES[name]}, batches of {size}, {rounds} rounds on one core, videos\n")
+    print(f"{TITLES[name]}, batches of {size}, {frames} frames, {rounds} rounds on one core, videos of 300 frames\n")
     print_table(found, peer and peer.name)
     return found
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -109,20 +109,68 @@ class PublishedGRU(nn.Module):
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> tuple[Tensor, Tensor]:
         """Outputs [B, T, H] and the final state [B, H]; in padded frames the state stays as it is."""
-        frames = x_BTD.shape[1]
         # What does not depend on the state is one product for all frames.
         gates_BT = x_BTD @ self.gates[: self.inputs] + self.gates_bias
         candidate_BT = x_BTD @ self.candidate[: self.inputs] + self.candidate_bias
-        gates_HH, candidate_HH = self.gates[self.inputs :], self.candidate[self.inputs :]
-        h = x_BTD.new_zeros(len(x_BTD), candidate_HH.shape[1])
-        outputs = [h] * frames
-        for t in reversed(range(frames)) if self.backwards else range(frames):
-            r, u = torch.sigmoid(gates_BT[:, t] + h @ gates_HH).chunk(2, 1)
-            c = torch.tanh(candidate_BT[:, t] + (r * h) @ candidate_HH)
-            new = u * h + (1 - u) * c
+        weights = (w[self.inputs :] for w in (self.gates, self.candidate))
+        outputs_BTH: Tensor = GRURecurrence.apply(gates_BT, candidate_BT, *weights, mask_BT, self.backwards)  # type: ignore[no-untyped-call]
+        return outputs_BTH, outputs_BTH[:, 0 if self.backwards else -1]
+
+
+class GRURecurrence(torch.autograd.Function):
+    """What of `PublishedGRU` follows the state from frame to frame.
+
+    Its own gradient, since autograd's would add up [H, 2·H] for every frame, in bfloat16 under autocast. This one forms
+    the weights' in one product over all frames.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        gates_BTG: Tensor,
+        candidate_BTH: Tensor,
+        gates_HG: Tensor,
+        candidate_HH: Tensor,
+        mask_BT: Tensor | None,
+        backwards: bool,
+    ) -> Tensor:
+        """States [B, T, H], of products [B, T, 2·H] and [B, T, H] with the frames and weights of the state."""
+        dtype, frames = torch.promote_types(gates_BTG.dtype, candidate_BTH.dtype), gates_BTG.shape[1]
+        weights = gates_HG.to(dtype), candidate_HH.to(dtype)
+        h = candidate_BTH.new_zeros(candidate_BTH[:, 0].shape, dtype=torch.float32)
+        before, resets, updates, candidates, states = ([h] * frames for _ in range(5))
+        ctx.order = list(reversed(range(frames)) if backwards else range(frames))
+        for t in ctx.order:
+            before[t] = h
+            r, u = torch.sigmoid(gates_BTG[:, t] + h.to(dtype) @ weights[0]).float().chunk(2, 1)
+            c = torch.tanh(candidate_BTH[:, t] + (r * h).to(dtype) @ weights[1]).float()
+            new = torch.lerp(c, h, u)
             h = new if mask_BT is None else torch.where(mask_BT[:, t, None], new, h)
-            outputs[t] = h
-        return torch.stack(outputs, 1), h
+            resets[t], updates[t], candidates[t], states[t] = r, u, c, h
+        if any(ctx.needs_input_grad):
+            kept = (torch.stack(each, 1) for each in (before, resets, updates, candidates))
+            ctx.save_for_backward(*kept, *weights, *(() if mask_BT is None else (mask_BT,)))
+        return torch.stack(states, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_BTH: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the products and of the weights."""
+        before, resets, updates, candidates, gates_HG, candidate_HH, *mask = ctx.saved_tensors
+        dtype, dh = gates_HG.dtype, torch.zeros_like(before[:, 0])
+        gates_GH, candidate_T = gates_HG.T.contiguous(), candidate_HH.T.contiguous()
+        grad_gates, grad_candidate = (before.new_empty(*before.shape[:2], w.shape[1]) for w in (gates_HG, candidate_HH))
+        for t in reversed(ctx.order):
+            h, r, u, c = before[:, t], resets[:, t], updates[:, t], candidates[:, t]
+            dh = dh + grad_BTH[:, t]
+            dnew = dh * mask[0][:, t, None] if mask else dh
+            dc = dnew * (1 - u) * (1 - c.square())
+            drh = (dc.to(dtype) @ candidate_T).float()
+            dgates = torch.cat([drh * h * r * (1 - r), dnew * (h - c) * u * (1 - u)], 1)
+            dh = dh - dnew + dnew * u + drh * r + (dgates.to(dtype) @ gates_GH).float()
+            grad_gates[:, t], grad_candidate[:, t] = dgates, dc
+        rows = [each.flatten(0, 1).to(dtype) for each in (before, resets * before, grad_gates, grad_candidate)]
+        weights = (rows[0].T @ rows[2]).float(), (rows[1].T @ rows[3]).float()
+        return grad_gates.to(dtype), grad_candidate.to(dtype), *weights, None, None
 
 
 class Stack(nn.Module):
