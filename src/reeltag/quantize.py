@@ -24,8 +24,9 @@ MIN_ELEMENTS = 17_000
 LEVELS = 256
 GROUP = 64
 KMEANS_ROUNDS = 100
-# Elements that are handled at a time: as float64 they stay in the cache.
-CHUNK = 65_536
+# Elements handled at a time: as float64 they stay in the cache, and in memory that malloc need not ask for anew (at
+# 65,536 page faults make it 7 times slower).
+CHUNK = 16_384
 # Elements this near to the middle of two values, in steps, are rounded by the exact rule: a float32 tensor's ends are
 # at least 2^-24 of its values apart, so rounding in float64 shifts a middle by less than 2^-18 steps.
 UNSURE = 2**-10
