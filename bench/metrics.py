@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure import Peer, Times, options, pin, print_json, print_table, run_rounds, seconds, timed
 
+from measure import Peer, Times, options, pin, print_json, print_table, run_rounds, seconds, timed
 from reeltag.metrics import Metrics
 
 CLASSES, BATCHES = 3862, (64, 256, 1024)

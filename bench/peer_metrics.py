@@ -1,7 +1,8 @@
 """The metrics as YouTube-8M's starter code computes them, for bench/metrics.py; written after its description.
 
-Batch by batch: Hit@1 by the highest score; PERR video by video; each video's 20 highest, grouped by class, pushed one by
-one on a heap for its class and on one for all. At the end every heap is shuffled, sorted and walked through in Python.
+Batch by batch: Hit@1 by the highest score; PERR video by video; each video's 20 highest, grouped by class, pushed one
+by one on a heap for its class and on one for all. At the end every heap is shuffled, sorted and walked through in
+Python.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure import Peer, Times, options, pin, print_json, print_table, run_rounds, seconds, timed
 
+from measure import Peer, Times, options, pin, print_json, print_table, run_rounds, seconds, timed
 from reeltag.artifact import _crc
 from reeltag.quantize import QuantizedTensor, quantize, quantize_uniform
 
