@@ -41,11 +41,11 @@ def l2_normalize(x: Tensor, dim: int) -> Tensor:
     return x * x.square().sum(dim, keepdim=True).clamp_min(1e-12).rsqrt()
 
 
-def normal(*shape: int, scale: float) -> nn.Parameter:
-    """A parameter drawn from N(0, scale²)."""
+def normal(*shape: int, scale: float, mean: float = 0.0) -> nn.Parameter:
+    """A parameter drawn from N(mean, scale²)."""
     values = torch.empty(*shape)
-    # Drawing nothing, on the meta device, torch would import its compiler first: 1.2 s at the start of every command.
-    return nn.Parameter(values if values.is_meta else values.normal_() * scale)
+    # To draw nothing, on the meta device, torch would import its compiler first: 1.2 s whenever a model is opened.
+    return nn.Parameter(values if values.is_meta else values.normal_().mul_(scale).add_(mean))
 
 
 def glorot(inputs: int, outputs: int) -> nn.Parameter:

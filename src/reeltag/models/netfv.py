@@ -55,7 +55,7 @@ class NetFVFeature(nn.Module):
         self.outputs, self.coupling = 2 * features * clusters, coupling or 0.0
         self.assign = SoftAssignment(features, clusters)
         self.centres = normal(features, clusters, scale=scale) if coupling is None else None
-        self.deviation = nn.Parameter(1 + normal(features, clusters, scale=scale).detach())
+        self.deviation = normal(features, clusters, scale=scale, mean=1.0)
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
         """Pool frames to [B, 2·D·K]: first order, second order, each D-major."""
