@@ -1,7 +1,7 @@
 """What the benches share: rounds in turns, ratios round by round, a table, a line of JSON, the peers' interpreter.
 
 Whoever is measured takes turns in one order, so that a slow minute of the machine hits all alike. Ratios are formed
-within a round; the first round only warms up.
+within a round; the first two only warm up.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 HERE = Path(__file__).parent
 Times = dict[str, float]  # CPU seconds and seconds of one pass, for one of what is counted
 Passes = dict[str, list[Times]]
+WARM_UP = 2  # rounds that do not count: compiling, first touch of memory
 
 
 def options(description: str, rounds: int = 5) -> argparse.ArgumentParser:
@@ -55,12 +57,19 @@ class Peer:
         self.name = self._answer()
 
     @classmethod
-    def find(cls, python: Path, script: str, *arguments: str) -> Peer | None:
-        """The peer, or None with a message where its interpreter is missing."""
-        if python.exists():
-            return cls(python, script, *arguments)
-        print(f"No peer: there is no {python} (make bench-env)")
-        return None
+    @contextmanager
+    def find(cls, python: Path, script: str, *arguments: str) -> Iterator[Peer | None]:
+        """The peer, which ends with the block, or None with a message where its interpreter is missing."""
+        if not python.exists():
+            print(f"No peer: there is no {python} (make bench-env)")
+            yield None
+            return
+        peer = cls(python, script, *arguments)
+        try:
+            yield peer
+        finally:
+            peer.process.kill()
+            peer.process.wait()
 
     def ask(self, *words: object) -> Any:
         """The answer to one line."""
@@ -76,7 +85,7 @@ class Peer:
 
 def run_rounds(rows: Mapping[str, Callable[[], Times]], rounds: int) -> Passes:
     """Times of every row's passes, the rows in turn."""
-    passes = [{name: call() for name, call in rows.items()} for _ in range(rounds + 1)][1:]
+    passes = [{name: call() for name, call in rows.items()} for _ in range(WARM_UP + rounds)][WARM_UP:]
     return {name: [times[name] for times in passes] for name in rows}
 
 

@@ -14,9 +14,10 @@ from conftest import TINY, golden, make_video
 from reeltag.data.batches import (
     Batch,
     collate,
-    sample_frames,
+    draw_frames,
     sequential_batches,
     stream_batches,
+    take_frames,
     training_batches,
 )
 from reeltag.data.example import encode
@@ -84,7 +85,7 @@ def numbered(lengths: list[int]) -> Batch:
 
 
 def draw(batch: Batch, count: int, seed: int = 0) -> Batch:
-    return sample_frames(batch, count, torch.Generator().manual_seed(seed))
+    return take_frames(batch, draw_frames(batch.lengths, count, torch.Generator().manual_seed(seed)))
 
 
 def test_draws_stay_within_a_video_and_come_equally_often() -> None:

@@ -8,6 +8,7 @@ from conftest import golden
 from peer_arrays import peer_architecture, peer_state
 from reeltag.models.config import HeadConfig
 from reeltag.models.dbof import GatedDBoF, SoftDBoF
+from reeltag.models.frames import Frames
 from reeltag.models.heads import build_head
 from reeltag.models.layers import dequantize
 from reeltag.models.netfv import NetFVFeature
@@ -48,7 +49,7 @@ def test_layers_are_the_authors(name):
     scoped = {f"w:video_{scope}.{key[2:]}": array for key, array in arrays.items() if key.startswith("w:")}
     layer = make()
     layer.load_state_dict({key.removeprefix("pooling.parts.0."): value for key, value in peer_state(scoped).items()})
-    y = layer.eval()(torch.from_numpy(arrays["x"]), None)
+    y = layer.eval()(Frames.plain(torch.from_numpy(arrays["x"]), None))
     assert y.shape[1] == layer.outputs
     np.testing.assert_allclose(y.detach().numpy(), arrays["y"], atol=1e-5)
 

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from reeltag import checkpoint
 from reeltag.averaging import WeightAverage, averaged_tensors
 from reeltag.checkpoint import TrainingState
-from reeltag.data.batches import Batch, sample_frames, training_batches
+from reeltag.data.batches import Batch, count_frames, draw_frames, take_frames, training_batches
 from reeltag.data.shards import Indices, Shards
 from reeltag.errors import TrainingError
 from reeltag.losses import cross_entropy, distillation_targets
-from reeltag.models.layers import dequantize, frame_mask, masked
+from reeltag.models.frames import frame_mask, weighted
+from reeltag.models.layers import dequantize
 from reeltag.models.tagger import Tagger
 from reeltag.progress import Progress
 
@@ -233,10 +234,11 @@ def train_step(
     targets = _targets(batch, label_share)
     # A single frame has only itself to draw.
     if settings.frames != "all" and not model.pooling.ordered and batch.frames.shape[1] > 1:
-        batch = sample_frames(batch, settings.frames, generator)
+        rows = draw_frames(batch.lengths, settings.frames, generator)
+        batch = take_frames(batch, rows) if settings.mixup else count_frames(batch, rows)
     if settings.mixup:
         batch, targets = mix_videos(batch, targets, settings.mixup, seed)
-    loss = cross_entropy(model(batch.frames, batch.lengths), targets) + model.penalty()
+    loss = cross_entropy(model(batch.frames, batch.lengths, batch.counts), targets) + model.penalty()
     value: float = loss.item()
     if math.isfinite(value):
         optimizer.zero_grad()
@@ -265,7 +267,7 @@ def mix_videos(batch: Batch, targets: Tensor, alpha: float, seed: int) -> tuple[
     share = max(drawn, 1 - drawn)
     others = torch.from_numpy(rng.permutation(len(batch))).to(batch.lengths.device)
     frames = dequantize(batch.frames) if batch.frames.dtype == torch.uint8 else batch.frames
-    frames = masked(frames, frame_mask(batch.lengths, frames.shape[1]))
+    frames = weighted(frames, frame_mask(batch.lengths, frames.shape[1]))
     lengths = torch.maximum(batch.lengths, batch.lengths[others])
     mixed = replace(batch, frames=torch.lerp(frames[others], frames, share), lengths=lengths)
     return mixed, torch.lerp(targets[others], targets, share)
@@ -287,8 +289,10 @@ def clip_gradients(model: nn.Module, clip: Literal["tensor", "global", "none"], 
     if clip == "global":
         nn.utils.clip_grad_norm_(model.parameters(), norm)
     elif clip == "tensor":
-        lengths = torch._foreach_norm(gradients)
-        torch._foreach_mul_(gradients, [norm / length.clamp_min(norm) for length in lengths])
+        lengths = torch.stack(torch._foreach_norm(gradients)).tolist()
+        for gradient, length in zip(gradients, lengths, strict=True):
+            if length > norm:  # a multiplication by one is a pass through the memory all the same
+                gradient.mul_(norm / length)
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -29,6 +29,7 @@ class Batch:
         lengths: [B] int64, frames of each video.
         labels: [B, C] bool, or None where a video has no labels.
         targets: [B, C] float32, a teacher's probabilities, or None.
+        counts: [B, T] int64, how often each frame counts, 0 past a video's length; None: each real one once.
     """
 
     ids: tuple[str, ...]
@@ -36,6 +37,7 @@ class Batch:
     lengths: Tensor
     labels: Tensor | None
     targets: Tensor | None = None
+    counts: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -49,8 +51,9 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        labels, targets = (None if tensor is None else change(tensor) for tensor in (self.labels, self.targets))
-        return Batch(self.ids, change(self.frames), change(self.lengths), labels, targets)
+        optional = (self.labels, self.targets, self.counts)
+        changed = (None if tensor is None else change(tensor) for tensor in optional)
+        return Batch(self.ids, change(self.frames), change(self.lengths), *changed)
 
 
 def collate(videos: Sequence[Video], schema: Schema) -> Batch:
@@ -70,13 +73,40 @@ def collate(videos: Sequence[Video], schema: Schema) -> Batch:
     return Batch(tuple(video.id for video in videos), torch.from_numpy(frames), torch.tensor(lengths), labels)
 
 
-def sample_frames(batch: Batch, count: int, generator: torch.Generator) -> Batch:
-    """Draw `count` frames a video, uniformly with replacement (paper section 4.1, golden file `samplers`)."""
-    draws = torch.rand(len(batch), count, generator=generator)
-    lengths = batch.lengths
-    rows = (draws.to(lengths.device) * lengths[:, None]).long()
-    frames = batch.frames.gather(1, rows[..., None].expand(-1, -1, batch.frames.shape[2]))
-    return replace(batch, frames=frames, lengths=torch.full_like(lengths, count))
+def draw_frames(lengths: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw `count` frames a video, uniformly with replacement (paper section 4.1, golden file `samplers`).
+
+    Returns:
+        Their numbers, [B, count].
+    """
+    draws = torch.rand(len(lengths), count, generator=generator)
+    return (draws.to(lengths.device) * lengths[:, None]).long()
+
+
+def take_frames(batch: Batch, rows: Tensor) -> Batch:
+    """The batch of the frames [B, count] of each video, in their order, one several times if it is there so often."""
+    count = rows.shape[1]
+    return replace(batch, frames=_rows(batch.frames, rows), lengths=torch.full_like(batch.lengths, count))
+
+
+def count_frames(batch: Batch, rows: Tensor) -> Batch:
+    """The batch of the same frames, each once with how often it is there, in the video's order.
+
+    Pooling is a sum or maximum over frames, so it comes to the same for less work: of 300 draws from 300 frames, 190
+    differ.
+    """
+    counts = torch.zeros(batch.frames.shape[:2], dtype=torch.int64, device=rows.device)
+    counts.scatter_add_(1, rows, torch.ones_like(rows))
+    lengths = counts.count_nonzero(1)
+    # The drawn frames of each video first.
+    order = (counts == 0).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(lengths.max())]
+    return replace(batch, frames=_rows(batch.frames, order), lengths=lengths, counts=counts.gather(1, order))
+
+
+def _rows(frames: Tensor, rows: Tensor) -> Tensor:
+    """Frames [B, T, D] at the places [B, U] of each video, [B, U, D]."""
+    first = torch.arange(len(frames), device=rows.device)[:, None] * frames.shape[1]
+    return torch.unflatten(frames.flatten(0, 1).index_select(0, (rows + first).flatten()), 0, rows.shape)
 
 
 class _Batches(Dataset["Batch | ReeltagError"]):

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from reeltag.models.config import TaggerConfig
+from reeltag.models.frames import Frames
 from reeltag.models.layers import Pooling, normal
 
 
@@ -61,16 +62,17 @@ class AttentionPooling(Pooling):
         self.expand = nn.Linear(width, 4 * width)
         self.reduce = nn.Linear(2 * width, width)
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+    def forward(self, frames: Frames) -> Tensor:
         """Pool frames to [B, Q·W]."""
-        x_BTW = self.frame_norm(self.project(x_BTD))
+        x_BTW = self.frame_norm(self.project(frames.x))
         queries = self.queries.to(x_BTW.dtype).expand(len(x_BTW), -1, -1)
-        mask_B11T = None if mask_BT is None else mask_BT[:, None, None]
+        # A frame that counts n times has n times the weight in the softmax; padding, with log 0, has none.
+        bias_B11T = None if frames.counts is None else frames.counts.log()[:, None, None].to(x_BTW.dtype)
         answers = F.scaled_dot_product_attention(
             self._by_head(queries),
             self._by_head(self.keys(x_BTW)),
             self._by_head(self.values(x_BTW)),
-            attn_mask=mask_B11T,
+            attn_mask=bias_B11T,
         )
         y_BQW = self.mix(answers.transpose(1, 2).flatten(2))
         gate, value = self.expand(self.answer_norm(y_BQW)).chunk(2, 2)

@@ -12,15 +12,14 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from reeltag.models.config import GatingConfig, TaggerConfig, at_least_for_further_features
+from reeltag.models.frames import Frames, frame_mean, weighted
 from reeltag.models.layers import (
     FrameNorm,
     PerFeature,
     Pooling,
     SoftAssignment,
     batch_norm,
-    frame_mean,
     l2_normalize,
-    masked,
     normal,
     shares,
 )
@@ -58,11 +57,11 @@ class ClassicDBoF(Pooling):
         self.weight = normal(features, clusters, scale=1 / math.sqrt(features))
         self.norm = FrameNorm(clusters)
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+    def forward(self, frames: Frames) -> Tensor:
         """Pool frames to [B, K]."""
-        a_BTK = F.relu6(self.norm(x_BTD @ self.weight, mask_BT))
+        a_BTK = frames.spread(F.relu6(self.norm(frames.product(self.weight), frames.real_counts)))
         # relu6 is never below 0, so padded frames at 0 leave the maximum as it is
-        return frame_mean(a_BTK, mask_BT) if self.mean else masked(a_BTK, mask_BT).amax(1)
+        return frame_mean(a_BTK, frames.counts) if self.mean else a_BTK.amax(1)
 
 
 class SoftDBoF(nn.Module):
@@ -79,10 +78,10 @@ class SoftDBoF(nn.Module):
         self.outputs, self.maximum = clusters * (1 + maximum), maximum
         self.assign = SoftAssignment(features, clusters)
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+    def forward(self, frames: Frames) -> Tensor:
         """Pool frames to [B, K], or [B, 2·K] with the maximum."""
-        a_BTK = self.assign(x_BTD, mask_BT)
-        total = l2_normalize(a_BTK.sum(1), 1)
+        a_BTK = self.assign(frames)
+        total = l2_normalize(weighted(a_BTK, frames.counts).sum(1), 1)
         return torch.cat([total, l2_normalize(a_BTK.amax(1), 1)], 1) if self.maximum else total
 
 
@@ -103,12 +102,12 @@ class GatedDBoF(nn.Module):
         self.expand = normal(features, clusters, scale=scale)
         self.norm = batch_norm(clusters)
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+    def forward(self, frames: Frames) -> Tensor:
         """Pool frames to [B, K]."""
-        a_BTK = self.assign(x_BTD, mask_BT)
+        a_BTK = self.assign(frames)
         maximum_BK = l2_normalize(a_BTK.amax(1), 1)
         gates_BK = torch.sigmoid(self.norm(maximum_BK @ self.reduce @ self.expand))
-        return l2_normalize(gates_BK * a_BTK.sum(1), 1)
+        return l2_normalize(gates_BK * weighted(a_BTK, frames.counts).sum(1), 1)
 
 
 def build_dbof(config: DBoFConfig, widths: Sequence[int]) -> Pooling:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from reeltag.models.frames import Frames
 
 BN_EPSILON = 1e-3
 
@@ -18,22 +21,6 @@ BN_EPSILON = 1e-3
 def dequantize(codes: Tensor) -> Tensor:
     """Map `uint8` codes to float32 values in [-2, 2] (algorithms: x = q·4/255 + 4/512 − 2; golden `dequantize`)."""
     return codes.float() * (4 / 255) + (4 / 512 - 2)
-
-
-def frame_mask(lengths: Tensor, frames: int) -> Tensor:
-    """[B, T] bool, true where a frame is real."""
-    return torch.arange(frames, device=lengths.device) < lengths[:, None]
-
-
-def masked(x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
-    """The same with padded frames at 0; the mask is None where every frame is real."""
-    return x_BTD if mask_BT is None else x_BTD * mask_BT[..., None]
-
-
-def frame_mean(x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
-    """Mean over the real frames, [B, D]."""
-    frames = x_BTD.shape[1] if mask_BT is None else mask_BT.sum(1, keepdim=True)
-    return masked(x_BTD, mask_BT).sum(1) / frames
 
 
 def l2_normalize(x: Tensor, dim: int) -> Tensor:
@@ -59,12 +46,12 @@ def batch_norm(features: int) -> nn.BatchNorm1d:
 
 
 class Pooling(nn.Module):
-    """What a family is: normalised frames [B, T, D] and their mask to one vector [B, outputs].
+    """What a family is: normalised frames to one vector [B, outputs].
 
     Attributes:
         outputs: width of the vector.
         scale: standard deviation of the hidden layer's initial weights.
-        ordered: needs the frames in order, so training draws none of them at random.
+        ordered: needs the frames in order, so training draws none of them at random: none counts more than once.
     """
 
     outputs: int
@@ -87,10 +74,10 @@ class PerFeature(Pooling):
         self.parts = nn.ModuleList(parts)
         self.outputs = sum(part.outputs for part in self.parts)  # type: ignore[misc]
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
-        """Pool normalised frames to [B, outputs]; the mask is None where every frame is real."""
-        pieces = torch.split(x_BTD, self.widths, 2)
-        return torch.cat([part(piece, mask_BT) for part, piece in zip(self.parts, pieces, strict=True)], 1)
+    def forward(self, frames: Frames) -> Tensor:
+        """Pool normalised frames to [B, outputs]."""
+        pieces = frames.split(self.widths)
+        return torch.cat([part(piece) for part, piece in zip(self.parts, pieces, strict=True)], 1)
 
 
 def shares(count: int, features: int, divisor: int) -> list[int]:
@@ -99,7 +86,7 @@ def shares(count: int, features: int, divisor: int) -> list[int]:
 
 
 class FrameNorm(nn.Module):
-    """Batch norm over all real frames of a batch.
+    """Batch norm over all frames of a batch, each as often as it counts.
 
     Args:
         features: D, the width of a frame.
@@ -109,15 +96,47 @@ class FrameNorm(nn.Module):
         super().__init__()
         self.norm = batch_norm(features)
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
-        """Normalise frames; the mask is None where every frame is real. Padded frames come out arbitrary."""
-        if mask_BT is None or not self.training:
-            rows: Tensor = self.norm(x_BTD.flatten(0, 1))
-            return rows.view_as(x_BTD)
-        out_BTD = torch.zeros_like(x_BTD)
-        # autocast may narrow the norm's result
-        out_BTD[mask_BT] = self.norm(x_BTD[mask_BT]).to(out_BTD.dtype)
-        return out_BTD
+    def forward(self, x: Tensor, counts: Tensor | None) -> Tensor:
+        """Normalise frames [..., D]; counts [...], or None where every frame counts once."""
+        if counts is None or not self.training:
+            normed: Tensor = self.norm(x.flatten(0, -2))
+            return normed.view_as(x)
+        return torch.addcmul(self.norm.bias, self.standardize(x, counts), self.norm.weight)
+
+    def standardize(self, x: Tensor, counts: Tensor | None) -> Tensor:
+        """The same before scale and shift, which are `norm.weight` and `norm.bias`."""
+        rows, norm = x.flatten(0, -2), self.norm
+        if counts is not None and self.training:
+            return weighted_standardize(rows, counts.flatten(), norm).view_as(x)
+        moments = norm.running_mean, norm.running_var
+        normed = F.batch_norm(rows, *moments, training=self.training, momentum=norm.momentum or 0.0, eps=norm.eps)
+        return normed.view_as(x)
+
+
+def weighted_standardize(rows_NF: Tensor, counts_N: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+    """Rows with mean 0 and variance 1, as if each stood there as often as it counts; keeps the running statistics.
+
+    In float32, whatever autocast would choose.
+    """
+    assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+    with torch.autocast(rows_NF.device.type, enabled=False):
+        rows_NF, total = rows_NF.float(), counts_N.sum()
+        mean = counts_N @ rows_NF / total
+        centred_NF = rows_NF - mean
+        variance = counts_N @ centred_NF.square() / total
+        with torch.no_grad():
+            norm.running_mean.lerp_(mean, norm.momentum)
+            norm.running_var.lerp_(variance * (total / (total - 1)), norm.momentum)
+        return centred_NF * (variance + norm.eps).rsqrt()
+
+
+class InputNorm(FrameNorm):
+    """Batch norm of the input, whose scale and shift stay apart."""
+
+    def forward(self, frames: Frames) -> Frames:  # type: ignore[override]
+        """Normalise frames."""
+        values = self.standardize(frames.values, frames.counts)
+        return replace(frames, values=values, scale=self.norm.weight, shift=self.norm.bias)
 
 
 class SoftAssignment(nn.Module):
@@ -133,9 +152,9 @@ class SoftAssignment(nn.Module):
         self.weight = normal(features, clusters, scale=1 / math.sqrt(features))
         self.norm = FrameNorm(clusters)
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
-        """Frames to shares [B, T, K]."""
-        return masked(self.norm(x_BTD @ self.weight, mask_BT).softmax(2), mask_BT)
+    def forward(self, frames: Frames) -> Tensor:
+        """Frames to shares [B, T, K], whatever their counts."""
+        return frames.spread(self.norm(frames.product(self.weight), frames.real_counts).softmax(1))
 
 
 class Hidden(nn.Module):

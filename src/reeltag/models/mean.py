@@ -13,7 +13,8 @@ from typing import Literal
 from torch import Tensor
 
 from reeltag.models.config import GatingConfig, HiddenWidth, TaggerConfig
-from reeltag.models.layers import Pooling, frame_mean
+from reeltag.models.frames import Frames, frame_mean
+from reeltag.models.layers import Pooling
 
 
 class MeanConfig(TaggerConfig):
@@ -38,6 +39,6 @@ class Mean(Pooling):
         self.outputs = sum(widths)
         self.scale = 1 / math.sqrt(self.outputs)
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+    def forward(self, frames: Frames) -> Tensor:
         """Pool frames to [B, D]."""
-        return frame_mean(x_BTD, mask_BT)
+        return frame_mean(frames.x, frames.counts)

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from reeltag.models.config import TaggerConfig, at_least_for_further_features
+from reeltag.models.frames import Frames, weighted
 from reeltag.models.layers import PerFeature, SoftAssignment, l2_normalize, normal, shares
 
 VARIANCE_FLOOR = 1e-6
@@ -57,16 +58,22 @@ class NetFVFeature(nn.Module):
         self.centres = normal(features, clusters, scale=scale) if coupling is None else None
         self.deviation = normal(features, clusters, scale=scale, mean=1.0)
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+    def forward(self, frames: Frames) -> Tensor:
         """Pool frames to [B, 2·D·K]: first order, second order, each D-major."""
-        a_BTK = self.assign(x_BTD, mask_BT)
-        c_DK = self.assign.weight * self.coupling if self.centres is None else self.centres
-        variance_DK = self.deviation.square() + VARIANCE_FLOOR
+        a_BTK = weighted(self.assign(frames), frames.counts)
         a_B1K = a_BTK.sum(1)[:, None]
-        x_BDK = torch.einsum("btd,btk->bdk", x_BTD, a_BTK)
-        square_BDK = torch.einsum("btd,btk->bdk", x_BTD.square(), a_BTK)
-        first = (x_BDK - a_B1K * c_DK) / variance_DK
-        second = (a_B1K * c_DK.square() + square_BDK - 2 * x_BDK * c_DK) / variance_DK.square() - a_B1K
+        x_BDK, square_BDK = frames.values.mT @ a_BTK, frames.values.square().mT @ a_BTK
+        c_DK = self.assign.weight * self.coupling if self.centres is None else self.centres
+        # x − c = scale ⊙ (values − c'), so this is in terms of values; what has no B is multiplied first, since
+        # passes over [B, D, K] are what takes the time.
+        scale_D1, c_DK = frames.scale[:, None], c_DK - frames.shift[:, None]
+        precision_DK = 1 / (self.deviation.square() + VARIANCE_FLOOR)
+        first = torch.addcmul(x_BDK * (scale_D1 * precision_DK), a_B1K, -c_DK * precision_DK)
+        precision_DK = precision_DK.square()
+        second = torch.addcmul(
+            square_BDK * (scale_D1.square() * precision_DK), x_BDK, -2 * scale_D1 * c_DK * precision_DK
+        )
+        second = torch.addcmul(second, a_B1K, c_DK.square() * precision_DK - 1)
         first = l2_normalize(l2_normalize(first, 1).flatten(1), 1)
         return torch.cat([first, l2_normalize(second.flatten(1), 1)], 1)
 

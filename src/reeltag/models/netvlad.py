@@ -11,6 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from reeltag.models.config import TaggerConfig, at_least_for_further_features
+from reeltag.models.frames import Frames, weighted
 from reeltag.models.layers import PerFeature, SoftAssignment, l2_normalize, normal, shares
 
 
@@ -44,12 +45,12 @@ class NetVLADFeature(nn.Module):
         self.assign = SoftAssignment(features, clusters)
         self.centres = None if light else normal(features, clusters, scale=1 / math.sqrt(features))
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+    def forward(self, frames: Frames) -> Tensor:
         """Pool frames to [B, D·K], D-major."""
-        a_BTK = self.assign(x_BTD, mask_BT)
-        v_BDK = torch.einsum("btd,btk->bdk", x_BTD, a_BTK)
-        if self.centres is not None:
-            v_BDK = v_BDK - a_BTK.sum(1)[:, None] * self.centres
+        a_BTK = weighted(self.assign(frames), frames.counts)
+        scale_D1, shift_D1 = frames.scale[:, None], frames.shift[:, None]
+        c_DK = shift_D1 if self.centres is None else shift_D1 - self.centres
+        v_BDK = torch.addcmul(frames.values.mT @ a_BTK * scale_D1, a_BTK.sum(1)[:, None], c_DK)
         return l2_normalize(l2_normalize(v_BDK, 1).flatten(1), 1)
 
 

@@ -17,7 +17,8 @@ from reeltag.models.config import (
     at_least_for_further_features,
     feature_widths,
 )
-from reeltag.models.layers import FrameNorm, PerFeature, batch_norm, l2_normalize, masked, normal, shares
+from reeltag.models.frames import Frames, weighted
+from reeltag.models.layers import FrameNorm, PerFeature, batch_norm, l2_normalize, normal, shares
 
 
 class NeXtVLADConfig(TaggerConfig):
@@ -92,11 +93,11 @@ class NeXtVLADFeature(nn.Module):
             nn.init.normal_(linear.weight, std=math.sqrt(2 / linear.in_features))
             nn.init.zeros_(linear.bias)
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+    def forward(self, frames: Frames) -> Tensor:
         """Pool frames to [B, (λD/G)·K], feature-major."""
-        wide = self.expand(x_BTD)
-        attention_BTG = masked(torch.sigmoid(self.attend(wide)), mask_BT)
-        logits = self.norm(wide @ self.assign, mask_BT)
+        wide = self.expand(frames.x)
+        attention_BTG = weighted(torch.sigmoid(self.attend(wide)), frames.counts)
+        logits = self.norm(wide @ self.assign, frames.counts)
         a_BTGK = logits.unflatten(2, (self.groups, -1)).softmax(3) * attention_BTG[..., None]
         v_BDK = torch.einsum("btgd,btgk->bdk", wide.unflatten(2, (self.groups, -1)), a_BTGK)
         v_BDK = v_BDK - a_BTGK.sum((1, 2))[:, None] * self.centres

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from reeltag.models.attention import AttentionConfig, AttentionPooling
 from reeltag.models.config import TaggerConfig
 from reeltag.models.dbof import DBoFConfig, build_dbof
+from reeltag.models.frames import Frames, frame_mask
 from reeltag.models.gating import build_gate
 from reeltag.models.heads import build_head
-from reeltag.models.layers import FrameNorm, Hidden, Pooling, dequantize, frame_mask, l2_normalize, masked
+from reeltag.models.layers import Hidden, InputNorm, Pooling, dequantize, l2_normalize
 from reeltag.models.mean import Mean, MeanConfig
 from reeltag.models.netfv import NetFV, NetFVConfig
 from reeltag.models.netvlad import NetVLAD, NetVLADConfig
@@ -71,7 +72,7 @@ class Tagger(nn.Module):
     def __init__(self, config: TaggerConfig, widths: Sequence[int], classes: int) -> None:
         super().__init__()
         self.config = config
-        self.input_norm = FrameNorm(sum(widths)) if config.input_norm else None
+        self.input_norm = InputNorm(sum(widths)) if config.input_norm else None
         self.pooling = FAMILIES[config.family][1](config, widths)
         width, self.hidden = self.pooling.outputs, None
         if config.hidden:
@@ -84,27 +85,32 @@ class Tagger(nn.Module):
             if isinstance(module, nn.BatchNorm1d):
                 module.momentum = 1 - config.bn_decay
 
-    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, frames: Tensor, lengths: Tensor, counts: Tensor | None = None) -> Tensor:
         """Tag videos.
 
         Args:
             frames: [B, T, D], `uint8` codes or float32 values.
             lengths: [B] int64, real frames of each video; the others are ignored.
+            counts: [B, T] int64, how often each frame counts, 0 past a video's length; by default each real one
+                once.
 
         Returns:
             Probabilities [B, C], float32.
         """
         x_BTD = dequantize(frames) if frames.dtype == torch.uint8 else frames
         mask_BT = frame_mask(lengths, frames.shape[1])
-        mask = None if bool(mask_BT.all()) else mask_BT
-        return self.tag(masked(x_BTD, mask), mask)
+        if counts is None and not bool(mask_BT.all()):
+            counts = mask_BT
+        # Padding is 0 after dequantising, not before.
+        x_BTD = x_BTD if counts is None else x_BTD.masked_fill(~mask_BT[..., None], 0)
+        return self.tag(x_BTD, None if counts is None else counts.float())
 
-    def tag(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
-        """Tag dequantised frames; the mask is None where every frame is real."""
-        x_BTD = l2_normalize(x_BTD, 2)
+    def tag(self, x_BTD: Tensor, counts_BT: Tensor | None) -> Tensor:
+        """Tag dequantised frames; the counts are None where every frame counts once."""
+        frames = Frames.plain(l2_normalize(x_BTD, 2), counts_BT)
         if self.input_norm is not None:
-            x_BTD = self.input_norm(x_BTD, mask_BT)
-        vector: Tensor = self.pooling(x_BTD, mask_BT)
+            frames = self.input_norm(frames)
+        vector: Tensor = self.pooling(frames)
         if self.hidden is not None:
             vector = self.hidden(vector)
         probabilities: Tensor = self.head(self.dropout(self.gate(vector)))

@@ -1,0 +1,111 @@
+"""The models that bench/train.py and bench/infer.py time, with the published sizes, and their twins under TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from measure import Peer
+from reeltag.data.batches import Batch, draw_frames
+from reeltag.data.schema import preset
+from reeltag.environment import keep_freed_memory
+from reeltag.models.tagger import Tagger, build_tagger, parse_config
+from reeltag.train import TrainingSettings, adam_epsilon, train_step
+
+SCHEMA = preset("yt8m-frame")
+keep_freed_memory()
+MODELS: dict[str, dict[str, Any]] = {
+    "netvlad": {"family": "netvlad", "clusters": 256, "hidden": 1024, "head": {"prob_gating": True}},
+    "netfv": {"family": "netfv", "clusters": 96, "hidden": 1540, "head": {"prob_gating": True}},
+    "dbof": {"family": "dbof", "clusters": 4096, "hidden": 1024},
+    "lstm": {"family": "rnn", "cell": "lstm", "cells": 1024, "head": {"kind": "logistic", "l2": 1e-8}},
+    "gru": {"family": "rnn", "cell": "gru", "cells": 1024, "head": {"kind": "logistic", "l2": 1e-8}},
+}
+TITLES = {
+    "netvlad": "NetVLAD 256/1024",
+    "netfv": "NetFV 96/1540",
+    "dbof": "gated DBoF 4096/1024",
+    "lstm": "bi-LSTM 1024",
+    "gru": "bi-GRU 1024",
+}
+SMALL = {"clusters": 16, "hidden": 24, "cells": 32}
+SEED = 7
+
+
+def build(name: str, small: bool = False) -> Tagger:
+    """A model with random weights; a small one is for comparing."""
+    table = MODELS[name]
+    if small:
+        table = table | {key: value for key, value in SMALL.items() if key in table}
+    return build_tagger(parse_config(table, SCHEMA.widths), SCHEMA.widths, SCHEMA.classes, SEED)
+
+
+def random_batch(size: int, lengths: Tensor | None = None) -> Batch:
+    """Videos of 300 random frames, or of given lengths."""
+    rng = torch.Generator().manual_seed(SEED)
+    shape = (size, SCHEMA.max_frames, SCHEMA.width)
+    frames = torch.randint(0, 256, shape, generator=rng, dtype=torch.uint8)
+    labels = torch.rand(size, SCHEMA.classes, generator=rng) < 3 / SCHEMA.classes
+    if lengths is None:
+        lengths = torch.full((size,), SCHEMA.max_frames)
+    return Batch(("",) * size, frames[:, : int(lengths.max())], lengths, labels)
+
+
+class Trainer:
+    """A model that takes training steps."""
+
+    def __init__(self, tagger: Tagger, optimizer: torch.optim.Adam, precision: str) -> None:
+        self.settings = TrainingSettings(precision=precision, device="cpu")
+        self.fabric, self.optimizer = Fabric(accelerator="cpu", devices=1, precision=precision), optimizer
+        self.model, self.wrapped = self.fabric.setup(tagger.train(), optimizer)
+        self.steps = 0
+
+    def step(self, batch: Batch) -> float:
+        """The loss before the step."""
+        self.optimizer.param_groups[0].update(eps=adam_epsilon(self.steps))
+        self.steps += 1
+        return train_step(self.fabric, self.model, self.wrapped, batch, self.settings, SEED)
+
+
+def adam(tagger: Tagger) -> torch.optim.Adam:
+    """Adam with the published settings."""
+    return torch.optim.Adam(tagger.parameters(), lr=TrainingSettings().rate, betas=(0.9, 0.999), fused=True)
+
+
+def hand_over(tagger: Tagger, path: Path, given: Mapping[str, Tensor] | None = None) -> Path:
+    """Weights, and what else is given, in the file that the peer reads."""
+    arrays = {f"model.{name}": tensor for name, tensor in tagger.state_dict().items() if tensor.is_floating_point()}
+    arrays |= {f"given.{name}": tensor for name, tensor in (given or {}).items()}
+    np.savez(path, **{name: tensor.numpy() for name, tensor in arrays.items()})
+    return path
+
+
+def refuse_difference(name: str, peer: Peer, folder: Path) -> None:
+    """Stop unless the peer's graph has our probabilities, and our losses over three steps of training."""
+    batch = random_batch(4, torch.tensor([300, 120, 7, 1]))
+    ordered = MODELS[name]["family"] == "rnn"
+    draws = draw_frames(batch.lengths, SCHEMA.max_frames, torch.manual_seed(SEED))
+    tagger = build(name, small=True)
+    mask = torch.arange(SCHEMA.max_frames) < batch.lengths[:, None]
+    given = {
+        "frames": torch.where(mask[..., None], batch.frames * (4 / 255) + (4 / 512 - 2), 0.0),
+        "draws": draws.int(),
+        "lengths": batch.lengths.int(),
+        "labels": batch.labels.float(),
+    }
+    theirs = peer.ask("check", name, hand_over(tagger, folder / f"{name}.small.npz", given))
+    drawn = batch.frames if ordered else batch.frames.gather(1, draws[..., None].expand(-1, -1, SCHEMA.width))
+    lengths = batch.lengths if ordered else torch.full((4,), SCHEMA.max_frames)
+    with torch.inference_mode():
+        ours = tagger.eval()(drawn, lengths)
+    trainer = Trainer(tagger, adam(tagger), "32-true")
+    losses = [trainer.step(batch) for _ in range(3)]
+    worst = float((ours - torch.tensor(theirs["probabilities"])).abs().max())
+    if worst > 1e-5 or not np.allclose(losses, theirs["losses"], rtol=2e-5):
+        raise SystemExit(f"{name}: probabilities differ by {worst}, losses are {losses} and {theirs['losses']}")
