@@ -32,7 +32,7 @@ from reeltag.data.schema import Schema
 from reeltag.data.shards import Shards, scan
 from reeltag.data.tfrecord import write_shard
 from reeltag.models.config import TaggerConfig
-from reeltag.models.tagger import build_tagger, meta_tagger
+from reeltag.models.tagger import Tagger, build_tagger, meta_tagger
 from reeltag.predict import BATCH_SIZE, predict
 from reeltag.recipe import Recipe
 from reeltag.recipe_file import load_recipe
@@ -229,16 +229,24 @@ def random_shards(folder: Path, schema: Schema, videos: int) -> Shards:
     return Shards(scan([path], schema))
 
 
+def drawn_frames(frames: int, settings: TrainingSettings, tagger: Tagger) -> int:
+    """How many different frames a step needs of a video on average: those drawn twice count twice, read once."""
+    if settings.frames == "all" or tagger.pooling.ordered:
+        return frames
+    return round(frames * (1 - (1 - 1 / frames) ** settings.frames))
+
+
 def measure(
     bench: Bench, config: TaggerConfig, settings: TrainingSettings, peaks: Peaks, shards: Shards, workers: int
 ) -> dict[str, Any]:
     """All about one configuration."""
     meta = meta_tagger(config, bench.schema.widths, bench.schema.classes)
     operations = flops(meta, bench.schema.widths, bench.schema.max_frames)
+    trained_on = flops(meta, bench.schema.widths, drawn_frames(bench.schema.max_frames, settings, meta))
     weights = sum(map(torch.numel, meta.parameters()))
     size, eager = fitting(settings.batch_size, lambda size: training(bench, config, settings, size, compiled=False))
     times = {
-        "arithmetic": FORWARD_AND_BACKWARD * operations * size / peaks.bfloat16,
+        "arithmetic": FORWARD_AND_BACKWARD * trained_on * size / peaks.bfloat16,
         "memory": eager["floor_bytes"] / peaks.memory,
     }
     bound = max(times, key=times.__getitem__)
