@@ -46,7 +46,7 @@ VIDEOS = 4_769_202  # of YouTube-8M, that hours are projected for
 WEIGHT_BYTES = 4 + 4 + 4 + 16 + 12
 LEAST_SHARE, SHARE_FAMILIES = 0.5, ("netvlad", "netfv")  # of the floor's rate, that training has to reach
 MOST_WAIT = 0.05  # of the time of training, for the loader
-WARM_UP = 3
+WARM_UP = 5
 T = TypeVar("T")
 
 
@@ -135,11 +135,12 @@ class Trainer:
             self.tagger.compile()
         optimizer = torch.optim.Adam(self.tagger.parameters(), betas=(0.9, ADAM_BETA2), fused=True)
         self.model, self.optimizer = self.fabric.setup(self.tagger, optimizer)
-        self.settings = settings
+        self.settings, self.steps = settings, 0
 
     def step(self, batch: Batch) -> int:
         """One step; how many videos it sees."""
-        train_step(self.fabric, self.model, self.optimizer, batch, self.settings, seed=0)
+        self.steps += 1  # other draws each time, so other numbers of frames
+        train_step(self.fabric, self.model, self.optimizer, batch, self.settings, seed=self.steps)
         return len(batch)
 
     def floor_bytes(self, batch: Batch) -> int:
@@ -177,7 +178,9 @@ def training(
     bench.free()
     trainer = Trainer(bench, config, settings, compiled=compiled)
     batches = bench.random_batches(size)
-    found: dict[str, Any] = {} if compiled else {"floor_bytes": trainer.floor_bytes(next(batches))}
+    found: dict[str, Any] = {"batch": size}
+    if not compiled:
+        found["floor_bytes"] = trainer.floor_bytes(next(batches))
     found["videos_per_second"] = spread(bench.rates(lambda: trainer.step(next(batches))))
     if bench.device.type == "cuda":
         found["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
