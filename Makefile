@@ -35,6 +35,7 @@ bench-env: .bench-venv/ready
 
 bench: setup
 	$(BIN)/python bench/reader.py
+	$(BIN)/python bench/loader.py
 	$(BIN)/python bench/threads.py
 	$(BIN)/python bench/families.py
 	$(BIN)/python bench/quantize.py

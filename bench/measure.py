@@ -59,12 +59,17 @@ class Peer:
     @classmethod
     @contextmanager
     def find(cls, python: Path, script: str, *arguments: str) -> Iterator[Peer | None]:
-        """The peer, which ends with the block, or None with a message where its interpreter is missing."""
+        """The peer, which ends with the block, or None with a message where its interpreter or a package is missing."""
         if not python.exists():
             print(f"No peer: there is no {python} (make bench-env)")
             yield None
             return
-        peer = cls(python, script, *arguments)
+        try:
+            peer = cls(python, script, *arguments)
+        except SystemExit as error:
+            print(f"No {script}: {error}")
+            yield None
+            return
         try:
             yield peer
         finally:
@@ -76,6 +81,10 @@ class Peer:
         self.process.stdin.write(" ".join(map(str, words)) + "\n")
         self.process.stdin.flush()
         return self._answer()
+
+    def timed(self, count: float, *words: object) -> Times:
+        """The answer to one line, which is the seconds of a pass over so many videos, as `timed` gives it."""
+        return {key: seconds / count for key, seconds in self.ask(*words).items()}
 
     def _answer(self) -> Any:
         if not (line := self.process.stdout.readline()):

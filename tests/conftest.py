@@ -79,7 +79,7 @@ def assert_same(one: Video, other: Video) -> None:
         np.testing.assert_array_equal(frames, others)
 
 
-def records_of(path: Path) -> list[npt.NDArray[np.uint8]]:
+def records_of(path: Path) -> list[bytes]:
     """The payloads of a shard."""
     shard = ShardFile(path)
     return [shard.record(offset, number) for number, offset in enumerate(shard.offsets().tolist())]

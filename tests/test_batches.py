@@ -20,7 +20,7 @@ from reeltag.data.batches import (
     take_frames,
     training_batches,
 )
-from reeltag.data.example import encode
+from reeltag.data.example import Video, encode
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Manifest, Shards, read_all, scan
 from reeltag.data.tfrecord import write_shard
@@ -46,13 +46,17 @@ def assert_equal(batches: Iterable[Batch], others: Iterable[Batch]) -> None:
             torch.testing.assert_close(one.labels, other.labels, rtol=0, atol=0)
 
 
+def side_by_side(videos: list[Video], schema: Schema) -> Batch:
+    return collate(iter(videos), [video.length for video in videos], schema)
+
+
 # --- collate ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("schema", [BYTES, FLOATS], ids=["bytes", "floats"])
 def test_videos_stand_side_by_side_padded_with_zeros(schema: Schema) -> None:
     videos = [make_video(schema, length, [length], str(length)) for length in (2, 5, 1)]
-    batch = collate(videos, schema)
+    batch = side_by_side(videos, schema)
     assert (len(batch), batch.ids) == (3, ("2", "5", "1"))
     assert batch.frames.shape == (3, 5, schema.width)
     assert batch.frames.dtype == getattr(torch, schema.dtype)
@@ -65,11 +69,17 @@ def test_videos_stand_side_by_side_padded_with_zeros(schema: Schema) -> None:
     assert batch.labels.shape == (3, schema.classes)
 
 
+def test_padding_is_zero_whatever_the_memory_held_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np, "empty", lambda shape, dtype: np.full(shape, 255, dtype))
+    frames = side_by_side([make_video(BYTES, 5), make_video(BYTES, 2)], BYTES).frames
+    assert not frames[1, 2:].any()
+
+
 def test_a_batch_has_labels_only_if_every_video_has() -> None:
     labels = [[1], [], None]
     videos = [make_video(BYTES, labels=value) for value in labels]
-    assert collate(videos, BYTES).labels is None
-    known = collate(videos[:2], BYTES).labels
+    assert side_by_side(videos, BYTES).labels is None
+    known = side_by_side(videos[:2], BYTES).labels
     assert known is not None
     assert known.sum(1).tolist() == [1, 0]
 
@@ -180,7 +190,7 @@ def test_video_level_records_make_batches_of_one_frame(tmp_path: Path) -> None:
     write_shard(tmp_path / "shard", (encode(video, schema) for video in videos))
     (batch,) = sequential_batches(Shards(scan([tmp_path / "shard"], schema)), batch_size=4)
     assert (batch.frames.shape, batch.frames.dtype) == ((3, 1, 8), torch.float32)
-    assert_equal([batch], [collate(videos, schema)])
+    assert_equal([batch], [side_by_side(videos, schema)])
 
 
 @each_worker_count

@@ -136,7 +136,7 @@ def test_batch_norm_counts_only_real_frames():
 
 def test_shuffling_moves_real_frames_only_and_loses_none():
     x = torch.arange(1.0, 61.0).view(2, 30, 1)
-    mask = (torch.arange(30) < torch.tensor([[30], [20]])).float()
+    mask = torch.arange(30) < torch.tensor([[30], [20]])
     torch.manual_seed(1)
     shuffled = shuffle_frames(x * mask[..., None], mask)
     for row, original, length in zip(shuffled, x, (30, 20), strict=True):

@@ -49,7 +49,7 @@ def test_layers_are_the_authors(name):
     scoped = {f"w:video_{scope}.{key[2:]}": array for key, array in arrays.items() if key.startswith("w:")}
     layer = make()
     layer.load_state_dict({key.removeprefix("pooling.parts.0."): value for key, value in peer_state(scoped).items()})
-    y = layer.eval()(Frames.plain(torch.from_numpy(arrays["x"]), None))
+    y = layer.eval()(Frames.plain(torch.from_numpy(arrays["x"])))
     assert y.shape[1] == layer.outputs
     np.testing.assert_allclose(y.detach().numpy(), arrays["y"], atol=1e-5)
 

@@ -175,7 +175,11 @@ def remake(path: Path) -> None:
     write(path, [make_video(SCHEMA, length, name=f"new {length}") for length in (5, 6)])
 
 
-@pytest.mark.parametrize("change", [flip, cut, remake, Path.unlink])
+def lengthen(path: Path) -> None:
+    write(path, [make_video(SCHEMA, 9, [], "d"), make_video(SCHEMA, 3, [1, 2, 7], "e")])
+
+
+@pytest.mark.parametrize("change", [flip, cut, remake, lengthen, Path.unlink])
 def test_a_shard_that_changed_after_its_manifest_is_a_data_error_with_a_place(
     paths: list[Path], change: Callable[[Path], object]
 ) -> None:

@@ -12,7 +12,7 @@ from conftest import golden
 from peer_arrays import peer_state
 from reeltag import checkpoint
 from reeltag.averaging import averaged_tensors
-from reeltag.data.batches import Batch, collate
+from reeltag.data.batches import Batch, sequential_batches
 from reeltag.data.shards import Shards
 from reeltag.errors import ArtifactError, TrainingError
 from reeltag.models.layers import dequantize
@@ -157,7 +157,7 @@ def test_a_student_without_labels_in_its_loss_learns_what_its_teacher_says(shard
             tagger, shards, indices, training_phase(settings, len(indices)), settings,
             seed=3, path=tmp_path / str(share), teacher=teacher, progress=Progress(),
         )  # fmt: skip
-        batch = collate([shards.read(index) for index in range(8)], shards.manifest.schema)
+        (batch,) = sequential_batches(shards, np.arange(8), batch_size=8)
         with torch.no_grad():
             found[share] = tagger.eval()(batch.frames, batch.lengths)
     assert (found[0.0] - said).abs().mean() < 0.1 < (found[1.0] - said).abs().mean()

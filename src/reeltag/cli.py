@@ -14,7 +14,8 @@ from reeltag import __version__
 from reeltag.cli_data import Overrides, data, given, load_schema
 from reeltag.errors import ReeltagError, UsageError
 
-# As in quantize.py, which would import torch.
+# As in quantize.py and predict.py, which would import torch.
+Precision = Literal["float32", "bf16"]
 Encoding = Literal["float16", "uniform-8", "kmeans-8", "quantile-8", "channel-8", "group-4"]
 
 if TYPE_CHECKING:
@@ -98,7 +99,13 @@ def train(recipe: Path, /, *, model: list[str] = [], out: Path | None = None, se
 
 @app.command
 def evaluate(
-    model: Path, /, *shards: str, all_scores: bool = False, per_class: Path | None = None, json: bool = False
+    model: Path,
+    /,
+    *shards: str,
+    all_scores: bool = False,
+    per_class: Path | None = None,
+    precision: Precision = "float32",
+    json: bool = False,
 ) -> None:
     """Measure a model on labelled shards: GAP@20, Hit@1, PERR, mAP.
 
@@ -109,6 +116,7 @@ def evaluate(
         shards: Paths or glob patterns of TFRecord files.
         all_scores: Also mAP over all scores (map_all), as AudioSet reports it; takes 10 bytes a video and class.
         per_class: Write the average precision of each class to this CSV file.
+        precision: Of the matrix products; bf16 is about twice as fast where the processor has it.
         json: Print one JSON object instead of text.
     """
     from reeltag import predict as prediction
@@ -118,7 +126,7 @@ def evaluate(
 
     if per_class is not None:
         refuse_existing(per_class)
-    predictor = prediction.load(model, default_device())
+    predictor = prediction.load(model, default_device(), precision)
     scores = prediction.evaluate(predictor.predict_shards(given(shards)), all_scores=all_scores).compute()
     if per_class is not None:
         write_class_ap(per_class, scores.class_ap.tolist(), predictor.label_names)
@@ -130,7 +138,7 @@ def evaluate(
 
 
 @app.command
-def predict(model: Path, /, *shards: str, out: Path | None = None) -> None:
+def predict(model: Path, /, *shards: str, out: Path | None = None, precision: Precision = "float32") -> None:
     """Tag videos.
 
     Example: reeltag predict model.reeltag 'shards/*.tfrecord' --out predictions.csv
@@ -139,6 +147,7 @@ def predict(model: Path, /, *shards: str, out: Path | None = None) -> None:
         model: A .reeltag file.
         shards: Paths or glob patterns of TFRecord files; labels are not needed.
         out: A new .csv (Kaggle's format) or .jsonl file; JSON Lines to standard output by default.
+        precision: Of the matrix products; bf16 is about twice as fast where the processor has it.
     """
     from reeltag import predict as prediction
     from reeltag.environment import default_device
@@ -147,7 +156,7 @@ def predict(model: Path, /, *shards: str, out: Path | None = None) -> None:
 
     if out is not None:
         check_output(out)
-    predictor = prediction.load(model, default_device())
+    predictor = prediction.load(model, default_device(), precision)
     predictions = predictor.predict_shards(given(shards))
     if out is None:
         for line in json_lines(predictions, predictor.label_names):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,13 @@ from reeltag.data.schema import Schema
 from reeltag.data.shards import read_all
 from reeltag.errors import DataError, UsageError
 from reeltag.metrics import Metrics, top_k
+from reeltag.models.layers import Hidden
+from reeltag.quantize import is_large
 from reeltag.storage import find
 
 BATCH_SIZE = 64
+
+Precision = Literal["float32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -45,17 +49,29 @@ class Ensemble(nn.Module):
     Args:
         taggers: the members, or ensembles of them.
         weights: their shares; sum to 1.
+        precision: of the matrix products; with bf16 the large weights are kept in it, in half the memory.
     """
 
-    def __init__(self, taggers: Sequence[nn.Module], weights: Sequence[float]) -> None:
+    def __init__(
+        self, taggers: Sequence[nn.Module], weights: Sequence[float], precision: Precision = "float32"
+    ) -> None:
         super().__init__()
         self.taggers = nn.ModuleList(taggers)
         self.weights = list(weights)
+        self.bf16 = precision == "bf16"
+        for module in self.modules():
+            if isinstance(module, Hidden):  # the layout in which a product with few rows is fastest
+                module.weight.data = module.weight.data.mT.contiguous().mT
+        if self.bf16:
+            for parameter in self.parameters():
+                if is_large(parameter):
+                    parameter.data = parameter.data.bfloat16()
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """Frames [B, T, D] and lengths [B] to probabilities [B, C]."""
         parts = zip(self.taggers, self.weights, strict=True)
-        return torch.stack([weight * tagger(frames, lengths) for tagger, weight in parts]).sum(0)
+        with torch.autocast(frames.device.type, torch.bfloat16, enabled=self.bf16):
+            return torch.stack([weight * tagger(frames, lengths) for tagger, weight in parts]).sum(0)
 
 
 @torch.inference_mode()
@@ -92,13 +108,15 @@ class Predictor:
     Args:
         shipped: what the file holds.
         device: where to compute.
+        precision: bf16 is about twice as fast on processors that multiply it (AVX-512 BF16, AMX) and on GPUs, and
+            accurate to about three digits.
     """
 
-    def __init__(self, shipped: Artifact, device: str = "cpu") -> None:
+    def __init__(self, shipped: Artifact, device: str = "cpu", precision: Precision = "float32") -> None:
         self.artifact = shipped
         used = [member for member in shipped.members if member.weight > 0]
         taggers = [member.build(shipped.schema) for member in used]
-        self.model = Ensemble(taggers, [member.weight for member in used]).to(device).eval()
+        self.model = Ensemble(taggers, [member.weight for member in used], precision).to(device).eval()
 
     @property
     def schema(self) -> Schema:
@@ -178,10 +196,10 @@ class Predictor:
             raise UsageError("frames hold NaN or infinite values")
 
 
-def load(path: str | Path, device: str = "cpu") -> Predictor:
-    """Open a `.reeltag` file for prediction.
+def load(path: str | Path, device: str = "cpu", precision: Precision = "float32") -> Predictor:
+    """Open a `.reeltag` file for prediction; see `Predictor`.
 
     Raises:
         ArtifactError: the file is missing, damaged, or from a newer reeltag.
     """
-    return Predictor(artifact.load(Path(path)), device)
+    return Predictor(artifact.load(Path(path)), device, precision)

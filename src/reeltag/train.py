@@ -26,7 +26,7 @@ from reeltag.data.batches import Batch, count_frames, draw_frames, take_frames, 
 from reeltag.data.shards import Indices, Shards
 from reeltag.errors import TrainingError
 from reeltag.losses import cross_entropy, distillation_targets
-from reeltag.models.frames import frame_mask, weighted
+from reeltag.models.frames import frame_mask
 from reeltag.models.layers import dequantize
 from reeltag.models.tagger import Tagger
 from reeltag.progress import Progress
@@ -267,7 +267,7 @@ def mix_videos(batch: Batch, targets: Tensor, alpha: float, seed: int) -> tuple[
     share = max(drawn, 1 - drawn)
     others = torch.from_numpy(rng.permutation(len(batch))).to(batch.lengths.device)
     frames = dequantize(batch.frames) if batch.frames.dtype == torch.uint8 else batch.frames
-    frames = weighted(frames, frame_mask(batch.lengths, frames.shape[1]))
+    frames = frames * frame_mask(batch.lengths, frames.shape[1])[..., None]
     lengths = torch.maximum(batch.lengths, batch.lengths[others])
     mixed = replace(batch, frames=torch.lerp(frames[others], frames, share), lengths=lengths)
     return mixed, torch.lerp(targets[others], targets, share)

@@ -56,21 +56,30 @@ class Batch:
         return Batch(self.ids, change(self.frames), change(self.lengths), *changed)
 
 
-def collate(videos: Sequence[Video], schema: Schema) -> Batch:
-    """Put videos side by side, padded with zeros to the longest of them."""
-    lengths = [video.length for video in videos]
-    frames = np.zeros((len(videos), max(lengths), schema.width), schema.dtype)
-    for row, video in zip(frames, videos, strict=True):
+def collate(videos: Iterable[Video], lengths: Sequence[int], schema: Schema) -> Batch:
+    """Put videos side by side, padded with zeros to the longest of them.
+
+    Args:
+        videos: taken one by one and not kept, so that each is copied while the processor's cache still has it.
+        lengths: frames of each video.
+        schema: of the videos.
+    """
+    frames = np.empty((len(lengths), max(lengths), schema.width), schema.dtype)
+    labels = np.zeros((len(lengths), schema.classes), bool)
+    ids, labelled = [], True
+    for number, (video, length) in enumerate(zip(videos, lengths, strict=True)):
         column = 0
         for feature in video.features:
-            row[: len(feature), column : column + feature.shape[1]] = feature
+            frames[number, :length, column : column + feature.shape[1]] = feature
             column += feature.shape[1]
-    labels = None
-    if all(video.labels is not None for video in videos):
-        labels = torch.zeros(len(videos), schema.classes, dtype=torch.bool)
-        for number, video in enumerate(videos):
+        frames[number, length:] = 0
+        ids.append(video.id)
+        if video.labels is None:
+            labelled = False
+        else:
             labels[number, video.labels] = True
-    return Batch(tuple(video.id for video in videos), torch.from_numpy(frames), torch.tensor(lengths), labels)
+    known = torch.from_numpy(labels) if labelled else None
+    return Batch(tuple(ids), torch.from_numpy(frames), torch.tensor(lengths), known)
 
 
 def draw_frames(lengths: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -120,8 +129,8 @@ class _Batches(Dataset["Batch | ReeltagError"]):
     def __getitem__(self, number: int) -> Batch | ReeltagError:
         indices = self.plan(number)
         try:
-            videos = [self.shards.read(index) for index in indices.tolist()]
-            batch = collate(videos, self.shards.manifest.schema)
+            videos = (self.shards.read(index) for index in indices.tolist())
+            batch = collate(videos, self.shards.lengths[indices].tolist(), self.shards.manifest.schema)
             return replace(batch, targets=self.targets(indices)) if self.targets else batch
         except ReeltagError as error:
             return error  # raised in a worker it would arrive wrapped in a stack trace
@@ -196,4 +205,4 @@ def stream_batches(videos: Iterable[Video], schema: Schema, batch_size: int) -> 
     """Batches of videos as they come, for reading shards that have no manifest."""
     videos = iter(videos)
     while chunk := list(islice(videos, batch_size)):
-        yield collate(chunk, schema)
+        yield collate(chunk, [video.length for video in chunk], schema)

@@ -30,7 +30,7 @@ class Video:
     Attributes:
         id: the video's name in the data set.
         labels: class indices, sorted, each once; None where the record has no labels.
-        features: one array [T, D_f] a feature, `uint8` or `float32`; views of the shard where possible.
+        features: one array [T, D_f] a feature, `uint8` or `float32`; views of the record where possible.
         cut: frames of the record beyond the schema's limit, left out of `features`.
     """
 
@@ -56,7 +56,7 @@ class _Unusual(Exception):  # noqa: N818 - a signal between the two readers, nev
     """The strided reader declines."""
 
 
-def decode(record: npt.NDArray[np.uint8], schema: Schema) -> Video:
+def decode(record: bytes, schema: Schema) -> Video:
     """Read one record.
 
     Args:
@@ -79,10 +79,11 @@ _Parts = tuple["bytes | None", "list[int] | None", list[Frames]]
 def _checked(name: bytes | None, labels: list[int] | None, features: list[Frames], schema: Schema) -> Video:
     if name is None:
         raise DataError(f"no id: expected a bytes feature named {' or '.join(schema.ids)}")
-    if len({len(frames) for frames in features}) > 1:
+    length = len(features[0])
+    if any(len(frames) != length for frames in features):
         lengths = {feature.name: len(frames) for feature, frames in zip(schema.features, features, strict=True)}
         raise DataError(f"features disagree on the number of frames: {lengths}")
-    if not len(features[0]):
+    if not length:
         raise DataError("0 frames: a video needs at least one; leave this record out")
     if labels:
         labels = sorted(set(labels))
@@ -94,34 +95,32 @@ def _checked(name: bytes | None, labels: list[int] | None, features: list[Frames
             )
     if schema.dtype == "float32" and not all(np.isfinite(frames).all() for frames in features):
         raise DataError("a feature holds NaN or infinite values")
-    return Video(
-        name.decode("utf-8", "replace"),
-        None if labels is None else np.array(labels, np.int64),
-        tuple(frames[: schema.max_frames] for frames in features),
-        cut=max(0, len(features[0]) - schema.max_frames),
-    )
+    cut = max(0, length - schema.max_frames)
+    if cut:
+        features = [frames[: schema.max_frames] for frames in features]
+    known = None if labels is None else np.array(labels, np.int64)
+    return Video(name.decode("utf-8", "replace"), known, tuple(features), cut)
 
 
 # --- the strided reader -------------------------------------------------------------------------
 
 
-def _read_strided(record: npt.NDArray[np.uint8], schema: Schema) -> _Parts:
-    buffer = record.data
+def _read_strided(record: bytes, schema: Schema) -> _Parts:
     sections: dict[int, tuple[int, int]] = {}
     position = 0
-    while position < len(buffer):
-        tag, begin, position = _field(buffer, position, len(buffer))
+    while position < len(record):
+        tag, begin, position = _field(record, position, len(record))
         if tag in sections:
             raise _Unusual
         sections[tag] = begin, position
-    context = _map_entries(buffer, sections.get(0x0A))
+    context = _map_entries(record, sections.get(0x0A))
     name = None
     for key in schema.ids:
         if (span := context.get(key.encode())) and name is None:
-            name = _single_bytes(buffer, span)
+            name = _single_bytes(record, span)
     span = context.get(schema.labels.encode())
-    labels = None if span is None else _int64_list(buffer, span)
-    lists = _map_entries(buffer, sections.get(0x12)) if schema.level == "frame" else context
+    labels = None if span is None else _int64_list(record, span)
+    lists = _map_entries(record, sections.get(0x12)) if schema.level == "frame" else context
     features = []
     for feature in schema.features:
         place = lists.get(feature.name.encode())
@@ -131,13 +130,13 @@ def _read_strided(record: npt.NDArray[np.uint8], schema: Schema) -> _Parts:
     return name, labels, features
 
 
-def _strided_frames(record: npt.NDArray[np.uint8], span: tuple[int, int], width: int, schema: Schema) -> Frames:
+def _strided_frames(record: bytes, span: tuple[int, int], width: int, schema: Schema) -> Frames:
     header, frame = _frame_layout(width, schema.dtype, schema.level == "frame")
     begin, end = span
     frames, rest = divmod(end - begin, frame.itemsize)
     if rest or (schema.level == "video" and frames != 1):
         raise _Unusual
-    rows = record[begin:end].view(frame)
+    rows = np.frombuffer(record, frame, frames, begin)
     if rows["header"].tobytes() != header * frames:
         raise _Unusual
     return rows["values"]
@@ -155,28 +154,31 @@ def _frame_layout(width: int, dtype: str, in_list: bool) -> tuple[bytes, np.dtyp
     return header, np.dtype([("header", "V", len(header)), ("values", code, (width,))])
 
 
-def _field(buffer: memoryview, position: int, end: int) -> tuple[int, int, int]:
+def _field(record: bytes, position: int, end: int) -> tuple[int, int, int]:
     """Tag, begin and end of the length-delimited field at a position; declines any other."""
-    tag, size, begin = buffer[position], buffer[position + 1], position + 2
+    tag, size, begin = record[position], record[position + 1], position + 2
     if tag not in _TAGS:
         raise _Unusual
     if size > 0x7F:
-        size, begin = _varint(buffer, position + 1)
+        size, more = _size(record[begin - 1 : begin + 3])
+        begin += more
     if begin + size > end:
         raise _Unusual
     return tag, begin, begin + size
 
 
-def _varint(buffer: memoryview, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while shift < 28:  # a length of 256 MiB or more is no frame's
-        byte = buffer[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
+@lru_cache(maxsize=4096)
+def _size(encoded: bytes) -> tuple[int, int]:
+    """Value of the varint that four bytes begin with, and how many bytes it has beyond its first.
+
+    Sizes repeat from record to record, so most are found in the cache.
+    """
+    value = 0
+    for place, byte in enumerate(encoded):
+        value |= (byte & 0x7F) << 7 * place
         if byte < 0x80:
-            return value, position
-        shift += 7
-    raise _Unusual
+            return value, place
+    raise _Unusual  # a length of 256 MiB or more is no frame's, and less than four bytes are no record's
 
 
 def _varint_bytes(value: int) -> bytes:
@@ -188,15 +190,15 @@ def _varint_bytes(value: int) -> bytes:
     return bytes(encoded)
 
 
-def _map_entries(buffer: memoryview, span: tuple[int, int] | None) -> dict[bytes, tuple[int, int]]:
+def _map_entries(record: bytes, span: tuple[int, int] | None) -> dict[bytes, tuple[int, int]]:
     """Spans of a protobuf map's values by key."""
     entries: dict[bytes, tuple[int, int]] = {}
     position, end = span or (0, 0)
     while position < end:
-        tag, begin, position = _field(buffer, position, end)
-        key_tag, begin, key_end = _field(buffer, begin, position)
-        value_tag, value_begin, value_end = _field(buffer, key_end, position)
-        key = buffer[begin:key_end].tobytes()
+        tag, begin, position = _field(record, position, end)
+        key_tag, begin, key_end = _field(record, begin, position)
+        value_tag, value_begin, value_end = _field(record, key_end, position)
+        key = record[begin:key_end]
         if tag != 0x0A or key_tag != 0x0A or value_tag != 0x12 or value_end != position:
             raise _Unusual
         if key in entries or not key.isascii():  # protobuf refuses keys that are not UTF-8
@@ -205,25 +207,25 @@ def _map_entries(buffer: memoryview, span: tuple[int, int] | None) -> dict[bytes
     return entries
 
 
-def _only_field(buffer: memoryview, span: tuple[int, int], tag: int) -> tuple[int, int]:
-    found, begin, end = _field(buffer, *span)
+def _only_field(record: bytes, span: tuple[int, int], tag: int) -> tuple[int, int]:
+    found, begin, end = _field(record, *span)
     if found != tag or end != span[1]:
         raise _Unusual
     return begin, end
 
 
-def _single_bytes(buffer: memoryview, span: tuple[int, int]) -> bytes:
-    begin, end = _only_field(buffer, _only_field(buffer, span, 0x0A), 0x0A)
-    return bytes(buffer[begin:end])
+def _single_bytes(record: bytes, span: tuple[int, int]) -> bytes:
+    begin, end = _only_field(record, _only_field(record, span, 0x0A), 0x0A)
+    return record[begin:end]
 
 
-def _int64_list(buffer: memoryview, span: tuple[int, int]) -> list[int]:
-    begin, end = _only_field(buffer, span, 0x1A)
+def _int64_list(record: bytes, span: tuple[int, int]) -> list[int]:
+    begin, end = _only_field(record, span, 0x1A)
     values: list[int] = []
     if begin < end:
-        position, end = _only_field(buffer, (begin, end), 0x0A)
+        position, end = _only_field(record, (begin, end), 0x0A)
         value = shift = 0
-        for byte in buffer[position:end].tobytes():
+        for byte in record[position:end]:
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 values.append(value)
@@ -240,11 +242,11 @@ def _int64_list(buffer: memoryview, span: tuple[int, int]) -> list[int]:
 # --- the general reader ---------------------------------------------------------------------------
 
 
-def _read_general(record: npt.NDArray[np.uint8], schema: Schema) -> _Parts:
+def _read_general(record: bytes, schema: Schema) -> _Parts:
     """Read any valid encoding with the protobuf library; frames are copied."""
     message = SequenceExample() if schema.level == "frame" else Example()
     try:
-        message.ParseFromString(record.tobytes())
+        message.ParseFromString(record)
     except DecodeError as error:
         kind = type(message).__name__
         raise DataError(f"is no {kind}; check the schema's level ({schema.level})") from error
@@ -308,7 +310,7 @@ def _missing(name: str, present: Any) -> DataError:
     return DataError(f"no feature {name!r}; the record has {names}")
 
 
-def describe(record: npt.NDArray[np.uint8]) -> list[str]:
+def describe(record: bytes) -> list[str]:
     """What a record holds, one line a feature, for people who do not know its schema yet.
 
     Raises:
@@ -316,7 +318,7 @@ def describe(record: npt.NDArray[np.uint8]) -> list[str]:
     """
     message = SequenceExample()
     try:
-        message.ParseFromString(record.tobytes())
+        message.ParseFromString(record)
     except DecodeError as error:
         raise DataError("is neither an Example nor a SequenceExample") from error
     level = "frame" if message.feature_lists.feature_list else "video"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +17,7 @@ from safetensors.numpy import save_file
 
 from reeltag.data.example import Video, decode
 from reeltag.data.schema import Schema
-from reeltag.data.tfrecord import Bytes, ShardFile
+from reeltag.data.tfrecord import ShardFile
 from reeltag.errors import DataError, UsageError
 from reeltag.storage import atomic_path, content_hash, file_hash
 
@@ -152,7 +153,7 @@ def _walk(path: Path, schema: Schema) -> Iterator[tuple[int, Video]]:
         yield offset, _decode(payload, schema, shard, number, offset)
 
 
-def _decode(payload: Bytes, schema: Schema, shard: ShardFile, number: int, offset: int) -> Video:
+def _decode(payload: bytes, schema: Schema, shard: ShardFile, number: int, offset: int) -> Video:
     try:
         return decode(payload, schema)
     except DataError as error:
@@ -200,23 +201,23 @@ class Shards:
 
     Args:
         manifest: the shard set.
+
+    Attributes:
+        lengths: [N] frames of each video, cut at the schema's limit.
     """
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
-        self._first = manifest.first_records
+        self.lengths = np.minimum(manifest.frames, manifest.schema.max_frames)
+        self._first = manifest.first_records.tolist()  # bisect is faster there than in an array
 
     def __len__(self) -> int:
         return len(self.manifest)
 
     def place(self, index: int) -> tuple[str, int, int]:
         """File, record number and byte offset of a video."""
-        shard = int(np.searchsorted(self._first, index, "right")) - 1
-        return (
-            self.manifest.shards[shard].path,
-            int(index - self._first[shard]),
-            int(self.manifest.offsets[index]),
-        )
+        shard = bisect_right(self._first, index) - 1
+        return self.manifest.shards[shard].path, int(index) - self._first[shard], int(self.manifest.offsets[index])
 
     def read(self, index: int) -> Video:
         """Read video `index` of the set.
@@ -227,7 +228,7 @@ class Shards:
         path, number, offset = self.place(index)
         shard = _open(path)
         video = _decode(shard.record(offset, number), self.manifest.schema, shard, number, offset)
-        if _id_hash(video.id) != self.manifest.id_hashes[index]:
+        if _id_hash(video.id) != self.manifest.id_hashes[index] or video.length != self.lengths[index]:
             reason = "holds another video than when the shard was indexed; run again, so that it is indexed anew"
             raise DataError(reason, file=path, record=number, offset=offset)
         return video

@@ -1,4 +1,4 @@
-"""TFRecord files: checksummed records as views of a memory map, and back.
+"""TFRecord files: checksummed records, and back.
 
 A record is its length (8 bytes), the length's CRC (4), the payload, and the payload's CRC (4), all
 little-endian; a CRC is CRC-32C, rotated and offset ("masked").
@@ -6,8 +6,9 @@ little-endian; a CRC is CRC-32C, rotated and offset ("masked").
 
 from __future__ import annotations
 
-import mmap
+import os
 import struct
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -22,18 +23,19 @@ _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
 _OVERHEAD = _HEADER.size + _CRC.size
 
-Bytes = npt.NDArray[np.uint8]
 
-
-def masked_crc(content: bytes | Bytes) -> int:
+def masked_crc(content: bytes) -> int:
     """CRC-32C of some bytes, masked as TFRecord stores it."""
-    # google_crc32c takes NumPy arrays without a copy, but no memoryview.
     crc: int = google_crc32c.value(content)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 class ShardFile:
-    """One TFRecord file, memory-mapped on first use and picklable.
+    """One TFRecord file, opened on first use and picklable.
+
+    Records are read, not mapped: the copy costs what a map's page faults cost, a file that was cut short is an
+    error instead of a SIGBUS, and a record's memory is free when its last view is. There is no position, so
+    that forked processes can share the open file.
 
     Args:
         path: the shard.
@@ -41,28 +43,28 @@ class ShardFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._bytes: Bytes | None = None
+        self._opened: tuple[int, int] | None = None
 
     def __reduce__(self) -> tuple[type[ShardFile], tuple[Path]]:
         return ShardFile, (self.path,)
 
-    @property
-    def content(self) -> Bytes:
-        """The whole file as a read-only array of bytes.
+    def _open(self) -> tuple[int, int]:
+        """Descriptor and size of the file.
 
         Raises:
             DataError: the file cannot be opened or is empty.
         """
-        if self._bytes is None:
+        if self._opened is None:
             try:
-                with self.path.open("rb") as file:
-                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except ValueError as error:
-                raise DataError("is empty, so it is no shard", file=str(self.path)) from error
+                file = self.path.open("rb", buffering=0)
             except OSError as error:
                 raise DataError(f"cannot be read ({error.strerror})", file=str(self.path)) from error
-            self._bytes = np.frombuffer(mapped, np.uint8)
-        return self._bytes
+            weakref.finalize(self, file.close)
+            size = os.fstat(file.fileno()).st_size
+            if not size:
+                raise DataError("is empty, so it is no shard", file=str(self.path))
+            self._opened = file.fileno(), size
+        return self._opened
 
     def offsets(self) -> npt.NDArray[np.int64]:
         """Byte offset of every record; reads the lengths alone and checks each one's CRC.
@@ -72,51 +74,62 @@ class ShardFile:
         """
         offsets: list[int] = []
         offset = 0
-        while offset < len(self.content):
+        while offset < self._open()[1]:
             length = self._length(offset, len(offsets))
             offsets.append(offset)
             offset += _OVERHEAD + length
         return np.array(offsets, np.int64)
 
-    def records(self) -> Iterator[tuple[int, Bytes]]:
+    def records(self) -> Iterator[tuple[int, bytes]]:
         """Byte offset and payload of every record, as `record` gives it, in one walk through the file."""
         number = offset = 0
-        while offset < len(self.content):
+        while offset < self._open()[1]:
             payload = self.record(offset, number)
             yield offset, payload
             number += 1
             offset += _OVERHEAD + len(payload)
 
-    def record(self, offset: int, number: int) -> Bytes:
-        """Payload of the record at a byte offset, as a view, after checking both CRCs.
+    def record(self, offset: int, number: int) -> bytes:
+        """Payload of the record at a byte offset, after checking both CRCs.
 
         Args:
             offset: where the record begins.
             number: the record's number in the shard, for error messages.
 
         Raises:
-            DataError: a CRC does not match, or the file ends early.
+            DataError: a CRC does not match, or the file ends early or cannot be read.
         """
         begin = offset + _HEADER.size
-        end = begin + self._length(offset, number)
-        payload = self.content[begin:end]
-        if masked_crc(payload) != _CRC.unpack(self.content[end : end + _CRC.size].tobytes())[0]:
+        length = self._length(offset, number)
+        payload = self._read(begin, length, offset, number)
+        crc = self._read(begin + length, _CRC.size, offset, number)
+        if masked_crc(payload) != _CRC.unpack(crc)[0]:
             raise self._error("CRC of the payload does not match; the shard is damaged, fetch it again", number, offset)
         return payload
 
     def _length(self, offset: int, number: int) -> int:
-        content = self.content
-        header = content[offset : offset + _HEADER.size].tobytes()
-        if len(header) < _HEADER.size:
-            raise self._error(f"truncated: {len(header)} bytes are no record header", number, offset)
+        header = self._read(offset, _HEADER.size, offset, number)
         length, crc = _HEADER.unpack(header)
         if masked_crc(header[:8]) != crc:
             hint = "" if offset else " (is this a TFRecord file, uncompressed?)"
             raise self._error(f"CRC of the length does not match{hint}", number, offset)
-        if offset + _OVERHEAD + length > len(content):
-            missing = offset + _OVERHEAD + length - len(content)
-            raise self._error(f"truncated: {missing} bytes are missing; fetch the shard again", number, offset)
+        # Before anything of that length is allocated.
+        missing = offset + _OVERHEAD + length - self._open()[1]
+        if missing > 0:
+            raise self._truncated(missing, number, offset)
         return int(length)
+
+    def _read(self, begin: int, size: int, offset: int, number: int) -> bytes:
+        try:
+            content = os.pread(self._open()[0], size, begin)
+        except OSError as error:
+            raise self._error(f"cannot be read ({error.strerror})", number, offset) from error
+        if len(content) < size:
+            raise self._truncated(size - len(content), number, offset)
+        return content
+
+    def _truncated(self, missing: int, number: int, offset: int) -> DataError:
+        return self._error(f"truncated: {missing} bytes are missing; fetch the shard again", number, offset)
 
     def _error(self, reason: str, number: int, offset: int) -> DataError:
         return DataError(reason, file=str(self.path), record=number, offset=offset)

@@ -67,7 +67,7 @@ class AttentionPooling(Pooling):
         x_BTW = self.frame_norm(self.project(frames.x))
         queries = self.queries.to(x_BTW.dtype).expand(len(x_BTW), -1, -1)
         # A frame that counts n times has n times the weight in the softmax; padding, with log 0, has none.
-        bias_B11T = None if frames.counts is None else frames.counts.log()[:, None, None].to(x_BTW.dtype)
+        bias_B11T = None if frames.weights is None else frames.weights.log()[:, None, None].to(x_BTW.dtype)
         answers = F.scaled_dot_product_attention(
             self._by_head(queries),
             self._by_head(self.keys(x_BTW)),

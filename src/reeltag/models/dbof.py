@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from reeltag.models.config import GatingConfig, TaggerConfig, at_least_for_further_features
-from reeltag.models.frames import Frames, frame_mean, weighted
+from reeltag.models.frames import Frames
 from reeltag.models.layers import (
     FrameNorm,
     PerFeature,
@@ -59,9 +59,9 @@ class ClassicDBoF(Pooling):
 
     def forward(self, frames: Frames) -> Tensor:
         """Pool frames to [B, K]."""
-        a_BTK = frames.spread(F.relu6(self.norm(frames.product(self.weight), frames.real_counts)))
+        a_BTK = frames.spread(F.relu6(self.norm(frames.product(self.weight), frames.row_weights)))
         # relu6 is never below 0, so padded frames at 0 leave the maximum as it is
-        return frame_mean(a_BTK, frames.counts) if self.mean else a_BTK.amax(1)
+        return frames.mean(a_BTK) if self.mean else a_BTK.amax(1)
 
 
 class SoftDBoF(nn.Module):
@@ -81,7 +81,7 @@ class SoftDBoF(nn.Module):
     def forward(self, frames: Frames) -> Tensor:
         """Pool frames to [B, K], or [B, 2·K] with the maximum."""
         a_BTK = self.assign(frames)
-        total = l2_normalize(weighted(a_BTK, frames.counts).sum(1), 1)
+        total = l2_normalize(frames.counted(a_BTK).sum(1), 1)
         return torch.cat([total, l2_normalize(a_BTK.amax(1), 1)], 1) if self.maximum else total
 
 
@@ -107,7 +107,7 @@ class GatedDBoF(nn.Module):
         a_BTK = self.assign(frames)
         maximum_BK = l2_normalize(a_BTK.amax(1), 1)
         gates_BK = torch.sigmoid(self.norm(maximum_BK @ self.reduce @ self.expand))
-        return l2_normalize(gates_BK * weighted(a_BTK, frames.counts).sum(1), 1)
+        return l2_normalize(gates_BK * frames.counted(a_BTK).sum(1), 1)
 
 
 def build_dbof(config: DBoFConfig, widths: Sequence[int]) -> Pooling:

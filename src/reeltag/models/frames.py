@@ -17,17 +17,6 @@ def frame_mask(lengths: Tensor, frames: int) -> Tensor:
     return torch.arange(frames, device=lengths.device) < lengths[:, None]
 
 
-def weighted(x_BTK: Tensor, counts_BT: Tensor | None) -> Tensor:
-    """Each frame times how often it counts, so that padding is 0."""
-    return x_BTK if counts_BT is None else x_BTK * counts_BT[..., None]
-
-
-def frame_mean(x_BTK: Tensor, counts_BT: Tensor | None) -> Tensor:
-    """Mean over the frames, [B, K]."""
-    frames = x_BTK.shape[1] if counts_BT is None else counts_BT.sum(1, keepdim=True)
-    return weighted(x_BTK, counts_BT).sum(1) / frames
-
-
 @dataclass(frozen=True)
 class Frames:
     """The frames of a batch, x = scale ⊙ values + shift.
@@ -39,35 +28,49 @@ class Frames:
         values: [B, T, D] float32.
         scale: [D].
         shift: [D].
-        counts: [B, T] float32, 0 for padding, above 1 where a frame was drawn several times: sums over frames are then
-            those over all draws. None where every frame counts once.
+        mask: [B, T] bool, true where a frame is real; None where all are.
+        counts: [B, T] float32, how often a frame was drawn, 0 for padding: sums over frames are then those over all
+            draws. None where every real frame counts once.
         real: [N] int64, places of the real frames among all B·T; None where all are.
     """
 
     values: Tensor
     scale: Tensor
     shift: Tensor
+    mask: Tensor | None = None
     counts: Tensor | None = None
     real: Tensor | None = None
 
     @classmethod
-    def plain(cls, values: Tensor, counts: Tensor | None) -> Frames:
+    def plain(cls, values: Tensor, mask: Tensor | None = None, counts: Tensor | None = None) -> Frames:
         """Frames as they are."""
         width = values.shape[2]
-        real = None if counts is None else counts.flatten().nonzero()[:, 0]
-        return cls(values, values.new_ones(width), values.new_zeros(width), counts, real)
+        real = None if mask is None else mask.flatten().nonzero()[:, 0]
+        return cls(values, values.new_ones(width), values.new_zeros(width), mask, counts, real)
 
     @property
     def x(self) -> Tensor:
         """[B, T, D]; what padded frames hold is arbitrary."""
         return torch.addcmul(self.shift, self.values, self.scale)
 
+    @property
+    def weights(self) -> Tensor | None:
+        """[B, T] float32, how often each frame counts, 0 for padding; None where every frame counts once."""
+        return self.mask.float() if self.counts is None and self.mask is not None else self.counts
+
+    def weighted(self, x_BTK: Tensor) -> Tensor:
+        """Each frame times how often it counts, so that padding is 0."""
+        return x_BTK if self.weights is None else x_BTK * self.weights[..., None]
+
+    def mean(self, x_BTK: Tensor) -> Tensor:
+        """Mean over the frames, [B, K]."""
+        frames = x_BTK.shape[1] if self.weights is None else self.weights.sum(1, keepdim=True)
+        return self.weighted(x_BTK).sum(1) / frames
+
     def split(self, widths: Sequence[int]) -> list[Frames]:
         """Each feature's own."""
-        pieces = zip(
-            *(torch.split(each, list(widths), -1) for each in (self.values, self.scale, self.shift)), strict=True
-        )
-        return [replace(self, values=values, scale=scale, shift=shift) for values, scale, shift in pieces]
+        pieces = [torch.split(each, list(widths), -1) for each in (self.values, self.scale, self.shift)]
+        return [replace(self, values=v, scale=scale, shift=shift) for v, scale, shift in zip(*pieces, strict=True)]
 
     def product(self, weight_DK: Tensor) -> Tensor:
         """xW of the real frames alone, [N, K], which is where most of the work is."""
@@ -77,13 +80,19 @@ class Frames:
         return torch.addmm(self.shift @ weight_DK, rows_ND, self.scale[:, None] * weight_DK)
 
     @property
-    def real_counts(self) -> Tensor | None:
-        """How often each real frame counts, [N], or None."""
-        return None if self.counts is None or self.real is None else self.counts.flatten()[self.real]
+    def row_weights(self) -> Tensor | None:
+        """How often each row of `product` counts, [N]; None where each counts once."""
+        if self.counts is None:
+            return None
+        return self.counts.flatten() if self.real is None else self.counts.flatten()[self.real]
 
     def spread(self, rows_NK: Tensor) -> Tensor:
         """Rows of the real frames, each at its place in [B, T, K]; padded frames have 0."""
         if self.real is not None:
             places = rows_NK.new_zeros(self.values[..., 0].numel(), rows_NK.shape[1])
             rows_NK = places.index_copy(0, self.real, rows_NK)
-        return torch.unflatten(rows_NK, 0, self.values.shape[:2])
+        return rows_NK.view(*self.values.shape[:2], -1)
+
+    def counted(self, a_BTK: Tensor) -> Tensor:
+        """What was spread, times how often each frame counts."""
+        return a_BTK if self.counts is None else a_BTK * self.counts[..., None]

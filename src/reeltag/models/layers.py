@@ -16,16 +16,33 @@ from torch import Tensor, nn
 from reeltag.models.frames import Frames
 
 BN_EPSILON = 1e-3
+L2_EPSILON = 1e-12  # on the squared norm, as TensorFlow has it
 
 
 def dequantize(codes: Tensor) -> Tensor:
     """Map `uint8` codes to float32 values in [-2, 2] (algorithms: x = q·4/255 + 4/512 − 2; golden `dequantize`)."""
-    return codes.float() * (4 / 255) + (4 / 512 - 2)
+    values = torch.empty(codes.shape, dtype=torch.float32, device=codes.device)
+    # In parts that a processor's cache holds for all three passes.
+    for out, part in zip(torch.split(values.view(-1), _PART), torch.split(codes.flatten(), _PART), strict=True):
+        out.copy_(part).mul_(4 / 255).add_(4 / 512 - 2)
+    return values
+
+
+_PART = 1 << 20  # values
 
 
 def l2_normalize(x: Tensor, dim: int) -> Tensor:
-    """Scale to norm 1 along a dimension; zero stays zero (TensorFlow's epsilon, on the squared norm)."""
-    return x * x.square().sum(dim, keepdim=True).clamp_min(1e-12).rsqrt()
+    """Scale to norm 1 along a dimension; zero stays zero (TensorFlow's epsilon)."""
+    return x * x.square().sum(dim, keepdim=True).clamp_min(L2_EPSILON).rsqrt()
+
+
+def intra_normalize(v_BDK: Tensor) -> Tensor:
+    """Scale each column [D] to norm 1 and then the whole to norm 1; flattened D-major, [B, D·K]."""
+    # Both scales come out of one pass over the squares, which is most of what this costs.
+    squares_BK = v_BDK.square().sum(1)
+    columns_BK = squares_BK.clamp_min(L2_EPSILON).rsqrt()
+    whole_B1 = (squares_BK * columns_BK.square()).sum(1, keepdim=True).clamp_min(L2_EPSILON).rsqrt()
+    return (v_BDK * (columns_BK * whole_B1)[:, None]).flatten(1)
 
 
 def normal(*shape: int, scale: float, mean: float = 0.0) -> nn.Parameter:
@@ -86,7 +103,7 @@ def shares(count: int, features: int, divisor: int) -> list[int]:
 
 
 class FrameNorm(nn.Module):
-    """Batch norm over all frames of a batch, each as often as it counts.
+    """Batch norm over all frames of a batch, each as often as its weight says.
 
     Args:
         features: D, the width of a frame.
@@ -96,34 +113,33 @@ class FrameNorm(nn.Module):
         super().__init__()
         self.norm = batch_norm(features)
 
-    def forward(self, x: Tensor, counts: Tensor | None) -> Tensor:
-        """Normalise frames [..., D]; counts [...], or None where every frame counts once."""
-        if counts is None or not self.training:
+    def forward(self, x: Tensor, weights: Tensor | None) -> Tensor:
+        """Normalise frames [..., D]; weights [...], or None where every frame counts once."""
+        if weights is None or not self.training:
             normed: Tensor = self.norm(x.flatten(0, -2))
             return normed.view_as(x)
-        return torch.addcmul(self.norm.bias, self.standardize(x, counts), self.norm.weight)
+        return torch.addcmul(self.norm.bias, self.standardize(x, weights), self.norm.weight)
 
-    def standardize(self, x: Tensor, counts: Tensor | None) -> Tensor:
-        """The same before scale and shift, which are `norm.weight` and `norm.bias`."""
+    def standardize(self, x: Tensor, weights: Tensor | None) -> Tensor:
+        """The same in training, before scale and shift, which are `norm.weight` and `norm.bias`."""
         rows, norm = x.flatten(0, -2), self.norm
-        if counts is not None and self.training:
-            return weighted_standardize(rows, counts.flatten(), norm).view_as(x)
+        if weights is not None:
+            return weighted_standardize(rows, weights.flatten(), norm).view_as(x)
         moments = norm.running_mean, norm.running_var
-        normed = F.batch_norm(rows, *moments, training=self.training, momentum=norm.momentum or 0.0, eps=norm.eps)
-        return normed.view_as(x)
+        return F.batch_norm(rows, *moments, training=True, momentum=norm.momentum or 0.0, eps=norm.eps).view_as(x)
 
 
-def weighted_standardize(rows_NF: Tensor, counts_N: Tensor, norm: nn.BatchNorm1d) -> Tensor:
-    """Rows with mean 0 and variance 1, as if each stood there as often as it counts; keeps the running statistics.
+def weighted_standardize(rows_NF: Tensor, weights_N: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+    """Rows with mean 0 and variance 1, as if each stood there as often as it weighs; keeps the running statistics.
 
     In float32, whatever autocast would choose.
     """
     assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
     with torch.autocast(rows_NF.device.type, enabled=False):
-        rows_NF, total = rows_NF.float(), counts_N.sum()
-        mean = counts_N @ rows_NF / total
+        rows_NF, total = rows_NF.float(), weights_N.sum()
+        mean = weights_N @ rows_NF / total
         centred_NF = rows_NF - mean
-        variance = counts_N @ centred_NF.square() / total
+        variance = weights_N @ centred_NF.square() / total
         with torch.no_grad():
             norm.running_mean.lerp_(mean, norm.momentum)
             norm.running_var.lerp_(variance * (total / (total - 1)), norm.momentum)
@@ -131,12 +147,17 @@ def weighted_standardize(rows_NF: Tensor, counts_N: Tensor, norm: nn.BatchNorm1d
 
 
 class InputNorm(FrameNorm):
-    """Batch norm of the input, whose scale and shift stay apart."""
+    """Batch norm of the input, whose scale and shift stay apart; outside training that is all of it."""
 
     def forward(self, frames: Frames) -> Frames:  # type: ignore[override]
-        """Normalise frames."""
-        values = self.standardize(frames.values, frames.counts)
-        return replace(frames, values=values, scale=self.norm.weight, shift=self.norm.bias)
+        """Normalise frames as they came."""
+        norm = self.norm
+        if self.training:
+            values = self.standardize(frames.values, frames.weights)
+            return replace(frames, values=values, scale=norm.weight, shift=norm.bias)
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        return replace(frames, scale=scale, shift=norm.bias - norm.running_mean * scale)
 
 
 class SoftAssignment(nn.Module):
@@ -154,7 +175,7 @@ class SoftAssignment(nn.Module):
 
     def forward(self, frames: Frames) -> Tensor:
         """Frames to shares [B, T, K], whatever their counts."""
-        return frames.spread(self.norm(frames.product(self.weight), frames.real_counts).softmax(1))
+        return frames.spread(self.norm(frames.product(self.weight), frames.row_weights).softmax(1))
 
 
 class Hidden(nn.Module):

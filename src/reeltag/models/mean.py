@@ -13,7 +13,7 @@ from typing import Literal
 from torch import Tensor
 
 from reeltag.models.config import GatingConfig, HiddenWidth, TaggerConfig
-from reeltag.models.frames import Frames, frame_mean
+from reeltag.models.frames import Frames
 from reeltag.models.layers import Pooling
 
 
@@ -41,4 +41,4 @@ class Mean(Pooling):
 
     def forward(self, frames: Frames) -> Tensor:
         """Pool frames to [B, D]."""
-        return frame_mean(frames.x, frames.counts)
+        return frames.mean(frames.x)

@@ -11,8 +11,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from reeltag.models.config import TaggerConfig, at_least_for_further_features
-from reeltag.models.frames import Frames, weighted
-from reeltag.models.layers import PerFeature, SoftAssignment, l2_normalize, normal, shares
+from reeltag.models.frames import Frames
+from reeltag.models.layers import PerFeature, SoftAssignment, intra_normalize, l2_normalize, normal, shares
 
 VARIANCE_FLOOR = 1e-6
 
@@ -60,7 +60,7 @@ class NetFVFeature(nn.Module):
 
     def forward(self, frames: Frames) -> Tensor:
         """Pool frames to [B, 2·D·K]: first order, second order, each D-major."""
-        a_BTK = weighted(self.assign(frames), frames.counts)
+        a_BTK = frames.counted(self.assign(frames))
         a_B1K = a_BTK.sum(1)[:, None]
         x_BDK, square_BDK = frames.values.mT @ a_BTK, frames.values.square().mT @ a_BTK
         c_DK = self.assign.weight * self.coupling if self.centres is None else self.centres
@@ -74,8 +74,7 @@ class NetFVFeature(nn.Module):
             square_BDK * (scale_D1.square() * precision_DK), x_BDK, -2 * scale_D1 * c_DK * precision_DK
         )
         second = torch.addcmul(second, a_B1K, c_DK.square() * precision_DK - 1)
-        first = l2_normalize(l2_normalize(first, 1).flatten(1), 1)
-        return torch.cat([first, l2_normalize(second.flatten(1), 1)], 1)
+        return torch.cat([intra_normalize(first), l2_normalize(second.flatten(1), 1)], 1)
 
 
 class NetFV(PerFeature):

@@ -11,8 +11,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from reeltag.models.config import TaggerConfig, at_least_for_further_features
-from reeltag.models.frames import Frames, weighted
-from reeltag.models.layers import PerFeature, SoftAssignment, l2_normalize, normal, shares
+from reeltag.models.frames import Frames
+from reeltag.models.layers import PerFeature, SoftAssignment, intra_normalize, normal, shares
 
 
 class NetVLADConfig(TaggerConfig):
@@ -47,11 +47,11 @@ class NetVLADFeature(nn.Module):
 
     def forward(self, frames: Frames) -> Tensor:
         """Pool frames to [B, D·K], D-major."""
-        a_BTK = weighted(self.assign(frames), frames.counts)
+        a_BTK = frames.counted(self.assign(frames))
         scale_D1, shift_D1 = frames.scale[:, None], frames.shift[:, None]
         c_DK = shift_D1 if self.centres is None else shift_D1 - self.centres
         v_BDK = torch.addcmul(frames.values.mT @ a_BTK * scale_D1, a_BTK.sum(1)[:, None], c_DK)
-        return l2_normalize(l2_normalize(v_BDK, 1).flatten(1), 1)
+        return intra_normalize(v_BDK)
 
 
 class NetVLAD(PerFeature):

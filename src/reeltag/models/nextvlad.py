@@ -17,7 +17,7 @@ from reeltag.models.config import (
     at_least_for_further_features,
     feature_widths,
 )
-from reeltag.models.frames import Frames, weighted
+from reeltag.models.frames import Frames
 from reeltag.models.layers import FrameNorm, PerFeature, batch_norm, l2_normalize, normal, shares
 
 
@@ -96,8 +96,8 @@ class NeXtVLADFeature(nn.Module):
     def forward(self, frames: Frames) -> Tensor:
         """Pool frames to [B, (λD/G)·K], feature-major."""
         wide = self.expand(frames.x)
-        attention_BTG = weighted(torch.sigmoid(self.attend(wide)), frames.counts)
-        logits = self.norm(wide @ self.assign, frames.counts)
+        attention_BTG = frames.weighted(torch.sigmoid(self.attend(wide)))
+        logits = self.norm(wide @ self.assign, frames.weights)
         a_BTGK = logits.unflatten(2, (self.groups, -1)).softmax(3) * attention_BTG[..., None]
         v_BDK = torch.einsum("btgd,btgk->bdk", wide.unflatten(2, (self.groups, -1)), a_BTGK)
         v_BDK = v_BDK - a_BTGK.sum((1, 2))[:, None] * self.centres

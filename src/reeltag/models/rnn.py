@@ -77,14 +77,14 @@ class CuDNNLayer(nn.Module):
                     gates = parameter.view(-1, cells)
                     (gates[1:2] if cell == "lstm" else gates[:2]).fill_(1.0)
 
-    def forward(self, x_BTD: Tensor, counts_BT: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> tuple[Tensor, Tensor]:
         """Outputs [B, T, cells or twice that] and the final state [B, cells]; an LSTM's is the cell state."""
         frames = x_BTD.shape[1]
         x: Tensor | PackedSequence = x_BTD
-        if counts_BT is not None:
-            x = pack_padded_sequence(x_BTD, counts_BT.sum(1).long().cpu(), batch_first=True, enforce_sorted=False)
+        if mask_BT is not None:
+            x = pack_padded_sequence(x_BTD, mask_BT.sum(1).cpu(), batch_first=True, enforce_sorted=False)
         outputs, state = self.rnn(x)
-        if counts_BT is not None:
+        if mask_BT is not None:
             outputs, _ = pad_packed_sequence(outputs, batch_first=True, total_length=frames)
         final: Tensor = state[1][-1] if isinstance(state, tuple) else state[-1]
         return outputs, final
@@ -107,7 +107,7 @@ class PublishedGRU(nn.Module):
         self.candidate = glorot(inputs + cells, cells)
         self.candidate_bias = nn.Parameter(torch.zeros(cells))
 
-    def forward(self, x_BTD: Tensor, counts_BT: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> tuple[Tensor, Tensor]:
         """Outputs [B, T, H] and the final state [B, H]; in padded frames the state stays as it is."""
         frames = x_BTD.shape[1]
         # What does not depend on the state is one product for all frames.
@@ -120,7 +120,7 @@ class PublishedGRU(nn.Module):
             r, u = torch.sigmoid(gates_BT[:, t] + h @ gates_HH).chunk(2, 1)
             c = torch.tanh(candidate_BT[:, t] + (r * h) @ candidate_HH)
             new = u * h + (1 - u) * c
-            h = new if counts_BT is None else torch.where(counts_BT[:, t, None] > 0, new, h)
+            h = new if mask_BT is None else torch.where(mask_BT[:, t, None], new, h)
             outputs[t] = h
         return torch.stack(outputs, 1), h
 
@@ -143,10 +143,10 @@ class Stack(nn.Module):
             self.first = nn.ModuleList([CuDNNLayer(cell, inputs, cells // 2, bidirectional=True)])
             self.second = CuDNNLayer(cell, cells, cells, bidirectional=False)
 
-    def forward(self, x_BTD: Tensor, counts_BT: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
         """The final state [B, H]."""
-        outputs = torch.cat([layer(x_BTD, counts_BT)[0] for layer in self.first], 2)
-        final: Tensor = self.second(outputs, counts_BT)[1]
+        outputs = torch.cat([layer(x_BTD, mask_BT)[0] for layer in self.first], 2)
+        final: Tensor = self.second(outputs, mask_BT)[1]
         return final
 
 
@@ -163,9 +163,10 @@ class FrameLayer(nn.Module):
         self.weight = glorot(features, features)
         self.norm = FrameNorm(features)
 
-    def forward(self, x_BTD: Tensor, counts_BT: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
         """Frames to frames."""
-        return F.relu6(self.norm(self.input_norm(x_BTD, counts_BT) @ self.weight, counts_BT))
+        weights_BT = None if mask_BT is None else mask_BT.float()
+        return F.relu6(self.norm(self.input_norm(x_BTD, weights_BT) @ self.weight, weights_BT))
 
 
 class RNN(Pooling):
@@ -189,19 +190,19 @@ class RNN(Pooling):
 
     def forward(self, frames: Frames) -> Tensor:
         """Read normalised frames to [B, outputs]."""
-        x_BTD, counts_BT = frames.x, frames.counts
+        x_BTD, mask_BT = frames.x, frames.mask
         if self.shuffle and self.training:
-            x_BTD = shuffle_frames(x_BTD, counts_BT)
+            x_BTD = shuffle_frames(x_BTD, mask_BT)
         paths = list(torch.split(x_BTD, self.widths, 2))
         if len(self.before):
-            paths = [layer(path, counts_BT) for layer, path in zip(self.before, paths, strict=True)]
-        return torch.cat([stack(path, counts_BT) for stack, path in zip(self.stacks, paths, strict=True)], 1)
+            paths = [layer(path, mask_BT) for layer, path in zip(self.before, paths, strict=True)]
+        return torch.cat([stack(path, mask_BT) for stack, path in zip(self.stacks, paths, strict=True)], 1)
 
 
-def shuffle_frames(x_BTD: Tensor, counts_BT: Tensor | None) -> Tensor:
+def shuffle_frames(x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
     """The real frames of each video in random order; padded ones stay behind them."""
     keys_BT = torch.rand(x_BTD.shape[:2], device=x_BTD.device)
-    if counts_BT is not None:
-        keys_BT = keys_BT.masked_fill(counts_BT == 0, 2.0)
+    if mask_BT is not None:
+        keys_BT = keys_BT.masked_fill(~mask_BT, 2.0)
     order_BT1 = keys_BT.argsort(1)[..., None]
     return x_BTD.gather(1, order_BT1.expand_as(x_BTD))

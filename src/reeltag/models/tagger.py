@@ -35,6 +35,10 @@ FAMILIES: dict[str, tuple[type[TaggerConfig], Callable[[Any, Sequence[int]], Poo
 }
 
 
+# Frames that are tagged at a time on a processor; fewer make its matrix products slower.
+CHUNK_FRAMES = 2400
+
+
 class _ByFamily:
     """Tells pydantic to choose the configuration's class by its `family` key."""
 
@@ -97,28 +101,47 @@ class Tagger(nn.Module):
         Returns:
             Probabilities [B, C], float32.
         """
-        x_BTD = dequantize(frames) if frames.dtype == torch.uint8 else frames
-        mask_BT = frame_mask(lengths, frames.shape[1])
-        if counts is None and not bool(mask_BT.all()):
-            counts = mask_BT
-        # Padding is 0 after dequantising, not before.
-        x_BTD = x_BTD if counts is None else x_BTD.masked_fill(~mask_BT[..., None], 0)
-        return self.tag(x_BTD, None if counts is None else counts.float())
+        ragged = bool((lengths != lengths[0]).any())
+        if self.training or frames.device.type != "cpu" or self.pooling.ordered or not ragged:
+            vector = self._vector(frames, lengths, counts)
+        else:
+            vector = self._vector_by_chunks(frames, lengths)
+        return self._classify(vector)
 
-    def tag(self, x_BTD: Tensor, counts_BT: Tensor | None) -> Tensor:
-        """Tag dequantised frames; the counts are None where every frame counts once."""
-        frames = Frames.plain(l2_normalize(x_BTD, 2), counts_BT)
-        if self.input_norm is not None:
-            frames = self.input_norm(frames)
-        vector: Tensor = self.pooling(frames)
-        if self.hidden is not None:
-            vector = self.hidden(vector)
-        probabilities: Tensor = self.head(self.dropout(self.gate(vector)))
-        return probabilities
+    def tag(self, x_BTD: Tensor, mask_BT: Tensor | None = None, counts_BT: Tensor | None = None) -> Tensor:
+        """Tag dequantised frames; see `Frames` for mask and counts."""
+        return self._classify(self._pool(Frames.plain(l2_normalize(x_BTD, 2), mask_BT, counts_BT)))
 
     def penalty(self) -> Tensor:
         """L2 penalty, to be added to the loss."""
         return self.head.penalty()
+
+    def _vector_by_chunks(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """Pool a few videos of about one length at a time, so that little of the work is on padding."""
+        order = lengths.argsort(stable=True)
+        chunks = torch.split(order, max(1, CHUNK_FRAMES // frames.shape[1]))
+        vectors = [self._vector(frames[some, : int(lengths[some[-1]])], lengths[some]) for some in chunks]
+        return torch.cat(vectors)[order.argsort()]
+
+    def _vector(self, frames: Tensor, lengths: Tensor, counts: Tensor | None = None) -> Tensor:
+        x_BTD = dequantize(frames) if frames.dtype == torch.uint8 else frames
+        mask_BT = frame_mask(lengths, frames.shape[1])
+        mask = None if bool(mask_BT.all()) else mask_BT
+        # Padding is 0 after dequantising, not before.
+        x_BTD = x_BTD if mask is None else x_BTD.masked_fill(~mask[..., None], 0)
+        return self._pool(Frames.plain(l2_normalize(x_BTD, 2), mask, None if counts is None else counts.float()))
+
+    def _pool(self, frames: Frames) -> Tensor:
+        if self.input_norm is not None:
+            frames = self.input_norm(frames)
+        vector: Tensor = self.pooling(frames)
+        return vector
+
+    def _classify(self, vector: Tensor) -> Tensor:
+        if self.hidden is not None:
+            vector = self.hidden(vector)
+        probabilities: Tensor = self.head(self.dropout(self.gate(vector)))
+        return probabilities
 
 
 def build_tagger(config: TaggerConfig, widths: Sequence[int], classes: int, seed: int) -> Tagger:

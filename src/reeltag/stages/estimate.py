@@ -35,6 +35,6 @@ def flops(tagger: Tagger, widths: Sequence[int], frames: int) -> int:
 
 def _flops(tagger: Tagger, width: int, frames: int) -> int:
     with FlopCounterMode(display=False) as counter:
-        tagger.eval().tag(torch.empty(1, frames, width, device="meta"), None)
+        tagger.eval().tag(torch.empty(1, frames, width, device="meta"))
     total: int = counter.get_total_flops()
     return total

@@ -1,0 +1,61 @@
+"""Videos tagged a CPU second by reeltag and by the authors' graphs under TensorFlow 2, on one core.
+
+First videos of 300 frames; then ours on videos of 210 frames on average, which the authors' program pads to 300.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import Peer, options, pin, print_json, print_table, rates, run_rounds, timed
+from models import TITLES, build, hand_over, random_batch, refuse_difference
+
+from reeltag.predict import BATCH_SIZE, Ensemble, predict
+
+MODELS = ("netvlad", "dbof", "lstm")
+SHORTEST, LONGEST = 120, 300  # the mean is 210
+
+
+def main() -> None:
+    parser = options("Videos tagged a CPU second, by reeltag and by the authors' graphs under TensorFlow.")
+    parser.add_argument("--models", nargs="+", choices=TITLES, default=list(MODELS))
+    given = parser.parse_args()
+    pin()
+    torch.set_num_threads(1)
+    results = {name: measure(name, given.peers, given.rounds) for name in given.models}
+    print_json(given.json, "infer", rounds=given.rounds, models=results)
+
+
+def measure(name: str, peers: Path, rounds: int) -> dict[str, Any]:
+    """Time one model."""
+    full, real = (
+        random_batch(BATCH_SIZE),
+        random_batch(BATCH_SIZE, torch.linspace(SHORTEST, LONGEST, BATCH_SIZE).long()),
+    )
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder, Peer.find(peers, "peer_tf_models.py") as peer:
+        if peer:
+            refuse_difference(name, peer, Path(folder))
+            weights = hand_over(build(name), Path(folder) / "w.npz")
+            rows[peer.name] = partial(peer.ask, "infer", name, weights, BATCH_SIZE)
+        for precision in ("float32", "bf16"):
+            model = Ensemble([build(name)], [1.0], precision).eval()
+            for title, batch in ((precision, full), (f"{precision}, 210 frames", real)):
+                rows[f"reeltag, {title}"] = partial(timed, partial(tag, model, batch), BATCH_SIZE)
+        found = rates(run_rounds(rows, rounds), peer and peer.name)
+    print(f"{TITLES[name]}, batches of {BATCH_SIZE}, {rounds} rounds on one core, videos\n")
+    print_table(found, peer and peer.name)
+    return found
+
+
+def tag(model, batch) -> None:
+    for _ in predict(model, [batch]):
+        pass
+
+
+if __name__ == "__main__":
+    main()
