@@ -58,10 +58,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "scores.npy", probabilities.numpy())
         np.save(Path(folder) / "labels.npy", labels.numpy())
-        if peer := Peer.find(arguments.peers, "peer_metrics.py", folder):
-            refuse_difference(measured(probabilities, labels, arguments.videos), peer.ask("scores"))
-            rows[PEER] = partial(peer.ask, "pass")
-        passes = run_rounds(rows, arguments.rounds)
+        with Peer.find(arguments.peers, "peer_metrics.py", folder) as peer:
+            if peer:
+                refuse_difference(measured(probabilities, labels, arguments.videos), peer.ask("scores"))
+                rows[PEER] = partial(peer.ask, "pass")
+            passes = run_rounds(rows, arguments.rounds)
     table = seconds(passes, PEER, per="cpu")
     print(f"{arguments.videos:,} videos of {CLASSES} classes, {arguments.rounds} rounds in turns on one core")
     if peer:

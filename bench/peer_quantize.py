@@ -23,14 +23,13 @@ def quantize(tensor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    """Answer each line: `codes PATH` writes them there, `pass` says what a million weights take."""
+    """Answer each line: `codes PATH` writes them there, `pass` says what the tensor takes."""
     tensor = np.load(sys.argv[1])
     print(json.dumps(f"SciPy {scipy.__version__}, NumPy {np.__version__}"), flush=True)
     for line in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
         codes, _ = quantize(tensor)
-        millions = tensor.size / 1e6
-        times = {"cpu": (time.process_time() - cpu) / millions, "wall": (time.perf_counter() - wall) / millions}
+        times = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
         command, *path = line.split()
         if command == "codes":
             np.save(path[0], codes)
