@@ -38,6 +38,10 @@ bench: setup
 	$(BIN)/python bench/loader.py
 	$(BIN)/python bench/threads.py
 	$(BIN)/python bench/families.py
+	$(BIN)/python bench/quantize.py
+	$(BIN)/python bench/metrics.py
+	$(BIN)/python bench/start.py
+	$(BIN)/python bench/gpu.py
 
 clean:
 	rm -rf $(VENV) .bench-venv runs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

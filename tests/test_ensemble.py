@@ -9,6 +9,7 @@ import torch
 from reeltag.ensemble import (
     Option,
     best_combination,
+    contenders,
     ensemble_gap,
     frontier,
     greedy,
@@ -154,3 +155,33 @@ def test_random_search_is_never_below_equal_weights_and_never_falls_with_more_tr
     gaps = [random_search(probabilities, labels, trials=trials, seed=0)[1] for trials in (0, 10, 100)]
     assert gaps == sorted(gaps)
     assert gaps[0] == pytest.approx(weighted(options, labels).gap)
+
+
+def alike(seed, members, videos=50, classes=400):
+    """Members that agree on what is unlikely, with scores that are often equal, and labels that are anywhere."""
+    rng = np.random.default_rng(seed)
+    common = rng.normal(-6, 2, (videos, classes))
+    labels = rng.random((videos, classes)) < 0.01 + 0.5 * (common > -2)
+    logits = (common + rng.normal(0, 0.3, common.shape) for _ in range(members))
+    return [torch.from_numpy(np.round(1 / (1 + np.exp(-each)), 3)).float() for each in logits], torch.from_numpy(labels)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_every_weighted_mean_of_the_contenders_has_the_gap_of_all_classes(seed):
+    probabilities, labels = alike(seed, 4)
+    few, few_labels = contenders(probabilities, labels)
+    assert few[0].shape == few_labels.shape
+    assert 20 <= few_labels.shape[1] < 150
+    assert few_labels.sum() == labels.sum()
+    weightings = [*np.eye(4), *np.random.default_rng(seed).dirichlet(np.ones(4), 20)]
+    for weights in weightings:
+        assert ensemble_gap(few, few_labels, weights) == ensemble_gap(probabilities, labels, weights)
+    assert best_combination(few, few_labels, 2) == best_combination(probabilities, labels, 2)
+
+
+def test_with_few_classes_all_are_contenders():
+    options, labels = problem(0, 3)
+    probabilities = [option.probabilities for option in options]
+    few, few_labels = contenders(probabilities, labels)
+    assert all(one is other for one, other in zip(few, probabilities, strict=True))
+    assert few_labels is labels

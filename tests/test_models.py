@@ -1,6 +1,8 @@
 """One battery for every registered family and its forms, and each against a slow, obvious implementation."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -287,3 +289,16 @@ def test_the_vector_starts_with_a_sensible_size(family, form):
     tagger.train()(*videos()[:2])
     assert 1e-3 < seen[0].std().item() < 10
     assert math.isfinite(seen[0].abs().max().item())
+
+
+def test_shapes_alone_do_not_import_torchs_compiler():
+    """That takes longer than opening a model; NeXtVLAD's linear layers do."""
+    tables = [{"family": family} for family in FAMILIES if family != "nextvlad"]
+    code = f"""
+import sys
+from reeltag.models.tagger import meta_tagger, parse_config
+for table in {tables}:
+    meta_tagger(parse_config(table), (32, 8), 30)
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

@@ -206,3 +206,58 @@ def test_ranges_of_any_size_survive_every_encoding(encoding, middle, width):
 def test_people_read_how_weights_are_stored(encoding, title):
     state = {"large": torch.randn(200, 100), "small": torch.randn(8)}
     assert stored_as(quantize_state(state, encoding)) == title
+
+
+def slow_uniform(tensor):
+    """The rule for every element, in float64: find the two values around it, and take the nearer."""
+    values = tensor.numpy().astype(np.float64)
+    codebook = np.linspace(values.min(), values.max(), 256)
+    step = (values.max() - values.min()) / 255 or 1.0
+    below = np.clip((values - values.min()) // step, 0, 254).astype(np.int64)
+    nearer_above = np.square(values - codebook[below + 1]) < np.square(values - codebook[below])
+    return below + nearer_above, codebook.astype(np.float32)
+
+
+def between_codes(low, high):
+    """float32 values as near as can be to the middles of neighbouring codes, and their neighbours."""
+    codebook = np.linspace(low, high, 256)
+    middles = np.float32((codebook[1:] + codebook[:-1]) / 2)
+    ends = np.float32([low, high])
+    return np.concatenate([ends, middles, np.nextafter(middles, ends[0]), np.nextafter(middles, ends[1])])
+
+
+RANDOM = np.random.default_rng(0).normal(size=200_003).astype(np.float32)
+TENSORS = {
+    "random": RANDOM,
+    "whole and half codes": np.arange(511, dtype=np.float32) / 2,
+    "between codes": between_codes(-0.75, 0.5),
+    "between codes, far from 0": between_codes(1e6, 1e6 + 64),
+    "constant": np.full(300, -0.3, np.float32),
+    "neighbours": np.repeat(np.nextafter(np.float32(1e6), np.float32([0, 2e6])), 200),
+    "three in a row": np.float32([1, 1 + 2**-23, 1 + 2**-22]),
+    "the whole range": np.concatenate([RANDOM * 1e37, np.finfo(np.float32).max * np.float32([-1, 1])]),
+    "denormal": (RANDOM * 100).astype(np.int32).view(np.float32)[RANDOM > 0],
+    "two": np.float32([0.1, -7]),
+    "one": np.float32([3]),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_codes_are_the_rules_for_every_element(name):
+    tensor = torch.from_numpy(TENSORS[name])
+    codes, codebook = slow_uniform(tensor)
+    ours = quantize_uniform(tensor)
+    np.testing.assert_array_equal(ours.codes.numpy(), codes)
+    np.testing.assert_array_equal(ours.codebook.numpy(), codebook)
+    np.testing.assert_array_equal(ours.dequantize().numpy(), codebook[codes])
+
+
+def test_a_transposed_tensor_keeps_its_shape():
+    tensor = torch.from_numpy(RANDOM[:200_000]).view(400, 500).T
+    np.testing.assert_array_equal(quantize_uniform(tensor).codes.numpy(), slow_uniform(tensor)[0])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_has_no_even_spacing(bad):
+    with pytest.raises(UsageError, match="not finite"):
+        quantize_uniform(torch.tensor([1.0, bad]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -105,6 +106,11 @@ class Metrics:
             (torch.cat([p for p, _ in everything]), torch.cat([y for _, y in everything])) if everything else None,
         )
 
+    @cached_property
+    def _by_score(self) -> Counts:
+        """Places of the scores from the highest down; equal ones in their order."""
+        return np.argsort(-self.scores, axis=None, kind="stable")
+
     def compute(self) -> Scores:
         """The scores of all videos seen."""
         class_ap = self._class_ap()
@@ -120,13 +126,12 @@ class Metrics:
 
     def gap(self) -> float:
         """GAP@20 alone."""
-        return _pooled_precision(self.scores, self.hits, int(self.positives.sum()))
+        return _average_precision(self.hits.ravel()[self._by_score], int(self.positives.sum()))
 
     def _class_ap(self) -> Floats:
-        by_score = np.argsort(-self.scores, axis=None, kind="stable")
-        classes = self.classes.ravel()[by_score]
+        classes = self.classes.ravel()[self._by_score]
         by_class = np.argsort(classes.astype(np.min_scalar_type(len(self.positives))), kind="stable")  # radix sort
-        classes, hits = classes[by_class], self.hits.ravel()[by_score][by_class]
+        classes, hits = classes[by_class], self.hits.ravel()[self._by_score][by_class]
         places = np.flatnonzero(hits)
         of = classes[places]
         ranks = places - np.searchsorted(classes, of) + 1  # within the class

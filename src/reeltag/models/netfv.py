@@ -56,7 +56,7 @@ class NetFVFeature(nn.Module):
         self.outputs, self.coupling = 2 * features * clusters, coupling or 0.0
         self.assign = SoftAssignment(features, clusters)
         self.centres = normal(features, clusters, scale=scale) if coupling is None else None
-        self.deviation = nn.Parameter(1 + scale * torch.randn(features, clusters))
+        self.deviation = normal(features, clusters, scale=scale, mean=1.0)
 
     def forward(self, frames: Frames) -> Tensor:
         """Pool frames to [B, 2·D·K]: first order, second order, each D-major."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from reeltag import artifact
 from reeltag.artifact import Artifact
 from reeltag.data.schema import read_label_names
-from reeltag.ensemble import Option, Selection, ensemble_gap, frontier, select
+from reeltag.ensemble import Option, Selection, contenders, ensemble_gap, frontier, select
 from reeltag.environment import versions
 from reeltag.errors import BudgetError
 from reeltag.executors import Job, Stage
@@ -76,11 +76,12 @@ class _Holdout:
     """What the members say of the hold-out, in two halves.
 
     Attributes:
-        options: members in the encodings that may be shipped, on the half that is chosen on.
+        options: members in the encodings that may be shipped, on the half that is chosen on; contenders only.
         labels: of that half.
         checks: the same options by member and encoding, on the half that the ensemble is not chosen on.
         plain: members in float32, on that half.
         check_labels: of that half.
+        class_counts: [C], labels of both halves.
     """
 
     options: list[Option]
@@ -88,6 +89,7 @@ class _Holdout:
     checks: dict[tuple[str, str], Tensor]
     plain: dict[str, Tensor]
     check_labels: Tensor
+    class_counts: Tensor
 
     def check(self, options: Sequence[Option], weights: Sequence[float]) -> float:
         """GAP of a choice on the other half."""
@@ -107,7 +109,9 @@ def _read_holdout(recipe: Recipe, members: Sequence[MemberStages], job: Job) -> 
             checks[member.name, encoding] = predictions[encoding][check]
         plain[member.name] = predictions["float32"][check]
     assert labels is not None
-    return _Holdout(options, labels[choose], checks, plain, labels[check])
+    few, few_labels = contenders([option.probabilities for option in options], labels[choose])
+    options = [replace(option, probabilities=each) for option, each in zip(options, few, strict=True)]
+    return _Holdout(options, few_labels, checks, plain, labels[check], labels.sum(0))
 
 
 def _do_ensemble(recipe: Recipe, members: Sequence[MemberStages], keepers: Sequence[str], left: int, job: Job) -> None:
@@ -125,8 +129,7 @@ def _do_ensemble(recipe: Recipe, members: Sequence[MemberStages], keepers: Seque
     chosen = list(zip(selection.options, selection.weights, strict=True))
     job.progress.say("  " + ", ".join(f"{o.member} {o.encoding} {weight:.3f}" for o, weight in chosen))
     points = frontier(holdout.options, holdout.labels, FRONTIER_POINTS)
-    counts = torch.from_numpy(load_manifest(job, "train").class_counts)
-    counts = counts - holdout.labels.sum(0) - holdout.check_labels.sum(0)
+    counts = torch.from_numpy(load_manifest(job, "train").class_counts) - holdout.class_counts
     content = {
         "members": [{"name": o.member, "encoding": o.encoding, "weight": weight} for o, weight in chosen],
         "holdout": _measured(recipe, holdout, selection, counts),

@@ -24,9 +24,13 @@ def gpu_hours(tagger: Tagger, widths: Sequence[int], frames: int, videos: float)
         frames: T of a video.
         videos: how many are trained on, each as often as it is seen.
     """
+    return FORWARD_AND_BACKWARD * flops(tagger, widths, frames) * videos / FLOPS_A_SECOND / 3600
+
+
+def flops(tagger: Tagger, widths: Sequence[int], frames: int) -> int:
+    """Floating-point operations of the products that tag one video of T frames; the tagger is on the meta device."""
     short, long = (_flops(tagger, sum(widths), count) for count in (1, 2))
-    a_video = short + (long - short) * (frames - 1)  # every pooling is linear in its frames
-    return FORWARD_AND_BACKWARD * a_video * videos / FLOPS_A_SECOND / 3600
+    return short + (long - short) * (frames - 1)  # every pooling is linear in its frames
 
 
 def _flops(tagger: Tagger, width: int, frames: int) -> int:

@@ -11,7 +11,7 @@ from reeltag import artifact
 from reeltag.data.batches import sequential_batches
 from reeltag.data.shards import Indices, Manifest, Shards, split_folds
 from reeltag.data.targets import TargetsWriter
-from reeltag.ensemble import best_combination
+from reeltag.ensemble import best_combination, contenders
 from reeltag.environment import default_device
 from reeltag.executors import Job, Stage
 from reeltag.predict import BATCH_SIZE, Ensemble, Predictor, predict
@@ -161,7 +161,7 @@ def _do_select(recipe: Recipe, members: Sequence[ModelStages], count: int, job: 
     """Find the combination whose equal-weight mean has the highest hold-out GAP."""
     found = [member.holdout(job) for member in members]
     probabilities, labels = [predictions["float32"] for predictions, _ in found], found[0][1]
-    chosen, gap = best_combination(probabilities, labels, count)
+    chosen, gap = best_combination(*contenders(probabilities, labels), count)
     names = [members[index].name for index in chosen]
     models = [recipe.models[name].decisive() for name in names]
     job.progress.say(f"  {', '.join(names)}: hold-out GAP {gap:.5f}")
