@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from measure import Peer, options, pin, print_json, print_table, rates, run_rounds, timed
 from models import TITLES, build, frames_of, hand_over, random_batch, refuse_difference, scaled_to
-
 from reeltag.predict import BATCH_SIZE, Ensemble, predict
 
 MODELS = ("netvlad", "dbof", "lstm")

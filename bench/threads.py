@@ -1,7 +1,7 @@
-"""Training steps a second with spinning and with sleeping OpenMP threads, on a quiet and on a busy machine.
+"""Training steps with spinning and with sleeping OpenMP threads, on a quiet and on a busy machine.
 
 Spinning is the default. On a machine that has other work to do, OMP_WAIT_POLICY=PASSIVE in the environment
-is worth more than it costs; this measures both. Rounds take turns.
+is worth more than it costs; this measures both.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import json
 import os
 import subprocess
 import sys
-import time
-from statistics import median
+from functools import partial
 
-ROUNDS, STEPS = 5, 40
+from measure import Times, options, print_json, print_table, rates, run_rounds, timed
+
+STEPS = 15
 
 
 def worker() -> None:
@@ -33,21 +34,22 @@ def worker() -> None:
     model, optimizer = fabric.setup(tagger, torch.optim.Adam(tagger.parameters(), fused=True))
     frames = torch.randint(0, 256, (128, 10, 128), dtype=torch.uint8)
     batch = Batch(("",) * 128, frames, torch.full((128,), 10), torch.rand(128, 527) < 0.005)
-    for step in range(5):
-        train_step(fabric, model, optimizer, batch, settings, step)
-    begin = time.perf_counter()
-    for step in range(STEPS):
-        train_step(fabric, model, optimizer, batch, settings, step)
-    print(STEPS / (time.perf_counter() - begin))
+
+    def train(steps: int) -> None:
+        for step in range(steps):
+            train_step(fabric, model, optimizer, batch, settings, step)
+
+    train(5)
+    print(json.dumps(timed(partial(train, STEPS), STEPS)))
 
 
-def measure(policy: str, busy: bool) -> float:
-    """Steps a second of a worker; when busy, a loop of Python takes turns with it on every core."""
+def measure(policy: str, busy: bool) -> Times:
+    """Seconds a step of a worker; when busy, a loop of Python takes turns with it on every core."""
     spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy * os.cpu_count())]
     try:
         environment = os.environ | {"OMP_WAIT_POLICY": policy}
         command = [sys.executable, __file__, "worker"]
-        return float(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+        return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
     finally:
         for spinner in spinners:
             spinner.kill()
@@ -55,22 +57,14 @@ def measure(policy: str, busy: bool) -> float:
 
 
 def main() -> None:
-    """Print a table; with --json, one JSON line last."""
-    rows = {}
-    for busy in (False, True):
-        rounds = [(measure("ACTIVE", busy), measure("PASSIVE", busy)) for _ in range(ROUNDS)]
-        ratios = [passive / active for active, passive in rounds]
-        rows["busy" if busy else "quiet"] = {
-            "active": median(active for active, _ in rounds),
-            "passive": median(passive for _, passive in rounds),
-            "ratio": [median(ratios), min(ratios), max(ratios)],
-        }
-    print(f"{'machine':<9}{'spinning':>10}{'sleeping':>10}   ratio (min to max), steps a second")
-    for name, row in rows.items():
-        middle, low, high = row["ratio"]
-        print(f"{name:<9}{row['active']:>10.2f}{row['passive']:>10.2f}   {middle:.2f} ({low:.2f} to {high:.2f})")
-    if "--json" in sys.argv:
-        print(json.dumps(rows))
+    given = options("Training steps with spinning and with sleeping OpenMP threads.").parse_args()
+    results = {}
+    for machine, busy in {"quiet": False, "busy": True}.items():
+        rows = {"spinning": partial(measure, "ACTIVE", busy), "sleeping": partial(measure, "PASSIVE", busy)}
+        results[machine] = rates(run_rounds(rows, given.rounds), "spinning", "wall")
+        print(f"{machine.capitalize()} machine, {given.rounds} rounds, steps\n")
+        print_table(results[machine], "spinning")
+    print_json(given.json, "threads", rounds=given.rounds, **results)
 
 
 if __name__ == "__main__":

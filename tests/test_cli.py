@@ -227,3 +227,36 @@ def test_quantize_and_average_write_models_that_tag(model, tmp_path, capsys):
     assert "give two or more models" in fails(capsys, "average", model, "--out", tmp_path / "one.reeltag")
     assert "is given twice" in fails(capsys, "average", model, model, "--out", tmp_path / "one.reeltag")
     assert not (tmp_path / "one.reeltag").exists()
+
+
+def test_bf16_gives_nearly_the_same_tags(model, tiny_shards, tmp_path):
+    pattern, scores = str(tiny_shards / "test-*"), []
+    for precision in ("float32", "bf16"):
+        path = tmp_path / f"{precision}.jsonl"
+        assert main(["predict", model, pattern, "--precision", precision, "--out", str(path)]) == 0
+        tags = [json.loads(line)["tags"] for line in path.open()]
+        scores.append([{tag["class"]: tag["score"] for tag in each} for each in tags])
+    assert scores[0] != scores[1]
+    for one, other in zip(*scores, strict=True):
+        assert all(abs(one[label] - other[label]) < 0.02 for label in one.keys() & other.keys())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc has this setting")
+def test_commands_keep_the_memory_that_they_free():
+    code = """
+import resource, numpy as np
+from reeltag.environment import keep_freed_memory
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def use():
+    before = faults()
+    np.full(64_000_000, 1, np.uint8)
+    return faults() - before
+first = use(), use()
+keep_freed_memory()
+use()
+print(*first, use())
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    _, again, kept = map(int, found.split())
+    assert again > 20  # pages of 4 kB, or huge ones
+    assert kept < again / 4

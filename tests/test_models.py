@@ -10,12 +10,14 @@ import torch
 
 from reeltag import artifact
 from reeltag.artifact import Artifact, Member
+from reeltag.data.batches import Batch, count_frames, draw_frames, take_frames
 from reeltag.data.schema import Feature, Schema
 from reeltag.losses import cross_entropy
+from reeltag.models import tagger as tagger_module
 from reeltag.models.layers import dequantize, l2_normalize
-from reeltag.models.rnn import shuffle_frames
+from reeltag.models.rnn import PublishedGRU, shuffle_frames
 from reeltag.models.tagger import FAMILIES, build_tagger, meta_tagger, parse_config
-from reeltag.predict import Predictor
+from reeltag.predict import Ensemble, Predictor
 from slow_models import POOLINGS, slow_tag
 
 WIDTHS, CLASSES = (12, 4), 9
@@ -225,6 +227,61 @@ def test_a_video_is_tagged_alike_alone_and_in_a_padded_batch(family, form):
 
 
 @battery
+def test_ragged_videos_are_tagged_alike_whatever_shares_their_chunk(family, form, monkeypatch):
+    tagger = stirred(small_tagger(family, form))
+    frames, _, _ = videos(count=7, frames=9)
+    lengths = torch.tensor([9, 1, 4, 2, 7, 3, 9])
+    together = tagger(frames, lengths)
+    monkeypatch.setattr(tagger_module, "CHUNK_FRAMES", 18)  # two videos at a time, and one that is left
+    torch.testing.assert_close(tagger(frames, lengths), together, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("family", "form"), [pair for pair in ALL if pair[0] != "rnn"])  # which draws no frames
+@with_options
+def test_drawn_frames_with_their_counts_train_as_the_draws_themselves(family, form, options):
+    """Loss, gradients and statistics of a step on each drawn frame once are those of a step on all draws."""
+    frames, _, labels = videos(frames=9)
+    batch = Batch(("",) * 6, frames, torch.tensor([9, 1, 4, 2, 7, 3]), labels)
+    rows = draw_frames(batch.lengths, 12, torch.Generator().manual_seed(3))
+    found = []
+    for drawn in (take_frames(batch, rows), count_frames(batch, rows)):
+        tagger = stirred(small_tagger(family, form, **options)).train()
+        tagger.dropout.p = 0.0
+        loss = cross_entropy(tagger(drawn.frames, drawn.lengths, drawn.counts), labels) + tagger.penalty()
+        loss.backward()
+        statistics = (b for b in tagger.buffers() if b.is_floating_point())  # the counters of steps are not used
+        found.append([loss.detach(), *(p.grad for p in tagger.parameters()), *statistics])
+    assert count_frames(batch, rows).frames.shape[1] < 9
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-5)
+
+
+def plain_gru(gru, x_BTD, mask_BT):
+    """`PublishedGRU` frame by frame, with autograd's own gradients."""
+    h, states = torch.zeros(len(x_BTD), gru.candidate.shape[1]), [None] * x_BTD.shape[1]
+    for t in reversed(range(len(states))) if gru.backwards else range(len(states)):
+        r, u = torch.sigmoid(torch.cat([x_BTD[:, t], h], 1) @ gru.gates + gru.gates_bias).chunk(2, 1)
+        c = torch.tanh(torch.cat([x_BTD[:, t], r * h], 1) @ gru.candidate + gru.candidate_bias)
+        h = torch.where(mask_BT[:, t, None], u * h + (1 - u) * c, h)
+        states[t] = h
+    return torch.stack(states, 1)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_gradients_of_a_gru_are_autograds(backwards):
+    torch.manual_seed(2)
+    gru, x = PublishedGRU(5, 6, backwards), torch.randn(4, 9, 5, requires_grad=True)
+    mask = torch.arange(9) < torch.tensor([[9], [1], [4], [7]])
+    weights = torch.randn(4, 9, 6)
+    found = []
+    for states in (gru(x, mask)[0], plain_gru(gru, x, mask)):
+        gradients = torch.autograd.grad((states * weights).sum(), [x, *gru.parameters()])
+        found.append([states.detach(), *gradients])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@battery
 def test_one_batch_can_be_learnt_by_heart(family, form):
     tagger = small_tagger(family, form, hidden=8).train()
     frames, lengths, labels = videos()
@@ -245,6 +302,22 @@ def test_bfloat16_stays_near_float32(family, form):
         narrow = tagger(frames, lengths)
     assert narrow.dtype == torch.float32
     torch.testing.assert_close(narrow, tagger(frames, lengths), rtol=0, atol=0.03)
+
+
+@battery
+def test_an_ensemble_in_bfloat16_stays_near_float32_in_half_the_memory(family, form):
+    tagger = stirred(small_tagger(family, form, head={"kind": "logistic"}))
+    tagger.head.weight = torch.nn.Parameter(torch.randn(len(tagger.head.weight), 20_000) / 30)
+    tagger.head.bias = torch.nn.Parameter(torch.zeros(20_000))
+    frames, _, _ = videos(frames=9)
+    lengths = torch.tensor([9, 1, 4, 2, 7, 3])
+    expected = Ensemble([tagger], [1.0]).eval()(frames, lengths)
+    narrow = Ensemble([tagger], [1.0], "bf16").eval()
+    assert narrow.taggers[0].head.weight.dtype == torch.bfloat16
+    probabilities = narrow(frames, lengths)
+    assert probabilities.dtype == torch.float32
+    torch.testing.assert_close(probabilities, expected, rtol=0, atol=0.03)
+    assert not torch.equal(probabilities, expected)
 
 
 @battery

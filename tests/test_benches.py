@@ -1,0 +1,35 @@
+"""Every bench runs, if only for a moment and without its peers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parent.parent / "bench"
+SMALL = {
+    "families": [],
+    "gpu": [],
+    "infer": ["--models", "lstm"],
+    "loader": ["--batches", "1"],
+    "metrics": ["--videos", "200"],
+    "quantize": ["--millions", "1"],
+    "reader": ["--videos", "20"],
+    "start": [],
+    "train": ["--models", "lstm"],
+}
+
+
+def test_all_benches_are_here() -> None:
+    scripts = {path.stem for path in BENCH.glob("*.py") if "print_json(" in path.read_text()}
+    assert scripts == {*SMALL, "measure", "threads"}  # the last takes its time, whatever one asks of it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_a_bench_ends_with_a_line_of_json(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, BENCH / f"{name}.py", "--rounds", "1", "--json", "--peers", tmp_path / "none"]
+    done = subprocess.run([*command, *SMALL[name]], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["bench"] == name
