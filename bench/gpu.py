@@ -33,7 +33,7 @@ from reeltag.data.shards import Shards, scan
 from reeltag.data.tfrecord import write_shard
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import Tagger, build_tagger, meta_tagger
-from reeltag.predict import BATCH_SIZE, predict
+from reeltag.predict import BATCH_SIZE, Ensemble, predict
 from reeltag.recipe import Recipe
 from reeltag.recipe_file import load_recipe
 from reeltag.stages.estimate import FORWARD_AND_BACKWARD, flops
@@ -52,10 +52,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Peaks:
-    """What the device sustains: operations a second in bfloat16 and float32, bytes a second through its memory."""
+    """What the device sustains: operations a second in bfloat16, bytes a second through its memory."""
 
     bfloat16: float
-    float32: float
     memory: float
 
 
@@ -100,14 +99,12 @@ class Bench:
         gpu = self.device.type == "cuda"
         side, size = (8192, 1 << 30) if gpu else (1024, 1 << 26)
 
-        def product(dtype: torch.dtype) -> float:
-            matrix = torch.randn(side, side, device=self.device).to(dtype)
-            return max(self.rates(lambda: self._done(lambda: matrix @ matrix, 2 * side**3)))
-
+        matrix = torch.randn(side, side, device=self.device).bfloat16()
         source = torch.ones(size, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
         memory = max(self.rates(lambda: self._done(lambda: target.copy_(source), 2 * size)))
-        return Peaks(product(torch.bfloat16), product(torch.float32), memory)
+        arithmetic = max(self.rates(lambda: self._done(lambda: matrix @ matrix, 2 * side**3)))
+        return Peaks(arithmetic, memory)
 
     def _done(self, call: Callable[[], Any], count: int) -> float:
         call()
@@ -188,12 +185,13 @@ def training(
 
 
 def tagging(bench: Bench, config: TaggerConfig, *, compiled: bool) -> dict[str, float]:
-    """Videos a second of `predict`."""
+    """Videos a second of `predict` in bf16."""
     bench.free()
-    tagger = build_tagger(config, bench.schema.widths, bench.schema.classes, 0).to(bench.device).eval()
+    tagger = build_tagger(config, bench.schema.widths, bench.schema.classes, 0)
     if compiled:
         tagger.compile()
-    predictions = predict(tagger, bench.random_batches(BATCH_SIZE))
+    model = Ensemble([tagger], [1.0], "bf16").to(bench.device).eval()
+    predictions = predict(model, bench.random_batches(BATCH_SIZE))
     return spread(bench.rates(lambda: len(next(predictions).ids)))
 
 
@@ -254,7 +252,7 @@ def measure(
     }
     bound = max(times, key=times.__getitem__)
     frame_bytes = BATCH_SIZE * bench.schema.max_frames * bench.schema.width
-    tag_time = max(operations * BATCH_SIZE / peaks.float32, (4 * weights + frame_bytes) / peaks.memory)
+    tag_time = max(operations * BATCH_SIZE / peaks.bfloat16, (2 * weights + frame_bytes) / peaks.memory)
     _, compiled = fitting(size, lambda size: training(bench, config, settings, size, compiled=True))
     tags = {name: tagging(bench, config, compiled=on) for name, on in MODES.items()}
     bench.free()
@@ -341,7 +339,7 @@ def main() -> None:
     bench = Bench(torch.device(arguments.device), recipe.data.record_schema, arguments.rounds, arguments.seconds)
     device = torch.cuda.get_device_name() if bench.device.type == "cuda" else arguments.device
     peaks = bench.peaks()
-    print(f"{device}: {peaks.bfloat16 / 1e12:.4g} TFLOP/s in bfloat16, {peaks.float32 / 1e12:.4g} in float32,", end=" ")
+    print(f"{device}: {peaks.bfloat16 / 1e12:.4g} TFLOP/s in bfloat16,", end=" ")
     print(f"{peaks.memory / 1e9:.4g} GB/s; {arguments.rounds} rounds of {arguments.seconds} s\n")
     print_head()
     workers = min(recipe.training.workers, max(1, (os.cpu_count() or 1) - 1))

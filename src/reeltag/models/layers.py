@@ -22,8 +22,9 @@ L2_EPSILON = 1e-12  # on the squared norm, as TensorFlow has it
 def dequantize(codes: Tensor) -> Tensor:
     """Map `uint8` codes to float32 values in [-2, 2] (algorithms: x = q·4/255 + 4/512 − 2; golden `dequantize`)."""
     values = torch.empty(codes.shape, dtype=torch.float32, device=codes.device)
-    # In parts that a processor's cache holds for all three passes.
-    for out, part in zip(torch.split(values.view(-1), _PART), torch.split(codes.flatten(), _PART), strict=True):
+    # In parts that a processor's cache holds for all three passes; to a GPU each would be three launches.
+    size = _PART if codes.device.type == "cpu" else max(1, codes.numel())
+    for out, part in zip(torch.split(values.view(-1), size), torch.split(codes.flatten(), size), strict=True):
         out.copy_(part).mul_(4 / 255).add_(4 / 512 - 2)
     return values
 

@@ -101,16 +101,16 @@ class Tagger(nn.Module):
         Returns:
             Probabilities [B, C], float32.
         """
-        ragged = bool((lengths != lengths[0]).any())
-        if self.training or frames.device.type != "cpu" or self.pooling.ordered or not ragged:
+        whole = self.training or self.pooling.ordered or counts is not None or frames.device.type != "cpu"
+        if whole or bool((lengths == lengths[0]).all()):
             vector = self._vector(frames, lengths, counts)
         else:
             vector = self._vector_by_chunks(frames, lengths)
         return self._classify(vector)
 
-    def tag(self, x_BTD: Tensor, mask_BT: Tensor | None = None, counts_BT: Tensor | None = None) -> Tensor:
-        """Tag dequantised frames; see `Frames` for mask and counts."""
-        return self._classify(self._pool(Frames.plain(l2_normalize(x_BTD, 2), mask_BT, counts_BT)))
+    def tag(self, x_BTD: Tensor) -> Tensor:
+        """Tag dequantised frames that are all real."""
+        return self._classify(self._pool(Frames.plain(l2_normalize(x_BTD, 2))))
 
     def penalty(self) -> Tensor:
         """L2 penalty, to be added to the loss."""
