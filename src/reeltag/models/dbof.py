@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from reeltag.models.config import GatingConfig, TaggerConfig, at_least_for_further_features
 from reeltag.models.frames import Frames
 from reeltag.models.layers import (
-    FrameNorm,
+    Clusters,
     PerFeature,
     Pooling,
     SoftAssignment,
@@ -42,7 +42,7 @@ class DBoFConfig(TaggerConfig):
         return value if joint else at_least_for_further_features(value, info, 8)
 
 
-class ClassicDBoF(Pooling):
+class ClassicDBoF(Clusters, Pooling):
     """relu6(BN(xW)) over the joint vector of all features, maximum or mean over the frames (golden `model_dbof`).
 
     Args:
@@ -52,14 +52,12 @@ class ClassicDBoF(Pooling):
     """
 
     def __init__(self, features: int, clusters: int, mean: bool) -> None:
-        super().__init__()
+        super().__init__(features, clusters)
         self.outputs, self.scale, self.mean = clusters, 1 / math.sqrt(clusters), mean
-        self.weight = normal(features, clusters, scale=1 / math.sqrt(features))
-        self.norm = FrameNorm(clusters)
 
     def forward(self, frames: Frames) -> Tensor:
         """Pool frames to [B, K]."""
-        a_BTK = frames.spread(F.relu6(self.norm(frames.product(self.weight), frames.row_weights)))
+        a_BTK = frames.spread(F.relu6(super().forward(frames)))
         # relu6 is never below 0, so padded frames at 0 leave the maximum as it is
         return frames.mean(a_BTK) if self.mean else a_BTK.amax(1)
 

@@ -72,12 +72,12 @@ class Frames:
         pieces = [torch.split(each, list(widths), -1) for each in (self.values, self.scale, self.shift)]
         return [replace(self, values=v, scale=scale, shift=shift) for v, scale, shift in zip(*pieces, strict=True)]
 
-    def product(self, weight_DK: Tensor) -> Tensor:
-        """xW of the real frames alone, [N, K], which is where most of the work is."""
+    def product(self, weight_DK: Tensor, bias_K: Tensor | float = 0.0) -> Tensor:
+        """xW + b of the real frames alone, [N, K], which is where most of the work is."""
         rows_ND = self.values.flatten(0, 1)
         if self.real is not None:
             rows_ND = rows_ND.index_select(0, self.real)
-        return torch.addmm(self.shift @ weight_DK, rows_ND, self.scale[:, None] * weight_DK)
+        return torch.addmm(self.shift @ weight_DK + bias_K, rows_ND, self.scale[:, None] * weight_DK)
 
     @property
     def row_weights(self) -> Tensor | None:

@@ -121,6 +121,13 @@ class FrameNorm(nn.Module):
             return normed.view_as(x)
         return torch.addcmul(self.norm.bias, self.standardize(x, weights), self.norm.weight)
 
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift [D] that are the whole norm outside training."""
+        norm = self.norm
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        return scale, norm.bias - norm.running_mean * scale
+
     def standardize(self, x: Tensor, weights: Tensor | None) -> Tensor:
         """The same in training, before scale and shift, which are `norm.weight` and `norm.bias`."""
         rows, norm = x.flatten(0, -2), self.norm
@@ -156,13 +163,12 @@ class InputNorm(FrameNorm):
         if self.training:
             values = self.standardize(frames.values, frames.weights)
             return replace(frames, values=values, scale=norm.weight, shift=norm.bias)
-        assert norm.running_mean is not None and norm.running_var is not None
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        return replace(frames, scale=scale, shift=norm.bias - norm.running_mean * scale)
+        scale, shift = self.folded()
+        return replace(frames, scale=scale, shift=shift)
 
 
-class SoftAssignment(nn.Module):
-    """Shares of each frame in K clusters, a = softmax(BN(xW)); padded frames have none.
+class Clusters(nn.Module):
+    """BN(xW) of the real frames.
 
     Args:
         features: D.
@@ -175,8 +181,19 @@ class SoftAssignment(nn.Module):
         self.norm = FrameNorm(clusters)
 
     def forward(self, frames: Frames) -> Tensor:
+        """Frames to [N, K]; outside training the norm is part of the product."""
+        if self.training:
+            return self.norm(frames.product(self.weight), frames.row_weights)  # type: ignore[no-any-return]
+        scale_K, shift_K = self.norm.folded()
+        return frames.product(self.weight * scale_K, shift_K)
+
+
+class SoftAssignment(Clusters):
+    """Shares of each frame in K clusters, a = softmax(BN(xW)); padded frames have none."""
+
+    def forward(self, frames: Frames) -> Tensor:
         """Frames to shares [B, T, K], whatever their counts."""
-        return frames.spread(self.norm(frames.product(self.weight), frames.row_weights).softmax(1))
+        return frames.spread(super().forward(frames).softmax(1))
 
 
 class Hidden(nn.Module):
