@@ -134,16 +134,18 @@ class GRURecurrence(torch.autograd.Function):
         mask_BT: Tensor | None,
         backwards: bool,
     ) -> Tensor:
-        """States [B, T, H], of products [B, T, 2·H] and [B, T, H] with the frames and weights of the state."""
-        dtype, frames = torch.promote_types(gates_BTG.dtype, candidate_BTH.dtype), gates_BTG.shape[1]
+        """States [B, T, H], of float32 products [B, T, 2·H] and [B, T, H] with the frames, and weights of the state."""
+        device, frames = gates_BTG.device.type, gates_BTG.shape[1]
+        # Autocast would convert the weights for every frame, and nothing in the backward pass.
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else gates_BTG.dtype
         weights = gates_HG.to(dtype), candidate_HH.to(dtype)
-        h = candidate_BTH.new_zeros(candidate_BTH[:, 0].shape, dtype=torch.float32)
+        h = torch.zeros_like(candidate_BTH[:, 0])
         before, resets, updates, candidates, states = ([h] * frames for _ in range(5))
         ctx.order = list(reversed(range(frames)) if backwards else range(frames))
         for t in ctx.order:
             before[t] = h
-            r, u = torch.sigmoid(gates_BTG[:, t] + h.to(dtype) @ weights[0]).float().chunk(2, 1)
-            c = torch.tanh(candidate_BTH[:, t] + (r * h).to(dtype) @ weights[1]).float()
+            r, u = torch.sigmoid(gates_BTG[:, t] + h.to(dtype) @ weights[0]).chunk(2, 1)
+            c = torch.tanh(candidate_BTH[:, t] + (r * h).to(dtype) @ weights[1])
             new = torch.lerp(c, h, u)
             h = new if mask_BT is None else torch.where(mask_BT[:, t, None], new, h)
             resets[t], updates[t], candidates[t], states[t] = r, u, c, h
@@ -170,7 +172,7 @@ class GRURecurrence(torch.autograd.Function):
             grad_gates[:, t], grad_candidate[:, t] = dgates, dc
         rows = [each.flatten(0, 1).to(dtype) for each in (before, resets * before, grad_gates, grad_candidate)]
         weights = (rows[0].T @ rows[2]).float(), (rows[1].T @ rows[3]).float()
-        return grad_gates.to(dtype), grad_candidate.to(dtype), *weights, None, None
+        return grad_gates, grad_candidate, *weights, None, None
 
 
 class Stack(nn.Module):
