@@ -36,7 +36,8 @@ bench-env: .bench-venv/ready
 bench: setup
 	$(BIN)/python bench/reader.py
 	$(BIN)/python bench/loader.py
-	$(BIN)/python bench/threads.py
+	$(BIN)/python bench/train.py
+	$(BIN)/python bench/infer.py
 	$(BIN)/python bench/families.py
 	$(BIN)/python bench/quantize.py
 	$(BIN)/python bench/metrics.py

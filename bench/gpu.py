@@ -350,7 +350,7 @@ def main() -> None:
         for name, (config, settings) in configurations(recipe).items():
             if any(fnmatch(name, pattern) for pattern in arguments.models):
                 own = settings.model_copy(update={"batch_size": arguments.batch or settings.batch_size})
-                key = f"{config.model_dump_json()} {own.batch_size}"
+                key = config.model_dump_json() + own.model_dump_json(exclude={"epochs", "workers"})
                 if key not in known:
                     known[key] = measure(bench, config, own, peaks, shards, workers)
                 rows[name] = known[key]

@@ -6,7 +6,6 @@ computes; the float batch has that done, as tf.data's has.
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import zlib
@@ -14,8 +13,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for torch, read when it first allocates
 
 import numpy as np
 import torch

@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from reeltag import __version__
 from reeltag.cli_data import Overrides, data, given, load_schema
+from reeltag.environment import keep_freed_memory
 from reeltag.errors import ReeltagError, UsageError
 
 # As in quantize.py and predict.py, which would import torch.
@@ -285,6 +286,7 @@ def doctor() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+    keep_freed_memory()
     try:
         app(arguments, exit_on_error=False, result_action="return_value")
     except CycloptsError:

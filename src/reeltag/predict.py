@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +51,9 @@ class Ensemble(nn.Module):
         taggers: the members, or ensembles of them.
         weights: their shares; sum to 1.
         precision: of the matrix products; with bf16 the large weights are kept in it, in half the memory.
+
+    Raises:
+        UsageError: there is no such precision.
     """
 
     def __init__(
@@ -58,19 +62,20 @@ class Ensemble(nn.Module):
         super().__init__()
         self.taggers = nn.ModuleList(taggers)
         self.weights = list(weights)
+        if precision not in get_args(Precision):
+            raise UsageError(f"precision: there is no {precision!r}; use {' or '.join(get_args(Precision))}")
         self.bf16 = precision == "bf16"
+        for parameter in self.parameters():
+            if self.bf16 and parameter.ndim > 1 and is_large(parameter):
+                parameter.data = parameter.data.bfloat16()
         for module in self.modules():
             if isinstance(module, Hidden):  # the layout in which a product with few rows is fastest
                 module.weight.data = module.weight.data.mT.contiguous().mT
-        if self.bf16:
-            for parameter in self.parameters():
-                if is_large(parameter):
-                    parameter.data = parameter.data.bfloat16()
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """Frames [B, T, D] and lengths [B] to probabilities [B, C]."""
         parts = zip(self.taggers, self.weights, strict=True)
-        with torch.autocast(frames.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(frames.device.type, torch.bfloat16) if self.bf16 else nullcontext():
             return torch.stack([weight * tagger(frames, lengths) for tagger, weight in parts]).sum(0)
 
 
@@ -113,7 +118,8 @@ class Predictor:
     """
 
     def __init__(self, shipped: Artifact, device: str = "cpu", precision: Precision = "float32") -> None:
-        self.artifact = shipped
+        # Weights are kept once, by the model.
+        self.artifact = replace(shipped, members=tuple(replace(member, state={}) for member in shipped.members))
         used = [member for member in shipped.members if member.weight > 0]
         taggers = [member.build(shipped.schema) for member in used]
         self.model = Ensemble(taggers, [member.weight for member in used], precision).to(device).eval()

@@ -197,11 +197,12 @@ def quantize(tensor: Tensor, encoding: Encoding) -> Tensor | QuantizedTensor:
     """A tensor in an encoding; float32 leaves it as it is.
 
     Raises:
-        UsageError: float16 and 4-bit scales end at 65,504, and the tensor does not.
+        UsageError: an element is not finite, or beyond 65,504, where float16 and 4-bit scales end.
     """
     if encoding == "float32":
         return tensor
-    if encoding in ("float16", "group-4") and max(map(abs, _ends(tensor))) > torch.finfo(torch.float16).max:
+    largest = max(map(abs, _ends(tensor)))
+    if encoding in ("float16", "group-4") and largest > torch.finfo(torch.float16).max:
         raise UsageError(f"{encoding} holds values up to 65,504, and a weight is larger; choose uniform-8")
     if encoding == "float16":
         return HalfTensor(tensor.half())
@@ -225,8 +226,6 @@ def quantize_uniform(tensor: Tensor) -> CodebookTensor:
         UsageError: an element is not finite.
     """
     low, high = _ends(tensor)
-    if not math.isfinite(high - low):
-        raise UsageError("a weight is not finite, so no values can be spaced evenly; choose another checkpoint")
     # In float64: float32 ends would make float32 steps and shift some codes by one.
     codebook = np.linspace(low, high, LEVELS)
     step = (high - low) / (LEVELS - 1) or 1.0
@@ -244,8 +243,10 @@ def quantize_uniform(tensor: Tensor) -> CodebookTensor:
 
 
 def _ends(tensor: Tensor) -> tuple[float, float]:
-    low, high = tensor.aminmax()
-    return low.item(), high.item()
+    low, high = (end.item() for end in tensor.aminmax())
+    if not math.isfinite(high - low):
+        raise UsageError("a weight is not finite; choose another checkpoint")
+    return low, high
 
 
 def _flat(tensor: Tensor) -> npt.NDArray[np.float32]:

@@ -289,10 +289,8 @@ def clip_gradients(model: nn.Module, clip: Literal["tensor", "global", "none"], 
     if clip == "global":
         nn.utils.clip_grad_norm_(model.parameters(), norm)
     elif clip == "tensor":
-        lengths = torch.stack(torch._foreach_norm(gradients)).tolist()
-        for gradient, length in zip(gradients, lengths, strict=True):
-            if length > norm:  # a multiplication by one is a pass through the memory all the same
-                gradient.mul_(norm / length)
+        lengths = torch._foreach_norm(gradients)
+        torch._foreach_mul_(gradients, [norm / length.clamp_min(norm) for length in lengths])
 
 
 def step_seed(seed: int, step: int) -> int:

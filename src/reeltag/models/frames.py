@@ -94,5 +94,5 @@ class Frames:
         return rows_NK.view(*self.values.shape[:2], -1)
 
     def counted(self, a_BTK: Tensor) -> Tensor:
-        """What was spread, times how often each frame counts."""
+        """What was spread, times how often each frame counts; cheaper than `weighted`, as its padding is 0 already."""
         return a_BTK if self.counts is None else a_BTK * self.counts[..., None]

@@ -119,7 +119,7 @@ class FrameNorm(nn.Module):
         if weights is None or not self.training:
             normed: Tensor = self.norm(x.flatten(0, -2))
             return normed.view_as(x)
-        return torch.addcmul(self.norm.bias, self.standardize(x, weights), self.norm.weight)
+        return torch.addcmul(self.norm.bias, standardize(x, weights, self.norm), self.norm.weight)
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Scale and shift [D] that are the whole norm outside training."""
@@ -128,20 +128,35 @@ class FrameNorm(nn.Module):
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         return scale, norm.bias - norm.running_mean * scale
 
-    def standardize(self, x: Tensor, weights: Tensor | None) -> Tensor:
-        """The same in training, before scale and shift, which are `norm.weight` and `norm.bias`."""
-        rows, norm = x.flatten(0, -2), self.norm
-        if weights is not None:
-            return weighted_standardize(rows, weights.flatten(), norm).view_as(x)
-        moments = norm.running_mean, norm.running_var
-        return F.batch_norm(rows, *moments, training=True, momentum=norm.momentum or 0.0, eps=norm.eps).view_as(x)
 
+class InputNorm(nn.Module):
+    """Batch norm of the input, whose scale and shift stay apart.
 
-def weighted_standardize(rows_NF: Tensor, weights_N: Tensor, norm: nn.BatchNorm1d) -> Tensor:
-    """Rows with mean 0 and variance 1, as if each stood there as often as it weighs; keeps the running statistics.
-
-    In float32, whatever autocast would choose.
+    Args:
+        features: D, the width of a frame.
     """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.norm = batch_norm(features)
+
+    def forward(self, frames: Frames) -> Frames:
+        """Normalise frames as they came."""
+        values = standardize(frames.values, frames.weights, self.norm)
+        return replace(frames, values=values, scale=self.norm.weight, shift=self.norm.bias)
+
+
+def standardize(x: Tensor, weights: Tensor | None, norm: nn.BatchNorm1d) -> Tensor:
+    """Batch norm without its scale and shift; [..., D] and weights [...], or None where every row counts once."""
+    rows = x.flatten(0, -2)
+    if norm.training and weights is not None:
+        return _standardize_weighted(rows, weights.flatten(), norm).view_as(x)
+    moments, momentum = (norm.running_mean, norm.running_var), norm.momentum or 0.0
+    return F.batch_norm(rows, *moments, training=norm.training, momentum=momentum, eps=norm.eps).view_as(x)
+
+
+def _standardize_weighted(rows_NF: Tensor, weights_N: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+    """As if each row stood there as often as it weighs; in float32, whatever autocast would choose."""
     assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
     with torch.autocast(rows_NF.device.type, enabled=False):
         rows_NF, total = rows_NF.float(), weights_N.sum()
@@ -150,21 +165,8 @@ def weighted_standardize(rows_NF: Tensor, weights_N: Tensor, norm: nn.BatchNorm1
         variance = weights_N @ centred_NF.square() / total
         with torch.no_grad():
             norm.running_mean.lerp_(mean, norm.momentum)
-            norm.running_var.lerp_(variance * (total / (total - 1)), norm.momentum)
+            norm.running_var.lerp_(variance * (total / (total - 1).clamp_min(1)), norm.momentum)
         return centred_NF * (variance + norm.eps).rsqrt()
-
-
-class InputNorm(FrameNorm):
-    """Batch norm of the input, whose scale and shift stay apart; outside training that is all of it."""
-
-    def forward(self, frames: Frames) -> Frames:  # type: ignore[override]
-        """Normalise frames as they came."""
-        norm = self.norm
-        if self.training:
-            values = self.standardize(frames.values, frames.weights)
-            return replace(frames, values=values, scale=norm.weight, shift=norm.bias)
-        scale, shift = self.folded()
-        return replace(frames, scale=scale, shift=shift)
 
 
 class Clusters(nn.Module):
