@@ -50,7 +50,8 @@ class Ensemble(nn.Module):
     Args:
         taggers: the members, or ensembles of them.
         weights: their shares; sum to 1.
-        precision: of the matrix products; with bf16 the large weights are kept in it, in half the memory.
+        precision: of the matrix products; with bf16 the large weights are kept in it too, in half the memory, but for
+            those of `torch.nn.LSTM` and `GRU`.
 
     Raises:
         UsageError: there is no such precision.
@@ -65,10 +66,11 @@ class Ensemble(nn.Module):
         if precision not in get_args(Precision):
             raise UsageError(f"precision: there is no {precision!r}; use {' or '.join(get_args(Precision))}")
         self.bf16 = precision == "bf16"
-        for parameter in self.parameters():
-            if self.bf16 and parameter.ndim > 1 and is_large(parameter):
-                parameter.data = parameter.data.bfloat16()
         for module in self.modules():
+            if self.bf16 and not isinstance(module, nn.RNNBase):  # whose kernels want weights and biases of one type
+                for parameter in module.parameters(recurse=False):
+                    if parameter.ndim > 1 and is_large(parameter):
+                        parameter.data = parameter.data.bfloat16()
             if isinstance(module, Hidden):  # the layout in which a product with few rows is fastest
                 module.weight.data = module.weight.data.mT.contiguous().mT
 
