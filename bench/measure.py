@@ -133,6 +133,7 @@ def print_table(rows: Mapping[str, Mapping[str, Any]], base: str | None) -> None
     print("|---" * (7 if ratio else 4) + "|")
     for name, row in rows.items():
         cells = [f"{value:,.4g}" if value < 1000 else f"{value:,.0f}" for key in row for value in row[key].values()]
+        cells += [""] * ((6 if ratio else 3) - len(cells))
         print(f"| {name} | " + " | ".join(cells) + " |")
     print(flush=True)
 

@@ -30,7 +30,7 @@ from videos import FRAMES, SCHEMA, generate
 
 SHARDS = WORKERS = 2
 TF_DATA = {"tf.data, one by one": 1, "tf.data, batches of 16": 16, "tf.data, batches of 64": 64}
-REPEATS = 5  # of what workers read, so that it outlasts the system's choice of a core
+REPEATS = 25  # of what workers read, so that it outlasts the start of a pass and the choice of a core
 TFRECORD = "tfrecord (PyPI), no CRC"
 
 

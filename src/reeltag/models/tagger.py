@@ -36,7 +36,7 @@ FAMILIES: dict[str, tuple[type[TaggerConfig], Callable[[Any, Sequence[int]], Poo
 
 
 # Frames that are tagged at a time on a processor; fewer make its matrix products slower.
-CHUNK_FRAMES = 2400
+CHUNK_FRAMES = 4800
 
 
 class _ByFamily:
