@@ -1,8 +1,10 @@
 """One battery for every registered family and its forms, and each against a slow, obvious implementation."""
 
+import importlib
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -410,3 +412,18 @@ for table in {tables}:
 sys.exit("torch._dynamo" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_the_example_of_the_docs_is_a_family(monkeypatch, tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "models.md").read_text()
+    code = page.partition("## Adding a family")[2].split("```python\n")[1].partition("```")[0]
+    (tmp_path / "maximum_family.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    maximum = importlib.import_module("maximum_family")
+    monkeypatch.setitem(FAMILIES, "maximum", (maximum.MaximumConfig, maximum.Maximum))
+    tagger = build_tagger(maximum.MaximumConfig(family="maximum", input_norm=False), WIDTHS, CLASSES, 0).eval()
+    frames, _, _ = videos(count=3, frames=9)
+    for row, length in zip(frames, (9, 1, 4), strict=True):
+        alone = tagger(row[None, :length], torch.tensor([length]))
+        together = tagger(row[None], torch.tensor([length]))
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
