@@ -20,75 +20,10 @@ from reeltag.models import tagger as tagger_module
 from reeltag.models.frames import Frames
 from reeltag.models.layers import dequantize, l2_normalize
 from reeltag.models.rnn import PublishedGRU, shuffle_frames
-from reeltag.models.tagger import FAMILIES, build_tagger, meta_tagger, parse_config
+from reeltag.models.tagger import FAMILIES, build_tagger, meta_tagger
 from reeltag.predict import Ensemble, Predictor
 from slow_models import POOLINGS, slow_tag
-
-WIDTHS, CLASSES = (12, 4), 9
-# Forms of a family, beside the one that its defaults give. A new family needs no entry here.
-FORMS = {
-    "attention": [{"width": 8, "heads": 2, "queries": 3}],
-    "dbof": [{"pooling": p, "clusters": 16} for p in ("max", "mean", "soft", "soft+max", "gated")],
-    "netfv": [{"clusters": 4}, {"clusters": 4, "centres": "coupled", "coupling": 0.5}],
-    "netvlad": [{"clusters": 4}, {"clusters": 4, "centres": "none"}],
-    "nextvlad": [{"clusters": 4, "groups": 4, "vlad_dropout": 0.0}],
-    "rnn": [
-        *({"cell": cell, "cells": 8} for cell in ("lstm", "gru", "gru-torch")),
-        {"cell": "gru", "cells": 16, "paths": "dual"},
-        {"cell": "lstm", "cells": 16, "paths": "dual", "shuffle": True},
-    ],
-}
-ALL = [(family, form) for family in FAMILIES for form in FORMS.get(family, [{}])]
-OPTIONS = {
-    "relu6": {"hidden": 8, "activation": "relu6"},
-    "norm": {"hidden": 8, "activation": "norm"},
-    "no hidden layer, no gating": {"hidden": 0, "activation": "default", "gating": {"kind": "none"}},
-    "gating with a bias": {"gating": {"norm": False}},
-    "gating without the diagonal": {"gating": {"diagonal": False}},
-    "squeeze and excitation": {"gating": {"kind": "se", "reduction": 2}},
-    "logistic": {"head": {"kind": "logistic"}},
-    "three experts, gates of low rank": {"head": {"experts": 3, "gate_rank": 2}},
-    "probability gating": {"head": {"prob_gating": True}},
-    "probability gating without the diagonal": {"head": {"prob_gating": True, "prob_gating_diagonal": False}},
-    "probability gating by the hidden vector": {"head": {"prob_gating": True, "prob_gating_input": "hidden"}},
-    "input norm": {"input_norm": True},
-    "dropout": {"dropout": 0.3},
-}
-
-
-def small_tagger(family, form, seed=0, **options):
-    small = FAMILIES[family][0].model_fields
-    table = {"family": family, "hidden": min(8, small["hidden"].default), "bn_decay": 0.9, **form, **options}
-    if table.get("activation") == "default":
-        table["activation"] = small["activation"].default
-    return build_tagger(parse_config(table, WIDTHS), WIDTHS, CLASSES, seed)
-
-
-def videos(count=6, frames=7, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(0, 256, (count, frames, sum(WIDTHS)), generator=generator, dtype=torch.uint8)
-    labels = torch.rand(count, CLASSES, generator=generator) < 0.3
-    return codes, torch.full((count,), frames), labels
-
-
-def stirred(tagger, seed=7):
-    """Nothing is at its start any more, so that a mistake in using a weight or a statistic shows."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in tagger.state_dict().items():
-        if name.endswith("running_var"):
-            tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
-        elif tensor.is_floating_point():
-            tensor.add_(0.3 * torch.randn(tensor.shape, generator=generator))
-    return tagger.eval()
-
-
-def name_of(value):
-    return "-".join(map(str, value.values())) or "defaults" if isinstance(value, dict) else value
-
-
-battery = pytest.mark.parametrize(("family", "form"), ALL, ids=name_of)
-with_options = pytest.mark.parametrize("options", [{}, *OPTIONS.values()], ids=["plain", *OPTIONS])
-
+from small_models import ALL, CLASSES, FORMS, OPTIONS, WIDTHS, battery, small_tagger, stirred, videos, with_options
 
 # --- brute force ----------------------------------------------------------------------------------
 
