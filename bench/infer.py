@@ -12,22 +12,12 @@ from typing import Any
 
 import torch
 
-from measure import Peer, options, pin, print_json, print_table, rates, run_rounds, timed
-from models import TITLES, build, frames_of, hand_over, random_batch, refuse_difference, scaled_to
+from measure import Peer, print_table, rates, run_rounds, timed
+from models import TITLES, build, frames_of, hand_over, random_batch, refuse_difference, run, scaled_to
 from reeltag.predict import BATCH_SIZE, Ensemble, predict
 
 MODELS = ("netvlad", "dbof", "lstm")
 SHORTEST = 0.4  # of the longest, so that the mean is 0.7
-
-
-def main() -> None:
-    parser = options("Videos tagged a CPU second, by reeltag and by the authors' graphs under TensorFlow.")
-    parser.add_argument("--models", nargs="+", choices=TITLES, default=list(MODELS))
-    given = parser.parse_args()
-    pin()
-    torch.set_num_threads(1)
-    results = {name: measure(name, given.peers, given.rounds) for name in given.models}
-    print_json(given.json, "infer", rounds=given.rounds, models=results)
 
 
 def measure(name: str, peers: Path, rounds: int) -> dict[str, Any]:
@@ -57,4 +47,4 @@ def tag(model, batch) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run("infer", "Videos tagged a CPU second, by reeltag and by the authors' graphs under TensorFlow.", MODELS, measure)

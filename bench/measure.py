@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -90,6 +91,19 @@ class Peer:
         if not (line := self.process.stdout.readline()):
             raise SystemExit(f"the peer ended with status {self.process.wait()}; its message stands above")
         return json.loads(line)
+
+
+def serve(name: str, answer: Callable[..., Any]) -> None:
+    """The other end of `Peer`: name itself, then answer the words of each line."""
+    print(json.dumps(name), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(answer(*line.split())), flush=True)
+
+
+def exhaust(stream: Iterable[Any]) -> None:
+    """Take all and keep nothing."""
+    for _ in stream:
+        pass
 
 
 def run_rounds(rows: Mapping[str, Callable[[], Times]], rounds: int) -> Passes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from measure import Peer
+from measure import Peer, options, pin, print_json
 from reeltag.data.batches import Batch, draw_frames
 from reeltag.data.schema import preset
 from reeltag.environment import keep_freed_memory
@@ -65,6 +65,17 @@ def random_batch(lengths: Tensor) -> Batch:
     frames = torch.randint(0, 256, shape, generator=rng, dtype=torch.uint8)
     labels = torch.rand(size, SCHEMA.classes, generator=rng) < 3 / SCHEMA.classes
     return Batch(("",) * size, frames[:, : int(lengths.max())], lengths, labels)
+
+
+def run(bench: str, description: str, default: Sequence[str], measure: Callable[..., dict[str, Any]]) -> None:
+    """Time the models that the command line names, each in a call of its own, which frees its gigabytes."""
+    parser = options(description)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(default))
+    given = parser.parse_args()
+    pin()
+    torch.set_num_threads(1)
+    results = {name: measure(name, given.peers, given.rounds) for name in given.models}
+    print_json(given.json, bench, rounds=given.rounds, models=results)
 
 
 class Trainer:

@@ -8,14 +8,15 @@ Python.
 from __future__ import annotations
 
 import heapq
-import json
 import random
 import sys
-import time
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
+
+from measure import serve, timed
 
 TOP_K, BATCH = 20, 1024  # as its eval.py has them
 Pairs = list[tuple[np.float32, np.bool_]]
@@ -86,12 +87,11 @@ def main() -> None:
     """Answer each line: `scores` by the metrics, `pass` by the seconds they take."""
     folder = Path(sys.argv[1])
     scores, labels = np.load(folder / "scores.npy"), np.load(folder / "labels.npy")
-    print(json.dumps(f"YouTube-8M's starter code, NumPy {np.__version__}"), flush=True)
-    for line in sys.stdin:
-        wall, cpu = time.perf_counter(), time.process_time()
-        found = evaluate(scores, labels)
-        times = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
-        print(json.dumps(found if line.strip() == "scores" else times), flush=True)
+    call = partial(evaluate, scores, labels)
+    serve(
+        f"YouTube-8M's starter code, NumPy {np.__version__}",
+        lambda command: call() if command == "scores" else timed(call),
+    )
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ compares every element with all 256), the codes as uint8 in the tensor's shape. 
 TensorFlow's session, which the program adds, are left out.
 """
 
-import json
 import sys
-import time
+from functools import partial
 
 import numpy as np
 import scipy
 from scipy.cluster.vq import vq
+
+from measure import Times, serve, timed
 
 
 def quantize(tensor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -25,15 +26,11 @@ def quantize(tensor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def main() -> None:
     """Answer each line: `codes PATH` writes them there, `pass` says what the tensor takes."""
     tensor = np.load(sys.argv[1])
-    print(json.dumps(f"SciPy {scipy.__version__}, NumPy {np.__version__}"), flush=True)
-    for line in sys.stdin:
-        wall, cpu = time.perf_counter(), time.process_time()
-        codes, _ = quantize(tensor)
-        times = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
-        command, *path = line.split()
-        if command == "codes":
-            np.save(path[0], codes)
-        print(json.dumps(times), flush=True)
+
+    def answer(command: str, *path: str) -> Times | None:
+        return timed(partial(quantize, tensor)) if command == "pass" else np.save(*path, quantize(tensor)[0])
+
+    serve(f"SciPy {scipy.__version__}, NumPy {np.__version__}", answer)
 
 
 if __name__ == "__main__":

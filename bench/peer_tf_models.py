@@ -9,16 +9,15 @@ A line `check NAME FILE`, `train NAME FILE BATCH FRAMES` or `infer NAME FILE BAT
 line of JSON. FILE is an .npz of weights, and for `check` also of the frames, draws and labels.
 """
 
-import json
 import os
-import sys
-import time
 from functools import cache
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import tensorflow as tf
+
+from measure import serve, timed
 
 WIDTHS, FRAMES, CLASSES = (1024, 128), 300, 3862
 EPSILON, DECAY = 1e-3, 0.999
@@ -249,26 +248,18 @@ def check(model):
     return {"probabilities": probabilities, "losses": [float(model.train(*inputs)) for _ in range(3)]}
 
 
-def timed(call, *inputs):
-    wall, cpu = time.perf_counter(), time.process_time()
-    call(*inputs).numpy()
-    return {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
+def answer(command, family, path, *sizes):
+    model = graph(family, path)
+    if command == "check":
+        return check(model)
+    inputs = random_inputs(*map(int, sizes))
+    return timed(lambda: (model.train(*inputs) if command == "train" else model.infer(*inputs[:3])).numpy())
 
 
 def main():
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    print(json.dumps(f"TensorFlow {tf.__version__}"), flush=True)
-    for line in sys.stdin:
-        command, family, path, *sizes = line.split()
-        model = graph(family, path)
-        if command == "check":
-            answer = check(model)
-        elif command == "train":
-            answer = timed(model.train, *random_inputs(*map(int, sizes)))
-        else:
-            answer = timed(model.infer, *random_inputs(*map(int, sizes))[:3])
-        print(json.dumps(answer), flush=True)
+    serve(f"TensorFlow {tf.__version__}", answer)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,16 @@ never measured. The pipeline is the YouTube-8M starter code's without its dequan
 BATCH 1 parses record by record, as that code does.
 """
 
-import json
 import os
 import sys
-import time
 import zlib
-from functools import cache
+from functools import cache, partial
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tensorflow as tf
+
+from measure import exhaust, serve, timed
 
 CONTEXT = {"id": tf.io.FixedLenFeature([], tf.string), "labels": tf.io.RaggedFeature(tf.int64)}
 LISTS = {name: tf.io.FixedLenSequenceFeature([], tf.string) for name in ("rgb", "audio")}
@@ -45,21 +45,15 @@ def contents(dataset, batch):
     ]
 
 
-def timed(dataset):
-    wall, cpu = time.perf_counter(), time.process_time()
-    for _ in dataset:
-        pass
-    return {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
+def answer(command, batch):
+    dataset = pipeline(int(batch))
+    return contents(dataset, int(batch)) if command == "check" else timed(partial(exhaust, dataset))
 
 
 def main():
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    print(json.dumps(f"TensorFlow {tf.__version__}"), flush=True)
-    for line in sys.stdin:
-        command, batch = line.split()
-        dataset = pipeline(int(batch))
-        print(json.dumps(contents(dataset, int(batch)) if command == "check" else timed(dataset)), flush=True)
+    serve(f"TensorFlow {tf.__version__}", answer)
 
 
 if __name__ == "__main__":

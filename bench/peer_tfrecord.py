@@ -3,14 +3,14 @@
 It checks no CRC and reads by the protobuf library.
 """
 
-import json
 import sys
-import time
 import zlib
 from importlib.metadata import version
 
 import numpy as np
 from tfrecord.reader import sequence_loader
+
+from measure import exhaust, serve, timed
 
 CONTEXT, LISTS = {"id": "byte", "labels": "int"}, {"rgb": "byte", "audio": "byte"}
 
@@ -30,17 +30,11 @@ def contents():
     ]
 
 
-def timed():
-    wall, cpu = time.perf_counter(), time.process_time()
-    for _ in videos():
-        pass
-    return {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
-
-
 def main():
-    print(json.dumps(f"tfrecord {version('tfrecord')}"), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(contents() if line.split()[0] == "check" else timed()), flush=True)
+    serve(
+        f"tfrecord {version('tfrecord')}",
+        lambda command, _: contents() if command == "check" else timed(lambda: exhaust(videos())),
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from measure import Peer, options, pin, print_json, print_table, rates, run_rounds, timed
+from measure import Peer, print_table, rates, run_rounds, timed
 from models import (
     MODELS,
     TITLES,
@@ -23,6 +23,7 @@ from models import (
     hand_over,
     random_batch,
     refuse_difference,
+    run,
     scaled_to,
 )
 
@@ -30,18 +31,8 @@ BATCH, RECURRENT_BATCH = 80, 32
 PRECISIONS = {"reeltag, float32": "32-true", "reeltag, bf16": "bf16-mixed"}
 
 
-def main() -> None:
-    parser = options("Videos trained a CPU second, by reeltag and by the authors' graphs under TensorFlow.")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    given = parser.parse_args()
-    pin()
-    torch.set_num_threads(1)
-    results = {name: measure(name, given.peers, given.rounds) for name in given.models}
-    print_json(given.json, "train", rounds=given.rounds, models=results)
-
-
 def measure(name: str, peers: Path, rounds: int) -> dict[str, Any]:
-    """Time one model; a function, so that its gigabytes are gone before the next one."""
+    """Time one model."""
     size = RECURRENT_BATCH if MODELS[name]["family"] == "rnn" else BATCH
     frames, videos = frames_of(name), scaled_to(name, size)
     rows = {}
@@ -61,4 +52,6 @@ def measure(name: str, peers: Path, rounds: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run(
+        "train", "Videos trained a CPU second, by reeltag and by the authors' graphs under TensorFlow.", MODELS, measure
+    )

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import reeltag
-from reeltag.cli import Encoding, main
+from reeltag import predict as prediction
+from reeltag.cli import Encoding, Precision, main
 from reeltag.data.example import Video, encode
 from reeltag.data.shards import Shards
 from reeltag.data.tfrecord import ShardFile, write_shard
@@ -216,6 +217,7 @@ def test_settings_that_contradict_each_other_are_one_message(capsys, tmp_path):
 
 def test_the_command_offers_every_encoding_but_that_of_no_change():
     assert get_args(Encoding) == ENCODINGS[1:]
+    assert Precision == prediction.Precision
 
 
 def test_quantize_and_average_write_models_that_tag(model, tmp_path, capsys):

@@ -48,7 +48,7 @@ class Ensemble(nn.Module):
     """The weighted mean of models' probabilities.
 
     Args:
-        taggers: the members, or ensembles of them.
+        taggers: the members, or ensembles of them; theirs are the weights whose layout and type change.
         weights: their shares; sum to 1.
         precision: of the matrix products; with bf16 the large weights are kept in it too, in half the memory, but for
             those of `torch.nn.LSTM` and `GRU`.
