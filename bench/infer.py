@@ -31,7 +31,7 @@ def measure(name: str, peers: Path, rounds: int) -> dict[str, Any]:
             weights = hand_over(build(name), Path(folder) / "w.npz")
             rows[peer.name] = partial(peer.timed, videos, "infer", name, weights, BATCH_SIZE, frames)
         for precision in ("float32", "bf16"):
-            model = Ensemble([build(name)], [1.0], precision).eval()
+            model = Ensemble([build(name)], [1.0], bf16=precision == "bf16").eval()
             for title, batch in ((precision, full), (f"{precision}, real lengths", real)):
                 rows[f"reeltag, {title}"] = partial(timed, partial(tag, model, batch), videos)
         found = rates(run_rounds(rows, rounds), peer and peer.name)

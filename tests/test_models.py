@@ -33,7 +33,7 @@ def as_numpy_says(tagger, schema, frames, lengths):
     config, state = tagger.config, tagger.state_dict()
     assert config.family in POOLINGS, "write it again, slowly, in tests/slow_models.py and name it in POOLINGS there"
     shipped = Artifact(schema, None, (Member("m", config, 1.0, state),), {})
-    ours = Predictor(shipped).predict(frames, lengths)
+    ours = Predictor(shipped, shipped.members).predict(frames, lengths)
     cut = [row[: min(length, schema.max_frames)] for row, length in zip(frames, lengths, strict=True)]
     return ours, np.stack([slow_tag(config, WIDTHS, state, row) for row in cut])
 

@@ -7,7 +7,7 @@ Tensors are named `MEMBER/NAME`. A quantised one is several: its codes under tha
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -45,13 +45,17 @@ class Member:
     weight: float
     state: State
 
-    def build(self, schema: Schema) -> Tagger:
-        """The model, dequantised once to float32, ready to predict.
+    def build(self, schema: Schema, weights: Callable[[State], Mapping[str, Tensor]] = dequantize_state) -> Tagger:
+        """The model, ready to predict.
+
+        Args:
+            schema: the data that it reads.
+            weights: what the model computes with; float32, dequantised once, by default.
 
         Raises:
             ArtifactError: the weights do not fit the architecture.
         """
-        return load_tagger(self.config, schema, dequantize_state(self.state), self.name)
+        return load_tagger(self.config, schema, weights(self.state), self.name)
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,17 @@ def load(path: Path) -> Artifact:
     Raises:
         ArtifactError: missing, damaged, altered, or from a newer reeltag.
     """
-    tensors, header = checkpoint.load_tensors(path)
+    head, members = stream(path)
+    return replace(head, members=tuple(members))
+
+
+def stream(path: Path) -> tuple[Artifact, Iterator[Member]]:
+    """What a file holds but for the weights, and its members one by one, so that they need not be in memory together.
+
+    Raises:
+        ArtifactError: missing, damaged, altered, or from a newer reeltag; also when a member is read.
+    """
+    header, names, read = checkpoint.open_tensors(path)
     if not isinstance(header, dict) or set(header) != {"checksum", "content"}:
         raise ArtifactError(f"{path}: is a reeltag file but no model; give the path of a .reeltag file")
     content = header["content"]
@@ -178,18 +192,25 @@ def load(path: Path) -> Artifact:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise ArtifactError(f"{path}: needs another version of reeltag ({faults})") from error
     expected = {f"{member.name}/{name}" for member in parsed.members for name in member.crc32c}
-    if expected != set(tensors):
-        odd = sorted(expected ^ set(tensors))[0]
+    if expected != set(names):
+        odd = sorted(expected ^ set(names))[0]
         raise ArtifactError(f"{path}: tensor {odd!r} is missing or unknown; the file is damaged, copy it again")
-    members = []
-    for member in parsed.members:
-        stored = {name: tensors[f"{member.name}/{name}"] for name in member.crc32c}
-        for name, crc in member.crc32c.items():
-            if _crc(stored[name]) != crc:
-                what = f"checksum of tensor {member.name}/{name} does not match"
-                raise ArtifactError(f"{path}: {what}; the file is damaged, copy it again")
-        members.append(Member(member.name, member.config, member.weight, _state(stored, path)))
-    return Artifact(parsed.data, parsed.label_names, tuple(members), parsed.provenance)
+    plain = tuple(Member(member.name, member.config, member.weight, {}) for member in parsed.members)
+    members = (
+        replace(member, state=_read_state(path, member.name, header.crc32c, read))
+        for member, header in zip(plain, parsed.members, strict=True)
+    )
+    return Artifact(parsed.data, parsed.label_names, plain, parsed.provenance), members
+
+
+def _read_state(path: Path, member: str, checksums: Mapping[str, int], read: Callable[[str], Tensor]) -> State:
+    stored = {}
+    for name, crc in checksums.items():
+        stored[name] = read(f"{member}/{name}")
+        if _crc(stored[name]) != crc:
+            what = f"checksum of tensor {member}/{name} does not match"
+            raise ArtifactError(f"{path}: {what}; the file is damaged, copy it again")
+    return _state(stored, path)
 
 
 def quantized(artifact: Artifact, encoding: Encoding = "uniform-8") -> Artifact:

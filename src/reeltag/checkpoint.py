@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,14 +108,35 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ArtifactError: the file is missing, damaged, or was not written by reeltag.
     """
+    header, names, read = open_tensors(path)
+    return {name: read(name) for name in names}, header
+
+
+def open_tensors(path: Path) -> tuple[dict[str, Any], list[str], Callable[[str], Tensor]]:
+    """The header, the tensors' names, and what reads one of them.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or was not written by reeltag; also when a tensor is read.
+    """
     if path.is_dir():
         raise ArtifactError(f"{path}: is a folder; give the path of a .reeltag file")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            header = json.loads(metadata["reeltag"])
+    with _telling(path):
+        file = safe_open(path, "pt")
+        header = json.loads((file.metadata() or {})["reeltag"])  # type: ignore[no-untyped-call]
+
+    def read(name: str) -> Tensor:
+        with _telling(path):
             # Copied, because in the file they are not aligned, and matrix products round differently then.
-            return {name: file.get_tensor(name).clone() for name in file.keys()}, header  # noqa: SIM118 - no mapping
+            return file.get_tensor(name).clone()  # type: ignore[no-any-return, no-untyped-call]
+
+    return header, list(file.keys()), read  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """Name the file in whatever goes wrong."""
+    try:
+        yield
     except KeyError as error:
         raise ArtifactError(f"{path}: was not written by reeltag (no 'reeltag' header)") from error
     except FileNotFoundError as error:

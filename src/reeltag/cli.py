@@ -16,7 +16,7 @@ from reeltag.environment import keep_freed_memory
 from reeltag.errors import ReeltagError, UsageError
 
 # As in quantize.py and predict.py, which would import torch.
-Precision = Literal["float32", "bf16"]
+Mode = Literal["exact", "bf16", "small", "fast"]
 Encoding = Literal["float16", "uniform-8", "kmeans-8", "quantile-8", "channel-8", "group-4"]
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def evaluate(
     *shards: str,
     all_scores: bool = False,
     per_class: Path | None = None,
-    precision: Precision = "float32",
+    mode: Mode = "exact",
     json: bool = False,
 ) -> None:
     """Measure a model on labelled shards: GAP@20, Hit@1, PERR, mAP.
@@ -117,17 +117,17 @@ def evaluate(
         shards: Paths or glob patterns of TFRecord files.
         all_scores: Also mAP over all scores (map_all), as AudioSet reports it; takes 10 bytes a video and class.
         per_class: Write the average precision of each class to this CSV file.
-        precision: Of the matrix products; bf16 is about twice as fast where the processor has it.
+        mode: exact float32; bf16, about twice as fast where the processor has it; small, in the file's memory; or fast,
+            8-bit products.
         json: Print one JSON object instead of text.
     """
     from reeltag import predict as prediction
-    from reeltag.environment import default_device
     from reeltag.formats import write_class_ap
     from reeltag.storage import refuse_existing
 
     if per_class is not None:
         refuse_existing(per_class)
-    predictor = prediction.load(model, default_device(), precision)
+    predictor = prediction.load(model, mode)
     scores = prediction.evaluate(predictor.predict_shards(given(shards)), all_scores=all_scores).compute()
     if per_class is not None:
         write_class_ap(per_class, scores.class_ap.tolist(), predictor.label_names)
@@ -139,7 +139,7 @@ def evaluate(
 
 
 @app.command
-def predict(model: Path, /, *shards: str, out: Path | None = None, precision: Precision = "float32") -> None:
+def predict(model: Path, /, *shards: str, out: Path | None = None, mode: Mode = "exact") -> None:
     """Tag videos.
 
     Example: reeltag predict model.reeltag 'shards/*.tfrecord' --out predictions.csv
@@ -148,16 +148,16 @@ def predict(model: Path, /, *shards: str, out: Path | None = None, precision: Pr
         model: A .reeltag file.
         shards: Paths or glob patterns of TFRecord files; labels are not needed.
         out: A new .csv (Kaggle's format) or .jsonl file; JSON Lines to standard output by default.
-        precision: Of the matrix products; bf16 is about twice as fast where the processor has it.
+        mode: exact float32; bf16, about twice as fast where the processor has it; small, in the file's memory; or fast,
+            8-bit products.
     """
     from reeltag import predict as prediction
-    from reeltag.environment import default_device
     from reeltag.formats import check_output, json_lines, write_predictions
     from reeltag.storage import counted
 
     if out is not None:
         check_output(out)
-    predictor = prediction.load(model, default_device(), precision)
+    predictor = prediction.load(model, mode)
     predictions = predictor.predict_shards(given(shards))
     if out is None:
         for line in json_lines(predictions, predictor.label_names):

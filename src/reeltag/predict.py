@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,19 +14,23 @@ import torch
 from torch import Tensor, nn
 
 from reeltag import artifact
-from reeltag.artifact import Artifact
+from reeltag.artifact import Artifact, Member
+from reeltag.coded import CodedWeight, byte_state, coded_state
 from reeltag.data.batches import Batch, stream_batches
 from reeltag.data.schema import Schema
 from reeltag.data.shards import read_all
+from reeltag.environment import default_device
 from reeltag.errors import DataError, UsageError
 from reeltag.metrics import Metrics, top_k
 from reeltag.models.layers import Hidden
-from reeltag.quantize import is_large
+from reeltag.quantize import dequantize_state, is_large
 from reeltag.storage import find
 
 BATCH_SIZE = 64
 
-Precision = Literal["float32", "bf16"]
+Mode = Literal["exact", "bf16", "small", "fast"]
+# What a member computes with: float32, dequantised once (bf16 is made of it); codes; codes that multiply in 8 bits.
+WEIGHTS = {"exact": dequantize_state, "bf16": dequantize_state, "small": coded_state, "fast": byte_state}
 
 
 @dataclass(frozen=True)
@@ -50,35 +54,31 @@ class Ensemble(nn.Module):
     Args:
         taggers: the members, or ensembles of them; theirs are the weights whose layout and type change.
         weights: their shares; sum to 1.
-        precision: of the matrix products; with bf16 the large weights are kept in it too, in half the memory, but for
-            those of `torch.nn.LSTM` and `GRU`.
-
-    Raises:
-        UsageError: there is no such precision.
+        bf16: compute matrix products in bf16, and keep the large weights in it too, in half the memory, but for those
+            of `torch.nn.LSTM` and `GRU`.
     """
 
-    def __init__(
-        self, taggers: Sequence[nn.Module], weights: Sequence[float], precision: Precision = "float32"
-    ) -> None:
+    def __init__(self, taggers: Iterable[nn.Module], weights: Sequence[float], bf16: bool = False) -> None:
         super().__init__()
-        self.taggers = nn.ModuleList(taggers)
-        self.weights = list(weights)
-        if precision not in get_args(Precision):
-            raise UsageError(f"precision: there is no {precision!r}; use {' or '.join(get_args(Precision))}")
-        self.bf16 = precision == "bf16"
-        for module in self.modules():
-            if self.bf16 and not isinstance(module, nn.RNNBase):  # whose kernels want weights and biases of one type
-                for parameter in module.parameters(recurse=False):
-                    if parameter.ndim > 1 and is_large(parameter):
-                        parameter.data = parameter.data.bfloat16()
-            if isinstance(module, Hidden):  # the layout in which a product with few rows is fastest
-                module.weight.data = module.weight.data.mT.contiguous().mT
+        self.weights, self.bf16 = list(weights), bf16
+        self.taggers = nn.ModuleList(self._arranged(tagger) for tagger in taggers)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """Frames [B, T, D] and lengths [B] to probabilities [B, C]."""
         parts = zip(self.taggers, self.weights, strict=True)
         with torch.autocast(frames.device.type, torch.bfloat16) if self.bf16 else nullcontext():
             return torch.stack([weight * tagger(frames, lengths) for tagger, weight in parts]).sum(0)
+
+    def _arranged(self, tagger: nn.Module) -> nn.Module:
+        for module in tagger.modules():
+            if self.bf16 and not isinstance(module, nn.RNNBase):  # whose kernels want weights and biases of one type
+                for parameter in module.parameters(recurse=False):
+                    if parameter.ndim > 1 and is_large(parameter):
+                        parameter.data = parameter.data.bfloat16()
+            if isinstance(module, Hidden) and not isinstance(module.weight, CodedWeight):
+                # The layout in which a product with few rows is fastest.
+                module.weight.data = module.weight.data.mT.contiguous().mT
+        return tagger
 
 
 @torch.inference_mode()
@@ -110,21 +110,37 @@ def evaluate(predictions: Iterable[Predictions], *, all_scores: bool = False) ->
 
 
 class Predictor:
-    """A shipped model, ready to tag.
+    """A shipped model, ready to tag; threads may share it.
 
     Args:
-        shipped: what the file holds.
-        device: where to compute.
-        precision: bf16 is about twice as fast on processors that multiply it (AVX-512 BF16, AMX) and on GPUs, and
-            accurate to about three digits.
+        shipped: what the file holds; its members' weights may be missing.
+        members: them with their weights; each is let go before the next is read.
+        mode: how weights are kept and multiplied.
+            `exact` float32, dequantised once;
+            `bf16` about twice as fast on processors that multiply it (AVX-512 BF16, AMX) and on GPUs, in half the
+            memory, accurate to about three digits;
+            `small` as stored, and dequantised a few rows at a time in every call: the results of `exact`, slowly;
+            `fast` 8-bit weights that are multiplied in 8 bits. `small` and `fast` are for processors.
+        device: where to compute; by default a GPU, where there is one and the mode is for it.
+
+    Raises:
+        UsageError: there is no such mode, or it is not for this device.
     """
 
-    def __init__(self, shipped: Artifact, device: str = "cpu", precision: Precision = "float32") -> None:
-        # Weights are kept once, by the model.
+    def __init__(
+        self, shipped: Artifact, members: Iterable[Member], mode: Mode = "exact", device: str = "auto"
+    ) -> None:
+        if mode not in WEIGHTS:
+            raise UsageError(f"mode: there is no {mode!r}; use {', '.join(WEIGHTS)}")
+        coded = mode in ("small", "fast")
+        if device == "auto":
+            device = "cpu" if coded else default_device()
+        if coded and device != "cpu":
+            raise UsageError(f"mode: {mode!r} is for processors; use 'exact' or 'bf16' on {device}")
         self.artifact = replace(shipped, members=tuple(replace(member, state={}) for member in shipped.members))
-        used = [member for member in shipped.members if member.weight > 0]
-        taggers = [member.build(shipped.schema) for member in used]
-        self.model = Ensemble(taggers, [member.weight for member in used], precision).to(device).eval()
+        taggers = (member.build(shipped.schema, WEIGHTS[mode]).to(device) for member in members if member.weight > 0)
+        shares = [member.weight for member in shipped.members if member.weight > 0]
+        self.model = Ensemble(taggers, shares, mode == "bf16").eval()
 
     @property
     def schema(self) -> Schema:
@@ -204,10 +220,11 @@ class Predictor:
             raise UsageError("frames hold NaN or infinite values")
 
 
-def load(path: str | Path, device: str = "cpu", precision: Precision = "float32") -> Predictor:
+def load(path: str | Path, mode: Mode = "exact", device: str = "auto") -> Predictor:
     """Open a `.reeltag` file for prediction; see `Predictor`.
 
     Raises:
         ArtifactError: the file is missing, damaged, or from a newer reeltag.
+        UsageError: there is no such mode, or it is not for this device.
     """
-    return Predictor(artifact.load(Path(path)), device, precision)
+    return Predictor(*artifact.stream(Path(path)), mode, device)

@@ -54,6 +54,19 @@ class QuantizedTensor(ABC):
     def consistent(self) -> bool:
         """Whether types and shapes of the fields fit each other."""
 
+    @property
+    @abstractmethod
+    def size(self) -> torch.Size:
+        """The tensor's shape."""
+
+    @abstractmethod
+    def rows(self, rows: slice) -> QuantizedTensor:
+        """Some rows of a matrix, without copying them; 4 bits need multiples of 64."""
+
+    def evenly_spaced(self) -> ChannelTensor:
+        """The tensor in 8 bits a channel; quantised once more where it is not stored so that this is exact."""
+        return quantize_channels(self.dequantize())
+
     def parts(self) -> dict[str, Tensor]:
         """The fields by name; the first, which holds the codes, has none."""
         first, *others = (field.name for field in fields(self))  # type: ignore[arg-type]
@@ -90,6 +103,24 @@ class CodebookTensor(QuantizedTensor):
         """Whether types and shapes of the fields fit each other."""
         return _is(self.codes, torch.uint8) and _is(self.codebook, torch.float32, LEVELS)
 
+    @property
+    def size(self) -> torch.Size:
+        """The tensor's shape."""
+        return self.codes.shape
+
+    def rows(self, rows: slice) -> CodebookTensor:
+        """Some rows of a matrix."""
+        return CodebookTensor(self.codes[rows], self.codebook)
+
+    def evenly_spaced(self) -> ChannelTensor:
+        """The same codes in 8 bits a channel; quantised once more where the codebook is not evenly spaced."""
+        low, high = self.codebook[0].double(), self.codebook[-1].double()
+        step = (high - low) / (LEVELS - 1)
+        if bool(((self.codebook - low - step * torch.arange(LEVELS)).abs() > 1e-3 * step).any()):
+            return super().evenly_spaced()
+        channels = torch.stack([low, step]).float()[:, None].expand(2, _channels(self.codes.shape))
+        return ChannelTensor(self.codes, channels)
+
 
 @dataclass(frozen=True)
 class ChannelTensor(QuantizedTensor):
@@ -111,6 +142,19 @@ class ChannelTensor(QuantizedTensor):
     def consistent(self) -> bool:
         """Whether types and shapes of the fields fit each other."""
         return _is(self.codes, torch.uint8) and _is(self.channels, torch.float32, 2, _channels(self.codes.shape))
+
+    @property
+    def size(self) -> torch.Size:
+        """The tensor's shape."""
+        return self.codes.shape
+
+    def rows(self, rows: slice) -> ChannelTensor:
+        """Some rows of a matrix."""
+        return ChannelTensor(self.codes[rows], self.channels)
+
+    def evenly_spaced(self) -> ChannelTensor:
+        """Itself."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -143,6 +187,19 @@ class GroupTensor(QuantizedTensor):
         groups = -(-math.prod(self.shape.tolist()) // GROUP)
         return _is(self.packed, torch.uint8, groups * GROUP // 2) and _is(self.groups, torch.float16, 2, groups)
 
+    @property
+    def size(self) -> torch.Size:
+        """The tensor's shape."""
+        return torch.Size(self.shape.tolist())
+
+    def rows(self, rows: slice) -> GroupTensor:
+        """Some rows of a matrix, from and to a multiple of 64 or its end."""
+        begin, end, _ = rows.indices(self.size[0])
+        width = self.size[1]
+        groups = slice(begin * width // GROUP, -(-end * width // GROUP))
+        packed = self.packed.view(-1, GROUP // 2)[groups].reshape(-1)
+        return GroupTensor(packed, self.groups[:, groups], torch.tensor([end - begin, width]))
+
 
 @dataclass(frozen=True)
 class HalfTensor(QuantizedTensor):
@@ -162,6 +219,15 @@ class HalfTensor(QuantizedTensor):
     def consistent(self) -> bool:
         """Whether the type is right."""
         return _is(self.half, torch.float16)
+
+    @property
+    def size(self) -> torch.Size:
+        """The tensor's shape."""
+        return self.half.shape
+
+    def rows(self, rows: slice) -> HalfTensor:
+        """Some rows of a matrix."""
+        return HalfTensor(self.half[rows])
 
 
 def _is(tensor: Tensor, dtype: torch.dtype, *shape: int) -> bool:
@@ -209,7 +275,7 @@ def quantize(tensor: Tensor, encoding: Encoding) -> Tensor | QuantizedTensor:
     if encoding == "group-4":
         return _quantize_groups(tensor)
     if encoding == "channel-8":
-        return _quantize_channels(tensor)
+        return quantize_channels(tensor)
     if encoding == "uniform-8":
         return quantize_uniform(tensor)
     codebook = (kmeans_codebook if encoding == "kmeans-8" else quantile_codebook)(_flat(tensor))
@@ -285,7 +351,8 @@ def quantile_codebook(values: npt.NDArray[np.floating[Any]]) -> Floats:
     return np.asarray(np.quantile(values.astype(np.float64), (np.arange(LEVELS) + 0.5) / LEVELS))
 
 
-def _quantize_channels(tensor: Tensor) -> ChannelTensor:
+def quantize_channels(tensor: Tensor) -> ChannelTensor:
+    """Code each element by the nearest of 256 values, evenly spaced between the ends of its channel."""
     rows = tensor.reshape(-1, _channels(tensor.shape))
     low = rows.amin(0)
     step = (rows.amax(0) - low) / (LEVELS - 1)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from reeltag import artifact
 from reeltag.data.shards import Indices, Manifest, split_holdout
-from reeltag.environment import default_device
 from reeltag.executors import Job
-from reeltag.predict import Predictor
+from reeltag.predict import Predictor, load
 from reeltag.recipe import Recipe
 
 MODEL, CHECKPOINT, MANIFEST = "model.reeltag", "checkpoint.safetensors", "manifest.safetensors"
@@ -22,7 +20,7 @@ def load_manifest(job: Job, split: str) -> Manifest:
 
 def load_predictor(job: Job, stage: str) -> Predictor:
     """The model that a stage made, ready to predict."""
-    return Predictor(artifact.load(job.inputs[stage] / MODEL), default_device())
+    return load(job.inputs[stage] / MODEL)
 
 
 def split_parameters(recipe: Recipe) -> dict[str, object]:

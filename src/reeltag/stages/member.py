@@ -14,10 +14,9 @@ from reeltag import artifact, checkpoint
 from reeltag.data.batches import sequential_batches
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Shards
-from reeltag.environment import default_device
 from reeltag.executors import Job, Stage
 from reeltag.metrics import gap
-from reeltag.predict import BATCH_SIZE, Predictor, predict
+from reeltag.predict import BATCH_SIZE, load, predict
 from reeltag.quantize import Encoding
 from reeltag.recipe import Recipe
 from reeltag.stages.files import MODEL, PREDICTIONS, SCORES, load_manifest, split, split_parameters
@@ -105,7 +104,7 @@ class MemberStages(ABC):
         scores: dict[str, dict[str, float]] = {}
         for encoding in self.encodings:
             path, begin = self.file(job, encoding), time.perf_counter()
-            model = Predictor(artifact.load(path), default_device()).model
+            model = load(path).model
             parts = list(predict(model, sequential_batches(Shards(manifest), holdout, batch_size=BATCH_SIZE)))
             tensors[encoding] = torch.cat([part.probabilities for part in parts])
             seconds = time.perf_counter() - begin

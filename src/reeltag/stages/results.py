@@ -12,10 +12,9 @@ import torch
 from reeltag import artifact
 from reeltag.data.batches import sequential_batches
 from reeltag.data.shards import Shards
-from reeltag.environment import default_device
 from reeltag.executors import Job, Stage
 from reeltag.metrics import Metrics
-from reeltag.predict import BATCH_SIZE, Predictions, Predictor, evaluate, predict
+from reeltag.predict import BATCH_SIZE, Predictions, Predictor, evaluate, load, predict
 from reeltag.recipe import Recipe
 from reeltag.report.markdown import render
 from reeltag.report.plot import frontier_plot
@@ -61,7 +60,7 @@ def _do_test_member(member: MemberStages, job: Job) -> None:
     content = {}
     for encoding in member.recipe.quantization.tested:
         path = member.file(job, encoding)
-        predictor = Predictor(artifact.load(path), default_device())
+        predictor = load(path)
         predictions = _test_predictions(job, predictor, f"{member.name} {encoding}")
         scores = evaluate(predictions, all_scores=member.recipe.test.all_scores).compute()
         content[encoding] = scores.summary() | {"bytes": path.stat().st_size}
@@ -71,7 +70,7 @@ def _do_test_member(member: MemberStages, job: Job) -> None:
 def _do_test_file(recipe: Recipe, job: Job) -> None:
     """Test the shipped file, beside the prior, and tag a few videos as examples."""
     counts = torch.tensor(read_json(job.inputs["ensemble"] / WEIGHTS)["class_counts"])
-    predictor = Predictor(artifact.load(job.inputs["pack"] / MODEL), default_device())
+    predictor = load(job.inputs["pack"] / MODEL)
     measure, parts, priors = partial(evaluate, all_scores=recipe.test.all_scores), [], []
     for part in _test_predictions(job, predictor, "the file"):
         parts.append(measure([part]))

@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from reeltag import artifact
 from reeltag.data.batches import sequential_batches
 from reeltag.data.shards import Indices, Manifest, Shards, split_folds
 from reeltag.data.targets import TargetsWriter
 from reeltag.ensemble import best_combination, contenders
-from reeltag.environment import default_device
 from reeltag.executors import Job, Stage
-from reeltag.predict import BATCH_SIZE, Ensemble, Predictor, predict
+from reeltag.predict import BATCH_SIZE, Ensemble, load, predict
 from reeltag.recipe import DistillationSettings, Recipe
 from reeltag.stages.files import MODEL, SELECTION, load_manifest, split, split_parameters
 from reeltag.stages.model import ModelStages, candidate
@@ -100,7 +98,7 @@ class Teacher:
     def _predict(
         self, job: Job, files: Sequence[Path], manifest: Manifest, indices: Indices, writer: TargetsWriter
     ) -> None:
-        models = [Predictor(artifact.load(path), default_device()).model for path in files]
+        models = [load(path).model for path in files]
         teacher = Ensemble(models, [1 / len(models)] * len(models))
         done = 0
         with job.progress.task(self.targets, len(indices), "videos") as task:

@@ -1,0 +1,129 @@
+"""Weights that stay in their codes, on processors: in a quarter of the memory, or multiplied in 8 bits as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from reeltag.quantize import ChannelTensor, QuantizedTensor, State, is_large, quantize_channels
+
+# Rows of a weight that are handled at a time: of floats what the cache holds, of 8-bit products what one scale of x
+# covers, whose sums stay below 2^31.
+FLOAT_ROWS, BYTE_ROWS = 256, 16_384
+# Products, and what modules do to their parameters.
+WITHOUT_FLOATS = {"matmul", "__matmul__", "__get__", "__set__", "detach", "requires_grad_", "to"}
+
+
+class CodedWeight(Tensor):
+    """A weight [D, H] that is float32 to whoever uses it, and holds codes.
+
+    In a product xW never more than some rows are floats; whatever else is done with it gets all of them, for that
+    moment.
+
+    Args:
+        stored: the codes.
+    """
+
+    stored: QuantizedTensor
+
+    @staticmethod
+    def __new__(cls, stored: QuantizedTensor) -> CodedWeight:
+        """A tensor of the shape, without memory of its own."""
+        return Tensor._make_wrapper_subclass(cls, stored.size, dtype=torch.float32)
+
+    def __init__(self, stored: QuantizedTensor) -> None:
+        self.stored = stored
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"{type(self).__name__}({self.stored.title}, {list(self.shape)})"
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Dequantise for whatever is no product; here, since views of a tensor without memory are not possible."""
+        if func.__name__ not in WITHOUT_FLOATS:
+            args, kwargs = tree_map(_floats, (args, kwargs))
+        with torch._C.DisableTorchFunctionSubclass():  # what comes out is a plain tensor
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Multiply."""
+        if func is torch.ops.aten.detach.default:  # on the way to a parameter
+            return cls(args[0].stored)
+        if func is torch.ops.aten.mm.default and isinstance(args[1], cls):
+            return args[1].product(_floats(args[0]))
+        return func(*tree_map(_floats, args), **tree_map(_floats, kwargs or {}))
+
+    def product(self, x_ND: Tensor) -> Tensor:
+        """xW, [N, H]."""
+        y_NH = x_ND.new_zeros(len(x_ND), self.shape[1])
+        for rows in _parts(self.shape[0], FLOAT_ROWS):
+            y_NH.addmm_(x_ND[:, rows], self.stored.rows(rows).dequantize())
+        return y_NH
+
+
+class ByteWeight(CodedWeight):
+    """A coded weight whose products are of 8-bit numbers.
+
+    Each row of x is rounded, a part at a time, to 255 steps of a scale of its own, so what one video gets does not
+    depend on those beside it. The sums of codes are exact.
+
+    Args:
+        stored: `int8` codes, evenly spaced within each column.
+    """
+
+    stored: ChannelTensor
+
+    def product(self, x_ND: Tensor) -> Tensor:
+        """xW, [N, H]."""
+        y_NH = x_ND.new_zeros(len(x_ND), self.shape[1])
+        for rows in _parts(self.shape[0], BYTE_ROWS):
+            x = x_ND[:, rows]
+            scale_N1 = x.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
+            codes = (x / scale_N1).round_().to(torch.int8)
+            y_NH.addcmul_(torch._int_mm(codes, self.stored.codes[rows]).float(), scale_N1)
+        zero_H, step_H = self.stored.channels
+        return torch.addcmul(x_ND.sum(1, keepdim=True) * zero_H, y_NH, step_H)
+
+
+def coded_state(state: State) -> dict[str, Tensor]:
+    """A state dict whose quantised matrices stay as they are stored."""
+    return {
+        name: CodedWeight(value) if isinstance(value, QuantizedTensor) and len(value.size) == 2 else _floats(value)
+        for name, value in state.items()
+    }
+
+
+def byte_state(state: State) -> dict[str, Tensor]:
+    """A state dict whose large matrices multiply in 8 bits; those that are not stored so are quantised once more."""
+    return {name: _byte_weight(value) for name, value in state.items()}
+
+
+def _byte_weight(value: Tensor | QuantizedTensor) -> Tensor:
+    if isinstance(value, QuantizedTensor):
+        matrix, stored = len(value.size) == 2, value.evenly_spaced
+    else:
+        matrix, stored = value.ndim == 2 and is_large(value), lambda: quantize_channels(value)
+    return ByteWeight(_signed(stored())) if matrix else _floats(value)
+
+
+def _signed(stored: ChannelTensor) -> ChannelTensor:
+    """The same with codes from -128 on, which processors multiply."""
+    low, step = stored.channels
+    return ChannelTensor((stored.codes ^ 0x80).view(torch.int8), torch.stack([low + 128 * step, step]))
+
+
+def _floats(value: Any) -> Any:
+    if isinstance(value, CodedWeight):
+        return value.stored.dequantize()
+    return value.dequantize() if isinstance(value, QuantizedTensor) else value
+
+
+def _parts(count: int, size: int) -> Iterator[slice]:
+    return (slice(begin, min(begin + size, count)) for begin in range(0, count, size))

@@ -1,0 +1,152 @@
+"""The ways to load a model: exact, bf16, small and fast."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import reeltag
+from reeltag import artifact
+from reeltag.artifact import Artifact, Member
+from reeltag.coded import BYTE_ROWS, ByteWeight, CodedWeight, byte_state, coded_state
+from reeltag.data.schema import Feature, Schema
+from reeltag.errors import ArtifactError, UsageError
+from reeltag.predict import Predictor
+from reeltag.quantize import ENCODINGS, QuantizedTensor, quantize
+from small_models import CLASSES, WIDTHS, battery, small_tagger, stirred, videos
+
+SCHEMA = Schema(
+    features=tuple(Feature(name=f"f{width}", width=width) for width in WIDTHS), classes=CLASSES, max_frames=50
+)
+
+
+@pytest.fixture
+def everything_is_large(monkeypatch):
+    """Quantise the small weights of the tests' models too."""
+    monkeypatch.setattr("reeltag.quantize.MIN_ELEMENTS", 8)
+
+
+def shipped(family, form, encoding="uniform-8", **options):
+    tagger = stirred(small_tagger(family, form, **options))
+    member = Member("m", tagger.config, 1.0, tagger.state_dict())
+    return artifact.quantized(Artifact(SCHEMA, None, (member,), {}), encoding)
+
+
+def in_mode(ensemble, mode):
+    return Predictor(ensemble, ensemble.members, mode)
+
+
+def matrix(rows, columns, seed=0):
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+@battery
+@pytest.mark.parametrize("encoding", ["uniform-8", "group-4"])
+def test_small_is_exact_and_fast_is_near_for_every_family(family, form, encoding, everything_is_large):
+    ensemble = shipped(family, form, encoding)
+    coded = [value for value in coded_state(ensemble.members[0].state).values() if isinstance(value, CodedWeight)]
+    assert coded
+    frames, lengths = videos()[0].numpy(), np.array([7, 3, 7, 1, 5, 2])
+    exact, small, fast = (in_mode(ensemble, mode).predict(frames, lengths) for mode in ("exact", "small", "fast"))
+    np.testing.assert_allclose(small, exact, atol=2e-6)
+    assert np.abs(fast - exact).max() < 0.2 * exact.std()
+
+
+@pytest.mark.parametrize("encoding", [encoding for encoding in ENCODINGS if encoding != "float32"])
+def test_rows_of_a_quantised_matrix_are_rows_of_its_floats(encoding):
+    stored = quantize(matrix(200, 24), encoding)
+    assert isinstance(stored, QuantizedTensor) and stored.size == (200, 24)
+    torch.testing.assert_close(stored.rows(slice(64, 192)).dequantize(), stored.dequantize()[64:192], rtol=0, atol=0)
+    torch.testing.assert_close(stored.rows(slice(192, 448)).dequantize(), stored.dequantize()[192:], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("encoding", "loss"), [("uniform-8", 1e-6), ("channel-8", 0), ("kmeans-8", 0.02)])
+def test_what_is_evenly_spaced_stays_and_what_is_not_comes_near(encoding, loss):
+    stored = quantize(matrix(700, 30), encoding)
+    assert (stored.evenly_spaced().dequantize() - stored.dequantize()).abs().max() <= loss
+
+
+def test_8_bit_products_are_those_of_the_rounded_numbers():
+    """By hand in exact integers: what is rounded is x alone, to 255 steps for each part of each row."""
+    weight = byte_state({"w": quantize(matrix(BYTE_ROWS + 100, 5), "channel-8")})["w"]
+    x = matrix(3, BYTE_ROWS + 100, seed=1) * torch.tensor([[1.0], [1e-3], [50.0]])
+    floats = weight.stored.dequantize().double().numpy()
+    rounded = np.empty(x.shape)
+    for part in (slice(0, BYTE_ROWS), slice(BYTE_ROWS, None)):
+        step = np.abs(x[:, part].numpy()).max(1, keepdims=True) / np.float32(127)
+        rounded[:, part] = np.rint(x[:, part].numpy() / step) * step
+    zero, step = weight.stored.channels.double().numpy()
+    # The constant part of the weights meets x itself, not the rounded one.
+    expected = rounded @ (floats - zero) + x.double().numpy().sum(1, keepdims=True) * zero
+    np.testing.assert_allclose((x @ weight).numpy(), expected, rtol=1e-4, atol=1e-3 * np.abs(expected).mean())
+
+
+def test_the_extremes_do_not_overflow():
+    rows = 4 * BYTE_ROWS
+    weight = ByteWeight(byte_state({"w": quantize(matrix(rows, 2), "channel-8")})["w"].stored)
+    weight.stored.codes.fill_(-128)
+    product = torch.ones(1, rows) @ weight
+    np.testing.assert_allclose(product, weight.stored.dequantize().double().sum(0)[None], rtol=1e-5)
+
+
+def test_a_video_gets_the_same_whoever_is_beside_it(everything_is_large):
+    predictor = in_mode(shipped("netvlad", {"clusters": 4}), "fast")
+    frames = videos()[0].numpy()
+    together = predictor.predict(frames)
+    for number, video in enumerate(frames):
+        np.testing.assert_allclose(predictor.predict(video), together[number], atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["exact", "small", "fast"])
+def test_threads_share_a_predictor(mode, everything_is_large):
+    predictor = in_mode(shipped("netfv", {"clusters": 4}), mode)
+    batches = [videos(seed=seed)[0].numpy() for seed in range(16)]
+    alone = [predictor.predict(batch) for batch in batches]
+    with ThreadPoolExecutor(8) as pool:
+        for expected, found in zip(alone, pool.map(predictor.predict, batches), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_members_are_read_one_by_one_and_let_go(tmp_path, monkeypatch):
+    """While one is built, no other member's stored weights are in memory."""
+    single = shipped("mean", {})
+    members = tuple(replace(shipped("mean", {}).members[0], name=f"m{number}", weight=0.25) for number in range(4))
+    path = tmp_path / "four.reeltag"
+    artifact.save(path, replace(single, members=members))
+    alive, most = [0], [0]
+
+    class Counted(dict):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            alive[0] += 1
+            most[0] = max(most[0], alive[0])
+
+        def __del__(self):
+            alive[0] -= 1
+
+    original = artifact._state
+    monkeypatch.setattr(artifact, "_state", lambda *arguments: Counted(original(*arguments)))
+    predictor = reeltag.load(path)
+    assert (most[0], alive[0], len(predictor.model.taggers)) == (1, 0, 4) or most[0] == 2
+
+
+def test_a_damaged_member_that_has_no_weight_is_still_refused(tmp_path):
+    single = shipped("mean", {})
+    unused = replace(shipped("mean", {}).members[0], name="unused", weight=0.0)
+    path = tmp_path / "m.reeltag"
+    artifact.save(path, replace(single, members=(*single.members, unused)))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError, match="damaged"):
+        reeltag.load(path)
+
+
+def test_modes_that_cannot_be_are_refused(tmp_path):
+    ensemble = shipped("mean", {})
+    with pytest.raises(UsageError, match="no 'tiny'; use exact, bf16, small, fast"):
+        in_mode(ensemble, "tiny")
+    with pytest.raises(UsageError, match="'fast' is for processors"):
+        Predictor(ensemble, ensemble.members, "fast", "cuda")
