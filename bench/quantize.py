@@ -16,7 +16,8 @@ import torch
 
 from measure import Peer, Times, options, pin, print_json, print_table, run_rounds, seconds, timed
 from reeltag.artifact import _crc
-from reeltag.quantize import QuantizedTensor, quantize, quantize_uniform
+from reeltag.encodings import QuantizedTensor
+from reeltag.quantize import quantize, quantize_uniform
 
 PEER = "the authors' way, uniform-8"
 UNIFORM = "uniform-8"

@@ -12,9 +12,10 @@ from reeltag import artifact
 from reeltag.artifact import Artifact, Member
 from reeltag.coded import BYTE_ROWS, ByteWeight, CodedWeight, byte_state, coded_state
 from reeltag.data.schema import Feature, Schema
+from reeltag.encodings import QuantizedTensor
 from reeltag.errors import ArtifactError, UsageError
 from reeltag.predict import Predictor
-from reeltag.quantize import ENCODINGS, QuantizedTensor, quantize
+from reeltag.quantize import ENCODINGS, quantize
 from small_models import CLASSES, WIDTHS, battery, small_tagger, stirred, videos
 
 SCHEMA = Schema(
@@ -54,6 +55,16 @@ def test_small_is_exact_and_fast_is_near_for_every_family(family, form, encoding
     assert np.abs(fast - exact).max() < 0.2 * exact.std()
 
 
+@pytest.mark.parametrize(("mode", "kind"), [("small", CodedWeight), ("fast", ByteWeight)])
+def test_the_large_products_use_the_codes(mode, kind, everything_is_large, monkeypatch):
+    """Pooling weights aside, which are scaled first, every product of a NetVLAD with a mixture of experts."""
+    predictor, shapes = in_mode(shipped("netvlad", {"clusters": 4}), mode), []
+    product = kind.product
+    monkeypatch.setattr(kind, "product", lambda self, x: shapes.append(tuple(self.shape)) or product(self, x))
+    predictor.predict(videos()[0].numpy())
+    assert shapes == [(56, 8), (8, 8), (8, 27), (8, 18)]
+
+
 @pytest.mark.parametrize("encoding", [encoding for encoding in ENCODINGS if encoding != "float32"])
 def test_rows_of_a_quantised_matrix_are_rows_of_its_floats(encoding):
     stored = quantize(matrix(200, 24), encoding)
@@ -62,10 +73,11 @@ def test_rows_of_a_quantised_matrix_are_rows_of_its_floats(encoding):
     torch.testing.assert_close(stored.rows(slice(192, 448)).dequantize(), stored.dequantize()[192:], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("encoding", "loss"), [("uniform-8", 1e-6), ("channel-8", 0), ("kmeans-8", 0.02)])
+@pytest.mark.parametrize(("encoding", "loss"), [("uniform-8", 2e-6), ("channel-8", 2e-6), ("kmeans-8", 0.02)])
 def test_what_is_evenly_spaced_stays_and_what_is_not_comes_near(encoding, loss):
-    stored = quantize(matrix(700, 30), encoding)
-    assert (stored.evenly_spaced().dequantize() - stored.dequantize()).abs().max() <= loss
+    stored = quantize(matrix(200, 90), encoding)
+    weight = byte_state({"w": stored})["w"]
+    assert 0 < (weight.stored.dequantize() - stored.dequantize()).abs().max() <= loss
 
 
 def test_8_bit_products_are_those_of_the_rounded_numbers():

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import golden
+from reeltag.encodings import assemble
 from reeltag.errors import UsageError
 from reeltag.models.tagger import meta_tagger, parse_config
 from reeltag.quantize import (
     ENCODINGS,
-    assemble,
     dequantize_state,
     is_large,
     kmeans_codebook,

@@ -18,9 +18,9 @@ from conftest import TINY_RUN
 from reeltag import artifact, executors
 from reeltag.artifact import Artifact, Member
 from reeltag.cli import main
+from reeltag.encodings import CodebookTensor
 from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.progress import Progress
-from reeltag.quantize import CodebookTensor
 from reeltag.recipe_file import load_recipe
 from reeltag.stages.plan import plan
 

@@ -12,10 +12,10 @@ from reeltag import artifact
 from reeltag.cli import main
 from reeltag.data.schema import Feature, Schema
 from reeltag.data.tensorbundle import read_checkpoint
+from reeltag.encodings import CodebookTensor
 from reeltag.errors import ArtifactError, DataError
 from reeltag.models.tagger import parse_config
 from reeltag.predict import Predictor
-from reeltag.quantize import CodebookTensor
 from reeltag.tfimport import import_checkpoint
 from slow_models import slow_tag
 

@@ -20,10 +20,11 @@ from torch import Tensor
 from reeltag import checkpoint
 from reeltag.averaging import mean_weights
 from reeltag.data.schema import Schema
+from reeltag.encodings import QuantizedTensor, State, assemble
 from reeltag.errors import ArtifactError, BudgetError, UsageError
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import AnyTaggerConfig, Tagger, meta_tagger
-from reeltag.quantize import Encoding, QuantizedTensor, State, assemble, dequantize_state, quantize_state
+from reeltag.quantize import Encoding, dequantize_state, quantize_state
 from reeltag.storage import atomic_path, megabytes
 
 FORMAT = 1

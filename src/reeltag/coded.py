@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from reeltag.quantize import ChannelTensor, QuantizedTensor, State, is_large, quantize_channels
+from reeltag.encodings import ChannelTensor, QuantizedTensor, State
+from reeltag.quantize import is_large, quantize_channels
 
 # Rows of a weight that are handled at a time: of floats what the cache holds, of 8-bit products what one scale of x
 # covers, whose sums stay below 2^31.
 FLOAT_ROWS, BYTE_ROWS = 256, 16_384
-# Products, and what modules do to their parameters.
-WITHOUT_FLOATS = {"matmul", "__matmul__", "__get__", "__set__", "detach", "requires_grad_", "to"}
+PRODUCTS = {"matmul", "__matmul__"}
+# What modules do to their parameters.
+WITHOUT_FLOATS = {"__get__", "__set__", "detach", "requires_grad_"}
 
 
 class CodedWeight(Tensor):
@@ -43,8 +45,12 @@ class CodedWeight(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        """Dequantise for whatever is no product; here, since views of a tensor without memory are not possible."""
-        if func.__name__ not in WITHOUT_FLOATS:
+        """Multiply, or dequantise for whatever is no product."""
+        name = func.__name__
+        if name in PRODUCTS and isinstance(args[1], CodedWeight):
+            x = _floats(args[0])
+            return args[1].product(x.flatten(0, -2)).view(*x.shape[:-1], -1)
+        if name not in WITHOUT_FLOATS:
             args, kwargs = tree_map(_floats, (args, kwargs))
         with torch._C.DisableTorchFunctionSubclass():  # what comes out is a plain tensor
             return func(*args, **(kwargs or {}))
@@ -53,11 +59,9 @@ class CodedWeight(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Multiply."""
-        if func is torch.ops.aten.detach.default:  # on the way to a parameter
+        """The same codes on their way to a parameter."""
+        if func is torch.ops.aten.detach.default:
             return cls(args[0].stored)
-        if func is torch.ops.aten.mm.default and isinstance(args[1], cls):
-            return args[1].product(_floats(args[0]))
         return func(*tree_map(_floats, args), **tree_map(_floats, kwargs or {}))
 
     def product(self, x_ND: Tensor) -> Tensor:
@@ -107,10 +111,16 @@ def byte_state(state: State) -> dict[str, Tensor]:
 
 def _byte_weight(value: Tensor | QuantizedTensor) -> Tensor:
     if isinstance(value, QuantizedTensor):
-        matrix, stored = len(value.size) == 2, value.evenly_spaced
-    else:
-        matrix, stored = value.ndim == 2 and is_large(value), lambda: quantize_channels(value)
-    return ByteWeight(_signed(stored())) if matrix else _floats(value)
+        return ByteWeight(_signed(_evenly_spaced(value))) if len(value.size) == 2 else value.dequantize()
+    return ByteWeight(_signed(quantize_channels(value))) if value.ndim == 2 and is_large(value) else value
+
+
+def _evenly_spaced(stored: QuantizedTensor) -> ChannelTensor:
+    spacing = stored.spacing()
+    if spacing is None:
+        return quantize_channels(stored.dequantize())
+    columns = [each.float().expand(stored.size[1]) for each in spacing]
+    return ChannelTensor(stored.parts()[""], torch.stack(columns))
 
 
 def _signed(stored: ChannelTensor) -> ChannelTensor:

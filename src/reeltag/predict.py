@@ -138,9 +138,11 @@ class Predictor:
         if coded and device != "cpu":
             raise UsageError(f"mode: {mode!r} is for processors; use 'exact' or 'bf16' on {device}")
         self.artifact = replace(shipped, members=tuple(replace(member, state={}) for member in shipped.members))
-        taggers = (member.build(shipped.schema, WEIGHTS[mode]).to(device) for member in members if member.weight > 0)
+        taggers = (member.build(shipped.schema, WEIGHTS[mode]) for member in members if member.weight > 0)
         shares = [member.weight for member in shipped.members if member.weight > 0]
         self.model = Ensemble(taggers, shares, mode == "bf16").eval()
+        if device != "cpu":
+            self.model.to(device)
 
     @property
     def schema(self) -> Schema:

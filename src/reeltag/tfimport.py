@@ -18,10 +18,10 @@ from torch import Tensor
 from reeltag.artifact import Member
 from reeltag.data.schema import Schema
 from reeltag.data.tensorbundle import Array, index_path, read_checkpoint
+from reeltag.encodings import LEVELS, CodebookTensor
 from reeltag.errors import ArtifactError
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import meta_tagger
-from reeltag.quantize import LEVELS, CodebookTensor
 
 Value = Tensor | CodebookTensor
 Variables = Mapping[str, Value]

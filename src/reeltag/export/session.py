@@ -1,0 +1,63 @@
+"""An ONNX file of ours in onnxruntime, in the three ways of `reeltag.load`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from reeltag.errors import ArtifactError, UsageError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+OnnxMode = Literal["exact", "small", "fast"]
+
+# What each way tells onnxruntime.
+ENTRIES: dict[OnnxMode, dict[str, str]] = {
+    # Weights are dequantised once, as constants are folded, which it does to no DequantizeLinear otherwise.
+    "exact": {"session.disable_quant_qdq": "1"},
+    # Each product dequantises its piece of the weights, in every call.
+    "small": {},
+    # A product and the DequantizeLinear before it become one 8-bit kernel.
+    "fast": {
+        "session.enable_dq_matmulnbits_fusion": "1",
+        "session.qdq_matmulnbits_accuracy_level": "4",
+        "session.qdq_matmulnbits_block_size": "256",
+    },
+}
+# Optimisers that are in the way: `small` is to stay in floats; and one joins a product with the sum that follows, so
+# that 8-bit kernels do not find it.
+DISABLED = {"exact": [], "small": ["QDQSelectorActionTransformer"], "fast": ["MatMulAddFusion", "ConstantSharing"]}
+
+
+def open_onnx(path: str | Path, mode: OnnxMode = "exact", threads: int = 0) -> onnxruntime.InferenceSession:
+    """Open an ONNX file for `session.run(None, {"frames": [B, T, D], "lengths": [B] int64})`.
+
+    Args:
+        path: a file that `reeltag export` wrote.
+        mode: `exact`, `small` or `fast`, as in `reeltag.load`; see docs/onnx.md.
+        threads: that compute; by default as many as there are cores.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+        UsageError: there is no such mode, or onnxruntime is missing.
+    """
+    if mode not in ENTRIES:
+        raise UsageError(f"mode: there is no {mode!r} for ONNX; use {', '.join(get_args(OnnxMode))}")
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it reads this when it is imported
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UsageError("onnxruntime is not installed; `pip install 'reeltag[onnx]'`") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    for key, value in ENTRIES[mode].items():
+        options.add_session_config_entry(key, value)
+    try:
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED[mode]
+        )
+    except Exception as error:  # its exceptions share no other base
+        raise ArtifactError(f"{path}: onnxruntime cannot open it ({error}); export it again") from error

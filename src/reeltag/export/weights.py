@@ -1,0 +1,152 @@
+"""Weights as they are stored, as initialisers of an ONNX graph."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import TensorProto
+from torch import Tensor
+
+from reeltag.encodings import GROUP, ChannelTensor, CodebookTensor, GroupTensor, HalfTensor, QuantizedTensor, State
+from reeltag.export.graph import Graph, Value
+
+# A larger matrix is multiplied in pieces of so many elements, so that what dequantises it in every call needs little
+# memory; of 256 rows or a multiple, which is what 8-bit kernels take at a time.
+PIECE, PIECE_ROWS = 1 << 23, 256
+
+_TYPES = {
+    torch.float32: TensorProto.FLOAT,
+    torch.float16: TensorProto.FLOAT16,
+    torch.uint8: TensorProto.UINT8,
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a model or of a part of it, by name.
+
+    Attributes:
+        graph: where they go.
+        state: the model's.
+        member: its name, before all names.
+        prefix: of the part, with a dot at its end.
+    """
+
+    graph: Graph
+    state: State
+    member: str
+    prefix: str = ""
+
+    def of(self, *path: object) -> Weights:
+        """Those of a part."""
+        return Weights(self.graph, self.state, self.member, self.prefix + "".join(f"{name}." for name in path))
+
+    def has(self, name: str) -> bool:
+        """Whether there is one of that name."""
+        return self.prefix + name in self.state
+
+    def stored(self, name: str) -> Tensor | QuantizedTensor:
+        """One as it is stored."""
+        return self.state[self.prefix + name]
+
+    def array(self, name: str) -> npt.NDArray[np.float32]:
+        """The floats of a small one, to compute with on export."""
+        value = self.stored(name)
+        floats = value.dequantize() if isinstance(value, QuantizedTensor) else value
+        array: npt.NDArray[np.float32] = floats.numpy()
+        return array
+
+    def floats(self, name: str) -> Value:
+        """One in float32; what is stored in codes is dequantised in the graph."""
+        stored, name = self.stored(name), self._full(name)
+        affine = _Affine.of(stored)
+        if affine is not None:
+            return self._dequantized(affine, name) + affine.rest
+        if isinstance(stored, CodebookTensor):
+            codes = self._initializer(stored.codes, name).cast(TensorProto.INT32)
+            return self.graph.add("Gather", self._initializer(stored.codebook, f"{name}#codebook"), codes)
+        if isinstance(stored, GroupTensor):
+            return self._groups(stored, name)
+        if isinstance(stored, HalfTensor):
+            return self._initializer(stored.half, name).cast(TensorProto.FLOAT)
+        assert isinstance(stored, Tensor), name
+        return self._initializer(stored, name)
+
+    def product(self, x: Value, name: str) -> Value:
+        """XW with W [D, H]; one in 8 bits is DequantizeLinear and MatMul, which engines with 8-bit kernels fuse."""
+        affine = _Affine.of(self.stored(name))
+        if affine is None:
+            return x @ self.floats(name)
+        rows, columns = affine.codes.shape
+        step = max(PIECE // columns // PIECE_ROWS, 1) * PIECE_ROWS
+        begins = range(0, rows, step)
+        pieces = zip(begins, x.split([min(step, rows - begin) for begin in begins], axis=-1), strict=True)
+        parts = [
+            piece @ self._dequantized(affine.rows(begin, begin + step), f"{self._full(name)}@{begin}")
+            for begin, piece in pieces
+        ]
+        y = self.graph.add("Sum", *parts) if len(parts) > 1 else parts[0]
+        return y + x.sum(-1) * affine.rest
+
+    def _full(self, name: str) -> str:
+        return f"{self.member}/{self.prefix}{name}"
+
+    def _dequantized(self, affine: _Affine, name: str) -> Value:
+        codes, scale = self._initializer(affine.codes, name), self._initializer(affine.scale, f"{name}#scale")
+        return self.graph.add("DequantizeLinear", codes, scale, self._initializer(affine.zero, f"{name}#zero"), axis=1)
+
+    def _groups(self, stored: GroupTensor, name: str) -> Value:
+        groups, shape = stored.groups.shape[1], stored.shape.tolist()
+        raw = stored.packed.numpy().tobytes()
+        codes = self._proto(onnx.TensorProto(data_type=TensorProto.UINT4, dims=[groups, GROUP], raw_data=raw), name)
+        low, step = (self._initializer(part, f"{name}#groups{row}") for row, part in enumerate(stored.groups))
+        steps = self.graph.add("DequantizeLinear", codes, step.cast(TensorProto.FLOAT), axis=0)
+        values = (steps + low.cast(TensorProto.FLOAT).unsqueeze(1)).reshape(-1)
+        return values.slice(0, 0, math.prod(shape)).reshape(*shape)
+
+    def _initializer(self, tensor: Tensor, name: str) -> Value:
+        raw = tensor.contiguous().numpy().tobytes()
+        return self._proto(onnx.TensorProto(data_type=_TYPES[tensor.dtype], dims=tensor.shape, raw_data=raw), name)
+
+    def _proto(self, proto: onnx.TensorProto, name: str) -> Value:
+        proto.name = name
+        return self.graph.initialize(proto)
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """8-bit codes of evenly spaced values, value = scale·(code − zero) + rest.
+
+    ONNX's zero points are codes; what is left of the true one is `rest`, which a product adds as Σx·rest.
+
+    Attributes:
+        codes: `uint8`, in the tensor's shape.
+        scale: [] or [H].
+        zero: `uint8`, alike.
+        rest: alike.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+    rest: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, stored: Tensor | QuantizedTensor) -> _Affine | None:
+        """The same tensor; None where its values are not 8 bits, evenly spaced."""
+        spacing = stored.spacing() if isinstance(stored, QuantizedTensor) else None
+        if spacing is None:
+            return None
+        low, step = (each.double() for each in spacing)
+        zero = torch.where(step > 0, -low / step, 0.0).round().clamp(0, 255)
+        rest = (low + step * zero).float().numpy()
+        return cls(stored.parts()[""], step.float(), zero.to(torch.uint8), rest)
+
+    def rows(self, begin: int, end: int) -> _Affine:
+        """Some rows of a matrix."""
+        return _Affine(self.codes[begin:end], self.scale, self.zero, self.rest)
