@@ -89,18 +89,19 @@ def test_8_bit_products_are_those_of_the_rounded_numbers():
     for part in (slice(0, BYTE_ROWS), slice(BYTE_ROWS, None)):
         step = np.abs(x[:, part].numpy()).max(1, keepdims=True) / np.float32(127)
         rounded[:, part] = np.rint(x[:, part].numpy() / step) * step
-    zero, step = weight.stored.channels.double().numpy()
+    zero = weight.stored.zero.double().numpy()
     # The constant part of the weights meets x itself, not the rounded one.
     expected = rounded @ (floats - zero) + x.double().numpy().sum(1, keepdims=True) * zero
     np.testing.assert_allclose((x @ weight).numpy(), expected, rtol=1e-4, atol=1e-3 * np.abs(expected).mean())
 
 
 def test_the_extremes_do_not_overflow():
-    rows = 4 * BYTE_ROWS
-    weight = ByteWeight(byte_state({"w": quantize(matrix(rows, 2), "channel-8")})["w"].stored)
-    weight.stored.codes.fill_(-128)
-    product = torch.ones(1, rows) @ weight
-    np.testing.assert_allclose(product, weight.stored.dequantize().double().sum(0)[None], rtol=1e-5)
+    rows = 9 * BYTE_ROWS
+    weight = byte_state({"w": quantize(matrix(rows, 2), "channel-8")})["w"]
+    for part in weight.stored.parts:
+        part.fill_(-128)
+    expected = weight.stored.dequantize().double().sum(0)
+    np.testing.assert_allclose((torch.ones(5, rows) @ weight).double(), expected.expand(5, 2), rtol=1e-5)
 
 
 def test_a_video_gets_the_same_whoever_is_beside_it(everything_is_large):

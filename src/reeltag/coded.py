@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from reeltag.encodings import ChannelTensor, QuantizedTensor, State
+from reeltag.encodings import QuantizedTensor, State
 from reeltag.quantize import is_large, quantize_channels
 
 # Rows of a weight that are handled at a time: of floats what the cache holds, of 8-bit products what one scale of x
 # covers, whose sums stay below 2^31.
 FLOAT_ROWS, BYTE_ROWS = 256, 16_384
+FEW = 4
 PRODUCTS = {"matmul", "__matmul__"}
 # What modules do to their parameters.
 WITHOUT_FLOATS = {"__get__", "__set__", "detach", "requires_grad_"}
@@ -72,6 +74,43 @@ class CodedWeight(Tensor):
         return y_NH
 
 
+@dataclass(frozen=True)
+class SignedColumns:
+    """A matrix [D, H] in `int8` codes, as 8-bit products take it.
+
+    Attributes:
+        parts: [H, ≤ 16,384] each, a column's codes beside each other.
+        zero: [H], value of code 0.
+        step: [H], from a code to the next.
+    """
+
+    title: ClassVar[str] = "8-bit products"
+    parts: tuple[Tensor, ...]
+    zero: Tensor
+    step: Tensor
+
+    @classmethod
+    def of(cls, stored: QuantizedTensor) -> SignedColumns:
+        """The same matrix where it is stored in 8 bits, evenly spaced; quantised once more where it is not."""
+        spacing = stored.spacing()
+        if spacing is None:
+            stored = quantize_channels(stored.dequantize())
+            spacing = stored.spacing()
+        low, step = (each.double().expand(stored.size[1]) for each in spacing)
+        parts = torch.split(stored.parts()[""], BYTE_ROWS)
+        signed = tuple((part.t().contiguous() ^ 0x80).view(torch.int8) for part in parts)
+        return cls(signed, (low + 128 * step).float(), step.float())
+
+    @property
+    def size(self) -> torch.Size:
+        """The matrix's shape."""
+        return torch.Size([sum(part.shape[1] for part in self.parts), len(self.zero)])
+
+    def dequantize(self) -> Tensor:
+        """The matrix in float32."""
+        return torch.cat([part.t() for part in self.parts]).float().mul_(self.step).add_(self.zero)
+
+
 class ByteWeight(CodedWeight):
     """A coded weight whose products are of 8-bit numbers.
 
@@ -79,21 +118,23 @@ class ByteWeight(CodedWeight):
     depend on those beside it. The sums of codes are exact.
 
     Args:
-        stored: `int8` codes, evenly spaced within each column.
+        stored: the codes.
     """
 
-    stored: ChannelTensor
+    stored: SignedColumns  # type: ignore[assignment]
 
     def product(self, x_ND: Tensor) -> Tensor:
         """xW, [N, H]."""
         y_NH = x_ND.new_zeros(len(x_ND), self.shape[1])
-        for rows in _parts(self.shape[0], BYTE_ROWS):
-            x = x_ND[:, rows]
+        for x, part in zip(torch.split(x_ND, BYTE_ROWS, 1), self.stored.parts, strict=True):
             scale_N1 = x.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
             codes = (x / scale_N1).round_().to(torch.int8)
-            y_NH.addcmul_(torch._int_mm(codes, self.stored.codes[rows]).float(), scale_N1)
-        zero_H, step_H = self.stored.channels
-        return torch.addcmul(x_ND.sum(1, keepdim=True) * zero_H, y_NH, step_H)
+            # Up to a few rows, one at a time takes less.
+            products = [
+                torch._int_mm(few, part.t()) for few in torch.split(codes, 1 if len(codes) <= FEW else len(codes))
+            ]
+            y_NH.addcmul_(torch.cat(products).float(), scale_N1)
+        return torch.addcmul(x_ND.sum(1, keepdim=True) * self.stored.zero, y_NH, self.stored.step)
 
 
 def coded_state(state: State) -> dict[str, Tensor]:
@@ -111,22 +152,8 @@ def byte_state(state: State) -> dict[str, Tensor]:
 
 def _byte_weight(value: Tensor | QuantizedTensor) -> Tensor:
     if isinstance(value, QuantizedTensor):
-        return ByteWeight(_signed(_evenly_spaced(value))) if len(value.size) == 2 else value.dequantize()
-    return ByteWeight(_signed(quantize_channels(value))) if value.ndim == 2 and is_large(value) else value
-
-
-def _evenly_spaced(stored: QuantizedTensor) -> ChannelTensor:
-    spacing = stored.spacing()
-    if spacing is None:
-        return quantize_channels(stored.dequantize())
-    columns = [each.float().expand(stored.size[1]) for each in spacing]
-    return ChannelTensor(stored.parts()[""], torch.stack(columns))
-
-
-def _signed(stored: ChannelTensor) -> ChannelTensor:
-    """The same with codes from -128 on, which processors multiply."""
-    low, step = stored.channels
-    return ChannelTensor((stored.codes ^ 0x80).view(torch.int8), torch.stack([low + 128 * step, step]))
+        return ByteWeight(SignedColumns.of(value)) if len(value.size) == 2 else value.dequantize()
+    return ByteWeight(SignedColumns.of(quantize_channels(value))) if value.ndim == 2 and is_large(value) else value
 
 
 def _floats(value: Any) -> Any:

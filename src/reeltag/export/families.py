@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from functools import singledispatch
 
 import numpy as np
-from onnx import TensorProto
 from torch import nn
 
 from reeltag.errors import UsageError
 from reeltag.export.graph import Value, concat
-from reeltag.export.layers import batch_norm, intra_normalize, l2_normalize, layer_norm, linear, normed
+from reeltag.export.layers import intra_normalize, l2_normalize, layer_norm, linear, normed
 from reeltag.export.weights import Weights
 from reeltag.models.attention import AttentionPooling
 from reeltag.models.dbof import ClassicDBoF, GatedDBoF, SoftDBoF
@@ -93,7 +92,9 @@ def _(layer: NetFVFeature, frames: Frames, weights: Weights) -> Value:
     a_BTK = assign(layer.assign, frames, weights.of("assign"))
     a_B1K, x_BTD = a_BTK.sum(1), frames.x
     x_BDK, square_BDK = x_BTD.transpose(0, 2, 1) @ a_BTK, (x_BTD * x_BTD).transpose(0, 2, 1) @ a_BTK
-    c_DK = weights.of("assign").floats("weight") * layer.coupling if layer.centres is None else weights.floats("centres")
+    c_DK = (
+        weights.of("assign").floats("weight") * layer.coupling if layer.centres is None else weights.floats("centres")
+    )
     deviation_DK = weights.floats("deviation")
     variance_DK = deviation_DK * deviation_DK + VARIANCE_FLOOR
     first = (x_BDK - a_B1K * c_DK) / variance_DK

@@ -46,7 +46,9 @@ class Graph:
         names = ["" if each is None else self.value(each).name for each in inputs]
         key = (operator, *names, repr(attributes), count)
         if key not in self._known:
-            outputs = [f"{operator}_{len(self.model.graph.node)}" + f"_{number}" * (count > 1) for number in range(count)]
+            outputs = [
+                f"{operator}_{len(self.model.graph.node)}" + f"_{number}" * (count > 1) for number in range(count)
+            ]
             self.model.graph.node.append(helper.make_node(operator, names, outputs, **attributes))
             self._known[key] = outputs
         return [Value(self, name) for name in self._known[key]]

@@ -74,7 +74,8 @@ def _published(layer: PublishedGRU, x_TBD: Value, lengths: Value, weights: Weigh
     cells = layer.candidate_bias.numel()
     reset, update = weights.floats("gates").split([cells] * 2, axis=1)
     inner, outer = zip(
-        *(part.split([layer.inputs, cells], axis=0) for part in (update, reset, weights.floats("candidate"))), strict=True
+        *(part.split([layer.inputs, cells], axis=0) for part in (update, reset, weights.floats("candidate"))),
+        strict=True,
     )
     reset_bias, update_bias = weights.floats("gates_bias").split([cells] * 2, axis=0)
     bias = concat([update_bias, reset_bias, weights.floats("candidate_bias")], axis=0)

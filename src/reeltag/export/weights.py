@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from reeltag.encodings import GROUP, ChannelTensor, CodebookTensor, GroupTensor, HalfTensor, QuantizedTensor, State
+from reeltag.encodings import GROUP, CodebookTensor, GroupTensor, HalfTensor, QuantizedTensor, State
 from reeltag.export.graph import Graph, Value
 
 # A larger matrix is multiplied in pieces of so many elements, so that what dequantises it in every call needs little
