@@ -16,7 +16,7 @@ from reeltag.quantize import is_large, quantize_channels
 # Rows of a weight that are handled at a time: of floats what the cache holds, of 8-bit products what one scale of x
 # covers, whose sums stay below 2^31.
 FLOAT_ROWS, BYTE_ROWS = 256, 16_384
-FEW = 4
+FEW = 4  # up to so many rows of x are faster one by one
 PRODUCTS = {"matmul", "__matmul__"}
 # What modules do to their parameters.
 WITHOUT_FLOATS = {"__get__", "__set__", "detach", "requires_grad_"}
@@ -32,14 +32,14 @@ class CodedWeight(Tensor):
         stored: the codes.
     """
 
-    stored: QuantizedTensor
+    stored: QuantizedTensor | SignedColumns
 
     @staticmethod
-    def __new__(cls, stored: QuantizedTensor) -> CodedWeight:
+    def __new__(cls, stored: QuantizedTensor | SignedColumns) -> CodedWeight:
         """A tensor of the shape, without memory of its own."""
         return Tensor._make_wrapper_subclass(cls, stored.size, dtype=torch.float32)
 
-    def __init__(self, stored: QuantizedTensor) -> None:
+    def __init__(self, stored: QuantizedTensor | SignedColumns) -> None:
         self.stored = stored
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -68,6 +68,7 @@ class CodedWeight(Tensor):
 
     def product(self, x_ND: Tensor) -> Tensor:
         """xW, [N, H]."""
+        assert isinstance(self.stored, QuantizedTensor)
         y_NH = x_ND.new_zeros(len(x_ND), self.shape[1])
         for rows in _parts(self.shape[0], FLOAT_ROWS):
             y_NH.addmm_(x_ND[:, rows], self.stored.rows(rows).dequantize())
@@ -94,8 +95,7 @@ class SignedColumns:
         """The same matrix where it is stored in 8 bits, evenly spaced; quantised once more where it is not."""
         spacing = stored.spacing()
         if spacing is None:
-            stored = quantize_channels(stored.dequantize())
-            spacing = stored.spacing()
+            return cls.of(quantize_channels(stored.dequantize()))
         low, step = (each.double().expand(stored.size[1]) for each in spacing)
         parts = torch.split(stored.parts()[""], BYTE_ROWS)
         signed = tuple((part.t().contiguous() ^ 0x80).view(torch.int8) for part in parts)
@@ -121,7 +121,7 @@ class ByteWeight(CodedWeight):
         stored: the codes.
     """
 
-    stored: SignedColumns  # type: ignore[assignment]
+    stored: SignedColumns
 
     def product(self, x_ND: Tensor) -> Tensor:
         """xW, [N, H]."""
@@ -129,11 +129,8 @@ class ByteWeight(CodedWeight):
         for x, part in zip(torch.split(x_ND, BYTE_ROWS, 1), self.stored.parts, strict=True):
             scale_N1 = x.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
             codes = (x / scale_N1).round_().to(torch.int8)
-            # Up to a few rows, one at a time takes less.
-            products = [
-                torch._int_mm(few, part.t()) for few in torch.split(codes, 1 if len(codes) <= FEW else len(codes))
-            ]
-            y_NH.addcmul_(torch.cat(products).float(), scale_N1)
+            rows = torch.split(codes, 1 if len(codes) <= FEW else len(codes))
+            y_NH.addcmul_(torch.cat([torch._int_mm(row, part.t()) for row in rows]).float(), scale_N1)
         return torch.addcmul(x_ND.sum(1, keepdim=True) * self.stored.zero, y_NH, self.stored.step)
 
 

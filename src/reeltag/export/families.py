@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatch
 
-import numpy as np
 from torch import nn
 
 from reeltag.errors import UsageError
@@ -92,9 +91,8 @@ def _(layer: NetFVFeature, frames: Frames, weights: Weights) -> Value:
     a_BTK = assign(layer.assign, frames, weights.of("assign"))
     a_B1K, x_BTD = a_BTK.sum(1), frames.x
     x_BDK, square_BDK = x_BTD.transpose(0, 2, 1) @ a_BTK, (x_BTD * x_BTD).transpose(0, 2, 1) @ a_BTK
-    c_DK = (
-        weights.of("assign").floats("weight") * layer.coupling if layer.centres is None else weights.floats("centres")
-    )
+    coupled = layer.centres is None
+    c_DK = weights.of("assign").floats("weight") * layer.coupling if coupled else weights.floats("centres")
     deviation_DK = weights.floats("deviation")
     variance_DK = deviation_DK * deviation_DK + VARIANCE_FLOOR
     first = (x_BDK - a_B1K * c_DK) / variance_DK
@@ -143,7 +141,7 @@ def _(layer: AttentionPooling, frames: Frames, weights: Weights) -> Value:
     q_hQd = weights.floats("queries").reshape(queries, layer.heads, part).transpose(1, 0, 2)
     k_BhdT = linear(x_BTW, weights.of("keys")).reshape(0, 0, layer.heads, part).transpose(0, 2, 3, 1)
     v_BhTd = linear(x_BTW, weights.of("values")).reshape(0, 0, layer.heads, part).transpose(0, 2, 1, 3)
-    hidden_B11T = ((frames.mask - 1.0) * np.float32(1e9).item()).transpose(0, 2, 1).unsqueeze(1)
+    hidden_B11T = ((frames.mask - 1.0) * 1e9).transpose(0, 2, 1).unsqueeze(1)
     shares_BhQT = (q_hQd @ k_BhdT * (1 / math.sqrt(part)) + hidden_B11T).softmax()
     y_BQW = linear((shares_BhQT @ v_BhTd).transpose(0, 2, 1, 3).reshape(0, 0, -1), weights.of("mix"))
     gate, value = linear(layer_norm(y_BQW, weights.of("answer_norm")), weights.of("expand")).split([2 * width] * 2, 2)

@@ -46,9 +46,8 @@ class Graph:
         names = ["" if each is None else self.value(each).name for each in inputs]
         key = (operator, *names, repr(attributes), count)
         if key not in self._known:
-            outputs = [
-                f"{operator}_{len(self.model.graph.node)}" + f"_{number}" * (count > 1) for number in range(count)
-            ]
+            name = f"{operator}_{len(self.model.graph.node)}"
+            outputs = [name] if count == 1 else [f"{name}_{number}" for number in range(count)]
             self.model.graph.node.append(helper.make_node(operator, names, outputs, **attributes))
             self._known[key] = outputs
         return [Value(self, name) for name in self._known[key]]

@@ -116,11 +116,9 @@ def save(path: Path, shipped: Artifact, batches: Iterable[Batch], top: int | Non
         UsageError: `top` is no number of classes, a family has no ONNX form, or onnx or onnxruntime is missing.
     """
     model = build(shipped, top)
-    size, budget = model.ByteSize(), shipped.provenance.get("budget")
-    if size > min(budget or LARGEST, LARGEST):
-        raise BudgetError(
-            f"{path}: the ONNX file would have {megabytes(size)}, over the {megabytes(budget)} that the model was packed for"
-        )
+    size, budget = model.ByteSize(), min(shipped.provenance.get("budget", LARGEST), LARGEST)
+    if size > budget:
+        raise BudgetError(f"{path}: would have {megabytes(size)}, {megabytes(size - budget)} over {megabytes(budget)}")
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
         del model

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnx import TensorProto
+from torch import nn
 
 from reeltag.export.families import Frames, pool
 from reeltag.export.graph import Value, concat
@@ -28,8 +29,9 @@ def _(layer: RNN, frames: Frames, weights: Weights) -> Value:
     return concat([_stack(stack, x, lengths, weights.of("stacks", n)) for n, (stack, x) in enumerate(stacks)], axis=1)
 
 
-def _stack(layer: Stack, x_BTD: Value, lengths: Value, weights: Weights) -> Value:
+def _stack(layer: nn.Module, x_BTD: Value, lengths: Value, weights: Weights) -> Value:
     """The final state [B, H]."""
+    assert isinstance(layer, Stack)
     x_TBD, both = x_BTD.transpose(1, 0, 2), []
     for number, first in enumerate(layer.first):
         outputs, _ = _recurrent(first, x_TBD, lengths, weights.of("first", number))
@@ -38,7 +40,7 @@ def _stack(layer: Stack, x_BTD: Value, lengths: Value, weights: Weights) -> Valu
     return state_1BH.squeeze(0)
 
 
-def _recurrent(layer: object, x_TBD: Value, lengths: Value, weights: Weights) -> tuple[Value, Value]:
+def _recurrent(layer: nn.Module, x_TBD: Value, lengths: Value, weights: Weights) -> tuple[Value, Value]:
     """Outputs [T, directions, B, H] and the final states [directions, B, H]; an LSTM's are the cells'."""
     if isinstance(layer, PublishedGRU):
         return _published(layer, x_TBD, lengths, weights)
@@ -73,13 +75,10 @@ def _published(layer: PublishedGRU, x_TBD: Value, lengths: Value, weights: Weigh
     """TensorFlow's GRU, which resets its state before the product, as ONNX's does where it is not told otherwise."""
     cells = layer.candidate_bias.numel()
     reset, update = weights.floats("gates").split([cells] * 2, axis=1)
-    inner, outer = zip(
-        *(part.split([layer.inputs, cells], axis=0) for part in (update, reset, weights.floats("candidate"))),
-        strict=True,
-    )
+    parts = [part.split([layer.inputs, cells], axis=0) for part in (update, reset, weights.floats("candidate"))]
     reset_bias, update_bias = weights.floats("gates_bias").split([cells] * 2, axis=0)
     bias = concat([update_bias, reset_bias, weights.floats("candidate_bias")], axis=0)
-    x_gates, h_gates = (concat(parts, axis=1).transpose(1, 0).unsqueeze(0) for parts in (inner, outer))
+    x_gates, h_gates = (concat(part, axis=1).transpose(1, 0).unsqueeze(0) for part in zip(*parts, strict=True))
     outputs, states = x_TBD.graph.add_several(
         2,
         "GRU",
