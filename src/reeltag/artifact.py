@@ -24,9 +24,11 @@ from reeltag.errors import ArtifactError, BudgetError, UsageError
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import AnyTaggerConfig, Tagger, meta_tagger
 from reeltag.quantize import Encoding, QuantizedTensor, State, assemble, dequantize_state, quantize_state
+from reeltag.remote import fetch, is_url
 from reeltag.storage import atomic_path, megabytes
 
 FORMAT = 1
+SHARED = "model.safetensors"  # what a shared folder calls the file
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,23 @@ def load(path: Path) -> Artifact:
                 raise ArtifactError(f"{path}: {what}; the file is damaged, copy it again")
         members.append(Member(member.name, member.config, member.weight, _state(stored, path)))
     return Artifact(parsed.data, parsed.label_names, tuple(members), parsed.provenance)
+
+
+def local_file(model: str | Path) -> Path:
+    """The file of a model that is given as a file, as a folder that `reeltag share` wrote, or as a URL.
+
+    Raises:
+        ArtifactError: the folder holds no model, or nothing sound is behind the URL.
+    """
+    if is_url(str(model)):
+        return fetch(str(model), load)
+    path = Path(model)
+    if not path.is_dir():
+        return path
+    if not (path / SHARED).is_file():
+        what = f"is a folder without {SHARED}"
+        raise ArtifactError(f"{path}: {what}; give a .reeltag file, or a folder that `reeltag share` wrote")
+    return path / SHARED
 
 
 def quantized(artifact: Artifact, encoding: Encoding = "uniform-8") -> Artifact:
