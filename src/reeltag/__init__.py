@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reeltag.predict import Predictor, load
+    from reeltag.sharing import from_pretrained
 
 __version__ = "0.1.0"
-__all__ = ["Predictor", "load"]
+__all__ = ["Predictor", "from_pretrained", "load"]
 
 
 def __dir__() -> list[str]:
@@ -18,7 +19,7 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import, so `import reeltag` and `reeltag --help` do without it.
     if name in __all__:
-        from reeltag import predict
+        from reeltag import predict, sharing
 
-        return getattr(predict, name)
+        return getattr(sharing if name == "from_pretrained" else predict, name)
     raise AttributeError(f"module 'reeltag' has no attribute {name!r}")

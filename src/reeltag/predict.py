@@ -125,6 +125,7 @@ class Predictor:
         used = [member for member in shipped.members if member.weight > 0]
         taggers = [member.build(shipped.schema) for member in used]
         self.model = Ensemble(taggers, [member.weight for member in used], precision).to(device).eval()
+        self.source: Path | None = None  # the file, if it came from one
 
     @property
     def schema(self) -> Schema:
@@ -187,6 +188,14 @@ class Predictor:
         videos = read_all(find(patterns), self.schema)
         return predict(self.model, stream_batches(videos, self.schema, BATCH_SIZE))
 
+    def save_pretrained(self, folder: str | Path, licence: str | None = None) -> None:
+        """Share the file that the model was loaded from; see `sharing.share`."""
+        from reeltag.sharing import share
+
+        if self.source is None:
+            raise UsageError("the model was not loaded from a file; write one with `artifact.save` and load that")
+        share(self.source, Path(folder), licence)
+
     def _check(self, frames: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> None:
         expected = f"[B, T, {self.schema.width}] {self.schema.dtype}"
         if frames.ndim != 3 or frames.shape[2] != self.schema.width or frames.dtype != self.schema.dtype:
@@ -205,9 +214,17 @@ class Predictor:
 
 
 def load(path: str | Path, device: str = "cpu", precision: Precision = "float32") -> Predictor:
-    """Open a `.reeltag` file for prediction; see `Predictor`.
+    """Open a model for prediction; see `Predictor`.
+
+    Args:
+        path: a `.reeltag` file, a folder that `reeltag share` wrote, or a URL.
+        device: where to compute.
+        precision: of the matrix products.
 
     Raises:
-        ArtifactError: the file is missing, damaged, or from a newer reeltag.
+        ArtifactError: the file is missing, damaged, or from a newer reeltag, or cannot be fetched.
     """
-    return Predictor(artifact.load(Path(path)), device, precision)
+    file = artifact.local_file(path)
+    predictor = Predictor(artifact.load(file), device, precision)
+    predictor.source = file
+    return predictor
