@@ -183,12 +183,16 @@ def quantize(model: Path, /, *, out: Path, encoding: Encoding = "uniform-8") -> 
     from dataclasses import replace
 
     from reeltag import artifact
+    from reeltag.quantize import stored_as
     from reeltag.storage import megabytes, refuse_existing
 
     refuse_existing(out)
-    small = artifact.quantized(artifact.load(model), encoding)
-    # What was measured was measured before.
-    size = artifact.save(out, replace(small, provenance={**small.provenance, "quantized": encoding}))
+    before = artifact.load(model)
+    small = artifact.quantized(before, encoding)
+    if [stored_as(member.state) for member in small.members] != [stored_as(member.state) for member in before.members]:
+        # Whatever was measured was measured before.
+        small = replace(small, provenance={**small.provenance, "quantized": encoding})
+    size = artifact.save(out, small)
     print(f"{out}: {megabytes(size)}, from {megabytes(model.stat().st_size)}")
 
 
