@@ -113,3 +113,9 @@ def tiny_model(tiny_schema: Schema, tmp_path_factory: pytest.TempPathFactory) ->
     path = tmp_path_factory.mktemp("model") / "tiny.reeltag"
     artifact.save(path, Artifact(tiny_schema, None, (Member("a", config, 1.0, state),), {}))
     return path
+
+
+@pytest.fixture
+def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quantise the small weights of the tests' models too."""
+    monkeypatch.setattr("reeltag.quantize.MIN_ELEMENTS", 8)

@@ -3,9 +3,16 @@
 import pytest
 import torch
 
+from reeltag import artifact
+from reeltag.artifact import Artifact, Member
+from reeltag.data.schema import Feature, Schema
 from reeltag.models.tagger import FAMILIES, build_tagger, parse_config
+from reeltag.predict import Predictor
 
 WIDTHS, CLASSES = (12, 4), 9
+SCHEMA = Schema(
+    features=tuple(Feature(name=f"f{width}", width=width) for width in WIDTHS), classes=CLASSES, max_frames=50
+)
 # Forms of a family, beside the one that its defaults give. A new family needs no entry here.
 FORMS = {
     "attention": [{"width": 8, "heads": 2, "queries": 3}],
@@ -61,6 +68,17 @@ def stirred(tagger, seed=7):
         elif tensor.is_floating_point():
             tensor.add_(0.3 * torch.randn(tensor.shape, generator=generator))
     return tagger.eval()
+
+
+def shipped(family, form, encoding="uniform-8", **options):
+    """An artefact with one member; tests that want its small weights quantised ask for `everything_is_large`."""
+    tagger = stirred(small_tagger(family, form, **options))
+    member = Member("m", tagger.config, 1.0, tagger.state_dict())
+    return artifact.quantized(Artifact(SCHEMA, None, (member,), {}), encoding)
+
+
+def in_mode(ensemble, mode):
+    return Predictor(ensemble, ensemble.members, mode)
 
 
 def name_of(value):

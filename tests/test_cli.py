@@ -12,7 +12,7 @@ import torch
 
 import reeltag
 from reeltag import predict as prediction
-from reeltag.cli import Encoding, Precision, main
+from reeltag.cli import Encoding, Mode, main
 from reeltag.data.example import Video, encode
 from reeltag.data.shards import Shards
 from reeltag.data.tfrecord import ShardFile, write_shard
@@ -217,7 +217,7 @@ def test_settings_that_contradict_each_other_are_one_message(capsys, tmp_path):
 
 def test_the_command_offers_every_encoding_but_that_of_no_change():
     assert get_args(Encoding) == ENCODINGS[1:]
-    assert Precision == prediction.Precision
+    assert Mode == prediction.Mode
 
 
 def test_quantize_and_average_write_models_that_tag(model, tmp_path, capsys):
@@ -231,11 +231,13 @@ def test_quantize_and_average_write_models_that_tag(model, tmp_path, capsys):
     assert not (tmp_path / "one.reeltag").exists()
 
 
-def test_bf16_gives_nearly_the_same_tags(model, tiny_shards, tmp_path):
+@pytest.mark.parametrize("mode", ["bf16", "fast"])
+def test_other_modes_give_nearly_the_same_tags(model, tiny_shards, tmp_path, mode, monkeypatch):
+    monkeypatch.setattr("reeltag.quantize.MIN_ELEMENTS", 8)  # so that the small model's weights count as large
     pattern, scores = str(tiny_shards / "test-*"), []
-    for precision in ("float32", "bf16"):
-        path = tmp_path / f"{precision}.jsonl"
-        assert main(["predict", model, pattern, "--precision", precision, "--out", str(path)]) == 0
+    for each in ("exact", mode):
+        path = tmp_path / f"{each}.jsonl"
+        assert main(["predict", model, pattern, "--mode", each, "--out", str(path)]) == 0
         tags = [json.loads(line)["tags"] for line in path.open()]
         scores.append([{tag["class"]: tag["score"] for tag in each} for each in tags])
     assert scores[0] != scores[1]

@@ -9,34 +9,12 @@ import torch
 
 import reeltag
 from reeltag import artifact
-from reeltag.artifact import Artifact, Member
 from reeltag.coded import BYTE_ROWS, ByteWeight, CodedWeight, byte_state, coded_state
-from reeltag.data.schema import Feature, Schema
 from reeltag.encodings import QuantizedTensor
 from reeltag.errors import ArtifactError, UsageError
 from reeltag.predict import Predictor
 from reeltag.quantize import ENCODINGS, quantize
-from small_models import CLASSES, WIDTHS, battery, small_tagger, stirred, videos
-
-SCHEMA = Schema(
-    features=tuple(Feature(name=f"f{width}", width=width) for width in WIDTHS), classes=CLASSES, max_frames=50
-)
-
-
-@pytest.fixture
-def everything_is_large(monkeypatch):
-    """Quantise the small weights of the tests' models too."""
-    monkeypatch.setattr("reeltag.quantize.MIN_ELEMENTS", 8)
-
-
-def shipped(family, form, encoding="uniform-8", **options):
-    tagger = stirred(small_tagger(family, form, **options))
-    member = Member("m", tagger.config, 1.0, tagger.state_dict())
-    return artifact.quantized(Artifact(SCHEMA, None, (member,), {}), encoding)
-
-
-def in_mode(ensemble, mode):
-    return Predictor(ensemble, ensemble.members, mode)
+from small_models import battery, in_mode, shipped, videos
 
 
 def matrix(rows, columns, seed=0):

@@ -209,6 +209,10 @@ schema = {{ features = [{features}], classes = 12, max_frames = 12 }}
     executors.claim(tmp_path / "out")
     executors.run(plan(recipes[0]), tmp_path / "out", Progress())
     folders = set((tmp_path / "out" / "stages").iterdir())
+    (packed,) = (tmp_path / "out" / "stages").glob("pack-*/model.reeltag")
+    told = artifact.load(packed).provenance
+    held_out = told["holdout_gap"]["videos"] + told["holdout_gap"]["chosen_on"]
+    assert told["data"] == {"shards": ["train-*"], "videos": 300 - held_out}
     executors.run(plan(recipes[1]), tmp_path / "out", Progress())
     new = {path.name.rsplit("-", 1)[0] for path in set((tmp_path / "out" / "stages").iterdir()) - folders}
     assert new == {"data.train", "data.test"}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from reeltag.export.session import open_onnx
     from reeltag.predict import Predictor, load
+    from reeltag.sharing import from_pretrained
 
 __version__ = "0.1.0"
-__all__ = ["Predictor", "load"]
+__all__ = ["Predictor", "from_pretrained", "load", "open_onnx"]
+
+_HOMES = {"Predictor": "predict", "from_pretrained": "sharing", "load": "predict", "open_onnx": "export.session"}
 
 
 def __dir__() -> list[str]:
@@ -17,8 +22,6 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import, so `import reeltag` and `reeltag --help` do without it.
-    if name in __all__:
-        from reeltag import predict
-
-        return getattr(predict, name)
+    if name in _HOMES:
+        return getattr(import_module(f"reeltag.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'reeltag' has no attribute {name!r}")

@@ -25,9 +25,11 @@ from reeltag.errors import ArtifactError, BudgetError, UsageError
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import AnyTaggerConfig, Tagger, meta_tagger
 from reeltag.quantize import Encoding, dequantize_state, quantize_state
+from reeltag.remote import fetch, is_url
 from reeltag.storage import atomic_path, megabytes
 
 FORMAT = 1
+SHARED = "model.safetensors"  # what a shared folder calls the file
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,23 @@ def _read_state(path: Path, member: str, checksums: Mapping[str, int], read: Cal
             what = f"checksum of tensor {member}/{name} does not match"
             raise ArtifactError(f"{path}: {what}; the file is damaged, copy it again")
     return _state(stored, path)
+
+
+def local_file(model: str | Path) -> Path:
+    """The file of a model that is given as a file, as a folder that `reeltag share` wrote, or as a URL.
+
+    Raises:
+        ArtifactError: the folder holds no model, or nothing sound is behind the URL.
+    """
+    if is_url(str(model)):
+        return fetch(str(model), load)
+    path = Path(model)
+    if not path.is_dir():
+        return path
+    if not (path / SHARED).is_file():
+        what = f"is a folder without {SHARED}"
+        raise ArtifactError(f"{path}: {what}; give a .reeltag file, or a folder that `reeltag share` wrote")
+    return path / SHARED
 
 
 def quantized(artifact: Artifact, encoding: Encoding = "uniform-8") -> Artifact:

@@ -12,6 +12,8 @@ from cyclopts import App, CycloptsError, Parameter
 
 from reeltag import __version__
 from reeltag.cli_data import Overrides, data, given, load_schema
+from reeltag.cli_export import export
+from reeltag.cli_share import share
 from reeltag.environment import keep_freed_memory
 from reeltag.errors import ReeltagError, UsageError
 
@@ -31,6 +33,8 @@ app = App(
     suppress_keyboard_interrupt=False,  # `main` says how to go on
 )
 app.command(data)
+app.command(export)
+app.command(share)
 
 
 @app.command
@@ -100,7 +104,7 @@ def train(recipe: Path, /, *, model: list[str] = [], out: Path | None = None, se
 
 @app.command
 def evaluate(
-    model: Path,
+    model: str,
     /,
     *shards: str,
     all_scores: bool = False,
@@ -113,7 +117,7 @@ def evaluate(
     Example: reeltag evaluate model.reeltag '/data/audioset/eval-*.tfrecord'
 
     Args:
-        model: A .reeltag file.
+        model: A .reeltag file, a folder that `share` wrote, or a URL.
         shards: Paths or glob patterns of TFRecord files.
         all_scores: Also mAP over all scores (map_all), as AudioSet reports it; takes 10 bytes a video and class.
         per_class: Write the average precision of each class to this CSV file.
@@ -139,13 +143,13 @@ def evaluate(
 
 
 @app.command
-def predict(model: Path, /, *shards: str, out: Path | None = None, mode: Mode = "exact") -> None:
+def predict(model: str, /, *shards: str, out: Path | None = None, mode: Mode = "exact") -> None:
     """Tag videos.
 
     Example: reeltag predict model.reeltag 'shards/*.tfrecord' --out predictions.csv
 
     Args:
-        model: A .reeltag file.
+        model: A .reeltag file, a folder that `share` wrote, or a URL.
         shards: Paths or glob patterns of TFRecord files; labels are not needed.
         out: A new .csv (Kaggle's format) or .jsonl file; JSON Lines to standard output by default.
         mode: exact float32; bf16, about twice as fast where the processor has it; small, in the file's memory; or fast,
@@ -178,11 +182,19 @@ def quantize(model: Path, /, *, out: Path, encoding: Encoding = "uniform-8") -> 
         out: A new .reeltag file.
         encoding: How to store them; those that are quantised already stay.
     """
+    from dataclasses import replace
+
     from reeltag import artifact
+    from reeltag.quantize import stored_as
     from reeltag.storage import megabytes, refuse_existing
 
     refuse_existing(out)
-    size = artifact.save(out, artifact.quantized(artifact.load(model), encoding))
+    before = artifact.load(model)
+    small = artifact.quantized(before, encoding)
+    if [stored_as(member.state) for member in small.members] != [stored_as(member.state) for member in before.members]:
+        # Whatever was measured was measured before.
+        small = replace(small, provenance={**small.provenance, "quantized": encoding})
+    size = artifact.save(out, small)
     print(f"{out}: {megabytes(size)}, from {megabytes(model.stat().st_size)}")
 
 
@@ -238,19 +250,19 @@ def import_tf(checkpoint: Path, /, *, out: Path, schema: str = "yt8m-frame", set
 
 
 @app.command
-def inspect(model: Path, /, *, json: bool = False) -> None:
-    """Show what a .reeltag file holds: members, weights, sizes, data, provenance.
+def inspect(model: str, /, *, json: bool = False) -> None:
+    """Show what a model holds: members, weights, sizes, data, provenance.
 
     Args:
-        model: A .reeltag file.
+        model: A .reeltag file, a folder that `share` wrote, or a URL.
         json: Print one JSON object instead of text.
     """
     from reeltag import artifact
     from reeltag.quantize import stored_as
     from reeltag.storage import counted, megabytes
 
-    shipped = artifact.load(model)
-    size = model.stat().st_size
+    file = artifact.local_file(model)
+    shipped, size = artifact.load(file), file.stat().st_size
     if json:
         print(json_module.dumps(artifact.describe(shipped) | {"bytes": size}, ensure_ascii=False))
         return

@@ -84,9 +84,9 @@ def synth(out: Path, /, *, set_: Overrides = []) -> None:  # noqa: B006
     """
     from reeltag.data.synthetic import write_synthetic
     from reeltag.recipe_file import synthetic_settings
+    from reeltag.storage import refuse_filled
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out}: exists already and is not empty; choose another folder")
+    refuse_filled(out)
     settings = synthetic_settings(set_)
     write_synthetic(out, settings)
     print(f"{out}: {settings.train_videos} training and {settings.test_videos} test videos")

@@ -143,6 +143,7 @@ class Predictor:
         self.model = Ensemble(taggers, shares, mode == "bf16").eval()
         if device != "cpu":
             self.model.to(device)
+        self.source: Path | None = None  # the file, if it came from one
 
     @property
     def schema(self) -> Schema:
@@ -205,6 +206,14 @@ class Predictor:
         videos = read_all(find(patterns), self.schema)
         return predict(self.model, stream_batches(videos, self.schema, BATCH_SIZE))
 
+    def save_pretrained(self, folder: str | Path, licence: str | None = None) -> None:
+        """Share the file that the model was loaded from; see `sharing.share`."""
+        from reeltag.sharing import share
+
+        if self.source is None:
+            raise UsageError("the model was not loaded from a file; write one with `artifact.save` and load that")
+        share(self.source, Path(folder), licence)
+
     def _check(self, frames: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> None:
         expected = f"[B, T, {self.schema.width}] {self.schema.dtype}"
         if frames.ndim != 3 or frames.shape[2] != self.schema.width or frames.dtype != self.schema.dtype:
@@ -223,10 +232,18 @@ class Predictor:
 
 
 def load(path: str | Path, mode: Mode = "exact", device: str = "auto") -> Predictor:
-    """Open a `.reeltag` file for prediction; see `Predictor`.
+    """Open a model for prediction; see `Predictor`.
+
+    Args:
+        path: a `.reeltag` file, a folder that `reeltag share` wrote, or a URL.
+        mode: `exact`, `bf16`, `small` or `fast`.
+        device: where to compute; by default a GPU, where there is one and the mode is for it.
 
     Raises:
-        ArtifactError: the file is missing, damaged, or from a newer reeltag.
+        ArtifactError: the file is missing, damaged, or from a newer reeltag, or cannot be fetched.
         UsageError: there is no such mode, or it is not for this device.
     """
-    return Predictor(*artifact.stream(Path(path)), mode, device)
+    file = artifact.local_file(path)
+    predictor = Predictor(*artifact.stream(file), mode, device)
+    predictor.source = file
+    return predictor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,6 +58,16 @@ def refuse_existing(path: Path) -> None:
         raise UsageError(f"{path.parent}: no such folder; create it or choose another place")
 
 
+def refuse_filled(folder: Path) -> None:
+    """Keep an output folder from mixing with files that are there already.
+
+    Raises:
+        UsageError: the folder is not empty, or is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder}: exists already and is not empty; choose another folder")
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it replaces `path`, on failure it vanishes.
@@ -82,6 +93,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path`, which is new or empty; it becomes `path`, or on failure vanishes.
+
+    Raises:
+        UsageError: the operating system refuses the write (disk full, no permission).
+    """
+    path = path.resolve()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -89,11 +119,11 @@ def _umask() -> int:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what a killed process left of files that it was writing, here and one folder below."""
+    """Remove what a killed process left of files and folders that it was writing, here and one folder below."""
     # No deeper: elsewhere in a run another process may be writing.
     for pattern in (".*.partial", "*/.*.partial"):
         for leftover in folder.glob(pattern):
-            leftover.unlink()
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

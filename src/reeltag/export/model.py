@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper
 
 from reeltag import __version__
@@ -129,6 +130,18 @@ def save(path: Path, shipped: Artifact, batches: Iterable[Batch], top: int | Non
                 f"than {TOLERANCE:.0e}; please report this with the versions that `reeltag doctor` prints"
             )
     return size, difference
+
+
+def generated_batches(schema: Schema, videos: int = 64) -> Iterator[Batch]:
+    """Videos of random frames and lengths, for where no others are at hand."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, schema.max_frames + 1, videos)
+    lengths[0] = schema.max_frames
+    for some in np.array_split(lengths, max(1, videos // 16)):
+        shape = (len(some), int(some.max()), schema.width)
+        frames = rng.integers(0, 256, shape, np.uint8) if schema.dtype == "uint8" else rng.normal(size=shape)
+        tensor = torch.from_numpy(frames.astype(schema.dtype))
+        yield Batch(("",) * len(some), tensor, torch.from_numpy(some), None)
 
 
 def largest_difference(path: Path, shipped: Artifact, batches: Iterable[Batch], top: int | None) -> float:

@@ -139,8 +139,7 @@ class _Affine:
     @classmethod
     def of(cls, stored: Tensor | QuantizedTensor) -> _Affine | None:
         """The same tensor; None where its values are not 8 bits, evenly spaced."""
-        spacing = stored.spacing() if isinstance(stored, QuantizedTensor) else None
-        if spacing is None:
+        if isinstance(stored, Tensor) or (spacing := stored.spacing()) is None:
             return None
         low, step = (each.double() for each in spacing)
         zero = torch.where(step > 0, -low / step, 0.0).round().clamp(0, 255)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from reeltag.errors import BudgetError
 from reeltag.executors import Job, Stage
 from reeltag.metrics import gap
 from reeltag.recipe import QuantizationSettings, Recipe
-from reeltag.stages.files import MODEL, WEIGHTS, load_manifest
+from reeltag.stages.files import MODEL, WEIGHTS, load_manifest, split
 from reeltag.stages.member import MemberStages
 from reeltag.stages.students import left_out
 from reeltag.storage import counted, megabytes, read_json, write_json
@@ -49,7 +50,7 @@ def ensemble_stages(
     note = f"from {counted(len(members), 'model')}, at most {megabytes(recipe.budget)}"
     return [
         Stage("ensemble", choose, ("data.train", *predicted, *keepers), search, note),
-        Stage("pack", partial(_do_pack, recipe, members, names), ("ensemble", *files), package),
+        Stage("pack", partial(_do_pack, recipe, members, names), ("data.train", "ensemble", *files), package),
     ]
 
 
@@ -67,8 +68,13 @@ def label_names(recipe: Recipe, without_data: bool = False) -> tuple[str, ...] |
 
 def room(recipe: Recipe, names: tuple[str, ...] | None) -> int:
     """Bytes that the budget leaves to the members; in the file the names are JSON in a string of JSON."""
-    content = json.dumps(json.dumps(names, ensure_ascii=False), ensure_ascii=False)
+    content = json.dumps(json.dumps([names, _shard_names(recipe)], ensure_ascii=False), ensure_ascii=False)
     return recipe.budget - HEADER_ROOM - len(content.encode())
+
+
+def _shard_names(recipe: Recipe) -> list[str]:
+    """What the training shards are called, wherever they lie."""
+    return [Path(pattern).name for pattern in recipe.data.train]
 
 
 @dataclass(frozen=True)
@@ -183,6 +189,8 @@ def _do_pack(recipe: Recipe, members: Sequence[MemberStages], names: tuple[str, 
     provenance = {
         "recipe": recipe.name,
         "recipe_hash": recipe.fingerprint,
+        "budget": recipe.budget,
+        "data": {"shards": _shard_names(recipe), "videos": len(split(recipe, load_manifest(job, "train"))[0])},
         "versions": versions(),
         "holdout_gap": {key: value for key, value in found["holdout"].items() if key != "members"},
     }

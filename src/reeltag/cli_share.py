@@ -1,0 +1,25 @@
+"""The command `reeltag share`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def share(model: str, /, *, out: Path, licence: str | None = None) -> None:
+    """Write a model as a folder for the Hugging Face Hub, with a model card.
+
+    `reeltag.from_pretrained` opens the folder; `predict`, `evaluate` and `inspect` take it like a file.
+
+    Example: reeltag share runs/audioset/model.reeltag --out audioset-tagger --licence apache-2.0
+
+    Args:
+        model: A .reeltag file, or its URL.
+        out: A new folder.
+        licence: The model's licence, as SPDX or the Hub calls it; without one the card says that none was stated.
+    """
+    from reeltag import artifact, sharing
+    from reeltag.storage import megabytes
+
+    file = artifact.local_file(model)
+    sharing.share(file, out, licence)
+    print(f"{out}: {megabytes(file.stat().st_size)} in {artifact.SHARED}, with {sharing.CONFIG} and {sharing.CARD}")

@@ -1,0 +1,291 @@
+"""A model as a folder in the layout of the Hugging Face Hub: the file, its header as JSON, and a model card."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from reeltag import artifact
+from reeltag.artifact import SHARED, Artifact
+from reeltag.errors import UsageError
+from reeltag.predict import Predictor, load
+from reeltag.quantize import stored_as
+from reeltag.storage import atomic_folder, counted, megabytes, refuse_filled, write_bytes, write_json
+
+CONFIG, CARD = "config.json", "README.md"
+SHOWN_CLASSES = 10
+SHOWN_FRAMES = 30
+
+logger = logging.getLogger(__name__)
+
+
+def share(file: Path, folder: Path, licence: str | None = None) -> None:
+    """Write the folder, whole or not at all.
+
+    Args:
+        file: a .reeltag file; its bytes become `model.safetensors`.
+        folder: new or empty.
+        licence: what the Hub or SPDX calls it; without one the card says that none was stated.
+
+    Raises:
+        UsageError: the folder is not empty, or that is no name of a licence.
+        ArtifactError: the file is missing or damaged.
+    """
+    refuse_filled(folder)
+    if licence is not None and not re.fullmatch(r"[A-Za-z0-9.+-]+", licence):
+        raise UsageError(f"licence: {licence!r} is no identifier; give one such as Apache-2.0 or cc-by-4.0")
+    shipped = artifact.load(file)
+    with atomic_folder(folder) as temporary:
+        shutil.copyfile(file, temporary / SHARED)
+        write_json(temporary / CONFIG, {"library_name": "reeltag", **artifact.describe(shipped)})
+        write_bytes(temporary / CARD, model_card(shipped, file.stat().st_size, licence).encode())
+
+
+def from_pretrained(model: str | Path, revision: str | None = None, **arguments: Any) -> Predictor:
+    """Open a model that `share` wrote.
+
+    Args:
+        model: the folder, or user/name on the Hugging Face Hub.
+        revision: branch, tag or commit on the Hub.
+        arguments: as `reeltag.load` takes them.
+
+    Raises:
+        UsageError: there is no such folder and no such model, or the Hub cannot be reached and has no cached copy.
+        ArtifactError: the file in the folder is missing or damaged.
+    """
+    if Path(model).is_dir():
+        if revision is not None:
+            raise UsageError(f"{model}: is a folder, so revision {revision!r} means nothing; leave it out")
+        return load(model, **arguments)
+    return load(_from_hub(str(model), revision), **arguments)
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    """The folder into which the Hub's own cache puts a model."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise UsageError(f"{name}: no such folder; give one that `reeltag share` wrote, or user/name on the Hub")
+    try:
+        import huggingface_hub as hub
+    except ImportError as error:
+        what = "no such folder, and the Hugging Face Hub needs its library"
+        raise UsageError(f"{name}: {what}; pip install 'reeltag[hub]'") from error
+    unreachable = None
+    try:
+        hub.model_info(name, revision=revision)  # because a download falls back on its cache without a word
+    except Exception as error:  # of whichever HTTP library it has
+        if isinstance(error, ValueError) or _status(error) < 500:
+            what = f"no such folder here, and no such model on the Hugging Face Hub ({_first_line(error)})"
+            raise UsageError(f"{name}: {what}; check name, revision and, for a private one, HF_TOKEN") from error
+        unreachable = error
+    try:
+        folder = hub.snapshot_download(
+            name, revision=revision, local_files_only=unreachable is not None, allow_patterns=[SHARED, CONFIG, CARD]
+        )
+    except Exception as error:
+        if unreachable is None:
+            raise UsageError(f"{name}: did not arrive whole ({_first_line(error)}); try again") from error
+        what = f"the Hugging Face Hub cannot be reached ({_first_line(unreachable)}), and its cache has no whole copy"
+        raise UsageError(f"{name}: {what}; check the network and HF_HUB_OFFLINE") from error
+    if unreachable is not None:
+        what = f"the Hugging Face Hub cannot be reached ({_first_line(unreachable)}); using the copy in its cache"
+        logger.warning("%s: %s, %s", name, what, folder)
+    return Path(folder)
+
+
+def _status(error: Exception) -> int:
+    """The HTTP status that an error reports; 599, a network's, where there was no answer."""
+    return int(getattr(getattr(error, "response", None), "status_code", 599))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+_CARD = Template("""\
+---
+$metadata
+---
+
+# $name
+
+A video tagger: $members in one file of $size, made with reeltag $version. It reads the features of a video, not the
+video itself, and gives a probability for each of $classes classes, several of which may hold.
+
+## Use
+
+```python
+import numpy as np
+import reeltag
+
+tagger = reeltag.from_pretrained(".")  # this folder, or its name on the Hub, user/name
+frames = np.zeros(($frames, $width), dtype=np.$dtype)  # put in the features of a video
+print(tagger.tags(frames))  # [(name, probability), …]
+print(tagger.predict(frames).shape)  # one probability a class
+```
+
+```sh
+reeltag inspect .
+reeltag predict . 'shards/*.tfrecord' --out tags.jsonl
+```
+
+`model.safetensors` is the .reeltag file as it was shipped: tensors and a JSON header, each with a checksum, and no
+code. `config.json` repeats the header.
+
+## Data
+
+$data
+
+## Measured
+
+$measured
+
+## Members
+
+| member | family | stored as | weight | size |
+|---|---|---|---|---|
+$table
+
+## Licence
+
+$licence
+
+## Intended use and limits
+
+$limits
+""")
+
+
+def model_card(shipped: Artifact, size: int, licence: str | None = None) -> str:
+    """The model card: what the artefact says of itself, as Markdown below metadata in YAML.
+
+    Args:
+        shipped: the model.
+        size: bytes of its file.
+        licence: what the Hub or SPDX calls it.
+    """
+    schema, provenance = shipped.schema, shipped.provenance
+    return _CARD.substitute(
+        metadata=_metadata(shipped, licence),
+        name=_text(_name(shipped)),
+        members=counted(len(shipped.members), "member"),
+        size=megabytes(size),
+        version=_text(_mapping(provenance, "versions").get("reeltag", "")),
+        classes=f"{schema.classes:,}",
+        frames=1 if schema.level == "video" else min(SHOWN_FRAMES, schema.max_frames),
+        width=schema.width,
+        dtype=schema.dtype,
+        data="\n".join(f"- {line}" for line in _data(shipped)),
+        measured=_measured(provenance),
+        table="\n".join(_rows(shipped)),
+        licence=_text(licence) if licence else "The authors have not stated a licence.",
+        limits="\n".join(f"- {line}" for line in _limits(shipped)),
+    )
+
+
+def _metadata(shipped: Artifact, licence: str | None) -> str:
+    """The card's YAML. JSON is YAML too, so nothing in a name can end a value."""
+    name = _plain(_name(shipped))
+    families = dict.fromkeys(member.config.family for member in shipped.members)
+    content: dict[str, Any] = {"library_name": "reeltag", "pipeline_tag": "video-classification"}
+    if licence is not None:
+        content["license"] = licence.lower()  # as the Hub writes them
+    content["tags"] = ["reeltag", "video-tagging", "multi-label-classification", *families]
+    if holdout := _holdout(shipped.provenance):
+        result = {
+            "task": {"type": "video-classification", "name": "Video tagging"},
+            "dataset": {"type": name, "name": f"hold-out videos of {name}"},
+            "metrics": [{"type": "gap", "name": "hold-out GAP@20", "value": round(holdout["file"], 5)}],
+        }
+        content["model-index"] = [{"name": name, "results": [result]}]
+    return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in content.items())
+
+
+def _data(shipped: Artifact) -> list[str]:
+    schema, provenance = shipped.schema, shipped.provenance
+    features = " + ".join(f"{_text(feature.name)} {feature.width}" for feature in schema.features)
+    frames = f", at most {schema.max_frames} frames" if schema.level == "frame" else ""
+    lines = [f"Reads: {schema.level}-level features, {features}, {schema.dtype}{frames}."]
+    names = ", ".join(map(_text, (shipped.label_names or ())[:SHOWN_CLASSES]))
+    more = ", …" if schema.classes > SHOWN_CLASSES else ""
+    lines.append(f"Classes: {schema.classes:,}, " + (f"{names}{more}." if names else "without names."))
+    if "recipe" in provenance:
+        lines.append(f"Recipe: {_text(provenance['recipe'])}.")
+    if "average_of" in provenance:
+        lines.append(f"The mean of the weights of {counted(len(provenance['average_of']), 'model')}.")
+    if "imported" in provenance:
+        lines.append(f"Imported from a TensorFlow checkpoint, {_text(Path(str(provenance['imported'])).name)}.")
+    if found := _mapping(provenance, "data"):
+        shards = ", ".join(map(_text, found["shards"])) or "generated shards"
+        lines.append(f"Trained on {counted(found['videos'], 'video')} of {shards}.")
+    else:
+        lines.append("The file does not say on which videos it was trained.")
+    return lines
+
+
+def _measured(provenance: Mapping[str, Any]) -> str:
+    holdout = _holdout(provenance)
+    if not holdout:
+        return "The file holds no measurements of itself."
+    rows = {"this file": "file", "its members with equal weights": "equal_weights", "class prior": "prior"}
+    return "\n".join(
+        [
+            "| | hold-out GAP@20 |",
+            "|---|---|",
+            *(f"| {title} | {holdout[key]:.5f} |" for title, key in rows.items() if key in holdout),
+            "",
+            f"On {counted(holdout['videos'], 'hold-out video')}, by which the members, encodings and weights were not "
+            "chosen.\nThe class prior knows only how frequent each class is in training.",
+        ]
+    )
+
+
+def _rows(shipped: Artifact) -> list[str]:
+    return [
+        f"| {_text(member.name)} | {member.config.family} | {stored_as(member.state)} | {member.weight:.5f} "
+        f"| {megabytes(artifact.stored_bytes(member.state))} |"
+        for member in shipped.members
+    ]
+
+
+def _limits(shipped: Artifact) -> list[str]:
+    lines = [
+        "For ranking the tags of videos whose features come from the same extractor, and in the same encoding, as\n"
+        "  those that it was trained on. The extractor is no part of this model: it does not read pixels or sound.",
+        "A tag of which training had few videos is seldom found, and one of which it had none never.",
+        "What is wrong or one-sided in the labels of the training videos is so in the tags. Check them before a\n"
+        "  decision about people depends on them.",
+    ]
+    if not _holdout(shipped.provenance):
+        lines.append("Measure it on labelled videos of your own first: `reeltag evaluate . 'shards/*.tfrecord'`.")
+    return lines
+
+
+def _name(shipped: Artifact) -> str:
+    return str(shipped.provenance.get("recipe") or shipped.members[0].name)
+
+
+def _holdout(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What was measured of this very file, if anything was."""
+    found = _mapping(provenance, "holdout_gap")
+    return found if {"file", "prior", "videos"} <= set(found) and "quantized" not in provenance else {}
+
+
+def _mapping(provenance: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = provenance.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _plain(value: object) -> str:
+    """One line without characters that YAML forbids."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+
+
+def _text(value: object) -> str:
+    """One line in which Markdown and HTML mean nothing."""
+    return re.sub(r"([\\`*_\[\]<>&|~$#])", r"\\\1", _plain(value))

@@ -1,0 +1,232 @@
+"""A shipped model as ONNX, in onnxruntime, against the model itself."""
+
+import builtins
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import onnx_alone
+from conftest import REPO
+from reeltag import artifact
+from reeltag.artifact import Artifact, Member
+from reeltag.cli import main
+from reeltag.data.batches import stream_batches
+from reeltag.data.schema import Feature, Schema
+from reeltag.data.shards import read_all
+from reeltag.errors import ArtifactError, BudgetError, UsageError
+from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.quantize import ENCODINGS
+from reeltag.storage import find
+from small_models import CLASSES, SCHEMA, battery, in_mode, shipped, small_tagger, stirred, videos, with_options
+
+onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+from reeltag.export import model as onnx_model  # noqa: E402
+from reeltag.export import weights as onnx_weights  # noqa: E402
+from reeltag.export.session import DISABLED, ENTRIES, open_onnx  # noqa: E402
+
+FRAMES, LENGTHS = videos()[0].numpy(), np.array([7, 3, 7, 1, 5, 2])
+
+
+def onnx_file(ensemble, folder, top=None):
+    path = folder / "model.onnx"
+    path.write_bytes(onnx_model.build(ensemble, top).SerializeToString())
+    return path
+
+
+def probabilities(path, mode, frames=FRAMES, lengths=LENGTHS):
+    (found,) = open_onnx(path, mode, threads=1).run(None, {"frames": frames, "lengths": lengths})
+    return found
+
+
+@battery
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_every_family_in_every_encoding_and_way(family, form, encoding, everything_is_large, tmp_path):
+    ensemble = shipped(family, form, encoding)
+    path, expected = onnx_file(ensemble, tmp_path), in_mode(ensemble, "exact").predict(FRAMES, LENGTHS)
+    onnx.checker.check_model(str(path), full_check=True)
+    for mode, tolerance in (("exact", 1e-5), ("small", 1e-5), ("fast", 0.2 * expected.std())):
+        np.testing.assert_allclose(probabilities(path, mode), expected, atol=tolerance, rtol=0)
+
+
+@battery
+@with_options
+def test_every_option_of_every_family(family, form, options, everything_is_large, tmp_path):
+    ensemble = shipped(family, form, "uniform-8", **options)
+    found = probabilities(onnx_file(ensemble, tmp_path), "exact")
+    np.testing.assert_allclose(found, in_mode(ensemble, "exact").predict(FRAMES, LENGTHS), atol=1e-5, rtol=0)
+
+
+def test_an_ensemble_is_the_weighted_mean_and_an_unused_member_stays_out(everything_is_large, tmp_path):
+    parts = [shipped(family, form).members[0] for family, form in (("netvlad", {"clusters": 4}), ("mean", {}))]
+    members = [
+        replace(part, name=name, weight=w) for part, name, w in zip(parts * 2, "abc", (0.7, 0.3, 0.0), strict=False)
+    ]
+    ensemble = Artifact(SCHEMA, None, tuple(members), {})
+    path = onnx_file(ensemble, tmp_path)
+    expected = in_mode(ensemble, "exact").predict(FRAMES, LENGTHS)
+    np.testing.assert_allclose(probabilities(path, "exact"), expected, atol=1e-6)
+    assert not any(each.name.startswith("c/") for each in onnx.load(path).graph.initializer)
+
+
+def test_large_weights_are_multiplied_in_pieces(everything_is_large, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_weights, "PIECE", 300)
+    monkeypatch.setattr(onnx_weights, "PIECE_ROWS", 16)
+    ensemble = shipped("netvlad", {"clusters": 4})
+    path, expected = onnx_file(ensemble, tmp_path), in_mode(ensemble, "exact").predict(FRAMES, LENGTHS)
+    stored = [each.name for each in onnx.load(path).graph.initializer if "hidden.weight@" in each.name]
+    assert {name.partition("#")[0] for name in stored} == {f"m/hidden.weight@{begin}" for begin in (0, 32)}
+    for mode in ("exact", "small"):
+        np.testing.assert_allclose(probabilities(path, mode), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["exact", "small", "fast"])
+def test_what_onnxruntime_makes_of_the_ways(mode, everything_is_large, tmp_path):
+    ensemble = shipped("netvlad", {"clusters": 8})
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.optimized_model_filepath = 3, str(tmp_path / "optimised.onnx")
+    for key, value in ENTRIES[mode].items():
+        options.add_session_config_entry(key, value)
+    onnxruntime.InferenceSession(
+        str(onnx_file(ensemble, tmp_path)), options, ["CPUExecutionProvider"], disabled_optimizers=DISABLED[mode]
+    )
+    found = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    centres = 2  # one a feature, which are no products
+    products = 6  # assignments of two features; hidden, gate; gates and experts of the head
+    expected = {"exact": (0, 0), "small": (centres + products, 0), "fast": (centres, products)}[mode]
+    assert (found["DequantizeLinear"], found["MatMulNBits"]) == expected
+
+
+def test_the_most_probable_classes_alone(tmp_path):
+    ensemble = shipped("netvlad", {"clusters": 4})
+    classes, scores = open_onnx(onnx_file(ensemble, tmp_path, top=4)).run(None, {"frames": FRAMES, "lengths": LENGTHS})
+    expected = in_mode(ensemble, "exact").predict(FRAMES, LENGTHS)
+    np.testing.assert_array_equal(classes, np.argsort(-expected, axis=1)[:, :4])
+    np.testing.assert_allclose(scores, -np.sort(-expected, axis=1)[:, :4], atol=1e-6)
+    with pytest.raises(UsageError, match=f"from 1 to {CLASSES}"):
+        onnx_model.build(ensemble, top=CLASSES + 1)
+
+
+def test_frames_beyond_the_limit_are_cut(tmp_path):
+    ensemble = shipped("netvlad", {"clusters": 4})
+    ensemble = replace(ensemble, schema=SCHEMA.model_copy(update={"max_frames": 4}))
+    path, expected = onnx_file(ensemble, tmp_path), in_mode(ensemble, "exact").predict(FRAMES, LENGTHS)
+    np.testing.assert_allclose(probabilities(path, "exact"), expected, atol=1e-6)
+    np.testing.assert_allclose(probabilities(path, "exact", FRAMES[:, :4], LENGTHS.clip(max=4)), expected, atol=1e-6)
+
+
+def test_video_level_floats_whatever_stands_in_the_padding(tmp_path):
+    schema = Schema(
+        level="video", dtype="float32", features=(Feature(name="x", width=16),), classes=CLASSES, max_frames=3
+    )
+    tagger = stirred(build_tagger(parse_config({"family": "mean"}, [16]), [16], CLASSES, 0))
+    ensemble = Artifact(schema, None, (Member("m", tagger.config, 1.0, tagger.state_dict()),), {})
+    frames = np.random.default_rng(0).normal(size=(3, 2, 16)).astype(np.float32)
+    expected = in_mode(ensemble, "exact").predict(frames, np.array([2, 1, 1]))
+    frames[1:, 1] = np.nan
+    found = probabilities(onnx_file(ensemble, tmp_path), "exact", frames, np.array([2, 1, 1]))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_equal_models_are_equal_bytes_and_say_what_they_are(tmp_path):
+    ensemble = replace(shipped("mean", {}), label_names=tuple("äbcdefghi"), provenance={"recipe": "r"})
+    sizes = [
+        onnx_model.save(tmp_path / name, ensemble, onnx_model.generated_batches(SCHEMA))
+        for name in ("a.onnx", "b.onnx")
+    ]
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    assert sizes[0][0] == (tmp_path / "a.onnx").stat().st_size and sizes[0][1] < 1e-5
+    known = open_onnx(tmp_path / "a.onnx").get_modelmeta().custom_metadata_map
+    assert json.loads(known["reeltag.label_names"]) == list("äbcdefghi")
+    assert Schema.model_validate_json(known["reeltag.schema"]) == SCHEMA
+
+
+def test_a_file_that_differs_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_model, "hidden", lambda layer, x, weights: weights.product(x * 1.01, "weight"))
+    with pytest.raises(ArtifactError, match="not kept, since its probabilities differ by"):
+        onnx_model.save(tmp_path / "m.onnx", shipped("netvlad", {"clusters": 4}), onnx_model.generated_batches(SCHEMA))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_budget_of_the_model_holds_for_the_onnx_file(tmp_path):
+    ensemble = shipped("mean", {})
+    size = len(onnx_model.build(replace(ensemble, provenance={"budget": 99_999})).SerializeToString())
+    save = onnx_model.save
+    assert save(tmp_path / "m.onnx", replace(ensemble, provenance={"budget": 99_999}), [])[0] == size
+    with pytest.raises(BudgetError, match=r"m.onnx: would have .* over"):
+        save(tmp_path / "m.onnx", replace(ensemble, provenance={"budget": size - 9}), [])
+
+
+def test_a_family_without_a_form_is_named(monkeypatch):
+    ensemble = shipped("mean", {})
+    tagger = small_tagger("mean", {})
+    tagger.pooling = torch.nn.Identity()
+    monkeypatch.setattr(onnx_model, "meta_tagger", lambda *arguments: tagger)
+    with pytest.raises(UsageError, match="m: Identity has no ONNX form"):
+        onnx_model.build(ensemble)
+
+
+def test_files_that_are_no_onnx_are_refused(tmp_path):
+    path = onnx_file(shipped("mean", {}), tmp_path)
+    data = path.read_bytes()
+    for bad in (b"", data[: len(data) // 2], b"nothing"):
+        path.write_bytes(bad)
+        with pytest.raises(ArtifactError, match="export it again"):
+            open_onnx(path)
+    with pytest.raises(ArtifactError, match="nowhere"):
+        open_onnx(tmp_path / "nowhere.onnx")
+    with pytest.raises(UsageError, match="no 'bf16' for ONNX; use exact, small, fast"):
+        open_onnx(path, "bf16")
+
+
+def test_telemetry_is_off_before_onnxruntime_is_imported(tmp_path):
+    """A stand-in for onnxruntime says what the environment held when it was imported."""
+    (tmp_path / "onnxruntime.py").write_text("import os; print(os.environ.get('ORT_DISABLE_TELEMETRY'))")
+    code = "import reeltag\ntry: reeltag.open_onnx('m.onnx')\nexcept AttributeError: pass"
+    environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment | {"PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert run.stdout == "1\n", run.stderr
+    sources = {path for path in (REPO / "src").rglob("*.py") if "import onnxruntime" in path.read_text()}
+    assert [path.name for path in sources] == ["session.py"]
+
+
+def test_without_onnx_the_command_says_what_to_install(tmp_path, monkeypatch, capsys):
+    real = builtins.__import__
+
+    def missing(name, *arguments, **keywords):
+        if name.split(".")[0] == "onnx":
+            raise ModuleNotFoundError("No module named 'onnx'", name="onnx")
+        return real(name, *arguments, **keywords)
+
+    for name in [name for name in sys.modules if name.startswith("reeltag.export") or name.split(".")[0] == "onnx"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(sys.modules["reeltag"], "export", raising=False)
+    monkeypatch.setattr(builtins, "__import__", missing)
+    assert main(["export", "m.reeltag", "--out", str(tmp_path / "m.onnx")]) == 2
+    assert "pip install 'reeltag[onnx]'" in capsys.readouterr().err
+
+
+def test_the_file_alone_gives_the_csv_of_the_command(everything_is_large, tmp_path, tiny_shards, tiny_schema):
+    """Padding, ragged videos and 8-bit weights, without a line of ours."""
+    tagger = stirred(
+        build_tagger(parse_config({"family": "netvlad", "clusters": 4}), tiny_schema.widths, tiny_schema.classes, 0)
+    )
+    member = Member("m", tagger.config, 1.0, tagger.state_dict())
+    ensemble = artifact.quantized(Artifact(tiny_schema, None, (member,), {}))
+    artifact.save(tmp_path / "m.reeltag", ensemble)
+    pattern = str(tiny_shards / "test-*")
+    assert main(["predict", str(tmp_path / "m.reeltag"), pattern, "--out", str(tmp_path / "tags.csv")]) == 0
+    assert main(["export", str(tmp_path / "m.reeltag"), "--out", str(tmp_path / "m.onnx"), "--check", pattern]) == 0
+    batches = list(stream_batches(read_all(find([pattern]), tiny_schema), tiny_schema, 3))
+    lines = onnx_alone.kaggle_csv(tmp_path / "m.onnx", batches, tmp_path)
+    onnx_alone.assert_same_scores(lines, (tmp_path / "tags.csv").read_text().splitlines())

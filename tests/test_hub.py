@@ -1,0 +1,116 @@
+"""Models by their name on the Hugging Face Hub, which nothing here can reach: its cache, and its refusals."""
+
+import importlib
+import logging
+import sys
+
+import numpy as np
+import pytest
+
+import reeltag
+from reeltag.errors import UsageError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FRAMES = np.random.default_rng(0).integers(0, 256, (2, 5, 8), dtype=np.uint8)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The library, offline, with an empty cache."""
+    hub = pytest.importorskip("huggingface_hub", reason="needs reeltag[hub]")
+    constants = importlib.import_module("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return hub
+
+
+@pytest.fixture
+def cached(hub, tiny_model, tmp_path):
+    """A snapshot of user/tagger in the cache, laid out as the library does."""
+    repo = tmp_path / "hub" / "models--user--tagger"
+    reeltag.load(tiny_model).save_pretrained(repo / "snapshots" / COMMIT)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(COMMIT)
+    return repo / "snapshots" / COMMIT
+
+
+def test_a_cached_model_opens_offline_and_says_so(cached, tiny_model, caplog):
+    with caplog.at_level(logging.WARNING, logger="reeltag"):
+        tagger = reeltag.from_pretrained("user/tagger")
+    np.testing.assert_array_equal(tagger.predict(FRAMES), reeltag.load(tiny_model).predict(FRAMES))
+    assert "user/tagger: the Hugging Face Hub cannot be reached" in caplog.text
+    assert str(cached) in caplog.text
+    assert tagger.source == cached / "model.safetensors"
+
+
+def test_a_cached_commit_opens_by_its_name_and_another_does_not(cached):
+    reeltag.from_pretrained("user/tagger", revision=COMMIT)
+    with pytest.raises(UsageError, match="its cache has no whole copy"):
+        reeltag.from_pretrained("user/tagger", revision="v2")
+
+
+def test_what_is_not_cached_is_one_clear_message_offline(hub):
+    with pytest.raises(UsageError, match=r"^user/other: the Hugging Face Hub cannot be reached .*check the network"):
+        reeltag.from_pretrained("user/other")
+
+
+def test_online_the_revision_is_asked_for_and_nothing_is_said(hub, cached, monkeypatch, caplog):
+    asked = []
+    monkeypatch.setattr(hub, "model_info", lambda name, revision: asked.append((name, revision)))
+
+    def download(name, revision, local_files_only, allow_patterns):
+        asked.append((name, revision, local_files_only))
+        assert "model.safetensors" in allow_patterns
+        return str(cached)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    with caplog.at_level(logging.WARNING, logger="reeltag"):
+        reeltag.from_pretrained("user/tagger", revision="v1", device="cpu")
+    assert asked == [("user/tagger", "v1"), ("user/tagger", "v1", False)]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("status", "refused"), [(401, True), (404, True), (503, False)])
+def test_a_refusal_is_an_error_and_a_hub_in_trouble_is_out_of_reach(hub, cached, monkeypatch, status, refused):
+    def answer(name, revision):
+        error = OSError(f"{status} from the Hub\nmore")
+        error.response = type("Response", (), {"status_code": status})
+        raise error
+
+    monkeypatch.setattr(hub, "model_info", answer)
+    if refused:
+        with pytest.raises(
+            UsageError, match=rf"no such model on the Hugging Face Hub \({status} from the Hub\); check"
+        ):
+            reeltag.from_pretrained("user/tagger")
+    else:
+        reeltag.from_pretrained("user/tagger")
+
+
+def test_a_download_that_breaks_off_is_one_message(hub, monkeypatch):
+    def broken(*arguments, **options):
+        raise OSError("connection reset")
+
+    monkeypatch.setattr(hub, "model_info", lambda name, revision: None)
+    monkeypatch.setattr(hub, "snapshot_download", broken)
+    with pytest.raises(UsageError, match=r"user/tagger: did not arrive whole \(connection reset\); try again"):
+        reeltag.from_pretrained("user/tagger")
+
+
+def test_names_that_cannot_be_on_the_hub(hub):
+    for name in ("nowhere", "./a/b/c", "a b/c"):
+        with pytest.raises(UsageError, match="no such folder; give one that `reeltag share` wrote"):
+            reeltag.from_pretrained(name)
+    with pytest.raises(UsageError, match="no such model"):
+        reeltag.from_pretrained("-user/tagger")
+
+
+def test_a_folder_has_no_revisions(tmp_path):
+    with pytest.raises(UsageError, match="is a folder, so revision 'v1' means nothing"):
+        reeltag.from_pretrained(tmp_path, revision="v1")
+
+
+def test_without_the_library_a_name_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UsageError, match=r"user/tagger: .* needs its library; pip install 'reeltag\[hub\]'"):
+        reeltag.from_pretrained("user/tagger")

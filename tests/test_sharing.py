@@ -1,0 +1,268 @@
+"""Shared folders: the file's own bytes, a card whose every number is the artefact's, and the Hub's cache."""
+
+import json
+import re
+import socket
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from markdown_it import MarkdownIt
+
+import reeltag
+from reeltag import artifact, sharing
+from reeltag.artifact import Artifact, Member
+from reeltag.cli import main
+from reeltag.data.schema import Feature, Schema
+from reeltag.errors import ArtifactError, UsageError
+from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.predict import Predictor
+from reeltag.quantize import stored_as
+from reeltag.storage import megabytes, remove_partials
+
+SCHEMA = Schema(features=(Feature(name="rgb", width=48), Feature(name="audio", width=8)), classes=20)
+ODD = 'a: "b" # c'
+LABELS = (ODD, "`x` | *y*", "---", "<script>alert(1)</script>", "two\nlines", "${name}", *map(str, range(6, 20)))
+PROVENANCE = {
+    "recipe": ODD,
+    "holdout_gap": {"file": 0.8123456, "prior": 0.0512349, "equal_weights": 0.8001, "videos": 1234, "chosen_on": 1233},
+    "data": {"shards": ["train-*.tfrecord"], "videos": 24680},
+    "versions": {"reeltag": "0.1.0"},
+}
+FRAMES = np.random.default_rng(0).integers(0, 256, (3, 7, 56), dtype=np.uint8)
+
+
+def member(name, weight, config):
+    parsed = parse_config(config)
+    return Member(name, parsed, weight, build_tagger(parsed, SCHEMA.widths, SCHEMA.classes, 0).state_dict())
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    members = (
+        member("a|b", 0.25, {"family": "netvlad", "clusters": 16, "hidden": 40}),
+        member("c", 0.75, {"family": "mean", "hidden": 400}),
+    )
+    return artifact.quantized(Artifact(SCHEMA, LABELS, members, PROVENANCE))
+
+
+@pytest.fixture(scope="module")
+def file(shipped, tmp_path_factory):
+    path = tmp_path_factory.mktemp("share") / "model.reeltag"
+    artifact.save(path, shipped)
+    return path
+
+
+@pytest.fixture
+def folder(file, tmp_path):
+    reeltag.load(file).save_pretrained(tmp_path / "shared", licence="CC-BY-4.0")
+    return tmp_path / "shared"
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def metadata(card):
+    yaml = pytest.importorskip("yaml", reason="needs PyYAML, which comes with reeltag[hub]")
+    return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)[1])
+
+
+def cells(card, section):
+    """The rows of a section's table, as Markdown shows them."""
+    tokens = MarkdownIt().enable("table").parse(card.split(f"\n## {section}\n")[1].split("\n## ")[0])
+    rows = []
+    for token in tokens:
+        if token.type == "tr_open":
+            rows.append([])
+        elif token.type == "table_close":
+            break
+        elif token.type == "inline" and rows:
+            rows[-1].append("".join(child.content for child in token.children))
+    return rows[1:]
+
+
+def test_the_folder_holds_the_same_bytes_and_predicts_the_same_without_network(file, folder, no_network):
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert (folder / "model.safetensors").read_bytes() == file.read_bytes()
+    expected = reeltag.load(file).predict(FRAMES)
+    for tagger in (reeltag.from_pretrained(folder), reeltag.load(str(folder)), reeltag.from_pretrained(str(folder))):
+        np.testing.assert_array_equal(tagger.predict(FRAMES), expected)
+
+
+def test_config_json_is_the_header(shipped, folder):
+    content = json.loads((folder / "config.json").read_text())
+    assert content.pop("library_name") == "reeltag"
+    assert content == json.loads(json.dumps(artifact.describe(shipped)))
+
+
+def test_the_metadata_are_what_the_hub_reads(folder):
+    found = metadata((folder / "README.md").read_text())
+    assert (found["library_name"], found["pipeline_tag"]) == ("reeltag", "video-classification")
+    assert found["license"] == "cc-by-4.0"
+    assert {"netvlad", "mean"} < set(found["tags"])
+    hub = pytest.importorskip("huggingface_hub", reason="needs reeltag[hub]")
+    card = hub.ModelCard.load(folder / "README.md")
+    (result,) = card.data.eval_results
+    assert (card.data.model_name, result.dataset_type) == (ODD, ODD)
+    assert (result.metric_type, result.metric_value) == ("gap", 0.81235)
+    assert hub.metadata_load(folder / "README.md") == found
+
+
+def test_the_card_says_what_the_artefact_holds(shipped, file, folder):
+    card = (folder / "README.md").read_text()
+    assert cells(card, "Measured") == [
+        ["this file", "0.81235"],
+        ["its members with equal weights", "0.80010"],
+        ["class prior", "0.05123"],
+    ]
+    assert "1,234 hold-out videos" in card
+    assert "24,680 videos of train-\\*.tfrecord" in card
+    assert "rgb 48 + audio 8, uint8, at most 300 frames" in card
+    assert f"2 members in one file of {megabytes(file.stat().st_size)}" in card
+    assert cells(card, "Members") == [
+        [m.name, m.config.family, stored_as(m.state), f"{m.weight:.5f}", megabytes(artifact.stored_bytes(m.state))]
+        for m in shipped.members
+    ]
+
+
+def test_odd_names_are_shown_as_they_are(folder):
+    card = (folder / "README.md").read_text().split("\n---\n", 1)[1]
+    html = MarkdownIt().enable("table").render(card)
+    assert "<h1>a: &quot;b&quot; # c</h1>" in html
+    assert (
+        "<li>Classes: 20, a: &quot;b&quot; # c, `x` | *y*, ---, &lt;script&gt;alert(1)&lt;/script&gt;, two lines"
+        in html
+    )
+    assert "${name}" in html
+    assert html.count("<h2>") == 6
+    assert html.count("<tr>") == 4 + 3
+
+
+@pytest.mark.parametrize(
+    "name", ["- x\n---\n# y", "\x85\u2028\ufffe tab\t", "😀 'quoted' \\ {a: [b]}", "null", "0.1", "\ud800"]
+)
+def test_no_recipe_name_breaks_the_metadata(shipped, name):
+    card = sharing.model_card(replace(shipped, provenance={**PROVENANCE, "recipe": name}), 1)
+    found = metadata(card)["model-index"][0]["name"]
+    assert found.split() == "".join(c if c.isprintable() else " " for c in name).split()
+    assert card.encode().decode() == card
+
+
+def test_the_cards_code_runs(shipped, folder, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(folder)
+    exec(code, {})
+    printed = capsys.readouterr().out
+    expected = Predictor(shipped, shipped.members).predict(np.zeros((30, 56), np.uint8))
+    best = LABELS[int(expected.argmax())]
+    assert printed.startswith(f"[({best!r}, ")
+    assert printed.endswith("(20,)\n")
+
+
+def test_a_video_level_cards_code_runs(tmp_path, monkeypatch):
+    schema = Schema(level="video", dtype="float32", features=(Feature(name="mean", width=8),), classes=5)
+    config = parse_config({"family": "mean", "hidden": 4})
+    only = Member("m", config, 1.0, build_tagger(config, (8,), 5, 0).state_dict())
+    artifact.save(tmp_path / "m.reeltag", Artifact(schema, None, (only,), {}))
+    assert main(["share", str(tmp_path / "m.reeltag"), "--out", str(tmp_path / "shared")]) == 0
+    card = (tmp_path / "shared" / "README.md").read_text()
+    monkeypatch.chdir(tmp_path / "shared")
+    exec(re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0], {})
+    assert "Classes: 5, without names." in card
+
+
+def test_what_nobody_stated_is_not_made_up(shipped):
+    card = sharing.model_card(replace(shipped, provenance={}), 1)
+    assert not {"license", "model-index", "datasets"} & set(metadata(card))
+    assert "The authors have not stated a licence." in card
+    assert "The file holds no measurements of itself." in card
+    assert "does not say on which videos" in card
+
+
+def test_measurements_from_before_quantising_are_not_those_of_the_small_file(shipped, file, tmp_path):
+    whole, small = tmp_path / "float.reeltag", tmp_path / "small.reeltag"
+    only = member("c", 1.0, {"family": "mean", "hidden": 400})
+    artifact.save(whole, replace(shipped, members=(only,)))
+    for model, measured in ((whole, False), (file, True)):  # that of `file` is quantised already
+        assert main(["quantize", str(model), "--out", str(small), "--encoding", "uniform-8"]) == 0
+        card = sharing.model_card(artifact.load(small), 1)
+        assert ("0.81235" in card, "model-index" in metadata(card)) == (measured, measured)
+        small.unlink()
+
+
+@pytest.mark.parametrize("licence", ["my own words", "", "a: b"])
+def test_a_licence_must_be_an_identifier(file, tmp_path, licence):
+    with pytest.raises(UsageError, match="is no identifier; give one such as"):
+        sharing.share(file, tmp_path / "shared", licence)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_filled_folder_is_kept_and_an_empty_one_is_used(file, folder, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert main(["share", str(file), "--out", str(folder)]) == 2
+    assert "exists already and is not empty; choose another folder" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    (tmp_path / "empty").mkdir()
+    assert main(["share", str(file), "--out", str(tmp_path / "empty")]) == 0
+    assert len(list((tmp_path / "empty").iterdir())) == 3
+
+
+def test_a_failed_write_leaves_nothing(file, tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sharing, "write_bytes", full)
+    with pytest.raises(UsageError, match=r"cannot be written .No space left on device"):
+        sharing.share(file, tmp_path / "shared")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_share_leaves_is_removed_with_other_partials(tmp_path):
+    leftover = tmp_path / ".shared.1.partial"
+    leftover.mkdir()
+    (leftover / "model.safetensors").write_bytes(b"half")
+    remove_partials(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_and_missing_files_are_clear_errors(file, folder, tmp_path, capsys):
+    shared = folder / "model.safetensors"
+    content = shared.read_bytes()
+    altered = bytearray(content)
+    altered[-9] ^= 1
+    for broken, message in ((bytes(altered), "checksum of tensor"), (content[:-100], "damaged")):
+        shared.write_bytes(broken)
+        with pytest.raises(ArtifactError, match=rf"model\.safetensors: .*{message}"):
+            reeltag.from_pretrained(folder)
+        assert main(["share", str(shared), "--out", str(tmp_path / "again")]) == 2
+        assert not (tmp_path / "again").exists()
+    shared.unlink()
+    with pytest.raises(ArtifactError, match=r"without model\.safetensors; give .* `reeltag share`"):
+        reeltag.from_pretrained(folder)
+    assert main(["inspect", str(folder)]) == 2
+
+
+def test_commands_take_folders(file, folder, tiny_model, tiny_shards, tmp_path, capsys):
+    assert main(["inspect", str(folder), "--json"]) == 0
+    assert main(["inspect", str(file), "--json"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+    assert main(["share", str(tiny_model), "--out", str(tmp_path / "tiny")]) == 0
+    capsys.readouterr()
+    outputs = []
+    for model in (tiny_model, tmp_path / "tiny"):
+        assert main(["predict", str(model), str(tiny_shards / "test-*")]) == 0
+        assert main(["evaluate", str(model), str(tiny_shards / "test-*")]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+
+
+def test_a_model_that_came_from_no_file_says_so(shipped, tmp_path):
+    with pytest.raises(UsageError, match="was not loaded from a file"):
+        Predictor(shipped, shipped.members).save_pretrained(tmp_path / "shared")
