@@ -150,7 +150,7 @@ def test_ctrl_c_ends_all_workers_and_keeps_what_is_finished(capsys, model, shard
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.3, 1.0, 2.0])
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.3])
 def test_ctrl_c_while_workers_start_is_as_quiet(model, shards, tmp_path, seconds):
     process = launch(model, shards, tmp_path / "p.csv", 2)
     while not any("spawn_main" in args for args in living(process.pid).values()):

@@ -57,13 +57,13 @@ class Counts:
 
 @dataclass(frozen=True)
 class _Job:
-    """What a process needs to tag shards."""
+    """How shards are tagged."""
 
     model: Path
     device: str
     precision: Precision
     drop_flat: bool
-    threads: int
+    workers: int
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,8 @@ def predict_to_file(
         out: a new .csv, .jsonl or .parquet file.
         device: where to compute.
         precision: of the matrix products.
-        workers: processes, each with a model and its share of the threads; several want to be started from a script
-            whose work stands under `if __name__ == "__main__"`.
+        workers: processes, each with the model and its share of the threads; a script that asks for several has to
+            keep what it does under `if __name__ == "__main__"`.
         drop_flat: leave out the challenge's fake test videos.
         progress: told what is done.
 
@@ -183,21 +183,28 @@ def predict_to_file(
     folder = _claimed(out)
     deciding = [__version__, file_hash(model), device, precision, drop_flat, out.suffix]
     parts = [_part(shard, folder, deciding) for shard in find(patterns)]
+    job = _Job(model, device, precision, drop_flat, workers)
+    with _kept(folder):
+        total = _tag_missing(job, parts, progress)
+    output.join(out, [part.path for part in parts])
+    shutil.rmtree(folder)
+    return total
+
+
+def _tag_missing(job: _Job, parts: Sequence[_Part], progress: Progress) -> Counts:
+    """Tag the shards that have no part yet; returns the counts of all."""
     done, todo = [p for p in parts if p.marker.exists()], [p for p in parts if not p.marker.exists()]
     if done:
         progress.say(f"{len(done):,} of {counted(len(parts), 'shard')} were done before")
-    workers = max(1, min(workers, len(todo)))
-    job, total = _Job(model, device, precision, drop_flat, _threads(device, workers)), Counts()
+    total = Counts()
+    for part in done:
+        total.add(Counts(**read_json(part.marker)))
     with progress.task("predict", sum(part.size for part in parts), "bytes") as task:
-        for part in done:
-            total.add(Counts(**read_json(part.marker)))
         task.resume_at(sum(part.size for part in done))
-        with _kept(folder), _finished(job, todo, workers) as results:
+        with _finished(job, todo) as results:
             for part, counts in results:
                 total.add(counts)
                 task.advance(part.size, note=counted(total.videos, "video"))
-    output.join(out, [part.path for part in parts])
-    shutil.rmtree(folder)
     return total
 
 
@@ -235,17 +242,20 @@ def _kept(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _finished(job: _Job, todo: Sequence[_Part], workers: int) -> Iterator[Iterator[tuple[_Part, Counts]]]:
+def _finished(job: _Job, todo: Sequence[_Part]) -> Iterator[Iterator[tuple[_Part, Counts]]]:
     """The parts as they are finished, in this process or by several."""
     if not todo:
         yield iter(())
-    elif workers == 1:
-        tagger = _open(job)
+        return
+    workers = min(job.workers, len(todo))
+    threads = _threads(job.device, workers)
+    if workers == 1:
+        tagger = _open(job, threads)
         yield ((part, _write(tagger, part)) for part in todo)
     else:
         with spawned(workers) as pool:
             with without_interrupts():
-                futures = {pool.submit(_write_in_worker, job, part): part for part in todo}
+                futures = {pool.submit(_write_in_worker, job, threads, part): part for part in todo}
             yield ((futures[future], future.result()) for future in as_completed(futures))
 
 
@@ -254,15 +264,15 @@ def _threads(device: str, workers: int) -> int:
     return max(1, torch.get_num_threads() // workers) if device == "cpu" else 1
 
 
-def _open(job: _Job) -> ShardTagger:
-    return ShardTagger(load(job.model, job.device, job.precision), job.threads, drop_flat=job.drop_flat)
+def _open(job: _Job, threads: int) -> ShardTagger:
+    return ShardTagger(load(job.model, job.device, job.precision), threads, drop_flat=job.drop_flat)
 
 
 _open_once = lru_cache(maxsize=1)(_open)
 
 
-def _write_in_worker(job: _Job, part: _Part) -> Counts:
-    return _write(_open_once(job), part)
+def _write_in_worker(job: _Job, threads: int, part: _Part) -> Counts:
+    return _write(_open_once(job, threads), part)
 
 
 def _write(tagger: ShardTagger, part: _Part) -> Counts:
