@@ -120,7 +120,9 @@ def test_outputs_that_exist_are_kept(capsys, model, tiny_shards, tmp_path):
     assert "exists already" in fails(capsys, "evaluate", model, tiny_shards / "test-*", "--per-class", kept)
     assert "exists already" in fails(capsys, "quantize", model, "--out", kept)
     assert kept.read_text() == "mine"
-    assert "use .csv (Kaggle) or .jsonl" in fails(capsys, "predict", model, kept, "--out", tmp_path / "p.txt")
+    assert "use .csv (Kaggle), .jsonl (JSON Lines) or .parquet" in fails(
+        capsys, "predict", model, kept, "--out", tmp_path / "p.txt"
+    )
     recipe = "recipes/quickstart.toml"
     assert "holds no reeltag run" in fails(capsys, "run", recipe, "--out", tmp_path)
     assert "not empty" in fails(capsys, "data", "synth", tmp_path)

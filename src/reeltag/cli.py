@@ -143,32 +143,57 @@ def evaluate(
 
 
 @app.command
-def predict(model: str, /, *shards: str, out: Path | None = None, mode: Mode = "exact") -> None:
+def predict(
+    model: str,
+    /,
+    *shards: str,
+    out: Path | None = None,
+    mode: Mode = "exact",
+    workers: int = 1,
+    drop_flat: bool = False,
+) -> None:
     """Tag videos.
+
+    With --out the predictions of each shard are kept as they are finished, in the folder OUT.parts, so the same
+    command goes on after an interruption; docs/predicting.md says more.
 
     Example: reeltag predict model.reeltag 'shards/*.tfrecord' --out predictions.csv
 
     Args:
         model: A .reeltag file, a folder that `share` wrote, or a URL.
         shards: Paths or glob patterns of TFRecord files; labels are not needed.
-        out: A new .csv (Kaggle's format) or .jsonl file; JSON Lines to standard output by default.
+        out: A new .csv (Kaggle's format), .jsonl or .parquet file; JSON Lines to standard output by default.
         mode: exact float32; bf16, about twice as fast where the processor has it; small, in the file's memory; or fast,
             8-bit products.
+        workers: Processes that share the shards and the processor's threads; each holds the model.
+        drop_flat: Leave out the challenge's fake test videos: those whose mean rgb hardly varies.
     """
+    from reeltag import artifact, bulk
     from reeltag import predict as prediction
-    from reeltag.formats import check_output, json_lines, write_predictions
+    from reeltag.formats import json_lines
+    from reeltag.progress import default_progress
     from reeltag.storage import counted
 
-    if out is not None:
-        check_output(out)
-    predictor = prediction.load(model, mode)
-    predictions = predictor.predict_shards(given(shards))
     if out is None:
+        if workers != 1:
+            raise UsageError("workers: share whole shards, which takes a file; give --out")
+        predictor = prediction.load(model, mode)
+        predictions, counts = bulk.stream(predictor, given(shards), drop_flat=drop_flat)
         for line in json_lines(predictions, predictor.label_names):
             print(line)
     else:
-        count = write_predictions(out, predictions, predictor.label_names)
-        print(f"{out}: {counted(count, 'video')}")
+        counts = bulk.predict_to_file(
+            artifact.local_file(model),
+            given(shards),
+            out,
+            mode=mode,
+            workers=workers,
+            drop_flat=drop_flat,
+            progress=default_progress(),
+        )
+        print(f"{out}: {counted(counts.videos, 'video')}")
+    if drop_flat:
+        print(f"{counted(counts.dropped, 'flat video')} dropped", file=sys.stderr)
 
 
 @app.command
@@ -307,7 +332,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; run and train go on from their last checkpoint", file=sys.stderr)
+        print(
+            "interrupted; run and train go on from their last checkpoint, predict --out after its finished shards",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:
         sys.stdout = None  # the reader left; nothing may be flushed at exit

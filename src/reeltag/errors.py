@@ -64,3 +64,7 @@ class BudgetError(ReeltagError):
 
 class TrainingError(ReeltagError):
     """Training cannot go on, for example because the loss is not finite."""
+
+
+class WorkerError(ReeltagError):
+    """A process that worked for this one ended before its work was done."""

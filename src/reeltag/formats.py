@@ -1,20 +1,24 @@
-"""Predictions on disk: Kaggle's CSV and JSON Lines, written whole or not at all."""
+"""Predictions on disk: Kaggle's CSV, JSON Lines and Parquet, written whole or not at all."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from reeltag.errors import UsageError
 from reeltag.metrics import TOP_K, top_k
+from reeltag.parquet import Parquet
 from reeltag.predict import Predictions
-from reeltag.storage import atomic_path, refuse_existing, write_bytes
+from reeltag.storage import atomic_path, write_bytes
 
 
 def kaggle_lines(predictions: Iterable[Predictions], label_names: Sequence[str]) -> Iterator[str]:
-    """The challenge's format: `VideoId,LabelConfidencePairs`, 20 pairs of class number and probability."""
-    yield "VideoId,LabelConfidencePairs"
+    """The challenge's format: the id, and 20 pairs of class number and probability."""
     for part in predictions:
         scores, classes = top_k(part.probabilities, TOP_K)
         for name, row, numbers in zip(part.ids, scores.tolist(), classes.tolist(), strict=True):
@@ -34,45 +38,56 @@ def json_lines(predictions: Iterable[Predictions], label_names: Sequence[str]) -
             yield json.dumps({"id": name, "tags": tags}, ensure_ascii=False)
 
 
-FORMATS: dict[str, Callable[[Iterable[Predictions], Sequence[str]], Iterator[str]]] = {
-    ".csv": kaggle_lines,
-    ".jsonl": json_lines,
+class Format(Protocol):
+    """How predictions look on disk: written in parts, of which a file is joined."""
+
+    def write(self, path: Path, predictions: Iterable[Predictions], label_names: Sequence[str]) -> None:
+        """Write a part."""
+
+    def join(self, path: Path, parts: Sequence[Path]) -> None:
+        """Make a file of parts, in their order."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A format with a line a video, after a header where it has one."""
+
+    lines: Callable[[Iterable[Predictions], Sequence[str]], Iterator[str]]
+    header: str = ""
+
+    def write(self, path: Path, predictions: Iterable[Predictions], label_names: Sequence[str]) -> None:
+        """Write the lines of a part."""
+        with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            for line in self.lines(predictions, label_names):
+                file.write(line + "\n")
+
+    def join(self, path: Path, parts: Sequence[Path]) -> None:
+        """Write the header and all parts."""
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            file.write(self.header.encode())
+            for part in parts:
+                with part.open("rb") as lines:
+                    shutil.copyfileobj(lines, file)
+
+
+FORMATS: dict[str, Callable[[], Format]] = {
+    ".csv": partial(Text, kaggle_lines, "VideoId,LabelConfidencePairs\n"),
+    ".jsonl": partial(Text, json_lines),
+    ".parquet": Parquet,
 }
 
 
-def check_output(path: Path) -> None:
-    """See that predictions can be written to a path, before they are computed.
+def output_format(path: Path) -> Format:
+    """The format that a path's ending tells.
 
     Raises:
-        UsageError: unknown format, or the file exists.
+        UsageError: there is none, or it needs a package that is not installed.
     """
     if path.suffix not in FORMATS:
-        raise UsageError(f"{path}: the format is told by the ending; use .csv (Kaggle) or .jsonl (JSON Lines)")
-    refuse_existing(path)
-
-
-def write_predictions(path: Path, predictions: Iterable[Predictions], label_names: Sequence[str]) -> int:
-    """Write predictions in the format of the path's ending.
-
-    Returns:
-        The number of videos.
-
-    Raises:
-        UsageError: unknown format, or the file exists.
-    """
-    check_output(path)
-    count = 0
-
-    def counting() -> Iterator[Predictions]:
-        nonlocal count
-        for part in predictions:
-            count += len(part.ids)
-            yield part
-
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for line in FORMATS[path.suffix](counting(), label_names):
-            file.write(line + "\n")
-    return count
+        raise UsageError(
+            f"{path}: the format is told by the ending; use .csv (Kaggle), .jsonl (JSON Lines) or .parquet"
+        )
+    return FORMATS[path.suffix]()
 
 
 def write_class_ap(path: Path, class_ap: Sequence[float], label_names: Sequence[str]) -> None:

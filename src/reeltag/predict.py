@@ -130,13 +130,7 @@ class Predictor:
     def __init__(
         self, shipped: Artifact, members: Iterable[Member], mode: Mode = "exact", device: str = "auto"
     ) -> None:
-        if mode not in WEIGHTS:
-            raise UsageError(f"mode: there is no {mode!r}; use {', '.join(WEIGHTS)}")
-        coded = mode in ("small", "fast")
-        if device == "auto":
-            device = "cpu" if coded else default_device()
-        if coded and device != "cpu":
-            raise UsageError(f"mode: {mode!r} is for processors; use 'exact' or 'bf16' on {device}")
+        device = place(mode, device)
         self.artifact = replace(shipped, members=tuple(replace(member, state={}) for member in shipped.members))
         taggers = (member.build(shipped.schema, WEIGHTS[mode]) for member in members if member.weight > 0)
         shares = [member.weight for member in shipped.members if member.weight > 0]
@@ -229,6 +223,22 @@ class Predictor:
             raise UsageError(f"lengths must be {len(frames)} whole numbers from 1 to {frames.shape[1]}")
         if not np.isfinite(frames).all():
             raise UsageError("frames hold NaN or infinite values")
+
+
+def place(mode: Mode, device: str) -> str:
+    """The device that a mode computes on, where "auto" leaves it open.
+
+    Raises:
+        UsageError: there is no such mode, or it is not for this device.
+    """
+    if mode not in WEIGHTS:
+        raise UsageError(f"mode: there is no {mode!r}; use {', '.join(WEIGHTS)}")
+    coded = mode in ("small", "fast")
+    if device == "auto":
+        return "cpu" if coded else default_device()
+    if coded and device != "cpu":
+        raise UsageError(f"mode: {mode!r} is for processors; use 'exact' or 'bf16' on {device}")
+    return device
 
 
 def load(path: str | Path, mode: Mode = "exact", device: str = "auto") -> Predictor:

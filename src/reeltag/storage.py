@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -124,6 +125,12 @@ def remove_partials(folder: Path) -> None:
     for pattern in (".*.partial", "*/.*.partial"):
         for leftover in folder.glob(pattern):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def remove_partials_of(path: Path) -> None:
+    """Remove what killed processes left of one file that they were writing."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        leftover.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

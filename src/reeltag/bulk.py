@@ -1,0 +1,292 @@
+"""A shard set tagged into one file: in several processes, and on from where a killed run stopped.
+
+The predictions of each shard are a part in the folder `OUT.parts`; in the end the parts are joined in the shards'
+order and the folder goes. A part's name is a hash of all that decides its content, so a run with anything changed
+takes none that is stale. Beside each comes, last, a marker with its counts: a part without one is unfinished.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+
+import torch
+
+from reeltag import __version__, artifact
+from reeltag.data.batches import Batch, stream_batches
+from reeltag.data.example import Video
+from reeltag.data.flat import is_flat, rgb_place
+from reeltag.data.shards import read_all
+from reeltag.errors import UsageError
+from reeltag.formats import output_format
+from reeltag.predict import BATCH_SIZE, Mode, Predictions, Predictor, load, place, predict
+from reeltag.processes import spawned, without_interrupts
+from reeltag.progress import Progress
+from reeltag.storage import (
+    content_hash,
+    counted,
+    file_hash,
+    find,
+    read_json,
+    refuse_existing,
+    remove_partials,
+    remove_partials_of,
+    write_json,
+)
+
+
+@dataclass
+class Counts:
+    """Videos that were tagged, and those that were dropped as flat."""
+
+    videos: int = 0
+    dropped: int = 0
+
+    def add(self, other: Counts) -> None:
+        """Count those of another shard too."""
+        self.videos += other.videos
+        self.dropped += other.dropped
+
+
+@dataclass(frozen=True)
+class _Job:
+    """How shards are tagged."""
+
+    model: Path
+    device: str
+    mode: Mode
+    drop_flat: bool
+    workers: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A shard, and where its predictions go."""
+
+    shard: Path
+    size: int
+    path: Path
+
+    @property
+    def marker(self) -> Path:
+        return self.path.with_suffix(".json")
+
+
+class ShardTagger:
+    """Tags shards, one batch on each of several threads.
+
+    torch would put all threads on one batch; then the last bit of a matrix product depends on their number, and the
+    bytes of a file on the workers and on the machine.
+
+    Args:
+        predictor: the model.
+        threads: how many batches are computed at a time.
+        drop_flat: leave out the challenge's fake test videos.
+
+    Raises:
+        UsageError: videos should be dropped, but the model reads no image.
+    """
+
+    def __init__(self, predictor: Predictor, threads: int, *, drop_flat: bool = False) -> None:
+        self.predictor, self.threads = predictor, threads
+        self._rgb = rgb_place(predictor.schema) if drop_flat else None
+
+    def tag(self, shard: Path, counts: Counts) -> Iterator[Predictions]:
+        """Tag the videos of a shard, in order, and count them.
+
+        Raises:
+            DataError: a record is damaged or does not follow the model's schema.
+        """
+        batches = stream_batches(self._videos(shard, counts), self.predictor.schema, BATCH_SIZE)
+        with _one_torch_thread(), ThreadPoolExecutor(self.threads) as pool:
+            waiting: deque[Future[Predictions]] = deque()
+            for batch in batches:
+                waiting.append(pool.submit(self._predict, batch))
+                if len(waiting) > self.threads:
+                    yield waiting.popleft().result()
+            yield from (future.result() for future in waiting)
+
+    def _videos(self, shard: Path, counts: Counts) -> Iterator[Video]:
+        for video in read_all([shard], self.predictor.schema):
+            if self._rgb is not None and is_flat(video, self._rgb):
+                counts.dropped += 1
+            else:
+                counts.videos += 1
+                yield video
+
+    def _predict(self, batch: Batch) -> Predictions:
+        (predictions,) = predict(self.predictor.model, [batch])
+        return predictions
+
+
+def stream(
+    predictor: Predictor, patterns: Sequence[str], *, drop_flat: bool = False
+) -> tuple[Iterator[Predictions], Counts]:
+    """Tag every video of shards as they are asked for; the same numbers that `predict_to_file` writes.
+
+    Returns:
+        The predictions, and the counts so far.
+
+    Raises:
+        UsageError: a pattern matches nothing, or the model reads no image to drop videos by.
+    """
+    threads = _threads(next(predictor.model.parameters()).device.type, 1)
+    counts, tagger = Counts(), ShardTagger(predictor, threads, drop_flat=drop_flat)
+    return chain.from_iterable(tagger.tag(shard, counts) for shard in find(patterns)), counts
+
+
+def predict_to_file(
+    model: Path,
+    patterns: Sequence[str],
+    out: Path,
+    *,
+    mode: Mode = "exact",
+    device: str = "auto",
+    workers: int = 1,
+    drop_flat: bool = False,
+    progress: Progress | None = None,
+) -> Counts:
+    """Tag every video of shards into one file, whose bytes do not depend on the workers or on interruptions.
+
+    Args:
+        model: a `.reeltag` file.
+        patterns: paths or glob patterns of shards.
+        out: a new .csv, .jsonl or .parquet file.
+        mode: how weights are kept and multiplied; see `Predictor`.
+        device: where to compute.
+        workers: processes, each with the model and its share of the threads; a script that asks for several has to
+            keep what it does under `if __name__ == "__main__"`.
+        drop_flat: leave out the challenge's fake test videos.
+        progress: told what is done.
+
+    Raises:
+        UsageError: an argument cannot work, or `out` cannot be written.
+        ArtifactError: the model is missing or damaged.
+        DataError: a record is damaged or does not follow the model's schema; finished shards are kept.
+        WorkerError: a worker was killed; finished shards are kept.
+    """
+    progress = progress or Progress()
+    if workers < 1:
+        raise UsageError(f"workers: must be 1 or more, not {workers}")
+    device, output = place(mode, device), output_format(out)
+    refuse_existing(out)
+    head, _ = artifact.stream(model)
+    if drop_flat:
+        rgb_place(head.schema)
+    folder = _claimed(out)
+    deciding = [__version__, file_hash(model), device, mode, drop_flat, out.suffix]
+    parts = [_part(shard, folder, deciding) for shard in find(patterns)]
+    job = _Job(model, device, mode, drop_flat, workers)
+    with _kept(folder):
+        total = _tag_missing(job, parts, progress)
+    output.join(out, [part.path for part in parts])
+    shutil.rmtree(folder)
+    return total
+
+
+def _tag_missing(job: _Job, parts: Sequence[_Part], progress: Progress) -> Counts:
+    """Tag the shards that have no part yet; returns the counts of all."""
+    done, todo = [p for p in parts if p.marker.exists()], [p for p in parts if not p.marker.exists()]
+    if done:
+        progress.say(f"{len(done):,} of {counted(len(parts), 'shard')} were done before")
+    total = Counts()
+    for part in done:
+        total.add(Counts(**read_json(part.marker)))
+    with progress.task("predict", sum(part.size for part in parts), "bytes") as task:
+        task.resume_at(sum(part.size for part in done))
+        with _finished(job, todo) as results:
+            for part, counts in results:
+                total.add(counts)
+                task.advance(part.size, note=counted(total.videos, "video"))
+    return total
+
+
+def _claimed(out: Path) -> Path:
+    """The folder of an output's parts, without what killed runs left unfinished.
+
+    Raises:
+        UsageError: it holds something else.
+    """
+    folder = out.with_name(f"{out.name}.parts")
+    if folder.exists() and not (
+        folder.is_dir() and all(p.match("part-*") or p.match(".part-*") for p in folder.iterdir())
+    ):
+        raise UsageError(f"{folder}: holds more than parts of predictions; move it or choose another --out")
+    remove_partials(folder)
+    remove_partials_of(out)
+    return folder
+
+
+def _part(shard: Path, folder: Path, deciding: Sequence[object]) -> _Part:
+    status = shard.stat()
+    digest = content_hash([*deciding, str(shard.resolve()), status.st_size, status.st_mtime_ns])
+    return _Part(shard, status.st_size, folder / f"part-{digest[:32]}{deciding[-1]}")
+
+
+@contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    """After work, whatever ended it, leave whole parts alone, and no folder without any."""
+    try:
+        yield
+    finally:
+        remove_partials(folder)
+        with suppress(OSError):
+            folder.rmdir()
+
+
+@contextmanager
+def _finished(job: _Job, todo: Sequence[_Part]) -> Iterator[Iterator[tuple[_Part, Counts]]]:
+    """The parts as they are finished, in this process or by several."""
+    if not todo:
+        yield iter(())
+        return
+    workers = min(job.workers, len(todo))
+    threads = _threads(job.device, workers)
+    if workers == 1:
+        tagger = _open(job, threads)
+        yield ((part, _write(tagger, part)) for part in todo)
+    else:
+        with spawned(workers) as pool:
+            with without_interrupts():
+                futures = {pool.submit(_write_in_worker, job, threads, part): part for part in todo}
+            yield ((futures[future], future.result()) for future in as_completed(futures))
+
+
+def _threads(device: str, workers: int) -> int:
+    """A worker's share of the threads that torch would use; one is enough to keep a GPU busy."""
+    return max(1, torch.get_num_threads() // workers) if device == "cpu" else 1
+
+
+def _open(job: _Job, threads: int) -> ShardTagger:
+    return ShardTagger(load(job.model, job.mode, job.device), threads, drop_flat=job.drop_flat)
+
+
+_open_once = lru_cache(maxsize=1)(_open)
+
+
+def _write_in_worker(job: _Job, threads: int, part: _Part) -> Counts:
+    return _write(_open_once(job, threads), part)
+
+
+def _write(tagger: ShardTagger, part: _Part) -> Counts:
+    counts = Counts()
+    output_format(part.path).write(part.path, tagger.tag(part.shard, counts), tagger.predictor.label_names)
+    write_json(part.marker, asdict(counts))
+    return counts
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

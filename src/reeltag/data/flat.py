@@ -1,0 +1,36 @@
+"""The challenge's fake test videos, by the rule of the authors' `remove_test_fakes.py`: their mean frame is flat."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from reeltag.data.example import Video
+from reeltag.data.schema import Schema
+from reeltag.errors import UsageError
+
+RGB = ("rgb", "mean_rgb")  # what YouTube-8M calls it, by frame and by video
+SPREAD = 0.1
+_STEP = 4 / 255  # between the values of two codes, as in models.layers.dequantize
+
+
+def rgb_place(schema: Schema) -> int:
+    """Which feature of a schema is the image's.
+
+    Raises:
+        UsageError: none is.
+    """
+    names = [feature.name for feature in schema.features]
+    place = next((names.index(name) for name in RGB if name in names), None)
+    if place is None:
+        raise UsageError(
+            f"drop_flat: needs a feature {' or '.join(RGB)}; the model reads {', '.join(names)}, so leave it out"
+        )
+    return place
+
+
+def is_flat(video: Video, place: int) -> bool:
+    """Whether the mean frame of a feature, dequantised, has a population standard deviation of at most `SPREAD`."""
+    frames = video.features[place]
+    # In whole numbers the sum is exact, and a constant added to all values leaves their deviation.
+    mean = frames.sum(0, dtype=np.uint32 if frames.dtype == np.uint8 else np.float64) / len(frames)
+    return bool(mean.std() * (_STEP if frames.dtype == np.uint8 else 1) <= SPREAD)

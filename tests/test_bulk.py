@@ -1,0 +1,376 @@
+"""A shard set into one file: the same bytes however many workers there are and whatever was killed on the way."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import make_video
+from reeltag import artifact, bulk
+from reeltag.artifact import Artifact, Member
+from reeltag.bulk import predict_to_file
+from reeltag.cli import main
+from reeltag.data.example import Video, encode
+from reeltag.data.flat import is_flat, rgb_place
+from reeltag.data.schema import Feature, Schema, preset
+from reeltag.data.tfrecord import write_shard
+from reeltag.errors import DataError, UsageError
+from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.predict import load
+from reeltag.progress import Progress
+
+WITH_PYARROW = find_spec("pyarrow") is not None
+needs_pyarrow = pytest.mark.skipif(not WITH_PYARROW, reason="pyarrow is missing: pip install 'reeltag[parquet]'")
+ENDINGS = ["csv", "jsonl", pytest.param("parquet", marks=needs_pyarrow)]
+
+
+def save_model(path, schema, **table):
+    config = parse_config(table)
+    state = build_tagger(config, schema.widths, schema.classes, 0).state_dict()
+    artifact.save(path, Artifact(schema, None, (Member("a", config, 1.0, state),), {}))
+    return path
+
+
+def make_shard(path, schema, count):
+    videos = (make_video(schema, 3 + number % 5, name=f"{path.stem}-{number}") for number in range(count))
+    write_shard(path, (encode(video, schema) for video in videos))
+
+
+@pytest.fixture(scope="module")
+def shards(tiny_schema, tmp_path_factory):
+    """A folder of forty shards, of which most take more than one batch."""
+    folder = tmp_path_factory.mktemp("shards")
+    for number in range(40):
+        make_shard(folder / f"s-{number:02}.tfrecord", tiny_schema, 40 + 5 * number)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tiny_schema, tmp_path_factory):
+    """A file whose products are large enough that torch's threads would round them otherwise."""
+    path = tmp_path_factory.mktemp("model") / "model.reeltag"
+    return save_model(path, tiny_schema, family="rnn", cell="lstm", cells=128, hidden=64)
+
+
+@pytest.fixture(scope="module")
+def whole(model, shards, tmp_path_factory):
+    """What an uninterrupted run writes, by its ending."""
+    folder = tmp_path_factory.mktemp("whole")
+    names = ["p.csv", "p.jsonl", *(["p.parquet"] if WITH_PYARROW else [])]
+    for name in names:
+        assert main(["predict", str(model), f"{shards}/*", "--out", str(folder / name)]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == names
+    return folder
+
+
+def launch(model, shards, out, workers):
+    """Start the command in a process group of its own."""
+    code = "import sys; from reeltag.cli import main; __name__ == '__main__' and sys.exit(main())"
+    command = [sys.executable, "-c", code, "predict", model, f"{shards}/*", "--out", out, "--workers", str(workers)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent / "src")}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def start(model, shards, out, workers):
+    """Start the command and wait until its first shard is done."""
+    process = launch(model, shards, out, workers)
+    while not list(parts_of(out).glob("*.json")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.001)
+    return process
+
+
+def parts_of(out):
+    return out.with_name(out.name + ".parts")
+
+
+def living(group):
+    """Number and command of every process in a group that runs."""
+    table = subprocess.run(
+        ["ps", "-A", "-ww", "-o", "pgid=,pid=,stat=,args="], capture_output=True, text=True, check=True
+    )
+    rows = (line.split(None, 3) for line in table.stdout.splitlines())
+    return {int(pid): args for pgid, pid, state, args in rows if int(pgid) == group and state[0] != "Z"}
+
+
+def all_end(group):
+    """Whether no process of a group is left after a while."""
+    deadline = time.monotonic() + 20
+    while living(group) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not living(group)
+
+
+def goes_on(capsys, model, shards, out, whole, workers=1):
+    """Run the command again; it takes what is done and ends with the bytes of an uninterrupted run."""
+    done = len(list(parts_of(out).glob("*.json")))
+    assert 0 < done < 40
+    assert main(["predict", str(model), f"{shards}/*", "--out", str(out), "--workers", str(workers)]) == 0
+    assert f"{done} of 40 shards were done before" in capsys.readouterr().err
+    assert out.read_bytes() == (whole / f"p{out.suffix}").read_bytes()
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize(
+    ("workers", "ending"), [(1, "csv"), pytest.param(2, "parquet", marks=[pytest.mark.slow, needs_pyarrow])]
+)
+def test_a_run_killed_half_way_goes_on_and_ends_with_the_same_bytes(
+    capsys, model, shards, whole, tmp_path, workers, ending
+):
+    out = tmp_path / f"p.{ending}"
+    process = start(model, shards, out, workers)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert all_end(process.pid)
+    (parts_of(out) / ".part-0.csv.1.partial").touch()
+    (tmp_path / f".{out.name}.1.partial").touch()
+    goes_on(capsys, model, shards, out, whole, workers)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_workers_and_keeps_what_is_finished(capsys, model, shards, whole, tmp_path):
+    out = tmp_path / "p.jsonl"
+    process = start(model, shards, out, 2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to all
+    printed = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "predict --out after its finished shards" in printed
+    assert "Traceback" not in printed
+    assert all_end(process.pid)
+    assert not list(parts_of(out).glob(".*"))
+    goes_on(capsys, model, shards, out, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.3])
+def test_ctrl_c_while_workers_start_is_as_quiet(model, shards, tmp_path, seconds):
+    process = launch(model, shards, tmp_path / "p.csv", 2)
+    while not any("spawn_main" in args for args in living(process.pid).values()):
+        assert process.poll() is None
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    printed = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in printed
+    assert all_end(process.pid)
+
+
+def test_a_worker_that_is_killed_is_one_message(capsys, model, shards, whole, tmp_path):
+    out = tmp_path / "p.csv"
+    process = start(model, shards, out, 2)
+    worker = next(pid for pid, args in living(process.pid).items() if "spawn_main" in args)
+    os.kill(worker, signal.SIGKILL)
+    printed = process.communicate(timeout=60)[1]
+    assert process.returncode == 2
+    assert "error: a worker process ended before its work was done" in printed
+    assert "run the same command again, with fewer workers" in printed
+    assert "Traceback" not in printed
+    assert all_end(process.pid)
+    goes_on(capsys, model, shards, out, whole)
+
+
+@needs_pyarrow
+def test_workers_and_threads_do_not_change_a_bit(model, shards, whole, tmp_path):
+    counts = predict_to_file(model, [f"{shards}/*"], tmp_path / "p.parquet", workers=2)
+    assert counts == bulk.Counts(videos=sum(40 + 5 * number for number in range(40)))
+    assert (tmp_path / "p.parquet").read_bytes() == (whole / "p.parquet").read_bytes()
+    shard = sorted(shards.iterdir())[-1]
+    one, three = (list(bulk.ShardTagger(load(model), threads).tag(shard, bulk.Counts())) for threads in (1, 3))
+    assert [part.ids for part in one] == [part.ids for part in three]
+    for part, other in zip(one, three, strict=True):
+        np.testing.assert_array_equal(part.probabilities.numpy(), other.probabilities.numpy())
+
+
+def test_a_damaged_shard_stops_all_with_its_place_and_once_mended_the_rest_is_done(
+    capsys, model, shards, whole, tmp_path
+):
+    copies, out = tmp_path / "copies", tmp_path / "p.csv"
+    shutil.copytree(shards, copies)
+    bad = copies / "s-30.tfrecord"
+    content = bytearray(bad.read_bytes())
+    content[-20] ^= 1
+    bad.write_bytes(content)
+    command = ["predict", str(model), f"{copies}/*", "--out", str(out), "--workers", "2"]
+    assert main(command) == 2
+    printed = capsys.readouterr().err
+    assert f"error: {bad}, record 189, byte " in printed
+    assert "CRC of the payload does not match" in printed
+    assert "Traceback" not in printed
+    assert not out.exists()
+    assert not list(parts_of(out).glob(".*"))
+    kept = {path.name: path.stat().st_mtime_ns for path in parts_of(out).iterdir()}
+    assert len(kept) >= 30
+    shutil.copy(shards / bad.name, bad)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda folder: None)  # to see what was made anew
+        assert main(command[:-2]) == 0
+    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in parts_of(out).iterdir()}.items()
+    assert out.read_bytes() == (whole / "p.csv").read_bytes()
+
+
+class Listener(Progress):
+    """Keeps what a run says."""
+
+    def __init__(self):
+        self.said = []
+
+    def say(self, line):
+        self.said.append(line)
+
+
+@pytest.mark.parametrize(
+    ("change", "done"), [("nothing", 3), ("shard", 2), ("model", 0), ("mode", 0), ("drop_flat", 0), ("format", 0)]
+)
+def test_a_run_with_anything_changed_takes_no_part_that_is_stale(tiny_schema, tmp_path, change, done):
+    one, other = (save_model(tmp_path / f"{k}.reeltag", tiny_schema, family="mean", hidden=k) for k in (3, 4))
+    for number in range(5):
+        make_shard(tmp_path / f"s-{number}.tfrecord", tiny_schema, 6)
+    last = tmp_path / "s-3.tfrecord"
+    content = last.read_bytes()
+    last.write_bytes(content[:-1])
+    pattern, out, options = [str(tmp_path / "s-*")], tmp_path / "p.csv", {}
+    with pytest.raises(DataError, match="truncated"):
+        predict_to_file(one, pattern, out)
+    last.write_bytes(content)
+    if change == "model":
+        other.replace(one)
+    elif change == "shard":  # of the same size
+        videos = (make_video(tiny_schema, 3 + number % 5, name=f"t-0-{number}") for number in range(6))
+        write_shard(tmp_path / "s-0.tfrecord", (encode(video, tiny_schema) for video in videos))
+    elif change == "format":
+        parts_of(out).rename(tmp_path / "p.jsonl.parts")
+        out = tmp_path / "p.jsonl"
+    elif change != "nothing":
+        options[change] = {"mode": "bf16", "drop_flat": True}[change]
+    listener = Listener()
+    predict_to_file(one, pattern, out, progress=listener, **options)
+    assert listener.said == ([f"{done} of 5 shards were done before"] if done else [])
+    predict_to_file(one, pattern, tmp_path / f"anew{out.suffix}", **options)
+    assert out.read_bytes() == (tmp_path / f"anew{out.suffix}").read_bytes()
+
+
+def test_what_is_said_on_the_way(capsys, model, shards, tmp_path):
+    assert main(["predict", str(model), f"{shards}/s-0*", "--out", str(tmp_path / "p.csv")]) == 0
+    printed = capsys.readouterr()
+    size = sum(path.stat().st_size for path in shards.glob("s-0*"))
+    assert f"predict: {size / 1e6:.1f}/{size / 1e6:.1f} MB" in printed.err
+    assert ", 625 videos\n" in printed.err
+    assert printed.out == f"{tmp_path / 'p.csv'}: 625 videos\n"
+
+
+def test_standard_output_has_the_lines_of_the_file(capsys, model, shards, whole):
+    assert main(["predict", str(model), f"{shards}/*"]) == 0
+    assert capsys.readouterr().out == (whole / "p.jsonl").read_text()
+
+
+@needs_pyarrow
+def test_parquet_says_what_json_lines_say(whole):
+    import pyarrow
+    from pyarrow import parquet
+
+    table = parquet.read_table(whole / "p.parquet")
+    expected = {"id": pyarrow.string()}
+    expected |= {
+        name: pyarrow.list_(kind)
+        for name, kind in zip(
+            ("classes", "names", "scores"), (pyarrow.int32(), pyarrow.string(), pyarrow.float32()), strict=True
+        )
+    }
+    assert {name: table.schema.field(name).type for name in table.schema.names} == expected
+    lines = [json.loads(line) for line in (whole / "p.jsonl").open()]
+    for row, line in zip(table.to_pylist(), lines, strict=True):
+        assert row["id"] == line["id"]
+        assert row["classes"] == [tag["class"] for tag in line["tags"]]
+        assert row["names"] == [tag["name"] for tag in line["tags"]]
+        np.testing.assert_allclose(row["scores"], [tag["score"] for tag in line["tags"]], atol=6e-7)
+    assert parquet.ParquetFile(whole / "p.parquet").num_row_groups == 40
+
+
+def test_parquet_without_pyarrow_is_one_message_before_anything_is_done(capsys, model, shards, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # makes its import fail
+    assert main(["predict", "no.reeltag", f"{shards}/*", "--out", str(tmp_path / "p.parquet")]) == 2
+    assert "pip install 'reeltag[parquet]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert main(["predict", str(model), f"{shards}/s-00*", "--out", str(tmp_path / "p.csv")]) == 0
+
+
+def test_what_cannot_work_is_refused_before_anything_is_done(capsys, model, shards, tmp_path):
+    own = tmp_path / "p.csv.parts" / "notes.txt"
+    own.parent.mkdir()
+    own.write_text("mine")
+    for options, message in [
+        (["--out", "p.csv"], "holds more than parts of predictions"),
+        (["--out", "q.csv", "--workers", "0"], "workers: must be 1 or more, not 0"),
+        (["--workers", "2"], "give --out"),
+    ]:
+        options = [str(tmp_path / option) if option.endswith("csv") else option for option in options]
+        assert main(["predict", str(model), f"{shards}/*", *options]) == 2
+        assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["p.csv.parts", "notes.txt"]
+
+
+FLAT = Schema(features=(Feature(name="audio", width=4), Feature(name="rgb", width=64)), classes=8)
+
+
+def image_video(name, spread, rng):
+    """A video whose mean frame's values deviate by about `spread`."""
+    count = int(rng.integers(1, 9))
+    mean = 127 + rng.normal(size=64) * spread * 255 / 4
+    rgb = np.clip(np.round(mean + rng.normal(size=(count, 64))), 0, 255).astype(np.uint8)
+    return Video(name, None, (rng.integers(0, 256, (count, 4), dtype=np.uint8), rgb))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_flat_videos_are_dropped_by_the_authors_rule(capsys, tmp_path, workers):
+    rng, expected = np.random.default_rng(0), []
+    for shard in range(3):
+        videos = [image_video(f"{shard}-{number}", rng.uniform(0.05, 0.15), rng) for number in range(90)]
+        write_shard(tmp_path / f"s-{shard}.tfrecord", [encode(video, FLAT) for video in videos])
+        for video in videos:
+            values = video.features[1].astype(np.float64) * 4 / 255 + 4 / 512 - 2
+            if np.std(values.mean(0)) > 0.1:
+                expected.append(video.id)
+    assert 90 < len(expected) < 180
+    model = save_model(tmp_path / "model.reeltag", FLAT, family="mean", hidden=3)
+    command = ["predict", str(model), str(tmp_path / "s-*"), "--drop-flat"]
+    assert main([*command, "--out", str(tmp_path / "p.jsonl"), "--workers", str(workers)]) == 0
+    assert f"{270 - len(expected)} flat videos dropped" in capsys.readouterr().err
+    assert [json.loads(line)["id"] for line in (tmp_path / "p.jsonl").open()] == expected
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert printed.out == (tmp_path / "p.jsonl").read_text()
+    assert printed.err == f"{270 - len(expected)} flat videos dropped\n"
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_shard_of_flat_videos_alone_leaves_a_file_without_lines(capsys, tmp_path, ending):
+    rng = np.random.default_rng(0)
+    write_shard(tmp_path / "s", [encode(image_video(str(number), 0.01, rng), FLAT) for number in range(3)])
+    model, out = save_model(tmp_path / "m.reeltag", FLAT, family="mean", hidden=3), tmp_path / f"p.{ending}"
+    assert main(["predict", str(model), str(tmp_path / "s"), "--drop-flat", "--out", str(out)]) == 0
+    assert capsys.readouterr().err.endswith("3 flat videos dropped\n")
+    if ending == "parquet":
+        from pyarrow import parquet
+
+        assert parquet.read_table(out).num_rows == 0
+    else:
+        assert out.read_text() == {"csv": "VideoId,LabelConfidencePairs\n", "jsonl": ""}[ending]
+
+
+def test_what_is_flat_of_video_level_features_and_of_none():
+    rng = np.random.default_rng(0)
+    for spread in (0.09, 0.11):
+        values = rng.normal(size=(1, 1024))
+        values *= spread / values.std()
+        video = Video("a", None, (values.astype(np.float32), np.zeros((1, 128), np.float32)))
+        assert is_flat(video, rgb_place(preset("yt8m-video"))) == (spread < 0.1)
+    with pytest.raises(UsageError, match="the model reads audio_embedding"):
+        rgb_place(preset("audioset"))
