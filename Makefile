@@ -39,6 +39,7 @@ bench: setup
 	$(BIN)/python bench/train.py
 	$(BIN)/python bench/infer.py
 	$(BIN)/python bench/families.py
+	$(BIN)/python bench/modes.py
 	$(BIN)/python bench/quantize.py
 	$(BIN)/python bench/metrics.py
 	$(BIN)/python bench/start.py

@@ -4,10 +4,14 @@ import json
 
 import pytest
 
+import onnx_alone
 from conftest import DATA, REPO
 from reeltag.cli import main
+from reeltag.data.batches import stream_batches
 from reeltag.data.schema import preset
-from reeltag.data.shards import scan
+from reeltag.data.shards import read_all, scan
+from reeltag.predict import evaluate, load
+from reeltag.storage import find
 
 FOLDER = DATA / "audioset"
 pytestmark = [
@@ -41,3 +45,21 @@ def test_two_epochs_beat_the_prior_by_far_and_8_bits_cost_next_to_nothing(tmp_pa
     # The whole recipe gives 0.42; always answering the class frequencies gives 0.07.
     assert gaps[0] > 0.25
     assert gaps[1] == pytest.approx(gaps[0], abs=0.001)
+    check_modes(small, gaps[1])
+    check_onnx(small, tmp_path)
+
+
+def check_modes(model, gap):
+    pattern = str(FOLDER / "eval-0000[0-3]-*.tfrecord")
+    for mode, loss in (("small", 0.0005), ("fast", 0.002), ("bf16", 0.002)):
+        assert evaluate(load(model, mode).predict_shards([pattern])).compute().gap == pytest.approx(gap, abs=loss)
+
+
+def check_onnx(model, folder):
+    """onnxruntime alone gives the command's CSV for a shard, to 5 decimals."""
+    shard, schema = str(next(FOLDER.glob("eval-00003-*.tfrecord"))), preset("audioset")
+    assert main(["export", str(model), "--out", str(folder / "m.onnx"), "--check", shard]) == 0
+    assert main(["predict", str(model), shard, "--out", str(folder / "tags.csv")]) == 0
+    batches = list(stream_batches(read_all(find([shard]), schema), schema, 64))
+    lines = onnx_alone.kaggle_csv(folder / "m.onnx", batches, folder)
+    onnx_alone.assert_same_scores(lines, (folder / "tags.csv").read_text().splitlines())

@@ -14,6 +14,7 @@ SMALL = {
     "infer": ["--models", "lstm"],
     "loader": ["--batches", "1"],
     "metrics": ["--videos", "200"],
+    "modes": ["--small"],
     "quantize": ["--millions", "1"],
     "reader": ["--videos", "20"],
     "start": [],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -158,7 +159,7 @@ class Predictor:
             lengths: [B], real frames of each video; all by default.
 
         Returns:
-            Probabilities [C] or [B, C], float32; the same as `reeltag predict` computes.
+            Probabilities [C] or [B, C], float32; what `reeltag predict` computes, but for the last bits.
 
         Raises:
             UsageError: wrong shape, dtype or length, no frames, or values that are not finite.
@@ -177,6 +178,31 @@ class Predictor:
         (result,) = predict(self.model, [batch])
         probabilities: npt.NDArray[np.float32] = result.probabilities.numpy()
         return probabilities if array.ndim == 3 else probabilities[0]
+
+    def predict_each(self, videos: Iterable[npt.ArrayLike]) -> Iterator[npt.NDArray[np.float32]]:
+        """Tag videos as they come, 64 at a time.
+
+        Args:
+            videos: frames [T, D] of each; T may differ.
+
+        Yields:
+            Probabilities [C] of each, in their order.
+
+        Raises:
+            UsageError: a video cannot be tagged; says which, counted from 0, and why.
+        """
+        numbered = enumerate(map(np.asarray, videos))
+        while chunk := list(islice(numbered, BATCH_SIZE)):
+            for number, frames in chunk:
+                try:
+                    self._check(frames[None], np.array(frames.shape[:1]))
+                except UsageError as error:
+                    raise UsageError(f"video {number}: {error}") from error
+            lengths = np.array([len(frames) for _, frames in chunk])
+            padded = np.zeros((len(chunk), lengths.max(), self.schema.width), self.schema.dtype)
+            for row, (_, frames) in zip(padded, chunk, strict=True):
+                row[: len(frames)] = frames
+            yield from self.predict(padded, lengths)
 
     def tags(self, frames: npt.ArrayLike, top: int = 5) -> list[tuple[str, float]]:
         """The most probable classes of one video [T, D], by name.

@@ -1,0 +1,149 @@
+"""What each way to load a model costs: time a call, resident memory, and GAP; in PyTorch and in onnxruntime.
+
+NetVLAD1 of the paper (K 192, H 992) with random weights in 8 bits, 300 frames of 1152 bytes, one core. Every way lives
+in a process of its own, and they take turns. GAP needs a real model and labelled shards (--model, --shards).
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import reeltag
+from measure import Peer, options, pin, print_json, print_table, run_rounds, seconds, serve, timed
+from reeltag import artifact
+from reeltag.artifact import Artifact, Member
+from reeltag.data.batches import stream_batches
+from reeltag.data.schema import preset
+from reeltag.data.shards import read_all
+from reeltag.export import model as onnx_model
+from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.predict import Predictions, evaluate
+from reeltag.storage import find
+
+SCHEMA = preset("yt8m-frame")
+TABLE = {"family": "netvlad", "clusters": 192, "hidden": 992, "head": {"prob_gating": True}}
+SMALL = {"family": "netvlad", "clusters": 4, "hidden": 128}
+BATCHES = (1, 64)
+WAYS = [("PyTorch", mode) for mode in ("exact", "bf16", "small", "fast")]
+WAYS += [("onnxruntime", mode) for mode in ("exact", "small", "fast")]
+BASE = "exact"
+Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def write_models(folder: Path, table: dict[str, Any]) -> None:
+    """The model in 8 bits, and as ONNX."""
+    tagger = build_tagger(parse_config(table, SCHEMA.widths), SCHEMA.widths, SCHEMA.classes, 7)
+    member = Member("netvlad1", tagger.config, 1.0, tagger.state_dict())
+    shipped = artifact.quantized(Artifact(SCHEMA, None, (member,), {}))
+    artifact.save(folder / "model.reeltag", shipped)
+    onnx_model.save(folder / "model.onnx", shipped, onnx_model.generated_batches(SCHEMA, videos=4))
+
+
+def opened(engine: str, mode: str, reeltag_file: Path, onnx_file: Path) -> Run:
+    """What tags frames [B, T, D] of some lengths in a way."""
+    if engine == "PyTorch":
+        return reeltag.load(reeltag_file, mode).predict
+    session = reeltag.open_onnx(onnx_file, mode, threads=torch.get_num_threads())
+    return lambda frames, lengths: session.run(None, {"frames": frames, "lengths": lengths})[0]
+
+
+def memory(key: str) -> float:
+    """Bytes that this process holds (VmRSS), or ever held (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(key))) * 1024
+
+
+def live(engine: str, mode: str, folder: str) -> None:
+    """A process with one way: seconds of a call with so many videos, or its memory in MB above what it began with."""
+    torch.set_num_threads(1)
+    videos = np.random.default_rng(0).integers(0, 256, (max(BATCHES), 300, SCHEMA.width), np.uint8)
+    if engine == "onnxruntime":
+        import onnxruntime  # noqa: F401 - its code is not what is measured
+    begin = memory("VmRSS")
+    run = opened(engine, mode, Path(folder, "model.reeltag"), Path(folder, "model.onnx"))
+    peak = memory("VmHWM")
+
+    def answer(what: str, count: str = "") -> dict[str, float]:
+        if what == "memory":
+            return {"loading": (peak - begin) / 1e6, "resident": (memory("VmRSS") - begin) / 1e6}
+        frames = videos[: int(count)]
+        return timed(partial(run, frames, np.full(len(frames), frames.shape[1])))
+
+    serve(f"{engine}, {mode}", answer)
+
+
+def measure(folder: Path, rounds: int) -> dict[str, Any]:
+    """Time and memory of every way."""
+    found: dict[str, Any] = {"seconds": {}, "memory": {}}
+    for engine in ("PyTorch", "onnxruntime"):
+        with ExitStack() as stack:
+            arguments = [("--live", engine, mode, str(folder)) for each, mode in WAYS if each == engine]
+            ways = [stack.enter_context(Peer.find(Path(sys.executable), "modes.py", *each)) for each in arguments]
+            for size in BATCHES:
+                rows = {way.name: partial(way.timed, 1, "time", size) for way in ways}
+                table = seconds(run_rounds(rows, rounds), f"{engine}, {BASE}", per="cpu")
+                found["seconds"][f"{engine}, {size}"] = table
+                print(f"{engine}, {size} videos a call, {rounds} rounds on one core\n")
+                print_table(table, f"{engine}, {BASE}")
+            for way in ways:
+                found["memory"][way.name] = way.ask("memory")
+    print("| | MB at the peak of loading | MB resident after calls |\n|---|---|---|")
+    for name, memory in found["memory"].items():
+        print(f"| {name} | {memory['loading']:.0f} | {memory['resident']:.0f} |")
+    print()
+    return found
+
+
+def gaps(model: Path, patterns: list[str]) -> dict[str, float]:
+    """GAP@20 of a real model in every way."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        onnx_file = Path(folder, "model.onnx")
+        shipped = artifact.load(model)
+        onnx_model.save(onnx_file, shipped, onnx_model.generated_batches(shipped.schema))
+        for engine, mode in WAYS:
+            predictions = tagged(opened(engine, mode, model, onnx_file), shipped, patterns)
+            found[f"{engine}, {mode}"] = evaluate(predictions).compute().gap
+    print("| | GAP@20 | less than float32 |\n|---|---|---|")
+    for name, gap in found.items():
+        print(f"| {name} | {gap:.5f} | {found['PyTorch, exact'] - gap:+.5f} |")
+    print()
+    return found
+
+
+def tagged(run: Run, shipped: Artifact, patterns: list[str]) -> Iterator[Predictions]:
+    """All videos of shards."""
+    for batch in stream_batches(read_all(find(patterns), shipped.schema), shipped.schema, 64):
+        yield Predictions(batch.ids, torch.from_numpy(run(batch.frames.numpy(), batch.lengths.numpy())), batch.labels)
+
+
+def main() -> None:
+    parser = options("Costs of the ways to load a model.")
+    parser.add_argument("--model", type=Path, help="a .reeltag file, for GAP")
+    parser.add_argument("--shards", nargs="+", help="labelled shards, for GAP")
+    parser.add_argument("--small", action="store_true", help="a small model, to see whether the bench works")
+    given = parser.parse_args()
+    pin()
+    with tempfile.TemporaryDirectory() as folder:
+        write_models(Path(folder), SMALL if given.small else TABLE)
+        found = measure(Path(folder), given.rounds)
+    if given.model and given.shards:
+        torch.set_num_threads(1)
+        found["gap"] = gaps(given.model, given.shards)
+    print_json(given.json, "modes", rounds=given.rounds, against=BASE, **found)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--live"]:
+        live(*sys.argv[2:])
+    else:
+        main()
