@@ -26,9 +26,13 @@ ENTRIES: dict[OnnxMode, dict[str, str]] = {
         "session.qdq_matmulnbits_block_size": "256",
     },
 }
-# Optimisers that are in the way: `small` is to stay in floats; and one joins a product with the sum that follows, so
-# that 8-bit kernels do not find it.
-DISABLED = {"exact": [], "small": ["QDQSelectorActionTransformer"], "fast": ["MatMulAddFusion", "ConstantSharing"]}
+# Optimisers that are in the way. `small` neither folds what dequantises nor has 8-bit kernels; for `fast` one would join
+# a product with the sum that follows, and one the scales of several products, and the kernels would not be found.
+DISABLED: dict[OnnxMode, list[str]] = {
+    "exact": [],
+    "small": ["ConstantFolding", "QDQSelectorActionTransformer"],
+    "fast": ["MatMulAddFusion", "ConstantSharing"],
+}
 
 
 def open_onnx(path: str | Path, mode: OnnxMode = "exact", threads: int = 0) -> onnxruntime.InferenceSession:

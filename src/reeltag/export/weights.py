@@ -105,8 +105,9 @@ class Weights:
         raw = stored.packed.numpy().tobytes()
         codes = self._proto(onnx.TensorProto(data_type=TensorProto.UINT4, dims=[groups, GROUP], raw_data=raw), name)
         low, step = (self._initializer(part, f"{name}#groups{row}") for row, part in enumerate(stored.groups))
-        steps = self.graph.add("DequantizeLinear", codes, step.cast(TensorProto.FLOAT), axis=0)
-        values = (steps + low.cast(TensorProto.FLOAT).unsqueeze(1)).reshape(-1)
+        low_G1, step_G1 = (each.cast(TensorProto.FLOAT).unsqueeze(1) for each in (low, step))
+        # No DequantizeLinear: what has no 8-bit kernel is better dequantised once than in every call.
+        values = (codes.cast(TensorProto.FLOAT) * step_G1 + low_G1).reshape(-1)
         return values.slice(0, 0, math.prod(shape)).reshape(*shape)
 
     def _initializer(self, tensor: Tensor, name: str) -> Value:
