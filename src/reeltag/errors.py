@@ -64,3 +64,16 @@ class BudgetError(ReeltagError):
 
 class TrainingError(ReeltagError):
     """Training cannot go on, for example because the loss is not finite."""
+
+
+class RequestError(ReeltagError):
+    """A request that the service refuses.
+
+    Args:
+        status: of the answer, as HTTP numbers them.
+        reason: what is wrong and the next step.
+    """
+
+    def __init__(self, status: int, reason: str) -> None:
+        self.status = status
+        super().__init__(reason)
