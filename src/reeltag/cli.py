@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from reeltag import __version__
 from reeltag.cli_data import Overrides, data, given, load_schema
+from reeltag.cli_serve import serve
 from reeltag.environment import keep_freed_memory
 from reeltag.errors import ReeltagError, UsageError
 
@@ -31,6 +32,7 @@ app = App(
     suppress_keyboard_interrupt=False,  # `main` says how to go on
 )
 app.command(data)
+app.command(serve)
 
 
 @app.command

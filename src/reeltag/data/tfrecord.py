@@ -31,6 +31,12 @@ def masked_crc(content: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
+def framed(payload: bytes) -> bytes:
+    """A record as it stands in a file: length and payload, each with its CRC."""
+    length = struct.pack("<Q", len(payload))
+    return length + _CRC.pack(masked_crc(length)) + payload + _CRC.pack(masked_crc(payload))
+
+
 class Records(ABC):
     """Checksummed records one after the other, wherever their bytes are.
 
@@ -186,8 +192,6 @@ def write_shard(path: Path, payloads: Iterable[bytes]) -> int:
     count = 0
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         for payload in payloads:
-            length = struct.pack("<Q", len(payload))
-            file.write(length + _CRC.pack(masked_crc(length)))
-            file.write(payload + _CRC.pack(masked_crc(payload)))
+            file.write(framed(payload))
             count += 1
     return count

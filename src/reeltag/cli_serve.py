@@ -1,0 +1,55 @@
+"""The command `reeltag serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reeltag.errors import UsageError
+
+
+def serve(
+    model: Path,
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    samples: list[str] = [],  # noqa: B006
+    max_batch: int = 64,
+    max_body_mb: float = 64,
+    max_frames: int | None = None,
+    timeout: float = 30,
+    max_waiting: int = 128,
+) -> None:
+    """Answer requests for tags over HTTP, with a page to look at them; docs/serving.md tells what it takes.
+
+    Example: reeltag serve model.reeltag --samples '/data/audioset/eval-00.tfrecord'
+
+    Args:
+        model: A .reeltag file.
+        host: Address to listen at; 0.0.0.0 for all of this machine's.
+        port: Port to listen at; 0 for any that is free.
+        samples: Paths or glob patterns of TFRecord files whose first records the page offers.
+        max_batch: Most videos that are computed together.
+        max_body_mb: Largest body of a request, in MB.
+        max_frames: Most frames of a request, all its videos together; 256 times those that one may have by default.
+        timeout: Seconds in which a request is answered, or refused.
+        max_waiting: Most requests that are worked on at one time; others are told to come again.
+    """
+    try:
+        from reeltag.serve.app import create_app
+        from reeltag.serve.server import listen, run
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("fastapi", "prometheus_client", "starlette", "uvicorn"):
+            raise
+        raise UsageError(f"serve needs {error.name}, which is not installed; pip install 'reeltag[serve]'") from error
+    from reeltag import predict
+    from reeltag.environment import default_device
+    from reeltag.serve.limits import Limits
+    from reeltag.serve.samples import read_samples
+    from reeltag.storage import find
+
+    predictor = predict.load(model, default_device())
+    frames = 256 * predictor.schema.max_frames if max_frames is None else max_frames
+    limits = Limits(max_batch, int(max_body_mb * 1e6), frames, timeout, max_waiting)
+    app = create_app(predictor, model.name, limits, read_samples(find(samples), predictor.schema))
+    run(app, listen(host, port), model.name)
