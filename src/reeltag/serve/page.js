@@ -4,6 +4,7 @@
 const $ = (id) => document.getElementById(id);
 const PAGE = 100; // records that are listed at a time
 const AT_ONCE = 4; // requests; the service tags them together
+const FAINT = 0.1; // probability below which a tag stands back
 const OVERHEAD = 16; // bytes of a record beside its payload
 const decimals = new Intl.NumberFormat("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 
@@ -164,16 +165,24 @@ function show(video) {
   $("title").textContent = video.id || "A video without a name";
   const cut = video.cut ? `; the last ${video.cut.toLocaleString("en")} are beyond the model's limit` : "";
   $("facts").textContent = counted(video.frames, "frame") + cut;
-  $("chart").replaceChildren(...video.tags.map((tag, row) => tagRow(tag, row, whole ? [] : scores[row], segments)));
-  const ends = make("div", "");
-  ends.append(...[0, 0.5, 1].map((share) => make("span", "", `${share ? "" : "frame "}${Math.round(share * video.frames)}`)));
-  $("axis").replaceChildren(ends);
+  const rows = video.tags.map((tag, row) => tagRow(tag, row, whole ? [] : scores[row], segments));
+  $("chart").replaceChildren(...rows, axis(video.frames));
   shown = { video, row: -1, column: -1 };
   read();
 }
 
+function axis(frames) {
+  const line = make("div", "");
+  line.id = "axis";
+  line.setAttribute("aria-hidden", "true");
+  const ends = make("div", "");
+  ends.append(...[0, 0.5, 1].map((share) => make("span", "", `${share ? "" : "frame "}${Math.round(share * frames)}`)));
+  line.append(ends);
+  return line;
+}
+
 function tagRow(tag, row, scores, segments) {
-  const line = make("div", "tag");
+  const line = make("div", tag.score < FAINT ? "tag faint" : "tag");
   line.setAttribute("role", "row");
   const name = make("span", "name", tag.name);
   name.title = tag.name;

@@ -45,6 +45,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         UsageError: the address is not to be had.
     """
+    if not 0 <= port < 65536:
+        raise UsageError(f"port {port}: must be from 0, for any that is free, to 65535; choose another --port")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
         family, kind, protocol, _, address = found[0]
@@ -52,7 +54,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UsageError(f"cannot listen at {host}, port {port} ({error}); choose another --host or --port") from error
     return listener
 
