@@ -17,7 +17,7 @@ QUIET = (
     "--disable-component-update --disable-sync --disable-extensions --remote-debugging-port=0"
 )
 needed = pytest.mark.skipif(BINARY is None, reason="no Chromium is installed")
-START = 60  # seconds that it may take to start, and a page to show what it should
+START = 30  # seconds that it may take to start, and a page to show what it should
 
 
 class Page:
@@ -56,16 +56,20 @@ class Page:
 
     async def value(self, script):
         """What a line of JavaScript gives."""
-        result = await self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        result = await self._evaluate(script)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
+    async def _evaluate(self, script):
+        return await self.call("Runtime.evaluate", expression=script, returnByValue=True)
+
     async def until(self, script):
-        """Wait until a line of JavaScript gives something true, and return that."""
+        """Wait until a line of JavaScript gives something true; until then it may fail."""
         end = time.monotonic() + START
         while time.monotonic() < end:
-            if found := await self.value(script):
-                return found
+            found = await self._evaluate(script)
+            if "exceptionDetails" not in found and found["result"].get("value"):
+                return
             await asyncio.sleep(0.05)
         raise AssertionError(f"never came true: {script}; the page says {await self.value('document.body.innerText')!r}")
 
