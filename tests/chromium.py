@@ -71,7 +71,9 @@ class Page:
             if "exceptionDetails" not in found and found["result"].get("value"):
                 return
             await asyncio.sleep(0.05)
-        raise AssertionError(f"never came true: {script}; the page says {await self.value('document.body.innerText')!r}")
+        raise AssertionError(
+            f"never came true: {script}; the page says {await self.value('document.body.innerText')!r}"
+        )
 
     async def press(self, key):
         for kind in ("keyDown", "keyUp"):

@@ -6,7 +6,15 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
+
 from conftest import make_video, records_of
+from reeltag import predict
+from reeltag.data.example import decode, encode
+from reeltag.data.tfrecord import write_shard
+from reeltag.errors import DataError, UsageError
+from reeltag.serve.answers import segments
+from reeltag.serve.limits import Limits
+from reeltag.serve.samples import read_samples
 from serving import (
     FLOATS,
     SCHEMA,
@@ -20,14 +28,6 @@ from serving import (
     scores_of,
     write_model,
 )
-
-from reeltag import predict
-from reeltag.data.example import decode, encode
-from reeltag.data.tfrecord import write_shard
-from reeltag.errors import DataError, UsageError
-from reeltag.serve.answers import segments
-from reeltag.serve.limits import Limits
-from reeltag.serve.samples import read_samples
 
 __all__ = ["client", "predictor"]
 parser = pytest.importorskip("prometheus_client.parser")
@@ -212,5 +212,3 @@ def test_limits_are_more_than_nothing(field):
     for wrong in (0, -1, float("nan")):
         with pytest.raises(UsageError, match=field.replace("_", "-")):
             Limits(**usual | {field: wrong})
-
-

@@ -5,17 +5,17 @@ import socket
 import threading
 from contextlib import contextmanager
 
-import chromium
 import numpy as np
 import pytest
-from conftest import make_video
-from serving import SCHEMA, frames_of, limits, record, write_model
 
+import chromium
+from conftest import make_video
 from reeltag import predict
 from reeltag.data.example import encode
 from reeltag.data.tfrecord import write_shard
 from reeltag.serve.app import create_app
 from reeltag.serve.samples import read_samples
+from serving import SCHEMA, frames_of, limits, record, write_model
 
 uvicorn = pytest.importorskip("uvicorn")
 pytestmark = chromium.needed

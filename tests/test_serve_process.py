@@ -10,10 +10,10 @@ import threading
 from contextlib import contextmanager
 
 import pytest
-from conftest import make_video
-from serving import SCHEMA, TFRECORD, frames_of, record, write_model
 
+from conftest import make_video
 from reeltag.cli import main
+from serving import SCHEMA, TFRECORD, frames_of, record, write_model
 
 COMMAND = [sys.executable, "-c", "import sys; from reeltag.cli import main; sys.exit(main())", "serve"]
 
@@ -45,11 +45,10 @@ def post(port, body, kind=TFRECORD):
 
 
 def raw(port, *parts):
-    """Send bytes as they are; returns what comes back until the service closes or is silent."""
+    """Send bytes as they are; returns what comes back until the service closes."""
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
         for part in parts:
             connection.sendall(part)
-        connection.shutdown(socket.SHUT_WR)
         found = b""
         while chunk := connection.recv(65536):
             found += chunk
@@ -78,9 +77,10 @@ def test_what_is_in_flight_is_answered_and_the_exit_code_is_0(model, number):
 
 def test_it_survives_clients_that_break_off_and_bytes_that_are_no_http(model):
     body = record(make_video(SCHEMA))
-    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {TFRECORD}\r\n".encode()
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: {TFRECORD}\r\n".encode()
     with service(model, "--max-body-mb", "0.01") as (process, port):
-        raw(port, head + b"Content-Length: 500\r\n\r\n", body[:20])
+        with socket.create_connection(("127.0.0.1", port)) as short:
+            short.sendall(head + b"Content-Length: 500\r\n\r\n" + body[:20])
         assert b"400" in raw(port, b"\x16\x03\x01 nonsense\r\n\r\n")
         assert b" 400 " in raw(port, head + b"Content-Length: -5\r\n\r\n")
         assert b" 413 " in raw(port, head + b"Content-Length: 99999999999999999999\r\n\r\n")

@@ -6,13 +6,13 @@ import logging
 
 import numpy as np
 import pytest
-from conftest import make_video
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving import FLOATS, SCHEMA, client, client_of, frames_of, post_records, predictor, record, write_model
 
+from conftest import make_video
 from reeltag import predict
 from reeltag.data.tfrecord import framed
+from serving import FLOATS, SCHEMA, client, client_of, frames_of, post_records, predictor, record, write_model
 
 __all__ = ["client", "predictor"]
 GOOD = frames_of(3).tolist()

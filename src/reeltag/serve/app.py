@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -10,8 +11,6 @@ from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
-import anyio
-import anyio.to_thread
 from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
@@ -78,26 +77,26 @@ class Service:
         if self._working >= self.limits.max_waiting:
             raise RequestError(503, f"{self._working} requests are being worked on, as many as are taken; come again")
         self._working += 1
-        late = RequestError(408, f"the body did not arrive within {self.limits.timeout:g} s")
+        late = asyncio.get_running_loop().time() + self.limits.timeout
         try:
-            with anyio.move_on_after(self.limits.timeout):
-                kind = media_type(request.headers.get("content-type", ""))
-                body = await _body(request, most_bytes(kind, self.schema, self.limits))
-                late = RequestError(504, f"not answered within {self.limits.timeout:g} s; come again when less waits")
-                tagged = await self._tagged(request, kind, body)
-                return _json(tagged[0] if kind == JSON else {"videos": tagged})
-            raise late
+            kind = media_type(request.headers.get("content-type", ""))
+            reading = _body(request, most_bytes(kind, self.schema, self.limits))
+            body = await asyncio.wait_for(reading, self.limits.timeout)
+            tagged = await self._tagged(request, kind, body, late)
+        except asyncio.TimeoutError as error:
+            raise RequestError(408, f"the body did not arrive within {self.limits.timeout:g} s") from error
         except ClientDisconnect as error:
             raise RequestError(499, "the client left before its body had arrived") from error
         finally:
             self._working -= 1
+        return _json(tagged[0] if kind == JSON else {"videos": tagged})
 
-    async def _tagged(self, request: Request, kind: str, body: bytes) -> list[Tagged]:
+    async def _tagged(self, request: Request, kind: str, body: bytes, late: float) -> list[Tagged]:
         arguments = (kind, request.query_params, body, self.schema, self.limits)
-        wanted = parse(*arguments) if len(body) < _LARGE else await anyio.to_thread.run_sync(parse, *arguments)
+        wanted = parse(*arguments) if len(body) < _LARGE else await asyncio.to_thread(parse, *arguments)
         videos = clips(wanted)
         refuse_large_answer(len(videos), wanted.top)
-        scores = await self.batcher.tag(videos, request.is_disconnected)
+        scores = await self.batcher.tag(videos, late, request.is_disconnected)
         self.monitoring.videos.inc(len(wanted.videos))
         return answers(wanted, scores, self.label_names)
 

@@ -22,6 +22,7 @@ from reeltag.data.schema import Schema
 from reeltag.errors import RequestError
 
 Scores = npt.NDArray[np.float32]
+_PAUSE = 0.0005
 _PATIENCE = 0.1  # seconds that a request waits before it is looked whether its client is still there
 
 
@@ -60,26 +61,28 @@ class Batcher:
         """Requests of which something is still to be computed."""
         return len(self._waiting)
 
-    async def tag(self, videos: Sequence[Video], left: Callable[[], Awaitable[bool]]) -> Scores:
+    async def tag(self, videos: Sequence[Video], late: float, left: Callable[[], Awaitable[bool]]) -> Scores:
         """Probabilities [N, C] of a request's videos, which must be valid.
-
-        A call that is cancelled, such as by a timeout, is not computed any more.
 
         Args:
             videos: one or several.
+            late: time of the event loop's clock after which nothing is computed any more.
             left: whether nobody waits for the answer any more.
 
         Raises:
-            RequestError: nobody does.
+            RequestError: it is late, or nobody waits.
         """
+        loop = asyncio.get_running_loop()
         scores = np.empty((len(videos), self._schema.classes), np.float32)
-        job = _Job(videos, scores, left, asyncio.get_running_loop().create_future())
+        job = _Job(videos, scores, left, loop.create_future())
+        timer = loop.call_at(late, self._end, [job], RequestError(504, "not answered in time; come again later"))
         self._waiting.append(job)
         if self._running is None:
             self._running = asyncio.create_task(self._run())
         try:
             await job.done
         finally:
+            timer.cancel()
             if job in self._waiting:
                 self._waiting.remove(job)
         return scores
@@ -102,6 +105,7 @@ class Batcher:
                 job.scores[begin:end], scores = scores[: end - begin], scores[end - begin :]
                 if end == len(job.videos) and not job.done.done():
                     job.done.set_result(None)
+            await self._gather()
             await self._drop_left()
         self._running = None
 
@@ -120,6 +124,13 @@ class Batcher:
             if end < len(job.videos):
                 self._waiting.append(job)
         return parts
+
+    async def _gather(self) -> None:
+        """While requests keep coming, wait for more: their handling would slow the model down, which is shared."""
+        before = 0
+        while before < len(self._waiting) < self._max_batch:
+            before = len(self._waiting)
+            await asyncio.sleep(_PAUSE)
 
     async def _drop_left(self) -> None:
         """Leave out requests that waited for a while and whose clients have gone."""
