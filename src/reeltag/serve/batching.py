@@ -22,7 +22,7 @@ from reeltag.data.schema import Schema
 from reeltag.errors import RequestError
 
 Scores = npt.NDArray[np.float32]
-_PAUSE = 0.0005
+_PAUSE = 0.0005  # seconds in which a request must have come for the next batch to wait for more
 _PATIENCE = 0.1  # seconds that a request waits before it is looked whether its client is still there
 
 
@@ -92,22 +92,26 @@ class Batcher:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while parts := self._next_parts():
-            videos = [video for job, begin, end in parts for video in job.videos[begin:end]]
-            self._observe(len(videos))
-            try:
-                scores = await loop.run_in_executor(self._thread, self._compute, videos)
-            except Exception as error:  # a bug, which each of the requests reports
-                self._end([job for job, _, _ in parts], error)
-                continue
-            for job, begin, end in parts:
-                job.scores[begin:end], scores = scores[: end - begin], scores[end - begin :]
-                if end == len(job.videos) and not job.done.done():
-                    job.done.set_result(None)
-            await self._gather()
-            await self._drop_left()
-        self._running = None
+        try:
+            while parts := self._next_parts():
+                await self._tag_parts(parts)
+                await self._gather()
+                await self._drop_left()
+        finally:
+            self._running = None
+
+    async def _tag_parts(self, parts: Sequence[tuple[_Job, int, int]]) -> None:
+        videos = [video for job, begin, end in parts for video in job.videos[begin:end]]
+        self._observe(len(videos))
+        try:
+            scores = await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, videos)
+        except Exception as error:  # a bug, which each of the requests reports
+            self._end([job for job, _, _ in parts], error)
+            return
+        for job, begin, end in parts:
+            job.scores[begin:end], scores = scores[: end - begin], scores[end - begin :]
+            if end == len(job.videos) and not job.done.done():
+                job.done.set_result(None)
 
     def _next_parts(self) -> list[tuple[_Job, int, int]]:
         """The next batch: of each request in turn what finds room; one that is not done queues up again."""
@@ -126,7 +130,11 @@ class Batcher:
         return parts
 
     async def _gather(self) -> None:
-        """While requests keep coming, wait for more: their handling would slow the model down, which is shared."""
+        """While requests keep coming, let them in first.
+
+        During a batch their handling and the model would take turns with the interpreter's lock, and both be slower;
+        and a larger batch costs less a video.
+        """
         before = 0
         while before < len(self._waiting) < self._max_batch:
             before = len(self._waiting)
