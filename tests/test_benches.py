@@ -16,6 +16,7 @@ SMALL = {
     "metrics": ["--videos", "200"],
     "quantize": ["--millions", "1"],
     "reader": ["--videos", "20"],
+    "serve": ["--models", "audioset", "--requests", "32", "--malformed", "50"],
     "start": [],
     "train": ["--models", "lstm"],
 }

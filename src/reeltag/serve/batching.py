@@ -22,7 +22,7 @@ from reeltag.data.schema import Schema
 from reeltag.errors import RequestError
 
 Scores = npt.NDArray[np.float32]
-_PAUSE = 0.0005  # seconds in which a request must have come for the next batch to wait for more
+_PAUSE, _MOST = 0.0005, 0.02  # seconds of a pause between batches, which takes longer while the loop is busy; of all
 _PATIENCE = 0.1  # seconds that a request waits before it is looked whether its client is still there
 
 
@@ -95,7 +95,7 @@ class Batcher:
         try:
             while parts := self._next_parts():
                 await self._tag_parts(parts)
-                await self._gather()
+                await self._gather(answered=len(parts))
                 await self._drop_left()
         finally:
             self._running = None
@@ -129,16 +129,18 @@ class Batcher:
                 self._waiting.append(job)
         return parts
 
-    async def _gather(self) -> None:
-        """While requests keep coming, let them in first.
+    async def _gather(self, answered: int) -> None:
+        """Let requests in before the next batch, until the event loop has nothing to do or it takes too long.
 
         During a batch their handling and the model would take turns with the interpreter's lock, and both be slower;
-        and a larger batch costs less a video.
+        and a larger batch costs less a video. Where one was answered and none waits, there is nothing to wait for.
         """
-        before = 0
-        while before < len(self._waiting) < self._max_batch:
-            before = len(self._waiting)
+        begin = now = time.monotonic()
+        busy = answered > 1 or bool(self._waiting)
+        while busy and len(self._waiting) < self._max_batch and now - begin < _MOST:
             await asyncio.sleep(_PAUSE)
+            now, before = time.monotonic(), now
+            busy = now - before > 2 * _PAUSE
 
     async def _drop_left(self) -> None:
         """Leave out requests that waited for a while and whose clients have gone."""
