@@ -43,6 +43,7 @@ bench: setup
 	$(BIN)/python bench/quantize.py
 	$(BIN)/python bench/metrics.py
 	$(BIN)/python bench/start.py
+	$(BIN)/python bench/serve.py
 	$(BIN)/python bench/gpu.py
 
 clean:

@@ -17,6 +17,7 @@ SMALL = {
     "modes": ["--small"],
     "quantize": ["--millions", "1"],
     "reader": ["--videos", "20"],
+    "serve": ["--models", "audioset", "--requests", "32", "--malformed", "50"],
     "start": [],
     "train": ["--models", "lstm"],
 }

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from reeltag import __version__
-from reeltag.cli_data import Overrides, data, given, load_schema
+from reeltag.cli_data import Mode, Overrides, data, given, load_schema
 from reeltag.cli_export import export
+from reeltag.cli_serve import serve
 from reeltag.cli_share import share
 from reeltag.environment import keep_freed_memory
 from reeltag.errors import ReeltagError, UsageError
 
-# As in quantize.py and predict.py, which would import torch.
-Mode = Literal["exact", "bf16", "small", "fast"]
+# As in quantize.py, which would import torch.
 Encoding = Literal["float16", "uniform-8", "kmeans-8", "quantile-8", "channel-8", "group-4"]
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ app = App(
 )
 app.command(data)
 app.command(export)
+app.command(serve)
 app.command(share)
 
 
@@ -121,8 +122,6 @@ def evaluate(
         shards: Paths or glob patterns of TFRecord files.
         all_scores: Also mAP over all scores (map_all), as AudioSet reports it; takes 10 bytes a video and class.
         per_class: Write the average precision of each class to this CSV file.
-        mode: exact float32; bf16, about twice as fast where the processor has it; small, in the file's memory; or fast,
-            8-bit products.
         json: Print one JSON object instead of text.
     """
     from reeltag import predict as prediction
@@ -163,8 +162,6 @@ def predict(
         model: A .reeltag file, a folder that `share` wrote, or a URL.
         shards: Paths or glob patterns of TFRecord files; labels are not needed.
         out: A new .csv (Kaggle's format), .jsonl or .parquet file; JSON Lines to standard output by default.
-        mode: exact float32; bf16, about twice as fast where the processor has it; small, in the file's memory; or fast,
-            8-bit products.
         workers: Processes that share the shards and the processor's threads; each holds the model.
         drop_flat: Leave out the challenge's fake test videos: those whose mean rgb hardly varies.
     """

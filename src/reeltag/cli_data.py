@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
 data = App(name="data", help="Look at, check and generate shards.")
 
+# The names as in predict.py, which would import torch.
+Mode = Annotated[
+    Literal["exact", "bf16", "small", "fast"],
+    Parameter(
+        help="exact: float32; bf16: about twice as fast where the processor has it; small: in the memory of the file; "
+        "fast: 8-bit products."
+    ),
+]
 Overrides = Annotated[
     list[str],
     Parameter(name="--set", consume_multiple=False, help="Override a key: dotted.key=value."),

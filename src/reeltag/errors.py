@@ -68,3 +68,16 @@ class TrainingError(ReeltagError):
 
 class WorkerError(ReeltagError):
     """A process that worked for this one ended before its work was done."""
+
+
+class RequestError(ReeltagError):
+    """A request that the service refuses.
+
+    Args:
+        status: of the answer, as HTTP numbers them.
+        reason: what is wrong and the next step.
+    """
+
+    def __init__(self, status: int, reason: str) -> None:
+        self.status = status
+        super().__init__(reason)

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from reeltag.data.example import Video, decode
 from reeltag.data.schema import Schema
-from reeltag.data.tfrecord import ShardFile
+from reeltag.data.tfrecord import Records, ShardBytes, ShardFile
 from reeltag.errors import DataError, UsageError
 from reeltag.storage import atomic_path, content_hash, file_hash
 
@@ -123,7 +123,7 @@ def scan(paths: Sequence[Path], schema: Schema, advance: Callable[[int], None] =
     counts, labelled = np.zeros(schema.classes, np.int64), 0
     for path in paths:
         first = len(offsets)
-        for offset, video in _walk(path, schema):
+        for offset, video in _walk(ShardFile(path), schema):
             offsets.append(offset)
             frames.append(video.length + video.cut)
             hashes.append(_id_hash(video.id))
@@ -146,18 +146,17 @@ def scan(paths: Sequence[Path], schema: Schema, advance: Callable[[int], None] =
     return manifest
 
 
-def _walk(path: Path, schema: Schema) -> Iterator[tuple[int, Video]]:
+def _walk(shard: Records, schema: Schema) -> Iterator[tuple[int, Video]]:
     """Byte offset and video of every record of a shard."""
-    shard = ShardFile(path)
     for number, (offset, payload) in enumerate(shard.records()):
         yield offset, _decode(payload, schema, shard, number, offset)
 
 
-def _decode(payload: bytes, schema: Schema, shard: ShardFile, number: int, offset: int) -> Video:
+def _decode(payload: bytes, schema: Schema, shard: Records, number: int, offset: int) -> Video:
     try:
         return decode(payload, schema)
     except DataError as error:
-        raise DataError(error.reason, file=str(shard.path), record=number, offset=offset) from error
+        raise DataError(error.reason, file=shard.name, record=number, offset=offset) from error
 
 
 def _id_hash(name: str) -> int:
@@ -246,8 +245,18 @@ def read_all(paths: Sequence[Path], schema: Schema) -> Iterator[Video]:
         DataError: a record is damaged or breaks the schema.
     """
     for path in paths:
-        for _, video in _walk(path, schema):
+        for _, video in _walk(ShardFile(path), schema):
             yield video
+
+
+def read_bytes(content: bytes, schema: Schema) -> Iterator[Video]:
+    """Read a shard that is in memory.
+
+    Raises:
+        DataError: a record is damaged or breaks the schema.
+    """
+    for _, video in _walk(ShardBytes(content), schema):
+        yield video
 
 
 def split_holdout(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -30,60 +31,47 @@ def masked_crc(content: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-class ShardFile:
-    """One TFRecord file, opened on first use and picklable.
+def framed(payload: bytes) -> bytes:
+    """A record as it stands in a file: length and payload, each with its CRC."""
+    length = struct.pack("<Q", len(payload))
+    return length + _CRC.pack(masked_crc(length)) + payload + _CRC.pack(masked_crc(payload))
 
-    Records are read, not mapped: the copy costs what a map's page faults cost, a file that was cut short is an
-    error instead of a SIGBUS, and a record's memory is free when its last view is. There is no position, so
-    that forked processes can share the open file.
 
-    Args:
-        path: the shard.
+class Records(ABC):
+    """Checksummed records one after the other, wherever their bytes are.
+
+    Attributes:
+        name: of the file, for error messages; None where there is none.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._opened: tuple[int, int] | None = None
+    name: str | None
 
-    def __reduce__(self) -> tuple[type[ShardFile], tuple[Path]]:
-        return ShardFile, (self.path,)
+    @abstractmethod
+    def _size(self) -> int:
+        """Bytes of all records."""
 
-    def _open(self) -> tuple[int, int]:
-        """Descriptor and size of the file.
-
-        Raises:
-            DataError: the file cannot be opened or is empty.
-        """
-        if self._opened is None:
-            try:
-                file = self.path.open("rb", buffering=0)
-            except OSError as error:
-                raise DataError(f"cannot be read ({error.strerror})", file=str(self.path)) from error
-            weakref.finalize(self, file.close)
-            size = os.fstat(file.fileno()).st_size
-            if not size:
-                raise DataError("is empty, so it is no shard", file=str(self.path))
-            self._opened = file.fileno(), size
-        return self._opened
+    @abstractmethod
+    def _bytes(self, begin: int, size: int) -> bytes:
+        """So many bytes from a position on, fewer where they end; OSError where they cannot be read."""
 
     def offsets(self) -> npt.NDArray[np.int64]:
         """Byte offset of every record; reads the lengths alone and checks each one's CRC.
 
         Raises:
-            DataError: a length is damaged or points past the end of the file.
+            DataError: a length is damaged or points past the end.
         """
         offsets: list[int] = []
         offset = 0
-        while offset < self._open()[1]:
+        while offset < self._size():
             length = self._length(offset, len(offsets))
             offsets.append(offset)
             offset += _OVERHEAD + length
         return np.array(offsets, np.int64)
 
     def records(self) -> Iterator[tuple[int, bytes]]:
-        """Byte offset and payload of every record, as `record` gives it, in one walk through the file."""
+        """Byte offset and payload of every record, as `record` gives it, in one walk from first to last."""
         number = offset = 0
-        while offset < self._open()[1]:
+        while offset < self._size():
             payload = self.record(offset, number)
             yield offset, payload
             number += 1
@@ -94,10 +82,10 @@ class ShardFile:
 
         Args:
             offset: where the record begins.
-            number: the record's number in the shard, for error messages.
+            number: the record's number, for error messages.
 
         Raises:
-            DataError: a CRC does not match, or the file ends early or cannot be read.
+            DataError: a CRC does not match, or the bytes end early or cannot be read.
         """
         begin = offset + _HEADER.size
         length = self._length(offset, number)
@@ -114,14 +102,14 @@ class ShardFile:
             hint = "" if offset else " (is this a TFRecord file, uncompressed?)"
             raise self._error(f"CRC of the length does not match{hint}", number, offset)
         # Before anything of that length is allocated.
-        missing = offset + _OVERHEAD + length - self._open()[1]
+        missing = offset + _OVERHEAD + length - self._size()
         if missing > 0:
             raise self._truncated(missing, number, offset)
         return int(length)
 
     def _read(self, begin: int, size: int, offset: int, number: int) -> bytes:
         try:
-            content = os.pread(self._open()[0], size, begin)
+            content = self._bytes(begin, size)
         except OSError as error:
             raise self._error(f"cannot be read ({error.strerror})", number, offset) from error
         if len(content) < size:
@@ -132,7 +120,67 @@ class ShardFile:
         return self._error(f"truncated: {missing} bytes are missing; fetch the shard again", number, offset)
 
     def _error(self, reason: str, number: int, offset: int) -> DataError:
-        return DataError(reason, file=str(self.path), record=number, offset=offset)
+        return DataError(reason, file=self.name, record=number, offset=offset)
+
+
+class ShardFile(Records):
+    """One TFRecord file, opened on first use and picklable.
+
+    Records are read, not mapped: the copy costs what a map's page faults cost, a file that was cut short is an
+    error instead of a SIGBUS, and a record's memory is free when its last view is. There is no position, so
+    that forked processes can share the open file.
+
+    Args:
+        path: the shard.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, str(path)
+        self._opened: tuple[int, int] | None = None
+
+    def __reduce__(self) -> tuple[type[ShardFile], tuple[Path]]:
+        return ShardFile, (self.path,)
+
+    def _open(self) -> tuple[int, int]:
+        """Descriptor and size of the file.
+
+        Raises:
+            DataError: the file cannot be opened or is empty.
+        """
+        if self._opened is None:
+            try:
+                file = self.path.open("rb", buffering=0)
+            except OSError as error:
+                raise DataError(f"cannot be read ({error.strerror})", file=self.name) from error
+            weakref.finalize(self, file.close)
+            size = os.fstat(file.fileno()).st_size
+            if not size:
+                raise DataError("is empty, so it is no shard", file=self.name)
+            self._opened = file.fileno(), size
+        return self._opened
+
+    def _size(self) -> int:
+        return self._open()[1]
+
+    def _bytes(self, begin: int, size: int) -> bytes:
+        return os.pread(self._open()[0], size, begin)
+
+
+class ShardBytes(Records):
+    """A shard that is in memory, such as the body of a request.
+
+    Args:
+        content: its bytes.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.name = content, None
+
+    def _size(self) -> int:
+        return len(self.content)
+
+    def _bytes(self, begin: int, size: int) -> bytes:
+        return self.content[begin : begin + size]
 
 
 def write_shard(path: Path, payloads: Iterable[bytes]) -> int:
@@ -144,8 +192,6 @@ def write_shard(path: Path, payloads: Iterable[bytes]) -> int:
     count = 0
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         for payload in payloads:
-            length = struct.pack("<Q", len(payload))
-            file.write(length + _CRC.pack(masked_crc(length)))
-            file.write(payload + _CRC.pack(masked_crc(payload)))
+            file.write(framed(payload))
             count += 1
     return count

@@ -26,8 +26,8 @@ ENTRIES: dict[OnnxMode, dict[str, str]] = {
         "session.qdq_matmulnbits_block_size": "256",
     },
 }
-# Optimisers that are in the way. `small` neither folds what dequantises nor has 8-bit kernels; for `fast` one would join
-# a product with the sum that follows, and one the scales of several products, and the kernels would not be found.
+# Optimisers that are in the way. `small` neither folds what dequantises nor has 8-bit kernels; for `fast` one would
+# join a product with the sum that follows, and one the scales of several, and the kernels would not be found.
 DISABLED: dict[OnnxMode, list[str]] = {
     "exact": [],
     "small": ["ConstantFolding", "QDQSelectorActionTransformer"],

@@ -1,0 +1,238 @@
+"""Latency of `reeltag serve`: one client, 16 at once, and what it answers to malformed requests.
+
+The service is a process of its own, with random weights; the clients are raw sockets that are kept open, in this
+process. Each request is one video of full length as a TFRecord. Ratios are to one client's median in the same round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import numpy as np
+import torch
+
+from measure import options, print_json, print_table, spread
+from reeltag import artifact
+from reeltag.artifact import Artifact, Member
+from reeltag.data.batches import collate
+from reeltag.data.example import Video, encode
+from reeltag.data.schema import Schema, preset
+from reeltag.data.tfrecord import framed
+from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.predict import Predictor, load, predict
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "audioset": ("audioset", {"family": "netvlad", "clusters": 48, "hidden": 512}),
+    "yt8m": ("yt8m-frame", {"family": "netvlad", "clusters": 64, "hidden": 512}),
+}
+ALONE, CLIENTS = 200, 16
+BASE = "one client, median"
+REACH = 3.0  # p95 of 16 clients as a ratio to one client's median
+Asked = tuple[int, float]  # status and seconds
+
+
+class Connection(asyncio.Protocol):
+    """Sends a request and waits for its answer; no more of HTTP than that."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self.received = b""
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        head, found, body = self.received.partition(b"\r\n\r\n")
+        if found and len(body) >= int(re.search(rb"content-length: (\d+)", head)[1]):
+            status = int(head.split(b" ", 2)[1])
+            self.received = b""
+            self.answered.set_result(status)
+
+    async def ask(self, request: bytes) -> Asked:
+        self.answered = asyncio.get_running_loop().create_future()
+        begin = time.perf_counter()
+        self.transport.write(request)
+        return await self.answered, time.perf_counter() - begin
+
+
+def ask_all(port: int, requests: Sequence[bytes], clients: int) -> tuple[list[Asked], float]:
+    """Answers to all requests, from so many clients that each send their next when they have an answer; and seconds."""
+    queue, answers = iter(requests), []
+
+    async def client() -> None:
+        _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port)
+        for request in queue:
+            answers.append(await connection.ask(request))
+        connection.transport.close()
+
+    async def together() -> float:
+        begin = time.perf_counter()
+        await asyncio.gather(*(client() for _ in range(clients)))
+        return time.perf_counter() - begin
+
+    return answers, asyncio.run(together())
+
+
+def http(body: bytes, kind: str = "application/x-tfrecord", path: str = "/predict", method: str = "POST") -> bytes:
+    head = f"{method} {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def random_video(schema: Schema) -> Video:
+    frames = np.random.default_rng(0).integers(0, 256, (schema.max_frames, schema.width), np.uint8)
+    return Video("video", None, tuple(np.split(frames, np.cumsum(schema.widths)[:-1], axis=1)))
+
+
+def malformed(record: bytes, width: int, count: int) -> Iterator[bytes]:
+    """Requests with something wrong in each."""
+    rng = random.Random(0)
+    row = [0] * width
+    good = {"frames": [row]}
+
+    def flipped() -> bytes:
+        body = bytearray(record)
+        body[rng.randrange(len(body))] ^= 1 << rng.randrange(8)
+        return http(bytes(body))
+
+    def as_json(**change: object) -> bytes:
+        return http(json.dumps(good | change).encode(), "application/json")
+
+    kinds: list[Callable[[], bytes]] = [
+        flipped,
+        lambda: http(record[: rng.randrange(len(record))]),
+        lambda: http(rng.randbytes(rng.randrange(1, 2000))),
+        lambda: http(rng.randbytes(rng.randrange(1, 2000)), "application/json"),
+        lambda: http(b"[" * 20_000, "application/json"),
+        lambda: http(b'{"frames": [[' + b"9" * 5000 + b"]]}", "application/json"),
+        lambda: http(record, "text/plain"),
+        lambda: http(record, path=f"/predict?top={rng.choice(['0', '-1', '1e3', 'x', '99999999999'])}"),
+        lambda: http(b"", path=f"/{rng.randrange(1000)}", method=rng.choice(["GET", "POST", "PUT"])),
+        lambda: as_json(frames=[row[:-1]]),
+        lambda: as_json(frames=[row, [*row, 1]]),
+        lambda: as_json(frames=[[rng.choice([256, -1, 0.5, 1e300, float("nan"), None, "1", True])] * width]),
+        lambda: as_json(frames=[]),
+        lambda: as_json(top=rng.choice([0, -1, 1.5, "2", None, 10**30])),
+        lambda: as_json(timeline=7),
+    ]
+    return (rng.choice(kinds)() for _ in range(count))
+
+
+@contextmanager
+def serving(path: Path) -> Iterator[tuple[int, int]]:
+    """Process and port of the service."""
+    command = [sys.executable, "-c", "import sys; from reeltag.cli import main; sys.exit(main())"]
+    with (
+        Path(f"{path}.log").open("wb") as log,
+        subprocess.Popen(
+            [*command, "serve", str(path), "--port", "0"], stdout=subprocess.PIPE, stderr=log, text=True
+        ) as process,
+    ):
+        try:
+            yield process.pid, int(process.stdout.readline().split(":")[3].split()[0])
+        finally:
+            process.terminate()
+            if code := process.wait():
+                raise SystemExit(f"the service ended with {code}")
+
+
+def memory(process: int) -> float:
+    """Resident memory of a process, MB."""
+    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[1]) * 1024 / 1e6
+
+
+def model_alone(model: Predictor, video: Video, size: int) -> float:
+    """Median seconds of the model alone, on a batch."""
+    batch = collate([video] * size, [video.length] * size, model.schema)
+    times = []
+    for _ in range(20):
+        begin = time.perf_counter()
+        list(predict(model.model, [batch]))
+        times.append(time.perf_counter() - begin)
+    return median(times)
+
+
+def one_round(port: int, request: bytes, count: int, model: Predictor, video: Video) -> dict[str, float]:
+    """Milliseconds of every row, and requests a second."""
+    found = {}
+    health = http(b"", path="/healthz", method="GET")
+    for title, sent, requests in (("one client", request, ALONE), (f"{CLIENTS} clients", request, count)):
+        clients = 1 if requests == ALONE else CLIENTS
+        answers, wall = ask_all(port, [sent] * requests, clients)
+        if wrong := [status for status, _ in answers if status != 200]:
+            raise SystemExit(f"{len(wrong)} of {len(answers)} answers have status {wrong[0]}")
+        times = [seconds for _, seconds in answers]
+        found |= {f"{title}, median": median(times), f"{title}, p95": quantiles(times, n=20)[-1]}
+        rate = len(answers) / wall
+    for size in (1, CLIENTS):
+        found[f"the model alone, batch of {size}"] = model_alone(model, video, size)
+    for clients in (1, CLIENTS):
+        answers, _ = ask_all(port, [health] * ALONE, clients)
+        found[f"/healthz, {clients} at once, median"] = median(seconds for _, seconds in answers)
+    return {name: 1000 * seconds for name, seconds in found.items()} | {"rate": rate}
+
+
+def measure(name: str, rounds: int, count: int, bad: int, folder: Path) -> dict[str, Any]:
+    """Time one model, see to its memory and send it malformed requests."""
+    schema_name, table = MODELS[name]
+    schema, config = preset(schema_name), parse_config(table)
+    state = build_tagger(config, schema.widths, schema.classes, 0).state_dict()
+    path = folder / f"{name}.reeltag"
+    size = artifact.save(path, Artifact(schema, None, (Member(name, config, 1.0, state),), {}))
+    model, video = load(path), random_video(schema)
+    record = framed(encode(video, schema))
+    with serving(path) as (process, port):
+        one_round(port, http(record), count, model, video)  # warms up
+        resident, passes = [memory(process)], []
+        for _ in range(rounds):
+            passes.append(one_round(port, http(record), count, model, video))
+            resident.append(memory(process))
+        answers, _ = ask_all(port, list(malformed(record, schema.width, bad)), CLIENTS)
+        statuses = Counter(status for status, _ in answers)
+        resident.append(memory(process))
+    rate = spread(each.pop("rate") for each in passes)
+    rows = {
+        row: {
+            "milliseconds": spread(each[row] for each in passes),
+            "ratio": spread(each[row] / each[BASE] for each in passes),
+        }
+        for row in passes[0]
+    }
+    print(f"{name}: NetVLAD of {size / 1e6:.1f} MB, videos of {schema.max_frames} × {schema.width}, {rounds} rounds\n")
+    print_table(rows, BASE)
+    print(f"{rate['median']:.0f} requests a second from {CLIENTS} clients")
+    megabytes = ", ".join(f"{each:.0f}" for each in resident)
+    print(f"resident memory after warming up, after every {count:,} requests, after {bad:,} malformed: {megabytes} MB")
+    print(f"{bad:,} malformed requests: {', '.join(f'{n} × {status}' for status, n in sorted(statuses.items()))}\n")
+    if wrong := [status for status in statuses if not 400 <= status < 500]:
+        raise SystemExit(f"malformed requests were answered with status {wrong}")
+    return {"rows": rows, "requests_per_second": rate, "resident_mb": resident, "malformed": dict(statuses)}
+
+
+def main() -> None:
+    parser = options("Latency of the service.")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--requests", type=int, default=1000, help="of 16 clients together, in a round")
+    parser.add_argument("--malformed", type=int, default=10_000)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        results = {
+            name: measure(name, given.rounds, given.requests, given.malformed, Path(folder)) for name in given.models
+        }
+    print(f"p95 of {CLIENTS} clients, to be at most {REACH} times one client's median")
+    print_json(given.json, "serve", rounds=given.rounds, reach=REACH, models=results)
+
+
+if __name__ == "__main__":
+    main()

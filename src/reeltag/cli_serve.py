@@ -1,0 +1,62 @@
+"""The command `reeltag serve`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from reeltag.cli_data import Mode
+from reeltag.errors import UsageError
+
+
+def serve(
+    model: str,
+    /,
+    *,
+    mode: Mode = "exact",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    samples: list[str] = [],  # noqa: B006
+    max_batch: int = 64,
+    max_body_mb: float = 64,
+    max_frames: int | None = None,
+    timeout: float = 30,
+    max_waiting: int = 128,
+) -> None:
+    """Answer requests for tags over HTTP, with a page to look at them; docs/serving.md tells what it takes.
+
+    Example: reeltag serve model.reeltag --samples '/data/audioset/eval-00.tfrecord'
+
+    Args:
+        model: A .reeltag file, a folder that `share` wrote, or a URL.
+        host: Address to listen at; 0.0.0.0 for all of this machine's.
+        port: Port to listen at; 0 for any that is free.
+        samples: Paths or glob patterns of TFRecord files whose first records the page offers.
+        max_batch: Most videos that are computed together.
+        max_body_mb: Largest body of a request, in MB.
+        max_frames: Most frames of a request, all its videos together; 256 times those that one may have by default.
+        timeout: Seconds in which a request is answered, or refused.
+        max_waiting: Most requests that are worked on at one time; others are told to come again.
+    """
+    try:
+        from reeltag.serve.app import create_app
+        from reeltag.serve.server import listen, run
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("fastapi", "prometheus_client", "starlette", "uvicorn"):
+            raise
+        raise UsageError(f"serve needs {error.name}, which is not installed; pip install 'reeltag[serve]'") from error
+    import torch
+
+    from reeltag import predict
+    from reeltag.serve.limits import Limits
+    from reeltag.serve.samples import read_samples
+    from reeltag.storage import find
+
+    if "OMP_NUM_THREADS" not in os.environ:  # one core is HTTP's; threads that wait for it would spin
+        torch.set_num_threads(max(1, torch.get_num_threads() - 1))
+    predictor = predict.load(model, mode)
+    frames = 256 * predictor.schema.max_frames if max_frames is None else max_frames
+    limits = Limits(max_batch, int(max_body_mb * 1e6), frames, timeout, max_waiting)
+    name = Path(model).name
+    app = create_app(predictor, name, limits, read_samples(find(samples), predictor.schema))
+    run(app, listen(host, port), name)

@@ -1,0 +1,233 @@
+"""The routes of the service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI, Request
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from reeltag import __version__, artifact
+from reeltag.data.batches import Batch
+from reeltag.errors import RequestError
+from reeltag.predict import Predictor, predict
+from reeltag.serve.answers import Tagged, answers, clips
+from reeltag.serve.batching import Batcher, Scores
+from reeltag.serve.describe import PREDICT
+from reeltag.serve.limits import Limits, refuse_large_answer
+from reeltag.serve.monitoring import Monitored, Monitoring
+from reeltag.serve.requests import JSON, RECORDS, media_type, most_bytes, parse
+from reeltag.serve.samples import Sample
+
+_PAGE = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+_OURS_ONLY = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+_LARGE = 250_000  # bytes of a body that is read beside the event loop, which goes on with other requests
+_log = logging.getLogger("reeltag.serve")
+
+
+class Service:
+    """What the routes share.
+
+    Args:
+        predictor: the model.
+        name: of its file.
+        limits: how much is taken on.
+        samples: for the page.
+    """
+
+    def __init__(self, predictor: Predictor, name: str, limits: Limits, samples: Sequence[Sample]) -> None:
+        self.limits, self.samples = limits, samples
+        self.schema, self.label_names = predictor.schema, predictor.label_names
+        shipped = artifact.describe(predictor.artifact)
+        self.about = {
+            "name": name,
+            "reeltag": __version__,
+            "classes": self.schema.classes,
+            "named": shipped["label_names"] is not None,
+            "limits": asdict(limits),
+        } | {key: shipped[key] for key in ("data", "members", "provenance")}
+        members = str(len(shipped["members"]))
+        told = {"name": name, "members": members, "classes": str(self.schema.classes), "reeltag": __version__}
+        self.monitoring = Monitoring(lambda: self.batcher.waiting, told)
+        self.batcher = Batcher(_tagging(predictor), self.schema, limits.max_batch, self.monitoring.batches.observe)
+        self._working = 0
+
+    async def predict(self, request: Request) -> Response:
+        """Tag the videos of a request."""
+        if self._working >= self.limits.max_waiting:
+            raise RequestError(503, f"{self._working} requests are being worked on, as many as are taken; come again")
+        self._working += 1
+        late = asyncio.get_running_loop().time() + self.limits.timeout
+        try:
+            kind = media_type(request.headers.get("content-type", ""))
+            reading = _body(request, most_bytes(kind, self.schema, self.limits))
+            body = await asyncio.wait_for(reading, self.limits.timeout)
+            tagged = await self._tagged(request, kind, body, late)
+        except asyncio.TimeoutError as error:
+            raise RequestError(408, f"the body did not arrive within {self.limits.timeout:g} s") from error
+        except ClientDisconnect as error:
+            raise RequestError(499, "the client left before its body had arrived") from error
+        finally:
+            self._working -= 1
+        return _json(tagged[0] if kind == JSON else {"videos": tagged})
+
+    async def _tagged(self, request: Request, kind: str, body: bytes, late: float) -> list[Tagged]:
+        arguments = (kind, request.query_params, body, self.schema, self.limits)
+        wanted = parse(*arguments) if len(body) < _LARGE else await asyncio.to_thread(parse, *arguments)
+        videos = clips(wanted)
+        refuse_large_answer(len(videos), wanted.top)
+        scores = await self.batcher.tag(videos, late, request.is_disconnected)
+        self.monitoring.videos.inc(len(wanted.videos))
+        return answers(wanted, scores, self.label_names)
+
+    async def healthz(self) -> Response:
+        """Say that the service is there."""
+        return _json({"status": "ok"})
+
+    async def metrics(self) -> Response:
+        """Counts and times, for Prometheus."""
+        return Response(generate_latest(self.monitoring.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def model(self) -> Response:
+        """What the model reads, its members, where it comes from, and the service's limits."""
+        return _json(self.about)
+
+    async def sample_list(self) -> Response:
+        """Records that can be tried: `/samples/0` and so on."""
+        return _json([{"id": sample.id, "frames": sample.frames} for sample in self.samples])
+
+    async def sample(self, number: str) -> Response:
+        """One record, as `/predict` takes it."""
+        known = {str(place): sample for place, sample in enumerate(self.samples)}
+        if number not in known:
+            raise RequestError(404, f"there is no sample of that number; there are {len(known)}")
+        return Response(known[number].record, media_type=RECORDS[0])
+
+
+def create_app(predictor: Predictor, name: str, limits: Limits, samples: Sequence[Sample] = ()) -> ASGIApp:
+    """The service as an ASGI application; its arguments are those of `Service`."""
+    service = Service(predictor, name, limits, samples)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.batcher.close()
+
+    app = FastAPI(title="reeltag", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.add_api_route("/predict", service.predict, methods=["POST"], **PREDICT)
+    for path, route in (
+        ("/healthz", service.healthz),
+        ("/metrics", service.metrics),
+        ("/model", service.model),
+        ("/samples", service.sample_list),
+        ("/samples/{number}", service.sample),
+    ):
+        app.add_api_route(path, route)
+    for path, (file, kind) in _PAGE.items():
+        app.add_api_route(path, _asset(file, kind), include_in_schema=False)
+    app.add_exception_handler(RequestError, _refused)
+    app.add_exception_handler(HTTPException, _no_such_route)
+    app.add_exception_handler(Exception, _failed)
+    return Monitored(app, service.monitoring)
+
+
+def _tagging(predictor: Predictor) -> Callable[[Batch], Scores]:
+    def tag(batch: Batch) -> Scores:
+        (result,) = predict(predictor.model, [batch])
+        scores: Scores = result.probabilities.numpy()
+        return scores
+
+    return tag
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    """All of a request's body.
+
+    Raises:
+        RequestError: it is larger than the limit, as its header says or as it turns out.
+    """
+    announced = request.headers.get("content-length", "0")
+    chunks: list[bytes] = []
+    size = int(announced) if len(announced) < 20 else limit + 1  # h11 let digits alone pass
+    if size <= limit:
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                break
+            chunks.append(chunk)
+    if size > limit:
+        raise RequestError(
+            413, f"the body has more than {limit:,} bytes; send fewer videos, or TFRecords instead of JSON"
+        )
+    return b"".join(chunks)
+
+
+def _json(content: Any, status: int = 200) -> Response:
+    text = json.dumps(content, separators=(",", ":"))
+    return Response(text, status, media_type=JSON)
+
+
+def _asset(file: str, kind: str) -> Callable[[], Any]:
+    content = files("reeltag.serve").joinpath(file).read_bytes()
+
+    async def asset() -> Response:
+        return Response(content, headers=_OURS_ONLY, media_type=kind)
+
+    return asset
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def _fault(request: Request, status: int, reason: str) -> Response:
+    """One shape for all, and one line in the log, in which nobody else's text can begin another."""
+    client = request.client.host if request.client else "?"
+    line = f"{client} {request.method} {request.url.path}: {status}, {reason}"
+    _log.warning("%s", line.encode("unicode_escape").decode())
+    return _json({"error": reason}, status)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    response = _fault(request, error.status, str(error))
+    if error.status == 503:
+        response.headers["Retry-After"] = "1"
+    return response
+
+
+async def _no_such_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    allowed = dict(error.headers or {})
+    if error.status_code == 405:
+        reason = f"{request.method} is not for {request.url.path}; it takes {allowed.get('Allow', 'another method')}"
+    else:
+        reason = f"there is nothing at {request.url.path}; see / or /openapi.json"
+    response = _fault(request, error.status_code, reason)
+    response.headers.update(allowed)
+    return response
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """A bug of ours: the traceback is in the log."""
+    return _fault(request, 500, f"the service failed ({type(error).__name__}); its log says more")

@@ -1,0 +1,67 @@
+"""What `/metrics` shows: a registry of the service's own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_VIDEOS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Monitoring:
+    """Counts and times.
+
+    Args:
+        waiting: the length of the queue, asked when somebody looks.
+        model: what is told of the model.
+    """
+
+    def __init__(self, waiting: Callable[[], int], model: dict[str, str]) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "reeltag_requests", "Requests by the status of their answer", ["status"], registry=registry
+        )
+        self.seconds = Histogram(
+            "reeltag_predict_seconds",
+            "From a prediction's first byte to its answer",
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.batches = Histogram(
+            "reeltag_batch_videos",
+            "Videos and segments that were computed together",
+            registry=registry,
+            buckets=_VIDEOS,
+        )
+        self.videos = Counter("reeltag_videos", "Videos that were tagged", registry=registry)
+        Gauge("reeltag_waiting", "Requests that wait for the model", registry=registry).set_function(waiting)
+        Info("reeltag_model", "The model", registry=registry).info(model)
+
+
+class Monitored:
+    """An application whose answers are counted.
+
+    Args:
+        app: the application.
+        monitoring: where.
+    """
+
+    def __init__(self, app: ASGIApp, monitoring: Monitoring) -> None:
+        self.app, self.monitoring = app, monitoring
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request as the application does."""
+        begin = time.perf_counter()
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.monitoring.requests.labels(message["status"]).inc()
+                if scope["path"] == "/predict":
+                    self.monitoring.seconds.observe(time.perf_counter() - begin)
+            await send(message)
+
+        await self.app(scope, receive, counted)

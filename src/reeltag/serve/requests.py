@@ -1,0 +1,225 @@
+"""The body of a request → checked videos, before anything is queued. Whatever is wrong is a `RequestError`."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from reeltag.data.example import Frames, Video
+from reeltag.data.schema import Schema
+from reeltag.data.shards import read_bytes
+from reeltag.errors import DataError, RequestError
+from reeltag.metrics import TOP_K
+from reeltag.serve.limits import Limits
+
+RECORDS = ("application/x-tfrecord", "application/octet-stream")
+JSON = "application/json"
+_OPTIONS = ("top", "timeline")
+_JSON_KEYS = ("frames", "frames_base64", "shape", "id", *_OPTIONS)
+_JSON_VALUE, _JSON_REST = 32, 64_000  # most characters of a number, and of all else
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a request asks for.
+
+    Attributes:
+        videos: one or several.
+        top: how many tags of each.
+        timeline: whether to tag segments too.
+    """
+
+    videos: list[Video]
+    top: int
+    timeline: bool
+
+
+def media_type(content_type: str) -> str:
+    """The kind of body, without its parameters.
+
+    Raises:
+        RequestError: it is none that the service reads.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind != JSON and kind not in RECORDS:
+        raise RequestError(415, f"content type {kind!r}: send {JSON}, or TFRecords as {' or '.join(RECORDS)}")
+    return kind
+
+
+def most_bytes(kind: str, schema: Schema, limits: Limits) -> int:
+    """Bytes that a body may have; JSON holds one video, and is read at once."""
+    if kind != JSON:
+        return limits.max_body
+    return min(limits.max_body, _JSON_VALUE * schema.max_frames * schema.width + _JSON_REST)
+
+
+def parse(kind: str, query: Mapping[str, str], body: bytes, schema: Schema, limits: Limits) -> Wanted:
+    """Read a request.
+
+    Args:
+        kind: of the body, as `media_type` gives it.
+        query: options of a request of TFRecords; JSON holds its own.
+        body: all of it.
+        schema: what the videos should look like.
+        limits: how many frames are taken.
+
+    Raises:
+        RequestError: anything is not as it should be.
+    """
+    if kind == JSON:
+        if query:
+            raise RequestError(400, f"{next(iter(query))!r} stands in the address; with JSON it belongs in the body")
+        return _from_json(body, schema, limits)
+    given: dict[str, Any] = {key: _query_value(value) for key, value in query.items()}
+    _refuse_unknown(given, _OPTIONS)
+    if not body:
+        raise RequestError(400, "the body is empty; send one or several TFRecords")
+    videos = list(_records(body, schema, limits))
+    return Wanted(videos, _top(given, schema), _timeline(given))
+
+
+def _records(body: bytes, schema: Schema, limits: Limits) -> Iterator[Video]:
+    frames = 0
+    try:
+        for video in read_bytes(body, schema):
+            frames += video.length
+            if frames > limits.max_frames:
+                reason = f"the videos have more than {limits.max_frames:,} frames together; send fewer at a time"
+                raise RequestError(413, reason)
+            yield video
+    except DataError as error:
+        raise RequestError(400, str(error)) from error
+
+
+def _query_value(text: str) -> object:
+    """A query's text as JSON would have it."""
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        return int(text)
+    return {"true": True, "false": False}.get(text, text)
+
+
+def _refuse_unknown(given: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for key in given:
+        if key not in known:
+            raise RequestError(400, f"{_short(key)} is no key of a request; there are {', '.join(known)}")
+
+
+def _top(given: Mapping[str, Any], schema: Schema) -> int:
+    top = given.get("top", min(TOP_K, schema.classes))
+    if type(top) is not int or not 1 <= top <= schema.classes:
+        raise RequestError(400, f"top is {_short(top)}: must be a whole number from 1 to {schema.classes}")
+    return top
+
+
+def _timeline(given: Mapping[str, Any]) -> bool:
+    timeline = given.get("timeline", False)
+    if type(timeline) is not bool:
+        raise RequestError(400, f"timeline is {_short(timeline)}: must be true or false")
+    return timeline
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+
+def _from_json(body: bytes, schema: Schema, limits: Limits) -> Wanted:
+    given = _load(body)
+    _refuse_unknown(given, _JSON_KEYS)
+    name = given.get("id", "")
+    if type(name) is not str:
+        raise RequestError(400, f"id is {_short(name)}: must be a string")
+    frames = _frames(given, schema)
+    if schema.level == "video" and len(frames) != 1:
+        raise RequestError(400, f"{len(frames)} frames: this model reads video-level features, one vector a video")
+    cut = max(0, len(frames) - schema.max_frames)
+    frames = frames[: schema.max_frames]
+    if len(frames) > limits.max_frames:
+        raise RequestError(413, f"the video has more than {limits.max_frames:,} frames; send fewer")
+    features = np.split(frames, np.cumsum(schema.widths)[:-1], axis=1)
+    return Wanted([Video(name, None, tuple(features), cut)], _top(given, schema), _timeline(given))
+
+
+def _load(body: bytes) -> dict[str, Any]:
+    try:
+        given = json.loads(body.decode())
+    except UnicodeDecodeError as error:
+        raise RequestError(400, f"the body is not UTF-8: byte {error.start}") from error
+    except RecursionError as error:
+        raise RequestError(400, "the body is nested too deeply; frames are a list of lists of numbers") from error
+    except json.JSONDecodeError as error:
+        raise RequestError(400, f"the body is not JSON: {error}") from error
+    except ValueError as error:  # Python converts no number of thousands of digits
+        raise RequestError(400, "the body holds a number of thousands of digits") from error
+    if not isinstance(given, dict):
+        raise RequestError(400, 'the body must be an object, such as {"frames": [[0, 255, …], …]}')
+    return given
+
+
+def _frames(given: Mapping[str, Any], schema: Schema) -> Frames:
+    """Frames [T, D] in the schema's type."""
+    if ("frames" in given) == ("frames_base64" in given):
+        raise RequestError(400, "give the video as one of frames, a list of lists, and frames_base64, with its shape")
+    if "frames" not in given:
+        return _frames_of_base64(given["frames_base64"], given.get("shape"), schema)
+    if "shape" in given:
+        raise RequestError(400, "shape goes with frames_base64; a list of lists has its own")
+    return _frames_of_lists(given["frames"], schema)
+
+
+def _frames_of_lists(rows: object, schema: Schema) -> Frames:
+    if type(rows) is not list or not rows:
+        raise RequestError(400, "frames must be a list of at least one frame, each a list of numbers")
+    for number, row in enumerate(rows):
+        if type(row) is not list:
+            raise RequestError(400, f"frame {number} is {_short(row)}: must be a list of {schema.width} numbers")
+        if len(row) != schema.width:
+            raise RequestError(400, f"frame {number} has {len(row)} values; this model reads {schema.width}")
+    if not set(map(type, chain.from_iterable(rows))) <= {int, float}:
+        number = next(n for n, row in enumerate(rows) if not set(map(type, row)) <= {int, float})
+        raise RequestError(400, f"frame {number} holds something other than numbers")
+    try:
+        values = np.array(rows, np.float64)
+    except OverflowError as error:
+        raise RequestError(400, "frames hold a number beyond all floating-point numbers") from error
+    if schema.dtype == "uint8":
+        wrong = ~((values >= 0) & (values <= 255) & (values == np.floor(values)))
+        expected = "whole numbers from 0 to 255"
+    else:
+        wrong = ~(np.abs(values) <= np.finfo(np.float32).max)
+        expected = "numbers that float32 holds"
+    if wrong.any():
+        frame, place = np.argwhere(wrong)[0].tolist()
+        raise RequestError(400, f"frame {frame}, value {place} is {values[frame, place]}: this model reads {expected}")
+    return values.astype(schema.dtype)
+
+
+def _frames_of_base64(text: object, shape: object, schema: Schema) -> Frames:
+    if type(shape) is not list or len(shape) != 2 or not all(type(n) is int for n in shape) or shape[0] < 1:
+        raise RequestError(400, f"shape is {_short(shape)}: must be [T, {schema.width}], with at least one frame")
+    if shape[1] != schema.width:
+        raise RequestError(400, f"shape is {_short(shape)}; this model reads {schema.width} values a frame")
+    if type(text) is not str:
+        raise RequestError(400, "frames_base64 must be a string")
+    try:
+        content = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise RequestError(400, f"frames_base64 is not base64: {error}") from error
+    dtype = np.dtype(schema.dtype).newbyteorder("<")
+    if len(content) != shape[0] * shape[1] * dtype.itemsize:
+        raise RequestError(
+            400, f"frames_base64 holds {len(content):,} bytes, not those of {shape[0]} × {shape[1]} {schema.dtype}"
+        )
+    frames = np.frombuffer(content, dtype).reshape(shape)
+    if not np.isfinite(frames).all():
+        raise RequestError(400, "frames_base64 holds NaN or infinite values")
+    return frames

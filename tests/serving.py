@@ -1,0 +1,120 @@
+"""What the tests of the service share: a model behind it, and ways to ask it."""
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+
+from reeltag import artifact, predict
+from reeltag.artifact import Artifact, Member
+from reeltag.data.example import encode
+from reeltag.data.schema import Schema
+from reeltag.data.tfrecord import framed
+from reeltag.models.tagger import build_tagger, parse_config
+
+MISSING = "the extra 'serve' is not installed"
+pytest.importorskip("fastapi", reason=MISSING)
+pytest.importorskip("prometheus_client", reason=MISSING)
+httpx2 = pytest.importorskip("httpx2", reason="httpx2 is not installed")
+
+from starlette.testclient import TestClient  # noqa: E402
+
+from reeltag.serve.app import create_app  # noqa: E402
+from reeltag.serve.limits import Limits  # noqa: E402
+
+TFRECORD = "application/x-tfrecord"
+SCHEMA = Schema(features=[{"name": "rgb", "width": 6}, {"name": "audio", "width": 2}], classes=8, max_frames=50)
+FLOATS = SCHEMA.model_copy(update={"dtype": "float32"})
+VECTORS = FLOATS.model_copy(update={"level": "video"})
+
+
+def write_model(path, schema=SCHEMA, label_names=None):
+    """A file with one untrained member whose probabilities differ from video to video."""
+    config = parse_config({"family": "netvlad", "clusters": 4, "hidden": 8})
+    if schema.level == "video":
+        config = parse_config({"family": "mean"})
+    state = build_tagger(config, schema.widths, schema.classes, 0).state_dict()
+    artifact.save(path, Artifact(schema, label_names, (Member("a", config, 1.0, state),), {"recipe": "none"}))
+    return path
+
+
+def limits(schema=SCHEMA, **changes):
+    usual = {"max_batch": 64, "max_body": 1_000_000, "max_frames": 20 * schema.max_frames, "timeout": 30.0}
+    return Limits(**{**usual, "max_waiting": 64, **changes})
+
+
+@pytest.fixture(scope="session")
+def predictor(tmp_path_factory):
+    return predict.load(write_model(tmp_path_factory.mktemp("served") / "m.reeltag"))
+
+
+@pytest.fixture
+def client(predictor):
+    with client_of(predictor) as opened:
+        yield opened
+
+
+def client_of(predictor, samples=(), **changes):
+    app = create_app(predictor, "m.reeltag", limits(predictor.schema, **changes), samples)
+    return TestClient(app, raise_server_exceptions=False)
+
+
+@asynccontextmanager
+async def concurrent_client(app):
+    """For requests that overlap."""
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://test") as opened:
+        yield opened
+
+
+def frames_of(length, seed=0, schema=SCHEMA):
+    values = np.random.default_rng([length, seed]).integers(0, 256, (length, schema.width))
+    return values.astype(schema.dtype)
+
+
+def record(video, schema=SCHEMA):
+    return framed(encode(video, schema))
+
+
+def post_records(client, body, **query):
+    return client.post("/predict", params=query, content=body, headers={"Content-Type": TFRECORD})
+
+
+def scores_of(tagged, classes=SCHEMA.classes):
+    """All probabilities of an answer that has all tags."""
+    scores = np.full(classes, np.nan)
+    for tag in tagged["tags"]:
+        scores[tag["class"]] = tag["score"]
+    return scores
+
+
+class Gate:
+    """A model that computes once it is let; notes how many videos each call has.
+
+    Args:
+        predictor: whose probabilities it gives.
+    """
+
+    def __init__(self, predictor):
+        self.model, self.calls, self.open = predictor.model, [], threading.Event()
+
+    def __call__(self, frames, lengths):
+        self.calls.append(len(frames))
+        assert self.open.wait(20)
+        return self.model(frames, lengths)
+
+    def parameters(self):
+        return self.model.parameters()
+
+    async def entered(self, calls=1):
+        while len(self.calls) < calls:
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def gate(predictor, monkeypatch):
+    gate = Gate(predictor)
+    monkeypatch.setattr(predictor, "model", gate)
+    yield gate
+    gate.open.set()
