@@ -14,7 +14,6 @@ from reeltag import artifact, quantize
 from reeltag.artifact import Artifact, Member
 from reeltag.data.batches import Batch, count_frames, draw_frames, take_frames
 from reeltag.data.schema import Feature, Schema
-from reeltag.errors import UsageError
 from reeltag.losses import cross_entropy
 from reeltag.models import tagger as tagger_module
 from reeltag.models.frames import Frames
@@ -277,19 +276,6 @@ def test_bfloat16_holds_where_the_input_is_far_from_zero(family):
         with torch.autocast("cpu", torch.bfloat16):
             pooled = tagger.pooling(tagger.input_norm(Frames.plain(values)))
     assert float((pooled - expected).norm() / expected.norm()) < 0.01
-
-
-def test_an_unknown_precision_is_refused():
-    with pytest.raises(UsageError, match="no 'bf16-mixed'; use float32 or bf16"):
-        Ensemble([small_tagger("mean", {})], [1.0], "bf16-mixed")
-
-
-def test_a_predictor_keeps_each_weight_once(tiny_schema):
-    config = small_tagger("netvlad", {"clusters": 4}).config
-    tagger = build_tagger(config, tiny_schema.widths, tiny_schema.classes, 0)
-    member = Member("one", config, 1.0, tagger.state_dict())
-    predictor = Predictor(Artifact(tiny_schema, None, (member,), {}))
-    assert [member.state for member in predictor.artifact.members] == [{}]
 
 
 @battery

@@ -158,7 +158,7 @@ def test_every_program_of_the_authors_is_recognised_by_its_variables(name, tmp_p
     frames = np.random.default_rng(1).standard_normal((2, 5, 24)).astype(np.float32)
     shipped = artifact.Artifact(SCHEMA, None, (member,), {})
     slow = np.stack([slow_tag(member.config, WIDTHS, member.state, row) for row in frames])
-    np.testing.assert_allclose(Predictor(shipped).predict(frames), slow, atol=1e-5)
+    np.testing.assert_allclose(Predictor(shipped, shipped.members).predict(frames), slow, atol=1e-5)
 
 
 def test_float16_and_short_codebooks_are_read_as_numbers(tmp_path):
