@@ -1,6 +1,7 @@
 """A shipped model as ONNX, in onnxruntime, against the model itself."""
 
 import builtins
+import importlib
 import json
 import os
 import subprocess
@@ -21,13 +22,14 @@ from reeltag.data.batches import stream_batches
 from reeltag.data.schema import Feature, Schema
 from reeltag.data.shards import read_all
 from reeltag.errors import ArtifactError, BudgetError, UsageError
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.tagger import FAMILIES, build_tagger, parse_config
 from reeltag.quantize import ENCODINGS
 from reeltag.storage import find
 from small_models import CLASSES, SCHEMA, battery, in_mode, shipped, small_tagger, stirred, videos, with_options
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+from reeltag.export import families  # noqa: E402
 from reeltag.export import model as onnx_model  # noqa: E402
 from reeltag.export import weights as onnx_weights  # noqa: E402
 from reeltag.export.session import DISABLED, ENTRIES, open_onnx  # noqa: E402
@@ -230,3 +232,36 @@ def test_the_file_alone_gives_the_csv_of_the_command(everything_is_large, tmp_pa
     batches = list(stream_batches(read_all(find([pattern]), tiny_schema), tiny_schema, 3))
     lines = onnx_alone.kaggle_csv(tmp_path / "m.onnx", batches, tmp_path)
     onnx_alone.assert_same_scores(lines, (tmp_path / "tags.csv").read_text().splitlines())
+
+
+def python_blocks(page):
+    """Examples in Python on a page, in their order."""
+    return [part.partition("```")[0] for part in (REPO / "docs" / page).read_text().split("```python\n")[1:]]
+
+
+def test_the_pages_example_runs_without_reeltag(tmp_path):
+    ensemble = replace(shipped("mean", {}), label_names=tuple("äbcdefghi"))
+    onnx_file(ensemble, tmp_path)
+    (code,) = python_blocks("onnx.md")
+    blocked = onnx_alone.CODE.partition("os.environ")[0]
+    run = subprocess.run(
+        [sys.executable, "-c", blocked + code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    expected = in_mode(ensemble, "exact").predict(np.zeros((5, 16), np.uint8))
+    lines = [line.split() for line in run.stdout.splitlines()]
+    assert [name for name, _ in lines] == ["äbcdefghi"[number] for number in np.argsort(-expected)[:5]]
+    np.testing.assert_allclose([float(score) for _, score in lines], np.sort(expected)[::-1][:5], atol=1e-6)
+
+
+def test_the_form_of_a_family_of_ones_own(tmp_path, monkeypatch):
+    """As docs/models.md adds one."""
+    family, _, form = python_blocks("models.md")[-3:]
+    (tmp_path / "maximum_export.py").write_text(family)
+    monkeypatch.syspath_prepend(tmp_path)
+    maximum = importlib.import_module("maximum_export")
+    monkeypatch.setitem(FAMILIES, "maximum", (maximum.MaximumConfig, maximum.Maximum))
+    exec("from __future__ import annotations\n" + form, {**vars(families), "Maximum": maximum.Maximum})
+    tagger = stirred(build_tagger(maximum.MaximumConfig(family="maximum"), SCHEMA.widths, CLASSES, 0))
+    ensemble = Artifact(SCHEMA, None, (Member("m", tagger.config, 1.0, tagger.state_dict()),), {})
+    expected = in_mode(ensemble, "exact").predict(FRAMES, LENGTHS)
+    np.testing.assert_allclose(probabilities(onnx_file(ensemble, tmp_path), "exact"), expected, atol=1e-5)
