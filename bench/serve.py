@@ -1,7 +1,7 @@
 """Latency of `reeltag serve`: one client, 16 at once, and what it answers to malformed requests.
 
-The service is a process of its own, with random weights; the clients are raw sockets that are kept open, in this
-process. Each request is one video of full length as a TFRecord. Ratios are to one client's median in the same round.
+The service is a process of its own, with random weights or with a given file; the clients are raw sockets that are
+kept open, in this process. Each request is one video of full length as a TFRecord. Ratios are to one client's median in the same round.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from reeltag.data.example import Video, encode
 from reeltag.data.schema import Schema, preset
 from reeltag.data.tfrecord import framed
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.predict import Predictor, load, predict
+from reeltag.predict import Mode, Predictor, load, predict
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "audioset": ("audioset", {"family": "netvlad", "clusters": 48, "hidden": 512}),
@@ -129,13 +129,16 @@ def malformed(record: bytes, width: int, count: int) -> Iterator[bytes]:
 
 
 @contextmanager
-def serving(path: Path) -> Iterator[tuple[int, int]]:
+def serving(path: Path, mode: str, log: Path) -> Iterator[tuple[int, int]]:
     """Process and port of the service."""
     command = [sys.executable, "-c", "import sys; from reeltag.cli import main; sys.exit(main())"]
     with (
-        Path(f"{path}.log").open("wb") as log,
+        log.open("wb") as lines,
         subprocess.Popen(
-            [*command, "serve", str(path), "--port", "0"], stdout=subprocess.PIPE, stderr=log, text=True
+            [*command, "serve", str(path), "--port", "0", "--mode", mode],
+            stdout=subprocess.PIPE,
+            stderr=lines,
+            text=True,
         ) as process,
     ):
         try:
@@ -182,16 +185,22 @@ def one_round(port: int, request: bytes, count: int, model: Predictor, video: Vi
     return {name: 1000 * seconds for name, seconds in found.items()} | {"rate": rate}
 
 
-def measure(name: str, rounds: int, count: int, bad: int, folder: Path) -> dict[str, Any]:
-    """Time one model, see to its memory and send it malformed requests."""
+def write_model(name: str, folder: Path) -> Path:
+    """A file with random weights."""
     schema_name, table = MODELS[name]
     schema, config = preset(schema_name), parse_config(table)
     state = build_tagger(config, schema.widths, schema.classes, 0).state_dict()
     path = folder / f"{name}.reeltag"
-    size = artifact.save(path, Artifact(schema, None, (Member(name, config, 1.0, state),), {}))
-    model, video = load(path), random_video(schema)
+    artifact.save(path, Artifact(schema, None, (Member(name, config, 1.0, state),), {}))
+    return path
+
+
+def measure(path: Path, mode: Mode, rounds: int, count: int, bad: int, log: Path) -> dict[str, Any]:
+    """Time one model, see to its memory and send it malformed requests."""
+    model = load(path, mode)
+    schema, video = model.schema, random_video(model.schema)
     record = framed(encode(video, schema))
-    with serving(path) as (process, port):
+    with serving(path, mode, log) as (process, port):
         one_round(port, http(record), count, model, video)  # warms up
         resident, passes = [memory(process)], []
         for _ in range(rounds):
@@ -208,7 +217,8 @@ def measure(name: str, rounds: int, count: int, bad: int, folder: Path) -> dict[
         }
         for row in passes[0]
     }
-    print(f"{name}: NetVLAD of {size / 1e6:.1f} MB, videos of {schema.max_frames} × {schema.width}, {rounds} rounds\n")
+    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    print(f"{path.name}, {mode}: {size}, videos of {schema.max_frames} × {schema.width}, {rounds} rounds\n")
     print_table(rows, BASE)
     print(f"{rate['median']:.0f} requests a second from {CLIENTS} clients")
     megabytes = ", ".join(f"{each:.0f}" for each in resident)
@@ -224,12 +234,14 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--requests", type=int, default=1000, help="of 16 clients together, in a round")
     parser.add_argument("--malformed", type=int, default=10_000)
+    parser.add_argument("--file", type=Path, help="a .reeltag file, instead of the models with random weights")
+    parser.add_argument("--mode", choices=get_args(Mode), default="exact")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        results = {
-            name: measure(name, given.rounds, given.requests, given.malformed, Path(folder)) for name in given.models
-        }
+        files = [given.file] if given.file else [write_model(name, Path(folder)) for name in given.models]
+        amounts = (given.rounds, given.requests, given.malformed, Path(folder, "log"))
+        results = {path.stem: measure(path, given.mode, *amounts) for path in files}
     print(f"p95 of {CLIENTS} clients, to be at most {REACH} times one client's median")
     print_json(given.json, "serve", rounds=given.rounds, reach=REACH, models=results)
 

@@ -6,12 +6,15 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import make_video
 from reeltag import predict
 from reeltag.data.tfrecord import framed
+from reeltag.metrics import top_k
+from reeltag.serve.answers import best_classes
 from serving import FLOATS, SCHEMA, client, client_of, frames_of, post_records, predictor, record, write_model
 
 __all__ = ["client", "predictor"]
@@ -246,3 +249,13 @@ def test_nothing_that_is_sent_makes_the_service_fail(client, sent, query):
     assert answer.status_code == 200 or list(answer.json()) == ["error"]
     if answer.status_code == 200:
         assert answer.json().get("tags") or answer.json()["videos"]
+
+
+def test_the_best_classes_of_a_video_are_those_of_a_batch():
+    """Ties included, also across the edge."""
+    rng = np.random.default_rng(0)
+    for classes, count in ((5, 5), (50, 1), (50, 20), (3862, 20)):
+        scores = rng.integers(0, 12, (30, classes)).astype(np.float32) / 16
+        _, expected = top_k(torch.from_numpy(scores), count)
+        found = [best_classes(row, count) for row in scores]
+        np.testing.assert_array_equal(found, expected)

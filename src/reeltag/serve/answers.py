@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from typing_extensions import NotRequired, TypedDict
 
 from reeltag.data.example import Video
 from reeltag.errors import RequestError
-from reeltag.metrics import top_k
 from reeltag.serve.batching import Scores
 from reeltag.serve.requests import Wanted
 
@@ -79,6 +78,13 @@ def clips(wanted: Wanted) -> list[Video]:
     return found
 
 
+def best_classes(scores: Scores, count: int) -> npt.NDArray[np.int64]:
+    """The classes of the highest scores [C], equal ones in class order, as `metrics.top_k` finds them for a batch."""
+    least = np.partition(scores, -count)[-count]
+    classes = np.flatnonzero(scores >= least)
+    return classes[np.argsort(-scores[classes], kind="stable")][:count]
+
+
 def answers(wanted: Wanted, scores: Scores, label_names: Sequence[str]) -> list[Tagged]:
     """What is said of each video.
 
@@ -96,16 +102,17 @@ def answers(wanted: Wanted, scores: Scores, label_names: Sequence[str]) -> list[
         )
     spans = [segments(video.length) if wanted.timeline else [] for video in wanted.videos]
     places = np.cumsum([0, *(1 + len(each) for each in spans)])
-    best, classes = (found.tolist() for found in top_k(torch.from_numpy(scores[places[:-1]]), wanted.top))
     result = []
     for number, video in enumerate(wanted.videos):
+        whole = scores[places[number]]
+        classes = best_classes(whole, wanted.top)
         tags: list[Tag] = [
             {"class": c, "name": label_names[c], "score": round(score, 6)}
-            for c, score in zip(classes[number], best[number], strict=True)
+            for c, score in zip(classes.tolist(), whole[classes].tolist(), strict=True)
         ]
         tagged: Tagged = {"id": video.id, "frames": video.length, "cut": video.cut, "tags": tags}
         if wanted.timeline:
-            rows = scores[places[number] + 1 : places[number + 1], classes[number]].T.astype(float)
+            rows = scores[places[number] + 1 : places[number + 1], classes].T.astype(float)
             tagged["timeline"] = {"segments": spans[number], "scores": rows.round(6).tolist()}
         result.append(tagged)
     return result

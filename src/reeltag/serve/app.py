@@ -43,6 +43,7 @@ _OURS_ONLY = {
 }
 _LARGE = 250_000  # bytes of a body that is read beside the event loop, which goes on with other requests
 _log = logging.getLogger("reeltag.serve")
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 class Service:
@@ -184,8 +185,7 @@ async def _body(request: Request, limit: int) -> bytes:
 
 
 def _json(content: Any, status: int = 200) -> Response:
-    text = json.dumps(content, separators=(",", ":"))
-    return Response(text, status, media_type=JSON)
+    return Response(_encode(content), status, media_type=JSON)
 
 
 def _asset(file: str, kind: str) -> Callable[[], Any]:
