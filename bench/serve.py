@@ -1,7 +1,8 @@
 """Latency of `reeltag serve`: one client, 16 at once, and what it answers to malformed requests.
 
 The service is a process of its own, with random weights or with a given file; the clients are raw sockets that are
-kept open, in this process. Each request is one video of full length as a TFRecord. Ratios are to one client's median in the same round.
+kept open, in this process. Each request is one video of full length as a TFRecord. Ratios are to one client's median in
+the same round.
 """
 
 from __future__ import annotations

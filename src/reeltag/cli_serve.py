@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -59,4 +60,6 @@ def serve(
     limits = Limits(max_batch, int(max_body_mb * 1e6), frames, timeout, max_waiting)
     name = Path(model).name
     app = create_app(predictor, name, limits, read_samples(find(samples), predictor.schema))
+    gc.collect()
+    gc.freeze()
     run(app, listen(host, port), name)

@@ -22,7 +22,7 @@ from reeltag.data.schema import Schema
 from reeltag.errors import RequestError
 
 Scores = npt.NDArray[np.float32]
-_PAUSE, _MOST = 0.0005, 0.02  # seconds of a pause between batches, which takes longer while the loop is busy; of all
+_PAUSE, _MOST = 0.002, 0.02  # seconds without a request, in a loop that has nothing to do, that end a gathering; of all
 _PATIENCE = 0.1  # seconds that a request waits before it is looked whether its client is still there
 
 
@@ -130,17 +130,17 @@ class Batcher:
         return parts
 
     async def _gather(self, answered: int) -> None:
-        """Let requests in before the next batch, until the event loop has nothing to do or it takes too long.
+        """Before the next batch, wait for the clients that were just answered, as long as they keep coming.
 
         During a batch their handling and the model would take turns with the interpreter's lock, and both be slower;
-        and a larger batch costs less a video. Where one was answered and none waits, there is nothing to wait for.
+        and a larger batch costs less a video. One that was answered alone is not waited for.
         """
-        begin = now = time.monotonic()
-        busy = answered > 1 or bool(self._waiting)
-        while busy and len(self._waiting) < self._max_batch and now - begin < _MOST:
+        expected = min(self._max_batch, len(self._waiting) + answered) if answered > 1 else 0
+        begin, idle = time.monotonic(), False
+        while len(self._waiting) < expected and not idle and time.monotonic() - begin < _MOST:
+            count, before = len(self._waiting), time.monotonic()
             await asyncio.sleep(_PAUSE)
-            now, before = time.monotonic(), now
-            busy = now - before > 2 * _PAUSE
+            idle = len(self._waiting) == count and time.monotonic() - before < 2 * _PAUSE
 
     async def _drop_left(self) -> None:
         """Leave out requests that waited for a while and whose clients have gone."""
