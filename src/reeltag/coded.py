@@ -1,4 +1,4 @@
-"""Weights that stay in their codes, on processors: in a quarter of the memory, or multiplied in 8 bits as well."""
+"""What a model computes with: weights dequantised once, or on processors their codes, in a quarter of the memory."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from reeltag.quantize import is_large, quantize_channels
 # Rows of a weight that are handled at a time: of floats what the cache holds, of 8-bit products what one scale of x
 # covers, whose sums stay below 2^31.
 FLOAT_ROWS, BYTE_ROWS = 256, 16_384
+COPIED_ROWS = 4096
+HIDDEN = "hidden.weight"
 FEW = 4  # up to so many rows of x are faster one by one
 PRODUCTS = {"matmul", "__matmul__"}
 # What modules do to their parameters.
@@ -134,12 +136,38 @@ class ByteWeight(CodedWeight):
         return torch.addcmul(x_ND.sum(1, keepdim=True) * self.stored.zero, y_NH, self.stored.step)
 
 
+def dense_state(state: State, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """A state dict that is dequantised once.
+
+    The hidden layer's weight is most of a model, so it is never there twice: it is written at once in the layout in
+    which a product with few rows is fastest, column by column, and where it is large in a type of its own.
+    """
+    return {name: _by_columns(value, dtype) if name == HIDDEN else _floats(value) for name, value in state.items()}
+
+
+def _by_columns(value: Tensor | QuantizedTensor, dtype: torch.dtype) -> Tensor:
+    inputs, outputs = value.size if isinstance(value, QuantizedTensor) else value.shape
+    large = isinstance(value, QuantizedTensor) or is_large(value)
+    columns = torch.empty(outputs, inputs, dtype=dtype if large else torch.float32)
+    for rows in _parts(inputs, COPIED_ROWS):
+        part = value.rows(rows).dequantize() if isinstance(value, QuantizedTensor) else value[rows]
+        columns[:, rows].copy_(part.T)
+    return columns.T
+
+
 def coded_state(state: State) -> dict[str, Tensor]:
-    """A state dict whose quantised matrices stay as they are stored."""
+    """A state dict whose quantised matrices stay as they are stored, in memory of their own."""
     return {
-        name: CodedWeight(value) if isinstance(value, QuantizedTensor) and len(value.size) == 2 else _floats(value)
+        name: CodedWeight(_copied(value))
+        if isinstance(value, QuantizedTensor) and len(value.size) == 2
+        else _floats(value)
         for name, value in state.items()
     }
+
+
+def _copied(stored: QuantizedTensor) -> QuantizedTensor:
+    # What may be pages of the file would go if the file was cut.
+    return type(stored)(*(part.clone() for part in stored.parts().values()))
 
 
 def byte_state(state: State) -> dict[str, Tensor]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -16,22 +17,28 @@ from torch import Tensor, nn
 
 from reeltag import artifact
 from reeltag.artifact import Artifact, Member
-from reeltag.coded import CodedWeight, byte_state, coded_state
+from reeltag.coded import CodedWeight, byte_state, coded_state, dense_state
 from reeltag.data.batches import Batch, stream_batches
 from reeltag.data.schema import Schema
 from reeltag.data.shards import read_all
+from reeltag.encodings import State
 from reeltag.environment import default_device
 from reeltag.errors import DataError, UsageError
 from reeltag.metrics import Metrics, top_k
 from reeltag.models.layers import Hidden
-from reeltag.quantize import dequantize_state, is_large
+from reeltag.quantize import is_large
 from reeltag.storage import find
 
 BATCH_SIZE = 64
 
 Mode = Literal["exact", "bf16", "small", "fast"]
-# What a member computes with: float32, dequantised once (bf16 is made of it); codes; codes that multiply in 8 bits.
-WEIGHTS = {"exact": dequantize_state, "bf16": dequantize_state, "small": coded_state, "fast": byte_state}
+# What a member computes with.
+WEIGHTS: dict[Mode, Callable[[State], Mapping[str, Tensor]]] = {
+    "exact": dense_state,
+    "bf16": partial(dense_state, dtype=torch.bfloat16),
+    "small": coded_state,
+    "fast": byte_state,
+}
 
 
 @dataclass(frozen=True)
