@@ -38,7 +38,7 @@ def export(
     from reeltag.data.batches import stream_batches
     from reeltag.data.shards import read_all
     from reeltag.predict import BATCH_SIZE
-    from reeltag.storage import find, megabytes, refuse_existing
+    from reeltag.storage import find, megabytes, refuse_existing, remove_partials_of
 
     try:
         from reeltag.export import model as onnx_model
@@ -47,6 +47,7 @@ def export(
     if out.suffix != f".{format}":
         raise UsageError(f"{out}: should end in .{format}")
     refuse_existing(out)
+    remove_partials_of(out)
     shards = find(check)
     file = artifact.local_file(model)
     shipped = artifact.load(file)
