@@ -215,7 +215,7 @@ def test_a_damaged_shard_stops_all_with_its_place_and_once_mended_the_rest_is_do
     assert len(kept) >= 30
     shutil.copy(shards / bad.name, bad)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shutil, "rmtree", lambda folder: None)  # to see what was made anew
+        patch.setattr(bulk, "remove_folder", lambda folder: None)  # to see what was made anew
         assert main(command[:-2]) == 0
     assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in parts_of(out).iterdir()}.items()
     assert out.read_bytes() == (whole / "p.csv").read_bytes()
@@ -260,6 +260,21 @@ def test_a_run_with_anything_changed_takes_no_part_that_is_stale(tiny_schema, tm
     assert listener.said == ([f"{done} of 5 shards were done before"] if done else [])
     predict_to_file(one, pattern, tmp_path / f"anew{out.suffix}", **options)
     assert out.read_bytes() == (tmp_path / f"anew{out.suffix}").read_bytes()
+
+
+def test_a_marker_without_its_part_is_not_done(tiny_schema, tmp_path):
+    model = save_model(tmp_path / "m.reeltag", tiny_schema, family="mean", hidden=3)
+    make_shard(tmp_path / "s-0.tfrecord", tiny_schema, 6)
+    out, shards = tmp_path / "p.csv", [str(tmp_path / "s-0.tfrecord")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bulk, "remove_folder", lambda folder: None)
+        predict_to_file(model, shards, out)
+    whole = out.read_bytes()
+    out.unlink()
+    for part in parts_of(out).glob("*.csv"):
+        part.unlink()
+    assert predict_to_file(model, shards, out).videos == 6
+    assert out.read_bytes() == whole
 
 
 def test_what_is_said_on_the_way(capsys, model, shards, tmp_path):

@@ -157,6 +157,19 @@ def test_a_file_that_differs_is_not_kept(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_computes_nan_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_model, "hidden", lambda layer, x, weights: weights.product(x * float("nan"), "weight"))
+    with pytest.raises(ArtifactError, match="not kept, since its probabilities differ by nan"):
+        onnx_model.save(tmp_path / "m.onnx", shipped("netvlad", {"clusters": 4}), onnx_model.generated_batches(SCHEMA))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_larger_than_protobuf_can_be_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_model, "LARGEST", onnx_model.ROOM)
+    with pytest.raises(BudgetError, match=r"m.onnx: would have 16.78 MB, .* over 16.78 MB"):
+        onnx_model.save(tmp_path / "m.onnx", shipped("mean", {}), [])
+
+
 def test_the_budget_of_the_model_holds_for_the_onnx_file(tmp_path):
     ensemble = shipped("mean", {})
     size = len(onnx_model.build(replace(ensemble, provenance={"budget": 99_999})).SerializeToString())

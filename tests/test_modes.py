@@ -158,3 +158,19 @@ def test_modes_that_cannot_be_are_refused(tmp_path):
         in_mode(ensemble, "tiny")
     with pytest.raises(UsageError, match="'fast' is for processors"):
         Predictor(ensemble, ensemble.members, "fast", "cuda")
+    for device in ("nonsense", "cuda:99"):
+        with pytest.raises(UsageError, match=f"device: '{device}' is not here"):
+            Predictor(ensemble, ensemble.members, "exact", device)
+
+
+def test_what_is_no_array_of_frames_is_refused():
+    predictor = in_mode(shipped("mean", {}), "exact")
+    for bad in (3, None, [[1, 2], [3]], np.zeros((2, 2, 2, 16), np.uint8)):
+        with pytest.raises(UsageError, match="frames are"):
+            predictor.predict(bad)
+
+
+def test_a_description_without_weights_is_not_saved(tmp_path):
+    predictor = in_mode(shipped("mean", {}), "exact")
+    with pytest.raises(UsageError, match="m has no weights"):
+        artifact.save(tmp_path / "m.reeltag", predictor.artifact)

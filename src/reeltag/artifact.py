@@ -120,7 +120,10 @@ def save(path: Path, artifact: Artifact, budget: int | None = None) -> int:
 
     Raises:
         BudgetError: the file would be larger than the budget; says by how much and what would fit.
+        UsageError: a member has no weights, as those that a `Predictor` describes.
     """
+    if empty := [member.name for member in artifact.members if not member.state]:
+        raise UsageError(f"{path}: {', '.join(empty)} has no weights; save what `artifact.load` gave")
     tensors: dict[str, Tensor] = {}
     content = describe(artifact)
     for member, header in zip(artifact.members, content["members"], strict=True):

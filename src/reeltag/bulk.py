@@ -7,7 +7,6 @@ takes none that is stale. Beside each comes, last, a marker with its counts: a p
 
 from __future__ import annotations
 
-import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -36,6 +35,7 @@ from reeltag.storage import (
     find,
     read_json,
     refuse_existing,
+    remove_folder,
     remove_partials,
     remove_partials_of,
     write_json,
@@ -77,6 +77,10 @@ class _Part:
     @property
     def marker(self) -> Path:
         return self.path.with_suffix(".json")
+
+    @property
+    def finished(self) -> bool:
+        return self.marker.exists() and self.path.exists()
 
 
 class ShardTagger:
@@ -187,13 +191,13 @@ def predict_to_file(
     with _kept(folder):
         total = _tag_missing(job, parts, progress)
     output.join(out, [part.path for part in parts])
-    shutil.rmtree(folder)
+    remove_folder(folder)
     return total
 
 
 def _tag_missing(job: _Job, parts: Sequence[_Part], progress: Progress) -> Counts:
     """Tag the shards that have no part yet; returns the counts of all."""
-    done, todo = [p for p in parts if p.marker.exists()], [p for p in parts if not p.marker.exists()]
+    done, todo = [part for part in parts if part.finished], [part for part in parts if not part.finished]
     if done:
         progress.say(f"{len(done):,} of {counted(len(parts), 'shard')} were done before")
     total = Counts()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from reeltag.cli_data import Mode
 from reeltag.errors import UsageError
@@ -49,6 +51,7 @@ def serve(
     import torch
 
     from reeltag import predict
+    from reeltag.remote import is_url
     from reeltag.serve.limits import Limits
     from reeltag.serve.samples import read_samples
     from reeltag.storage import find
@@ -57,9 +60,10 @@ def serve(
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))
     predictor = predict.load(model, mode)
     frames = 256 * predictor.schema.max_frames if max_frames is None else max_frames
-    limits = Limits(max_batch, int(max_body_mb * 1e6), frames, timeout, max_waiting)
-    name = Path(model).name
+    max_body = int(max_body_mb * 1e6) if math.isfinite(max_body_mb) else 0
+    limits = Limits(max_batch, max_body, frames, timeout, max_waiting)
+    name = Path(urlsplit(model).path if is_url(model) else model).name  # a query may hold a signature
     app = create_app(predictor, name, limits, read_samples(find(samples), predictor.schema))
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # what is there stays there, and need not be looked at again
     run(app, listen(host, port), name)

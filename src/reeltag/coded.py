@@ -51,9 +51,9 @@ class CodedWeight(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Multiply, or dequantise for whatever is no product."""
         name = func.__name__
-        if name in PRODUCTS and isinstance(args[1], CodedWeight):
+        if name in PRODUCTS and len(args) == 2 and isinstance(args[1], CodedWeight) and args[0].ndim > 1:
             x = _floats(args[0])
-            return args[1].product(x.flatten(0, -2)).view(*x.shape[:-1], -1)
+            return args[1].product(x.flatten(0, -2)).view(*x.shape[:-1], args[1].shape[1])
         if name not in WITHOUT_FLOATS:
             args, kwargs = tree_map(_floats, (args, kwargs))
         with torch._C.DisableTorchFunctionSubclass():  # what comes out is a plain tensor

@@ -171,7 +171,7 @@ class Predictor:
         Raises:
             UsageError: wrong shape, dtype or length, no frames, or values that are not finite.
         """
-        array = np.asarray(frames)
+        array = _array(frames)
         several = array if array.ndim == 3 else array[None]
         counts = np.full(len(several), several.shape[1]) if lengths is None else np.asarray(lengths)
         self._check(several, counts)
@@ -198,17 +198,19 @@ class Predictor:
         Raises:
             UsageError: a video cannot be tagged; says which, counted from 0, and why.
         """
-        numbered = enumerate(map(np.asarray, videos))
-        while chunk := list(islice(numbered, BATCH_SIZE)):
-            for number, frames in chunk:
+        numbered = enumerate(videos)
+        while taken := list(islice(numbered, BATCH_SIZE)):
+            chunk = []
+            for number, frames in taken:
                 try:
-                    self._check(frames[None], np.array(frames.shape[:1]))
+                    chunk.append(_array(frames))
+                    self._check(chunk[-1][None], np.array(chunk[-1].shape[:1]))
                 except UsageError as error:
                     raise UsageError(f"video {number}: {error}") from error
-            lengths = np.array([len(frames) for _, frames in chunk])
+            lengths = np.array(list(map(len, chunk)))
             padded = np.zeros((len(chunk), lengths.max(), self.schema.width), self.schema.dtype)
-            for row, (_, frames) in zip(padded, chunk, strict=True):
-                row[: len(frames)] = frames
+            for row, video in zip(padded, chunk, strict=True):
+                row[: len(video)] = video
             yield from self.predict(padded, lengths)
 
     def tags(self, frames: npt.ArrayLike, top: int = 5) -> list[tuple[str, float]]:
@@ -258,6 +260,16 @@ class Predictor:
             raise UsageError("frames hold NaN or infinite values")
 
 
+def _array(frames: npt.ArrayLike) -> npt.NDArray[Any]:
+    try:
+        array = np.asarray(frames)
+    except ValueError as error:
+        raise UsageError(f"frames are no array: {error}") from error
+    if array.ndim not in (2, 3):
+        raise UsageError(f"frames are {list(array.shape)}: give [T, D] of one video, or [B, T, D] of several")
+    return array
+
+
 def place(mode: Mode, device: str) -> str:
     """The device that a mode computes on, where "auto" leaves it open.
 
@@ -269,8 +281,13 @@ def place(mode: Mode, device: str) -> str:
     coded = mode in ("small", "fast")
     if device == "auto":
         return "cpu" if coded else default_device()
-    if coded and device != "cpu":
-        raise UsageError(f"mode: {mode!r} is for processors; use 'exact' or 'bf16' on {device}")
+    try:
+        if coded and torch.device(device).type != "cpu":
+            raise UsageError(f"mode: {mode!r} is for processors; use 'exact' or 'bf16' on {device}")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device: {device!r} is not here ({reason}); see `reeltag doctor`") from error
     return device
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from reeltag.errors import ArtifactError, UsageError
 from reeltag.storage import atomic_path, content_hash
 
 CONNECT_SECONDS, SILENT_SECONDS = 15, 60
+_LATER = (408, 425, 429)  # statuses by which nothing is refused for good
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +54,15 @@ def fetch(url: str, check: Callable[[Path], object]) -> Path:
         return _last_copy(url, folder, error)
     target = folder / f"{content_hash(version)[:16]}.reeltag"
     if version is not None and target.exists():
-        target.touch()  # the last one seen, if the next call finds no network
+        with suppress(OSError):  # of somebody else's cache
+            target.touch()  # the last one seen, if the next call finds no network
         return target
     with atomic_path(target) as temporary:
         try:
             filesystem.get_file(path, str(temporary))
         except Exception as error:
+            if _in_trouble(url, error) and any(folder.glob("*.reeltag")):
+                return _last_copy(url, folder, error)
             raise ArtifactError(f"{url}: did not arrive whole ({_reason(error)}); try again") from error
         try:
             check(temporary)
@@ -98,8 +103,13 @@ def _refused(url: str, error: Exception) -> bool:
     """Whether the other side answered that there is no such file, or not for us."""
     if _is_http(url):  # whose file system calls every failure a missing file
         status = getattr(error.__cause__ or error, "status", None)
-        return status is not None and status < 500
+        return status is not None and status < 500 and status not in _LATER
     return isinstance(error, FileNotFoundError | PermissionError)
+
+
+def _in_trouble(url: str, error: Exception) -> bool:
+    """Whether the other side answered that it cannot now."""
+    return _is_http(url) and getattr(error.__cause__ or error, "status", None) is not None and not _refused(url, error)
 
 
 def _last_copy(url: str, folder: Path, error: Exception) -> Path:

@@ -79,7 +79,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
     try:
         hub.model_info(name, revision=revision)  # because a download falls back on its cache without a word
     except Exception as error:  # of whichever HTTP library it has
-        if isinstance(error, ValueError) or _status(error) < 500:
+        if isinstance(error, ValueError) or (_status(error) < 500 and _status(error) not in (408, 425, 429)):
             what = f"no such folder here, and no such model on the Hugging Face Hub ({_first_line(error)})"
             raise UsageError(f"{name}: {what}; check name, revision and, for a private one, HF_TOKEN") from error
         unreachable = error

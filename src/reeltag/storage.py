@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from reeltag.errors import UsageError
 
@@ -76,7 +77,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         UsageError: the operating system refuses the write (disk full, no permission).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -102,7 +103,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         UsageError: the operating system refuses the write (disk full, no permission).
     """
     path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = _beside(path)
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -111,6 +112,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """A name that no other thread or process has for the same file."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{uuid4().hex[:8]}.partial")
 
 
 def _umask() -> int:
@@ -124,13 +130,23 @@ def remove_partials(folder: Path) -> None:
     # No deeper: elsewhere in a run another process may be writing.
     for pattern in (".*.partial", "*/.*.partial"):
         for leftover in folder.glob(pattern):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            _remove(leftover)
 
 
 def remove_partials_of(path: Path) -> None:
     """Remove what killed processes left of one file that they were writing."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        leftover.unlink()
+        _remove(leftover)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder; one that is half removed is a leftover of a killed process."""
+    doomed = folder.replace(_beside(folder))
+    shutil.rmtree(doomed)
+
+
+def _remove(leftover: Path) -> None:
+    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from reeltag.errors import RequestError, UsageError
@@ -30,8 +31,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if not getattr(self, field.name) > 0:
-                raise UsageError(f"{field.name.replace('_', '-')}: must be more than 0")
+            if not 0 < getattr(self, field.name) < math.inf:
+                raise UsageError(f"{field.name.replace('_', '-')}: must be a number above 0")
 
 
 def refuse_large_answer(clips: int, top: int) -> None:

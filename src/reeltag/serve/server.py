@@ -54,7 +54,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a host may be no name at all
         raise UsageError(f"cannot listen at {host}, port {port} ({error}); choose another --host or --port") from error
     return listener
 
