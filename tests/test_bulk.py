@@ -76,7 +76,15 @@ def launch(model, shards, out, workers):
     code = "import sys; from reeltag.cli import main; __name__ == '__main__' and sys.exit(main())"
     command = [sys.executable, "-c", code, "predict", model, f"{shards}/*", "--out", out, "--workers", str(workers)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent / "src")}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell lets what it starts in the background ignore Ctrl-C, and so would all that this starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def start(model, shards, out, workers):
