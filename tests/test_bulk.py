@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from conftest import make_video
+from processgroup import all_end, living
 from reeltag import artifact, bulk
 from reeltag.artifact import Artifact, Member
 from reeltag.bulk import predict_to_file
@@ -98,23 +99,6 @@ def start(model, shards, out, workers):
 
 def parts_of(out):
     return out.with_name(out.name + ".parts")
-
-
-def living(group):
-    """Number and command of every process in a group that runs."""
-    table = subprocess.run(
-        ["ps", "-A", "-ww", "-o", "pgid=,pid=,stat=,args="], capture_output=True, text=True, check=True
-    )
-    rows = (line.split(None, 3) for line in table.stdout.splitlines())
-    return {int(pid): args for pgid, pid, state, args in rows if int(pgid) == group and state[0] != "Z"}
-
-
-def all_end(group):
-    """Whether no process of a group is left after a while."""
-    deadline = time.monotonic() + 20
-    while living(group) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not living(group)
 
 
 def goes_on(capsys, model, shards, out, whole, workers=1):
