@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from measure import Peer, print_table, rates, run_rounds, timed
-from models import TITLES, build, frames_of, hand_over, random_batch, refuse_difference, run, scaled_to
-from reeltag.predict import BATCH_SIZE, Ensemble, predict
+from models import SCHEMA, TITLES, build, frames_of, hand_over, random_batch, refuse_difference, run, scaled_to
+from reeltag.artifact import Artifact, Member
+from reeltag.predict import BATCH_SIZE, Mode, Predictor, predict
 
 MODELS = ("netvlad", "dbof", "lstm")
 SHORTEST = 0.4  # of the longest, so that the mean is 0.7
@@ -31,7 +33,7 @@ def measure(name: str, peers: Path, rounds: int) -> dict[str, Any]:
             weights = hand_over(build(name), Path(folder) / "w.npz")
             rows[peer.name] = partial(peer.timed, videos, "infer", name, weights, BATCH_SIZE, frames)
         for precision in ("float32", "bf16"):
-            model = Ensemble([build(name)], [1.0], bf16=precision == "bf16").eval()
+            model = opened(name, "bf16" if precision == "bf16" else "exact")
             for title, batch in ((precision, full), (f"{precision}, real lengths", real)):
                 rows[f"reeltag, {title}"] = partial(timed, partial(tag, model, batch), videos)
         found = rates(run_rounds(rows, rounds), peer and peer.name)
@@ -39,6 +41,13 @@ def measure(name: str, peers: Path, rounds: int) -> dict[str, Any]:
     print(f"{TITLES[name]}, {size}, videos of up to 300 frames\n")
     print_table(found, peer and peer.name)
     return found
+
+
+def opened(name: str, mode: Mode) -> nn.Module:
+    """A model as a user has it."""
+    tagger = build(name)
+    shipped = Artifact(SCHEMA, None, (Member(name, tagger.config, 1.0, tagger.state_dict()),), {})
+    return Predictor(shipped, shipped.members, mode, "cpu").model
 
 
 def tag(model, batch) -> None:

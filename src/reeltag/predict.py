@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from reeltag import artifact
 from reeltag.artifact import Artifact, Member
-from reeltag.coded import CodedWeight, byte_state, coded_state, dense_state
+from reeltag.coded import byte_state, coded_state, dense_state
 from reeltag.data.batches import Batch, stream_batches
 from reeltag.data.schema import Schema
 from reeltag.data.shards import read_all
@@ -25,7 +25,6 @@ from reeltag.encodings import State
 from reeltag.environment import default_device
 from reeltag.errors import DataError, UsageError
 from reeltag.metrics import Metrics, top_k
-from reeltag.models.layers import Hidden
 from reeltag.quantize import is_large
 from reeltag.storage import find
 
@@ -60,7 +59,7 @@ class Ensemble(nn.Module):
     """The weighted mean of models' probabilities.
 
     Args:
-        taggers: the members, or ensembles of them; theirs are the weights whose layout and type change.
+        taggers: the members, or ensembles of them; theirs are the weights whose type changes.
         weights: their shares; sum to 1.
         bf16: compute matrix products in bf16, and keep the large weights in it too, in half the memory, but for those
             of `torch.nn.LSTM` and `GRU`.
@@ -83,9 +82,6 @@ class Ensemble(nn.Module):
                 for parameter in module.parameters(recurse=False):
                     if parameter.ndim > 1 and is_large(parameter):
                         parameter.data = parameter.data.bfloat16()
-            if isinstance(module, Hidden) and not isinstance(module.weight, CodedWeight):
-                # The layout in which a product with few rows is fastest.
-                module.weight.data = module.weight.data.mT.contiguous().mT
         return tagger
 
 

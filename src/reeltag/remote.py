@@ -14,7 +14,7 @@ from reeltag.errors import ArtifactError, UsageError
 from reeltag.storage import atomic_path, content_hash
 
 CONNECT_SECONDS, SILENT_SECONDS = 15, 60
-_LATER = (408, 425, 429)  # statuses by which nothing is refused for good
+LATER = (408, 425, 429)  # statuses by which nothing is refused for good
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def _refused(url: str, error: Exception) -> bool:
     """Whether the other side answered that there is no such file, or not for us."""
     if _is_http(url):  # whose file system calls every failure a missing file
         status = getattr(error.__cause__ or error, "status", None)
-        return status is not None and status < 500 and status not in _LATER
+        return status is not None and status < 500 and status not in LATER
     return isinstance(error, FileNotFoundError | PermissionError)
 
 

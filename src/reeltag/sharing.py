@@ -16,6 +16,7 @@ from reeltag.artifact import SHARED, Artifact
 from reeltag.errors import UsageError
 from reeltag.predict import Predictor, load
 from reeltag.quantize import stored_as
+from reeltag.remote import LATER
 from reeltag.storage import atomic_folder, counted, megabytes, refuse_filled, write_bytes, write_json
 
 CONFIG, CARD = "config.json", "README.md"
@@ -79,7 +80,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
     try:
         hub.model_info(name, revision=revision)  # because a download falls back on its cache without a word
     except Exception as error:  # of whichever HTTP library it has
-        if isinstance(error, ValueError) or (_status(error) < 500 and _status(error) not in (408, 425, 429)):
+        if isinstance(error, ValueError) or (_status(error) < 500 and _status(error) not in LATER):
             what = f"no such folder here, and no such model on the Hugging Face Hub ({_first_line(error)})"
             raise UsageError(f"{name}: {what}; check name, revision and, for a private one, HF_TOKEN") from error
         unreachable = error
