@@ -55,6 +55,8 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, "reeltag-compute")
         self._waiting: deque[_Job] = deque()
         self._running: asyncio.Task[None] | None = None
+        self._expected = 0  # requests that the next batch is to have
+        self._gathered = asyncio.Event()
 
     @property
     def waiting(self) -> int:
@@ -77,6 +79,8 @@ class Batcher:
         job = _Job(videos, scores, left, loop.create_future())
         timer = loop.call_at(late, self._end, [job], RequestError(504, "not answered in time; come again later"))
         self._waiting.append(job)
+        if len(self._waiting) >= self._expected:
+            self._gathered.set()
         if self._running is None:
             self._running = asyncio.create_task(self._run())
         try:
@@ -135,12 +139,15 @@ class Batcher:
         During a batch their handling and the model would take turns with the interpreter's lock, and both be slower;
         and a larger batch costs less a video. One that was answered alone is not waited for.
         """
-        expected = min(self._max_batch, len(self._waiting) + answered) if answered > 1 else 0
+        self._expected = min(self._max_batch, len(self._waiting) + answered) if answered > 1 else 0
         begin, idle = time.monotonic(), False
-        while len(self._waiting) < expected and not idle and time.monotonic() - begin < _MOST:
+        self._gathered.clear()
+        while len(self._waiting) < self._expected and not idle and time.monotonic() - begin < _MOST:
             count, before = len(self._waiting), time.monotonic()
-            await asyncio.sleep(_PAUSE)
-            idle = len(self._waiting) == count and time.monotonic() - before < 2 * _PAUSE
+            try:
+                await asyncio.wait_for(self._gathered.wait(), _PAUSE)
+            except asyncio.TimeoutError:
+                idle = len(self._waiting) == count and time.monotonic() - before < 2 * _PAUSE
 
     async def _drop_left(self) -> None:
         """Leave out requests that waited for a while and whose clients have gone."""
