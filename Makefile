@@ -2,7 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow lint bench bench-env clean
+.PHONY: setup quickstart test test-slow stress lint bench bench-env clean
 
 setup: $(VENV)/ready
 
@@ -20,6 +20,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+stress: setup
+	$(BIN)/python -m pytest tests/test_promise_*.py --stress
 
 lint: setup
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import reliability
 from reeltag import artifact
 from reeltag.artifact import Artifact, Member
 from reeltag.data.example import Video
@@ -113,6 +114,17 @@ def tiny_model(tiny_schema: Schema, tmp_path_factory: pytest.TempPathFactory) ->
     path = tmp_path_factory.mktemp("model") / "tiny.reeltag"
     artifact.save(path, Artifact(tiny_schema, None, (Member("a", config, 1.0, state),), {}))
     return path
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The option of `make stress`."""
+    parser.addoption("--stress", action="store_true", help="test promises in full and write docs/reliability.md")
+
+
+@pytest.fixture
+def promise(request: pytest.FixtureRequest) -> reliability.Promise:
+    """What a test of a promise does and finds; see `reliability`."""
+    return reliability.Promise(request.config.getoption("--stress"))
 
 
 @pytest.fixture
