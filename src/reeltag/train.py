@@ -357,10 +357,9 @@ def _refuse_not_finite(state: TrainingState) -> None:
 
 def _stopped(error: FloatingPointError, step: int, batch: Batch, videos: int) -> TrainingError:
     epoch = step * len(batch) // videos
-    ids = ", ".join(batch.ids[:5]) + (", …" if len(batch) > 5 else "")
     return TrainingError(
-        f"{error} at step {step} (epoch {epoch}), on the batch with the videos {ids}; "
-        "nothing of that step is kept; lower training.rate, or check these videos"
+        f"{error} at step {step} (epoch {epoch}), and nothing of that step is kept; lower training.rate, or check "
+        f"the videos of its batch: {', '.join(batch.ids)}"
     )
 
 
