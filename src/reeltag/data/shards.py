@@ -83,7 +83,10 @@ class Manifest:
             "labelled": self.labelled,
         }
         with atomic_path(path) as temporary:
-            save_file(arrays, temporary, metadata={"manifest": json.dumps(header)})
+            try:
+                save_file(arrays, temporary, metadata={"manifest": json.dumps(header)})
+            except SafetensorError as error:  # how it says that the disk is full
+                raise OSError(str(error)) from error
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
