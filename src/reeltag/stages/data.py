@@ -82,6 +82,9 @@ def _changes(job: Job, split: str, files: Sequence[Path]) -> list[str]:
     now = _identities(files)
     before = read_json(markers[-1])["parameters"]["files"] if markers else now
     old, new = ({path: state for path, *state in each} for each in (before, now))
-    changes = [f"{path} is missing; put it back and run again, if it belongs there" for path in old if path not in new]
-    changes += [f"{path} is new" for path in new if path not in old]
-    return changes + [f"{path} changed" for path in new if new[path] != old.get(path, new[path])]
+    gone, added = (sorted(one.keys() - other.keys()) for one, other in ((old, new), (new, old)))
+    moved = {Path(path).name for path in gone} & {Path(path).name for path in added}
+    changes = {f"{path} is missing; put it back and run again, if it belongs there": path for path in gone}
+    changes |= {f"{path} is new": path for path in added}
+    changes |= {f"{path} changed": path for path in new if new[path] != old.get(path, new[path])}
+    return [line for line, path in changes.items() if Path(path).name not in moved]
