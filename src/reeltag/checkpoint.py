@@ -16,7 +16,7 @@ from torch import Tensor
 
 from reeltag.averaging import WeightAverage
 from reeltag.errors import ArtifactError
-from reeltag.storage import atomic_path
+from reeltag.storage import atomic_path, regular
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def open_tensors(path: Path) -> tuple[dict[str, Any], list[str], Callable[[str],
     if path.is_dir():
         raise ArtifactError(f"{path}: is a folder; give the path of a .reeltag file")
     with _telling(path):
-        file = safe_open(path, "pt")
+        file = safe_open(regular(path), "pt")
         header = json.loads((file.metadata() or {})["reeltag"])  # type: ignore[no-untyped-call]
 
     def read(name: str) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from reeltag import __version__
-from reeltag.cli_data import Mode, Overrides, data, given, load_schema
+from reeltag.cli_data import MaxBad, Mode, Overrides, data, given, load_schema, say_left_out
 from reeltag.cli_export import export
 from reeltag.cli_serve import serve
 from reeltag.cli_share import share
@@ -113,6 +113,7 @@ def evaluate(
     all_scores: bool = False,
     per_class: Path | None = None,
     mode: Mode = "exact",
+    max_bad_records: MaxBad = 0,
     json: bool = False,
 ) -> None:
     """Measure a model on labelled shards: GAP@20, Hit@1, PERR, mAP.
@@ -127,13 +128,16 @@ def evaluate(
         json: Print one JSON object instead of text.
     """
     from reeltag import predict as prediction
+    from reeltag.data.badrecords import BadRecords
     from reeltag.formats import write_class_ap
     from reeltag.storage import refuse_existing
 
     if per_class is not None:
         refuse_existing(per_class)
+    bad = BadRecords(max_bad_records)
     predictor = prediction.load(model, mode)
-    scores = prediction.evaluate(predictor.predict_shards(given(shards)), all_scores=all_scores).compute()
+    predictions = predictor.predict_shards(given(shards), bad, labelled=True)
+    scores = prediction.evaluate(predictions, all_scores=all_scores).compute()
     if per_class is not None:
         write_class_ap(per_class, scores.class_ap.tolist(), predictor.label_names)
     summary = scores.summary()
@@ -141,6 +145,7 @@ def evaluate(
         print(json_module.dumps(summary))
     else:
         print("\n".join(f"{name:<9} {value}" for name, value in summary.items()))
+    say_left_out(bad)
 
 
 @app.command
@@ -152,6 +157,7 @@ def predict(
     mode: Mode = "exact",
     workers: int = 1,
     drop_flat: bool = False,
+    max_bad_records: MaxBad = 0,
 ) -> None:
     """Tag videos.
 
@@ -177,7 +183,9 @@ def predict(
         if workers != 1:
             raise UsageError("workers: share whole shards, which takes a file; give --out")
         predictor = prediction.load(model, mode)
-        predictions, counts = bulk.stream(predictor, given(shards), drop_flat=drop_flat)
+        predictions, counts = bulk.stream(
+            predictor, given(shards), drop_flat=drop_flat, max_bad_records=max_bad_records
+        )
         for line in json_lines(predictions, predictor.label_names):
             print(line)
     else:
@@ -188,11 +196,13 @@ def predict(
             mode=mode,
             workers=workers,
             drop_flat=drop_flat,
+            max_bad_records=max_bad_records,
             progress=default_progress(),
         )
         print(f"{out}: {counted(counts.videos, 'video')}")
     if drop_flat:
         print(f"{counted(counts.dropped, 'flat video')} dropped", file=sys.stderr)
+    say_left_out(counts.bad)
 
 
 @app.command

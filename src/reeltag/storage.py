@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import hashlib
@@ -9,6 +10,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -19,6 +21,7 @@ from uuid import uuid4
 from reeltag.errors import UsageError
 
 LOCK = ".lock"
+SHOWN = 5  # lines of a list
 
 
 def megabytes(size: int) -> str:
@@ -31,11 +34,17 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def few(lines: Sequence[str]) -> list[str]:
+    """The first lines of a list for people, and how many more there are."""
+    more = len(lines) - SHOWN
+    return [*lines[:SHOWN], *([f"and {more:,} more"] if more > 0 else [])]
+
+
 def find(patterns: Sequence[str], root: Path | None = None) -> list[Path]:
     """Files that match glob patterns, each once, sorted by name within a pattern.
 
     Raises:
-        UsageError: a pattern matches nothing, or names a folder.
+        UsageError: a pattern matches nothing, or something else than a file.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -49,8 +58,40 @@ def find(patterns: Sequence[str], root: Path | None = None) -> list[Path]:
         for match in matches:
             if match.is_dir():
                 raise UsageError(f"{match}: is a folder; name its shards, for example '{match}/*.tfrecord'")
-            found[match] = None
+            try:
+                found[regular(match)] = None
+            except OSError as error:
+                raise UsageError(f"{match}: cannot be read ({error.strerror}); name shards alone") from error
     return list(found)
+
+
+def regular(path: Path) -> Path:
+    """The path, behind which there is a file; what else there may be, such as a pipe, might never end.
+
+    Raises:
+        OSError: there is none.
+    """
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "is no name of a file", str(path))
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "is a folder, device or pipe and no file", str(path))
+    return path
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file in a folder that another file names.
+
+    Raises:
+        UsageError: there is none, or the name leads out of the folder.
+    """
+    try:
+        path = regular(folder / name)
+        if path.resolve().parent != folder.resolve():
+            raise OSError(errno.EINVAL, "leads elsewhere", name)
+    except OSError as error:
+        what = f"the file {name!r} that it names cannot be read ({error.strerror})"
+        raise UsageError(f"{folder}: {what}; remove the folder and it is made anew") from error
+    return path
 
 
 def refuse_existing(path: Path) -> None:
@@ -235,7 +276,7 @@ def read_json(path: Path) -> Any:
         UsageError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(regular(path).read_bytes())
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{path}: cannot be read as JSON ({error}); remove {path.parent}, and what was in it is made anew"

@@ -20,7 +20,7 @@ from reeltag.predict import BATCH_SIZE, load, predict
 from reeltag.quantize import Encoding
 from reeltag.recipe import Recipe
 from reeltag.stages.files import MODEL, PREDICTIONS, SCORES, held_out, load_manifest, split, split_parameters
-from reeltag.storage import megabytes, read_json, write_json
+from reeltag.storage import inside, megabytes, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class MemberStages(ABC):
         """The model's file in an encoding."""
         if encoding == "float32":
             return job.inputs[self.finished] / MODEL
-        return job.inputs[self.quantized] / f"{encoding}.reeltag"
+        return inside(job.inputs[self.quantized], f"{encoding}.reeltag")
 
     def holdout(self, job: Job) -> tuple[dict[str, Tensor], Tensor]:
         """Predictions [N, C] of the hold-out by encoding, and its labels."""
