@@ -68,7 +68,7 @@ def test_a_saved_manifest_comes_back_equal(paths: list[Path], tmp_path: Path) ->
     manifest.save(tmp_path / "manifest")
     again = Manifest.load(tmp_path / "manifest")
     assert (again.schema, again.shards, again.labelled) == (manifest.schema, manifest.shards, manifest.labelled)
-    for key in ("offsets", "frames", "id_hashes", "class_counts"):
+    for key in ("offsets", "numbers", "crcs", "frames", "id_hashes", "class_counts"):
         one, other = getattr(manifest, key), getattr(again, key)
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
@@ -96,7 +96,7 @@ def test_a_damaged_manifest_is_a_usage_error_that_says_what_to_do(paths: list[Pa
     content = whole.read_bytes()
     for bad in [b"", b"notes", *(content[:size] for size in range(0, len(content), 7))]:
         damaged.write_bytes(bad)
-        with pytest.raises(UsageError, match="remove it and it is made anew"):
+        with pytest.raises(UsageError, match="remove its stage's folder and it is made anew"):
             Manifest.load(damaged)
     with pytest.raises(UsageError, match="is no manifest"):
         Manifest.load(tmp_path / "missing")
@@ -105,7 +105,7 @@ def test_a_damaged_manifest_is_a_usage_error_that_says_what_to_do(paths: list[Pa
 def test_a_flipped_bit_in_a_manifest_gives_no_other_error(paths: list[Path], tmp_path: Path) -> None:
     scan(paths, SCHEMA).save(tmp_path / "manifest")
     content, refused = (tmp_path / "manifest").read_bytes(), 0
-    numbers = len(content) - 5 * (8 + 4 + 8) - 8 * 8  # offsets, frames, id_hashes and class_counts
+    numbers = len(content) - 5 * (8 + 4 + 4 + 4 + 8) - 8 * 8  # a row a record, and class_counts
     positions = [*range(0, numbers, 5), *range(numbers, len(content))]
     for position in positions:
         flipped = bytearray(content)
@@ -263,5 +263,5 @@ def test_a_shard_that_was_replaced_by_another_is_not_read_as_the_old_one(tiny_sh
     manifest = scan([path], TINY.record_schema)
     path.unlink()  # a new file, as a fresh download would be
     path.write_bytes(second.read_bytes())
-    with pytest.raises(DataError, match=r"another video|CRC|truncated"):
+    with pytest.raises(DataError, match=r"when it was indexed; put back .* or `touch` this one"):
         Shards(manifest).read(0)

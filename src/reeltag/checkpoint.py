@@ -16,7 +16,7 @@ from torch import Tensor
 
 from reeltag.averaging import WeightAverage
 from reeltag.errors import ArtifactError
-from reeltag.storage import atomic_path
+from reeltag.storage import atomic_path, regular
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
     metadata = {"reeltag": json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(contiguous, temporary, metadata=metadata)
+        try:
+            save_file(contiguous, temporary, metadata=metadata)
+        except SafetensorError as error:  # how it says that the disk is full
+            raise OSError(str(error)) from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -121,7 +124,7 @@ def open_tensors(path: Path) -> tuple[dict[str, Any], list[str], Callable[[str],
     if path.is_dir():
         raise ArtifactError(f"{path}: is a folder; give the path of a .reeltag file")
     with _telling(path):
-        file = safe_open(path, "pt")
+        file = safe_open(regular(path), "pt")
         header = json.loads((file.metadata() or {})["reeltag"])  # type: ignore[no-untyped-call]
 
     def read(name: str) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reeltag.errors import RecipeError
+from reeltag.storage import regular
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,7 +27,7 @@ def read_table(path: Path) -> Table:
         RecipeError: it cannot be read, or is not TOML.
     """
     try:
-        table: Table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table: Table = tomllib.loads(regular(path).read_text(encoding="utf-8"))
         return table
     except OSError as error:
         raise RecipeError(str(path), [f"cannot be read ({error.strerror})"]) from error

@@ -25,6 +25,7 @@ from reeltag.checkpoint import TrainingState
 from reeltag.data.batches import Batch, count_frames, draw_frames, take_frames, training_batches
 from reeltag.data.shards import Indices, Shards
 from reeltag.errors import TrainingError
+from reeltag.interrupts import held
 from reeltag.losses import cross_entropy, distillation_targets
 from reeltag.models.frames import frame_mask
 from reeltag.models.layers import dequantize
@@ -171,6 +172,7 @@ def run_phase(
     Raises:
         TrainingError: a number is not finite; nothing of that step is kept.
         DataError: a record is damaged.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the step was finished and saved first.
     """
     fabric = Fabric(accelerator=settings.device, devices=1, precision=_precision(settings))
     optimizer = torch.optim.Adam(tagger.parameters(), betas=(0.9, ADAM_BETA2), fused=True)
@@ -198,6 +200,7 @@ def run_phase(
     with (
         torch.random.fork_rng(),
         progress.task(name, len(phase.steps) * settings.batch_size, "videos") as task,
+        held() as interrupt,
     ):
         task.resume_at((step - phase.steps.start) * settings.batch_size)
         for step in steps:
@@ -210,11 +213,12 @@ def run_phase(
                 if average is not None:
                     average.update(averaged_tensors(tagger))
                 task.advance(len(batch), waited=waited, note=f"loss {loss:.3f}")
-                if pace.due() or step == steps[-1]:
+                if pace.due() or step == steps[-1] or interrupt.came:
                     state = checkpoint.capture(step + 1, tagger, optimizer, average)
                     _refuse_not_finite(state)
                     checkpoint.save(path, state)
                     pace.saved()
+                    interrupt.release()
             except FloatingPointError as error:
                 raise _stopped(error, step, batch, len(indices)) from error
     assert state is not None  # a phase has a step, which is done now or was before

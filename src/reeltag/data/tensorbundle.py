@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 from reeltag.data.protos import BundleEntry, BundleHeader
 from reeltag.data.tfrecord import masked_crc
 from reeltag.errors import DataError
+from reeltag.storage import regular
 
 Array = npt.NDArray[Any]
 
@@ -71,11 +72,11 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Array]:
     header = _decode(BundleHeader, entries.pop(b"", b""), index)
     if header.endianness != 0:
         raise DataError("was written on a big-endian machine; save it again on a usual one", file=str(index))
-    files = [index.with_name(f"{index.stem}.data-{n:05d}-of-{header.num_shards:05d}") for n in range(header.num_shards)]
-    return {key.decode(errors="replace"): _tensor(key, value, index, files) for key, value in entries.items()}
+    shards = header.num_shards
+    return {key.decode(errors="replace"): _tensor(key, value, index, shards) for key, value in entries.items()}
 
 
-def _tensor(key: bytes, value: bytes, index: Path, files: list[Path]) -> Array:
+def _tensor(key: bytes, value: bytes, index: Path, shards: int) -> Array:
     entry = _decode(BundleEntry, value, index)
     name = key.decode(errors="replace")
     if entry.slices:
@@ -85,13 +86,13 @@ def _tensor(key: bytes, value: bytes, index: Path, files: list[Path]) -> Array:
     if entry.dtype not in _DTYPES:
         raise DataError(f"variable {name!r} has TensorFlow's type {entry.dtype}, which is no number", file=str(index))
     dtype, shape = np.dtype(_DTYPES[entry.dtype]), [dim.size for dim in entry.shape.dim]
-    if not 0 <= entry.shard_id < len(files) or entry.size != dtype.itemsize * int(np.prod(shape, dtype=object)):
+    if not 0 <= entry.shard_id < shards or entry.size != dtype.itemsize * int(np.prod(shape, dtype=object)):
         raise DataError(f"the entry of variable {name!r} contradicts itself; the file is damaged", file=str(index))
-    file = files[entry.shard_id]
+    file = index.with_name(f"{index.stem}.data-{entry.shard_id:05d}-of-{shards:05d}")
     try:
-        with file.open("rb") as stream:
+        with regular(file).open("rb") as stream:
             stream.seek(max(0, entry.offset))
-            content = stream.read(entry.size)
+            content = stream.read(min(entry.size, file.stat().st_size))
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror}); it belongs to {index.name}", file=str(file)) from error
     if len(content) != entry.size or masked_crc(content) != entry.crc32c:
@@ -117,7 +118,7 @@ class _Table:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.content = path.read_bytes()
+            self.content = regular(path).read_bytes()
         except OSError as error:
             raise DataError(f"cannot be read ({error.strerror})", file=str(path)) from error
 
