@@ -33,7 +33,7 @@ class Schema(BaseModel):
     level: Literal["frame", "video"] = "frame"
     ids: tuple[str, ...] = Field(("id", "video_id"), min_length=1, description="names that the id may have")
     labels: str = "labels"
-    features: tuple[Feature, ...] = Field(min_length=1)
+    features: tuple[Feature, ...] = Field(min_length=1, max_length=64)
     dtype: Literal["uint8", "float32"] = "uint8"
     classes: int = Field(gt=0)
     max_frames: int = Field(300, gt=0, description="frames beyond these are cut, as the paper's authors do")

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from reeltag import tensorfile
 from reeltag.data.example import Video, decode
 from reeltag.data.schema import Schema
 from reeltag.data.tfrecord import Records, ShardBytes, ShardFile
 from reeltag.errors import DataError, UsageError
-from reeltag.storage import atomic_path, content_hash, file_hash
+from reeltag.storage import content_hash, file_hash
+from reeltag.tensorfile import TensorFile
 
 Indices = npt.NDArray[np.int64]
 
@@ -77,29 +77,22 @@ class Manifest:
     def save(self, path: Path) -> None:
         """Write the manifest to one file."""
         arrays = {key: getattr(self, key) for key in _ARRAYS}
-        header = {
-            "schema": self.schema.model_dump(mode="json"),
-            "shards": [vars(shard) for shard in self.shards],
-            "labelled": self.labelled,
-        }
-        with atomic_path(path) as temporary:
-            save_file(arrays, temporary, metadata={"manifest": json.dumps(header)})
+        # Thousands of shards are more than a header holds.
+        shards = json.dumps([vars(shard) for shard in self.shards]).encode()
+        content = {"schema": self.schema.model_dump(mode="json"), "labelled": self.labelled}
+        tensorfile.write(path, arrays | {"shards": np.frombuffer(shards, np.uint8)}, content)
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
         """Read a manifest that `save` wrote.
 
         Raises:
-            UsageError: the file is missing or no manifest.
+            ArtifactError: the file is missing, damaged, or was not written by this version of reeltag.
         """
-        try:
-            with safe_open(path, "np") as file:
-                header = json.loads(file.metadata()["manifest"])
-                arrays = {key: file.get_tensor(key) for key in _ARRAYS}
-            shards = tuple(ShardInfo(**shard) for shard in header["shards"])
-            return cls(Schema(**header["schema"]), shards, labelled=header["labelled"], **arrays)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{path}: is no manifest ({error}); remove it and it is made anew") from error
+        file = TensorFile(path)
+        arrays = {key: file.read(key).copy() for key in _ARRAYS}
+        shards = tuple(ShardInfo(**shard) for shard in json.loads(file.read("shards").tobytes()))
+        return cls(Schema(**file.content["schema"]), shards, labelled=file.content["labelled"], **arrays)
 
 
 _ARRAYS = ("offsets", "frames", "id_hashes", "class_counts")

@@ -95,8 +95,9 @@ class TargetsWriter:
             "teacher": dict(teacher),
             "shards": shards,
         }
-        write_json(self.folder / INDEX, content)
-        return content_hash(content)
+        digest = content_hash(content)
+        write_json(self.folder / INDEX, {**content, "checksum": digest})
+        return digest
 
 
 class SoftTargets:
@@ -112,8 +113,10 @@ class SoftTargets:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         index = read_json(folder / INDEX)
-        if index.get("format") != FORMAT:
-            raise UsageError(f"{folder / INDEX}: holds no soft targets that this reeltag knows; make them anew")
+        checksum = index.pop("checksum", None) if isinstance(index, dict) else None
+        if checksum != content_hash(index) or index["format"] != FORMAT:
+            what = "was changed, or was written by another version of reeltag"
+            raise UsageError(f"{folder / INDEX}: {what}; remove {folder}, and it is made anew")
         self.classes, self.folder = index["classes"], folder
         by_shard = {entry["shard"]: entry for entry in index["shards"]}
         self._files: list[Path] = []
