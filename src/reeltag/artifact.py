@@ -318,4 +318,3 @@ def _value(name: str, parts: Mapping[str, Tensor], path: Path) -> Tensor | Quant
         kinds = ", ".join(f"{part or name} {tensor.dtype} {list(tensor.shape)}" for part, tensor in parts.items())
         raise ArtifactError(f"{path}: tensor {name!r} is stored as {kinds}, which this reeltag does not know")
     return value
-

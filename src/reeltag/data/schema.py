@@ -36,7 +36,9 @@ class Schema(BaseModel):
     features: tuple[Feature, ...] = Field(min_length=1, max_length=64)
     dtype: Literal["uint8", "float32"] = "uint8"
     classes: int = Field(gt=0)
-    max_frames: int = Field(300, gt=0, description="frames beyond these are cut, as the paper's authors do")
+    max_frames: int = Field(
+        300, gt=0, le=1_000_000, description="frames beyond these are cut, as the paper's authors do"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Schema:
