@@ -17,6 +17,7 @@ from reeltag.cli_serve import serve
 from reeltag.cli_share import share
 from reeltag.environment import keep_freed_memory
 from reeltag.errors import ReeltagError, UsageError
+from reeltag.text import plain, printable
 
 # As in quantize.py, which would import torch.
 Encoding = Literal["float16", "uniform-8", "kmeans-8", "quantile-8", "channel-8", "group-4"]
@@ -289,15 +290,15 @@ def inspect(model: str, /, *, json: bool = False) -> None:
         print(json_module.dumps(artifact.describe(shipped) | {"bytes": size}, ensure_ascii=False))
         return
     schema = shipped.schema
-    features = " + ".join(f"{feature.name} {feature.width}" for feature in schema.features)
+    features = " + ".join(f"{plain(feature.name)} {feature.width}" for feature in schema.features)
     print(f"{model}: {megabytes(size)}, {counted(len(shipped.members), 'member')}")
     print(f"reads     {schema.level} level, {features}, {schema.dtype}, at most {schema.max_frames} frames")
     print(f"classes   {schema.classes}{'' if shipped.label_names else ', without names'}")
     for member in shipped.members:
         stored = f"{megabytes(artifact.stored_bytes(member.state))}, {stored_as(member.state)}"
-        print(f"member    {member.name}: {stored}, weight {member.weight:.4f}")
+        print(f"member    {plain(member.name)}: {stored}, weight {member.weight:.4f}")
         print(f"          {member.config.model_dump_json()}")
-    print(f"made by   {json_module.dumps(dict(shipped.provenance), ensure_ascii=False)}")
+    print(f"made by   {plain(json_module.dumps(dict(shipped.provenance), ensure_ascii=False))}")
 
 
 @app.command
@@ -326,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CycloptsError:
         return 2  # printed already
     except ReeltagError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(

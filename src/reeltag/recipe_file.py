@@ -17,6 +17,8 @@ from reeltag.models.tagger import FAMILIES, parse_config
 from reeltag.recipe import DataSettings, Recipe
 from reeltag.tables import Table, override, read_table, spell_out_grids
 
+SHOWN = 100  # characters of a wrong value
+
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
@@ -94,7 +96,7 @@ def _describe(fault: ErrorDetails) -> str:
     key = ".".join(place)
     if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
         given = fault.get("ctx", {}).get("tag")
-        return f"{key}.family: choose one of {', '.join(FAMILIES)}" + (f", not {given!r}" if given else "")
+        return f"{key}.family: choose one of {', '.join(FAMILIES)}" + (f", not {_shown(given)}" if given else "")
     if fault["type"] == "extra_forbidden":
         return f"{key}: unknown key" + _hint(place[-1], family)
     if fault["type"] == "missing":
@@ -104,10 +106,16 @@ def _describe(fault: ErrorDetails) -> str:
         return f"{key}: {message}" if key else message
     given = fault["input"]
     if fault["type"] == "tuple_type":
-        return f"{key}: should be a list, such as [{given!r}], not {given!r}"
+        return f"{key}: should be a list, such as [{_shown(given)}], not {_shown(given)}"
     if fault["type"] in ("model_type", "dict_type"):
-        return f"{key}: should be a table, {{ key = value, … }}, not {given!r}"
-    return f"{key}: {fault['msg']}" + ("" if isinstance(given, Mapping | BaseModel) else f", not {given!r}")
+        return f"{key}: should be a table, {{ key = value, … }}, not {_shown(given)}"
+    return f"{key}: {fault['msg']}" + ("" if isinstance(given, Mapping | BaseModel) else f", not {_shown(given)}")
+
+
+def _shown(given: object) -> str:
+    """A value as the recipe has it, cut where it is long."""
+    text = repr(given)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def _hint(key: str, family: str | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -18,6 +20,9 @@ else:
 
 Table = dict[str, Any]
 
+MOST_DOTS, MOST_COMBINATIONS = 32, 1000
+_DOTTED = re.compile(r"""[\w"'-]+(?:[ \t]*\.[ \t]*[\w"'-]+)*""")
+
 
 def read_table(path: Path) -> Table:
     """Read a TOML file.
@@ -26,12 +31,21 @@ def read_table(path: Path) -> Table:
         RecipeError: it cannot be read, or is not TOML.
     """
     try:
-        table: Table = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        _refuse_dots(text)
+        table: Table = tomllib.loads(text)
         return table
     except OSError as error:
         raise RecipeError(str(path), [f"cannot be read ({error.strerror})"]) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of a number that is too long
         raise RecipeError(str(path), [f"is not TOML: {error}"]) from error
+
+
+def _refuse_dots(text: str) -> None:
+    """TOML's reader takes memory by the square of the dots in a key."""
+    dots = max((key.group().count(".") for key in _DOTTED.finditer(text)), default=0)
+    if dots > MOST_DOTS:
+        raise ValueError(f"a key has {dots} dots, and may have {MOST_DOTS}")
 
 
 def override(table: Table, overrides: Sequence[str]) -> list[str]:
@@ -45,7 +59,7 @@ def _override(table: Table, text: str) -> str | None:
         return f"--set {text}: give it as dotted.key=value"
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         parsed = value
     blocking = _set(table, key, parsed)
     return blocking and f"--set {text}: {blocking} is a value, not a table"
@@ -103,6 +117,8 @@ def _grid_fault(grid: Any) -> str | None:
             return f"{key} should be a list of values to try, not {values!r}; write nested keys in quotes, as 'head.l2'"
         if any(isinstance(value, dict | list) for value in values) or len(set(map(str, values))) < len(values):
             return f"{key} should be a list of different plain values, not {values!r}"
+    if (count := math.prod(map(len, grid.values()))) > MOST_COMBINATIONS:
+        return f"makes {count:,} models, and may make {MOST_COMBINATIONS:,}; leave values out"
     return None
 
 

@@ -152,7 +152,10 @@ class SoftTargets:
 
 @lru_cache(maxsize=256)
 def _open(path: Path) -> npt.NDArray[Any]:
-    rows: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        rows: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise UsageError(f"{path}: holds no soft targets ({error}); remove {path.parent}, and it is made anew") from error
     return rows
 
 

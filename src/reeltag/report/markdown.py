@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reeltag.storage import megabytes
+from reeltag.text import escaped, plain
 
 SHOWN_CLASSES = 10  # best and worst
 
@@ -32,7 +33,8 @@ def examples(results: Mapping[str, Any]) -> list[str]:
     lines = []
     for example in results["examples"]:
         tags = ", ".join(f"{name} {score:.2f}" for name, score in example["tags"])
-        lines.append(f"{example['id']}: {tags}  [labels: {', '.join(example['labels']) or 'none'}]")
+        labels = ", ".join(example["labels"]) or "none"
+        lines.append(f"{plain(example['id'])}: {plain(tags)}  [labels: {plain(labels)}]")
     return lines
 
 
@@ -58,7 +60,7 @@ def render(results: Mapping[str, Any]) -> str:
     ]
     heading = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     best = sorted(test["class_ap"], key=lambda item: -item[1])
-    classes = [f"| {_cell(name)} | {ap:.5f} |" for name, ap in best]
+    classes = [f"| {escaped(name)} | {ap:.5f} |" for name, ap in best]
     if len(classes) > 2 * SHOWN_CLASSES:
         classes[SHOWN_CLASSES:-SHOWN_CLASSES] = ["| … | |"]
     return "\n".join(
@@ -84,7 +86,7 @@ def render(results: Mapping[str, Any]) -> str:
             "",
             "## Examples",
             "",
-            *[f"- {_cell(line)}" for line in examples(results)],
+            *[f"- {escaped(line)}" for line in examples(results)],
             "",
             "## Classes, best and worst on the test set",
             "",
@@ -111,7 +113,3 @@ def _row(name: str, shipped: str, size: int | None, holdout: float | None, test:
         *(f"{test[key]:.5f}" for key, _ in _measured(test)),
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
