@@ -53,13 +53,14 @@ def run(recipe: Path, /, *, out: Path | None = None, set_: Overrides = [], dry_r
         out: Folder of the run; runs/NAME by default.
         dry_run: Print the plan with sizes, estimated GPU hours and what is done already, and stop; needs no data.
     """
-    from reeltag import executors
     from reeltag.recipe_file import load_recipe
+
+    loaded = load_recipe(recipe, set_)  # before the slow imports
+    from reeltag import executors
     from reeltag.report.markdown import examples, headline
     from reeltag.stages.plan import plan
     from reeltag.storage import read_json
 
-    loaded = load_recipe(recipe, set_)
     stages = plan(loaded, without_data=dry_run)
     out = out or Path("runs") / loaded.name
     if dry_run:
@@ -85,12 +86,13 @@ def train(recipe: Path, /, *, model: list[str] = [], out: Path | None = None, se
         model: Name of a model in the recipe; repeat for several, all by default.
         out: Folder of the run; runs/NAME by default. A later `run` with the same folder goes on from it.
     """
-    from reeltag import executors
     from reeltag.recipe_file import load_recipe
+
+    loaded = load_recipe(recipe, set_)  # before the slow imports
+    from reeltag import executors
     from reeltag.stages.model import candidate
     from reeltag.stages.plan import plan
 
-    loaded = load_recipe(recipe, set_)
     if unknown := [name for name in model if name not in loaded.models]:
         raise UsageError(
             f"{recipe}: no model {', '.join(unknown)} under models; there are {', '.join(loaded.models) or 'none'}; "

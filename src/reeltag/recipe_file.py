@@ -10,11 +10,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from reeltag.data.schema import with_preset
 from reeltag.data.synthetic import SyntheticSettings
 from reeltag.errors import RecipeError
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import FAMILIES, parse_config
-from reeltag.recipe import DataSettings, Recipe
+from reeltag.recipe import Recipe
 from reeltag.tables import Table, override, read_table, spell_out_grids
 
 SHOWN = 100  # characters of a wrong value
@@ -43,11 +44,20 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _widths(table: Mapping[str, Any]) -> tuple[int, ...]:
-    """Widths of the features that the models will read; none where the data's table has faults of its own."""
-    try:
-        return DataSettings.model_validate(table.get("data")).record_schema.widths
-    except ValidationError:
+    """Widths of the features that the models will read, whatever else is wrong; none where they are not known."""
+    data = table.get("data")
+    if not isinstance(data, dict):
         return ()
+    if isinstance(synthetic := data.get("synthetic"), dict):
+        fields = SyntheticSettings.model_fields
+        widths = [synthetic.get(key, fields[key].default) for key in ("rgb", "audio")]
+    else:
+        try:
+            features = with_preset(data.get("schema"))["features"]
+            widths = [feature["width"] for feature in features]
+        except (ValueError, TypeError, KeyError):
+            return ()
+    return tuple(widths) if all(type(width) is int and width > 0 for width in widths) else ()
 
 
 def tagger_config(source: str, table: Table, overrides: Sequence[str], widths: Sequence[int]) -> TaggerConfig:

@@ -94,12 +94,9 @@ def spell_out_grids(table: Table, section: str) -> list[str]:
     for name, entry in entries.items():
         if not isinstance(entry, dict) or "grid" not in entry:
             found = {name: entry}
-        elif fault := _grid_fault(entry["grid"]):
-            faults.append(f"{section}.{name}.grid: {fault}")
-            continue
-        elif blocked := [key for key in entry["grid"] if _set(deepcopy(entry), key, None)]:
-            faults.append(f"{section}.{name}.grid: {blocked[0]} leads into a value, not into a table")
-            continue
+        elif wrong := _grid_faults(entry):
+            faults += [f"{section}.{name}.grid: {fault}" for fault in wrong]
+            found = {name: {key: value for key, value in entry.items() if key != "grid"}}
         else:
             found = dict(_combinations(name, entry))
         if twice := sorted(set(spelled) & set(found)):
@@ -109,17 +106,22 @@ def spell_out_grids(table: Table, section: str) -> list[str]:
     return faults
 
 
-def _grid_fault(grid: Any) -> str | None:
+def _grid_faults(entry: Mapping[str, Any]) -> list[str]:
+    grid = entry["grid"]
     if not isinstance(grid, dict) or not grid:
-        return "should be a table of keys with lists, such as { clusters = [16, 32] }"
+        return ["should be a table of keys with lists, such as { clusters = [16, 32] }"]
+    faults = []
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
-            return f"{key} should be a list of values to try, not {values!r}; write nested keys in quotes, as 'head.l2'"
-        if any(isinstance(value, dict | list) for value in values) or len(set(map(str, values))) < len(values):
-            return f"{key} should be a list of different plain values, not {values!r}"
-    if (count := math.prod(map(len, grid.values()))) > MOST_COMBINATIONS:
-        return f"makes {count:,} models, and may make {MOST_COMBINATIONS:,}; leave values out"
-    return None
+            how = "write nested keys in quotes, as 'head.l2'"
+            faults.append(f"{key} should be a list of values to try, not {values!r}; {how}")
+        elif any(isinstance(value, dict | list) for value in values) or len(set(map(str, values))) < len(values):
+            faults.append(f"{key} should be a list of different plain values, not {values!r}")
+        if _set(deepcopy(dict(entry)), key, None):
+            faults.append(f"{key} leads into a value, not into a table")
+    if not faults and (count := math.prod(map(len, grid.values()))) > MOST_COMBINATIONS:
+        faults.append(f"makes {count:,} models, and may make {MOST_COMBINATIONS:,}; leave values out")
+    return faults
 
 
 def _combinations(name: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:

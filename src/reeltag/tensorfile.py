@@ -162,7 +162,7 @@ class TensorFile:
             parsed = _Header.model_validate_json(header)
             sealed = _Sealed.model_validate_json(parsed.metadata.reeltag)
         except ValidationError as error:
-            raise self._unknown("was not written by reeltag, or by one of another version") from error
+            raise self._unknown("is no file of reeltag, or one of another version") from error
         entries = parsed.__pydantic_extra__
         try:
             same = _header(entries, sealed.crc32c, sealed.content) == header

@@ -155,7 +155,9 @@ def _open(path: Path) -> npt.NDArray[Any]:
     try:
         rows: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
-        raise UsageError(f"{path}: holds no soft targets ({error}); remove {path.parent}, and it is made anew") from error
+        raise UsageError(
+            f"{path}: holds no soft targets ({error}); remove {path.parent}, and it is made anew"
+        ) from error
     return rows
 
 
