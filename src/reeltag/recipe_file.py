@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,7 @@ def _hint(key: str, family: str | None) -> str:
     return f" of {family}, which has {', '.join(here)}" if family else ""
 
 
+@cache
 def known_keys() -> list[str]:
     """Every key that a recipe may have, in any table."""
     schema = Recipe.model_json_schema()
