@@ -46,8 +46,8 @@ def read_copies(paths: list[Path]) -> None:
 
 def read_protobuf(paths: list[Path]) -> None:
     for path in paths:
-        for _, record in ShardFile(path).records():
-            _read_general(record, SCHEMA)
+        for record in ShardFile(path).records():
+            _read_general(record.payload, SCHEMA)
 
 
 def read_bytes(paths: list[Path]) -> None:
@@ -63,7 +63,7 @@ def copy_bytes(records: list[bytes], buffer: np.ndarray) -> None:
 
 
 def our_rows(paths: list[Path]) -> dict[str, Callable[[], Any]]:
-    records = [record for path in paths for _, record in ShardFile(path).records()]
+    records = [record.payload for path in paths for record in ShardFile(path).records()]
     return {
         "reeltag": partial(read_views, paths),
         "reeltag, frames copied": partial(read_copies, paths),
@@ -143,7 +143,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = generate(Path(folder), SHARDS, options.videos)
         quarter = Path(folder) / "quarter.tfrecord"
-        write_shard(quarter, (record for _, record in islice(ShardFile(paths[0]).records(), options.videos // 4)))
+        write_shard(quarter, (record.payload for record in islice(ShardFile(paths[0]).records(), options.videos // 4)))
         memory = {options.videos // 4: peak_memory(quarter), options.videos: peak_memory(paths[0])}
         workers = measure_workers(paths, videos, options.rounds)
         measure.pin()

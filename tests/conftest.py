@@ -83,7 +83,7 @@ def assert_same(one: Video, other: Video) -> None:
 def records_of(path: Path) -> list[bytes]:
     """The payloads of a shard."""
     shard = ShardFile(path)
-    return [shard.record(offset, number) for number, offset in enumerate(shard.offsets().tolist())]
+    return [shard.record(offset, number).payload for number, offset in enumerate(shard.offsets().tolist())]
 
 
 @pytest.fixture(scope="session")

@@ -101,7 +101,7 @@ def test_duplicate_ids_are_found_by_verify(capsys, tiny_schema, tmp_path):
 
 def test_evaluating_without_labels_points_to_predict(capsys, model, tiny_schema, tmp_path):
     unlabelled = shard(tmp_path / "test.tfrecord", tiny_schema, video(tiny_schema, labels=None))
-    assert "use `reeltag predict`" in fails(capsys, "evaluate", model, unlabelled)
+    assert "record 0, byte 0: has no labels" in fails(capsys, "evaluate", model, unlabelled)
     assert main(["predict", model, str(unlabelled)]) == 0
 
 

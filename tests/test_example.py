@@ -5,22 +5,19 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
-from google.protobuf.message_factory import GetMessageClass
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from conftest import TINY, assert_same, data_file, golden, make_video, records_of
-from reeltag.data import example, protos
+from oracle import agree
 from reeltag.data.example import Video, decode, describe, encode
 from reeltag.data.protos import Example, SequenceExample
 from reeltag.data.schema import Schema, preset
@@ -137,41 +134,6 @@ def test_the_strided_reader_declines_what_protobuf_refuses(content: bytes) -> No
 
 
 # --- in what the schema names, the strided reader may decline, never differ -----------------------
-
-
-@cache
-def loose(name: str) -> Any:
-    """The message with its features left as bytes, which have the same wire format."""
-    file = protos._declare()
-    for entry_type in (nested for message in file.message_type for nested in message.nested_type):
-        entry_type.field[1].type = entry_type.field[1].TYPE_BYTES
-        entry_type.field[1].ClearField("type_name")
-    pool = DescriptorPool()
-    pool.Add(file)
-    return GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.{name}"))
-
-
-def named_by(schema: Schema, content: bytes) -> bytes:
-    """The record without the features that the schema does not name, sound or not."""
-    message = loose("SequenceExample" if schema.level == "frame" else "Example").FromString(content)
-    names = {schema.labels, *(feature.name for feature in schema.features)}
-    for features in [features for _, section in message.ListFields() for _, features in section.ListFields()]:
-        for key in set(features) - names - {next((key for key in schema.ids if key in features), "")}:
-            del features[key]
-    return message.SerializeToString()
-
-
-def agree(record: bytes, schema: Schema) -> bool:
-    """Whether the strided reader took the record; protobuf must then read the same of it."""
-    try:
-        taken = example._read_strided(record, schema)
-    except (example._Unusual, IndexError):
-        return False
-    name, labels, features = example._read_general(named_by(schema, record), schema)
-    assert taken[:2] == (name, labels)
-    for frames, others in zip(taken[2], features, strict=True):
-        assert (frames.dtype, frames.shape, frames.tobytes()) == (others.dtype, others.shape, others.tobytes())
-    return True
 
 
 @each_schema

@@ -12,7 +12,7 @@ import safetensors.numpy
 import torch
 from fuzz.forge import Tensor, plain, put_together, take_apart
 
-import mutants
+import tensor_mutants as mutants
 from reeltag import artifact, checkpoint, tensorfile
 from reeltag.data.shards import Manifest
 from reeltag.errors import ArtifactError, UsageError

@@ -15,7 +15,7 @@ from reeltag.data.shards import Shards, scan, split_folds
 from reeltag.data.synthetic import write_synthetic
 from reeltag.data.targets import SoftTargets, TargetsWriter
 from reeltag.data.tfrecord import write_shard
-from reeltag.errors import UsageError
+from reeltag.errors import DataError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,9 @@ def test_a_video_that_was_kept_from_the_teacher_has_no_targets(manifest, probabi
     targets = SoftTargets(tmp_path, manifest)
     assert targets.rows(np.array([3, 5])).shape == (2, 8)
     for index in (4, 20):
-        with pytest.raises(UsageError, match=f"no soft targets for video {index}"):
+        with pytest.raises(DataError, match="has no soft targets") as caught:
             targets.rows(np.array([3, index]))
+        assert (caught.value.file, caught.value.record, caught.value.offset) == Shards(manifest).place(index)
 
 
 def test_shards_are_known_by_what_they_say_and_not_by_their_place(manifest, probabilities, tmp_path):
@@ -95,10 +96,10 @@ def test_a_file_that_was_changed_or_cut_short_is_refused(manifest, probabilities
     file = tmp_path / "00001.npy"
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(UsageError, match=r"00001.npy: is missing or was changed"):
+    with pytest.raises(UsageError, match=r"00001.npy: was changed"):
         SoftTargets(tmp_path, manifest)
     file.write_bytes(content[:-1])
-    with pytest.raises(UsageError, match=r"00001.npy: is missing or was changed"):
+    with pytest.raises(UsageError, match=r"00001.npy: was changed"):
         SoftTargets(tmp_path, manifest)
 
 

@@ -24,7 +24,7 @@ Read = Callable[[Path], list[bytes]]
 
 
 def payloads_in_one_walk(path: Path) -> list[bytes]:
-    return [record for _, record in ShardFile(path).records()]
+    return [record.payload for record in ShardFile(path).records()]
 
 
 either_way = pytest.mark.parametrize("read", [records_of, payloads_in_one_walk])
@@ -67,7 +67,7 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, recor
 
 def test_offsets_are_where_the_records_begin(shard: Path) -> None:
     assert ShardFile(shard).offsets().tolist() == BEGINS
-    assert [offset for offset, _ in ShardFile(shard).records()] == BEGINS
+    assert [record.offset for record in ShardFile(shard).records()] == BEGINS
     assert shard.stat().st_size == SIZE
 
 
@@ -132,16 +132,16 @@ def test_what_cannot_be_opened_is_a_data_error(tmp_path: Path, name: str) -> Non
 
 def test_a_pickled_shard_reads_again(shard: Path) -> None:
     file = ShardFile(shard)
-    assert file.record(0, 0) == PAYLOADS[0]
+    assert file.record(0, 0).payload == PAYLOADS[0]
     again = pickle.loads(pickle.dumps(file))
-    assert again.record(BEGINS[2], 2) == PAYLOADS[2]
+    assert again.record(BEGINS[2], 2).payload == PAYLOADS[2]
 
 
 def test_a_shard_that_is_cut_while_it_is_open_is_a_data_error(shard: Path) -> None:
     file = ShardFile(shard)
-    assert file.record(0, 0) == PAYLOADS[0]
+    assert file.record(0, 0).payload == PAYLOADS[0]
     os.truncate(shard, BEGINS[2] + 15)
-    assert file.record(BEGINS[1], 1) == PAYLOADS[1]
+    assert file.record(BEGINS[1], 1).payload == PAYLOADS[1]
     with pytest.raises(DataError, match=r"record 2, byte 37: truncated: 6 bytes are missing"):
         file.record(BEGINS[2], 2)
 
@@ -149,7 +149,7 @@ def test_a_shard_that_is_cut_while_it_is_open_is_a_data_error(shard: Path) -> No
 def test_the_memory_of_a_walk_is_one_record(tmp_path: Path) -> None:
     write_shard(tmp_path / "shard", (bytes([number]) * 100_000 for number in range(50)))
     tracemalloc.start()
-    sizes = {len(record) for _, record in ShardFile(tmp_path / "shard").records()}
+    sizes = {len(record.payload) for record in ShardFile(tmp_path / "shard").records()}
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert sizes == {100_000}
@@ -160,7 +160,7 @@ def test_a_shard_that_nobody_reads_any_more_is_closed(shard: Path) -> None:
     first = os.open(shard, os.O_RDONLY)
     os.close(first)  # the number that the system gives next
     for _ in range(3):
-        assert ShardFile(shard).record(0, 0) == PAYLOADS[0]
+        assert ShardFile(shard).record(0, 0).payload == PAYLOADS[0]
     again = os.open(shard, os.O_RDONLY)
     os.close(again)
     assert again == first

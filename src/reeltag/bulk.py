@@ -7,18 +7,21 @@ takes none that is stale. Beside each comes, last, a marker with its counts: a p
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from reeltag import __version__, artifact
+from reeltag.data.badrecords import BadRecord, BadRecords
 from reeltag.data.batches import Batch, stream_batches
 from reeltag.data.example import Video
 from reeltag.data.flat import is_flat, rgb_place
@@ -29,10 +32,13 @@ from reeltag.predict import BATCH_SIZE, Mode, Predictions, Predictor, load, plac
 from reeltag.processes import spawned, without_interrupts
 from reeltag.progress import Progress
 from reeltag.storage import (
+    LOCK,
     content_hash,
     counted,
     file_hash,
     find,
+    locked,
+    make_folder,
     read_json,
     refuse_existing,
     remove_folder,
@@ -41,18 +47,37 @@ from reeltag.storage import (
     write_json,
 )
 
+_PARTS = re.compile(rf"\.?part-.*|{re.escape(LOCK)}")
+
 
 @dataclass
 class Counts:
-    """Videos that were tagged, and those that were dropped as flat."""
+    """Videos that were tagged, those that were dropped as flat, and records that were left out as bad."""
 
     videos: int = 0
     dropped: int = 0
+    bad: BadRecords = field(default_factory=BadRecords)
 
     def add(self, other: Counts) -> None:
-        """Count those of another shard too."""
+        """Count those of another shard too.
+
+        Raises:
+            DataError: there are more bad records than may be left out.
+        """
         self.videos += other.videos
         self.dropped += other.dropped
+        for record in other.bad.found:
+            self.bad.leave_out(record.error)
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"videos": self.videos, "dropped": self.dropped, "bad": [vars(record) for record in self.bad.found]}
+
+    @classmethod
+    def load(cls, content: dict[str, Any]) -> Counts:
+        """What `dump` gave."""
+        found = [BadRecord(**record) for record in content["bad"]]
+        return cls(content["videos"], content["dropped"], BadRecords(len(found), found))
 
 
 @dataclass(frozen=True)
@@ -63,6 +88,7 @@ class _Job:
     device: str
     mode: Mode
     drop_flat: bool
+    max_bad_records: int
     workers: int
 
 
@@ -80,7 +106,7 @@ class _Part:
 
     @property
     def finished(self) -> bool:
-        return self.marker.exists() and self.path.exists()
+        return self.marker.is_file() and self.path.is_file()
 
 
 class ShardTagger:
@@ -106,7 +132,7 @@ class ShardTagger:
         """Tag the videos of a shard, in order, and count them.
 
         Raises:
-            DataError: a record is damaged or does not follow the model's schema.
+            DataError: more records are damaged or do not follow the model's schema than the counts allow.
         """
         batches = stream_batches(self._videos(shard, counts), self.predictor.schema, BATCH_SIZE)
         with _one_torch_thread(), ThreadPoolExecutor(self.threads) as pool:
@@ -118,7 +144,7 @@ class ShardTagger:
             yield from (future.result() for future in waiting)
 
     def _videos(self, shard: Path, counts: Counts) -> Iterator[Video]:
-        for video in read_all([shard], self.predictor.schema):
+        for video in read_all([shard], self.predictor.schema, counts.bad):
             if self._rgb is not None and is_flat(video, self._rgb):
                 counts.dropped += 1
             else:
@@ -131,7 +157,7 @@ class ShardTagger:
 
 
 def stream(
-    predictor: Predictor, patterns: Sequence[str], *, drop_flat: bool = False
+    predictor: Predictor, patterns: Sequence[str], *, drop_flat: bool = False, max_bad_records: int = 0
 ) -> tuple[Iterator[Predictions], Counts]:
     """Tag every video of shards as they are asked for; the same numbers that `predict_to_file` writes.
 
@@ -142,7 +168,7 @@ def stream(
         UsageError: a pattern matches nothing, or the model reads no image to drop videos by.
     """
     threads = _threads(next(predictor.model.parameters()).device.type, 1)
-    counts, tagger = Counts(), ShardTagger(predictor, threads, drop_flat=drop_flat)
+    counts, tagger = Counts(bad=BadRecords(max_bad_records)), ShardTagger(predictor, threads, drop_flat=drop_flat)
     return chain.from_iterable(tagger.tag(shard, counts) for shard in find(patterns)), counts
 
 
@@ -155,6 +181,7 @@ def predict_to_file(
     device: str = "auto",
     workers: int = 1,
     drop_flat: bool = False,
+    max_bad_records: int = 0,
     progress: Progress | None = None,
 ) -> Counts:
     """Tag every video of shards into one file, whose bytes do not depend on the workers or on interruptions.
@@ -168,12 +195,14 @@ def predict_to_file(
         workers: processes, each with the model and its share of the threads; a script that asks for several has to
             keep what it does under `if __name__ == "__main__"`.
         drop_flat: leave out the challenge's fake test videos.
+        max_bad_records: most records of all shards that are left out because they are damaged or do not follow the
+            model's schema.
         progress: told what is done.
 
     Raises:
         UsageError: an argument cannot work, or `out` cannot be written.
         ArtifactError: the model is missing or damaged.
-        DataError: a record is damaged or does not follow the model's schema; finished shards are kept.
+        DataError: a record is bad and may not be left out; finished shards are kept.
         WorkerError: a worker was killed; finished shards are kept.
     """
     progress = progress or Progress()
@@ -181,68 +210,65 @@ def predict_to_file(
         raise UsageError(f"workers: must be 1 or more, not {workers}")
     device, output = place(mode, device), output_format(out)
     refuse_existing(out)
+    total = Counts(bad=BadRecords(max_bad_records))
     head, _ = artifact.stream(model)
     if drop_flat:
         rgb_place(head.schema)
-    folder = _claimed(out)
+    shards = find(patterns)
     deciding = [__version__, file_hash(model), device, mode, drop_flat, out.suffix]
-    parts = [_part(shard, folder, deciding) for shard in find(patterns)]
-    job = _Job(model, device, mode, drop_flat, workers)
-    with _kept(folder):
-        total = _tag_missing(job, parts, progress)
-    output.join(out, [part.path for part in parts])
-    remove_folder(folder)
+    job = _Job(model, device, mode, drop_flat, max_bad_records, workers)
+    with _claimed(out) as folder:
+        parts = [_part(shard, folder, deciding) for shard in shards]
+        _tag_missing(job, parts, total, progress)
+        order = [str(shard) for shard in shards]
+        total.bad.found.sort(key=lambda record: (order.index(record.file), record.record))
+        output.join(out, [part.path for part in parts])
+        remove_folder(folder)
     return total
 
 
-def _tag_missing(job: _Job, parts: Sequence[_Part], progress: Progress) -> Counts:
-    """Tag the shards that have no part yet; returns the counts of all."""
+def _tag_missing(job: _Job, parts: Sequence[_Part], total: Counts, progress: Progress) -> None:
+    """Tag the shards that have no part yet, and count those of all."""
     done, todo = [part for part in parts if part.finished], [part for part in parts if not part.finished]
     if done:
         progress.say(f"{len(done):,} of {counted(len(parts), 'shard')} were done before")
-    total = Counts()
     for part in done:
-        total.add(Counts(**read_json(part.marker)))
+        total.add(Counts.load(read_json(part.marker)))
     with progress.task("predict", sum(part.size for part in parts), "bytes") as task:
         task.resume_at(sum(part.size for part in done))
         with _finished(job, todo) as results:
             for part, counts in results:
                 total.add(counts)
                 task.advance(part.size, note=counted(total.videos, "video"))
-    return total
 
 
-def _claimed(out: Path) -> Path:
-    """The folder of an output's parts, without what killed runs left unfinished.
+@contextmanager
+def _claimed(out: Path) -> Iterator[Path]:
+    """The folder of an output's parts, kept to this process; without what killed runs left unfinished, and this one.
 
     Raises:
-        UsageError: it holds something else.
+        UsageError: it holds something else, or another process works in it.
     """
     folder = out.with_name(f"{out.name}.parts")
-    if folder.exists() and not (
-        folder.is_dir() and all(p.match("part-*") or p.match(".part-*") for p in folder.iterdir())
-    ):
+    if folder.exists() and not (folder.is_dir() and all(_PARTS.fullmatch(entry.name) for entry in folder.iterdir())):
         raise UsageError(f"{folder}: holds more than parts of predictions; move it or choose another --out")
-    remove_partials(folder)
-    remove_partials_of(out)
-    return folder
+    make_folder(folder)
+    with locked(folder):
+        remove_partials(folder)
+        remove_partials_of(out)
+        try:
+            yield folder
+        finally:
+            remove_partials(folder)
+            if [entry.name for entry in folder.glob("*")] == [LOCK]:
+                with suppress(UsageError):  # an empty folder is in nobody's way
+                    remove_folder(folder)
 
 
 def _part(shard: Path, folder: Path, deciding: Sequence[object]) -> _Part:
     status = shard.stat()
-    digest = content_hash([*deciding, str(shard.resolve()), status.st_size, status.st_mtime_ns])
+    digest = content_hash([*deciding, str(shard.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns])
     return _Part(shard, status.st_size, folder / f"part-{digest[:32]}{deciding[-1]}")
-
-
-@contextmanager
-def _kept(folder: Path) -> Iterator[None]:
-    """After work, whatever ended it, leave whole parts alone, and no folder without any."""
-    try:
-        yield
-    finally:
-        remove_partials(folder)
-        with suppress(OSError):
-            folder.rmdir()
 
 
 @contextmanager
@@ -255,7 +281,7 @@ def _finished(job: _Job, todo: Sequence[_Part]) -> Iterator[Iterator[tuple[_Part
     threads = _threads(job.device, workers)
     if workers == 1:
         tagger = _open(job, threads)
-        yield ((part, _write(tagger, part)) for part in todo)
+        yield ((part, _write(tagger, part, job.max_bad_records)) for part in todo)
     else:
         with spawned(workers) as pool:
             with without_interrupts():
@@ -276,13 +302,13 @@ _open_once = lru_cache(maxsize=1)(_open)
 
 
 def _write_in_worker(job: _Job, threads: int, part: _Part) -> Counts:
-    return _write(_open_once(job, threads), part)
+    return _write(_open_once(job, threads), part, job.max_bad_records)
 
 
-def _write(tagger: ShardTagger, part: _Part) -> Counts:
-    counts = Counts()
+def _write(tagger: ShardTagger, part: _Part, max_bad_records: int) -> Counts:
+    counts = Counts(bad=BadRecords(max_bad_records))
     output_format(part.path).write(part.path, tagger.tag(part.shard, counts), tagger.predictor.label_names)
-    write_json(part.marker, asdict(counts))
+    write_json(part.marker, counts.dump())
     return counts
 
 

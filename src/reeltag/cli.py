@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
 from reeltag import __version__
-from reeltag.cli_data import Mode, Overrides, data, given, load_schema
+from reeltag.cli_data import MaxBad, Mode, Overrides, data, given, load_schema, say_left_out
 from reeltag.cli_export import export
 from reeltag.cli_serve import serve
 from reeltag.cli_share import share
 from reeltag.environment import keep_freed_memory
 from reeltag.errors import ReeltagError, UsageError
+from reeltag.interrupts import Terminated, end_on_sigterm
 from reeltag.text import plain, printable
 
 # As in quantize.py, which would import torch.
@@ -66,10 +68,10 @@ def run(recipe: Path, /, *, out: Path | None = None, set_: Overrides = [], dry_r
     if dry_run:
         print("\n".join(executors.listing(stages, out)))
         return
-    folders = _execute(loaded, stages, out)
-    _publish(folders["pack"] / "model.reeltag", out / "model.reeltag")
-    for name in ("results.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
-        _publish(folders["report"] / name, out / name)
+    with _executed(loaded, stages, out) as folders:
+        _publish(folders["pack"] / "model.reeltag", out / "model.reeltag")
+        for name in ("results.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
+            _publish(folders["report"] / name, out / name)
     results = read_json(out / "results.json")
     print("\n".join([f"\n{out / 'model.reeltag'}", headline(results), "", "five test videos:", *examples(results)]))
     print(f"\nreport: {out / 'report' / 'report.md'}")
@@ -100,10 +102,10 @@ def train(recipe: Path, /, *, model: list[str] = [], out: Path | None = None, se
         )
     targets = {name: candidate(loaded, name).finished for name in model or loaded.models}
     out = out or Path("runs") / loaded.name
-    folders = _execute(loaded, executors.needed_for(targets.values(), plan(loaded)), out)
-    for name, stage in targets.items():
-        _publish(folders[stage] / "model.reeltag", out / f"{name}.reeltag")
-        print(out / f"{name}.reeltag")
+    with _executed(loaded, executors.needed_for(targets.values(), plan(loaded)), out) as folders:
+        for name, stage in targets.items():
+            _publish(folders[stage] / "model.reeltag", out / f"{name}.reeltag")
+            print(out / f"{name}.reeltag")
 
 
 @app.command
@@ -114,6 +116,7 @@ def evaluate(
     all_scores: bool = False,
     per_class: Path | None = None,
     mode: Mode = "exact",
+    max_bad_records: MaxBad = 0,
     json: bool = False,
 ) -> None:
     """Measure a model on labelled shards: GAP@20, Hit@1, PERR, mAP.
@@ -128,13 +131,16 @@ def evaluate(
         json: Print one JSON object instead of text.
     """
     from reeltag import predict as prediction
+    from reeltag.data.badrecords import BadRecords
     from reeltag.formats import write_class_ap
     from reeltag.storage import refuse_existing
 
     if per_class is not None:
         refuse_existing(per_class)
+    bad = BadRecords(max_bad_records)
     predictor = prediction.load(model, mode)
-    scores = prediction.evaluate(predictor.predict_shards(given(shards)), all_scores=all_scores).compute()
+    predictions = predictor.predict_shards(given(shards), bad, labelled=True)
+    scores = prediction.evaluate(predictions, all_scores=all_scores).compute()
     if per_class is not None:
         write_class_ap(per_class, scores.class_ap.tolist(), predictor.label_names)
     summary = scores.summary()
@@ -142,6 +148,7 @@ def evaluate(
         print(json_module.dumps(summary))
     else:
         print("\n".join(f"{name:<9} {value}" for name, value in summary.items()))
+    say_left_out(bad)
 
 
 @app.command
@@ -153,6 +160,7 @@ def predict(
     mode: Mode = "exact",
     workers: int = 1,
     drop_flat: bool = False,
+    max_bad_records: MaxBad = 0,
 ) -> None:
     """Tag videos.
 
@@ -178,7 +186,9 @@ def predict(
         if workers != 1:
             raise UsageError("workers: share whole shards, which takes a file; give --out")
         predictor = prediction.load(model, mode)
-        predictions, counts = bulk.stream(predictor, given(shards), drop_flat=drop_flat)
+        predictions, counts = bulk.stream(
+            predictor, given(shards), drop_flat=drop_flat, max_bad_records=max_bad_records
+        )
         for line in json_lines(predictions, predictor.label_names):
             print(line)
     else:
@@ -189,11 +199,13 @@ def predict(
             mode=mode,
             workers=workers,
             drop_flat=drop_flat,
+            max_bad_records=max_bad_records,
             progress=default_progress(),
         )
         print(f"{out}: {counted(counts.videos, 'video')}")
     if drop_flat:
         print(f"{counted(counts.dropped, 'flat video')} dropped", file=sys.stderr)
+    say_left_out(counts.bad)
 
 
 @app.command
@@ -322,8 +334,9 @@ def doctor() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+    """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted, 143 terminated."""
     keep_freed_memory()
+    end_on_sigterm()
     try:
         app(arguments, exit_on_error=False, result_action="return_value")
     except CycloptsError:
@@ -331,19 +344,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ReeltagError as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "interrupted; run and train go on from their last checkpoint, predict --out after its finished shards",
-            file=sys.stderr,
-        )
-        return 130
+    except KeyboardInterrupt as error:
+        what, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+        how = "run and train go on from their last checkpoint, predict --out after its finished shards"
+        print(f"{what}; with the same command {how}", file=sys.stderr)
+        return code
     except BrokenPipeError:
         sys.stdout = None  # the reader left; nothing may be flushed at exit
         return 0
     return 0
 
 
-def _execute(recipe: Recipe, stages: Sequence[Stage], out: Path) -> dict[str, Path]:
+@contextmanager
+def _executed(recipe: Recipe, stages: Sequence[Stage], out: Path) -> Iterator[dict[str, Path]]:
+    """The folders of stages that were run; until the block ends no other process works on the same run."""
     from reeltag import executors
     from reeltag.environment import check_device
     from reeltag.progress import default_progress
@@ -351,10 +365,10 @@ def _execute(recipe: Recipe, stages: Sequence[Stage], out: Path) -> dict[str, Pa
 
     for device in recipe.devices:
         check_device(device)
-    executors.claim(out)
-    folders = executors.run(stages, out, default_progress())
-    write_json(out / "recipe.json", recipe.dump())
-    return folders
+    with executors.claimed(out):
+        folders = executors.run(stages, out, default_progress())
+        write_json(out / "recipe.json", recipe.dump())
+        yield folders
 
 
 def _publish(source: Path, target: Path) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from reeltag.errors import UsageError
+from reeltag.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from reeltag.data.badrecords import BadRecords
     from reeltag.data.schema import Schema
 
 data = App(name="data", help="Look at, check and generate shards.")
@@ -21,6 +23,14 @@ Mode = Annotated[
     Parameter(
         help="exact: float32; bf16: about twice as fast where the processor has it; small: in the memory of the file; "
         "fast: 8-bit products."
+    ),
+]
+MaxBad = Annotated[
+    int,
+    Parameter(
+        name="--max-bad-records",
+        help="Most records of all shards that are left out because they are damaged or break the schema; one more ends "
+        "the work.",
     ),
 ]
 Overrides = Annotated[
@@ -46,12 +56,15 @@ def data_inspect(*shards: str) -> None:
     size = megabytes(sum(path.stat().st_size for path in paths))
     print(f"{counted(len(files), 'shard')}, {counted(records, 'record')}, {size}")
     print(f"first record of {files[0].path}:")
-    for line in describe(files[0].record(0, 0)):
-        print(f"  {line}")
+    try:
+        lines = describe(files[0].record(0, 0).payload)
+    except DataError as error:
+        raise DataError(error.reason, file=files[0].name, record=0, offset=0) from error
+    print("\n".join(f"  {line}" for line in lines))
 
 
 @data.command
-def verify(*shards: str, schema: str) -> None:
+def verify(*shards: str, schema: str, max_bad_records: MaxBad = 0) -> None:
     """Read shards through: checksums, features, labels, ids. Exits with 2 at the first fault.
 
     Example: reeltag data verify '/data/audioset/eval-*.tfrecord' --schema audioset
@@ -67,11 +80,15 @@ def verify(*shards: str, schema: str) -> None:
     paths = find(given(shards))
     loaded = load_schema(schema)
     with default_progress().task("verify", sum(path.stat().st_size for path in paths), "bytes") as task:
-        manifest = scan(paths, loaded, task.advance)
+        manifest = scan(paths, loaded, task.advance, max_bad_records=max_bad_records)
+    if not len(manifest):
+        raise UsageError(f"no record is sound; the first: {manifest.left_out[0]}")
     frames = manifest.frames
     cut = int((frames > loaded.max_frames).sum())
     videos = counted(len(manifest), "video")
     print(f"{counted(len(paths), 'shard')}, {videos}, {megabytes(manifest.bytes)}: all checksums and ids hold")
+    for bad in manifest.left_out:
+        print(f"bad       {bad}")
     print(f"frames    {frames.min()} to {frames.max()} a video, {frames.mean():.1f} on average")
     if cut:
         print(f"          {cut:,} videos have more than {loaded.max_frames}; the later frames are left out")
@@ -113,6 +130,14 @@ def given(shards: Sequence[str]) -> Sequence[str]:
     if not shards:
         raise UsageError("no shards given; give paths or glob patterns of TFRecord files")
     return shards
+
+
+def say_left_out(bad: BadRecords) -> None:
+    """Say on standard error which bad records were left out, if any."""
+    from reeltag.data.badrecords import summary
+
+    if bad.found:
+        print(summary(bad.found), file=sys.stderr)
 
 
 def load_schema(name: str) -> Schema:

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from reeltag import artifact
 from reeltag.artifact import Artifact, Member
 from reeltag.coded import byte_state, coded_state, dense_state
+from reeltag.data.badrecords import BadRecords
 from reeltag.data.batches import Batch, stream_batches
+from reeltag.data.example import LARGEST, computable
 from reeltag.data.schema import Schema
 from reeltag.data.shards import read_all
 from reeltag.encodings import State
@@ -221,14 +223,21 @@ class Predictor:
         scores, classes = top_k(torch.from_numpy(probabilities)[None], top)
         return [(self.label_names[c], s) for c, s in zip(classes[0].tolist(), scores[0].tolist(), strict=True)]
 
-    def predict_shards(self, patterns: Sequence[str]) -> Iterator[Predictions]:
+    def predict_shards(
+        self, patterns: Sequence[str], bad: BadRecords | None = None, *, labelled: bool = False
+    ) -> Iterator[Predictions]:
         """Tag every video of shards, in order.
+
+        Args:
+            patterns: paths or glob patterns.
+            bad: takes note of bad records; by default the first is raised.
+            labelled: a record without labels is bad too.
 
         Raises:
             UsageError: a pattern matches nothing.
             DataError: a record is damaged or does not follow the model's schema.
         """
-        videos = read_all(find(patterns), self.schema)
+        videos = read_all(find(patterns), self.schema, bad, labelled=labelled)
         return predict(self.model, stream_batches(videos, self.schema, BATCH_SIZE))
 
     def save_pretrained(self, folder: str | Path, licence: str | None = None) -> None:
@@ -252,8 +261,8 @@ class Predictor:
             or lengths.max() > frames.shape[1]
         ):
             raise UsageError(f"lengths must be {len(frames)} whole numbers from 1 to {frames.shape[1]}")
-        if not np.isfinite(frames).all():
-            raise UsageError("frames hold NaN or infinite values")
+        if not computable(frames):
+            raise UsageError(f"frames hold NaN or infinite values, or some beyond ±{LARGEST:g}")
 
 
 def _array(frames: npt.ArrayLike) -> npt.NDArray[Any]:

@@ -60,6 +60,7 @@ class DataSettings(_Table):
     videos: int | None = Field(None, gt=0, description="training videos, for the estimates of a plan")
     holdout: HoldoutSettings = HoldoutSettings(fraction=0.1)
     synthetic: SyntheticSettings | None = None
+    max_bad_records: int = Field(0, ge=0, description="most bad records of each split that are left out")
 
     @field_validator("synthetic")
     @classmethod
@@ -317,7 +318,9 @@ class Recipe(_Table):
     def fingerprint(self) -> str:
         """Hash of all that decides the result: not where the data lie, nor where and with what help it runs."""
         content = self.dump()
-        del content["imported"], content["test"], content["data"]["root"], content["data"]["videos"]
+        del content["imported"], content["test"]
+        for key in ("root", "videos", "max_bad_records"):
+            del content["data"][key]
         trained = [*content["models"].values(), *content["students"].values()]
         for table in (content, content["distillation"] or {}, *trained):
             training: dict[str, Any] = table.get("training", {})

@@ -93,6 +93,8 @@ def _file_system(url: str) -> tuple[Any, str]:
 def _version(url: str, filesystem: Any, path: str) -> object:
     """What tells this state of the file from others; None if nothing does, and the file has to be fetched again."""
     if not _is_http(url):
+        if filesystem.info(path)["type"] != "file":
+            raise FileNotFoundError("is a folder, device or pipe and no file")
         return filesystem.ukey(path)
     info = filesystem.info(path)
     known = {key: info[key] for key in ("ETag", "Content-MD5", "Digest", "Last-Modified") if key in info}

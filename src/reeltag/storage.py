@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import glob
 import hashlib
 import json
 import os
 import shutil
+import socket
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from uuid import uuid4
 
 from reeltag.errors import UsageError
+
+LOCK = ".lock"
+SHOWN = 5  # lines of a list
 
 
 def megabytes(size: int) -> str:
@@ -26,11 +34,17 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def few(lines: Sequence[str]) -> list[str]:
+    """The first lines of a list for people, and how many more there are."""
+    more = len(lines) - SHOWN
+    return [*lines[:SHOWN], *([f"and {more:,} more"] if more > 0 else [])]
+
+
 def find(patterns: Sequence[str], root: Path | None = None) -> list[Path]:
     """Files that match glob patterns, each once, sorted by name within a pattern.
 
     Raises:
-        UsageError: a pattern matches nothing, or names a folder.
+        UsageError: a pattern matches nothing, or something else than a file.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -44,8 +58,40 @@ def find(patterns: Sequence[str], root: Path | None = None) -> list[Path]:
         for match in matches:
             if match.is_dir():
                 raise UsageError(f"{match}: is a folder; name its shards, for example '{match}/*.tfrecord'")
-            found[match] = None
+            try:
+                found[regular(match)] = None
+            except OSError as error:
+                raise UsageError(f"{match}: cannot be read ({error.strerror}); name shards alone") from error
     return list(found)
+
+
+def regular(path: Path) -> Path:
+    """The path, behind which there is a file; what else there may be, such as a pipe, might never end.
+
+    Raises:
+        OSError: there is none.
+    """
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "is no name of a file", str(path))
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "is a folder, device or pipe and no file", str(path))
+    return path
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file in a folder that another file names.
+
+    Raises:
+        UsageError: there is none, or the name leads out of the folder.
+    """
+    try:
+        path = regular(folder / name)
+        if path.resolve().parent != folder.resolve():
+            raise OSError(errno.EINVAL, "leads elsewhere", name)
+    except OSError as error:
+        what = f"the file {name!r} that it names cannot be read ({error.strerror})"
+        raise UsageError(f"{folder}: {what}; remove the folder and it is made anew") from error
+    return path
 
 
 def refuse_existing(path: Path) -> None:
@@ -89,7 +135,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.fsync(folder)
         os.close(folder)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise _unwritable(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -109,9 +155,66 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise _unwritable(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless they are there.
+
+    Raises:
+        UsageError: the operating system refuses it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def free_bytes(path: Path) -> int:
+    """Room on the disk of a path that need not exist yet."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same out of a folder.
+
+    The system ends the lock with the process, however that ends, so what a killed one leaves is not in the way.
+
+    Raises:
+        UsageError: another process is at work in the folder, or it cannot be locked.
+    """
+    file = _lock(folder)
+    try:
+        yield
+    finally:
+        file.close()
+
+
+def _lock(folder: Path) -> TextIO:
+    """An open file whose lock is this process's; one of `lockf`, which forked loaders do not share."""
+    path = folder / LOCK
+    try:
+        file = path.open("a+")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise UsageError(f"{folder}: {owner} is at work here; wait for its end, or choose another --out") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S},\n")
+        file.flush()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be locked ({error.strerror or error}); choose another --out") from error
+    return file
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"{path}: cannot be written ({error.strerror or error})")
 
 
 def _beside(path: Path) -> Path:
@@ -140,9 +243,15 @@ def remove_partials_of(path: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder; one that is half removed is a leftover of a killed process."""
-    doomed = folder.replace(_beside(folder))
-    shutil.rmtree(doomed)
+    """Remove a folder; one that is half removed is a leftover of a killed process.
+
+    Raises:
+        UsageError: the operating system refuses it.
+    """
+    try:
+        shutil.rmtree(folder.replace(_beside(folder)))
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be removed ({error.strerror or error})") from error
 
 
 def _remove(leftover: Path) -> None:
@@ -167,9 +276,11 @@ def read_json(path: Path) -> Any:
         UsageError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(regular(path).read_bytes())
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read as JSON ({error})") from error
+        raise UsageError(
+            f"{path}: cannot be read as JSON ({error}); remove {path.parent}, and what was in it is made anew"
+        ) from error
 
 
 def file_hash(path: Path) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from reeltag.errors import RecipeError
+from reeltag.storage import regular
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,7 +32,7 @@ def read_table(path: Path) -> Table:
         RecipeError: it cannot be read, or is not TOML.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = regular(path).read_text(encoding="utf-8")
         _refuse_dots(text)
         table: Table = tomllib.loads(text)
         return table

@@ -49,6 +49,7 @@ class Video:
         return np.concatenate(self.features, axis=1)
 
 
+LARGEST = 1e15  # of a value, so that the squares of a frame add up in float32
 _TAGS = frozenset({0x0A, 0x12, 0x1A})  # fields 1 to 3, length-delimited: all that these messages have
 
 
@@ -93,13 +94,21 @@ def _checked(name: bytes | None, labels: list[int] | None, features: list[Frames
                 f"label {outside} is outside the {schema.classes} classes 0…{schema.classes - 1}; "
                 "check the schema's 'classes'"
             )
-    if schema.dtype == "float32" and not all(np.isfinite(frames).all() for frames in features):
-        raise DataError("a feature holds NaN or infinite values")
+    if schema.dtype == "float32" and not all(map(computable, features)):
+        raise DataError(f"a feature holds NaN or infinite values, or some beyond ±{LARGEST:g}")
     cut = max(0, length - schema.max_frames)
     if cut:
         features = [frames[: schema.max_frames] for frames in features]
     known = None if labels is None else np.array(labels, np.int64)
-    return Video(name.decode("utf-8", "replace"), known, tuple(features), cut)
+    try:
+        return Video(name.decode(), known, tuple(features), cut)
+    except UnicodeDecodeError as error:
+        raise DataError(f"the id {name[:40]!r} is not UTF-8; write it as text") from error
+
+
+def computable(frames: Frames) -> bool:
+    """Whether a model can compute with values: none is NaN, infinite, or too large to be squared."""
+    return bool(frames.min() >= -LARGEST and frames.max() <= LARGEST)
 
 
 # --- the strided reader -------------------------------------------------------------------------
@@ -294,7 +303,8 @@ def _frame_values(item: Any, feature: Feature, number: int, schema: Schema) -> F
     found = item.WhichOneof("kind")
     if found != kind:
         expected = f"expected a {kind}; check the schema's dtype ({schema.dtype})"
-        raise DataError(f"feature {feature.name!r}, frame {number}: is a {found}, {expected}")
+        what = f"is a {found}" if found else "is empty"
+        raise DataError(f"feature {feature.name!r}, frame {number}: {what}, {expected}")
     values = getattr(item, kind).value
     frame = np.frombuffer(b"".join(values), np.uint8) if kind == "bytes_list" else np.array(values, np.float32)
     if len(frame) != feature.width:
@@ -306,8 +316,9 @@ def _frame_values(item: Any, feature: Feature, number: int, schema: Schema) -> F
 
 
 def _missing(name: str, present: Any) -> DataError:
-    names = ", ".join(sorted(present)) or "none, so check the schema's level"
-    return DataError(f"no feature {name!r}; the record has {names}")
+    few = sorted(present)[:20]
+    names = ", ".join(few) or "none, so check the schema's level"
+    return DataError(f"no feature {name!r}; the record has {names}{', …' if len(present) > len(few) else ''}")
 
 
 def describe(record: bytes) -> list[str]:

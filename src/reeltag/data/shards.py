@@ -6,18 +6,20 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from reeltag import tensorfile
+from reeltag.data.badrecords import BadRecord, BadRecords
 from reeltag.data.example import Video, decode
 from reeltag.data.schema import Schema
-from reeltag.data.tfrecord import Records, ShardBytes, ShardFile
-from reeltag.errors import DataError, UsageError
+from reeltag.data.tfrecord import Record, Records, ShardBytes, ShardFile
+from reeltag.errors import ArtifactError, DataError, UsageError
 from reeltag.storage import content_hash, file_hash
 from reeltag.tensorfile import TensorFile
 
@@ -26,35 +28,42 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What the manifest knows of one shard."""
+    """What the manifest knows of one shard: where it is, what it holds, and how many records are in or left out."""
 
     path: str
     bytes: int
     sha256: str
     records: int
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A shard set that was read through once: every checksum, label and id in it holds.
+    """A shard set that was read through once: every checksum, label and id of its N records holds.
 
     Attributes:
         schema: what the records look like.
         shards: one entry a shard, in order.
-        offsets: byte offset of each of N records in its shard.
+        offsets: byte offset of each record in its shard.
+        numbers: of each record in its shard, with those counted that were left out.
+        crcs: of each record's payload, masked, as the shard has it.
         frames: frames of each record in the shard, before the schema's limit cuts them.
         id_hashes: 64-bit hash of each record's id.
         class_counts: videos of each of C classes.
         labelled: number of records with labels.
+        left_out: bad records of the shards, which are none of the N.
     """
 
     schema: Schema
     shards: tuple[ShardInfo, ...]
     offsets: Indices
+    numbers: npt.NDArray[np.int32]
+    crcs: npt.NDArray[np.uint32]
     frames: npt.NDArray[np.int32]
     id_hashes: npt.NDArray[np.uint64]
     class_counts: Indices
     labelled: int
+    left_out: tuple[BadRecord, ...] = ()
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -66,7 +75,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that the records say, wherever the shards lie."""
+        """Hash of all that the records say, wherever the shards lie; which of them are bad follows from it."""
         return content_hash([self.schema.model_dump(), [shard.sha256 for shard in self.shards]])
 
     @property
@@ -78,9 +87,10 @@ class Manifest:
         """Write the manifest to one file."""
         arrays = {key: getattr(self, key) for key in _ARRAYS}
         # Thousands of shards are more than a header holds.
-        shards = json.dumps([vars(shard) for shard in self.shards]).encode()
+        lists = {"shards": self.shards, "left_out": self.left_out}
+        arrays |= {key: _json_bytes([vars(item) for item in items]) for key, items in lists.items()}
         content = {"schema": self.schema.model_dump(mode="json"), "labelled": self.labelled}
-        tensorfile.write(path, arrays | {"shards": np.frombuffer(shards, np.uint8)}, content)
+        tensorfile.write(path, arrays, content)
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
@@ -91,80 +101,118 @@ class Manifest:
         """
         file = TensorFile(path)
         arrays = {key: file.read(key).copy() for key in _ARRAYS}
-        shards = tuple(ShardInfo(**shard) for shard in json.loads(file.read("shards").tobytes()))
-        return cls(Schema(**file.content["schema"]), shards, labelled=file.content["labelled"], **arrays)
+        shards, left_out = (json.loads(file.read(key).tobytes()) for key in ("shards", "left_out"))
+        for place in (Path(shard["path"]) for shard in shards):
+            if not place.is_absolute() or ".." in place.parts:
+                raise ArtifactError(f"{path}: {place} is no whole path; remove its folder under stages and run again")
+        return cls(
+            Schema(**file.content["schema"]),
+            tuple(ShardInfo(**shard) for shard in shards),
+            labelled=file.content["labelled"],
+            left_out=tuple(BadRecord(**record) for record in left_out),
+            **arrays,
+        )
 
 
-_ARRAYS = ("offsets", "frames", "id_hashes", "class_counts")
+def _json_bytes(content: object) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(json.dumps(content).encode(), np.uint8)
 
 
-def scan(paths: Sequence[Path], schema: Schema, advance: Callable[[int], None] = lambda size: None) -> Manifest:
+_COLUMNS = {"offsets": np.int64, "numbers": np.int32, "crcs": np.uint32, "frames": np.int32, "id_hashes": np.uint64}
+_ARRAYS = (*_COLUMNS, "class_counts")
+
+
+def scan(
+    paths: Sequence[Path],
+    schema: Schema,
+    advance: Callable[[int], None] = lambda size: None,
+    *,
+    max_bad_records: int = 0,
+    labelled: bool = False,
+) -> Manifest:
     """Read a shard set through once and describe it.
 
     Args:
         paths: the shards, in order.
         schema: what their records hold.
         advance: told the bytes of each shard once it is read.
+        max_bad_records: how many records may be left out because they are damaged, break the schema or repeat an id.
+        labelled: a record without labels is bad too.
 
     Raises:
-        DataError: the first record that is damaged, breaks the schema or repeats an id.
+        DataError: the first bad record that may not be left out, or a shard of which the rest cannot be found.
     """
     shards: list[ShardInfo] = []
-    offsets: list[int] = []
-    frames: list[int] = []
-    hashes: list[int] = []
-    counts, labelled = np.zeros(schema.classes, np.int64), 0
+    tables = [np.empty(0, list(_COLUMNS.items()))]
+    counts, known, bad = np.zeros(schema.classes, np.int64), 0, BadRecords(max_bad_records)
     for path in paths:
-        first = len(offsets)
-        for offset, video in _walk(ShardFile(path), schema):
-            offsets.append(offset)
-            frames.append(video.length + video.cut)
-            hashes.append(_id_hash(video.id))
+        shard, before = ShardFile(path), len(bad.found)
+        rows = []
+        for record, video in walk(shard, schema, bad, labelled=labelled):
+            rows.append((record.offset, record.number, record.crc, video.length + video.cut, _id_hash(video.id)))
             if video.labels is not None:
-                labelled += 1
+                known += 1
                 counts[video.labels] += 1
-        size = path.stat().st_size
-        shards.append(ShardInfo(str(path.resolve()), size, file_hash(path), len(offsets) - first))
-        advance(size)
-    manifest = Manifest(
-        schema,
-        tuple(shards),
-        np.array(offsets, np.int64),
-        np.array(frames, np.int32),
-        np.array(hashes, np.uint64),
-        counts,
-        labelled,
-    )
-    _refuse_duplicates(manifest)
-    return manifest
+        tables.append(np.array(rows, tables[0].dtype))
+        left_out = len(bad.found) - before
+        shards.append(ShardInfo(str(path.resolve()), shard.size, file_hash(path), len(rows), left_out))
+        advance(shard.size)
+    table = np.concatenate(tables)
+    columns = {name: table[name].copy() for name in _COLUMNS}
+    manifest = Manifest(schema, tuple(shards), **columns, class_counts=counts, labelled=known)
+    return replace(_without_repeats(manifest, bad), left_out=tuple(bad.found))
 
 
-def _walk(shard: Records, schema: Schema) -> Iterator[tuple[int, Video]]:
-    """Byte offset and video of every record of a shard."""
-    for number, (offset, payload) in enumerate(shard.records()):
-        yield offset, _decode(payload, schema, shard, number, offset)
+def walk(
+    shard: Records, schema: Schema, bad: BadRecords | None = None, *, labelled: bool = False
+) -> Iterator[tuple[Record, Video]]:
+    """Every record of a shard, and its video.
 
+    Args:
+        shard: the shard.
+        schema: what its records hold.
+        bad: takes note of bad records; by default the first is raised.
+        labelled: a record without labels is bad too.
 
-def _decode(payload: bytes, schema: Schema, shard: Records, number: int, offset: int) -> Video:
-    try:
-        return decode(payload, schema)
-    except DataError as error:
-        raise DataError(error.reason, file=shard.name, record=number, offset=offset) from error
+    Raises:
+        DataError: a bad record that may not be left out, or the rest of the shard cannot be found.
+    """
+    bad = bad or BadRecords()
+    for record in shard.records(bad.leave_out):
+        try:
+            video = decode(record.payload, schema)
+            if labelled and video.labels is None:
+                raise DataError("has no labels; training and measuring need them, `reeltag predict` does not")
+        except DataError as error:
+            bad.leave_out(DataError(error.reason, file=shard.name, record=record.number, offset=record.offset))
+        else:
+            yield record, video
 
 
 def _id_hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
-def _refuse_duplicates(manifest: Manifest) -> None:
-    order = np.argsort(manifest.id_hashes, kind="stable")
-    same = np.flatnonzero(np.diff(manifest.id_hashes[order]) == 0)
-    if len(same):
-        first, second = order[same[0]], order[same[0] + 1]
-        shards = Shards(manifest)
-        video, (path, record, offset) = shards.read(first), shards.place(second)
+def _without_repeats(manifest: Manifest, bad: BadRecords) -> Manifest:
+    """The manifest without the videos whose id stands before them."""
+    kept = np.zeros(len(manifest), bool)
+    kept[np.unique(manifest.id_hashes, return_index=True)[1]] = True
+    shards, counts, labelled = Shards(manifest), manifest.class_counts.copy(), manifest.labelled
+    for repeat in np.flatnonzero(~kept).tolist():
+        first = int(np.flatnonzero(manifest.id_hashes == manifest.id_hashes[repeat])[0])
+        video, (path, record, offset) = shards.read(repeat), shards.place(repeat)
         earlier = "record {1} of {0}".format(*shards.place(first))
-        raise DataError(f"id {video.id!r} stands already in {earlier}", file=path, record=record, offset=offset)
+        reason = f"id {video.id!r} stands already in {earlier}"
+        bad.leave_out(DataError(reason, file=path, record=record, offset=offset))
+        if video.labels is not None:
+            labelled -= 1
+            counts[video.labels] -= 1
+    infos = []
+    for info, (begin, end) in zip(manifest.shards, pairwise(manifest.first_records), strict=True):
+        records = int(kept[begin:end].sum())
+        infos.append(replace(info, records=records, left_out=info.left_out + info.records - records))
+    columns = {name: getattr(manifest, name)[kept] for name in _COLUMNS}
+    return replace(manifest, shards=tuple(infos), **columns, class_counts=counts, labelled=labelled)
 
 
 def refuse_overlap(train: Manifest, test: Manifest) -> None:
@@ -208,37 +256,57 @@ class Shards:
 
     def place(self, index: int) -> tuple[str, int, int]:
         """File, record number and byte offset of a video."""
-        shard = bisect_right(self._first, index) - 1
-        return self.manifest.shards[shard].path, int(index) - self._first[shard], int(self.manifest.offsets[index])
+        return self._info(index).path, int(self.manifest.numbers[index]), int(self.manifest.offsets[index])
 
     def read(self, index: int) -> Video:
         """Read video `index` of the set.
 
         Raises:
-            DataError: the record changed since the manifest was made.
+            DataError: the shard changed since the manifest was made.
         """
         path, number, offset = self.place(index)
-        shard = _open(path)
-        video = _decode(shard.record(offset, number), self.manifest.schema, shard, number, offset)
-        if _id_hash(video.id) != self.manifest.id_hashes[index] or video.length != self.lengths[index]:
-            reason = "holds another video than when the shard was indexed; run again, so that it is indexed anew"
-            raise DataError(reason, file=path, record=number, offset=offset)
+        try:
+            shard = _open(self._info(index))
+            record = shard.record(offset, number)
+            if record.crc != self.manifest.crcs[index]:
+                raise DataError("holds another record than when the shard was indexed")
+            video = decode(record.payload, self.manifest.schema)
+            if _id_hash(video.id) != self.manifest.id_hashes[index] or video.length != self.lengths[index]:
+                raise DataError("holds another video than when the shard was indexed")
+        except DataError as error:
+            reason = f"{error.reason}; put back the shard that was indexed, or `touch` this one and run again"
+            raise DataError(reason, file=path, record=number, offset=offset) from error
         return video
+
+    def _info(self, index: int) -> ShardInfo:
+        return self.manifest.shards[bisect_right(self._first, index) - 1]
 
 
 @lru_cache(maxsize=256)
-def _open(path: str) -> ShardFile:
-    return ShardFile(Path(path))
+def _open(info: ShardInfo) -> ShardFile:
+    """A shard, if it has the size that it had."""
+    shard = ShardFile(Path(info.path))
+    if shard.size != info.bytes:
+        raise DataError(f"the shard has {shard.size:,} bytes and had {info.bytes:,} when it was indexed")
+    return shard
 
 
-def read_all(paths: Sequence[Path], schema: Schema) -> Iterator[Video]:
-    """Read shards from first to last without a manifest.
+def read_all(
+    paths: Sequence[Path], schema: Schema, bad: BadRecords | None = None, *, labelled: bool = False
+) -> Iterator[Video]:
+    """Read shards from first to last without a manifest; an id may stand there several times.
+
+    Args:
+        paths: the shards, in order.
+        schema: what their records hold.
+        bad: takes note of bad records; by default the first is raised.
+        labelled: a record without labels is bad too.
 
     Raises:
-        DataError: a record is damaged or breaks the schema.
+        DataError: a bad record that may not be left out, or a shard of which the rest cannot be found.
     """
     for path in paths:
-        for _, video in _walk(ShardFile(path), schema):
+        for _, video in walk(ShardFile(path), schema, bad, labelled=labelled):
             yield video
 
 
@@ -248,7 +316,7 @@ def read_bytes(content: bytes, schema: Schema) -> Iterator[Video]:
     Raises:
         DataError: a record is damaged or breaks the schema.
     """
-    for _, video in _walk(ShardBytes(content), schema):
+    for _, video in walk(ShardBytes(content), schema):
         yield video
 
 

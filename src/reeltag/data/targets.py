@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from reeltag.data.shards import Indices, Manifest
-from reeltag.errors import UsageError
-from reeltag.storage import atomic_path, content_hash, file_hash, read_json, write_json
+from reeltag.data.shards import Indices, Manifest, Shards
+from reeltag.errors import DataError, UsageError
+from reeltag.storage import atomic_path, content_hash, file_hash, inside, read_json, write_json
 
 INDEX = "targets.json"
 FORMAT = 1
@@ -42,16 +42,14 @@ class TargetsWriter:
         self._first = manifest.first_records
         folder.mkdir(parents=True, exist_ok=True)
         for number, shard in enumerate(manifest.shards):
-            self._create(self._path(number), shard.records)
+            self._create(self._path(number), shard.records + shard.left_out)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:05}.npy"
 
     def _create(self, path: Path, records: int) -> None:
         """Written and not mapped at first, so that a full disk is an error and no killed process."""
-        code = np.uint16 if self.classes <= 1 << 16 else np.uint32
-        pairs = np.dtype([("class", code), ("probability", np.float16)])
-        rows = np.zeros((records, self.kept or self.classes), np.float16 if self.kept is None else pairs)
+        rows = np.zeros(records, _row(self.classes, self.kept))
         _probabilities(rows)[:] = np.nan
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.save(file, rows)
@@ -66,7 +64,7 @@ class TargetsWriter:
             chosen = shards == shard
             # Opened anew: a map holds a file descriptor, and there may be thousands of shards.
             rows = np.load(self._path(shard), mmap_mode="r+", allow_pickle=False)
-            records = indices[chosen] - self._first[shard]
+            records = self.manifest.numbers[indices[chosen]]
             if classes is None:
                 rows[records] = values.numpy()[chosen]
             else:
@@ -100,6 +98,19 @@ class TargetsWriter:
         return digest
 
 
+def row_bytes(classes: int, top_k: TopK) -> int:
+    """Bytes that a video takes."""
+    return _row(classes, None if top_k == "dense" else min(top_k, classes)).itemsize
+
+
+def _row(classes: int, kept: int | None) -> np.dtype[Any]:
+    """A video's row: all probabilities, or those that are kept, with their classes."""
+    if kept is None:
+        return np.dtype((np.float16, classes))
+    code = np.uint16 if classes <= 1 << 16 else np.uint32
+    return np.dtype(([("class", code), ("probability", np.float16)], kept))
+
+
 class SoftTargets:
     """Random access to the targets of a shard set; cheap to make and to send to a worker.
 
@@ -124,29 +135,30 @@ class SoftTargets:
             entry = by_shard.get(shard.sha256)
             if entry is None or self.classes != manifest.schema.classes:
                 raise UsageError(f"{folder}: was made for other data than {shard.path}; make the soft targets anew")
-            path = folder / entry["file"]
-            if not path.is_file() or file_hash(path) != entry["sha256"]:
-                raise UsageError(f"{path}: is missing or was changed; remove {folder}, and it is made anew")
+            path = inside(folder, entry["file"])
+            if file_hash(path) != entry["sha256"]:
+                raise UsageError(f"{path}: was changed; remove {folder}, and it is made anew")
             self._files.append(path)
-        self._first = manifest.first_records
+        self._first, self._shards = manifest.first_records, Shards(manifest)
 
     def rows(self, indices: Indices) -> Tensor:
         """Probabilities [B, C] float32 of the videos with these indices; 0 for classes that were not kept.
 
         Raises:
-            UsageError: the teacher did not teach one of them.
+            DataError: the teacher did not teach one of them.
         """
         out = np.zeros((len(indices), self.classes), np.float32)
         for row, index in zip(out, indices, strict=True):
             shard = int(np.searchsorted(self._first, index, "right")) - 1
-            stored = _open(self._files[shard])[index - self._first[shard]]
+            stored = _open(self._files[shard])[self._shards.manifest.numbers[index]]
             if stored.dtype.names:
                 row[stored["class"]] = stored["probability"]
             else:
                 row[:] = stored
         if np.isnan(out).any():
-            index = indices[np.isnan(out).any(1)][0]
-            raise UsageError(f"{self.folder}: has no soft targets for video {index}; it was kept from the teacher")
+            path, record, offset = self._shards.place(indices[np.isnan(out).any(1)][0])
+            reason = f"has no soft targets in {self.folder}, as it was kept from the teacher; make them anew"
+            raise DataError(reason, file=path, record=record, offset=offset)
         return torch.from_numpy(out)
 
 

@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from reeltag.data.protos import BundleEntry, BundleHeader
 from reeltag.data.tfrecord import masked_crc
 from reeltag.errors import DataError
+from reeltag.storage import regular
 
 Array = npt.NDArray[Any]
 
@@ -74,9 +75,8 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Array]:
     header = _decode(BundleHeader, entries.pop(b"", b""), index)
     if header.endianness != 0:
         raise DataError("was written on a big-endian machine; save it again on a usual one", file=str(index))
-    return {
-        key.decode(errors="replace"): _tensor(key, value, index, header.num_shards) for key, value in entries.items()
-    }
+    shards = header.num_shards
+    return {key.decode(errors="replace"): _tensor(key, value, index, shards) for key, value in entries.items()}
 
 
 def _tensor(key: bytes, value: bytes, index: Path, shards: int) -> Array:
@@ -94,7 +94,7 @@ def _tensor(key: bytes, value: bytes, index: Path, shards: int) -> Array:
         raise DataError(f"the entry of variable {name!r} contradicts itself; the file is damaged", file=str(index))
     file = index.with_name(f"{index.stem}.data-{entry.shard_id:05d}-of-{shards:05d}")
     try:
-        with file.open("rb") as stream:
+        with regular(file).open("rb") as stream:
             left = os.fstat(stream.fileno()).st_size - stream.seek(max(0, entry.offset))
             content = stream.read(max(0, min(entry.size, left)))  # no more memory than there are bytes
     except OSError as error:
@@ -122,7 +122,7 @@ class _Table:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.content = path.read_bytes()
+            self.content = regular(path).read_bytes()
         except OSError as error:
             raise DataError(f"cannot be read ({error.strerror})", file=str(path)) from error
 

@@ -10,15 +10,16 @@ import os
 import struct
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple, NoReturn
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
 from reeltag.errors import DataError
-from reeltag.storage import atomic_path
+from reeltag.storage import atomic_path, regular
 
 _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
@@ -37,6 +38,26 @@ def framed(payload: bytes) -> bytes:
     return length + _CRC.pack(masked_crc(length)) + payload + _CRC.pack(masked_crc(payload))
 
 
+class Record(NamedTuple):
+    """One record.
+
+    Attributes:
+        number: in its shard, from 0.
+        offset: byte at which it begins.
+        payload: what it holds.
+        crc: of the payload, masked, as the shard has it.
+    """
+
+    number: int
+    offset: int
+    payload: bytes
+    crc: int
+
+
+def _raise(error: DataError) -> NoReturn:
+    raise error
+
+
 class Records(ABC):
     """Checksummed records one after the other, wherever their bytes are.
 
@@ -46,8 +67,9 @@ class Records(ABC):
 
     name: str | None
 
+    @property
     @abstractmethod
-    def _size(self) -> int:
+    def size(self) -> int:
         """Bytes of all records."""
 
     @abstractmethod
@@ -62,23 +84,35 @@ class Records(ABC):
         """
         offsets: list[int] = []
         offset = 0
-        while offset < self._size():
+        while offset < self.size:
             length = self._length(offset, len(offsets))
             offsets.append(offset)
             offset += _OVERHEAD + length
         return np.array(offsets, np.int64)
 
-    def records(self) -> Iterator[tuple[int, bytes]]:
-        """Byte offset and payload of every record, as `record` gives it, in one walk from first to last."""
-        number = offset = 0
-        while offset < self._size():
-            payload = self.record(offset, number)
-            yield offset, payload
-            number += 1
-            offset += _OVERHEAD + len(payload)
+    def records(self, damaged: Callable[[DataError], None] = _raise) -> Iterator[Record]:
+        """Every record, as `record` gives it, in one walk from first to last.
 
-    def record(self, offset: int, number: int) -> bytes:
-        """Payload of the record at a byte offset, after checking both CRCs.
+        Args:
+            damaged: told of each record whose payload's CRC does not match, which the walk then passes over; by default
+                that is raised.
+
+        Raises:
+            DataError: a length is damaged or points past the end, so that the next record cannot be found, or the
+                bytes cannot be read.
+        """
+        number = offset = 0
+        while offset < self.size:
+            record = self._unchecked(offset, number)
+            if fault := self._fault(record):
+                damaged(fault)
+            else:
+                yield record
+            number += 1
+            offset += _OVERHEAD + len(record.payload)
+
+    def record(self, offset: int, number: int) -> Record:
+        """The record at a byte offset, after checking both CRCs.
 
         Args:
             offset: where the record begins.
@@ -87,22 +121,33 @@ class Records(ABC):
         Raises:
             DataError: a CRC does not match, or the bytes end early or cannot be read.
         """
+        record = self._unchecked(offset, number)
+        if fault := self._fault(record):
+            raise fault
+        return record
+
+    def _unchecked(self, offset: int, number: int) -> Record:
         begin = offset + _HEADER.size
         length = self._length(offset, number)
         payload = self._read(begin, length, offset, number)
-        crc = self._read(begin + length, _CRC.size, offset, number)
-        if masked_crc(payload) != _CRC.unpack(crc)[0]:
-            raise self._error("CRC of the payload does not match; the shard is damaged, fetch it again", number, offset)
-        return payload
+        (crc,) = _CRC.unpack(self._read(begin + length, _CRC.size, offset, number))
+        return Record(number, offset, payload, crc)
+
+    def _fault(self, record: Record) -> DataError | None:
+        if masked_crc(record.payload) == record.crc:
+            return None
+        reason = "CRC of the payload does not match; the shard is damaged, fetch it again"
+        return self._error(reason, record.number, record.offset)
 
     def _length(self, offset: int, number: int) -> int:
         header = self._read(offset, _HEADER.size, offset, number)
         length, crc = _HEADER.unpack(header)
         if masked_crc(header[:8]) != crc:
-            hint = "" if offset else " (is this a TFRecord file, uncompressed?)"
-            raise self._error(f"CRC of the length does not match{hint}", number, offset)
+            hint = "fetch the shard again" if offset else "is this a TFRecord file, uncompressed?"
+            reason = f"CRC of the length does not match, so no later record can be found; {hint}"
+            raise self._error(reason, number, offset)
         # Before anything of that length is allocated.
-        missing = offset + _OVERHEAD + length - self._size()
+        missing = offset + _OVERHEAD + length - self.size
         if missing > 0:
             raise self._truncated(missing, number, offset)
         return int(length)
@@ -149,7 +194,7 @@ class ShardFile(Records):
         """
         if self._opened is None:
             try:
-                file = self.path.open("rb", buffering=0)
+                file = regular(self.path).open("rb", buffering=0)
             except OSError as error:
                 raise DataError(f"cannot be read ({error.strerror})", file=self.name) from error
             weakref.finalize(self, file.close)
@@ -159,7 +204,13 @@ class ShardFile(Records):
             self._opened = file.fileno(), size
         return self._opened
 
-    def _size(self) -> int:
+    @property
+    def size(self) -> int:
+        """Bytes of the file when it was opened.
+
+        Raises:
+            DataError: the file cannot be opened or is empty.
+        """
         return self._open()[1]
 
     def _bytes(self, begin: int, size: int) -> bytes:
@@ -176,7 +227,9 @@ class ShardBytes(Records):
     def __init__(self, content: bytes) -> None:
         self.content, self.name = content, None
 
-    def _size(self) -> int:
+    @property
+    def size(self) -> int:
+        """Bytes of the content."""
         return len(self.content)
 
     def _bytes(self, begin: int, size: int) -> bytes:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from reeltag.errors import ArtifactError, UsageError
+from reeltag.storage import regular
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -61,7 +62,7 @@ def open_onnx(path: str | Path, mode: OnnxMode = "exact", threads: int = 0) -> o
         options.add_session_config_entry(key, value)
     try:
         return onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED[mode]
+            str(regular(Path(path))), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED[mode]
         )
     except Exception as error:  # its exceptions share no other base
         raise ArtifactError(f"{path}: onnxruntime cannot open it ({error}); export it again") from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reeltag.storage import megabytes
+from reeltag.data.badrecords import BadRecord, listed
+from reeltag.storage import counted, megabytes
 from reeltag.text import escaped, plain
 
 SHOWN_CLASSES = 10  # best and worst
@@ -80,6 +81,7 @@ def render(results: Mapping[str, Any]) -> str:
             f"With equal weights it would have {holdout['equal_weights']:.5f}, with those of random search "
             f"{holdout['random_search']:.5f}. Test: {test['file']['videos']:,} videos that nothing was chosen on.",
             "",
+            *_bad_records(results["bad_records"]),
             "The paper's four tables for this run are in [tables.md](tables.md).",
             "",
             "![GAP against megabytes](frontier.svg)",
@@ -96,6 +98,17 @@ def render(results: Mapping[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _bad_records(by_split: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """What was left out of the data, if anything was."""
+    lines = []
+    for split, records in by_split.items():
+        if records:
+            found = [BadRecord(**record) for record in records]
+            lines += [f"{counted(len(found), 'bad record')} of data.{split} left out:", ""]
+            lines += [*(f"- {escaped(line)}" for line in listed(found)), ""]
+    return lines
 
 
 def _measured(test: Mapping[str, float]) -> list[tuple[str, str]]:

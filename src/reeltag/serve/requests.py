@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from reeltag.data.example import Frames, Video
+from reeltag.data.example import LARGEST, Frames, Video, computable
 from reeltag.data.schema import Schema
 from reeltag.data.shards import read_bytes
 from reeltag.errors import DataError, RequestError
@@ -195,8 +195,8 @@ def _frames_of_lists(rows: object, schema: Schema) -> Frames:
         wrong = ~((values >= 0) & (values <= 255) & (values == np.floor(values)))
         expected = "whole numbers from 0 to 255"
     else:
-        wrong = ~(np.abs(values) <= np.finfo(np.float32).max)
-        expected = "numbers that float32 holds"
+        wrong = ~(np.abs(values) <= LARGEST)
+        expected = f"numbers from {-LARGEST:g} to {LARGEST:g}"
     if wrong.any():
         frame, place = np.argwhere(wrong)[0].tolist()
         raise RequestError(400, f"frame {frame}, value {place} is {values[frame, place]}: this model reads {expected}")
@@ -220,6 +220,6 @@ def _frames_of_base64(text: object, shape: object, schema: Schema) -> Frames:
             400, f"frames_base64 holds {len(content):,} bytes, not those of {shape[0]} × {shape[1]} {schema.dtype}"
         )
     frames = np.frombuffer(content, dtype).reshape(shape)
-    if not np.isfinite(frames).all():
-        raise RequestError(400, "frames_base64 holds NaN or infinite values")
+    if not computable(frames):
+        raise RequestError(400, f"frames_base64 holds NaN or infinite values, or some beyond ±{LARGEST:g}")
     return frames

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from reeltag.data.example import decode
 from reeltag.data.schema import Schema
+from reeltag.data.shards import walk
 from reeltag.data.tfrecord import ShardFile, framed
-from reeltag.errors import DataError
 
 MOST = 12  # of each shard
 
@@ -38,10 +37,6 @@ def read_samples(paths: Sequence[Path], schema: Schema) -> list[Sample]:
     """
     samples = []
     for path in paths:
-        for number, (offset, payload) in enumerate(islice(ShardFile(path).records(), MOST)):
-            try:
-                video = decode(payload, schema)
-            except DataError as error:
-                raise DataError(error.reason, file=str(path), record=number, offset=offset) from error
-            samples.append(Sample(video.id, video.length, framed(payload)))
+        for record, video in islice(walk(ShardFile(path), schema), MOST):
+            samples.append(Sample(video.id, video.length, framed(record.payload)))
     return samples

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from reeltag.data.badrecords import summary
 from reeltag.data.shards import refuse_overlap, scan
 from reeltag.data.synthetic import write_synthetic
-from reeltag.errors import DataError, UsageError
-from reeltag.executors import Job, Stage
+from reeltag.data.tfrecord import ShardFile
+from reeltag.errors import ReeltagError, UsageError
+from reeltag.executors import MARKER, Job, Stage
 from reeltag.recipe import Recipe
 from reeltag.stages.files import MANIFEST, load_manifest
-from reeltag.storage import counted, find, megabytes
+from reeltag.storage import counted, few, find, megabytes, read_json
 
 
 def data_stages(recipe: Recipe, without_data: bool) -> list[Stage]:
@@ -21,7 +25,9 @@ def data_stages(recipe: Recipe, without_data: bool) -> list[Stage]:
     if data.synthetic is not None:
         videos = data.synthetic.train_videos + data.synthetic.test_videos
         parameters = data.synthetic.model_dump(mode="json")
-        stages.append(Stage("synthetic", partial(_do_synthetic, recipe), (), parameters, f"{videos:,} videos"))
+        size = videos * data.synthetic.frames[1] * sum(data.record_schema.widths)
+        note = f"{videos:,} videos"
+        stages.append(Stage("synthetic", partial(_do_synthetic, recipe), (), parameters, note, bytes=size))
     before: tuple[str, ...] = ("synthetic",) if data.synthetic is not None else ()
     for split, patterns in {"train": data.train, "test": data.test}.items():
         files, missing = [], ""
@@ -31,8 +37,11 @@ def data_stages(recipe: Recipe, without_data: bool) -> list[Stage]:
             if not without_data:
                 raise
             missing = str(error)
-        identities = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-        parameters = {"files": identities, "schema": data.record_schema.model_dump(mode="json")}
+        parameters = {
+            "files": _identities(files),
+            "schema": data.record_schema.model_dump(mode="json"),
+            "max_bad_records": data.max_bad_records,
+        }
         note = (
             f"{counted(len(files), 'shard')}, {megabytes(sum(file.stat().st_size for file in files))}"
             if files
@@ -43,21 +52,57 @@ def data_stages(recipe: Recipe, without_data: bool) -> list[Stage]:
     return stages
 
 
+def with_videos(recipe: Recipe) -> Recipe:
+    """The recipe with the number of its training videos, judged by the first shard where it does not say."""
+    data = recipe.data
+    if data.expected_videos is not None:
+        return recipe
+    try:
+        files = find(data.train, data.root)
+        records = len(ShardFile(files[0]).offsets())
+    except ReeltagError:  # a plan without data, or what the data stage will find and say
+        return recipe
+    sizes = [file.stat().st_size for file in files]
+    videos = records * sum(sizes) // sizes[0]
+    return recipe.model_copy(update={"data": data.model_copy(update={"videos": videos})})
+
+
 def _do_synthetic(recipe: Recipe, job: Job) -> None:
     assert recipe.data.synthetic is not None
     write_synthetic(job.folder, recipe.data.synthetic)
 
 
+def _identities(files: Sequence[Path]) -> list[list[Any]]:
+    """Path, size and time of the last change of each file, as JSON."""
+    return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
 def _do_data(recipe: Recipe, split: str, files: list[Path], job: Job) -> str:
     """Read the shards through once. What follows depends on what they say, not on where they lie."""
+    for line in few(_changes(job, split, files)):
+        job.progress.say(f"  {line}")
     files = files or find([f"{split}-*"], job.inputs["synthetic"])
     total = sum(file.stat().st_size for file in files)
     with job.progress.task("check and index", total, "bytes") as task:
-        manifest = scan(files, recipe.data.record_schema, task.advance)
-    if manifest.labelled < len(manifest):
-        missing = len(manifest) - manifest.labelled
-        raise DataError(f"{missing} of {len(manifest)} videos have no labels; data.{split} needs labelled shards")
+        schema, most = recipe.data.record_schema, recipe.data.max_bad_records
+        manifest = scan(files, schema, task.advance, max_bad_records=most, labelled=True)
+    if manifest.left_out:
+        job.progress.say(f"  {summary(manifest.left_out)}")
     if split == "test":
         refuse_overlap(load_manifest(job, "train"), manifest)
     manifest.save(job.folder / MANIFEST)
     return manifest.fingerprint
+
+
+def _changes(job: Job, split: str, files: Sequence[Path]) -> list[str]:
+    """Shards that are gone, new or others than when an earlier run in this folder indexed the split."""
+    markers = sorted(job.folder.parent.glob(f"data.{split}-*/{MARKER}"), key=lambda path: path.stat().st_mtime_ns)
+    now = _identities(files)
+    before = read_json(markers[-1])["parameters"]["files"] if markers else now
+    old, new = ({path: state for path, *state in each} for each in (before, now))
+    gone, added = (sorted(one.keys() - other.keys()) for one, other in ((old, new), (new, old)))
+    moved = {Path(path).name for path in gone} & {Path(path).name for path in added}
+    changes = {f"{path} is missing; put it back and run again, if it belongs there": path for path in gone}
+    changes |= {f"{path} is new": path for path in added}
+    changes |= {f"{path} changed": path for path in new if new[path] != old.get(path, new[path])}
+    return [line for line, path in changes.items() if Path(path).name not in moved]

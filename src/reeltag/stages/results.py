@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from reeltag import artifact
 from reeltag.data.batches import sequential_batches
-from reeltag.data.shards import Shards
+from reeltag.data.shards import Manifest, Shards
 from reeltag.executors import Job, Stage
 from reeltag.metrics import Metrics
 from reeltag.predict import BATCH_SIZE, Predictions, Predictor, evaluate, load, predict
@@ -39,7 +40,7 @@ def result_stages(recipe: Recipe, members: Sequence[MemberStages]) -> list[Stage
     stages.append(
         Stage("test.file", partial(_do_test_file, recipe), ("data.test", "ensemble", "pack"), recipe.test.model_dump())
     )
-    known = ["ensemble", "pack", "test.file"]
+    known = ["data.train", "data.test", "ensemble", "pack", "test.file"]
     for member in members:
         known += [f"test.{member.name}", member.predicted, member.finished]
         known += member.source.stages if isinstance(member, ModelStages) else ()
@@ -107,11 +108,17 @@ def _do_report(recipe: Recipe, members: Sequence[MemberStages], job: Job) -> Non
         "test": {key: test[key] for key in ("file", "prior", "class_ap")},
         "members": {member.name: _member_results(recipe, member, job) for member in members},
         "examples": test["examples"],
+        "bad_records": {split: _bad_records(load_manifest(job, split)) for split in ("train", "test")},
     }
     write_json(job.folder / RESULTS, content)
     for name, text in {"report.md": render(content), "tables.md": render_tables(content)}.items():
         write_bytes(job.folder / REPORT / name, text.encode())
     write_bytes(job.folder / REPORT / "frontier.svg", frontier_plot(content))
+
+
+def _bad_records(manifest: Manifest) -> list[dict[str, Any]]:
+    """What was left out, by the names of the shards, wherever they lie."""
+    return [{**vars(record), "file": Path(record.file).name} for record in manifest.left_out]
 
 
 def _member_results(recipe: Recipe, member: MemberStages, job: Job) -> dict[str, Any]:

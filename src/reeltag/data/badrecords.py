@@ -1,0 +1,78 @@
+"""Records of which nothing can be made, and how many of them may be left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from reeltag.errors import DataError, UsageError
+from reeltag.storage import counted, few
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """A record that was left out: what a `DataError` says of it."""
+
+    file: str
+    record: int
+    offset: int
+    reason: str
+
+    @classmethod
+    def of(cls, error: DataError) -> BadRecord:
+        """The record that an error is about."""
+        assert error.file is not None and error.record is not None and error.offset is not None
+        return cls(error.file, error.record, error.offset, error.reason)
+
+    @property
+    def error(self) -> DataError:
+        """What would have been raised."""
+        return DataError(self.reason, file=self.file, record=self.record, offset=self.offset)
+
+    def __str__(self) -> str:
+        return str(self.error)
+
+
+@dataclass
+class BadRecords:
+    """Takes note of bad records, up to a limit.
+
+    Attributes:
+        most: how many may be left out; where it is 0, the first ends the work.
+        found: those that were.
+
+    Raises:
+        UsageError: the limit is below 0.
+    """
+
+    most: int = 0
+    found: list[BadRecord] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.most < 0:
+            raise UsageError(f"max_bad_records: must be 0 or more, not {self.most}")
+
+    def leave_out(self, error: DataError) -> None:
+        """Take note of a bad record.
+
+        Raises:
+            DataError: it is one too many.
+        """
+        if len(self.found) < self.most:
+            self.found.append(BadRecord.of(error))
+            return
+        if not self.most:
+            raise error
+        reason = f"{error.reason}; this is one more than max_bad_records, {self.most:,}, after"
+        lines = [reason, *listed(self.found)]
+        raise DataError("\n  ".join(lines), file=error.file, record=error.record, offset=error.offset)
+
+
+def listed(found: Sequence[BadRecord]) -> list[str]:
+    """The first few for people, a line each."""
+    return few(list(map(str, found)))
+
+
+def summary(found: Sequence[BadRecord]) -> str:
+    """What was left out, in lines for people."""
+    return "\n  ".join([f"{counted(len(found), 'bad record')} left out:", *listed(found)])
