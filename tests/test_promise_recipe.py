@@ -61,11 +61,11 @@ def test_every_fault_alone_and_random_faults_together_are_named_in_one_message(t
             unnamed = [fault for fault in picked if not any(each.startswith(fault.said) for each in message)]
             assert not unnamed, (unnamed, message)
             together, longest = together + 1, max(longest, len(picked))
-    seconds = [from_the_command_line(path) for _ in range(promise.amount(1, 5))]
+    seconds = [from_the_command_line(path) for _ in range(promise.amount(1, 10))]
     promise.found(
         11,
         f"{alone:,} faults, three a key, each named; {together:,} recipes with 2 to {longest} of them at once: all "
-        f"named in one message; `reeltag run` says so in {min(seconds):.1f} to {max(seconds):.1f} s, exit code 2",
+        f"named in one message; `reeltag run` says so in {min(seconds):.1f} s, the fastest of {len(seconds)}, exit code 2",
     )
 
 
