@@ -34,8 +34,6 @@ class Promise:
         if not self.in_full:
             return
         page, cell = PAGE.read_text(), f"{figures} | {date.today()}"
-        changed, rows = re.subn(
-            rf"^(\| {row} \| [^|]*) \|.*\|$", rf"\1 | {cell} |", page, flags=re.MULTILINE
-        )
+        changed, rows = re.subn(rf"^(\| {row} \| [^|]*) \|.*\|$", rf"\1 | {cell} |", page, flags=re.MULTILINE)
         assert rows == 1, f"{PAGE.name} has {rows} rows {row}"
         PAGE.write_text(changed)

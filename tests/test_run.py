@@ -206,7 +206,6 @@ schema = {{ features = [{features}], classes = 12, max_frames = 12 }}
     for shard in shards.glob("*.tfrecord"):
         (copy / shard.name).write_bytes(shard.read_bytes())
     recipes = [load_recipe(tmp_path / "tiny.toml", [f"data.root={root}"]) for root in (shards, copy)]
-    executors.claim(tmp_path / "out")
     executors.run(plan(recipes[0]), tmp_path / "out", Progress())
     folders = set((tmp_path / "out" / "stages").iterdir())
     (packed,) = (tmp_path / "out" / "stages").glob("pack-*/model.reeltag")
@@ -243,7 +242,8 @@ def test_what_a_killed_run_was_writing_goes_but_not_what_another_process_writes_
     for path in (left, other):
         path.parent.mkdir(parents=True)
         path.touch()
-    executors.claim(out)
+    with executors.claimed(out):
+        pass
     assert not left.exists()
     assert other.exists()
 

@@ -7,6 +7,7 @@ takes none that is stale. Beside each comes, last, a marker with its counts: a p
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -31,10 +32,13 @@ from reeltag.predict import BATCH_SIZE, Mode, Predictions, Predictor, load, plac
 from reeltag.processes import spawned, without_interrupts
 from reeltag.progress import Progress
 from reeltag.storage import (
+    LOCK,
     content_hash,
     counted,
     file_hash,
     find,
+    locked,
+    make_folder,
     read_json,
     refuse_existing,
     remove_folder,
@@ -42,6 +46,8 @@ from reeltag.storage import (
     remove_partials_of,
     write_json,
 )
+
+_PARTS = re.compile(rf"\.?part-.*|{re.escape(LOCK)}")
 
 
 @dataclass
@@ -208,16 +214,16 @@ def predict_to_file(
     head, _ = artifact.stream(model)
     if drop_flat:
         rgb_place(head.schema)
-    folder = _claimed(out)
+    shards = find(patterns)
     deciding = [__version__, file_hash(model), device, mode, drop_flat, out.suffix]
-    parts = [_part(shard, folder, deciding) for shard in find(patterns)]
     job = _Job(model, device, mode, drop_flat, max_bad_records, workers)
-    with _kept(folder):
+    with _claimed(out) as folder:
+        parts = [_part(shard, folder, deciding) for shard in shards]
         _tag_missing(job, parts, total, progress)
-    shards = [str(part.shard) for part in parts]
-    total.bad.found.sort(key=lambda record: (shards.index(record.file), record.record))
-    output.join(out, [part.path for part in parts])
-    remove_folder(folder)
+        output.join(out, [part.path for part in parts])
+        remove_folder(folder)
+    files = [str(shard) for shard in shards]
+    total.bad.found.sort(key=lambda record: (files.index(record.file), record.record))
     return total
 
 
@@ -236,37 +242,33 @@ def _tag_missing(job: _Job, parts: Sequence[_Part], total: Counts, progress: Pro
                 task.advance(part.size, note=counted(total.videos, "video"))
 
 
-def _claimed(out: Path) -> Path:
-    """The folder of an output's parts, without what killed runs left unfinished.
+@contextmanager
+def _claimed(out: Path) -> Iterator[Path]:
+    """The folder of an output's parts, kept to this process; without what killed runs left unfinished, and this one.
 
     Raises:
-        UsageError: it holds something else.
+        UsageError: it holds something else, or another process works in it.
     """
     folder = out.with_name(f"{out.name}.parts")
-    if folder.exists() and not (
-        folder.is_dir() and all(p.match("part-*") or p.match(".part-*") for p in folder.iterdir())
-    ):
+    if folder.exists() and not (folder.is_dir() and all(_PARTS.fullmatch(entry.name) for entry in folder.iterdir())):
         raise UsageError(f"{folder}: holds more than parts of predictions; move it or choose another --out")
-    remove_partials(folder)
-    remove_partials_of(out)
-    return folder
+    make_folder(folder)
+    with locked(folder):
+        remove_partials(folder)
+        remove_partials_of(out)
+        try:
+            yield folder
+        finally:
+            remove_partials(folder)
+            if [entry.name for entry in folder.glob("*")] == [LOCK]:
+                with suppress(UsageError):  # an empty folder is in nobody's way
+                    remove_folder(folder)
 
 
 def _part(shard: Path, folder: Path, deciding: Sequence[object]) -> _Part:
     status = shard.stat()
     digest = content_hash([*deciding, str(shard.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns])
     return _Part(shard, status.st_size, folder / f"part-{digest[:32]}{deciding[-1]}")
-
-
-@contextmanager
-def _kept(folder: Path) -> Iterator[None]:
-    """After work, whatever ended it, leave whole parts alone, and no folder without any."""
-    try:
-        yield
-    finally:
-        remove_partials(folder)
-        with suppress(OSError):
-            folder.rmdir()
 
 
 @contextmanager

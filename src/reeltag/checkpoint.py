@@ -99,7 +99,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
     metadata = {"reeltag": json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(contiguous, temporary, metadata=metadata)
+        try:
+            save_file(contiguous, temporary, metadata=metadata)
+        except SafetensorError as error:  # how it says that the disk is full
+            raise OSError(str(error)) from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

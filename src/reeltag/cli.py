@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +18,7 @@ from reeltag.cli_serve import serve
 from reeltag.cli_share import share
 from reeltag.environment import keep_freed_memory
 from reeltag.errors import ReeltagError, UsageError
+from reeltag.interrupts import Terminated, end_on_sigterm
 
 # As in quantize.py, which would import torch.
 Encoding = Literal["float16", "uniform-8", "kmeans-8", "quantile-8", "channel-8", "group-4"]
@@ -64,10 +66,10 @@ def run(recipe: Path, /, *, out: Path | None = None, set_: Overrides = [], dry_r
     if dry_run:
         print("\n".join(executors.listing(stages, out)))
         return
-    folders = _execute(loaded, stages, out)
-    _publish(folders["pack"] / "model.reeltag", out / "model.reeltag")
-    for name in ("results.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
-        _publish(folders["report"] / name, out / name)
+    with _executed(loaded, stages, out) as folders:
+        _publish(folders["pack"] / "model.reeltag", out / "model.reeltag")
+        for name in ("results.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
+            _publish(folders["report"] / name, out / name)
     results = read_json(out / "results.json")
     print("\n".join([f"\n{out / 'model.reeltag'}", headline(results), "", "five test videos:", *examples(results)]))
     print(f"\nreport: {out / 'report' / 'report.md'}")
@@ -97,10 +99,10 @@ def train(recipe: Path, /, *, model: list[str] = [], out: Path | None = None, se
         )
     targets = {name: candidate(loaded, name).finished for name in model or loaded.models}
     out = out or Path("runs") / loaded.name
-    folders = _execute(loaded, executors.needed_for(targets.values(), plan(loaded)), out)
-    for name, stage in targets.items():
-        _publish(folders[stage] / "model.reeltag", out / f"{name}.reeltag")
-        print(out / f"{name}.reeltag")
+    with _executed(loaded, executors.needed_for(targets.values(), plan(loaded)), out) as folders:
+        for name, stage in targets.items():
+            _publish(folders[stage] / "model.reeltag", out / f"{name}.reeltag")
+            print(out / f"{name}.reeltag")
 
 
 @app.command
@@ -329,8 +331,9 @@ def doctor() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+    """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted, 143 terminated."""
     keep_freed_memory()
+    end_on_sigterm()
     try:
         app(arguments, exit_on_error=False, result_action="return_value")
     except CycloptsError:
@@ -338,19 +341,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ReeltagError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "interrupted; run and train go on from their last checkpoint, predict --out after its finished shards",
-            file=sys.stderr,
-        )
-        return 130
+    except KeyboardInterrupt as error:
+        what, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+        how = "run and train go on from their last checkpoint, predict --out after its finished shards"
+        print(f"{what}; with the same command {how}", file=sys.stderr)
+        return code
     except BrokenPipeError:
         sys.stdout = None  # the reader left; nothing may be flushed at exit
         return 0
     return 0
 
 
-def _execute(recipe: Recipe, stages: Sequence[Stage], out: Path) -> dict[str, Path]:
+@contextmanager
+def _executed(recipe: Recipe, stages: Sequence[Stage], out: Path) -> Iterator[dict[str, Path]]:
+    """The folders of stages that were run; until the block ends no other process works on the same run."""
     from reeltag import executors
     from reeltag.environment import check_device
     from reeltag.progress import default_progress
@@ -358,10 +362,10 @@ def _execute(recipe: Recipe, stages: Sequence[Stage], out: Path) -> dict[str, Pa
 
     for device in recipe.devices:
         check_device(device)
-    executors.claim(out)
-    folders = executors.run(stages, out, default_progress())
-    write_json(out / "recipe.json", recipe.dump())
-    return folders
+    with executors.claimed(out):
+        folders = executors.run(stages, out, default_progress())
+        write_json(out / "recipe.json", recipe.dump())
+        yield folders
 
 
 def _publish(source: Path, target: Path) -> None:

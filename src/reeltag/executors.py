@@ -9,7 +9,8 @@ recipe, so going back to an earlier one redoes nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,16 @@ from typing import Any
 from reeltag import __version__
 from reeltag.errors import UsageError
 from reeltag.progress import Progress
-from reeltag.storage import content_hash, read_json, remove_partials, write_json
+from reeltag.storage import (
+    content_hash,
+    free_bytes,
+    locked,
+    make_folder,
+    megabytes,
+    read_json,
+    remove_partials,
+    write_json,
+)
 
 MARKER = "stage.json"
 
@@ -49,6 +59,7 @@ class Stage:
         parameters: JSON of all else that decides the output.
         note: for the plan, such as sizes.
         gpu_hours: estimated, for the plan.
+        bytes: that it leaves, estimated; 0 where it is little.
     """
 
     name: str
@@ -57,6 +68,7 @@ class Stage:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     gpu_hours: float = 0.0
+    bytes: int = 0
 
 
 def run(stages: Sequence[Stage], out: Path, progress: Progress) -> dict[str, Path]:
@@ -69,7 +81,11 @@ def run(stages: Sequence[Stage], out: Path, progress: Progress) -> dict[str, Pat
 
     Returns:
         The folder of each stage.
+
+    Raises:
+        UsageError: the disk has no room for what is missing.
     """
+    _check_room(stages, out)
     folders: dict[str, Path] = {}
     digests: dict[str, str] = {}
     for number, stage in enumerate(stages, 1):
@@ -80,7 +96,7 @@ def run(stages: Sequence[Stage], out: Path, progress: Progress) -> dict[str, Pat
             progress.say(f"{title}: done before")
         else:
             progress.say(title)
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             remove_partials(folder)
             begin = time.perf_counter()
             job = Job(folder, {name: folders[name] for name in stage.inputs}, progress)
@@ -88,7 +104,7 @@ def run(stages: Sequence[Stage], out: Path, progress: Progress) -> dict[str, Pat
             seconds = round(time.perf_counter() - begin, 1)
             write_json(marker, {"digest": digest, "parameters": stage.parameters, "seconds": seconds})
         folders[stage.name] = folder
-        digests[stage.name] = read_json(marker)["digest"]
+        digests[stage.name] = _digest(marker)
     return folders
 
 
@@ -102,9 +118,26 @@ def statuses(stages: Sequence[Stage], out: Path) -> dict[str, str]:
             continue
         folder = _folder(stage, out, digests)
         if (folder / MARKER).exists():
-            digests[stage.name] = read_json(folder / MARKER)["digest"]
+            digests[stage.name] = _digest(folder / MARKER)
         found[stage.name] = "done" if stage.name in digests else "unfinished" if folder.exists() else "to do"
     return found
+
+
+def _check_room(stages: Sequence[Stage], out: Path) -> None:
+    """Refuse to begin what would fill the disk hours later."""
+    needed, free = _bytes_to_do(stages, statuses(stages, out)), free_bytes(out)
+    if needed > free:
+        room = f"takes about {megabytes(needed)} more, and {megabytes(free)} are free there"
+        raise UsageError(f"{out}: the run {room}; make room, or choose an --out on another disk")
+
+
+def _bytes_to_do(stages: Sequence[Stage], done: Mapping[str, str]) -> int:
+    """What is still to be written, estimated.
+
+    The largest counts twice: a checkpoint is written beside the one before. Of an unfinished stage all may be there.
+    """
+    largest = max((stage.bytes for stage in stages if done[stage.name] != "done"), default=0)
+    return largest + sum(stage.bytes for stage in stages if done[stage.name] == "to do")
 
 
 def listing(stages: Sequence[Stage], out: Path) -> list[str]:
@@ -116,7 +149,7 @@ def listing(stages: Sequence[Stage], out: Path) -> list[str]:
         lines.append(f"{done[stage.name]:<10}  {stage.name:<{width}}  {', '.join(filter(None, [stage.note, hours]))}")
     left = sum(stage.gpu_hours for stage in stages if done[stage.name] != "done")
     hours = f"; trainings to do: about {left:.2f} GPU hours at 10 TFLOP/s" if left >= 0.005 else ""
-    lines.append(f"{len(stages)} stages{hours}")
+    lines.append(f"{len(stages)} stages{hours}; about {megabytes(_bytes_to_do(stages, done))} of disk to do")
     return [line.rstrip() for line in lines]
 
 
@@ -129,18 +162,33 @@ def needed_for(targets: Iterable[str], stages: Sequence[Stage]) -> list[Stage]:
     return [stage for stage in stages if stage.name in wanted]
 
 
-def claim(out: Path) -> None:
-    """Make sure that a folder is new, or was made by a run, and make it ready for the next.
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Keep a run's folder, which is new or was made by a run, to this process, and make it ready.
 
     Raises:
-        UsageError: it holds something else.
+        UsageError: it holds something else, or another process works in it.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file; choose another --out")
     if out.is_dir() and any(out.iterdir()) and not (out / "stages").is_dir():
         raise UsageError(f"{out}: is not empty and holds no reeltag run; choose another --out")
-    (out / "stages").mkdir(parents=True, exist_ok=True)
-    remove_partials(out)
+    make_folder(out / "stages")
+    with locked(out):
+        remove_partials(out)
+        yield
+
+
+def _digest(marker: Path) -> str:
+    """What a finished stage's output stands for.
+
+    Raises:
+        UsageError: the marker is damaged.
+    """
+    found = read_json(marker)
+    if not isinstance(found, dict) or not isinstance(digest := found.get("digest"), str):
+        raise UsageError(f"{marker}: is damaged; remove {marker.parent}, and the stage is done again")
+    return digest
 
 
 def _folder(stage: Stage, out: Path, digests: Mapping[str, str]) -> Path:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import glob
 import hashlib
 import json
 import os
 import shutil
+import socket
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from uuid import uuid4
 
 from reeltag.errors import UsageError
 
+LOCK = ".lock"
 SHOWN = 5  # lines of a list
 
 
@@ -131,7 +135,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.fsync(folder)
         os.close(folder)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise _unwritable(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -151,9 +155,66 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise _unwritable(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless they are there.
+
+    Raises:
+        UsageError: the operating system refuses it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def free_bytes(path: Path) -> int:
+    """Room on the disk of a path that need not exist yet."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same out of a folder.
+
+    The system ends the lock with the process, however that ends, so what a killed one leaves is not in the way.
+
+    Raises:
+        UsageError: another process is at work in the folder, or it cannot be locked.
+    """
+    file = _lock(folder)
+    try:
+        yield
+    finally:
+        file.close()
+
+
+def _lock(folder: Path) -> TextIO:
+    """An open file whose lock is this process's; one of `lockf`, which forked loaders do not share."""
+    path = folder / LOCK
+    try:
+        file = path.open("a+")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise UsageError(f"{folder}: {owner} is at work here; wait for its end, or choose another --out") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S},\n")
+        file.flush()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be locked ({error.strerror or error}); choose another --out") from error
+    return file
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"{path}: cannot be written ({error.strerror or error})")
 
 
 def _beside(path: Path) -> Path:
@@ -182,9 +243,15 @@ def remove_partials_of(path: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder; one that is half removed is a leftover of a killed process."""
-    doomed = folder.replace(_beside(folder))
-    shutil.rmtree(doomed)
+    """Remove a folder; one that is half removed is a leftover of a killed process.
+
+    Raises:
+        UsageError: the operating system refuses it.
+    """
+    try:
+        shutil.rmtree(folder.replace(_beside(folder)))
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be removed ({error.strerror or error})") from error
 
 
 def _remove(leftover: Path) -> None:
@@ -211,7 +278,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(regular(path).read_bytes())
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read as JSON ({error})") from error
+        raise UsageError(
+            f"{path}: cannot be read as JSON ({error}); remove {path.parent}, and what was in it is made anew"
+        ) from error
 
 
 def file_hash(path: Path) -> str:

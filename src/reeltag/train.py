@@ -25,6 +25,7 @@ from reeltag.checkpoint import TrainingState
 from reeltag.data.batches import Batch, count_frames, draw_frames, take_frames, training_batches
 from reeltag.data.shards import Indices, Shards
 from reeltag.errors import TrainingError
+from reeltag.interrupts import held
 from reeltag.losses import cross_entropy, distillation_targets
 from reeltag.models.frames import frame_mask
 from reeltag.models.layers import dequantize
@@ -169,8 +170,9 @@ def run_phase(
         The state after the last step; also at `path`.
 
     Raises:
-        TrainingError: the loss is not finite; nothing of that step is kept.
+        TrainingError: a number is not finite; nothing of that step is kept.
         DataError: a record is damaged.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the step was finished and saved first.
     """
     fabric = Fabric(accelerator=settings.device, devices=1, precision=_precision(settings))
     optimizer = torch.optim.Adam(tagger.parameters(), betas=(0.9, ADAM_BETA2), fused=True)
@@ -198,6 +200,7 @@ def run_phase(
     with (
         torch.random.fork_rng(),
         progress.task(name, len(phase.steps) * settings.batch_size, "videos") as task,
+        held() as interrupt,
     ):
         task.resume_at((step - phase.steps.start) * settings.batch_size)
         for step in steps:
@@ -205,18 +208,21 @@ def run_phase(
             batch = next(batches)
             waited = time.perf_counter() - begin
             optimizer.param_groups[0].update(lr=phase.rate(step), eps=adam_epsilon(step))
-            loss = train_step(fabric, model, fabric_optimizer, batch, settings, step_seed(seed, step), label_share)
-            if not math.isfinite(loss):
-                raise _not_finite(loss, step, batch, len(indices))
-            if average is not None:
-                average.update(averaged_tensors(tagger))
-            task.advance(len(batch), waited=waited, note=f"loss {loss:.3f}")
-            if pace.due():
-                checkpoint.save(path, checkpoint.capture(step + 1, tagger, optimizer, average))
-                pace.saved()
-    final = checkpoint.capture(phase.steps.stop, tagger, optimizer, average)
-    checkpoint.save(path, final)
-    return final
+            try:
+                loss = train_step(fabric, model, fabric_optimizer, batch, settings, step_seed(seed, step), label_share)
+                if average is not None:
+                    average.update(averaged_tensors(tagger))
+                task.advance(len(batch), waited=waited, note=f"loss {loss:.3f}")
+                if pace.due() or step == steps[-1] or interrupt.came:
+                    state = checkpoint.capture(step + 1, tagger, optimizer, average)
+                    _refuse_not_finite(state)
+                    checkpoint.save(path, state)
+                    pace.saved()
+                    interrupt.release()
+            except FloatingPointError as error:
+                raise _stopped(error, step, batch, len(indices)) from error
+    assert state is not None  # a phase has a step, which is done now or was before
+    return state
 
 
 def train_step(
@@ -228,7 +234,11 @@ def train_step(
     seed: int,
     label_share: float = 1.0,
 ) -> float:
-    """One step of Adam; returns the loss. A loss that is not finite changes no weight."""
+    """One step of Adam; returns the loss.
+
+    Raises:
+        FloatingPointError: the loss, the gradient or a statistic of batch norm is not finite; no weight was changed.
+    """
     generator = torch.manual_seed(seed)
     batch = batch.to(fabric.device)
     targets = _targets(batch, label_share)
@@ -239,13 +249,24 @@ def train_step(
     if settings.mixup:
         batch, targets = mix_videos(batch, targets, settings.mixup, seed)
     loss = cross_entropy(model(batch.frames, batch.lengths, batch.counts), targets) + model.penalty()
-    value: float = loss.item()
-    if math.isfinite(value):
-        optimizer.zero_grad()
-        fabric.backward(loss)
-        clip_gradients(model, settings.clip, settings.clip_norm)
-        optimizer.step()
+    optimizer.zero_grad()
+    fabric.backward(loss)
+    length = clip_gradients(model, settings.clip, settings.clip_norm)
+    value = _finite(loss.detach(), length, model.module)
+    optimizer.step()
     return value
+
+
+def _finite(loss: Tensor, length: Tensor, module: nn.Module) -> float:
+    """The loss, once it, the gradient's length and the statistics of batch norm, which the step moved, are finite."""
+    statistics = {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+    largest = torch._foreach_norm(list(statistics.values()), math.inf) if statistics else ()
+    names = ["the loss", "the gradient's length", *(f"batch norm's {name}" for name in statistics)]
+    values: list[float] = torch.stack([loss, length, *largest]).tolist()  # at once: a GPU is waited for a single time
+    for name, value in zip(names, values, strict=True):
+        if not math.isfinite(value):
+            raise FloatingPointError(f"{name} is {value}")
+    return values[0]
 
 
 def _targets(batch: Batch, label_share: float) -> Tensor:
@@ -283,14 +304,21 @@ def adam_epsilon(step: int) -> float:
 
 
 @torch.no_grad()
-def clip_gradients(model: nn.Module, clip: Literal["tensor", "global", "none"], norm: float) -> None:
-    """Scale down gradients longer than `norm`: each tensor by itself, as published, or all as one."""
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+def clip_gradients(model: nn.Module, clip: Literal["tensor", "global", "none"], norm: float) -> Tensor:
+    """Scale down gradients longer than `norm`: each tensor by itself, as published, or all as one.
+
+    Returns:
+        The length that all as one had before; finite only where every gradient and its square is.
+    """
     if clip == "global":
-        nn.utils.clip_grad_norm_(model.parameters(), norm)
-    elif clip == "tensor":
+        whole: Tensor = nn.utils.clip_grad_norm_(model.parameters(), norm)
+    else:
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         lengths = torch._foreach_norm(gradients)
-        torch._foreach_mul_(gradients, [norm / length.clamp_min(norm) for length in lengths])
+        if clip == "tensor":
+            torch._foreach_mul_(gradients, [norm / length.clamp_min(norm) for length in lengths])
+        whole = torch.linalg.vector_norm(torch.stack(lengths))
+    return whole
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -319,12 +347,23 @@ def _average(tagger: Tagger, phase: Phase, state: TrainingState | None) -> Weigh
     return average
 
 
-def _not_finite(loss: float, step: int, batch: Batch, videos: int) -> TrainingError:
+def _refuse_not_finite(state: TrainingState) -> None:
+    """See that what is kept can be gone on from; a rate beyond all reason takes weights out of float32.
+
+    Raises:
+        FloatingPointError: a tensor is not finite.
+    """
+    for part in ("model", "optimizer", "average"):
+        for name, tensor in getattr(state, part).items():
+            if not tensor.isfinite().all():
+                raise FloatingPointError(f"{part}'s {name} is not finite")
+
+
+def _stopped(error: FloatingPointError, step: int, batch: Batch, videos: int) -> TrainingError:
     epoch = step * len(batch) // videos
-    ids = ", ".join(batch.ids[:5]) + (", …" if len(batch) > 5 else "")
     return TrainingError(
-        f"the loss is {loss} at step {step} (epoch {epoch}), on the batch with the videos {ids}; "
-        "the step was not taken; lower training.rate, or check these videos"
+        f"{error} at step {step} (epoch {epoch}), and nothing of that step is kept; lower training.rate, or check "
+        f"the videos of its batch: {', '.join(batch.ids)}"
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from multiprocessing import get_start_method
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from reeltag.data.example import Video
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Indices, Shards, step_positions
 from reeltag.errors import ReeltagError
+from reeltag.processes import without_interrupts
 
 
 @dataclass(frozen=True)
@@ -144,13 +147,22 @@ def _load(batches: _Batches, numbers: range, workers: int, pin: bool) -> Iterato
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin,
+        worker_init_fn=partial(_end_without, os.getpid()),
         # Without one of its own the loader draws from the global generator, which breaks exact resume.
         generator=torch.Generator(),
     )
-    for batch in loader:
+    with without_interrupts():  # of its processes: this one decides when they end
+        loaded = iter(loader)
+    for batch in loaded:
         if isinstance(batch, ReeltagError):
             raise batch
         yield batch
+
+
+def _end_without(parent: int, worker: int) -> None:
+    """End a loader process whose parent was killed while it began; torch notices only what comes later."""
+    if get_start_method() == "fork" and os.getppid() != parent:
+        os._exit(1)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -93,7 +93,10 @@ class Manifest:
             "left_out": [vars(record) for record in self.left_out],
         }
         with atomic_path(path) as temporary:
-            save_file(arrays, temporary, metadata={"manifest": json.dumps(header)})
+            try:
+                save_file(arrays, temporary, metadata={"manifest": json.dumps(header)})
+            except SafetensorError as error:  # how it says that the disk is full
+                raise OSError(str(error)) from error
 
     @classmethod
     def load(cls, path: Path) -> Manifest:

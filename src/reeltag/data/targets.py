@@ -49,9 +49,7 @@ class TargetsWriter:
 
     def _create(self, path: Path, records: int) -> None:
         """Written and not mapped at first, so that a full disk is an error and no killed process."""
-        code = np.uint16 if self.classes <= 1 << 16 else np.uint32
-        pairs = np.dtype([("class", code), ("probability", np.float16)])
-        rows = np.zeros((records, self.kept or self.classes), np.float16 if self.kept is None else pairs)
+        rows = np.zeros(records, _row(self.classes, self.kept))
         _probabilities(rows)[:] = np.nan
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.save(file, rows)
@@ -97,6 +95,19 @@ class TargetsWriter:
         }
         write_json(self.folder / INDEX, content)
         return content_hash(content)
+
+
+def row_bytes(classes: int, top_k: TopK) -> int:
+    """Bytes that a video takes."""
+    return _row(classes, None if top_k == "dense" else min(top_k, classes)).itemsize
+
+
+def _row(classes: int, kept: int | None) -> np.dtype[Any]:
+    """A video's row: all probabilities, or those that are kept, with their classes."""
+    if kept is None:
+        return np.dtype((np.float16, classes))
+    code = np.uint16 if classes <= 1 << 16 else np.uint32
+    return np.dtype(([("class", code), ("probability", np.float16)], kept))
 
 
 class SoftTargets:

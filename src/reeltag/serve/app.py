@@ -138,7 +138,8 @@ def create_app(predictor: Predictor, name: str, limits: Limits, samples: Sequenc
         service.batcher.close()
 
     app = FastAPI(title="reeltag", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.add_api_route("/predict", service.predict, methods=["POST"], **PREDICT)
+    app.add_route("/predict", service.predict, methods=["POST"])  # comes first and answers, without FastAPI's layers
+    app.add_api_route("/predict", service.predict, methods=["POST"], **PREDICT)  # for /openapi.json
     for path, route in (
         ("/healthz", service.healthz),
         ("/metrics", service.metrics),

@@ -10,7 +10,8 @@ from typing import Any
 from reeltag.data.badrecords import summary
 from reeltag.data.shards import refuse_overlap, scan
 from reeltag.data.synthetic import write_synthetic
-from reeltag.errors import UsageError
+from reeltag.data.tfrecord import ShardFile
+from reeltag.errors import ReeltagError, UsageError
 from reeltag.executors import MARKER, Job, Stage
 from reeltag.recipe import Recipe
 from reeltag.stages.files import MANIFEST, load_manifest
@@ -24,7 +25,9 @@ def data_stages(recipe: Recipe, without_data: bool) -> list[Stage]:
     if data.synthetic is not None:
         videos = data.synthetic.train_videos + data.synthetic.test_videos
         parameters = data.synthetic.model_dump(mode="json")
-        stages.append(Stage("synthetic", partial(_do_synthetic, recipe), (), parameters, f"{videos:,} videos"))
+        size = videos * data.synthetic.frames[1] * sum(data.record_schema.widths)
+        note = f"{videos:,} videos"
+        stages.append(Stage("synthetic", partial(_do_synthetic, recipe), (), parameters, note, bytes=size))
     before: tuple[str, ...] = ("synthetic",) if data.synthetic is not None else ()
     for split, patterns in {"train": data.train, "test": data.test}.items():
         files, missing = [], ""
@@ -47,6 +50,21 @@ def data_stages(recipe: Recipe, without_data: bool) -> list[Stage]:
         inputs = before if split == "train" else (*before, "data.train")
         stages.append(Stage(f"data.{split}", partial(_do_data, recipe, split, files), inputs, parameters, note))
     return stages
+
+
+def with_videos(recipe: Recipe) -> Recipe:
+    """The recipe with the number of its training videos, judged by the first shard where it does not say."""
+    data = recipe.data
+    if data.expected_videos is not None:
+        return recipe
+    try:
+        files = find(data.train, data.root)
+        records = len(ShardFile(files[0]).offsets())
+    except ReeltagError:  # a plan without data, or what the data stage will find and say
+        return recipe
+    sizes = [file.stat().st_size for file in files]
+    videos = records * sum(sizes) // sizes[0]
+    return recipe.model_copy(update={"data": data.model_copy(update={"videos": videos})})
 
 
 def _do_synthetic(recipe: Recipe, job: Job) -> None:

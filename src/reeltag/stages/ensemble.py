@@ -48,9 +48,11 @@ def ensemble_stages(
     package = {"recipe": recipe.fingerprint, "budget": recipe.budget, "label_names": names}
     choose = partial(_do_ensemble, recipe, members, keepers, room(recipe, names))
     note = f"from {counted(len(members), 'model')}, at most {megabytes(recipe.budget)}"
+    write = partial(_do_pack, recipe, members, names)
+    size = min(recipe.budget, sum(max(member.sizes("float32")) for member in members))
     return [
         Stage("ensemble", choose, ("data.train", *predicted, *keepers), search, note),
-        Stage("pack", partial(_do_pack, recipe, members, names), ("data.train", "ensemble", *files), package),
+        Stage("pack", write, ("data.train", "ensemble", *files), package, bytes=2 * size),  # and once where people look
     ]
 
 

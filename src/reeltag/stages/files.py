@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from reeltag.data.shards import Indices, Manifest, split_holdout
+from reeltag.errors import UsageError
 from reeltag.executors import Job
 from reeltag.predict import Predictor, load
 from reeltag.recipe import Recipe
+from reeltag.storage import find
 
 MODEL, CHECKPOINT, MANIFEST = "model.reeltag", "checkpoint.safetensors", "manifest.safetensors"
 SCORES, PREDICTIONS, WEIGHTS = "scores.json", "predictions.safetensors", "weights.json"
@@ -26,6 +28,20 @@ def load_predictor(job: Job, stage: str) -> Predictor:
 def split_parameters(recipe: Recipe) -> dict[str, object]:
     """What decides which videos are held out."""
     return {"seed": recipe.seed, "holdout": recipe.data.holdout.model_dump()}
+
+
+def held_out(recipe: Recipe) -> int:
+    """Videos of the hold-out, estimated; 0 where the recipe does not tell."""
+    data = recipe.data
+    share = data.holdout.fraction
+    if data.holdout.shards is not None:
+        try:
+            shards = data.synthetic.shards if data.synthetic else len(find(data.train, data.root))
+        except UsageError:  # a plan without data
+            return 0
+        share = min(1.0, data.holdout.shards / shards)
+    assert share is not None
+    return round(share * (data.expected_videos or 0))
 
 
 def split(recipe: Recipe, manifest: Manifest) -> tuple[Indices, Indices]:

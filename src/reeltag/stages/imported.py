@@ -31,8 +31,9 @@ class ImportedStages(MemberStages):
     def source_stages(self) -> list[Stage]:
         """One stage that takes the file in; it depends on the file's content, not on where it lies."""
         path = self.recipe.imported[self.name]
-        note = f"{path}, {megabytes(path.stat().st_size)}"
-        return [Stage(self.finished, self._do_import, (), {"file": file_hash(path)}, note)]
+        size = path.stat().st_size
+        note = f"{path}, {megabytes(size)}"
+        return [Stage(self.finished, self._do_import, (), {"file": file_hash(path)}, note, bytes=size)]
 
     @cached_property
     def _imported(self) -> Artifact:

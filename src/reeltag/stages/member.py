@@ -19,7 +19,7 @@ from reeltag.metrics import gap
 from reeltag.predict import BATCH_SIZE, load, predict
 from reeltag.quantize import Encoding
 from reeltag.recipe import Recipe
-from reeltag.stages.files import MODEL, PREDICTIONS, SCORES, load_manifest, split, split_parameters
+from reeltag.stages.files import MODEL, PREDICTIONS, SCORES, held_out, load_manifest, split, split_parameters
 from reeltag.storage import inside, megabytes, read_json, write_json
 
 
@@ -49,10 +49,12 @@ class MemberStages(ABC):
         note = ", ".join(f"{encoding} {_span(found)}" for encoding, found in sizes.items())
         quantization = {"encodings": list(sizes)}
         inputs = ("data.train", self.finished, self.quantized)
+        quantized = sum(found[-1] for found in sizes.values())
+        predicted = held_out(self.recipe) * self.schema.classes * (1 + 4 * len(self.encodings))
         return [
             *self.source_stages(),
-            Stage(self.quantized, self._do_quantize, (self.finished,), quantization, note),
-            Stage(self.predicted, self._do_predict, inputs, split_parameters(self.recipe)),
+            Stage(self.quantized, self._do_quantize, (self.finished,), quantization, note, bytes=quantized),
+            Stage(self.predicted, self._do_predict, inputs, split_parameters(self.recipe), bytes=predicted),
         ]
 
     @property

@@ -44,7 +44,8 @@ class ModelStages(MemberStages):
             parameters = {"averaging": self.recipe.averaging.model_dump()}
             inputs = (*self.training.inputs, self.training.stage_name)
             hours = self.training.gpu_hours(self.recipe.averaging.epochs)
-            stages.append(Stage(self.finished, self._do_average, inputs, parameters, gpu_hours=hours))
+            size = self.training.bytes(tensors=4)
+            stages.append(Stage(self.finished, self._do_average, inputs, parameters, "", hours, size))
         return stages
 
     @property

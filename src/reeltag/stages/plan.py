@@ -9,7 +9,7 @@ from reeltag.artifact import over_budget
 from reeltag.errors import BudgetError
 from reeltag.executors import Stage
 from reeltag.recipe import Recipe
-from reeltag.stages.data import data_stages
+from reeltag.stages.data import data_stages, with_videos
 from reeltag.stages.ensemble import ensemble_stages, label_names, room
 from reeltag.stages.imported import ImportedStages
 from reeltag.stages.member import MemberStages
@@ -29,6 +29,7 @@ def plan(recipe: Recipe, *, without_data: bool = False) -> list[Stage]:
         BudgetError: not even the smallest member fits the budget.
         UsageError: a file is missing.
     """
+    recipe = with_videos(recipe)
     candidates = [candidate(recipe, name) for name in recipe.models]
     imported = [ImportedStages(recipe, name) for name in recipe.imported]
     distilled = Distillation(recipe, recipe.distillation) if recipe.distillation else None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from reeltag.data.batches import sequential_batches
 from reeltag.data.shards import Indices, Manifest, Shards, split_folds
-from reeltag.data.targets import TargetsWriter
+from reeltag.data.targets import TargetsWriter, row_bytes
 from reeltag.ensemble import best_combination, contenders
 from reeltag.executors import Job, Stage
 from reeltag.predict import BATCH_SIZE, Ensemble, load, predict
@@ -58,7 +58,11 @@ class Teacher:
         inputs = tuple(stage.name for stage in folds) or (*select, *self.finished)
         how = f"cross-fitted in {settings.folds} folds" if settings.folds else "in-sample"
         note = f"{how}, {'dense' if settings.top_k == 'dense' else f'top {settings.top_k}'} float16"
-        return [*folds, Stage(self.targets, self._do_targets, ("data.train", *inputs), parameters, note)]
+        size = (self.recipe.data.expected_videos or 0) * row_bytes(
+            self.recipe.data.record_schema.classes, settings.top_k
+        )
+        inputs = ("data.train", *inputs)
+        return [*folds, Stage(self.targets, self._do_targets, inputs, parameters, note, bytes=size)]
 
     def _folds(self) -> Iterator[list[Training]]:
         """The teachers of each fold, which never saw it."""

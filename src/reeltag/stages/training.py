@@ -122,7 +122,8 @@ class Training:
 
     def stage(self) -> Stage:
         """The training as a stage."""
-        return Stage(self.stage_name, self._do_train, self.inputs, self._parameters(), self.note(), self.gpu_hours())
+        hours, size = self.gpu_hours(), self.bytes(tensors=3)
+        return Stage(self.stage_name, self._do_train, self.inputs, self._parameters(), self.note(), hours, size)
 
     def note(self) -> str:
         """Weights, bytes and training, from the smallest candidate to the largest where it is not known yet."""
@@ -150,6 +151,10 @@ class Training:
         if self.fold is not None and self.recipe.distillation is not None:
             seen *= 1 - 1 / self.recipe.distillation.folds
         return gpu_hours(meta, schema.widths, frames, seen) if seen else 0.0
+
+    def bytes(self, tensors: int) -> int:
+        """Of a checkpoint that holds so many numbers a weight, and of the model."""
+        return (tensors + 1) * max(self.sizes("float32"))
 
     def sizes(self, encoding: Encoding) -> list[int]:
         """Bytes of the tensors in an encoding, of each candidate."""

@@ -1,0 +1,77 @@
+"""Ctrl-C and SIGTERM: they end long work at once or, where it asks for that, at its next safe point."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends work as Ctrl-C does."""
+
+
+class Held:
+    """What was held back in a block.
+
+    Attributes:
+        came: whether the work should end.
+    """
+
+    came = False
+    _number = 0
+
+    def hold(self, number: int) -> None:
+        """Keep a signal for later."""
+        self.came, self._number = True, number
+        os.write(2, b"\nsaving; once more ends at once\n")  # print may be what the signal interrupted
+
+    def release(self) -> None:
+        """Raise the signal that was held, if any."""
+        if self.came:
+            _end(self._number)
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM raise `Terminated`."""
+    if _receives_signals():
+        signal.signal(signal.SIGTERM, _end)
+
+
+@contextmanager
+def held() -> Iterator[Held]:
+    """Hold the first Ctrl-C or SIGTERM back until the block's end, or until it lets it go; a second ends it at once."""
+    found = Held()
+    # A signal that has no handler ends the process, or is ignored; that stays so.
+    before = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        restore()
+        found.hold(number)
+
+    if not _receives_signals():
+        before = {}
+    for number in before:
+        signal.signal(number, hold)
+    try:
+        yield found
+    finally:
+        restore()
+    found.release()
+
+
+def _receives_signals() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _end(number: int, frame: FrameType | None = None) -> None:
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
