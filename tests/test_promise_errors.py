@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +228,7 @@ def test_a_loader_tells_the_place_of_what_changed(tmp_path: Path, workers: int, 
         else:
             list(sequential_batches(Shards(manifest), batch_size=4, workers=workers))
     assert (caught.value.file, caught.value.record, caught.value.offset) == (str(case.bad[1]), 7, offset)
+    assert not active_children(), "loader processes outlived the error"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
