@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import struct
 import sys
 import time
@@ -202,13 +201,19 @@ def read_with_manifest(path: Path, manifest: Manifest, originals: Sequence[Video
     return refused
 
 
+def memory(key: str) -> int:
+    """Bytes that the process has (VmRSS) or had at most (VmHWM); `getrusage` would begin with those of its parent."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
+
+
 def read_many(source: Path, schema: Schema, count: int, seed: int) -> dict[str, Any]:
     """Read so many mutants of a shard, with and without its manifest."""
     content, rng = source.read_bytes(), random.Random(seed)
     manifest = scan([source], schema)
     originals = [Shards(manifest).read(index) for index in range(len(manifest))]
     path = source.with_suffix(".mutant")
-    before, slowest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0.0
+    before, slowest = memory("VmRSS"), 0.0
     outcomes: Counter[str] = Counter()
     stream = mutants(content, rng)
     for number in range(count):
@@ -228,7 +233,7 @@ def read_many(source: Path, schema: Schema, count: int, seed: int) -> dict[str, 
         outcomes[kind] += 1
         outcomes["refused"] += refused
         outcomes["unchanged"] += mutant.content == content
-    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    grown = memory("VmHWM") - before
     return {"outcomes": outcomes, "slowest": slowest, "grown": grown, "bytes": len(content), "videos": len(originals)}
 
 

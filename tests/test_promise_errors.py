@@ -156,7 +156,7 @@ def applies(way: str, reason: str) -> bool:
 def test_every_fault_in_every_way_of_reading_has_its_place(promise: Promise, tmp_path: Path) -> None:
     reasons = [*KINDS, *MORE, *IN_FLOATS]
     pairs = [(way, reason) for way in WAYS for reason in reasons if applies(way, reason)]
-    few = [pair for number, pair in enumerate(pairs) if "workers" not in pair[0] or number % 8 == 0]
+    few = [pair for number, pair in enumerate(pairs) if "workers" not in pair[0] or number % 16 == 0]
     seeds = promise.amount(1, 3)
     tried = 0
     for seed in range(seeds):
