@@ -67,7 +67,7 @@ def test_damaged_shards_are_refused_or_read_for_what_they_hold(promise: Promise,
         for number, (path, schema) in enumerate(shards.items())
     ]
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    reader = Path(__file__).with_name("mutants.py")
+    reader = Path(__file__).with_name("shard_mutants.py")
     child = subprocess.run(
         [sys.executable, reader, tmp_path / "plan.json"], capture_output=True, text=True, timeout=600, check=False
     )

@@ -40,7 +40,7 @@ from reeltag.data.tensorbundle import read_checkpoint
 from reeltag.errors import ArtifactError, DataError, RecipeError, UsageError
 from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.recipe_file import load_recipe
-from reeltag.storage import inside, write_json
+from reeltag.storage import content_hash, inside, write_json
 from reliability import Promise
 
 
@@ -113,13 +113,14 @@ def test_soft_targets_open_files_of_their_folder_alone(promise: Promise, tmp_pat
     writer = TargetsWriter(folder, manifest, 3)
     writer.put(np.arange(len(manifest)), torch.rand(len(manifest), SCHEMA.classes))
     writer.finish({})
-    # The hash is right: all that is wrong is where the file lies.
+    # The hashes are right: all that is wrong is where the file lies.
     (tmp_path / "00000.npy").write_bytes((folder / "00000.npy").read_bytes())
     index = json.loads((folder / "targets.json").read_text())
+    del index["checksum"]
     names = odd_names(folder, tmp_path / "00000.npy")
     for name in names:
         index["shards"][0]["file"] = name
-        write_json(folder / "targets.json", index)
+        write_json(folder / "targets.json", index | {"checksum": content_hash(index)})
         with pytest.raises(UsageError, match=r"cannot be read .*; remove the folder and it is made anew"):
             SoftTargets(folder, manifest)
     promise.found(
@@ -139,7 +140,7 @@ def test_a_manifest_names_files_by_whole_paths(tmp_path: Path, path: str) -> Non
     path = {"PIPE": str(tmp_path / "pipe"), "FOLDER": str(tmp_path)}.get(path, path)
     shards = (replace(manifest.shards[0], path=path), *manifest.shards[1:])
     replace(manifest, shards=shards).save(tmp_path / "manifest")
-    with pytest.raises((UsageError, DataError), match=r"is no whole path|no file|is no name|size|bytes"):
+    with pytest.raises((ArtifactError, DataError), match=r"is no whole path|no file|is no name|size|bytes"):
         Shards(Manifest.load(tmp_path / "manifest")).read(0)
 
 

@@ -1,4 +1,4 @@
-"""Damaged shards, and a program that reads many of them: python mutants.py PLAN.json, which prints what came of it."""
+"""Damaged shards, and a program that reads many of them: python shard_mutants.py PLAN.json prints what came of it."""
 
 from __future__ import annotations
 
