@@ -21,6 +21,7 @@ from reeltag.data.schema import Schema
 from reeltag.data.shards import Manifest, Shards, scan, walk
 from reeltag.data.tfrecord import ShardFile, framed, masked_crc
 from reeltag.errors import DataError
+from reliability import peak_memory
 
 TELLING = b"\x00\x01\x02\x08\x0a\x0d\x12\x1a\x7f\x80\xff"  # tags, and bytes at which a varint goes on
 
@@ -201,19 +202,13 @@ def read_with_manifest(path: Path, manifest: Manifest, originals: Sequence[Video
     return refused
 
 
-def memory(key: str) -> int:
-    """Bytes that the process has (VmRSS) or had at most (VmHWM); `getrusage` would begin with those of its parent."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
-
-
 def read_many(source: Path, schema: Schema, count: int, seed: int) -> dict[str, Any]:
     """Read so many mutants of a shard, with and without its manifest."""
     content, rng = source.read_bytes(), random.Random(seed)
     manifest = scan([source], schema)
     originals = [Shards(manifest).read(index) for index in range(len(manifest))]
     path = source.with_suffix(".mutant")
-    before, slowest = memory("VmRSS"), 0.0
+    before, slowest = peak_memory(), 0.0
     outcomes: Counter[str] = Counter()
     stream = mutants(content, rng)
     for number in range(count):
@@ -233,7 +228,7 @@ def read_many(source: Path, schema: Schema, count: int, seed: int) -> dict[str, 
         outcomes[kind] += 1
         outcomes["refused"] += refused
         outcomes["unchanged"] += mutant.content == content
-    grown = memory("VmHWM") - before
+    grown = peak_memory() - before
     return {"outcomes": outcomes, "slowest": slowest, "grown": grown, "bytes": len(content), "videos": len(originals)}
 
 

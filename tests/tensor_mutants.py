@@ -1,7 +1,6 @@
 """Damage to a tensor file: at random, by hand, and by someone who can compute checksums."""
 
 import json
-import resource
 import struct
 import time
 from copy import deepcopy
@@ -11,6 +10,7 @@ from fuzz.forge import WIDTHS, Tensor, framed, plain, put_together, take_apart
 
 from reeltag.errors import ArtifactError
 from reeltag.predict import load
+from reliability import peak_memory
 
 NUMBERS = [0, -1, 1, 7, 2**31, 10**9, 10**12, 2**63, 2**64, 10**30, 0.5, 1e308, -0.0]
 VALUES = [*NUMBERS, None, True, "", "a/b", "\x00", "é" * 9, [], {}, [[]], {"": 0}, float("nan"), float("inf")]
@@ -185,7 +185,7 @@ def try_all(opener, files, kinds, count, seed):
     mutant_path = files[0].with_name("mutant")
     for path in files:
         opener(path)
-    before, slowest = peak(), 0.0
+    before, slowest = peak_memory(), 0.0
     refused, opened = 0, []
     for number in range(count):
         rng = np.random.default_rng([seed, number])
@@ -205,7 +205,7 @@ def try_all(opener, files, kinds, count, seed):
         except Exception as error:
             raise AssertionError(f"mutant {number} of {files[number % len(files)].name} ends in {error!r}") from error
         slowest = max(slowest, time.perf_counter() - begin)
-    return refused, opened, slowest, peak() - before
+    return refused, opened, slowest, peak_memory() - before
 
 
 def try_each(jobs):
@@ -219,8 +219,3 @@ def predicts(path):
     schema = model.schema
     frames = np.ones((2, schema.width), schema.dtype)
     assert model.predict(frames).shape == (schema.classes,)
-
-
-def peak():
-    """Most bytes of memory that this process had."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -43,9 +43,9 @@ def models(tmp_path, everything_is_large):
     return [*paths, tmp_path / "ensemble.reeltag"]
 
 
-def test_no_mutant_opens_unless_every_checksum_was_made_anew(models, promise):
-    damage, kept = [mutants.blind, mutants.by_hand], intermediates(models[0].parent)
-    count, few, forged = promise.amount(400, 50_000), promise.amount(40, 3_000), promise.amount(300, 10_000)
+def test_no_mutant_opens_unless_every_checksum_was_made_anew(models, tiny_manifests, promise):
+    damage, kept = [mutants.blind, mutants.by_hand], intermediates(models[0].parent, tiny_manifests["train"])
+    count, few, forged = promise.amount(400, 50_100), promise.amount(40, 3_000), promise.amount(300, 20_000)
     jobs = [
         (mutants.predicts, models, damage, count, 0),
         *((opener, [path], damage, few, 1) for path, opener in kept),
@@ -69,23 +69,13 @@ def test_no_mutant_opens_unless_every_checksum_was_made_anew(models, promise):
     )
 
 
-def intermediates(folder):
+def intermediates(folder, manifest):
     """What a run keeps on its way, and how it is opened."""
-    generator = np.random.default_rng(0)
     weights = {"a": torch.rand(9, 4), "b": torch.rand(4)}
     state = checkpoint.TrainingState(7, weights, {"a/exp_avg": torch.rand(9, 4)}, {"a": torch.zeros(9, 4)})
     checkpoint.save(folder / "checkpoint.safetensors", state)
     predictions = {"float32": torch.rand(20, 9), "labels": torch.rand(20, 9) < 0.3}
     checkpoint.save_tensors(folder / "predictions.safetensors", predictions, {"videos": 20})
-    manifest = Manifest(
-        schema=artifact.load(folder / "float32.reeltag").schema,
-        shards=(),
-        offsets=np.arange(5, dtype=np.int64),
-        frames=np.ones(5, np.int32),
-        id_hashes=generator.integers(0, 2**63, 5).astype(np.uint64),
-        class_counts=np.ones(9, np.int64),
-        labelled=5,
-    )
     manifest.save(folder / "manifest.safetensors")
     return [
         (folder / "checkpoint.safetensors", checkpoint.load),
@@ -94,8 +84,8 @@ def intermediates(folder):
     ]
 
 
-def test_others_read_the_same_and_would_write_the_same_bytes(models):
-    for path in [*models, *(path for path, _ in intermediates(models[0].parent))]:
+def test_others_read_the_same_and_would_write_the_same_bytes(models, tiny_manifests):
+    for path in [*models, *(path for path, _ in intermediates(models[0].parent, tiny_manifests["train"]))]:
         file, content = TensorFile(path), path.read_bytes()
         with safetensors.safe_open(path, "np") as peer:
             arrays = {name: peer.get_tensor(name) for name in peer.keys()}  # noqa: SIM118 - it is no dict

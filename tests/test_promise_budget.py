@@ -81,7 +81,8 @@ class Ready(MemberStages):
         one = Artifact(self.schema, None, (Member(self.name, config, 1.0, state),), provenance)
         tensors, scores = {"labels": labels}, {}
         for encoding in self.encodings:
-            path = self.file(job, encoding)
+            plain = encoding == "float32"
+            path = job.inputs[self.finished] / MODEL if plain else job.inputs[self.quantized] / f"{encoding}.reeltag"
             path.parent.mkdir(exist_ok=True)
             artifact.save(path, artifact.quantized(one, encoding))
             noise = torch.from_numpy(rng.normal(0, 0.4, labels.shape)).float()
@@ -107,9 +108,16 @@ def problem(folder, seed):
     features = tuple(Feature(name=text(rng, 9) + str(n), width=int(rng.integers(2, 30))) for n in range(2))
     schema = Schema(features=features, classes=int(rng.integers(3, 40)))
     manifest = Manifest(
-        schema, (), np.arange(VIDEOS), np.ones(VIDEOS, np.int32), np.arange(VIDEOS, dtype=np.uint64),
-        np.full(schema.classes, VIDEOS), VIDEOS,
-    )  # fmt: skip
+        schema=schema,
+        shards=(),
+        offsets=np.arange(VIDEOS),
+        numbers=np.arange(VIDEOS, dtype=np.int32),
+        crcs=np.zeros(VIDEOS, np.uint32),
+        frames=np.ones(VIDEOS, np.int32),
+        id_hashes=np.arange(VIDEOS, dtype=np.uint64),
+        class_counts=np.full(schema.classes, VIDEOS),
+        labelled=VIDEOS,
+    )
     encodings = rng.permutation(ENCODINGS)[: int(rng.integers(1, 4))].tolist()
     recipe = Recipe.model_validate(
         {
