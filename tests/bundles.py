@@ -58,9 +58,9 @@ def block(entries, restart_every=16):
     )
 
 
-def write_bundle(prefix, arrays, *, per_block=7, compression=0, **entry_options):
-    """Write `prefix.index` and `prefix.data-00000-of-00001`."""
-    data, items = bytearray(), [(b"", field(1, 0, varint(1)))]
+def write_bundle(prefix, arrays, *, per_block=7, compression=0, shards=1, **entry_options):
+    """Write `prefix.index`, which claims so many data files, and `prefix.data-00000-of-00001`."""
+    data, items = bytearray(), [(b"", field(1, 0, varint(shards)))]
     for name in sorted(arrays):
         items.append((name.encode(), entry(arrays[name], len(data), **entry_options)))
         data += arrays[name].tobytes()

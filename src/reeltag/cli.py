@@ -18,7 +18,7 @@ from reeltag.cli_serve import serve
 from reeltag.cli_share import share
 from reeltag.environment import keep_freed_memory
 from reeltag.errors import ReeltagError, UsageError
-from reeltag.interrupts import Terminated, end_on_sigterm
+from reeltag.interrupts import Terminated, ended_by_sigterm
 from reeltag.text import plain, printable
 
 # As in quantize.py, which would import torch.
@@ -336,9 +336,9 @@ def doctor() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted, 143 terminated."""
     keep_freed_memory()
-    end_on_sigterm()
     try:
-        app(arguments, exit_on_error=False, result_action="return_value")
+        with ended_by_sigterm():
+            app(arguments, exit_on_error=False, result_action="return_value")
     except CycloptsError:
         return 2  # printed already
     except ReeltagError as error:
