@@ -65,7 +65,7 @@ def test_every_fault_alone_and_random_faults_together_are_named_in_one_message(t
     promise.found(
         11,
         f"{alone:,} faults, three a key, each named; {together:,} recipes with 2 to {longest} of them at once: all "
-        f"named in one message; `reeltag run` says so in {min(seconds):.1f} s, the fastest of {len(seconds)}, exit code 2",
+        f"named in one message; `reeltag run` says so in {min(seconds):.1f} s (fastest of {len(seconds)}), code 2",
     )
 
 
