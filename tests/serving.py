@@ -1,8 +1,13 @@
 """What the tests of the service share: a model behind it, and ways to ask it."""
 
 import asyncio
+import http.client
+import json
+import socket
+import subprocess
+import sys
 import threading
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 import numpy as np
 import pytest
@@ -118,3 +123,39 @@ def gate(predictor, monkeypatch):
     monkeypatch.setattr(predictor, "model", gate)
     yield gate
     gate.open.set()
+
+
+# --- as a process ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def service(*arguments, before="pass", log=subprocess.PIPE):
+    """A running service: its process and its port; `before` is code that it runs first, `log` where stderr goes."""
+    code = f"import sys; from reeltag.cli import main; {before}; sys.exit(main())"
+    command = [sys.executable, "-c", code, "serve", *map(str, arguments), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("m.reeltag: http://127.0.0.1:"), process.communicate()
+        yield process, int(line.split(":")[3].split()[0])
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def post(port, body, kind=TFRECORD):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("POST", "/predict", body, {"Content-Type": kind})
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+def raw(port, *parts):
+    """Send bytes as they are; returns what comes back until the service closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        for part in parts:
+            connection.sendall(part)
+        found = b""
+        while chunk := connection.recv(65536):
+            found += chunk
+        return found

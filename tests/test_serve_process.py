@@ -1,58 +1,21 @@
 """`reeltag serve` as a process: it tells its address, ends when it is told to, and survives bad clients."""
 
-import http.client
 import json
 import signal
 import socket
-import subprocess
 import sys
 import threading
-from contextlib import contextmanager
 
 import pytest
 
 from conftest import make_video
 from reeltag.cli import main
-from serving import SCHEMA, TFRECORD, frames_of, record, write_model
-
-COMMAND = [sys.executable, "-c", "import sys; from reeltag.cli import main; sys.exit(main())", "serve"]
+from serving import SCHEMA, TFRECORD, frames_of, post, raw, record, service, write_model
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("served") / "m.reeltag")
-
-
-@contextmanager
-def service(*arguments):
-    """A running service: its process and its port."""
-    command = [*COMMAND, *map(str, arguments), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        line = process.stdout.readline()
-        assert line.startswith("m.reeltag: http://127.0.0.1:"), process.stderr.read()
-        yield process, int(line.split(":")[3].split()[0])
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def post(port, body, kind=TFRECORD):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request("POST", "/predict", body, {"Content-Type": kind})
-    answer = connection.getresponse()
-    return answer.status, json.loads(answer.read())
-
-
-def raw(port, *parts):
-    """Send bytes as they are; returns what comes back until the service closes."""
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-        for part in parts:
-            connection.sendall(part)
-        found = b""
-        while chunk := connection.recv(65536):
-            found += chunk
-        return found
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
