@@ -47,6 +47,7 @@ WEIGHT_BYTES = 4 + 4 + 4 + 16 + 12
 LEAST_SHARE, SHARE_FAMILIES = 0.5, ("netvlad", "netfv")  # of the floor's rate, that training has to reach
 MOST_WAIT = 0.05  # of the time of training, for the loader
 WARM_UP = 5
+REPEATED, REPEATED_STEPS = 3, 20  # trainings from the same weights, to see whether they stay the same
 T = TypeVar("T")
 
 
@@ -184,6 +185,21 @@ def training(
     return found
 
 
+def apart(bench: Bench, config: TaggerConfig, settings: TrainingSettings, size: int) -> float:
+    """The largest difference of a weight between trainings of the same steps on the same batches."""
+    batches = list(islice(bench.random_batches(size), 2))
+
+    def trained() -> dict[str, torch.Tensor]:
+        bench.free()
+        trainer = Trainer(bench, config, settings, compiled=False)
+        for batch in islice(cycle(batches), REPEATED_STEPS):
+            trainer.step(batch)
+        return {name: weight.detach().cpu() for name, weight in trainer.tagger.named_parameters()}
+
+    first, *others = (trained() for _ in range(REPEATED))
+    return max(float((first[name] - other[name]).abs().max()) for other in others for name in first)
+
+
 def tagging(bench: Bench, config: TaggerConfig, *, compiled: bool) -> dict[str, float]:
     """Videos a second of `predict` in bf16."""
     bench.free()
@@ -271,6 +287,7 @@ def measure(
         "share": share,
         "data_wait": waited,
         "reached": reached,
+        "apart": apart(bench, config, settings, size),
         "tagging": tags,
         "tagging_share": tags["eager"]["median"] * tag_time / BATCH_SIZE,
     }
@@ -365,6 +382,8 @@ def report(wanted: bool, device: str, peaks: Peaks, recipe: Recipe, rows: dict[s
     for name, row in rows.items():
         if missed := [what for what, reached in row["reached"].items() if not reached]:
             print(f"{name}: not reached: {', '.join(missed)}")
+    for name, row in rows.items():
+        print(f"{name}: weights of {REPEATED} trainings of {REPEATED_STEPS} steps differ by up to {row['apart']:.2g}")
     hours = gpu_hours(recipe, rows) if set(configurations(recipe)) <= set(rows) else None
     if hours:
         print(f"{recipe.name} over {VIDEOS:,} videos: {hours['training']:.1f} hours of training,", end=" ")

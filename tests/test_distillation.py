@@ -1,7 +1,6 @@
 """The recipe of the paper's Figure 1 in small: candidates, teachers, students, second level, one file."""
 
 import json
-import random
 import re
 from itertools import combinations
 
@@ -23,7 +22,6 @@ from reeltag.stages.ensemble import MEMBER_ROOM, room
 from reeltag.stages.files import split
 from reeltag.stages.plan import plan
 from reeltag.stages.teacher import family_teacher
-from test_run import kill_once
 
 RECIPE = (
     """
@@ -277,19 +275,6 @@ def test_a_candidate_that_is_not_chosen_redoes_no_student(folder):
     for stage in ("targets.netvlad", "train.netvlad-student-1", "train.second-2"):
         folders = {stage_folder(folder, stage, *overrides) for overrides in (before, after)}
         assert len(folders) == (2 if stage.startswith("targets") else 1)
-
-
-@pytest.mark.slow
-def test_the_graph_killed_at_random_moments_ends_with_the_same_bytes(folder, tmp_path):
-    run(folder)
-    recipe, out, rng, killed = folder / "recipe.toml", tmp_path / "out", random.Random(0), 0
-    while killed < 12 and kill_once(recipe, out, rng.randrange(3, 90)):
-        killed += 1
-    assert killed >= 5
-    assert main(["run", str(recipe), "--out", str(out)]) == 0
-    for name in ("model.reeltag", "report/frontier.svg"):
-        assert (out / name).read_bytes() == (folder / "out" / name).read_bytes()
-    assert not list(out.rglob("*.partial"))
 
 
 ENDS = {"ensemble", "pack", "test.file", "report"}

@@ -1,0 +1,107 @@
+"""A tiny recipe of every kind of stage, a run of it that nobody disturbed, and what two runs have to have in common."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from killing import killer
+from reeltag import artifact
+from reeltag.artifact import Artifact, Member
+from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.recipe_file import load_recipe
+from reeltag.storage import LOCK
+
+RUN = ("run", "recipe.toml", "--out")
+RECIPE = """
+name = "kills"
+seed = 5
+budget_mb = 0.25
+[data]
+holdout = { fraction = 0.2 }
+[data.synthetic]
+train_videos = 120
+test_videos = 30
+shards = 2
+classes = 8
+rgb = 8
+audio = 4
+frames = [4, 6]
+order_pairs = 1
+[training]
+epochs = 1
+batch_size = 16
+frames = 6
+rate = 5e-3
+schedule = "cosine"
+device = "cpu"
+[averaging]
+epochs = 0.5
+time_constant = 5
+[quantization]
+encodings = ["uniform-8", "group-4"]
+[ensemble]
+trials = 4
+[models.netvlad]
+family = "netvlad"
+hidden = 16
+bn_decay = 0.9
+grid = { clusters = [4, 6] }
+[distillation]
+teachers = 1
+folds = 2
+top_k = 5
+[students.second]
+family = "netvlad"
+level = 2
+clusters = 4
+hidden = 8
+bn_decay = 0.9
+[imported]
+other = "other.reeltag"
+"""
+TRAINED = ("train", "average", "fold")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The recipe, what it imports, and `whole`, which one process made undisturbed."""
+    folder = tmp_path_factory.mktemp("kills")
+    (folder / "other.reeltag").touch()
+    (folder / "recipe.toml").write_text(RECIPE)
+    schema, config = load_recipe(folder / "recipe.toml").data.record_schema, parse_config({"family": "mean"})
+    state = build_tagger(config, schema.widths, schema.classes, 1).state_dict()
+    artifact.save(folder / "other.reeltag", Artifact(schema, None, (Member("other", config, 1.0, state),), {}))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent / "src"), "OMP_NUM_THREADS": "1"}
+    code = "import sys; from reeltag.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "run", "recipe.toml", "--out", "whole"]
+    subprocess.run(command, env=environment, cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def commands(folder):
+    """Runs commands of reeltag that may be killed."""
+    with killer(folder) as opened:
+        yield opened
+
+
+def contents(out):
+    """Hash of what each file says, by its path.
+
+    But for how long things took, and for the manifests, which tell when the shards were written; the stages' markers
+    have the hash of what the shards say.
+    """
+    files = (path for path in out.rglob("*") if path.is_file() and path.name not in (LOCK, "manifest.safetensors"))
+    return {str(path.relative_to(out)): hashlib.sha256(timeless(path)).hexdigest() for path in files}
+
+
+def timeless(path):
+    content = path.read_bytes()
+    if path.suffix == ".json":
+        return re.sub(rb'"seconds": [0-9.e-]+', b"", content)
+    return re.sub(rb"(?m)[0-9.]+ \|$", b"", content) if path.name == "tables.md" else content
