@@ -2,7 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow stress lint bench bench-env clean
+.PHONY: setup quickstart test test-slow stress fuzz lint bench bench-env clean
 
 setup: $(VENV)/ready
 
@@ -23,6 +23,20 @@ test-slow: setup
 
 stress: setup
 	$(BIN)/python -m pytest tests/test_promise_*.py --stress
+
+# Each target for five minutes; `make fuzz SECONDS=60` for less. What fails stays in .fuzz.
+SECONDS := 300
+
+fuzz: .fuzz-venv/ready
+	for target in artefact recipe shards; do \
+		mkdir -p .fuzz/$$target && .fuzz-venv/bin/python -m fuzz $$target .fuzz/$$target -max_total_time=$(SECONDS) \
+			-timeout=20 -rss_limit_mb=3000 -artifact_prefix=.fuzz/$$target- || exit 1; \
+	done
+
+.fuzz-venv/ready: pyproject.toml constraints.txt
+	python3 -m venv .fuzz-venv
+	.fuzz-venv/bin/python -m pip install --quiet --constraint constraints.txt --editable . 'atheris>=3'
+	@touch $@
 
 lint: setup
 	$(BIN)/ruff check .
@@ -50,4 +64,4 @@ bench: setup
 	$(BIN)/python bench/gpu.py
 
 clean:
-	rm -rf $(VENV) .bench-venv runs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .bench-venv .fuzz-venv .fuzz runs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -58,12 +58,21 @@ def block(entries, restart_every=16):
     )
 
 
-def write_bundle(prefix, arrays, *, per_block=7, compression=0, **entry_options):
-    """Write `prefix.index` and `prefix.data-00000-of-00001`."""
-    data, items = bytearray(), [(b"", field(1, 0, varint(1)))]
+def write_bundle(prefix, arrays, *, per_block=7, compression=0, shards=1, **entry_options):
+    """Write `prefix.index`, which claims so many data files, and `prefix.data-00000-of-00001`."""
+    data, items = bytearray(), [(b"", field(1, 0, varint(shards)))]
     for name in sorted(arrays):
         items.append((name.encode(), entry(arrays[name], len(data), **entry_options)))
         data += arrays[name].tobytes()
+    chunks = [block(items[at : at + per_block]) for at in range(0, len(items), per_block)]
+    keys = [items[min(at + per_block, len(items)) - 1][0] for at in range(0, len(items), per_block)]
+    prefix.with_name(prefix.name + ".index").write_bytes(table(zip(keys, chunks, strict=True), compression))
+    prefix.with_name(prefix.name + ".data-00000-of-00001").write_bytes(data)
+    return prefix
+
+
+def table(blocks, compression=0, repeat=1):
+    """A LevelDB table of blocks with their last keys, to each of which the index points `repeat` times."""
     file = bytearray()
 
     def put(content):
@@ -72,10 +81,7 @@ def write_bundle(prefix, arrays, *, per_block=7, compression=0, **entry_options)
         file.extend(content + kind + struct.pack("<I", masked(content + kind)))
         return handle
 
-    chunks = [items[at : at + per_block] for at in range(0, len(items), per_block)]
-    index = [(chunk[-1][0], put(block(chunk))) for chunk in chunks]
-    meta, root = put(block([])), put(block(index))
+    index = [(key, put(content)) for key, content in blocks]
+    meta, root = put(block([])), put(block(index * repeat))
     file += (meta + root).ljust(40, b"\0") + struct.pack("<Q", MAGIC)
-    prefix.with_name(prefix.name + ".index").write_bytes(file)
-    prefix.with_name(prefix.name + ".data-00000-of-00001").write_bytes(data)
-    return prefix
+    return bytes(file)

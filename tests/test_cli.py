@@ -137,7 +137,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_made(capsys, t
 
 def test_a_shard_given_as_the_model_is_no_model(capsys, model, tiny_shards):
     shard_path = sorted(tiny_shards.glob("test-*"))[0]
-    assert "is no .reeltag file" in fails(capsys, "predict", shard_path, model)
+    assert "is no file of reeltag" in fails(capsys, "predict", shard_path, model)
 
 
 def test_recipe_and_usage_faults_exit_with_2(capsys, tmp_path):

@@ -14,7 +14,7 @@ from reeltag import artifact, checkpoint, executors
 from reeltag.cli import main
 from reeltag.data.shards import Manifest, Shards, split_folds
 from reeltag.data.targets import SoftTargets
-from reeltag.errors import UsageError
+from reeltag.errors import DataError
 from reeltag.metrics import Metrics
 from reeltag.progress import Progress
 from reeltag.recipe_file import load_recipe
@@ -152,7 +152,7 @@ def test_hold_out_videos_have_no_targets_and_all_others_do(folder, manifest, tea
     train, holdout = split(load_recipe(folder / "recipe.toml"), manifest)
     assert torch.isfinite(targets.rows(train)).all()
     for index in holdout:
-        with pytest.raises(UsageError, match="kept from the teacher"):
+        with pytest.raises(DataError, match="kept from the teacher"):
             targets.rows(np.array([index]))
 
 

@@ -29,8 +29,10 @@ def write(tmp_path, text):
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
-def test_the_recipes_that_we_ship_are_valid(path):
-    assert load_recipe(path).name == path.stem
+def test_the_recipes_that_we_ship_are_valid_and_can_be_planned(path):
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert plan(recipe, without_data=True)[-1].name == "report"
 
 
 def test_all_faults_come_in_one_message(tmp_path):

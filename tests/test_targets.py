@@ -103,6 +103,16 @@ def test_a_file_that_was_changed_or_cut_short_is_refused(manifest, probabilities
         SoftTargets(tmp_path, manifest)
 
 
+def test_an_index_of_which_a_byte_changed_is_refused(manifest, probabilities, tmp_path):
+    write(tmp_path, manifest, probabilities, 3)
+    content = (tmp_path / "targets.json").read_bytes()
+    for place in range(0, len(content), 5):
+        changed = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+        (tmp_path / "targets.json").write_bytes(changed)
+        with pytest.raises(UsageError, match=r"targets.json: (was changed|cannot be read)"):
+            SoftTargets(tmp_path, manifest)
+
+
 def test_no_index_is_no_targets(manifest, tmp_path):
     TargetsWriter(tmp_path, manifest, 3)  # killed before it finished
     with pytest.raises(UsageError, match=r"targets.json: cannot be read"):

@@ -1,19 +1,16 @@
 """The one file: a shipped ensemble as safetensors with a JSON header. Opening it runs no code.
 
 Tensors are named `MEMBER/NAME`. A quantised one is several: its codes under that name, and what they stand for under
-`MEMBER/NAME#codebook` or the like. The header carries a CRC-32C of every tensor and of itself.
+`MEMBER/NAME#codebook` or the like. Their checksums are `tensorfile`'s.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import google_crc32c
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
@@ -28,7 +25,7 @@ from reeltag.quantize import Encoding, dequantize_state, quantize_state
 from reeltag.remote import fetch, is_url
 from reeltag.storage import atomic_path, megabytes
 
-FORMAT = 1
+FORMAT = 2
 SHARED = "model.safetensors"  # what a shared folder calls the file
 
 
@@ -84,13 +81,12 @@ class _MemberHeader(BaseModel):
     name: str = Field(pattern=r"^[^/#]+$")
     config: AnyTaggerConfig
     weight: float = Field(ge=0, le=1)
-    crc32c: dict[str, int]
 
 
 class _Header(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    format: Literal[1]
+    format: Literal[2]
     data: Schema
     label_names: tuple[str, ...] | None
     members: tuple[_MemberHeader, ...] = Field(min_length=1)
@@ -125,13 +121,10 @@ def save(path: Path, artifact: Artifact, budget: int | None = None) -> int:
     if empty := [member.name for member in artifact.members if not member.state]:
         raise UsageError(f"{path}: {', '.join(empty)} has no weights; save what `artifact.load` gave")
     tensors: dict[str, Tensor] = {}
-    content = describe(artifact)
-    for member, header in zip(artifact.members, content["members"], strict=True):
-        stored = _stored_tensors(member.state)
-        tensors |= {f"{member.name}/{name}": tensor for name, tensor in stored.items()}
-        header["crc32c"] = {name: _crc(tensor) for name, tensor in stored.items()}
+    for member in artifact.members:
+        tensors |= {f"{member.name}/{name}": tensor for name, tensor in _stored_tensors(member.state).items()}
     with atomic_path(path) as temporary:
-        checkpoint.save_tensors(temporary, tensors, {"checksum": _json_crc(content), "content": content})
+        checkpoint.save_tensors(temporary, tensors, describe(artifact))
         size = temporary.stat().st_size
         if budget is not None and size > budget:
             overhead = size - sum(tensor.nbytes for tensor in tensors.values())
@@ -186,37 +179,55 @@ def stream(path: Path) -> tuple[Artifact, Iterator[Member]]:
     Raises:
         ArtifactError: missing, damaged, altered, or from a newer reeltag; also when a member is read.
     """
-    header, names, read = checkpoint.open_tensors(path)
-    if not isinstance(header, dict) or set(header) != {"checksum", "content"}:
+    content, names, read = checkpoint.open_tensors(path)
+    if "format" not in content:
         raise ArtifactError(f"{path}: is a reeltag file but no model; give the path of a .reeltag file")
-    content = header["content"]
-    if header["checksum"] != _json_crc(content):
-        raise ArtifactError(f"{path}: checksum of the header does not match; the file is damaged, copy it again")
     try:
-        parsed = _Header.model_validate(content)
+        schema = Schema.model_validate(content.get("data"))
+        parsed = _Header.model_validate(content, context={"widths": schema.widths})
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise ArtifactError(f"{path}: needs another version of reeltag ({faults})") from error
-    expected = {f"{member.name}/{name}" for member in parsed.members for name in member.crc32c}
-    if expected != set(names):
-        odd = sorted(expected ^ set(names))[0]
-        raise ArtifactError(f"{path}: tensor {odd!r} is missing or unknown; the file is damaged, copy it again")
     plain = tuple(Member(member.name, member.config, member.weight, {}) for member in parsed.members)
+    stored: dict[str, list[str]] = {member.name: [] for member in plain}
+    for name in names:
+        member, slash, rest = name.partition("/")
+        if not slash or member not in stored:
+            raise ArtifactError(f"{path}: tensor {name!r} belongs to no member; copy the file again")
+        stored[member].append(rest)
     members = (
-        replace(member, state=_read_state(path, member.name, header.crc32c, read))
-        for member, header in zip(plain, parsed.members, strict=True)
+        replace(member, state=_read_state(path, member, parsed.data, stored[member.name], read)) for member in plain
     )
     return Artifact(parsed.data, parsed.label_names, plain, parsed.provenance), members
 
 
-def _read_state(path: Path, member: str, checksums: Mapping[str, int], read: Callable[[str], Tensor]) -> State:
-    stored = {}
-    for name, crc in checksums.items():
-        stored[name] = read(f"{member}/{name}")
-        if _crc(stored[name]) != crc:
-            what = f"checksum of tensor {member}/{name} does not match"
-            raise ArtifactError(f"{path}: {what}; the file is damaged, copy it again")
-    return _state(stored, path)
+def _read_state(
+    path: Path, member: Member, schema: Schema, names: Sequence[str], read: Callable[[str], Tensor]
+) -> State:
+    stored = {name: read(f"{member.name}/{name}") for name in names}
+    for name, tensor in stored.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ArtifactError(f"{path}: tensor {member.name}/{name} is not finite; take another copy of the model")
+    state = _state(stored, path)
+    _refuse_misfit(path, member, schema, {name: _shape(value) for name, value in state.items()})
+    return state
+
+
+def _refuse_misfit(path: Path, member: Member, schema: Schema, found: Mapping[str, tuple[int, ...]]) -> None:
+    """Whatever a header claims, a model is no larger than the tensors that are there."""
+    try:
+        tagger = meta_tagger(member.config, schema.widths, schema.classes)
+    except UsageError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+    needed = {name: _shape(value) for name, value in tagger.state_dict().items() if value.is_floating_point()}
+    for name in sorted({*needed, *found}):
+        if found.get(name) != needed.get(name):
+            what = f"{name} is {found.get(name, 'missing')} and should be {needed.get(name, 'missing')}"
+            raise ArtifactError(f"{path}: the weights of {member.name!r} do not fit its architecture: {what}")
+
+
+def _shape(value: Tensor | QuantizedTensor) -> tuple[int, ...]:
+    return tuple(value.size if isinstance(value, QuantizedTensor) else value.shape)
 
 
 def local_file(model: str | Path) -> Path:
@@ -307,14 +318,3 @@ def _value(name: str, parts: Mapping[str, Tensor], path: Path) -> Tensor | Quant
         kinds = ", ".join(f"{part or name} {tensor.dtype} {list(tensor.shape)}" for part, tensor in parts.items())
         raise ArtifactError(f"{path}: tensor {name!r} is stored as {kinds}, which this reeltag does not know")
     return value
-
-
-def _crc(tensor: Tensor) -> int:
-    crc: int = google_crc32c.value(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return crc
-
-
-def _json_crc(content: object) -> int:
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    crc: int = google_crc32c.value(canonical.encode())
-    return crc

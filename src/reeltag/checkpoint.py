@@ -1,22 +1,19 @@
-"""Training state on disk: tensors in safetensors, everything else in its header; no pickle."""
+"""Training state on disk: tensors, and JSON for everything else; no pickle."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from reeltag import tensorfile
 from reeltag.averaging import WeightAverage
 from reeltag.errors import ArtifactError
-from reeltag.storage import atomic_path, regular
+from reeltag.tensorfile import TensorFile
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def load(path: Path) -> TrainingState:
     """Read a state.
 
     Raises:
-        ArtifactError: the file is no checkpoint.
+        ArtifactError: the file is missing, damaged, or was not written by this version of reeltag.
     """
     tensors, header = load_tensors(path)
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
@@ -94,58 +91,33 @@ def load(path: Path) -> TrainingState:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON header as safetensors; equal content is equal bytes."""
-    # One metadata key alone: safetensors writes several in random order.
-    metadata = {"reeltag": json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)}
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_path(path) as temporary:
-        try:
-            save_file(contiguous, temporary, metadata=metadata)
-        except SafetensorError as error:  # how it says that the disk is full
-            raise OSError(str(error)) from error
+    """Write tensors and JSON; see `tensorfile`."""
+    tensorfile.write(path, {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}, header)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read tensors and header.
+    """Read tensors and JSON.
 
     Raises:
-        ArtifactError: the file is missing, damaged, or was not written by reeltag.
+        ArtifactError: the file is missing, damaged, or was not written by this version of reeltag.
     """
     header, names, read = open_tensors(path)
     return {name: read(name) for name in names}, header
 
 
 def open_tensors(path: Path) -> tuple[dict[str, Any], list[str], Callable[[str], Tensor]]:
-    """The header, the tensors' names, and what reads one of them.
+    """The JSON, the tensors' names, and what reads one of them.
 
     Raises:
-        ArtifactError: the file is missing, damaged, or was not written by reeltag; also when a tensor is read.
+        ArtifactError: the file is missing, damaged, or was not written by this version of reeltag; also when a tensor
+            is read.
     """
-    if path.is_dir():
-        raise ArtifactError(f"{path}: is a folder; give the path of a .reeltag file")
-    with _telling(path):
-        file = safe_open(regular(path), "pt")
-        header = json.loads((file.metadata() or {})["reeltag"])  # type: ignore[no-untyped-call]
+    file = TensorFile(path)
 
     def read(name: str) -> Tensor:
-        with _telling(path):
-            tensor: Tensor = file.get_tensor(name)  # type: ignore[no-untyped-call]
-            # Floats are copied, because in the file they are not aligned, and matrix products round differently then.
-            # Codes are pages of the file until something else is made of them.
-            return tensor.clone() if tensor.is_floating_point() else tensor
+        tensor = torch.from_numpy(file.read(name))
+        # Floats are copied, because in the file they are not aligned, and matrix products round differently then.
+        # Codes are pages of the file until something else is made of them.
+        return tensor.clone() if tensor.is_floating_point() else tensor
 
-    return header, list(file.keys()), read  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def _telling(path: Path) -> Iterator[None]:
-    """Name the file in whatever goes wrong."""
-    try:
-        yield
-    except KeyError as error:
-        raise ArtifactError(f"{path}: was not written by reeltag (no 'reeltag' header)") from error
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: no such file; give the path of a .reeltag file") from error
-    except (OSError, SafetensorError, ValueError) as error:
-        what = "is no .reeltag file, or a damaged one that has to be copied again"
-        raise ArtifactError(f"{path}: {what} ({error})") from error
+    return file.content, file.names, read

@@ -18,7 +18,8 @@ from reeltag.cli_serve import serve
 from reeltag.cli_share import share
 from reeltag.environment import keep_freed_memory
 from reeltag.errors import ReeltagError, UsageError
-from reeltag.interrupts import Terminated, end_on_sigterm
+from reeltag.interrupts import Terminated, ended_by_sigterm
+from reeltag.text import plain, printable
 
 # As in quantize.py, which would import torch.
 Encoding = Literal["float16", "uniform-8", "kmeans-8", "quantile-8", "channel-8", "group-4"]
@@ -54,13 +55,14 @@ def run(recipe: Path, /, *, out: Path | None = None, set_: Overrides = [], dry_r
         out: Folder of the run; runs/NAME by default.
         dry_run: Print the plan with sizes, estimated GPU hours and what is done already, and stop; needs no data.
     """
-    from reeltag import executors
     from reeltag.recipe_file import load_recipe
+
+    loaded = load_recipe(recipe, set_)  # before the slow imports
+    from reeltag import executors
     from reeltag.report.markdown import examples, headline
     from reeltag.stages.plan import plan
     from reeltag.storage import read_json
 
-    loaded = load_recipe(recipe, set_)
     stages = plan(loaded, without_data=dry_run)
     out = out or Path("runs") / loaded.name
     if dry_run:
@@ -86,12 +88,13 @@ def train(recipe: Path, /, *, model: list[str] = [], out: Path | None = None, se
         model: Name of a model in the recipe; repeat for several, all by default.
         out: Folder of the run; runs/NAME by default. A later `run` with the same folder goes on from it.
     """
-    from reeltag import executors
     from reeltag.recipe_file import load_recipe
+
+    loaded = load_recipe(recipe, set_)  # before the slow imports
+    from reeltag import executors
     from reeltag.stages.model import candidate
     from reeltag.stages.plan import plan
 
-    loaded = load_recipe(recipe, set_)
     if unknown := [name for name in model if name not in loaded.models]:
         raise UsageError(
             f"{recipe}: no model {', '.join(unknown)} under models; there are {', '.join(loaded.models) or 'none'}; "
@@ -301,15 +304,15 @@ def inspect(model: str, /, *, json: bool = False) -> None:
         print(json_module.dumps(artifact.describe(shipped) | {"bytes": size}, ensure_ascii=False))
         return
     schema = shipped.schema
-    features = " + ".join(f"{feature.name} {feature.width}" for feature in schema.features)
+    features = " + ".join(f"{plain(feature.name)} {feature.width}" for feature in schema.features)
     print(f"{model}: {megabytes(size)}, {counted(len(shipped.members), 'member')}")
     print(f"reads     {schema.level} level, {features}, {schema.dtype}, at most {schema.max_frames} frames")
     print(f"classes   {schema.classes}{'' if shipped.label_names else ', without names'}")
     for member in shipped.members:
         stored = f"{megabytes(artifact.stored_bytes(member.state))}, {stored_as(member.state)}"
-        print(f"member    {member.name}: {stored}, weight {member.weight:.4f}")
+        print(f"member    {plain(member.name)}: {stored}, weight {member.weight:.4f}")
         print(f"          {member.config.model_dump_json()}")
-    print(f"made by   {json_module.dumps(dict(shipped.provenance), ensure_ascii=False)}")
+    print(f"made by   {plain(json_module.dumps(dict(shipped.provenance), ensure_ascii=False))}")
 
 
 @app.command
@@ -333,13 +336,13 @@ def doctor() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted, 143 terminated."""
     keep_freed_memory()
-    end_on_sigterm()
     try:
-        app(arguments, exit_on_error=False, result_action="return_value")
+        with ended_by_sigterm():
+            app(arguments, exit_on_error=False, result_action="return_value")
     except CycloptsError:
         return 2  # printed already
     except ReeltagError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         what, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)

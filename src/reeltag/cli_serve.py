@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -47,12 +48,16 @@ def serve(
         if (error.name or "").partition(".")[0] not in ("fastapi", "prometheus_client", "starlette", "uvicorn"):
             raise
         raise UsageError(f"serve needs {error.name}, which is not installed; pip install 'reeltag[serve]'") from error
+    import torch
+
     from reeltag import predict
     from reeltag.remote import is_url
     from reeltag.serve.limits import Limits
     from reeltag.serve.samples import read_samples
     from reeltag.storage import find
 
+    if "OMP_NUM_THREADS" not in os.environ:  # one core is HTTP's; threads that wait for it would spin
+        torch.set_num_threads(max(1, torch.get_num_threads() - 1))
     predictor = predict.load(model, mode)
     frames = 256 * predictor.schema.max_frames if max_frames is None else max_frames
     max_body = int(max_body_mb * 1e6) if math.isfinite(max_body_mb) else 0

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from reeltag.errors import UsageError
 
-PACKAGES = ("torch", "lightning-fabric", "numpy", "safetensors", "pydantic", "protobuf", "google-crc32c")
+PACKAGES = ("torch", "lightning-fabric", "numpy", "pydantic", "protobuf", "google-crc32c")
 
 
 def versions() -> dict[str, str]:

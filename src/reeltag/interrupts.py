@@ -37,10 +37,17 @@ class Held:
             _end(self._number)
 
 
-def end_on_sigterm() -> None:
-    """Let SIGTERM raise `Terminated`."""
-    if _receives_signals():
-        signal.signal(signal.SIGTERM, _end)
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated` in a block."""
+    if not _receives_signals():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,11 +41,12 @@ class HoldoutSettings(_Table):
     fraction: float | None = Field(None, gt=0, lt=1, description="share of the videos, or")
     shards: int | None = Field(None, gt=0, description="number of whole shards")
 
-    @model_validator(mode="after")
-    def _one_of_two(self) -> HoldoutSettings:
-        if (self.fraction is None) == (self.shards is None):
+    @field_validator("shards")
+    @classmethod
+    def _one_of_two(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if "fraction" in info.data and (info.data["fraction"] is None) == (value is None):
             raise ValueError("give either fraction or shards")
-        return self
+        return value
 
 
 class DataSettings(_Table):
@@ -61,20 +62,17 @@ class DataSettings(_Table):
     synthetic: SyntheticSettings | None = None
     max_bad_records: int = Field(0, ge=0, description="most bad records of each split that are left out")
 
-    @model_validator(mode="after")
-    def _one_source(self) -> DataSettings:
-        files = {
-            "schema": self.layout,
-            "train": self.train,
-            "label_names": self.label_names,
-            "test": self.test,
-        }
-        if self.synthetic is not None:
-            if given := [key for key, value in files.items() if value]:
-                raise ValueError(f"data.synthetic generates the data, so {', '.join(given)} cannot be given too")
-        elif missing := [key for key in ("schema", "train", "test") if not files[key]]:
-            raise ValueError(f"{', '.join(missing)} missing; or generate data with [data.synthetic]")
-        return self
+    @field_validator("synthetic")
+    @classmethod
+    def _one_source(cls, value: SyntheticSettings | None, info: ValidationInfo) -> SyntheticSettings | None:
+        keys = {"schema": "layout", "train": "train", "test": "test", "label_names": "label_names"}
+        if value is not None:
+            if given := [key for key, name in keys.items() if info.data.get(name)]:
+                raise ValueError(f"generates the data, so {', '.join(given)} cannot be given too")
+        # A key that is missing from `info.data` has a fault of its own.
+        elif missing := [key for key in ("schema", "train", "test") if not info.data.get(keys[key], True)]:
+            raise ValueError(f"{', '.join(missing)} missing in [data]; or generate data with this table")
+        return value
 
     @property
     def expected_videos(self) -> int | None:
@@ -205,6 +203,10 @@ class DistillationSettings(_Table):
             raise ValueError(f'give a whole number, 1 or more, or "dense", not {value!r}')
         return value
 
+    def distilled(self, trained: Iterable[str]) -> list[str]:
+        """Those of the trained families whose teachers' architectures are trained anew."""
+        return [family for family in trained if self.families is None or family in self.families]
+
     @model_serializer(mode="wrap")
     def _given(self, dump: Callable[[DistillationSettings], dict[str, Any]]) -> dict[str, Any]:
         return {**dump(self), "training": self.training.model_dump(mode="json", exclude_unset=True)}
@@ -233,19 +235,20 @@ class Recipe(_Table):
         models = info.data.get("models")
         if models is not None and not models and not value:
             raise ValueError("no members; give at least one [models.NAME], or a file here")
-        for table in ("models", "students"):
-            if twice := sorted(set(info.data.get(table) or ()) & set(value)):
-                raise ValueError(f"{', '.join(twice)} has a table under {table} already; choose another name")
+        faults = [
+            f"{', '.join(twice)} has a table under {table} already; choose another name"
+            for table in ("models", "students")
+            if (twice := sorted(set(info.data.get(table) or ()) & set(value)))
+        ]
+        trained, settings = _families(info.data.get("models")), info.data.get("distillation")
+        if trained and settings is not None:
+            numbers = range(1, settings.teachers + 1)
+            generated = {f"{f}-student-{n}" for f in settings.distilled(trained) for n in numbers}
+            if twice := sorted(generated & {*info.data["models"], *(info.data.get("students") or ()), *value}):
+                faults.append(f"{', '.join(twice)}: so a student of [distillation] is called; choose another name")
+        if faults:
+            raise ValueError("; ".join(faults))
         return value
-
-    @model_validator(mode="after")
-    def _no_generated_names(self) -> Recipe:
-        if self.distillation is not None:
-            numbers = range(1, self.distillation.teachers + 1)
-            generated = {f"{family}-student-{n}" for family in self.distilled_families for n in numbers}
-            if twice := sorted(generated & {*self.models, *self.students, *self.imported}):
-                raise ValueError(f"{', '.join(twice)}: so a student of [distillation] is called; choose another name")
-        return self
 
     @field_validator("distillation")
     @classmethod
@@ -259,8 +262,9 @@ class Recipe(_Table):
     @classmethod
     def _taught(cls, value: dict[str, StudentSettings], info: ValidationInfo) -> dict[str, StudentSettings]:
         trained = _families(info.data.get("models"))
+        faults = []
         if value and "distillation" in info.data and info.data["distillation"] is None:
-            raise ValueError("need a table [distillation], which says how they are taught")
+            faults.append("need a table [distillation], which says how they are taught")
         if trained is not None and (settings := info.data.get("distillation")) is not None:
             taught = set(trained if settings.families is None else settings.families)
             taught |= {s.config.family for s in value.values() if s.level == 1 and s.taught_by == (s.config.family,)}
@@ -268,11 +272,13 @@ class Recipe(_Table):
                 able = [family for family in trained if student.level == 1 or family in taught]
                 if unknown := sorted(set(student.taught_by) - set(able)):
                     of = "model" if student.level == 1 else "first student"
-                    raise ValueError(
+                    faults.append(
                         f"{name}: no {of} of {', '.join(unknown)} to teach it; teachers may be {', '.join(able)}"
                     )
         if twice := sorted(set(info.data.get("models") or ()) & set(value)):
-            raise ValueError(f"{', '.join(twice)} has a table under models already; choose another name")
+            faults.append(f"{', '.join(twice)} has a table under models already; choose another name")
+        if faults:
+            raise ValueError("; ".join(faults))
         return value
 
     @property
@@ -289,8 +295,7 @@ class Recipe(_Table):
     def distilled_families(self) -> list[str]:
         """Families whose teachers' architectures are trained anew."""
         assert self.distillation is not None
-        chosen = self.distillation.families
-        return [family for family in self.families if chosen is None or family in chosen]
+        return self.distillation.distilled(self.families)
 
     def training_with(self, *overrides: TrainingSettings) -> TrainingSettings:
         """How a model is trained: as `[training]` says, but for the keys that others give; the later ones win."""

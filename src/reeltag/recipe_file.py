@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from reeltag.data.schema import with_preset
 from reeltag.data.synthetic import SyntheticSettings
 from reeltag.errors import RecipeError
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import FAMILIES, parse_config
-from reeltag.recipe import DataSettings, Recipe
+from reeltag.recipe import Recipe
 from reeltag.tables import Table, override, read_table, spell_out_grids
+
+SHOWN = 100  # characters of a wrong value
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -41,11 +45,20 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _widths(table: Mapping[str, Any]) -> tuple[int, ...]:
-    """Widths of the features that the models will read; none where the data's table has faults of its own."""
-    try:
-        return DataSettings.model_validate(table.get("data")).record_schema.widths
-    except ValidationError:
+    """Widths of the features that the models will read, whatever else is wrong; none where they are not known."""
+    data = table.get("data")
+    if not isinstance(data, dict):
         return ()
+    if isinstance(synthetic := data.get("synthetic"), dict):
+        fields = SyntheticSettings.model_fields
+        widths = [synthetic.get(key, fields[key].default) for key in ("rgb", "audio")]
+    else:
+        try:
+            features = with_preset(data.get("schema"))["features"]
+            widths = [feature["width"] for feature in features]
+        except (ValueError, TypeError, KeyError):
+            return ()
+    return tuple(widths) if all(type(width) is int and width > 0 for width in widths) else ()
 
 
 def tagger_config(source: str, table: Table, overrides: Sequence[str], widths: Sequence[int]) -> TaggerConfig:
@@ -94,7 +107,7 @@ def _describe(fault: ErrorDetails) -> str:
     key = ".".join(place)
     if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
         given = fault.get("ctx", {}).get("tag")
-        return f"{key}.family: choose one of {', '.join(FAMILIES)}" + (f", not {given!r}" if given else "")
+        return f"{key}.family: choose one of {', '.join(FAMILIES)}" + (f", not {_shown(given)}" if given else "")
     if fault["type"] == "extra_forbidden":
         return f"{key}: unknown key" + _hint(place[-1], family)
     if fault["type"] == "missing":
@@ -104,10 +117,16 @@ def _describe(fault: ErrorDetails) -> str:
         return f"{key}: {message}" if key else message
     given = fault["input"]
     if fault["type"] == "tuple_type":
-        return f"{key}: should be a list, such as [{given!r}], not {given!r}"
+        return f"{key}: should be a list, such as [{_shown(given)}], not {_shown(given)}"
     if fault["type"] in ("model_type", "dict_type"):
-        return f"{key}: should be a table, {{ key = value, … }}, not {given!r}"
-    return f"{key}: {fault['msg']}" + ("" if isinstance(given, Mapping | BaseModel) else f", not {given!r}")
+        return f"{key}: should be a table, {{ key = value, … }}, not {_shown(given)}"
+    return f"{key}: {fault['msg']}" + ("" if isinstance(given, Mapping | BaseModel) else f", not {_shown(given)}")
+
+
+def _shown(given: object) -> str:
+    """A value as the recipe has it, cut where it is long."""
+    text = repr(given)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def _hint(key: str, family: str | None) -> str:
@@ -122,6 +141,7 @@ def _hint(key: str, family: str | None) -> str:
     return f" of {family}, which has {', '.join(here)}" if family else ""
 
 
+@cache
 def known_keys() -> list[str]:
     """Every key that a recipe may have, in any table."""
     schema = Recipe.model_json_schema()

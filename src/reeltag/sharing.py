@@ -18,6 +18,7 @@ from reeltag.predict import Predictor, load
 from reeltag.quantize import stored_as
 from reeltag.remote import LATER
 from reeltag.storage import atomic_folder, counted, megabytes, refuse_filled, write_bytes, write_json
+from reeltag.text import escaped, plain
 
 CONFIG, CARD = "config.json", "README.md"
 SHOWN_CLASSES = 10
@@ -173,10 +174,10 @@ def model_card(shipped: Artifact, size: int, licence: str | None = None) -> str:
     schema, provenance = shipped.schema, shipped.provenance
     return _CARD.substitute(
         metadata=_metadata(shipped, licence),
-        name=_text(_name(shipped)),
+        name=escaped(_name(shipped)),
         members=counted(len(shipped.members), "member"),
         size=megabytes(size),
-        version=_text(_mapping(provenance, "versions").get("reeltag", "")),
+        version=escaped(_mapping(provenance, "versions").get("reeltag", "")),
         classes=f"{schema.classes:,}",
         frames=1 if schema.level == "video" else min(SHOWN_FRAMES, schema.max_frames),
         width=schema.width,
@@ -184,14 +185,14 @@ def model_card(shipped: Artifact, size: int, licence: str | None = None) -> str:
         data="\n".join(f"- {line}" for line in _data(shipped)),
         measured=_measured(provenance),
         table="\n".join(_rows(shipped)),
-        licence=_text(licence) if licence else "The authors have not stated a licence.",
+        licence=escaped(licence) if licence else "The authors have not stated a licence.",
         limits="\n".join(f"- {line}" for line in _limits(shipped)),
     )
 
 
 def _metadata(shipped: Artifact, licence: str | None) -> str:
     """The card's YAML. JSON is YAML too, so nothing in a name can end a value."""
-    name = _plain(_name(shipped))
+    name = plain(_name(shipped))
     families = dict.fromkeys(member.config.family for member in shipped.members)
     content: dict[str, Any] = {"library_name": "reeltag", "pipeline_tag": "video-classification"}
     if licence is not None:
@@ -209,20 +210,20 @@ def _metadata(shipped: Artifact, licence: str | None) -> str:
 
 def _data(shipped: Artifact) -> list[str]:
     schema, provenance = shipped.schema, shipped.provenance
-    features = " + ".join(f"{_text(feature.name)} {feature.width}" for feature in schema.features)
+    features = " + ".join(f"{escaped(feature.name)} {feature.width}" for feature in schema.features)
     frames = f", at most {schema.max_frames} frames" if schema.level == "frame" else ""
     lines = [f"Reads: {schema.level}-level features, {features}, {schema.dtype}{frames}."]
-    names = ", ".join(map(_text, (shipped.label_names or ())[:SHOWN_CLASSES]))
+    names = ", ".join(map(escaped, (shipped.label_names or ())[:SHOWN_CLASSES]))
     more = ", …" if schema.classes > SHOWN_CLASSES else ""
     lines.append(f"Classes: {schema.classes:,}, " + (f"{names}{more}." if names else "without names."))
     if "recipe" in provenance:
-        lines.append(f"Recipe: {_text(provenance['recipe'])}.")
+        lines.append(f"Recipe: {escaped(provenance['recipe'])}.")
     if "average_of" in provenance:
         lines.append(f"The mean of the weights of {counted(len(provenance['average_of']), 'model')}.")
     if "imported" in provenance:
-        lines.append(f"Imported from a TensorFlow checkpoint, {_text(Path(str(provenance['imported'])).name)}.")
+        lines.append(f"Imported from a TensorFlow checkpoint, {escaped(Path(str(provenance['imported'])).name)}.")
     if found := _mapping(provenance, "data"):
-        shards = ", ".join(map(_text, found["shards"])) or "generated shards"
+        shards = ", ".join(map(escaped, found["shards"])) or "generated shards"
         lines.append(f"Trained on {counted(found['videos'], 'video')} of {shards}.")
     else:
         lines.append("The file does not say on which videos it was trained.")
@@ -248,7 +249,7 @@ def _measured(provenance: Mapping[str, Any]) -> str:
 
 def _rows(shipped: Artifact) -> list[str]:
     return [
-        f"| {_text(member.name)} | {member.config.family} | {stored_as(member.state)} | {member.weight:.5f} "
+        f"| {escaped(member.name)} | {member.config.family} | {stored_as(member.state)} | {member.weight:.5f} "
         f"| {megabytes(artifact.stored_bytes(member.state))} |"
         for member in shipped.members
     ]
@@ -280,13 +281,3 @@ def _holdout(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
 def _mapping(provenance: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     found = provenance.get(key)
     return found if isinstance(found, Mapping) else {}
-
-
-def _plain(value: object) -> str:
-    """One line without characters that YAML forbids."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
-
-
-def _text(value: object) -> str:
-    """One line in which Markdown and HTML mean nothing."""
-    return re.sub(r"([\\`*_\[\]<>&|~$#])", r"\\\1", _plain(value))

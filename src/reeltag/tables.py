@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -19,6 +21,9 @@ else:
 
 Table = dict[str, Any]
 
+MOST_DOTS, MOST_COMBINATIONS = 32, 1000
+_DOTTED = re.compile(r"""[\w"'-]+(?:[ \t]*\.[ \t]*[\w"'-]+)*""")
+
 
 def read_table(path: Path) -> Table:
     """Read a TOML file.
@@ -27,12 +32,21 @@ def read_table(path: Path) -> Table:
         RecipeError: it cannot be read, or is not TOML.
     """
     try:
-        table: Table = tomllib.loads(regular(path).read_text(encoding="utf-8"))
+        text = regular(path).read_text(encoding="utf-8")
+        _refuse_dots(text)
+        table: Table = tomllib.loads(text)
         return table
     except OSError as error:
         raise RecipeError(str(path), [f"cannot be read ({error.strerror})"]) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of a number that is too long
         raise RecipeError(str(path), [f"is not TOML: {error}"]) from error
+
+
+def _refuse_dots(text: str) -> None:
+    """TOML's reader takes memory by the square of the dots in a key."""
+    dots = max((key.group().count(".") for key in _DOTTED.finditer(text)), default=0)
+    if dots > MOST_DOTS:
+        raise ValueError(f"a key has {dots} dots, and may have {MOST_DOTS}")
 
 
 def override(table: Table, overrides: Sequence[str]) -> list[str]:
@@ -46,7 +60,7 @@ def _override(table: Table, text: str) -> str | None:
         return f"--set {text}: give it as dotted.key=value"
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         parsed = value
     blocking = _set(table, key, parsed)
     return blocking and f"--set {text}: {blocking} is a value, not a table"
@@ -81,12 +95,9 @@ def spell_out_grids(table: Table, section: str) -> list[str]:
     for name, entry in entries.items():
         if not isinstance(entry, dict) or "grid" not in entry:
             found = {name: entry}
-        elif fault := _grid_fault(entry["grid"]):
-            faults.append(f"{section}.{name}.grid: {fault}")
-            continue
-        elif blocked := [key for key in entry["grid"] if _set(deepcopy(entry), key, None)]:
-            faults.append(f"{section}.{name}.grid: {blocked[0]} leads into a value, not into a table")
-            continue
+        elif wrong := _grid_faults(entry):
+            faults += [f"{section}.{name}.grid: {fault}" for fault in wrong]
+            found = {name: {key: value for key, value in entry.items() if key != "grid"}}
         else:
             found = dict(_combinations(name, entry))
         if twice := sorted(set(spelled) & set(found)):
@@ -96,15 +107,22 @@ def spell_out_grids(table: Table, section: str) -> list[str]:
     return faults
 
 
-def _grid_fault(grid: Any) -> str | None:
+def _grid_faults(entry: Mapping[str, Any]) -> list[str]:
+    grid = entry["grid"]
     if not isinstance(grid, dict) or not grid:
-        return "should be a table of keys with lists, such as { clusters = [16, 32] }"
+        return ["should be a table of keys with lists, such as { clusters = [16, 32] }"]
+    faults = []
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
-            return f"{key} should be a list of values to try, not {values!r}; write nested keys in quotes, as 'head.l2'"
-        if any(isinstance(value, dict | list) for value in values) or len(set(map(str, values))) < len(values):
-            return f"{key} should be a list of different plain values, not {values!r}"
-    return None
+            how = "write nested keys in quotes, as 'head.l2'"
+            faults.append(f"{key} should be a list of values to try, not {values!r}; {how}")
+        elif any(isinstance(value, dict | list) for value in values) or len(set(map(str, values))) < len(values):
+            faults.append(f"{key} should be a list of different plain values, not {values!r}")
+        if _set(deepcopy(dict(entry)), key, None):
+            faults.append(f"{key} leads into a value, not into a table")
+    if not faults and (count := math.prod(map(len, grid.values()))) > MOST_COMBINATIONS:
+        faults.append(f"makes {count:,} models, and may make {MOST_COMBINATIONS:,}; leave values out")
+    return faults
 
 
 def _combinations(name: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:

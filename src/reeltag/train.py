@@ -11,11 +11,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -31,6 +30,9 @@ from reeltag.models.frames import frame_mask
 from reeltag.models.layers import dequantize
 from reeltag.models.tagger import Tagger
 from reeltag.progress import Progress
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 # Save when this long passed, and at most a twentieth of the time goes into saving.
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 30.0, 0.05
@@ -174,6 +176,8 @@ def run_phase(
         DataError: a record is damaged.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the step was finished and saved first.
     """
+    from lightning_fabric import Fabric  # it takes a second, and faults of a recipe should not wait for it
+
     fabric = Fabric(accelerator=settings.device, devices=1, precision=_precision(settings))
     optimizer = torch.optim.Adam(tagger.parameters(), betas=(0.9, ADAM_BETA2), fused=True)
     model, fabric_optimizer = fabric.setup(tagger, optimizer)

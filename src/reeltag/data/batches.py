@@ -153,10 +153,13 @@ def _load(batches: _Batches, numbers: range, workers: int, pin: bool) -> Iterato
     )
     with without_interrupts():  # of its processes: this one decides when they end
         loaded = iter(loader)
-    for batch in loaded:
-        if isinstance(batch, ReeltagError):
-            raise batch
-        yield batch
+    try:
+        for batch in loaded:
+            if isinstance(batch, ReeltagError):
+                raise batch
+            yield batch
+    finally:
+        del loaded  # ends its processes; an error that holds this frame would let them wait for each other
 
 
 def _end_without(parent: int, worker: int) -> None:

@@ -6,9 +6,11 @@ import csv
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from reeltag.errors import UsageError
+
+MOST_FRAMES = 1_000_000  # of a video
 
 
 class Feature(BaseModel):
@@ -28,24 +30,32 @@ class Schema(BaseModel):
     `dequantize`) or plain `float32`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     level: Literal["frame", "video"] = "frame"
     ids: tuple[str, ...] = Field(("id", "video_id"), min_length=1, description="names that the id may have")
     labels: str = "labels"
-    features: tuple[Feature, ...] = Field(min_length=1)
+    features: tuple[Feature, ...] = Field(min_length=1, max_length=64)
     dtype: Literal["uint8", "float32"] = "uint8"
     classes: int = Field(gt=0)
-    max_frames: int = Field(300, gt=0, description="frames beyond these are cut, as the paper's authors do")
+    max_frames: int = Field(
+        300, gt=0, le=MOST_FRAMES, description="frames beyond these are cut, as the paper's authors do"
+    )
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Schema:
-        names = [feature.name for feature in self.features]
+    @field_validator("features")
+    @classmethod
+    def _named_once(cls, value: tuple[Feature, ...]) -> tuple[Feature, ...]:
+        names = [feature.name for feature in value]
         if len(set(names)) < len(names):
-            raise ValueError(f"features: each name may stand once, not {names}")
-        if self.level == "video" and self.dtype != "float32":
-            raise ValueError("dtype: video-level features are float32")
-        return self
+            raise ValueError(f"each name may stand once, not {names}")
+        return value
+
+    @field_validator("dtype")
+    @classmethod
+    def _of_its_level(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("level") == "video" and value != "float32":
+            raise ValueError("video-level features are float32")
+        return value
 
     @property
     def widths(self) -> tuple[int, ...]:

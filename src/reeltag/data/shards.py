@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from reeltag import tensorfile
 from reeltag.data.badrecords import BadRecord, BadRecords
 from reeltag.data.example import Video, decode
 from reeltag.data.schema import Schema
 from reeltag.data.tfrecord import Record, Records, ShardBytes, ShardFile
-from reeltag.errors import DataError, UsageError
-from reeltag.storage import atomic_path, content_hash, file_hash, regular
+from reeltag.errors import ArtifactError, DataError, UsageError
+from reeltag.storage import content_hash, file_hash
+from reeltag.tensorfile import TensorFile
 
 Indices = npt.NDArray[np.int64]
 
@@ -86,39 +86,36 @@ class Manifest:
     def save(self, path: Path) -> None:
         """Write the manifest to one file."""
         arrays = {key: getattr(self, key) for key in _ARRAYS}
-        header = {
-            "schema": self.schema.model_dump(mode="json"),
-            "shards": [vars(shard) for shard in self.shards],
-            "labelled": self.labelled,
-            "left_out": [vars(record) for record in self.left_out],
-        }
-        with atomic_path(path) as temporary:
-            try:
-                save_file(arrays, temporary, metadata={"manifest": json.dumps(header)})
-            except SafetensorError as error:  # how it says that the disk is full
-                raise OSError(str(error)) from error
+        # Thousands of shards are more than a header holds.
+        lists = {"shards": self.shards, "left_out": self.left_out}
+        arrays |= {key: _json_bytes([vars(item) for item in items]) for key, items in lists.items()}
+        content = {"schema": self.schema.model_dump(mode="json"), "labelled": self.labelled}
+        tensorfile.write(path, arrays, content)
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
         """Read a manifest that `save` wrote.
 
         Raises:
-            UsageError: the file is missing or no manifest.
+            ArtifactError: the file is missing, damaged, or was not written by this version of reeltag.
         """
-        try:
-            with safe_open(regular(path), "np") as file:
-                header = json.loads(file.metadata()["manifest"])
-                arrays = {key: file.get_tensor(key) for key in _ARRAYS}
-            shards = tuple(ShardInfo(**shard) for shard in header["shards"])
-            for place in (Path(shard.path) for shard in shards):
-                if not place.is_absolute() or ".." in place.parts:
-                    raise ValueError(f"{place} is no whole path")
-            left_out = tuple(BadRecord(**record) for record in header["left_out"])
-            labelled = header["labelled"]
-            return cls(Schema(**header["schema"]), shards, labelled=labelled, left_out=left_out, **arrays)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            hint = "remove its stage's folder and it is made anew"
-            raise UsageError(f"{path}: is no manifest ({error}); {hint}") from error
+        file = TensorFile(path)
+        arrays = {key: file.read(key).copy() for key in _ARRAYS}
+        shards, left_out = (json.loads(file.read(key).tobytes()) for key in ("shards", "left_out"))
+        for place in (Path(shard["path"]) for shard in shards):
+            if not place.is_absolute() or ".." in place.parts:
+                raise ArtifactError(f"{path}: {place} is no whole path; remove its folder under stages and run again")
+        return cls(
+            Schema(**file.content["schema"]),
+            tuple(ShardInfo(**shard) for shard in shards),
+            labelled=file.content["labelled"],
+            left_out=tuple(BadRecord(**record) for record in left_out),
+            **arrays,
+        )
+
+
+def _json_bytes(content: object) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(json.dumps(content).encode(), np.uint8)
 
 
 _COLUMNS = {"offsets": np.int64, "numbers": np.int32, "crcs": np.uint32, "frames": np.int32, "id_hashes": np.uint64}

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from reeltag.data.example import Video, encode
-from reeltag.data.schema import Feature, Schema
+from reeltag.data.schema import MOST_FRAMES, Feature, Schema
 from reeltag.data.tfrecord import write_shard
 
 Floats = npt.NDArray[np.float64]
@@ -29,7 +29,7 @@ MOST_LABELS = 4  # a video
 class SyntheticSettings(BaseModel):
     """How much to generate, and how hard it is to learn."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     train_videos: int = Field(4000, gt=0)
     test_videos: int = Field(1000, gt=0)
@@ -42,15 +42,29 @@ class SyntheticSettings(BaseModel):
     order_pairs: int = Field(3, ge=0, description="pairs of classes that differ in order alone")
     seed: int = Field(0, ge=0)
 
-    @model_validator(mode="after")
-    def _consistent(self) -> SyntheticSettings:
-        if not MOST_LABELS <= self.frames[0] <= self.frames[1]:
-            raise ValueError(f"frames: the fewest are at least {MOST_LABELS} and at most the most")
-        if 2 * self.order_pairs > self.classes - 2:
-            raise ValueError("order_pairs: two classes a pair, and at least two classes besides")
-        if self.shards > min(self.train_videos, self.test_videos):
-            raise ValueError("shards: each needs at least one video")
-        return self
+    # A rule between keys belongs to the later one, and is heard though others have faults.
+    @field_validator("shards")
+    @classmethod
+    def _filled(cls, value: int, info: ValidationInfo) -> int:
+        if value > min(info.data.get(f"{split}_videos", value) for split in ("train", "test")):
+            raise ValueError("each shard needs at least one video")
+        return value
+
+    @field_validator("frames")
+    @classmethod
+    def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if not MOST_LABELS <= value[0] <= value[1] <= MOST_FRAMES:
+            raise ValueError(
+                f"the fewest are at least {MOST_LABELS}, and the most at least those, at most {MOST_FRAMES:,}"
+            )
+        return value
+
+    @field_validator("order_pairs")
+    @classmethod
+    def _leaves_others(cls, value: int, info: ValidationInfo) -> int:
+        if 2 * value > info.data.get("classes", 2 * value + 2) - 2:
+            raise ValueError("two classes a pair, and at least two classes besides")
+        return value
 
     @property
     def record_schema(self) -> Schema:

@@ -93,8 +93,9 @@ class TargetsWriter:
             "teacher": dict(teacher),
             "shards": shards,
         }
-        write_json(self.folder / INDEX, content)
-        return content_hash(content)
+        digest = content_hash(content)
+        write_json(self.folder / INDEX, {**content, "checksum": digest})
+        return digest
 
 
 def row_bytes(classes: int, top_k: TopK) -> int:
@@ -123,8 +124,10 @@ class SoftTargets:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         index = read_json(folder / INDEX)
-        if index.get("format") != FORMAT:
-            raise UsageError(f"{folder / INDEX}: holds no soft targets that this reeltag knows; make them anew")
+        checksum = index.pop("checksum", None) if isinstance(index, dict) else None
+        if checksum != content_hash(index) or index["format"] != FORMAT:
+            what = "was changed, or was written by another version of reeltag"
+            raise UsageError(f"{folder / INDEX}: {what}; remove {folder}, and it is made anew")
         self.classes, self.folder = index["classes"], folder
         by_shard = {entry["shard"]: entry for entry in index["shards"]}
         self._files: list[Path] = []
@@ -161,7 +164,12 @@ class SoftTargets:
 
 @lru_cache(maxsize=256)
 def _open(path: Path) -> npt.NDArray[Any]:
-    rows: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        rows: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise UsageError(
+            f"{path}: holds no soft targets ({error}); remove {path.parent}, and it is made anew"
+        ) from error
     return rows
 
 

@@ -7,6 +7,8 @@ file its bytes stand (tensorflow/core/protobuf/tensor_bundle.proto).
 
 from __future__ import annotations
 
+import math
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ Array = npt.NDArray[Any]
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER = 48
 _TRAILER = 5  # a block's compression type and CRC
+MOST_DIMENSIONS, LONGEST_NAME = 16, 4096
 # tensorflow/core/framework/types.proto
 _DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "|u1", 9: "<i8", 10: "|b1", 19: "<f2"}
 
@@ -86,13 +89,14 @@ def _tensor(key: bytes, value: bytes, index: Path, shards: int) -> Array:
     if entry.dtype not in _DTYPES:
         raise DataError(f"variable {name!r} has TensorFlow's type {entry.dtype}, which is no number", file=str(index))
     dtype, shape = np.dtype(_DTYPES[entry.dtype]), [dim.size for dim in entry.shape.dim]
-    if not 0 <= entry.shard_id < shards or entry.size != dtype.itemsize * int(np.prod(shape, dtype=object)):
+    sound = 0 <= entry.shard_id < shards and len(shape) <= MOST_DIMENSIONS and min(shape, default=1) >= 0
+    if not sound or entry.size != dtype.itemsize * math.prod(shape):
         raise DataError(f"the entry of variable {name!r} contradicts itself; the file is damaged", file=str(index))
     file = index.with_name(f"{index.stem}.data-{entry.shard_id:05d}-of-{shards:05d}")
     try:
         with regular(file).open("rb") as stream:
-            stream.seek(max(0, entry.offset))
-            content = stream.read(min(entry.size, file.stat().st_size))
+            left = os.fstat(stream.fileno()).st_size - stream.seek(max(0, entry.offset))
+            content = stream.read(max(0, min(entry.size, left)))  # no more memory than there are bytes
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror}); it belongs to {index.name}", file=str(file)) from error
     if len(content) != entry.size or masked_crc(content) != entry.crc32c:
@@ -134,10 +138,15 @@ class _Table:
         try:
             _, at = _handle(footer, 0)  # of the metaindex, which is empty
             root, _ = _handle(footer, at)
+            end = 0
             for _, value in self._entries(root):
-                yield from self._entries(_handle(value, 0)[0])
+                handle, _ = _handle(value, 0)
+                if handle.offset < end:  # the same block again and again would never end
+                    raise IndexError
+                end = handle.offset + handle.size
+                yield from self._entries(handle)
         except (IndexError, struct.error) as error:
-            raise DataError("points past the end of a block; the file is damaged", file=str(self.path)) from error
+            raise DataError("holds what no block may hold; the file is damaged", file=str(self.path)) from error
 
     def _entries(self, handle: _Handle) -> Iterator[tuple[bytes, bytes]]:
         block = self._block(handle)
@@ -147,6 +156,8 @@ class _Table:
             shared, at = _varint(block, at)
             fresh, at = _varint(block, at)
             size, at = _varint(block, at)
+            if shared + fresh > LONGEST_NAME:  # a name that grows with each entry would fill memory
+                raise IndexError
             key = key[:shared] + block[at : at + fresh]
             at += fresh
             yield key, block[at : at + size]
@@ -167,15 +178,15 @@ class _Table:
 
 
 def _varint(content: bytes, at: int) -> tuple[int, int]:
-    """A protobuf varint and the position after it."""
-    value = shift = 0
-    while True:
+    """A protobuf varint and the position after it; IndexError where it does not end."""
+    value = 0
+    for shift in range(0, 64, 7):
         byte = content[at]
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-        shift += 7
+    raise IndexError
 
 
 def _handle(content: bytes, at: int) -> tuple[_Handle, int]:

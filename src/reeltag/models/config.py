@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 class _Config(BaseModel):
     # Defaults are validated too: a rule between keys may be broken by the one that was not given.
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @classmethod
     def _is_default(cls, info: ValidationInfo, value: object) -> bool:

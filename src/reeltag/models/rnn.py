@@ -137,7 +137,9 @@ class GRURecurrence(torch.autograd.Function):
         """States [B, T, H], of float32 products [B, T, 2·H] and [B, T, H] with the frames, and weights of the state."""
         device, frames = gates_BTG.device.type, gates_BTG.shape[1]
         # Autocast would convert the weights for every frame, and nothing in the backward pass.
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else gates_BTG.dtype
+        # A plan's estimate runs this on the meta device, which has no autocast.
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else gates_BTG.dtype
         weights = gates_HG.to(dtype), candidate_HH.to(dtype)
         h = torch.zeros_like(candidate_BTH[:, 0])
         before, resets, updates, candidates, states = ([h] * frames for _ in range(5))

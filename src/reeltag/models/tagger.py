@@ -10,6 +10,7 @@ from pydantic import GetCoreSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema, core_schema
 from torch import Tensor, nn
 
+from reeltag.errors import UsageError
 from reeltag.models.attention import AttentionConfig, AttentionPooling
 from reeltag.models.config import TaggerConfig
 from reeltag.models.dbof import DBoFConfig, build_dbof
@@ -152,6 +153,14 @@ def build_tagger(config: TaggerConfig, widths: Sequence[int], classes: int, seed
 
 
 def meta_tagger(config: TaggerConfig, widths: Sequence[int], classes: int) -> Tagger:
-    """A tagger without memory for its weights: for shapes, sizes and loading."""
-    with torch.device("meta"):
-        return Tagger(config, widths, classes)
+    """A tagger without memory for its weights: for shapes, sizes and loading.
+
+    Raises:
+        UsageError: the sizes are more than torch can count.
+    """
+    try:
+        with torch.device("meta"):
+            return Tagger(config, widths, classes)
+    except (RuntimeError, TypeError) as error:  # TypeError: a single one of them is
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{config.family}: is larger than any memory ({reason}); make its sizes smaller") from error

@@ -7,6 +7,7 @@ from typing import Any
 
 from reeltag.data.badrecords import BadRecord, listed
 from reeltag.storage import counted, megabytes
+from reeltag.text import escaped, plain
 
 SHOWN_CLASSES = 10  # best and worst
 
@@ -33,7 +34,8 @@ def examples(results: Mapping[str, Any]) -> list[str]:
     lines = []
     for example in results["examples"]:
         tags = ", ".join(f"{name} {score:.2f}" for name, score in example["tags"])
-        lines.append(f"{example['id']}: {tags}  [labels: {', '.join(example['labels']) or 'none'}]")
+        labels = ", ".join(example["labels"]) or "none"
+        lines.append(f"{plain(example['id'])}: {plain(tags)}  [labels: {plain(labels)}]")
     return lines
 
 
@@ -59,7 +61,7 @@ def render(results: Mapping[str, Any]) -> str:
     ]
     heading = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     best = sorted(test["class_ap"], key=lambda item: -item[1])
-    classes = [f"| {_cell(name)} | {ap:.5f} |" for name, ap in best]
+    classes = [f"| {escaped(name)} | {ap:.5f} |" for name, ap in best]
     if len(classes) > 2 * SHOWN_CLASSES:
         classes[SHOWN_CLASSES:-SHOWN_CLASSES] = ["| … | |"]
     return "\n".join(
@@ -86,7 +88,7 @@ def render(results: Mapping[str, Any]) -> str:
             "",
             "## Examples",
             "",
-            *[f"- {_cell(line)}" for line in examples(results)],
+            *[f"- {escaped(line)}" for line in examples(results)],
             "",
             "## Classes, best and worst on the test set",
             "",
@@ -105,7 +107,7 @@ def _bad_records(by_split: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[st
         if records:
             found = [BadRecord(**record) for record in records]
             lines += [f"{counted(len(found), 'bad record')} of data.{split} left out:", ""]
-            lines += [*(f"- {_cell(line)}" for line in listed(found)), ""]
+            lines += [*(f"- {escaped(line)}" for line in listed(found)), ""]
     return lines
 
 
@@ -124,7 +126,3 @@ def _row(name: str, shipped: str, size: int | None, holdout: float | None, test:
         *(f"{test[key]:.5f}" for key, _ in _measured(test)),
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
-import torch
 from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
@@ -44,7 +42,6 @@ _OURS_ONLY = {
     "X-Content-Type-Options": "nosniff",
 }
 _LARGE = 250_000  # bytes of a body that is read beside the event loop, which goes on with other requests
-_MANY = 8  # videos of a batch that is computed with all threads
 _log = logging.getLogger("reeltag.serve")
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
@@ -157,12 +154,7 @@ def create_app(predictor: Predictor, name: str, limits: Limits, samples: Sequenc
 
 
 def _tagging(predictor: Predictor) -> Callable[[Batch], Scores]:
-    threads = torch.get_num_threads()
-    # One core is HTTP's: threads that wait for it would spin. The clients of a large batch all wait for it alone.
-    few = threads if "OMP_NUM_THREADS" in os.environ else max(1, threads - 1)
-
     def tag(batch: Batch) -> Scores:
-        torch.set_num_threads(threads if len(batch.ids) >= _MANY else few)
         (result,) = predict(predictor.model, [batch])
         scores: Scores = result.probabilities.numpy()
         return scores

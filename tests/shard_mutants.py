@@ -1,10 +1,9 @@
-"""Damaged shards, and a program that reads many of them: python mutants.py PLAN.json, which prints what came of it."""
+"""Damaged shards, and a program that reads many of them: python shard_mutants.py PLAN.json prints what came of it."""
 
 from __future__ import annotations
 
 import json
 import random
-import resource
 import struct
 import sys
 import time
@@ -22,6 +21,7 @@ from reeltag.data.schema import Schema
 from reeltag.data.shards import Manifest, Shards, scan, walk
 from reeltag.data.tfrecord import ShardFile, framed, masked_crc
 from reeltag.errors import DataError
+from reliability import peak_memory
 
 TELLING = b"\x00\x01\x02\x08\x0a\x0d\x12\x1a\x7f\x80\xff"  # tags, and bytes at which a varint goes on
 
@@ -208,7 +208,7 @@ def read_many(source: Path, schema: Schema, count: int, seed: int) -> dict[str, 
     manifest = scan([source], schema)
     originals = [Shards(manifest).read(index) for index in range(len(manifest))]
     path = source.with_suffix(".mutant")
-    before, slowest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0.0
+    before, slowest = peak_memory(), 0.0
     outcomes: Counter[str] = Counter()
     stream = mutants(content, rng)
     for number in range(count):
@@ -228,7 +228,7 @@ def read_many(source: Path, schema: Schema, count: int, seed: int) -> dict[str, 
         outcomes[kind] += 1
         outcomes["refused"] += refused
         outcomes["unchanged"] += mutant.content == content
-    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    grown = peak_memory() - before
     return {"outcomes": outcomes, "slowest": slowest, "grown": grown, "bytes": len(content), "videos": len(originals)}
 
 

@@ -1,0 +1,64 @@
+"""A `.reeltag` file: the bytes as they are, or a content and tensors under checksums that hold."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from fuzz.forge import Tensor, plain, put_together, take_apart
+from reeltag import artifact
+from reeltag.artifact import Artifact, Member
+from reeltag.data.schema import Feature, Schema
+from reeltag.errors import ArtifactError
+from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.predict import load
+
+SCHEMA = Schema(features=(Feature(name="a", width=4),), classes=3)
+PATH = Path(tempfile.mkdtemp()) / "fuzzed.reeltag"
+
+
+def model(**table: object) -> bytes:
+    """A sound file."""
+    config = parse_config({"hidden": 4, **table})
+    state = build_tagger(config, SCHEMA.widths, SCHEMA.classes, 0).state_dict()
+    artifact.save(PATH, Artifact(SCHEMA, ("x", "y", "z"), (Member("m", config, 1.0, state),), {"recipe": "r"}))
+    return PATH.read_bytes()
+
+
+SOUND = model(family="netvlad", clusters=2)
+TENSORS, CONTENT = take_apart(SOUND)
+
+
+def one_input(data: bytes) -> None:
+    """Open what the bytes make: after a first byte of 0 they are the file, of 1 its content, of 2 a tensor."""
+    if data[:1] == b"\x01":
+        file = put_together(TENSORS, data[1:].decode(errors="replace"))
+    elif data[:1] == b"\x02":
+        name = list(TENSORS)[data[1] % len(TENSORS)] if len(data) > 1 else "m/x"
+        dtype = ["F32", "F16", "U8", "I64"][data[2] % 4] if len(data) > 2 else "F32"
+        forged = Tensor(dtype, [int(byte) for byte in data[3:6]], data[6:])
+        file = put_together({**TENSORS, name: forged}, plain(CONTENT))
+    else:
+        file = data[1:]
+    PATH.write_bytes(file)
+    try:
+        opened = load(PATH)
+    except ArtifactError as error:
+        assert str(PATH) in str(error)
+        return
+    frames = np.ones((2, opened.schema.width), opened.schema.dtype)
+    assert opened.predict(frames).shape == (opened.schema.classes,)
+
+
+def seeds() -> Iterator[bytes]:
+    """Sound files, and what they are made of."""
+    for family in ("mean", "netvlad", "dbof", "rnn", "attention"):
+        small = {"dbof": {"clusters": 4}, "rnn": {"cells": 4}, "attention": {"width": 4, "heads": 2}}.get(family, {})
+        file = model(family=family, **small)
+        yield b"\x00" + file
+        yield b"\x01" + plain(take_apart(file)[1]).encode()
+    tensor = TENSORS["m/head.bias"]
+    yield b"\x02" + bytes([list(TENSORS).index("m/head.bias"), 0, *tensor.shape]) + tensor.data

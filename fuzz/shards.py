@@ -1,0 +1,57 @@
+"""A shard: the bytes as they are, or as records under checksums that hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from reeltag.data.example import Video, describe, encode
+from reeltag.data.schema import Feature, Schema
+from reeltag.data.shards import read_bytes
+from reeltag.data.tfrecord import framed
+from reeltag.errors import DataError
+
+FEATURES = (Feature(name="rgb", width=3), Feature(name="audio", width=2))
+SCHEMAS = (
+    Schema(features=FEATURES, classes=5, max_frames=4),
+    Schema(features=FEATURES, classes=5, max_frames=4, dtype="float32"),
+    Schema(features=FEATURES, classes=5, level="video", dtype="float32"),
+)
+
+
+def one_input(data: bytes) -> None:
+    """Read what the bytes make: after a first byte of 0 they are the shard, otherwise one record in each line."""
+    content = data[1:] if data[:1] == b"\x00" else b"".join(framed(record) for record in data[1:].split(b"\n--\n"))
+    for schema in SCHEMAS:
+        try:
+            for video in read_bytes(content, schema):
+                check(video, schema)
+        except DataError as error:
+            assert error.reason
+    try:
+        describe(data[1:])
+    except DataError as error:
+        assert error.reason
+
+
+def check(video: Video, schema: Schema) -> None:
+    """A video is what its schema says, and is written as what it is."""
+    frames = video.frames()
+    assert frames.shape == (video.length, schema.width) and frames.dtype == schema.dtype
+    assert 0 < video.length <= schema.max_frames and np.isfinite(frames).all()
+    assert video.labels is None or all(0 <= label < schema.classes for label in video.labels.tolist())
+    (again,) = read_bytes(framed(encode(video, schema)), schema)
+    assert again.id == video.id and np.array_equal(again.frames(), frames)
+    assert video.labels is None or np.array_equal(again.labels, video.labels)
+
+
+def seeds() -> Iterator[bytes]:
+    """Videos of every schema, as records and as shards."""
+    for schema in SCHEMAS:
+        length = 1 if schema.level == "video" else 3
+        features = tuple(np.ones((length, width), schema.dtype) for width in schema.widths)
+        for labels in (None, np.array([1, 4])):
+            record = encode(Video("name", labels, features), schema)
+            yield b"\x00" + framed(record) + framed(record)
+            yield b"\x01" + record + b"\n--\n" + record

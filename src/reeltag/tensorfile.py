@@ -1,0 +1,215 @@
+"""Named arrays and JSON in one safetensors file in which every byte counts.
+
+The JSON stands in the header's metadata, with a CRC-32C of every array and of the header itself. A header is what
+writing its own content gives, to the byte; whatever differs is damage.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reeltag.errors import ArtifactError, UsageError
+from reeltag.storage import atomic_path, megabytes
+
+Array = npt.NDArray[Any]
+
+MAX_HEADER = 1_000_000  # bytes
+_LENGTH = 8  # bytes before the header that say how long it is
+_Type = Literal["U64", "I64", "F64", "F32", "U32", "I32", "F16", "U8", "BOOL"]
+# In the order in which safetensors writes them, the widest first, so that each array is aligned.
+_TYPES: dict[_Type, str] = {
+    "U64": "<u8",
+    "I64": "<i8",
+    "F64": "<f8",
+    "F32": "<f4",
+    "U32": "<u4",
+    "I32": "<i4",
+    "F16": "<f2",
+    "U8": "|u1",
+    "BOOL": "|b1",
+}
+_NAMES = {np.dtype(code): name for name, code in _TYPES.items()}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class _Entry(_Strict):
+    """What the header says of an array; where it stands follows from those before it."""
+
+    dtype: _Type
+    shape: tuple[Annotated[int, Field(ge=0, lt=1 << 48)], ...] = Field(max_length=8)
+
+    @property
+    def bytes(self) -> int:
+        return np.dtype(_TYPES[self.dtype]).itemsize * math.prod(self.shape)
+
+
+class _Metadata(_Strict):
+    reeltag: str
+
+
+class _Header(_Strict):
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, _Entry]
+
+    metadata: _Metadata = Field(alias="__metadata__")
+
+
+class _Sealed(_Strict):
+    """What stands under `reeltag`; the checksum is not read, it comes out again or the header differs."""
+
+    content: dict[str, Any]
+    crc32c: dict[str, int]
+
+
+def write(path: Path, arrays: Mapping[str, Array], content: Mapping[str, Any]) -> None:
+    """Write a file, whole or not at all; equal content is equal bytes.
+
+    Args:
+        path: where; an existing file is replaced.
+        arrays: by name.
+        content: JSON.
+
+    Raises:
+        UsageError: the header would be too long or hold NaN, or the operating system refuses the write.
+    """
+    try:
+        content = json.loads(_json(content))  # as it will be read
+    except ValueError as error:
+        raise UsageError(f"{path}: what is measured or set beside the weights is not finite ({error})") from error
+    arrays = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
+    entries = {name: _Entry(dtype=_NAMES[array.dtype], shape=array.shape) for name, array in arrays.items()}
+    header = _header(entries, {name: _crc(array) for name, array in arrays.items()}, content)
+    if len(header) > MAX_HEADER:
+        most = f"names and numbers take {megabytes(len(header))} beside the weights, and may take {MAX_HEADER:,} bytes"
+        raise UsageError(f"{path}: {most}; shorten the names of the classes")
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(len(header).to_bytes(_LENGTH, "little") + header)
+        for name in _order(entries):
+            file.write(_bytes(arrays[name]).data)
+
+
+class TensorFile:
+    """A file that `write` wrote. What it says of itself is checked at once, each array when it is read.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        content: the JSON.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or was not written by this version of reeltag.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.is_dir():
+            raise ArtifactError(f"{path}: is a folder; give the path of a .reeltag file")
+        if not path.is_file():
+            raise self._unknown("no such file")
+        try:
+            self._file: Array = np.asarray(np.memmap(path, np.uint8, "c"))
+        except (OSError, ValueError) as error:  # ValueError: it is empty
+            raise self._unknown(f"cannot be read ({error})") from error
+        header = self._header_bytes()
+        self.content, self._entries, self._checksums = self._parsed(header)
+        ends = np.cumsum([_LENGTH + len(header), *(entry.bytes for entry in self._entries.values())], dtype=object)
+        if ends[-1] != len(self._file):
+            raise self._damaged(f"holds {len(self._file):,} bytes, and its header says {ends[-1]:,}")
+        self._begins = dict(zip(self._entries, ends.tolist(), strict=False))
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the arrays, in the file's order."""
+        return list(self._entries)
+
+    def read(self, name: str) -> Array:
+        """An array, as pages of the file that nobody else sees change.
+
+        Raises:
+            ArtifactError: its checksum does not match.
+        """
+        entry, begin = self._entries[name], self._begins[name]
+        content = self._file[begin : begin + entry.bytes]
+        if _crc(content) != self._checksums[name]:
+            raise self._damaged(f"checksum of tensor {name} does not match")
+        array: Array = content.view(_TYPES[entry.dtype]).reshape(entry.shape)
+        return array
+
+    def _header_bytes(self) -> bytes:
+        """The header, once its length is known to be one."""
+        size = int.from_bytes(self._file[:_LENGTH].tobytes(), "little")
+        if len(self._file) < _LENGTH or size > len(self._file) - _LENGTH:
+            raise self._unknown("is cut short, or no file of reeltag")
+        if size > MAX_HEADER:
+            raise self._unknown(f"has a header of {size:,} bytes, and may have {MAX_HEADER:,}")
+        return self._file[_LENGTH : _LENGTH + size].tobytes()
+
+    def _parsed(self, header: bytes) -> tuple[dict[str, Any], dict[str, _Entry], dict[str, int]]:
+        try:
+            parsed = _Header.model_validate_json(header)
+            sealed = _Sealed.model_validate_json(parsed.metadata.reeltag)
+        except ValidationError as error:
+            raise self._unknown("is no file of reeltag, or one of another version") from error
+        entries = parsed.__pydantic_extra__
+        try:
+            same = _header(entries, sealed.crc32c, sealed.content) == header
+        except (KeyError, ValueError):  # an array without a checksum; what only some programs take for JSON
+            same = False
+        if not same:
+            raise self._damaged("checksum of the header does not match")
+        return sealed.content, {name: entries[name] for name in _order(entries)}, sealed.crc32c
+
+    def _damaged(self, what: str) -> ArtifactError:
+        how = "copy it again, or in a run remove its folder under stages and run again"
+        return ArtifactError(f"{self.path}: {what}; the file is damaged, {how}")
+
+    def _unknown(self, what: str) -> ArtifactError:
+        how = "give a .reeltag file, copy it again, or in a run remove its folder under stages and run again"
+        return ArtifactError(f"{self.path}: {what}; {how}")
+
+
+def _header(entries: Mapping[str, _Entry], checksums: Mapping[str, int], content: Mapping[str, Any]) -> bytes:
+    """The only header that a file with this content may have; its checksum is that of the same header with 0 for it."""
+    table, begin = {}, 0
+    for name in _order(entries):
+        end = begin + entries[name].bytes
+        table[name] = {**entries[name].model_dump(), "data_offsets": [begin, end]}
+        begin = end
+
+    def written(checksum: int) -> bytes:
+        sealed = {"checksum": checksum, "content": content, "crc32c": {name: checksums[name] for name in table}}
+        header = _json({"__metadata__": {"reeltag": _json(sealed, sort_keys=True)}, **table}).encode()
+        return header + b" " * (-len(header) % _LENGTH)
+
+    return written(google_crc32c.value(written(0)))
+
+
+def _order(entries: Mapping[str, _Entry]) -> list[str]:
+    kinds = list(_TYPES)
+    return sorted(entries, key=lambda name: (kinds.index(entries[name].dtype), name))
+
+
+def _json(value: object, *, sort_keys: bool = False) -> str:
+    return json.dumps(value, sort_keys=sort_keys, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _bytes(array: Array) -> npt.NDArray[np.uint8]:
+    return array.reshape(-1).view(np.uint8)
+
+
+def _crc(array: Array) -> int:
+    crc: int = google_crc32c.value(_bytes(array))
+    return crc

@@ -1,0 +1,221 @@
+"""Damage to a tensor file: at random, by hand, and by someone who can compute checksums."""
+
+import json
+import struct
+import time
+from copy import deepcopy
+
+import numpy as np
+from fuzz.forge import WIDTHS, Tensor, framed, plain, put_together, take_apart
+
+from reeltag.errors import ArtifactError
+from reeltag.predict import load
+from reliability import peak_memory
+
+NUMBERS = [0, -1, 1, 7, 2**31, 10**9, 10**12, 2**63, 2**64, 10**30, 0.5, 1e308, -0.0]
+VALUES = [*NUMBERS, None, True, "", "a/b", "\x00", "é" * 9, [], {}, [[]], {"": 0}, float("nan"), float("inf")]
+DEEP = 100_000  # levels
+
+
+def blind(content, rng):
+    """A copy of a file with damage that knows nothing of its format."""
+    size = len(content)
+    kind, at, length = rng.integers(8), int(rng.integers(size)), int(rng.integers(1, 65))
+    mutant = bytearray(content)
+    if kind <= 2:  # most often in the header, where there is most to know
+        end = [size, header_end(content), 8][kind]
+        for place in rng.integers(0, end, int(rng.integers(1, 5))).tolist():
+            mutant[place] ^= 1 << int(rng.integers(8))
+    elif kind == 3:
+        del mutant[at:]
+    elif kind == 4:
+        mutant[at:at] = rng.bytes(length)
+    elif kind == 5:
+        del mutant[at : at + length]
+    elif kind == 6:  # a hole, as a file system leaves it
+        mutant[at : at + length] = bytes(len(mutant[at : at + length]))
+    else:
+        other = int(rng.integers(size))
+        one, two = mutant[at : at + length], mutant[other : other + length]
+        mutant[at : at + len(two)], mutant[other : other + len(one)] = two, one
+    return bytes(mutant)
+
+
+def by_hand(content, rng):
+    """A copy of a file whose header or order was edited, without new checksums."""
+    end = header_end(content)
+    header, data = content[8:end].decode(), content[end:]
+    kind = int(rng.integers(9))
+    if kind == 0:
+        forged = [0, 1, 2**63, 2**64 - 1, len(content), len(content) - 8, end - 7, end - 9, 1_000_001, 100_000_000]
+        return struct.pack("<Q", forged[int(rng.integers(len(forged)))]) + content[8:]
+    if kind == 1:
+        return content + rng.bytes(int(rng.integers(1, 100)))
+    if kind == 2:
+        return exchange(content, rng)
+    if kind == 3:  # spaces and line ends where JSON takes them
+        at = int(rng.integers(len(header)))
+        while header[at] not in "{}[],:" or inside(header, at):
+            at = int(rng.integers(len(header)))
+        return framed((header[:at] + [" ", "\n", "\t"][int(rng.integers(3))] + header[at:]).encode()) + data
+    table = json.loads(header)
+    if kind == 4:  # another order
+        names = list(table)
+        header = json.dumps({name: table[name] for name in rng.permutation(names).tolist()}, separators=(",", ":"))
+    elif kind == 5:  # a key twice
+        name = list(table)[int(rng.integers(len(table)))]
+        header = f"{{{plain(name)}:{plain(VALUES[int(rng.integers(len(VALUES)))])},{header[1:]}"
+    elif kind == 6:  # what nobody reads
+        table["__metadata__"][["format", "", "pt"][int(rng.integers(3))]] = "pt"
+        header = json.dumps(table, separators=(",", ":"))
+    elif kind == 7:
+        change(table, rng)
+        header = json.dumps(table, separators=(",", ":"), ensure_ascii=False)
+    else:
+        text = table["__metadata__"]["reeltag"]
+        deep = "[" * DEEP + "]" * DEEP
+        table["__metadata__"]["reeltag"] = [
+            text.replace('"content":{', f'"content":{{"x":{deep},'),
+            text.replace('"content":{', '"content":{"x":1e999,'),
+            text.replace('"content":{', f'"content":{{"x":{"9" * 5000},'),
+            text.replace('"content"', '"crc32c":{},"content"'),
+            text + " ",
+            deep,
+        ][int(rng.integers(6))]
+        header = json.dumps(table, separators=(",", ":"), ensure_ascii=False)
+    return framed(header.encode()) + data
+
+
+def sealed(content, rng):
+    """A copy of a file that was changed by someone who computed every checksum anew."""
+    tensors, says = take_apart(content)
+    name = list(tensors)[int(rng.integers(len(tensors)))]
+    tensor = tensors[name]
+    kind = int(rng.integers(8))
+    if kind <= 2:
+        change(says, rng)
+    elif kind == 3:
+        data = bytearray(tensor.data)
+        data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+        tensors[name] = Tensor(tensor.dtype, tensor.shape, bytes(data))
+    elif kind == 4:  # a type of the same width, or other sides of the same area
+        kinds = [kind for kind, width in WIDTHS.items() if width == WIDTHS[tensor.dtype]]
+        shapes = [[len(tensor.data) // WIDTHS[tensor.dtype]], [*tensor.shape, 1], tensor.shape[::-1], tensor.shape]
+        tensors[name] = Tensor(
+            kinds[int(rng.integers(len(kinds)))], shapes[int(rng.integers(len(shapes)))], tensor.data
+        )
+    elif kind == 5:  # sizes that are not there
+        sizes = [int(2 ** rng.integers(0, 62)) for _ in range(int(rng.integers(0, 12)))]
+        tensors[name] = Tensor(tensor.dtype, sizes, tensor.data)
+    elif kind == 6:
+        del tensors[name]
+        tensors[["m/x", "x", "", "m/", "m/a#b", name + "#codebook"][int(rng.integers(6))]] = tensor
+    else:
+        text = plain(says)
+        deep = "[" * DEEP + "]" * DEEP
+        found = [
+            f'{{"x":{deep},{text[1:]}',
+            f'{{"x":{"[" * 150}{"]" * 150},{text[1:]}',
+            f'{{"format":1,{text[1:]}',
+            deep,
+        ]
+        return put_together(tensors, found[int(rng.integers(4))])
+    return put_together(tensors, plain(says))
+
+
+def change(value, rng):
+    """Change something within JSON: a value, a key, what a list holds."""
+    inner = [item for item in (value.values() if isinstance(value, dict) else value) if isinstance(item, dict | list)]
+    inner = [item for item in inner if item]
+    if inner and rng.random() < 0.7:
+        change(inner[int(rng.integers(len(inner)))], rng)
+        return
+    keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+    key, other = keys[int(rng.integers(len(keys)))], VALUES[int(rng.integers(len(VALUES)))]
+    kind = int(rng.integers(5))
+    if kind <= 1:
+        value[key] = deepcopy(other)
+    elif kind == 2:
+        del value[key]
+    elif kind == 3 and isinstance(value, dict):
+        value["x" if rng.random() < 0.5 else str(key) + "s"] = deepcopy(other)
+    else:
+        number = value[key]
+        value[key] = number + 1 if isinstance(number, int | float) else [number]
+
+
+def exchange(content, rng):
+    """Two tensors of one size in each other's place."""
+    (size,) = struct.unpack("<Q", content[:8])
+    table = json.loads(content[8 : 8 + size])
+    spans = [entry["data_offsets"] for name, entry in table.items() if name != "__metadata__"]
+    pairs = [(a, b) for a in spans for b in spans if a < b and a[1] - a[0] == b[1] - b[0]]
+    if not pairs:
+        return content[: 8 + size] + content[8 + size :][::-1]
+    (a, b), mutant = pairs[int(rng.integers(len(pairs)))], bytearray(content)
+    one, two = (slice(8 + size + begin, 8 + size + end) for begin, end in (a, b))
+    mutant[one], mutant[two] = mutant[two], mutant[one]
+    return bytes(mutant)
+
+
+def header_end(content):
+    """Where the tensors begin."""
+    return 8 + struct.unpack("<Q", content[:8])[0]
+
+
+def inside(header, at):
+    """Whether a place of JSON text is within a string."""
+    return len(header[:at].replace("\\\\", "").replace('\\"', "").split('"')) % 2 == 0
+
+
+def try_all(opener, files, kinds, count, seed):
+    """Open mutants of files.
+
+    Args:
+        opener: takes the path of a file and raises ArtifactError where it is damaged.
+        files: paths of sound files.
+        kinds: what makes the mutants.
+        count: how many.
+        seed: of the mutants.
+
+    Returns:
+        How many were refused and how many opened, the slowest in seconds, and by how many bytes the process grew.
+    """
+    contents = [path.read_bytes() for path in files]
+    mutant_path = files[0].with_name("mutant")
+    for path in files:
+        opener(path)
+    before, slowest = peak_memory(), 0.0
+    refused, opened = 0, []
+    for number in range(count):
+        rng = np.random.default_rng([seed, number])
+        content = contents[number % len(files)]
+        mutant = kinds[number // len(files) % len(kinds)](content, rng)
+        if mutant == content:
+            continue
+        mutant_path.write_bytes(mutant)
+        begin = time.perf_counter()
+        try:
+            opener(mutant_path)
+            opened.append(number)
+        except ArtifactError as error:
+            assert str(mutant_path) in str(error), error
+            assert "\n" not in str(error), error
+            refused += 1
+        except Exception as error:
+            raise AssertionError(f"mutant {number} of {files[number % len(files)].name} ends in {error!r}") from error
+        slowest = max(slowest, time.perf_counter() - begin)
+    return refused, opened, slowest, peak_memory() - before
+
+
+def try_each(jobs):
+    """`try_all` of several, in one process."""
+    return [try_all(*job) for job in jobs]
+
+
+def predicts(path):
+    """Open a model as who tags with it does, and tag one video."""
+    model = load(path)
+    schema = model.schema
+    frames = np.ones((2, schema.width), schema.dtype)
+    assert model.predict(frames).shape == (schema.classes,)

@@ -1,0 +1,185 @@
+"""Promise 9: a damaged tensor file is refused, whatever the damage, before it takes memory."""
+
+import json
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from fuzz.forge import Tensor, plain, put_together, take_apart
+
+import tensor_mutants as mutants
+from reeltag import artifact, checkpoint, tensorfile
+from reeltag.data.shards import Manifest
+from reeltag.errors import ArtifactError, UsageError
+from reeltag.quantize import ENCODINGS
+from reeltag.tensorfile import TensorFile
+from small_models import CLASSES, FORMS, shipped
+
+ROOM = 24 << 20  # bytes by which opening mutants of files of some kilobytes may let a process grow
+FAMILIES = ["netvlad", "dbof", "mean", "netfv", "rnn", "nextvlad", "attention"]
+
+
+@pytest.fixture
+def models(tmp_path, everything_is_large):
+    """A small file of each encoding, each of another family, and an ensemble with names."""
+    paths = []
+    for family, encoding in zip(FAMILIES, ENCODINGS, strict=True):
+        paths.append(tmp_path / f"{encoding}.reeltag")
+        artifact.save(paths[-1], shipped(family, FORMS.get(family, [{}])[0], encoding))
+    members = [
+        replace(artifact.load(path).members[0], name=f"m{number}", weight=weight)
+        for number, (path, weight) in enumerate(zip(paths[:3], (0.5, 0.25, 0.25), strict=True))
+    ]
+    one = artifact.load(paths[0])
+    names = tuple(f"Klasse {number} é" for number in range(CLASSES))
+    provenance = {"recipe": "x", "versions": {"reeltag": "0"}, "holdout_gap": {"file": 0.5}, "list": [1, [2.5, None]]}
+    together = replace(one, members=tuple(members), label_names=names, provenance=provenance)
+    artifact.save(tmp_path / "ensemble.reeltag", together)
+    return [*paths, tmp_path / "ensemble.reeltag"]
+
+
+def test_no_mutant_opens_unless_every_checksum_was_made_anew(models, tiny_manifests, promise):
+    damage, kept = [mutants.blind, mutants.by_hand], intermediates(models[0].parent, tiny_manifests["train"])
+    count, few, forged = promise.amount(400, 50_100), promise.amount(40, 3_000), promise.amount(300, 20_000)
+    jobs = [
+        (mutants.predicts, models, damage, count, 0),
+        *((opener, [path], damage, few, 1) for path, opener in kept),
+        (mutants.predicts, models, [mutants.sealed], forged, 2),
+    ]
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # where no other test took memory
+        *damaged, sealed = pool.submit(mutants.try_each, jobs).result(timeout=1200)
+    assert [opened for _, opened, _, _ in damaged] == [[]] * len(damaged)
+    refused = [refused for refused, _, _, _ in damaged]
+    assert sum(refused) > 0.99 * (count + few * len(kept))  # a few are equal to the file
+    assert sealed[0] > 0.5 * forged
+    growth = sum(grown for _, _, _, grown in (*damaged, sealed))
+    assert growth < ROOM
+    slowest = max(seconds for _, _, seconds, _ in (*damaged, sealed))
+    promise.found(
+        9,
+        f"{refused[0]:,} mutants of {len(models)} models in 7 encodings and {sum(refused[1:]):,} of a checkpoint, "
+        f"predictions and a manifest: all refused, the file named; {forged:,} with every checksum made anew: "
+        f"{sealed[0]:,} refused, {len(sealed[1]):,} are models that tag; slowest {slowest:.2f} s, "
+        f"and the process grew by {growth / 2**20:.1f} MiB",
+    )
+
+
+def intermediates(folder, manifest):
+    """What a run keeps on its way, and how it is opened."""
+    weights = {"a": torch.rand(9, 4), "b": torch.rand(4)}
+    state = checkpoint.TrainingState(7, weights, {"a/exp_avg": torch.rand(9, 4)}, {"a": torch.zeros(9, 4)})
+    checkpoint.save(folder / "checkpoint.safetensors", state)
+    predictions = {"float32": torch.rand(20, 9), "labels": torch.rand(20, 9) < 0.3}
+    checkpoint.save_tensors(folder / "predictions.safetensors", predictions, {"videos": 20})
+    manifest.save(folder / "manifest.safetensors")
+    return [
+        (folder / "checkpoint.safetensors", checkpoint.load),
+        (folder / "predictions.safetensors", checkpoint.load_tensors),
+        (folder / "manifest.safetensors", Manifest.load),
+    ]
+
+
+def test_others_read_the_same_and_would_write_the_same_bytes(models, tiny_manifests):
+    for path in [*models, *(path for path, _ in intermediates(models[0].parent, tiny_manifests["train"]))]:
+        file, content = TensorFile(path), path.read_bytes()
+        with safetensors.safe_open(path, "np") as peer:
+            arrays = {name: peer.get_tensor(name) for name in peer.keys()}  # noqa: SIM118 - it is no dict
+            assert safetensors.numpy.save(arrays, peer.metadata()) == content
+        assert arrays.keys() == set(file.names)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(file.read(name), array)
+            assert file.read(name).dtype == array.dtype
+
+
+def test_the_documented_form_is_the_form(models):
+    for path in models:
+        tensors, content = take_apart(path.read_bytes())
+        assert put_together(tensors, plain(content)) == path.read_bytes()
+
+
+def test_codes_are_pages_of_the_file_and_floats_are_not(models):
+    _, names, read = checkpoint.open_tensors(models[ENCODINGS.index("uniform-8")])
+    kinds = {read(name).dtype: read(name) for name in names}
+    assert set(kinds) == {torch.uint8, torch.float32}
+    assert is_mapped(kinds[torch.uint8])
+    assert not is_mapped(kinds[torch.float32])
+
+
+def is_mapped(tensor):
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, end = (int(number, 16) for number in line.split()[0].split("-"))
+        if begin <= tensor.data_ptr() < end:
+            return line.endswith(".reeltag")
+    raise AssertionError("a tensor lies nowhere")
+
+
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        (2**63, "is cut short, or no file of reeltag"),
+        (2_000_000, "has a header of 2,000,000 bytes, and may have 1,000,000"),
+        (0, "is no file of reeltag"),
+    ],
+)
+def test_a_forged_length_is_refused_before_the_header_is_read(tmp_path, length, message):
+    path = tmp_path / "forged.reeltag"
+    with path.open("wb") as file:
+        file.write(length.to_bytes(8, "little"))
+        file.truncate(3_000_000_000)  # a hole: reading it would take 3 GB
+    with pytest.raises(ArtifactError, match=rf"forged\.reeltag: {message}"):
+        artifact.load(path)
+
+
+SIZES = {
+    "hidden": lambda c: c["members"][0]["config"].update(hidden=10**9),
+    "a size that nothing can count": lambda c: c["members"][0]["config"].update(hidden=2**70),
+    "classes": lambda c: c["data"].update(classes=10**12),
+    "classes that nothing can count": lambda c: c["data"].update(classes=10**30),
+    "width": lambda c: c["data"]["features"][0].update(width=10**12),
+    "features": lambda c: c["data"].update(features=[{"name": str(n), "width": 1} for n in range(20_000)]),
+    "experts": lambda c: c["members"][0]["config"]["head"].update(experts=10**9),
+    "groups": lambda c: c["members"][0]["config"].update(family="nextvlad", groups=10**6, expansion=1),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes_that_no_tensor_has_are_refused_though_every_checksum_holds(models, tmp_path, size):
+    tensors, content = take_apart(models[0].read_bytes())
+    SIZES[size](content)
+    path = tmp_path / "huge.reeltag"
+    path.write_bytes(put_together(tensors, plain(content)))
+    with pytest.raises(ArtifactError, match=r"huge\.reeltag: (the weights .* do not fit|needs another|.* any memory)"):
+        artifact.load(path)
+
+
+def test_weights_that_are_not_finite_are_refused(models, tmp_path):
+    tensors, content = take_apart(models[0].read_bytes())
+    name = next(name for name, tensor in tensors.items() if tensor.dtype == "F32")
+    tensor = tensors[name]
+    tensors[name] = Tensor("F32", tensor.shape, tensor.data[:-4] + np.float32(np.nan).tobytes())
+    (tmp_path / "nan.reeltag").write_bytes(put_together(tensors, plain(content)))
+    with pytest.raises(ArtifactError, match=rf"tensor {name} is not finite"):
+        artifact.load(tmp_path / "nan.reeltag")
+
+
+def test_a_file_of_the_first_format_says_so(tmp_path):
+    text = json.dumps({"checksum": 1, "content": {"format": 1, "members": []}})
+    safetensors.numpy.save_file({"m/x": np.zeros(3, np.float32)}, tmp_path / "old.reeltag", {"reeltag": text})
+    with pytest.raises(ArtifactError, match="no file of reeltag, or one of another version"):
+        artifact.load(tmp_path / "old.reeltag")
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(UsageError, match=r"take 1.05 MB .* may take 1,000,000"):
+        tensorfile.write(path, {}, {"names": ["x" * 100] * 10_000})
+    with pytest.raises(UsageError, match="is not finite"):
+        tensorfile.write(path, {}, {"gap": float("nan")})
+    assert not list(tmp_path.iterdir())
+    tensorfile.write(path, {}, {1: "one", "numbers": {10: (1.5,), 9: ()}})
+    assert TensorFile(path).content == {"1": "one", "numbers": {"10": [1.5], "9": []}}

@@ -1,0 +1,210 @@
+"""Promise 15: the file predicts what its members predicted, and no budget is overrun."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from reeltag import artifact, checkpoint
+from reeltag.artifact import Artifact, Member
+from reeltag.data.schema import Feature, Schema
+from reeltag.data.shards import Manifest
+from reeltag.environment import versions
+from reeltag.errors import BudgetError
+from reeltag.executors import Job
+from reeltag.models.tagger import FAMILIES, build_tagger, parse_config
+from reeltag.predict import load
+from reeltag.progress import Progress
+from reeltag.quantize import ENCODINGS
+from reeltag.recipe import Recipe
+from reeltag.stages import ensemble
+from reeltag.stages.files import MANIFEST, MODEL, PREDICTIONS, SCORES
+from reeltag.stages.member import MemberStages
+from reeltag.storage import write_json
+from small_models import ALL, SCHEMA, small_tagger, stirred, videos
+
+VIDEOS = 40  # of which a third is held out
+LETTERS = ["a", "Z", " ", '"', "\\", "é", "日", "\U0001f600", "\n", "/"]
+
+
+def in_float64(members, frames):
+    """The weighted mean of what each model says by itself."""
+    alone = [(weight, tagger(frames, torch.full((len(frames),), frames.shape[1]))) for tagger, weight in members]
+    return sum(weight * probabilities.double() for weight, probabilities in alone).numpy()
+
+
+@torch.inference_mode()
+def parity(path, models, seed):
+    """Largest difference between a float file's probabilities and the mean of its members'."""
+    rng = np.random.default_rng(seed)
+    taggers = [stirred(small_tagger(family, form, seed=number), seed + number) for number, (family, form) in models]
+    shares = rng.dirichlet(np.ones(len(taggers))).tolist()
+    members = [
+        Member(f"m{number}", tagger.config, share, tagger.state_dict())
+        for number, (tagger, share) in enumerate(zip(taggers, shares, strict=True))
+    ]
+    artifact.save(path, Artifact(SCHEMA, None, tuple(members), {}))
+    frames, _, _ = videos(5, int(rng.integers(1, 30)), seed)
+    expected = in_float64(zip(taggers, shares, strict=True), frames)
+    return float(np.abs(load(path).predict(frames.numpy()) - expected).max())
+
+
+def ensembles():
+    """The forms of each family together, and all of all."""
+    numbered = list(enumerate(ALL))
+    yield from ([each for each in numbered if each[1][0] == family] for family in FAMILIES)
+    yield numbered
+
+
+@dataclass(frozen=True)
+class Ready(MemberStages):
+    """A model whose files lie in a folder already."""
+
+    @property
+    def finished(self):
+        return f"train.{self.name}"
+
+    def sizes(self, encoding):
+        raise NotImplementedError
+
+    def source_stages(self):
+        raise NotImplementedError
+
+    def prepare(self, job, rng, labels):
+        """Leave what the stages of a model leave, with random weights and predictions."""
+        family = str(rng.choice(["mean", "netvlad", "dbof", "rnn"]))
+        small = {"netvlad": {"clusters": 4}, "dbof": {"clusters": 16}, "rnn": {"cells": 8}}.get(family, {})
+        config = parse_config({"family": family, "hidden": int(rng.integers(8, 60)), **small})
+        state = build_tagger(config, self.schema.widths, self.schema.classes, int(rng.integers(1000))).state_dict()
+        provenance = {"recipe": self.recipe.name, "versions": versions()}
+        one = Artifact(self.schema, None, (Member(self.name, config, 1.0, state),), provenance)
+        tensors, scores = {"labels": labels}, {}
+        for encoding in self.encodings:
+            plain = encoding == "float32"
+            path = job.inputs[self.finished] / MODEL if plain else job.inputs[self.quantized] / f"{encoding}.reeltag"
+            path.parent.mkdir(exist_ok=True)
+            artifact.save(path, artifact.quantized(one, encoding))
+            noise = torch.from_numpy(rng.normal(0, 0.4, labels.shape)).float()
+            tensors[encoding] = (0.5 * labels + noise).sigmoid()
+            scores[encoding] = {"gap": 0.5, "bytes": path.stat().st_size, "seconds": 0.0}
+        job.inputs[self.predicted].mkdir()
+        checkpoint.save_tensors(job.inputs[self.predicted] / PREDICTIONS, tensors, {"videos": len(labels)})
+        write_json(job.inputs[self.predicted] / SCORES, scores)
+
+
+def text(rng, most):
+    """A text of random length, with letters that take up to ten bytes in the file."""
+    return "".join(rng.choice(LETTERS, int(rng.integers(0, most))))
+
+
+def plain_text(rng, most):
+    return "m" + "".join(rng.choice(list("abc-_9"), int(rng.integers(0, most))))
+
+
+def problem(folder, seed):
+    """Random models in a run's folder; the recipe without its budget, and what the stages need."""
+    rng = np.random.default_rng([seed, 15])
+    features = tuple(Feature(name=text(rng, 9) + str(n), width=int(rng.integers(2, 30))) for n in range(2))
+    schema = Schema(features=features, classes=int(rng.integers(3, 40)))
+    manifest = Manifest(
+        schema=schema,
+        shards=(),
+        offsets=np.arange(VIDEOS),
+        numbers=np.arange(VIDEOS, dtype=np.int32),
+        crcs=np.zeros(VIDEOS, np.uint32),
+        frames=np.ones(VIDEOS, np.int32),
+        id_hashes=np.arange(VIDEOS, dtype=np.uint64),
+        class_counts=np.full(schema.classes, VIDEOS),
+        labelled=VIDEOS,
+    )
+    encodings = rng.permutation(ENCODINGS)[: int(rng.integers(1, 4))].tolist()
+    recipe = Recipe.model_validate(
+        {
+            "name": plain_text(rng, 200),
+            "seed": seed,
+            "budget_mb": 1,
+            "data": {
+                "schema": schema.model_dump(),
+                "train": [text(rng, 50) + "x" for _ in range(int(rng.integers(1, 5)))],
+                "test": ["t"],
+                "holdout": {"fraction": 0.3},
+            },
+            "quantization": {"encodings": "auto" if rng.random() < 0.2 else encodings},
+            "ensemble": {"trials": 5},
+            "models": {plain_text(rng, 60) + str(n): {"family": "mean"} for n in range(int(rng.integers(1, 5)))},
+        }
+    )
+    names = tuple(text(rng, 60) for _ in range(schema.classes)) if rng.random() < 0.7 else None
+    stages = [f"{kind}.{name}" for name in recipe.models for kind in ("train", "quantize", "predict")]
+    inputs = {name: folder / f"{number}" for number, name in enumerate(["data.train", "ensemble", *stages])}
+    job = Job(folder / "pack", inputs, Progress())
+    labels = torch.from_numpy(rng.random((round(0.3 * VIDEOS), schema.classes)) < 0.3)
+    labels[:, 0] |= ~labels.any(1)
+    manifest.save(inputs["data.train"] / MANIFEST)
+    for name in recipe.models:
+        Ready(recipe, name).prepare(job, rng, labels)
+    return recipe, names, job, rng
+
+
+def outcome(recipe, names, job):
+    """What the stages make of a budget: the file's size, or None where no member fits."""
+    members = [Ready(recipe, name) for name in recipe.models]
+    try:
+        ensemble._do_ensemble(
+            recipe, members, [], ensemble.room(recipe, names), replace(job, folder=job.inputs["ensemble"])
+        )
+    except BudgetError as error:
+        assert "no member fits" in str(error)
+        return None
+    ensemble._do_pack(recipe, members, names, job)  # has no reason to refuse what was chosen
+    assert len(artifact.load(job.folder / MODEL).members) <= len(members)
+    return (job.folder / MODEL).stat().st_size
+
+
+def test_no_file_is_over_its_budget_and_none_differs_from_its_members(tmp_path, everything_is_large, promise):
+    differences = [
+        parity(tmp_path / "float.reeltag", models, seed)
+        for seed in range(promise.amount(1, 20))
+        for models in ensembles()
+    ]
+    assert max(differences) <= 1e-6
+    written, refused, fullest = 0, 0, 0.0
+    for seed in range(promise.amount(5, 250)):
+        (tmp_path / str(seed)).mkdir()
+        recipe, names, job, rng = problem(tmp_path / str(seed), seed)
+        sizes = [score["bytes"] for name in recipe.models for score in Ready(recipe, name).scores(job).values()]
+        overhead = recipe.budget - ensemble.room(recipe, names)
+        for number in range(4):
+            budget = overhead + int(rng.integers(0, int(1.1 * sum(sizes) / len(recipe.quantization.measured))))
+            tried = recipe.model_copy(update={"budget_mb": budget / 1e6})
+            size = outcome(tried, names, replace(job, folder=tmp_path / str(seed) / f"pack-{number}"))
+            if size is None:
+                refused += 1
+                assert not (tmp_path / str(seed) / f"pack-{number}").exists()
+                if recipe.quantization.encodings != "auto":
+                    offered = recipe.quantization.offered
+                    fits = [
+                        Ready(recipe, name).scores(job)[each]["bytes"] for name in recipe.models for each in offered
+                    ]
+                    assert min(fits) + ensemble.MEMBER_ROOM > budget - overhead
+            else:
+                written += 1
+                assert size <= tried.budget
+                fullest = max(fullest, size / tried.budget)
+    promise.found(
+        15,
+        f"{len(differences)} float ensembles of all families and forms: within {max(differences):.1e} of their members "
+        f"in float64; {written + refused:,} random budgets: {written:,} files within them, the fullest at "
+        f"{fullest:.1%}, and {refused:,} refused because no member fits",
+    )
+
+
+@pytest.mark.parametrize("missing", [1, 1000])
+def test_a_file_that_would_be_too_large_is_refused_and_nothing_is_left(tmp_path, missing):
+    tagger = small_tagger("netvlad", {"clusters": 4})
+    shipped = Artifact(SCHEMA, None, (Member("m", tagger.config, 1.0, tagger.state_dict()),), {})
+    size = artifact.save(tmp_path / "fits.reeltag", shipped)
+    with pytest.raises(BudgetError, match=f"{missing:,} bytes over the budget"):
+        artifact.save(tmp_path / "over.reeltag", shipped, size - missing)
+    assert [path.name for path in tmp_path.iterdir()] == ["fits.reeltag"]

@@ -1,0 +1,240 @@
+"""Promise 10: nothing that reeltag opens can run code, and what tries to fill memory is refused."""
+
+import ast
+import json
+import os
+import re
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr
+from io import StringIO
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from conftest import REPO
+from reeltag import artifact, checkpoint
+from reeltag.cli import main
+from reeltag.data.schema import read_label_names
+from reeltag.data.shards import Manifest
+from reeltag.data.targets import SoftTargets, TargetsWriter
+from reeltag.errors import ArtifactError, ReeltagError, UsageError
+from reeltag.export.session import open_onnx
+from reeltag.report.markdown import render
+from reeltag.sharing import model_card
+from reeltag.storage import content_hash, file_hash
+from reliability import peak_memory
+
+MODULES = sorted((REPO / "src" / "reeltag").rglob("*.py"))
+ATTACKS = Path(__file__).parent / "attacks"
+REFUSED = {  # attack → what is said of it, beside its name
+    "pickle.reeltag": "is cut short, or no file of reeltag",
+    "torch.reeltag": "is cut short, or no file of reeltag",
+    "length.reeltag": "is cut short, or no file of reeltag",
+    "claims.reeltag": "is no file of reeltag",
+    "claims-sealed.reeltag": "holds 4,112 bytes, and its header says 4,398,046,515,216",
+    "sizes-sealed.reeltag": "is larger than any memory",
+    "nesting-sealed.reeltag": "is no file of reeltag",
+    "tag.toml": "is not TOML",
+    "call.toml": "models.a.family: choose one of",
+    "number.toml": "is not TOML: Exceeds the limit",
+    "nesting.toml": "is not TOML: maximum recursion depth",
+    "tables.toml": "is not TOML: maximum recursion depth",
+    "dotted.toml": "is not TOML: a key has 19999 dots",
+    "zip.tfrecord": "record 0, byte 0: CRC of the length does not match",
+    "gzip.tfrecord": "record 0, byte 0: CRC of the length does not match",
+    "length.tfrecord": "record 0, byte 0: truncated",
+    "groups.tfrecord": "record 0, byte 0: is no SequenceExample",
+    "messages.tfrecord": "record 0, byte 0: no feature 'audio_embedding'",
+    "shard.index": "contradicts itself",
+    "shards.index": "cannot be read",
+    "claims.index": "is cut short or its checksum does not match",
+    "dimensions.index": "contradicts itself",
+    "keys.index": "holds what no block may hold",
+    "again.index": "holds what no block may hold",
+    "elsewhere.onnx": "onnxruntime cannot open it",
+    "operator.onnx": "onnxruntime cannot open it",
+}
+BESIDE = {"claims.data-00000-of-00001", "dimensions.data-00000-of-00001"}  # what index files point to
+SHOWN = {"names-sealed.reeltag", "labels.csv"}  # sound, but for their names
+ROOM = 64 << 20  # bytes by which a process may grow that opens all of them
+CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "yaml", "joblib", "code", "runpy"}
+CALLS = {"eval", "exec", "compile", "__import__", "execfile", "input", "breakpoint"}
+METHODS = {
+    *(("torch", name) for name in ("load", "save", "hub", "compile")),
+    *(("os", name) for name in ("system", "popen", "execv", "execl", "execvp", "spawnl", "spawnv", "startfile")),
+    *(("importlib", name) for name in ("import_module", "reload")),
+    *(("jit", name) for name in ("load", "script")),
+    ("subprocess", "getoutput"),
+    ("subprocess", "getstatusoutput"),
+}
+
+
+def faults(tree):
+    """What in a module could run code that came from elsewhere."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            yield from CODE & {name.split(".")[0] for name in names}
+        if not isinstance(node, ast.Call):
+            continue
+        called, given = node.func, {keyword.arg: keyword.value for keyword in node.keywords}
+        if isinstance(called, ast.Name) and called.id in CALLS:
+            yield called.id
+        if isinstance(called, ast.Attribute):
+            base = called.value.id if isinstance(called.value, ast.Name) else getattr(called.value, "attr", "")
+            if (base, called.attr) in METHODS:
+                yield f"{base}.{called.attr}"
+            if (base, called.attr) == ("np", "load") and not is_false(given.get("allow_pickle")):
+                yield "np.load with pickles"
+        if "shell" in given and not is_false(given["shell"]):
+            yield "a shell"
+        if "trust_remote_code" in given:
+            yield "remote code"
+
+
+def is_false(node):
+    return isinstance(node, ast.Constant) and node.value is False
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
+def test_no_module_can_run_code_from_a_file(path):
+    assert list(faults(ast.parse(path.read_text()))) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "from torch.serialization import x; import yaml",
+        "from marshal import loads",
+        "torch.load(path)",
+        "torch.jit.load(path)",
+        "eval('1')",
+        "np.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "subprocess.run(text, shell=True)",
+        "os.system(text)",
+        "importlib.import_module(name)",
+    ],
+)
+def test_what_could_run_code_would_be_found(line):
+    assert list(faults(ast.parse(line)))
+
+
+def opened(path):
+    """Open a file as its users do; the exit code, and what was said."""
+    said = StringIO()
+    with redirect_stderr(said):
+        if path.suffix == ".reeltag":
+            return main(["inspect", str(path)]), said.getvalue()
+        if path.suffix == ".toml":
+            return main(["run", str(path), "--dry-run"]), said.getvalue()
+        if path.suffix == ".tfrecord":
+            return main(["data", "verify", str(path), "--schema", "audioset"]), said.getvalue()
+        if path.suffix == ".index":
+            return main(["import-tf", str(path), "--out", "out.reeltag"]), said.getvalue()
+    try:
+        open_onnx(path)
+    except ReeltagError as error:
+        return 2, f"error: {error}\n"
+    return 0, ""
+
+
+def try_all(folder):
+    """Open every attack, in a process of its own; by name the exit code, what was said, and the seconds."""
+    os.chdir(folder)
+    for path in (ATTACKS / "tag.toml", ATTACKS / "gzip.tfrecord", ATTACKS / "shard.index"):
+        opened(path)  # imports what such files need
+    before, found = peak_memory(), {}
+    for name in REFUSED:
+        begin = time.perf_counter()
+        found[name] = (*opened(ATTACKS / name), time.perf_counter() - begin)
+    return found, peak_memory() - before
+
+
+def test_every_attack_is_refused_with_one_message_and_leaves_nothing(tmp_path, promise):
+    pytest.importorskip("onnxruntime", reason="opens ONNX files; pip install 'reeltag[onnx]'")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        found, growth = pool.submit(try_all, tmp_path).result(timeout=300)
+    for name, (code, said, _) in found.items():
+        assert code == 2, name
+        assert said.startswith("error: ") and "\nerror: " not in said and len(said) < 1000, said
+        assert name.partition(".")[0] in said and REFUSED[name] in said, said
+    assert growth < ROOM
+    assert list(tmp_path.iterdir()) == []  # no canary
+    promise.found(
+        10,
+        f"{len(MODULES)} modules hold nothing that could run code from a file; {len(found)} attack files of 6 kinds: "
+        f"all refused in one message, no payload ran; slowest {max(each[2] for each in found.values()):.2f} s, and the "
+        f"process that opened all grew by {growth / 2**20:.0f} MiB",
+    )
+
+
+def test_every_attack_is_tried():
+    names = {path.name for path in ATTACKS.iterdir() if path.is_file()} - {"make.py"}
+    assert names == {*REFUSED, *BESIDE, *SHOWN, "objects.npy"}
+
+
+@pytest.mark.parametrize("opener", [checkpoint.load, Manifest.load, artifact.load])
+@pytest.mark.parametrize("name", ["pickle.reeltag", "torch.reeltag", "objects.npy"])
+def test_a_pickle_is_nothing_that_a_run_reads(tmp_path, monkeypatch, opener, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError, match=re.escape(name)):
+        opener(ATTACKS / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_soft_targets_that_are_objects_are_refused_though_every_hash_holds(tmp_path, monkeypatch, tiny_manifests):
+    manifest = tiny_manifests["train"]
+    TargetsWriter(tmp_path, manifest, "dense").finish({})
+    index = json.loads((tmp_path / "targets.json").read_text())
+    for entry in index["shards"]:
+        (tmp_path / entry["file"]).write_bytes((ATTACKS / "objects.npy").read_bytes())
+        entry["sha256"] = file_hash(tmp_path / entry["file"])
+    del index["checksum"]
+    (tmp_path / "targets.json").write_text(json.dumps({**index, "checksum": content_hash(index)}))
+    before = set(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"00000\.npy: holds no soft targets .*object.*; remove "):
+        SoftTargets(tmp_path, manifest).rows([0])
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_names_in_a_file_mean_nothing_to_a_terminal_or_a_page(capsys):
+    shipped = artifact.load(ATTACKS / "names-sealed.reeltag")
+    assert "<script>" in shipped.label_names[0]
+    card = model_card(shipped, 1)
+    assert harmless(card)
+    assert "\nlicense:" not in card  # none was given, and none can be slipped in
+    assert main(["inspect", str(ATTACKS / "names-sealed.reeltag")]) == 0
+    assert all(letter.isprintable() or letter == "\n" for letter in capsys.readouterr().out)
+
+
+def test_names_of_classes_mean_nothing_in_a_report():
+    names = read_label_names(ATTACKS / "labels.csv", 5)
+    scores = {"gap": 0.5, "hit_at_1": 0.5, "perr": 0.5, "map": 0.5, "videos": 1, "bytes": 1}
+    holdout = dict.fromkeys(("file", "prior", "file_where_chosen", "equal_weights", "random_search"), 0.5)
+    results = {
+        "recipe": "x",
+        "bytes": 1,
+        "budget": 1,
+        "shipped": [{"name": "m", "encoding": "float32", "weight": 1.0}],
+        "members": {"m": {"test": {"float32": scores}}},
+        "left_out": [],
+        "holdout_gap": {**holdout, "members": {"m": 0.5}, "videos": 1, "chosen_on": 1},
+        "test": {"file": scores, "prior": scores, "class_ap": [[name, 0.5] for name in names]},
+        "bad_records": {"train": [], "test": []},
+        "examples": [{"id": names[2] + names[0], "tags": [[name, 0.5] for name in names], "labels": list(names)}],
+    }
+    report = render(results)
+    assert "script" in report
+    assert harmless(report)
+
+
+def harmless(text):
+    """No control character, and no HTML, link or image that Markdown would make of what is not ours."""
+    ours = text.replace("![GAP against megabytes](frontier.svg)", "").replace("[tables.md](tables.md)", "")
+    printable = all(letter.isprintable() or letter == "\n" for letter in text)
+    return printable and not re.search(r"(?<!\\)<|(?<!\\)\]\(", ours)
