@@ -167,11 +167,11 @@ def try_run(work: Path, times: int, code: int) -> tuple[int, list[str]]:
     return counting.seen, broken
 
 
-def everything(work: Path, runs: int) -> dict[str, object]:
+def everything(work: Path, runs: int, codes: list[int]) -> dict[str, object]:
     writes: dict[str, int] = {}
     broken: list[str] = []
     for name, write in ways(work).items():
-        for code in (errno.ENOSPC, errno.EIO):
+        for code in codes:
             writes[name], faults = try_all(name, write, work, code)
             broken += [f"{os.strerror(code)}: {fault}" for fault in faults]
     writes["a run"], faults = try_run(work, runs, errno.ENOSPC)
@@ -179,5 +179,5 @@ def everything(work: Path, runs: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    given_work, given_runs = sys.argv[1:]
-    print(json.dumps(everything(Path(given_work), int(given_runs))))
+    given_work, given_runs, *given_codes = sys.argv[1:]
+    print(json.dumps(everything(Path(given_work), int(given_runs), [int(code) for code in given_codes])))

@@ -1,5 +1,6 @@
 """Promise 2: a write that fails leaves the old file or the new one, and says which it was."""
 
+import errno
 import json
 import os
 import shutil
@@ -26,7 +27,8 @@ def library(tmp_path_factory):
 def test_whatever_write_fails_files_are_old_or_new_and_the_path_is_named(library, tmp_path, promise):
     runs = promise.amount(2, 60)
     environment = os.environ | {"LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, TESTS / "failing_writes.py", tmp_path, str(runs)]
+    codes = [errno.ENOSPC, errno.EIO][: promise.amount(1, 2)]
+    command = [sys.executable, TESTS / "failing_writes.py", tmp_path, str(runs), *map(str, codes)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
