@@ -168,9 +168,9 @@ def test_tagging_by_workers_killed_from_outside(promise, figures, commands, fold
         groups.append(found["process"])
         ends_whole(commands, folder, out, "--workers", "2")
     assert all(map(all_end, groups))
-    promise.found(
-        1, f"{'; '.join(figures.values())}; and {len(groups)} times with workers: the same bytes, no process left"
-    )
+    if len(figures) == 4:  # all of them ran
+        told = "; ".join(figures.values())
+        promise.found(1, f"{told}; and {len(groups)} times with workers: the same bytes, no process left")
 
 
 # --- without a kill -------------------------------------------------------------------------------
