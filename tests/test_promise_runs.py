@@ -72,7 +72,7 @@ def test_a_run_killed_in_every_stage(promise, figures, commands, folder, counts)
     """In the suite at a few moments; in full before every change of a file, and before and after every fsync and step
     of a training; at some of them twice."""
     moments = [(stage, number) for stage, count in counts.items() for number in range(count)]
-    moments = moments[:: len(moments) // promise.amount(12, len(moments))]
+    moments = moments[:: len(moments) // promise.amount(8, len(moments))]
     twice = [moment for moment in moments for _ in range(2 if moment[1] % 10 == 0 else 1)]
     killed = kill_in_turn(commands, folder, "everywhere", twice)
     assert sum(killed.values()) > 0.9 * len(twice)
@@ -168,9 +168,9 @@ def test_tagging_by_workers_killed_from_outside(promise, figures, commands, fold
         groups.append(found["process"])
         ends_whole(commands, folder, out, "--workers", "2")
     assert all(map(all_end, groups))
-    promise.found(
-        1, f"{'; '.join(figures.values())}; and {len(groups)} times with workers: the same bytes, no process left"
-    )
+    if len(figures) == 4:  # all of them ran
+        told = "; ".join(figures.values())
+        promise.found(1, f"{told}; and {len(groups)} times with workers: the same bytes, no process left")
 
 
 # --- without a kill -------------------------------------------------------------------------------
@@ -214,17 +214,17 @@ def threads_apart(shards, folder):
 
 def test_the_same_recipe_gives_the_same_bytes(promise, commands, folder, tmp_path, tiny_manifests):
     """Every time, with any number of loaders, from any folder and wherever the shards are."""
-    for number in range(promise.amount(1, 3)):
+    for number in range(promise.amount(0, 3)):  # in short, `counts` is a second run
         assert commands.run(*RUN, f"again-{number}", folder=str(folder))["code"] == 0
         assert contents(folder / f"again-{number}") == contents(folder / "whole")
     for loaders in (2, 4, 0)[: promise.amount(1, 3)]:
         options = ["--set", f"training.workers={loaders}"]
         assert commands.run(*RUN, f"loaders-{loaders}", *options, folder=str(folder))["code"] == 0
         assert all_but_recipe(folder / f"loaders-{loaders}") == all_but_recipe(folder / "whole")
-    shutil.copy(folder / "other.reeltag", tmp_path)
-    assert commands.run("run", folder / "recipe.toml", "--out", tmp_path / "out", folder=str(tmp_path))["code"] == 0
-    assert contents(tmp_path / "out") == contents(folder / "whole")
     if promise.in_full:
+        shutil.copy(folder / "other.reeltag", tmp_path)
+        assert commands.run("run", folder / "recipe.toml", "--out", tmp_path / "out", folder=str(tmp_path))["code"] == 0
+        assert contents(tmp_path / "out") == contents(folder / "whole")
         assert model_of(commands, folder, "here") == model_of(commands, folder, "there")
         apart = threads_apart(Shards(tiny_manifests["train"]), tmp_path)
         promise.found(

@@ -129,7 +129,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner may read
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
@@ -220,12 +219,6 @@ def _unwritable(path: Path, error: OSError) -> UsageError:
 def _beside(path: Path) -> Path:
     """A name that no other thread or process has for the same file."""
     return path.with_name(f".{path.name}.{os.getpid()}-{uuid4().hex[:8]}.partial")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def remove_partials(folder: Path) -> None:
