@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from measure import Peer, Times, options, pin, print_json, print_table, run_rounds, seconds, timed
-from reeltag.artifact import _crc
 from reeltag.encodings import QuantizedTensor
 from reeltag.quantize import quantize, quantize_uniform
+from reeltag.tensorfile import _crc
 
 PEER = "the authors' way, uniform-8"
 UNIFORM = "uniform-8"
@@ -37,7 +37,7 @@ def ours(weights: torch.Tensor, few: torch.Tensor) -> dict[str, Callable[[], Tim
         assert isinstance(coded, QuantizedTensor)
         rows[f"{encoding}, back to float32"] = partial(timed, coded.dequantize, weights.numel() / 1e6)
     rows["checksum of uniform-8"] = partial(
-        timed, partial(_crc, quantize_uniform(weights).codes), weights.numel() / 1e6
+        timed, partial(_crc, quantize_uniform(weights).codes.numpy()), weights.numel() / 1e6
     )
     return rows
 

@@ -1,4 +1,4 @@
-"""Runs in processes of their own, for tests that disturb them."""
+"""Runs in processes of their own and trainings, for tests that disturb them."""
 
 import os
 import signal
@@ -7,6 +7,7 @@ import sys
 from contextlib import contextmanager
 
 from conftest import TINY_RUN
+from reeltag.progress import Progress, Task
 
 COMMAND = [sys.executable, "-c", "import sys; from reeltag.cli import main; sys.exit(main())"]
 LONG = (
@@ -43,3 +44,29 @@ def started(recipe, out, *overrides):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+class KilledError(Exception):
+    """A training was broken off."""
+
+
+class Countdown(Task):
+    def __init__(self, steps, *arguments):
+        super().__init__(*arguments)
+        self.steps = steps
+
+    def advance(self, amount, **facts):
+        self.steps -= 1
+        if self.steps < 0:
+            raise KilledError
+
+
+class KillAfter(Progress):
+    """Breaks a training off after some of its steps, as a kill would."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    @contextmanager
+    def task(self, name, total, unit):
+        yield Countdown(self.steps, name, total, unit)

@@ -3,7 +3,6 @@
 import math
 import random
 import re
-from contextlib import contextmanager
 from itertools import product
 
 import numpy as np
@@ -21,7 +20,7 @@ from reeltag.data.shards import Shards, scan
 from reeltag.data.tfrecord import write_shard
 from reeltag.errors import DataError, TrainingError
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.progress import Progress, Task
+from reeltag.progress import Progress
 from reeltag.train import (
     AveragingSettings,
     Teacher,
@@ -31,6 +30,7 @@ from reeltag.train import (
     step_seed,
     training_phase,
 )
+from runs import KillAfter, KilledError
 
 SEED = 3
 SETTINGS = TrainingSettings(batch_size=10, epochs=1.5, frames=8, rate=1e-3, device="cpu")
@@ -45,24 +45,6 @@ def every_step_is_kept(monkeypatch):
 @pytest.fixture(scope="module")
 def shards(tiny_manifests):
     return Shards(tiny_manifests["train"])
-
-
-class Broken(Task):
-    def advance(self, amount, **facts):
-        self.total -= 1
-        if self.total < 0:
-            raise KeyboardInterrupt
-
-
-class BreaksOff(Progress):
-    """Ends a training after some of its steps; the last of them is on disk."""
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    @contextmanager
-    def task(self, name, total, unit):
-        yield Broken(name, self.steps, unit)
 
 
 def train(shards, path, settings, phase, *, config=CONFIG, spoil=lambda tagger: None, progress=None, **given):
@@ -211,8 +193,8 @@ def test_a_number_that_is_none_stops_the_training_and_what_is_kept_is_the_step_b
         path, before = folder / "state", folder / "before"
         stops(bad, shards, WORDS[what], path, settings, phase, start=start, spoil=spoiler(what, bad))
         if bad > phase.steps.start:
-            with pytest.raises(KeyboardInterrupt):
-                train(shards, before, settings, phase, start=start, progress=BreaksOff(bad - phase.steps.start))
+            with pytest.raises(KilledError):
+                train(shards, before, settings, phase, start=start, progress=KillAfter(bad - phase.steps.start))
             assert path.read_bytes() == before.read_bytes()
             assert all_finite(path)
         else:

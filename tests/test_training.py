@@ -1,7 +1,6 @@
 """The training loop: the authors' three steps and exact resume."""
 
 import math
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from reeltag.data.shards import Shards
 from reeltag.errors import ArtifactError
 from reeltag.models.layers import dequantize
 from reeltag.models.tagger import Tagger, build_tagger, parse_config
-from reeltag.progress import Progress, Task
+from reeltag.progress import Progress
 from reeltag.train import (
     AveragingSettings,
     Teacher,
@@ -30,35 +29,10 @@ from reeltag.train import (
     train_step,
     training_phase,
 )
+from runs import KillAfter, KilledError
 
 SETTINGS = TrainingSettings(batch_size=10, epochs=2.5, frames=8, rate=1e-3, device="cpu")
 CONFIG = parse_config({"family": "netvlad", "clusters": 4, "hidden": 8, "dropout": 0.3, "bn_decay": 0.9})
-
-
-class KilledError(Exception):
-    pass
-
-
-class Countdown(Task):
-    def __init__(self, steps, *arguments):
-        super().__init__(*arguments)
-        self.steps = steps
-
-    def advance(self, amount, **facts):
-        self.steps -= 1
-        if self.steps < 0:
-            raise KilledError
-
-
-class KillAfter(Progress):
-    """Breaks a training off after some of its steps, as a kill would."""
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    @contextmanager
-    def task(self, name, total, unit):
-        yield Countdown(self.steps, name, total, unit)
 
 
 def train(shards, path, *, config=CONFIG, settings=SETTINGS, progress=None, phase=None, start=None, seconds=1e9):

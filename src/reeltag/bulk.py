@@ -220,8 +220,8 @@ def predict_to_file(
     with _claimed(out) as folder:
         parts = [_part(shard, folder, deciding) for shard in shards]
         _tag_missing(job, parts, total, progress)
-        order = [str(shard) for shard in shards]
-        total.bad.found.sort(key=lambda record: (order.index(record.file), record.record))
+        order = {str(shard): number for number, shard in enumerate(shards)}
+        total.bad.found.sort(key=lambda record: (order[record.file], record.record))
         output.join(out, [part.path for part in parts])
         remove_folder(folder)
     return total

@@ -72,7 +72,7 @@ def run(recipe: Path, /, *, out: Path | None = None, set_: Overrides = [], dry_r
         _publish(folders["pack"] / "model.reeltag", out / "model.reeltag")
         for name in ("results.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
             _publish(folders["report"] / name, out / name)
-    results = read_json(out / "results.json")
+    results = read_json(folders["report"] / "results.json")
     print("\n".join([f"\n{out / 'model.reeltag'}", headline(results), "", "five test videos:", *examples(results)]))
     print(f"\nreport: {out / 'report' / 'report.md'}")
 
