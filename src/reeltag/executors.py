@@ -149,7 +149,9 @@ def listing(stages: Sequence[Stage], out: Path) -> list[str]:
         lines.append(f"{done[stage.name]:<10}  {stage.name:<{width}}  {', '.join(filter(None, [stage.note, hours]))}")
     left = sum(stage.gpu_hours for stage in stages if done[stage.name] != "done")
     hours = f"; trainings to do: about {left:.2f} GPU hours at 10 TFLOP/s" if left >= 0.005 else ""
-    lines.append(f"{len(stages)} stages{hours}; about {megabytes(_bytes_to_do(stages, done))} still to be written")
+    needed = _bytes_to_do(stages, done)
+    room = f"; about {megabytes(needed)} of disk to be written" if needed else ""
+    lines.append(f"{len(stages)} stages{hours}{room}")
     return [line.rstrip() for line in lines]
 
 
