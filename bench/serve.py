@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1000, help="of 16 clients together, in a round")
     parser.add_argument("--malformed", type=int, default=10_000)
     parser.add_argument("--file", type=Path, help="a .reeltag file, instead of the models with random weights")
-    parser.add_argument("--mode", choices=get_args(Mode), default="exact")
+    parser.add_argument("--mode", choices=get_args(Mode), default="fast")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

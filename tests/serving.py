@@ -35,11 +35,12 @@ FLOATS = SCHEMA.model_copy(update={"dtype": "float32"})
 VECTORS = FLOATS.model_copy(update={"level": "video"})
 
 
-def write_model(path, schema=SCHEMA, label_names=None):
+SMALL = {"family": "netvlad", "clusters": 4, "hidden": 8}
+
+
+def write_model(path, schema=SCHEMA, label_names=None, config=SMALL):
     """A file with one untrained member whose probabilities differ from video to video."""
-    config = parse_config({"family": "netvlad", "clusters": 4, "hidden": 8})
-    if schema.level == "video":
-        config = parse_config({"family": "mean"})
+    config = parse_config({"family": "mean"} if schema.level == "video" else config)
     state = build_tagger(config, schema.widths, schema.classes, 0).state_dict()
     artifact.save(path, Artifact(schema, label_names, (Member("a", config, 1.0, state),), {"recipe": "none"}))
     return path

@@ -6,11 +6,14 @@ import socket
 import sys
 import threading
 
+import numpy as np
 import pytest
+import torch
 
 from conftest import make_video
 from reeltag.cli import main
-from serving import SCHEMA, TFRECORD, frames_of, post, raw, record, service, write_model
+from reeltag.predict import load
+from serving import SCHEMA, TFRECORD, frames_of, post, raw, record, scores_of, service, write_model
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,20 @@ def test_what_is_in_flight_is_answered_and_the_exit_code_is_0(model, number):
         assert process.wait(20) == 0
         out, err = process.communicate()
         assert (out, err) == ("", "")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="computes exactly where there is a GPU")
+def test_it_multiplies_in_8_bits_unless_told_otherwise(tmp_path):
+    path = write_model(tmp_path / "m.reeltag", config={"family": "netvlad", "clusters": 64, "hidden": 128})
+    frames = frames_of(20)
+    body = json.dumps({"frames": frames.tolist()})
+    said = []
+    for options in ((), ("--mode", "exact")):
+        with service(path, *options) as (_, port):
+            said.append(scores_of(post(port, body, "application/json")[1]))
+    fast, exact = (load(path, mode).predict(frames) for mode in ("fast", "exact"))
+    assert abs(fast - exact).max() > 1e-5
+    np.testing.assert_allclose(said, [fast, exact], atol=1.5e-6)  # as many decimals as the answer has
 
 
 def test_it_survives_clients_that_break_off_and_bytes_that_are_no_http(model):

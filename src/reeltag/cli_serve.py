@@ -6,17 +6,24 @@ import gc
 import math
 import os
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
+
+from cyclopts import Parameter
 
 from reeltag.cli_data import Mode
 from reeltag.errors import UsageError
+
+
+def _default_mode(_: object) -> str:
+    return "fast, or exact where there is a GPU"
 
 
 def serve(
     model: str,
     /,
     *,
-    mode: Mode = "exact",
+    mode: Annotated[Mode | None, Parameter(show_default=_default_mode)] = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     samples: list[str] = [],  # noqa: B006
@@ -51,6 +58,7 @@ def serve(
     import torch
 
     from reeltag import predict
+    from reeltag.environment import default_device
     from reeltag.remote import is_url
     from reeltag.serve.limits import Limits
     from reeltag.serve.samples import read_samples
@@ -58,7 +66,7 @@ def serve(
 
     if "OMP_NUM_THREADS" not in os.environ:  # one core is HTTP's; threads that wait for it would spin
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))
-    predictor = predict.load(model, mode)
+    predictor = predict.load(model, mode or ("fast" if default_device() == "cpu" else "exact"))
     frames = 256 * predictor.schema.max_frames if max_frames is None else max_frames
     max_body = int(max_body_mb * 1e6) if math.isfinite(max_body_mb) else 0
     limits = Limits(max_batch, max_body, frames, timeout, max_waiting)
