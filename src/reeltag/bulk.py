@@ -11,7 +11,7 @@ import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
@@ -29,7 +29,7 @@ from reeltag.data.shards import read_all
 from reeltag.errors import UsageError
 from reeltag.formats import output_format
 from reeltag.predict import BATCH_SIZE, Mode, Predictions, Predictor, load, place, predict
-from reeltag.processes import spawned, without_interrupts
+from reeltag.processes import PROCESS_BYTES, Needs, Pool, spawned
 from reeltag.progress import Progress
 from reeltag.storage import (
     LOCK,
@@ -183,6 +183,7 @@ def predict_to_file(
     drop_flat: bool = False,
     max_bad_records: int = 0,
     progress: Progress | None = None,
+    pool: AbstractContextManager[Pool] | None = None,
 ) -> Counts:
     """Tag every video of shards into one file, whose bytes do not depend on the workers or on interruptions.
 
@@ -198,6 +199,7 @@ def predict_to_file(
         max_bad_records: most records of all shards that are left out because they are damaged or do not follow the
             model's schema.
         progress: told what is done.
+        pool: of a cluster, instead of workers; each of its machines has to have all files at the same paths.
 
     Raises:
         UsageError: an argument cannot work, or `out` cannot be written.
@@ -219,7 +221,7 @@ def predict_to_file(
     job = _Job(model, device, mode, drop_flat, max_bad_records, workers)
     with _claimed(out) as folder:
         parts = [_part(shard, folder, deciding) for shard in shards]
-        _tag_missing(job, parts, total, progress)
+        _tag_missing(job, parts, total, progress, pool)
         order = {str(shard): number for number, shard in enumerate(shards)}
         total.bad.found.sort(key=lambda record: (order[record.file], record.record))
         output.join(out, [part.path for part in parts])
@@ -227,7 +229,13 @@ def predict_to_file(
     return total
 
 
-def _tag_missing(job: _Job, parts: Sequence[_Part], total: Counts, progress: Progress) -> None:
+def _tag_missing(
+    job: _Job,
+    parts: Sequence[_Part],
+    total: Counts,
+    progress: Progress,
+    pool: AbstractContextManager[Pool] | None,
+) -> None:
     """Tag the shards that have no part yet, and count those of all."""
     done, todo = [part for part in parts if part.finished], [part for part in parts if not part.finished]
     if done:
@@ -236,7 +244,7 @@ def _tag_missing(job: _Job, parts: Sequence[_Part], total: Counts, progress: Pro
         total.add(Counts.load(read_json(part.marker)))
     with progress.task("predict", sum(part.size for part in parts), "bytes") as task:
         task.resume_at(sum(part.size for part in done))
-        with _finished(job, todo) as results:
+        with _finished(job, todo, pool) as results:
             for part, counts in results:
                 total.add(counts)
                 task.advance(part.size, note=counted(total.videos, "video"))
@@ -272,20 +280,22 @@ def _part(shard: Path, folder: Path, deciding: Sequence[object]) -> _Part:
 
 
 @contextmanager
-def _finished(job: _Job, todo: Sequence[_Part]) -> Iterator[Iterator[tuple[_Part, Counts]]]:
+def _finished(
+    job: _Job, todo: Sequence[_Part], pool: AbstractContextManager[Pool] | None
+) -> Iterator[Iterator[tuple[_Part, Counts]]]:
     """The parts as they are finished, in this process or by several."""
     if not todo:
         yield iter(())
         return
     workers = min(job.workers, len(todo))
     threads = _threads(job.device, workers)
-    if workers == 1:
+    if workers == 1 and pool is None:
         tagger = _open(job, threads)
         yield ((part, _write(tagger, part, job.max_bad_records)) for part in todo)
     else:
-        with spawned(workers) as pool:
-            with without_interrupts():
-                futures = {pool.submit(_write_in_worker, job, threads, part): part for part in todo}
+        needs = Needs(1, int(job.device != "cpu"), 3 * job.model.stat().st_size + PROCESS_BYTES)
+        with pool or spawned([job.device] * workers) as processes:
+            futures = {processes.submit(needs, _write_in_worker, job, threads, part): part for part in todo}
             yield ((futures[future], future.result()) for future in as_completed(futures))
 
 

@@ -5,27 +5,27 @@ from __future__ import annotations
 import json as json_module
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from cyclopts import App, CycloptsError, Parameter
 
 from reeltag import __version__
-from reeltag.cli_data import MaxBad, Mode, Overrides, data, given, load_schema, say_left_out
+from reeltag.cli_data import MaxBad, Mode, Overrides, data, given, say_left_out
 from reeltag.cli_export import export
+from reeltag.cli_models import average, import_tf, quantize
 from reeltag.cli_serve import serve
 from reeltag.cli_share import share
+from reeltag.cli_workers import Address, Devices, Executor, pool_of
 from reeltag.environment import keep_freed_memory
 from reeltag.errors import ReeltagError, UsageError
 from reeltag.interrupts import Terminated, ended_by_sigterm
 from reeltag.text import plain, printable
 
-# As in quantize.py, which would import torch.
-Encoding = Literal["float16", "uniform-8", "kmeans-8", "quantile-8", "channel-8", "group-4"]
-
 if TYPE_CHECKING:
     from reeltag.executors import Stage
+    from reeltag.processes import Pool
     from reeltag.recipe import Recipe
 
 app = App(
@@ -35,14 +35,27 @@ app = App(
     default_parameter=Parameter(negative=(), show_default=False),
     suppress_keyboard_interrupt=False,  # `main` says how to go on
 )
+app.command(average)
 app.command(data)
 app.command(export)
+app.command(import_tf)
+app.command(quantize)
 app.command(serve)
 app.command(share)
 
 
 @app.command
-def run(recipe: Path, /, *, out: Path | None = None, set_: Overrides = [], dry_run: bool = False) -> None:  # noqa: B006
+def run(
+    recipe: Path,
+    /,
+    *,
+    out: Path | None = None,
+    set_: Overrides = [],  # noqa: B006
+    devices: Devices = "",
+    executor: Executor = "local",
+    address: Address = None,
+    dry_run: bool = False,
+) -> None:
     """Do a whole recipe: train, average, quantise, ensemble, pack, test, report.
 
     Whatever an earlier run of the same recipe finished is kept, so the same command goes on after an
@@ -68,7 +81,7 @@ def run(recipe: Path, /, *, out: Path | None = None, set_: Overrides = [], dry_r
     if dry_run:
         print("\n".join(executors.listing(stages, out)))
         return
-    with _executed(loaded, stages, out) as folders:
+    with _executed(loaded, stages, out, pool_of(devices, executor, address, loaded.devices)) as folders:
         _publish(folders["pack"] / "model.reeltag", out / "model.reeltag")
         for name in ("results.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
             _publish(folders["report"] / name, out / name)
@@ -78,7 +91,17 @@ def run(recipe: Path, /, *, out: Path | None = None, set_: Overrides = [], dry_r
 
 
 @app.command
-def train(recipe: Path, /, *, model: list[str] = [], out: Path | None = None, set_: Overrides = []) -> None:  # noqa: B006
+def train(
+    recipe: Path,
+    /,
+    *,
+    model: list[str] = [],  # noqa: B006
+    out: Path | None = None,
+    set_: Overrides = [],  # noqa: B006
+    devices: Devices = "",
+    executor: Executor = "local",
+    address: Address = None,
+) -> None:
     """Train models of a recipe, as `run` does, and stop there; each becomes a float32 .reeltag file.
 
     Example: reeltag train recipes/audioset-families.toml --model netvlad --set data.root=/data/audioset
@@ -102,7 +125,8 @@ def train(recipe: Path, /, *, model: list[str] = [], out: Path | None = None, se
         )
     targets = {name: candidate(loaded, name).finished for name in model or loaded.models}
     out = out or Path("runs") / loaded.name
-    with _executed(loaded, executors.needed_for(targets.values(), plan(loaded)), out) as folders:
+    stages = executors.needed_for(targets.values(), plan(loaded))
+    with _executed(loaded, stages, out, pool_of(devices, executor, address, loaded.devices)) as folders:
         for name, stage in targets.items():
             _publish(folders[stage] / "model.reeltag", out / f"{name}.reeltag")
             print(out / f"{name}.reeltag")
@@ -159,6 +183,8 @@ def predict(
     out: Path | None = None,
     mode: Mode = "exact",
     workers: int = 1,
+    executor: Executor = "local",
+    address: Address = None,
     drop_flat: bool = False,
     max_bad_records: MaxBad = 0,
 ) -> None:
@@ -183,7 +209,7 @@ def predict(
     from reeltag.storage import counted
 
     if out is None:
-        if workers != 1:
+        if workers != 1 or executor != "local":
             raise UsageError("workers: share whole shards, which takes a file; give --out")
         predictor = prediction.load(model, mode)
         predictions, counts = bulk.stream(
@@ -201,89 +227,12 @@ def predict(
             drop_flat=drop_flat,
             max_bad_records=max_bad_records,
             progress=default_progress(),
+            pool=pool_of("", executor, address),
         )
         print(f"{out}: {counted(counts.videos, 'video')}")
     if drop_flat:
         print(f"{counted(counts.dropped, 'flat video')} dropped", file=sys.stderr)
     say_left_out(counts.bad)
-
-
-@app.command
-def quantize(model: Path, /, *, out: Path, encoding: Encoding = "uniform-8") -> None:
-    """Store the large weights of a model in fewer bits.
-
-    Example: reeltag quantize runs/audioset/netvlad.reeltag --out small.reeltag --encoding group-4
-
-    Args:
-        model: A .reeltag file.
-        out: A new .reeltag file.
-        encoding: How to store them; those that are quantised already stay.
-    """
-    from dataclasses import replace
-
-    from reeltag import artifact
-    from reeltag.quantize import stored_as
-    from reeltag.storage import megabytes, refuse_existing
-
-    refuse_existing(out)
-    before = artifact.load(model)
-    small = artifact.quantized(before, encoding)
-    if [stored_as(member.state) for member in small.members] != [stored_as(member.state) for member in before.members]:
-        # Whatever was measured was measured before.
-        small = replace(small, provenance={**small.provenance, "quantized": encoding})
-    size = artifact.save(out, small)
-    print(f"{out}: {megabytes(size)}, from {megabytes(model.stat().st_size)}")
-
-
-@app.command
-def average(*models: Path, out: Path) -> None:
-    """Average the weights and batch-norm statistics of models of one architecture, such as of one training.
-
-    Example: reeltag average first.reeltag second.reeltag --out mean.reeltag
-
-    Args:
-        models: .reeltag files with one member each.
-        out: A new .reeltag file.
-    """
-    from reeltag import artifact
-    from reeltag.storage import counted, megabytes, refuse_existing
-
-    refuse_existing(out)
-    if twice := {str(model) for model in models if models.count(model) > 1}:
-        raise UsageError(f"{', '.join(sorted(twice))}: is given twice; the mean takes each model once")
-    size = artifact.save(out, artifact.averaged({str(model): artifact.load(model) for model in models}))
-    print(f"{out}: {megabytes(size)}, the mean of {counted(len(models), 'model')}")
-
-
-@app.command
-def import_tf(checkpoint: Path, /, *, out: Path, schema: str = "yt8m-frame", set_: Overrides = []) -> None:  # noqa: B006
-    """Turn a TensorFlow checkpoint of the authors' program, plain or quantised, into a .reeltag file.
-
-    The architecture is read off the names and shapes of its variables; give with --set what they do not tell.
-    A recipe takes the file in under [imported], beside models that it trains.
-
-    Example: reeltag import-tf trained_models/NetVLAD/inference_model --out netvlad.reeltag
-
-    Args:
-        checkpoint: Prefix of the .index and .data files, one of them, or the folder of a single checkpoint.
-        out: A new .reeltag file.
-        schema: A preset (yt8m-frame, yt8m-video), or a recipe whose data.schema holds.
-    """
-    from reeltag import artifact
-    from reeltag.artifact import Artifact
-    from reeltag.environment import versions
-    from reeltag.recipe_file import tagger_config
-    from reeltag.storage import megabytes, refuse_existing
-    from reeltag.tfimport import import_checkpoint
-
-    refuse_existing(out)
-    data = load_schema(schema)
-    member = import_checkpoint(
-        checkpoint, data, out.stem, lambda table: tagger_config(str(checkpoint), table, set_, data.widths)
-    )
-    provenance = {"imported": str(checkpoint), "versions": versions()}
-    size = artifact.save(out, Artifact(data, None, (member,), provenance))
-    print(f"{out}: {megabytes(size)}\n{member.config.model_dump_json()}")
 
 
 @app.command
@@ -356,17 +305,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _executed(recipe: Recipe, stages: Sequence[Stage], out: Path) -> Iterator[dict[str, Path]]:
+def _executed(
+    recipe: Recipe, stages: Sequence[Stage], out: Path, pool: AbstractContextManager[Pool] | None
+) -> Iterator[dict[str, Path]]:
     """The folders of stages that were run; until the block ends no other process works on the same run."""
     from reeltag import executors
-    from reeltag.environment import check_device
     from reeltag.progress import default_progress
     from reeltag.storage import write_json
 
-    for device in recipe.devices:
-        check_device(device)
     with executors.claimed(out):
-        folders = executors.run(stages, out, default_progress())
+        with pool or nullcontext() as workers:
+            folders = executors.run(stages, out, default_progress(), workers)
         write_json(out / "recipe.json", recipe.dump())
         yield folders
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +18,12 @@ from typing import Any
 
 from reeltag import __version__
 from reeltag.errors import UsageError
-from reeltag.progress import Progress
+from reeltag.interrupts import ended_by_sigterm
+from reeltag.processes import PROCESS_BYTES, Needs, Pool
+from reeltag.progress import LabelledProgress, Progress
 from reeltag.storage import (
     content_hash,
+    counted,
     free_bytes,
     locked,
     make_folder,
@@ -48,6 +52,19 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Pieces:
+    """What a stage falls apart into: tasks that may run side by side, before the rest of it.
+
+    Attributes:
+        count: of them, known when the stage's inputs are there.
+        work: makes one, whole or not at all; what an interrupted run left of it may be kept.
+    """
+
+    count: Callable[[Job], int]
+    work: Callable[[Job, int], None]
+
+
+@dataclass(frozen=True)
 class Stage:
     """One step of a recipe.
 
@@ -60,6 +77,9 @@ class Stage:
         note: for the plan, such as sizes.
         gpu_hours: estimated, for the plan.
         bytes: that it leaves, estimated; 0 where it is little.
+        processors: that it keeps busy.
+        gpus: that it computes on, where there are any.
+        pieces: that come before `work`.
     """
 
     name: str
@@ -69,15 +89,24 @@ class Stage:
     note: str = ""
     gpu_hours: float = 0.0
     bytes: int = 0
+    processors: int = 1
+    gpus: int = 0
+    pieces: Pieces | None = None
+
+    @property
+    def needs(self) -> Needs:
+        """What it takes of a machine; what it leaves is in memory about twice."""
+        return Needs(self.processors, self.gpus, PROCESS_BYTES + 2 * self.bytes)
 
 
-def run(stages: Sequence[Stage], out: Path, progress: Progress) -> dict[str, Path]:
-    """Run what is missing, in order.
+def run(stages: Sequence[Stage], out: Path, progress: Progress, pool: Pool | None = None) -> dict[str, Path]:
+    """Run what is missing, each stage once its inputs are there.
 
     Args:
         stages: each after its inputs.
         out: folder of the run.
         progress: told of each stage.
+        pool: where stages run side by side; by default one after the other in this process.
 
     Returns:
         The folder of each stage.
@@ -86,26 +115,108 @@ def run(stages: Sequence[Stage], out: Path, progress: Progress) -> dict[str, Pat
         UsageError: the disk has no room for what is missing.
     """
     _check_room(stages, out)
-    folders: dict[str, Path] = {}
-    digests: dict[str, str] = {}
-    for number, stage in enumerate(stages, 1):
-        folder = _folder(stage, out, digests)
-        marker = folder / MARKER
-        title = f"[{number}/{len(stages)}] {stage.name}"
-        if marker.exists():
-            progress.say(f"{title}: done before")
+    return _Run(stages, out, progress, pool).folders()
+
+
+class _Run:
+    """Stages on their way; each begins once its inputs are there, that with the most behind it first."""
+
+    def __init__(self, stages: Sequence[Stage], out: Path, progress: Progress, pool: Pool | None) -> None:
+        self.stages, self.out, self.progress, self.pool = {stage.name: stage for stage in stages}, out, progress, pool
+        self._titles = {stage.name: f"[{n}/{len(stages)}] {stage.name}" for n, stage in enumerate(stages, 1)}
+        self._folders: dict[str, Path] = {}
+        self._digests: dict[str, str] = {}
+        self._begun: dict[str, float] = {}
+        self._running: dict[Future[Any], tuple[Stage, int | None]] = {}
+
+    def folders(self) -> dict[str, Path]:
+        """The folder of each stage, when all are done."""
+        left = list(self.stages.values())
+        if self.pool is not None:
+            behind = hours_behind(left)
+            left.sort(key=lambda stage: -behind[stage.name])
+        while left or self._running:
+            ready = next((stage for stage in left if all(name in self._digests for name in stage.inputs)), None)
+            if ready is not None:
+                left.remove(ready)
+                self._begin(ready)
+            else:
+                for future in wait(self._running, return_when=FIRST_COMPLETED).done:
+                    self._go_on(*self._running.pop(future), future.result())
+        return {name: self._folders[name] for name in self.stages}
+
+    def _begin(self, stage: Stage) -> None:
+        folder = self._folders[stage.name] = _folder(stage, self.out, self._digests)
+        if (folder / MARKER).exists():
+            self.progress.say(f"{self._titles[stage.name]}: done before")
+            self._digests[stage.name] = _digest(folder / MARKER)
+            return
+        self.progress.say(self._titles[stage.name])
+        make_folder(folder)
+        remove_partials(folder)
+        self._begun[stage.name] = time.perf_counter()
+        job = self._job(stage, self.progress)
+        if self.pool is None:
+            self._finish(stage, _work(stage, job))
+        elif stage.pieces is None:
+            self._submit(stage, None)
         else:
-            progress.say(title)
-            make_folder(folder)
-            remove_partials(folder)
-            begin = time.perf_counter()
-            job = Job(folder, {name: folders[name] for name in stage.inputs}, progress)
-            digest = stage.work(job) or folder.name
-            seconds = round(time.perf_counter() - begin, 1)
-            write_json(marker, {"digest": digest, "parameters": stage.parameters, "seconds": seconds})
-        folders[stage.name] = folder
-        digests[stage.name] = _digest(marker)
-    return folders
+            for number in range(stage.pieces.count(job)):
+                self._submit(stage, number)
+
+    def _submit(self, stage: Stage, piece: int | None) -> None:
+        assert self.pool is not None
+        job = self._job(stage, LabelledProgress(stage.name))
+        self._running[self.pool.submit(stage.needs, _work_elsewhere, stage, job, piece)] = stage, piece
+
+    def _go_on(self, stage: Stage, piece: int | None, result: str | None) -> None:
+        """What comes after a task: the rest of the stage after its last piece, or its end."""
+        if piece is None:
+            self._finish(stage, result)
+        elif all(each is not stage for each, _ in self._running.values()):
+            self._submit(stage, None)
+
+    def _job(self, stage: Stage, progress: Progress) -> Job:
+        return Job(self._folders[stage.name], {name: self._folders[name] for name in stage.inputs}, progress)
+
+    def _finish(self, stage: Stage, result: str | None) -> None:
+        folder, seconds = self._folders[stage.name], round(time.perf_counter() - self._begun[stage.name], 1)
+        digest = self._digests[stage.name] = result or folder.name
+        write_json(folder / MARKER, {"digest": digest, "parameters": stage.parameters, "seconds": seconds})
+        if self.pool is not None:
+            done = f"{len(self._digests)} of {counted(len(self.stages), 'stage')}"
+            self.progress.say(f"{self._titles[stage.name]}: done in {seconds:.0f} s; {done}")
+
+
+def _work(stage: Stage, job: Job) -> str | None:
+    """All of a stage, in this process."""
+    if stage.pieces is not None:
+        count = stage.pieces.count(job)
+        with job.progress.task(stage.name, count, "pieces") as task:
+            for number in range(count):
+                stage.pieces.work(job, number)
+                task.advance(1)
+    return stage.work(job)
+
+
+def _work_elsewhere(stage: Stage, job: Job, piece: int | None) -> str | None:
+    """A piece of a stage, or what is left to do when all are there; in a process of a pool."""
+    with ended_by_sigterm():
+        if piece is None:
+            return stage.work(job)
+        assert stage.pieces is not None
+        stage.pieces.work(job, piece)
+    return None
+
+
+def hours_behind(stages: Sequence[Stage]) -> dict[str, float]:
+    """Estimated GPU hours of the longest way from the beginning of each stage to the end of the run."""
+    own = {stage.name: stage.gpu_hours for stage in stages}
+    behind = dict(own)
+    for stage in reversed(stages):
+        for name in stage.inputs:
+            behind[name] = max(behind[name], own[name] + behind[stage.name])
+    return behind
 
 
 def statuses(stages: Sequence[Stage], out: Path) -> dict[str, str]:

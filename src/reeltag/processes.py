@@ -5,41 +5,145 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from typing import Any, Protocol
 
 from reeltag.environment import keep_freed_memory
 from reeltag.errors import WorkerError
 
+RETRIES = 3  # of a task whose process died
+PROCESS_BYTES = 1_000_000_000  # of memory, for torch and a batch
+SAVING_SECONDS = 30.0  # that work has to save itself when it is broken off
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a task takes of a machine.
+
+    Attributes:
+        processors: that it keeps busy.
+        gpus: that it computes on, where there are any.
+        memory: bytes, estimated.
+    """
+
+    processors: int = 1
+    gpus: int = 0
+    memory: int = 0
+
+
+class Pool(Protocol):
+    """Where tasks run side by side."""
+
+    def submit(self, needs: Needs, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Call a function of a module elsewhere.
+
+        The future raises WorkerError where the process that it ran in died, and once more each time it was tried.
+        """
+
 
 @contextmanager
-def spawned(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes for the work of a block; what is left of it when the block ends, however it does, is broken off.
+def spawned(devices: Sequence[str]) -> Iterator[Pool]:
+    """Processes on this machine for the work of a block, one a device: `cpu`, `cuda:N`, or `cuda` for any.
 
-    Submit under `without_interrupts`, which starts the processes. A script that uses them has to keep what it does
-    under `if __name__ == "__main__"`, since each imports it.
-
-    Raises:
-        WorkerError: a process ended before its work was done.
+    What is left of the work when the block ends, however it does, is broken off: SIGTERM tells it to save itself. A
+    script that uses them has to keep what it does under `if __name__ == "__main__"`, since each imports it.
     """
-    context = get_context("spawn")
-    theirs, ours = context.Pipe(duplex=False)  # ours closes with the block, or with this process
-    pool = ProcessPoolExecutor(count, context, _begin, (theirs,))
+    pool = _Processes(devices)
     try:
         yield pool
-    except BrokenProcessPool as error:
-        raise WorkerError(
-            "a worker process ended before its work was done: it was killed, or memory ran out; what is finished is "
-            "kept, so run the same command again, with fewer workers where memory is short"
-        ) from error
     finally:
-        ours.close()
-        pool.shutdown(cancel_futures=True)
-        theirs.close()
+        pool.end()
+
+
+@dataclass
+class _Task:
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    future: Future[Any]
+    left: int = RETRIES
+
+
+@dataclass
+class _Place:
+    device: str
+    pool: ProcessPoolExecutor
+    busy: bool = False
+
+
+class _Processes:
+    """One process a device, each in a pool of its own, so that one that dies takes nobody else's work with it."""
+
+    def __init__(self, devices: Sequence[str]) -> None:
+        self._context = get_context("spawn")
+        self._theirs, self._ours = self._context.Pipe(duplex=False)  # ours closes with the block, or with this process
+        self._lock, self._ended = threading.RLock(), False
+        self._waiting: deque[_Task] = deque()
+        self._threads = max(1, len(os.sched_getaffinity(0)) // len(devices))
+        self._places = [_Place(device, self._started(device)) for device in devices]
+
+    def submit(self, needs: Needs, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """See `Pool`; what a task needs is not weighed here, where each has a process and its device."""
+        task = _Task(function, arguments, Future())
+        with self._lock:
+            self._waiting.append(task)
+            self._begin()
+        return task.future
+
+    def end(self) -> None:
+        """Break off what is left."""
+        with self._lock:
+            self._ended = True
+        self._ours.close()
+        for place in self._places:
+            place.pool.shutdown()
+        self._theirs.close()
+
+    def _started(self, device: str) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, self._context, _prepare, (self._theirs, device, self._threads))
+
+    def _begin(self) -> None:
+        for place in self._places:
+            if self._waiting and not place.busy and not self._ended:
+                task, place.busy = self._waiting.popleft(), True
+                with without_interrupts():  # of the process that starts now
+                    running = place.pool.submit(task.function, *task.arguments)
+                running.add_done_callback(partial(self._done, task, place))
+
+    def _done(self, task: _Task, place: _Place, running: Future[Any]) -> None:
+        error = running.exception()
+        died = isinstance(error, BrokenProcessPool)
+        with self._lock:
+            place.busy = False
+            if died and not self._ended:
+                place.pool.shutdown(wait=False)
+                place.pool = self._started(place.device)
+            if died and task.left and not self._ended:
+                task.left -= 1
+                self._waiting.appendleft(task)
+            elif died:
+                task.future.set_exception(died_too_often(RETRIES))
+            elif error is not None:
+                task.future.set_exception(error)
+            else:
+                task.future.set_result(running.result())
+            self._begin()
+
+
+def died_too_often(retries: int, reason: str = "it was killed, or memory ran out") -> WorkerError:
+    """What is said of a task that was tried so often again."""
+    return WorkerError(
+        f"a worker process died {retries + 1} times over the same work: {reason}; what is finished is kept, so run the "
+        "same command again, with fewer workers where memory is short"
+    )
 
 
 @contextmanager
@@ -52,7 +156,10 @@ def without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(alive: Connection) -> None:
+def _prepare(alive: Connection, device: str, threads: int) -> None:
+    if device != "cuda":  # any
+        os.environ["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cpu").removeprefix("cuda:")
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     keep_freed_memory()
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
 
@@ -61,4 +168,6 @@ def _end_with(alive: Connection) -> None:
     """Wait for the other end of a pipe, which nothing is sent through, to close."""
     with suppress(EOFError, OSError):
         alive.recv_bytes()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SAVING_SECONDS)
     os._exit(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -80,7 +80,7 @@ class PlainProgress(Progress):
     @contextmanager
     def task(self, name: str, total: int, unit: str) -> Iterator[Task]:
         """Announce a piece of long work; advance it inside the block."""
-        task = _PlainTask(name, total, unit)
+        task = _PlainTask(name, total, unit, say=self.say)
         yield task
         self.say(f"  {task}")
 
@@ -89,15 +89,31 @@ class PlainProgress(Progress):
         print(line, file=sys.stderr, flush=True)
 
 
+class LabelledProgress(PlainProgress):
+    """Plain lines that say whose they are, for work that is done side by side.
+
+    Args:
+        label: stands before each line.
+    """
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+
+    def say(self, line: str) -> None:
+        """Print one line for people."""
+        super().say(f"  {self.label}: {line.strip()}")
+
+
 @dataclass
 class _PlainTask(Task):
+    say: Callable[[str], None] = field(kw_only=True)
     _shown: float = field(default_factory=time.perf_counter)
 
     def advance(self, amount: int, *, waited: float = 0.0, note: str = "") -> None:
         super().advance(amount, waited=waited, note=note)
         if time.perf_counter() - self._shown > PLAIN_SECONDS:
             self._shown = time.perf_counter()
-            print(f"  {self}", file=sys.stderr, flush=True)
+            self.say(f"  {self}")
 
 
 class LiveProgress(PlainProgress):

@@ -41,38 +41,43 @@ class TargetsWriter:
         self.kept = None if top_k == "dense" else min(top_k, self.classes)
         self._first = manifest.first_records
         folder.mkdir(parents=True, exist_ok=True)
-        for number, shard in enumerate(manifest.shards):
-            self._create(self._path(number), shard.records + shard.left_out)
 
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{number:05}.npy"
-
-    def _create(self, path: Path, records: int) -> None:
-        """Written and not mapped at first, so that a full disk is an error and no killed process."""
-        rows = np.zeros(records, _row(self.classes, self.kept))
-        _probabilities(rows)[:] = np.nan
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.save(file, rows)
+    def has(self, shard: int) -> bool:
+        """Whether targets of a shard were put."""
+        return self._path(shard).exists()
 
     def put(self, indices: Indices, probabilities: Tensor) -> None:
-        """Keep the probabilities [B, C] of the videos with these indices in the manifest."""
+        """Keep the probabilities [B, C] of the videos with these indices; a shard's file changes whole."""
         shards = np.searchsorted(self._first, indices, "right") - 1
         values, classes = probabilities, None
         if self.kept is not None:
             values, classes = probabilities.topk(self.kept, dim=1)
-        for shard in np.unique(shards):
+        for shard in np.unique(shards).tolist():
             chosen = shards == shard
-            # Opened anew: a map holds a file descriptor, and there may be thousands of shards.
-            rows = np.load(self._path(shard), mmap_mode="r+", allow_pickle=False)
+            rows = np.load(self._path(shard), allow_pickle=False) if self.has(shard) else self._untaught(shard)
             records = self.manifest.numbers[indices[chosen]]
             if classes is None:
                 rows[records] = values.numpy()[chosen]
             else:
                 rows["class"][records] = classes.numpy()[chosen]
                 rows["probability"][records] = values.numpy()[chosen]
+            self._write(shard, rows)
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / f"{shard:05}.npy"
+
+    def _untaught(self, shard: int) -> npt.NDArray[Any]:
+        info = self.manifest.shards[shard]
+        rows = np.zeros(info.records + info.left_out, _row(self.classes, self.kept))
+        _probabilities(rows)[:] = np.nan
+        return rows
+
+    def _write(self, shard: int, rows: npt.NDArray[Any]) -> None:
+        with atomic_path(self._path(shard)) as temporary, temporary.open("wb") as file:
+            np.save(file, rows)
 
     def finish(self, teacher: Mapping[str, Any]) -> str:
-        """Write the index.
+        """Write the index, and files of the shards that nothing was put of.
 
         Args:
             teacher: who taught; JSON.
@@ -83,6 +88,8 @@ class TargetsWriter:
         shards = []
         for number, shard in enumerate(self.manifest.shards):
             path = self._path(number)
+            if not self.has(number):
+                self._write(number, self._untaught(number))
             taught = int(np.isfinite(_probabilities(np.load(path, allow_pickle=False))[:, 0]).sum())
             entry = {"shard": shard.sha256, "file": path.name, "sha256": file_hash(path), "taught": taught}
             shards.append(entry)

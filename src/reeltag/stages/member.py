@@ -54,7 +54,7 @@ class MemberStages(ABC):
         return [
             *self.source_stages(),
             Stage(self.quantized, self._do_quantize, (self.finished,), quantization, note, bytes=quantized),
-            Stage(self.predicted, self._do_predict, inputs, split_parameters(self.recipe), bytes=predicted),
+            Stage(self.predicted, self._do_predict, inputs, split_parameters(self.recipe), bytes=predicted, gpus=1),
         ]
 
     @property

@@ -45,7 +45,8 @@ class ModelStages(MemberStages):
             inputs = (*self.training.inputs, self.training.stage_name)
             hours = self.training.gpu_hours(self.recipe.averaging.epochs)
             size = self.training.bytes(tensors=4)
-            stages.append(Stage(self.finished, self._do_average, inputs, parameters, "", hours, size))
+            stage = Stage(self.finished, self._do_average, inputs, parameters, "", hours, size)
+            stages.append(self.training.placed(stage))
         return stages
 
     @property

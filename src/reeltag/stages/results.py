@@ -36,10 +36,9 @@ def result_stages(recipe: Recipe, members: Sequence[MemberStages]) -> list[Stage
     for member in members:
         inputs = ("data.test", member.finished, member.quantized)
         tested = {"encodings": list(recipe.quantization.tested), **recipe.test.model_dump()}
-        stages.append(Stage(f"test.{member.name}", partial(_do_test_member, member), inputs, tested))
-    stages.append(
-        Stage("test.file", partial(_do_test_file, recipe), ("data.test", "ensemble", "pack"), recipe.test.model_dump())
-    )
+        stages.append(Stage(f"test.{member.name}", partial(_do_test_member, member), inputs, tested, gpus=1))
+    inputs = ("data.test", "ensemble", "pack")
+    stages.append(Stage("test.file", partial(_do_test_file, recipe), inputs, recipe.test.model_dump(), gpus=1))
     known = ["data.train", "data.test", "ensemble", "pack", "test.file"]
     for member in members:
         known += [f"test.{member.name}", member.predicted, member.finished]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from reeltag.data.batches import sequential_batches
 from reeltag.data.shards import Indices, Manifest, Shards, split_folds
 from reeltag.data.targets import TargetsWriter, row_bytes
 from reeltag.ensemble import best_combination, contenders
-from reeltag.executors import Job, Stage
+from reeltag.executors import Job, Pieces, Stage
 from reeltag.predict import BATCH_SIZE, Ensemble, load, predict
 from reeltag.recipe import DistillationSettings, Recipe
 from reeltag.stages.files import MODEL, SELECTION, load_manifest, split, split_parameters
@@ -61,8 +65,18 @@ class Teacher:
         size = (self.recipe.data.expected_videos or 0) * row_bytes(
             self.recipe.data.record_schema.classes, settings.top_k
         )
-        inputs = ("data.train", *inputs)
-        return [*folds, Stage(self.targets, self._do_targets, inputs, parameters, note, bytes=size)]
+        pieces = Pieces(_count_shards, self._do_shard)
+        stage = Stage(
+            self.targets,
+            self._do_targets,
+            ("data.train", *inputs),
+            parameters,
+            note,
+            bytes=size,
+            gpus=1,
+            pieces=pieces,
+        )
+        return [*folds, stage]
 
     def _folds(self) -> Iterator[list[Training]]:
         """The teachers of each fold, which never saw it."""
@@ -70,28 +84,41 @@ class Teacher:
             yield [replace(model, fold=fold) for model in self.models]
 
     def _do_targets(self, job: Job) -> str:
-        """Predict every training video by teachers that never saw it, or by the finished models; never the hold-out."""
+        """Write the index of the targets that are there, one file a shard."""
         manifest = load_manifest(job, "train")
         train, _ = split(self.recipe, manifest)
+        taught_by = [list(map(file_hash, files)) for _, files in self._parts(job, train)]
         writer = TargetsWriter(job.folder, manifest, self.distillation.top_k)
-        taught_by = []
-        for indices, stages in self._parts(job, train):
-            files = [job.inputs[stage] / MODEL for stage in stages]
-            taught_by.append([file_hash(path) for path in files])
-            self._predict(job, files, manifest, indices, writer)
         digest = writer.finish({"name": self.name, "folds": self.distillation.folds, "files": taught_by})
         size = sum(path.stat().st_size for path in job.folder.glob("*.npy"))
         share = manifest.bytes / size
         job.progress.say(f"  {megabytes(size)} beside {megabytes(manifest.bytes)} of shards ({share:.1f} times)")
         return digest
 
-    def _parts(self, job: Job, train: Indices) -> Iterator[tuple[Indices, list[str]]]:
+    def _do_shard(self, job: Job, shard: int) -> None:
+        """Predict a shard's training videos by teachers that never saw them, or the finished models; no hold-out."""
+        manifest = load_manifest(job, "train")
+        writer = TargetsWriter(job.folder, manifest, self.distillation.top_k)
+        if writer.has(shard):
+            return
+        train, _ = split(self.recipe, manifest)
+        first, end = manifest.first_records[shard : shard + 2]
+        found = [
+            (inside, _probabilities(files, manifest, inside))
+            for indices, files in self._parts(job, train)
+            if len(inside := indices[(first <= indices) & (indices < end)])
+        ]
+        if found:
+            writer.put(np.concatenate([inside for inside, _ in found]), torch.cat([rows for _, rows in found]))
+
+    def _parts(self, job: Job, train: Indices) -> Iterator[tuple[Indices, tuple[Path, ...]]]:
+        """Videos, and the files of the models that teach them."""
         if not self.distillation.folds:
-            yield train, self._chosen(job)
+            yield train, tuple(job.inputs[stage] / MODEL for stage in self._chosen(job))
             return
         folds = split_folds(train, self.recipe.seed, self.distillation.folds)
         for indices, trainings in zip(folds, self._folds(), strict=True):
-            yield indices, [training.stage_name for training in trainings]
+            yield indices, tuple(job.inputs[training.stage_name] / MODEL for training in trainings)
 
     def _chosen(self, job: Job) -> list[str]:
         if self.select is None:
@@ -99,17 +126,22 @@ class Teacher:
         names: list[str] = read_json(job.inputs[self.select] / SELECTION)["names"]
         return [candidate(self.recipe, name).finished for name in names]
 
-    def _predict(
-        self, job: Job, files: Sequence[Path], manifest: Manifest, indices: Indices, writer: TargetsWriter
-    ) -> None:
-        models = [load(path).model for path in files]
-        teacher = Ensemble(models, [1 / len(models)] * len(models))
-        done = 0
-        with job.progress.task(self.targets, len(indices), "videos") as task:
-            for part in predict(teacher, sequential_batches(Shards(manifest), indices, batch_size=BATCH_SIZE)):
-                writer.put(indices[done : done + len(part.ids)], part.probabilities)
-                done += len(part.ids)
-                task.advance(len(part.ids))
+
+def _count_shards(job: Job) -> int:
+    return len(load_manifest(job, "train").shards)
+
+
+@lru_cache(maxsize=1)
+def _ensemble(files: tuple[Path, ...]) -> Ensemble:
+    """Models with equal weights; those of the shard before are mostly those of the next."""
+    models = [load(path).model for path in files]
+    return Ensemble(models, [1 / len(models)] * len(models))
+
+
+def _probabilities(files: tuple[Path, ...], manifest: Manifest, indices: Indices) -> Tensor:
+    """What the mean of the models says of videos, [N, C]; in batches of one shard, so that none depends on others."""
+    batches = sequential_batches(Shards(manifest), indices, batch_size=BATCH_SIZE)
+    return torch.cat([part.probabilities for part in predict(_ensemble(files), batches)])
 
 
 def select_stage(family: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -123,7 +123,13 @@ class Training:
     def stage(self) -> Stage:
         """The training as a stage."""
         hours, size = self.gpu_hours(), self.bytes(tensors=3)
-        return Stage(self.stage_name, self._do_train, self.inputs, self._parameters(), self.note(), hours, size)
+        stage = Stage(self.stage_name, self._do_train, self.inputs, self._parameters(), self.note(), hours, size)
+        return self.placed(stage)
+
+    def placed(self, stage: Stage) -> Stage:
+        """A stage that trains, with what it takes of a machine."""
+        settings = self.settings(self.source.candidates[0])
+        return replace(stage, processors=1 + settings.workers, gpus=int(settings.device != "cpu"))
 
     def note(self) -> str:
         """Weights, bytes and training, from the smallest candidate to the largest where it is not known yet."""

@@ -1,0 +1,87 @@
+"""The commands that turn models into others: `reeltag quantize`, `average` and `import-tf`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from reeltag.cli_data import Overrides, load_schema
+from reeltag.errors import UsageError
+
+# As in quantize.py, which would import torch.
+Encoding = Literal["float16", "uniform-8", "kmeans-8", "quantile-8", "channel-8", "group-4"]
+
+
+def quantize(model: Path, /, *, out: Path, encoding: Encoding = "uniform-8") -> None:
+    """Store the large weights of a model in fewer bits.
+
+    Example: reeltag quantize runs/audioset/netvlad.reeltag --out small.reeltag --encoding group-4
+
+    Args:
+        model: A .reeltag file.
+        out: A new .reeltag file.
+        encoding: How to store them; those that are quantised already stay.
+    """
+    from dataclasses import replace
+
+    from reeltag import artifact
+    from reeltag.quantize import stored_as
+    from reeltag.storage import megabytes, refuse_existing
+
+    refuse_existing(out)
+    before = artifact.load(model)
+    small = artifact.quantized(before, encoding)
+    if [stored_as(member.state) for member in small.members] != [stored_as(member.state) for member in before.members]:
+        # Whatever was measured was measured before.
+        small = replace(small, provenance={**small.provenance, "quantized": encoding})
+    size = artifact.save(out, small)
+    print(f"{out}: {megabytes(size)}, from {megabytes(model.stat().st_size)}")
+
+
+def average(*models: Path, out: Path) -> None:
+    """Average the weights and batch-norm statistics of models of one architecture, such as of one training.
+
+    Example: reeltag average first.reeltag second.reeltag --out mean.reeltag
+
+    Args:
+        models: .reeltag files with one member each.
+        out: A new .reeltag file.
+    """
+    from reeltag import artifact
+    from reeltag.storage import counted, megabytes, refuse_existing
+
+    refuse_existing(out)
+    if twice := {str(model) for model in models if models.count(model) > 1}:
+        raise UsageError(f"{', '.join(sorted(twice))}: is given twice; the mean takes each model once")
+    size = artifact.save(out, artifact.averaged({str(model): artifact.load(model) for model in models}))
+    print(f"{out}: {megabytes(size)}, the mean of {counted(len(models), 'model')}")
+
+
+def import_tf(checkpoint: Path, /, *, out: Path, schema: str = "yt8m-frame", set_: Overrides = []) -> None:  # noqa: B006
+    """Turn a TensorFlow checkpoint of the authors' program, plain or quantised, into a .reeltag file.
+
+    The architecture is read off the names and shapes of its variables; give with --set what they do not tell.
+    A recipe takes the file in under [imported], beside models that it trains.
+
+    Example: reeltag import-tf trained_models/NetVLAD/inference_model --out netvlad.reeltag
+
+    Args:
+        checkpoint: Prefix of the .index and .data files, one of them, or the folder of a single checkpoint.
+        out: A new .reeltag file.
+        schema: A preset (yt8m-frame, yt8m-video), or a recipe whose data.schema holds.
+    """
+    from reeltag import artifact
+    from reeltag.artifact import Artifact
+    from reeltag.environment import versions
+    from reeltag.recipe_file import tagger_config
+    from reeltag.storage import megabytes, refuse_existing
+    from reeltag.tfimport import import_checkpoint
+
+    refuse_existing(out)
+    data = load_schema(schema)
+    member = import_checkpoint(
+        checkpoint, data, out.stem, lambda table: tagger_config(str(checkpoint), table, set_, data.widths)
+    )
+    provenance = {"imported": str(checkpoint), "versions": versions()}
+    size = artifact.save(out, Artifact(data, None, (member,), provenance))
+    print(f"{out}: {megabytes(size)}\n{member.config.model_dump_json()}")

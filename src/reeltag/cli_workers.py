@@ -1,0 +1,78 @@
+"""Where a command's work is done: the options `--devices`, `--executor` and `--address`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from reeltag.errors import UsageError
+
+if TYPE_CHECKING:
+    from reeltag.processes import Pool
+
+Devices = Annotated[
+    str,
+    Parameter(
+        help="Devices of this machine on which stages run side by side, a process each, such as cuda:0,cuda:1 or "
+        "cpu,cpu; by default one stage after the other."
+    ),
+]
+Executor = Annotated[
+    Literal["local", "ray"],
+    Parameter(
+        help="Who runs the work: this machine, or a Ray cluster (pip install 'reeltag[ray]').", show_default=True
+    ),
+]
+Address = Annotated[
+    str | None,
+    Parameter(help="The Ray cluster's; that of RAY_ADDRESS by default, or else one is started on this machine."),
+]
+
+
+def pool_of(
+    devices: str, executor: str, address: str | None, wanted: Iterable[str] = ()
+) -> AbstractContextManager[Pool] | None:
+    """The pool that the options ask for; None where the work is done in this process.
+
+    Args:
+        devices: of this machine, separated by commas.
+        executor: `local` or `ray`.
+        address: of the Ray cluster.
+        wanted: devices that a recipe names.
+
+    Raises:
+        UsageError: options that exclude each other, or a device that is not there.
+    """
+    if executor == "ray":
+        from reeltag.cluster import ray_cluster
+
+        if devices:
+            raise UsageError("--devices: are those of this machine; Ray knows its own, so leave one of the two out")
+        return ray_cluster(address, gpu="cuda" in wanted)
+    from reeltag.environment import check_device
+
+    if address is not None:
+        raise UsageError("--address: is that of a Ray cluster; add --executor ray")
+    for device in wanted:
+        check_device(device)
+    if not devices:
+        return None
+    from reeltag.processes import spawned
+
+    return spawned([_device(name.strip()) for name in devices.split(",")])
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if not re.fullmatch(r"cpu|cuda:\d+", name):
+        raise UsageError(f"--devices: {name!r} is none; give cpu or cuda:N for each process, such as cuda:0,cuda:1")
+    if name != "cpu" and int(name.removeprefix("cuda:")) >= torch.cuda.device_count():
+        raise UsageError(
+            f"--devices: there is no {name} here, but {torch.cuda.device_count()} GPUs; see `reeltag doctor`"
+        )
+    return name

@@ -1,0 +1,170 @@
+"""Stages side by side in a pool: in the order of what they need, the same bytes, redone where one dies, never twice."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import TINY_RUN
+from reeltag import executors
+from reeltag.cli import main
+from reeltag.errors import UsageError
+from reeltag.executors import Pieces, Stage
+from reeltag.processes import spawned
+from reeltag.progress import Progress
+
+
+def note(job):
+    """Leave what the inputs left, and the time."""
+    lines = [name + ": " + (folder / "text").read_text() for name, folder in sorted(job.inputs.items())]
+    (job.folder / "text").write_text(f"{job.folder.name.rpartition('-')[0]} of ({', '.join(lines)})")
+    (job.folder / "begun").write_text(repr(time.time()))
+
+
+def wait_for_other(job):
+    """End once another stage, which is to run at the same time, began too."""
+    (job.folder / "came").touch()
+    end = time.monotonic() + 60
+    while len(list(job.folder.parent.glob("*/came"))) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    note(job)
+
+
+def refuse(job):
+    raise UsageError("no")
+
+
+def count_pieces(job):
+    return 5
+
+
+def write_piece(job, number):
+    with (job.folder / f"piece-{number}").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    if number == 3 and len((job.folder / "piece-3").read_text().splitlines()) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def join(job):
+    (job.folder / "text").write_text(str(sorted(path.name for path in job.folder.glob("piece-*"))))
+
+
+DIAMOND = [
+    Stage("top", note),
+    Stage("left", wait_for_other, ("top",)),
+    Stage("right", wait_for_other, ("top",)),
+    Stage("bottom", note, ("left", "right")),
+]
+
+
+class Said(Progress):
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def test_stages_run_when_their_inputs_are_there_and_never_again(tmp_path):
+    said = Said()
+    with spawned(["cpu", "cpu"]) as pool:
+        folders = executors.run(DIAMOND, tmp_path, said, pool)
+        assert (folders["bottom"] / "text").read_text() == (
+            "bottom of (left: left of (top: top of ()), right: right of (top: top of ()))"
+        )
+        before = [(folder / "begun").read_text() for folder in folders.values()]
+        assert executors.run(DIAMOND, tmp_path, said, pool) == folders
+    assert [(folder / "begun").read_text() for folder in folders.values()] == before
+    assert said.lines[-4:] == [f"[{n}/4] {name}: done before" for n, name in enumerate(folders, 1)]
+    assert list(folders) == [stage.name for stage in DIAMOND]
+    done = executors.run(DIAMOND[:1], tmp_path, said)  # in this process: the same folder
+    assert done["top"] == folders["top"]
+
+
+def test_an_error_ends_the_run_and_what_was_finished_stays(tmp_path):
+    stages = [Stage("good", note), Stage("bad", refuse, ("good",)), Stage("after", note, ("bad",))]
+    with spawned(["cpu", "cpu"]) as pool, pytest.raises(UsageError, match=r"^no$"):
+        executors.run(stages, tmp_path, Progress(), pool)
+    assert executors.statuses(stages, tmp_path) == {"good": "done", "bad": "unfinished", "after": "to do"}
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_pieces_come_before_the_rest_and_one_whose_process_dies_comes_again(tmp_path, devices):
+    stage = Stage("parted", join, pieces=Pieces(count_pieces, write_piece))
+    with spawned(["cpu"] * devices) as pool:
+        folders = executors.run([stage], tmp_path, Progress(), pool)
+    assert (folders["parted"] / "text").read_text() == str([f"piece-{number}" for number in range(5)])
+    made = [(folders["parted"] / f"piece-{number}").read_text().splitlines() for number in range(5)]
+    assert [len(lines) for lines in made] == [1, 1, 1, 2, 1]
+    assert 2 <= len({line for lines in made for line in lines}) <= devices + 1
+
+
+RECIPE = (
+    'name = "tiny"\nseed = 5\nbudget_mb = 0.3\n'
+    + TINY_RUN
+    + """
+[distillation]
+[models.a]
+family = "netvlad"
+clusters = 8
+hidden = 40
+[models.b]
+family = "mean"
+"""
+)
+
+
+def bytes_of(out):
+    """All that was trained, packed, predicted or taught, in every stage."""
+    kinds = ("*.reeltag", "checkpoint.safetensors", "predictions.safetensors", "*.npy", "weights.json")
+    files = [path for kind in kinds for path in out.glob(f"stages/*/{kind}")]
+    return {str(path.relative_to(out)): path.read_bytes() for path in [*files, out / "model.reeltag"]}
+
+
+@pytest.fixture(scope="module")
+def one_by_one(tmp_path_factory):
+    """A run in one process with one thread."""
+    folder = tmp_path_factory.mktemp("one")
+    (folder / "tiny.toml").write_text(RECIPE)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert main(["run", str(folder / "tiny.toml"), "--out", str(folder / "out")]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    return folder
+
+
+@pytest.mark.parametrize("options", [("--devices", "cpu,cpu"), ("--executor", "ray")], ids=["processes", "ray"])
+def test_a_recipe_ends_with_the_same_bytes(one_by_one, tmp_path, capsys, monkeypatch, options):
+    if "ray" in options:
+        pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    recipe = one_by_one / "tiny.toml"
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out"), *options]) == 0
+    capsys.readouterr()
+    assert bytes_of(tmp_path / "out") == bytes_of(one_by_one / "out")
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out"), *options, "--set", "seed=5"]) == 0
+    said = capsys.readouterr().err
+    titles = [line for line in said.splitlines() if line.startswith("[")]
+    assert titles and all(line.endswith(": done before") for line in titles)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--devices", "tpu"], "--devices: 'tpu' is none; give cpu or cuda:N"),
+        (["--devices", "cpu,cuda:99"], "--devices: there is no cuda:99 here"),
+        (["--address", "10.0.0.1:6379"], "--address: is that of a Ray cluster; add --executor ray"),
+        (["--executor", "ray", "--devices", "cpu"], "--devices: are those of this machine"),
+    ],
+)
+def test_options_that_cannot_be_are_one_message(tmp_path, capsys, options, said):
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    assert main(["run", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "out"), *options]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+    assert not list(Path(tmp_path).glob("out/stages/*"))
