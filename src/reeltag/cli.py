@@ -16,6 +16,7 @@ from reeltag.cli_data import MaxBad, Mode, Overrides, data, given, load_schema, 
 from reeltag.cli_export import export
 from reeltag.cli_serve import serve
 from reeltag.cli_share import share
+from reeltag.cli_simulate import simulate
 from reeltag.environment import keep_freed_memory
 from reeltag.errors import ReeltagError, UsageError
 from reeltag.interrupts import Terminated, ended_by_sigterm
@@ -39,6 +40,7 @@ app.command(data)
 app.command(export)
 app.command(serve)
 app.command(share)
+app.command(simulate)
 
 
 @app.command

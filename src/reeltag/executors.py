@@ -48,6 +48,23 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Traffic:
+    """What a stage reads, and what its devices would have to tell each other; estimated.
+
+    Attributes:
+        videos: that it reads, each as often as it does.
+        targets: bytes of soft targets that it reads.
+        steps: of a training.
+        weights: of the model that is trained.
+    """
+
+    videos: float = 0.0
+    targets: float = 0.0
+    steps: int = 0
+    weights: int = 0
+
+
+@dataclass(frozen=True)
 class Stage:
     """One step of a recipe.
 
@@ -60,6 +77,7 @@ class Stage:
         note: for the plan, such as sizes.
         gpu_hours: estimated, for the plan.
         bytes: that it leaves, estimated; 0 where it is little.
+        traffic: what it reads.
     """
 
     name: str
@@ -69,6 +87,7 @@ class Stage:
     note: str = ""
     gpu_hours: float = 0.0
     bytes: int = 0
+    traffic: Traffic = Traffic()
 
 
 def run(stages: Sequence[Stage], out: Path, progress: Progress) -> dict[str, Path]:
@@ -148,7 +167,7 @@ def listing(stages: Sequence[Stage], out: Path) -> list[str]:
         hours = f"{stage.gpu_hours:.2f} GPU h" if stage.gpu_hours >= 0.005 else ""
         lines.append(f"{done[stage.name]:<10}  {stage.name:<{width}}  {', '.join(filter(None, [stage.note, hours]))}")
     left = sum(stage.gpu_hours for stage in stages if done[stage.name] != "done")
-    hours = f"; trainings to do: about {left:.2f} GPU hours at 10 TFLOP/s" if left >= 0.005 else ""
+    hours = f"; trainings and soft targets to do: about {left:.2f} GPU hours at 10 TFLOP/s" if left >= 0.005 else ""
     needed = _bytes_to_do(stages, done)
     room = f"; about {megabytes(needed)} of disk to be written" if needed else ""
     lines.append(f"{len(stages)} stages{hours}{room}")

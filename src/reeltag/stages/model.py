@@ -43,9 +43,10 @@ class ModelStages(MemberStages):
         if self.recipe.averaging is not None:
             parameters = {"averaging": self.recipe.averaging.model_dump()}
             inputs = (*self.training.inputs, self.training.stage_name)
-            hours = self.training.gpu_hours(self.recipe.averaging.epochs)
-            size = self.training.bytes(tensors=4)
-            stages.append(Stage(self.finished, self._do_average, inputs, parameters, "", hours, size))
+            epochs = self.recipe.averaging.epochs
+            hours, size = self.training.gpu_hours(epochs), self.training.bytes(tensors=4)
+            traffic = self.training.traffic(epochs)
+            stages.append(Stage(self.finished, self._do_average, inputs, parameters, "", hours, size, traffic))
         return stages
 
     @property
