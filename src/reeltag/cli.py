@@ -348,7 +348,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as error:
         what, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
-        how = "run and train go on from their last checkpoint, predict --out after its finished shards"
+        how = "run and train go on from their last checkpoint, predict --out after its finished shards, "
+        how += "data download where it was"
         print(f"{what}; with the same command {how}", file=sys.stderr)
         return code
     except BrokenPipeError:
