@@ -154,15 +154,17 @@ def test_one_gpu_takes_the_sum_of_all_stages(seed):
 
 
 def test_a_stage_on_described_machines():
-    training = Stage("train.a", print, (), gpu_hours=2, traffic=Traffic(1000, 7e6, steps=100, weights=10**9))
-    data = Stage("data.train", print, (), traffic=Traffic(1000))
     alike = Machines(**DESCRIPTION | {"tflops": 20})
-    (one,), (four,), (eight,) = (stage_tasks([training], alike, 300_000, n) for n in (1, 4, 8))
+    traffic = Traffic(1000, 7e6, steps=100, weights=10**9)
+    one, four, eight = (
+        stage_tasks([Stage("train.a", print, gpu_hours=2, processes=n, traffic=traffic)], alike, 300_000, 8)[0]
+        for n in (1, 4, 8)
+    )
     assert one.seconds == one.computing == 3600  # twice as fast as the estimate takes a GPU for
     assert one.bytes == 1000 * 300_000 + 7e6
     assert four.seconds == pytest.approx(900 + 100 * 2 * 3 / 4 * 4e9 / 100e9)
     assert eight.seconds == pytest.approx(450 + 100 * 2 * 7 / 8 * 4e9 / 10e9)  # over the network
-    (reading,) = stage_tasks([data], alike, 300_000, 4)
+    (reading,) = stage_tasks([Stage("data.train", print, traffic=Traffic(1000))], alike, 300_000, 8)
     assert (reading.seconds, reading.devices) == (pytest.approx(3e8 / 0.5e9), 1)
     assert alike.data_rate == 2e9
     assert Machines(**DESCRIPTION | {"processors": 2}).data_rate == 1e9
@@ -237,8 +239,10 @@ def test_the_command(capsys, tmp_path):
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert "quickstart on x" in text and "critical path" in text
-    assert main([*arguments, "--devices", "0"]) == 2
-    assert "devices: give 1 or more, not 0" in capsys.readouterr().err
+    assert main([*arguments, "--set", "training.devices=4", "--json"]) == 0
+    shared = json.loads(capsys.readouterr().out)
+    assert shared["rows"][0] == found["rows"][0]  # a single GPU has nobody to share with
+    assert shared["path"] != found["path"]
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         'name = "x"\nbudget_mb = 1\nmodels.a.family = "mean"\n'

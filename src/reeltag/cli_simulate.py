@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reeltag.cli_data import Overrides
-from reeltag.errors import UsageError
 
 if TYPE_CHECKING:
     from reeltag.scaling import Scaling
@@ -19,7 +18,6 @@ def simulate(
     /,
     *,
     machines: Path,
-    devices: int = 1,
     set_: Overrides = [],  # noqa: B006
     json: bool = False,
 ) -> None:
@@ -32,7 +30,6 @@ def simulate(
     Args:
         recipe: A TOML file.
         machines: A TOML file that describes the machines.
-        devices: GPUs that share each training, a part of every batch each.
         json: Print one JSON object instead of text.
     """
     from reeltag.machines import load_machines
@@ -42,12 +39,10 @@ def simulate(
     from reeltag.scaling import scaling
     from reeltag.stages.plan import plan
 
-    if devices < 1:
-        raise UsageError(f"devices: give 1 or more, not {devices}")
     schema = loaded.data.record_schema
     frames = schema.max_frames if schema.level == "frame" else 1  # as many as the GPU hours are estimated for
     video_bytes = frames * schema.width * (1 if schema.dtype == "uint8" else 4)
-    found = scaling(plan(loaded, without_data=True), described, video_bytes, devices)
+    found = scaling(plan(loaded, without_data=True), described, video_bytes)
     if json:
         print(json_module.dumps(asdict(found)))
     else:

@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from reeltag import __version__
+from reeltag.distributed import launch, world_size
 from reeltag.errors import UsageError
 from reeltag.progress import Progress
 from reeltag.storage import (
@@ -77,6 +79,7 @@ class Stage:
         note: for the plan, such as sizes.
         gpu_hours: estimated, for the plan.
         bytes: that it leaves, estimated; 0 where it is little.
+        processes: that share the work; each does it and knows its rank.
         traffic: what it reads.
     """
 
@@ -87,6 +90,7 @@ class Stage:
     note: str = ""
     gpu_hours: float = 0.0
     bytes: int = 0
+    processes: int = 1
     traffic: Traffic = Traffic()
 
 
@@ -119,7 +123,8 @@ def run(stages: Sequence[Stage], out: Path, progress: Progress) -> dict[str, Pat
             remove_partials(folder)
             begin = time.perf_counter()
             job = Job(folder, {name: folders[name] for name in stage.inputs}, progress)
-            digest = stage.work(job) or folder.name
+            shared = stage.processes > 1 and world_size() == 1
+            digest = (launch(partial(stage.work, job), stage.processes) if shared else stage.work(job)) or folder.name
             seconds = round(time.perf_counter() - begin, 1)
             write_json(marker, {"digest": digest, "parameters": stage.parameters, "seconds": seconds})
         folders[stage.name] = folder

@@ -28,7 +28,7 @@ def spawned(count: int) -> Iterator[ProcessPoolExecutor]:
     """
     context = get_context("spawn")
     theirs, ours = context.Pipe(duplex=False)  # ours closes with the block, or with this process
-    pool = ProcessPoolExecutor(count, context, _begin, (theirs,))
+    pool = ProcessPoolExecutor(count, context, begin, (theirs,))
     try:
         yield pool
     except BrokenProcessPool as error:
@@ -52,7 +52,12 @@ def without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(alive: Connection) -> None:
+def begin(alive: Connection) -> None:
+    """What such a process does first.
+
+    Args:
+        alive: end of a pipe whose other end is kept by the process that it works for.
+    """
     keep_freed_memory()
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
 

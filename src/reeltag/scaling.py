@@ -72,14 +72,13 @@ class Scaling:
         return next(row.gpus for row in self.rows if row.hours <= ENOUGH * fastest)
 
 
-def scaling(stages: Sequence[Stage], machines: Machines, video_bytes: int, devices: int = 1) -> Scaling:
+def scaling(stages: Sequence[Stage], machines: Machines, video_bytes: int) -> Scaling:
     """Simulate a plan on 1, 2, 4, … GPUs.
 
     Args:
         stages: of the plan.
         machines: to run on.
         video_bytes: of a video.
-        devices: GPUs that share each training, or all where there are fewer.
 
     Raises:
         UsageError: the plan has nothing to compute, as far as it knows.
@@ -91,8 +90,8 @@ def scaling(stages: Sequence[Stage], machines: Machines, video_bytes: int, devic
         )
     total = machines.nodes * machines.gpus
     counts = [*(1 << power for power in range(total.bit_length()) if 1 << power < total), total]
-    rows = [_row(stage_tasks(stages, machines, video_bytes, min(devices, n)), machines, n) for n in counts]
-    tasks = stage_tasks(stages, machines, video_bytes, min(devices, total))
+    rows = [_row(stage_tasks(stages, machines, video_bytes, n), machines, n) for n in counts]
+    tasks = stage_tasks(stages, machines, video_bytes, total)
     seconds = {task.name: alone(task, machines.gpus, machines.data_rate) for task in tasks}
     return Scaling(
         tuple(rows),

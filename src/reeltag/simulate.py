@@ -73,16 +73,16 @@ class _Running:
         return self.task.asks * self.nodes.count(node) / len(self.nodes)
 
 
-def stage_tasks(stages: Sequence[Stage], machines: Machines, video_bytes: int, devices: int = 1) -> list[Task]:
+def stage_tasks(stages: Sequence[Stage], machines: Machines, video_bytes: int, gpus: int) -> list[Task]:
     """What stages are on machines.
 
     Args:
         stages: of a plan.
         machines: where they run.
         video_bytes: of a video.
-        devices: GPUs that share each training, as a batch is divided among them.
+        gpus: that there are; a training that would be shared by more is shared by all.
     """
-    return [_task(stage, machines, video_bytes, devices if stage.traffic.steps else 1) for stage in stages]
+    return [_task(stage, machines, video_bytes, min(stage.processes, gpus)) for stage in stages]
 
 
 def _task(stage: Stage, machines: Machines, video_bytes: int, devices: int) -> Task:

@@ -63,7 +63,10 @@ class Teacher:
         size = videos * row_bytes(self.recipe.data.record_schema.classes, settings.top_k)
         hours = sum(model.gpu_hours(epochs=1) for model in self.models) / FORWARD_AND_BACKWARD
         inputs = ("data.train", *inputs)
-        return [*folds, Stage(self.targets, self._do_targets, inputs, parameters, note, hours, size, Traffic(videos))]
+        return [
+            *folds,
+            Stage(self.targets, self._do_targets, inputs, parameters, note, hours, size, traffic=Traffic(videos)),
+        ]
 
     def _folds(self) -> Iterator[list[Training]]:
         """The teachers of each fold, which never saw it."""

@@ -17,24 +17,18 @@ from reeltag.artifact import Artifact, Member
 from reeltag.checkpoint import TrainingState
 from reeltag.data.shards import Indices, Manifest, Shards, split_folds
 from reeltag.data.targets import SoftTargets, row_bytes
+from reeltag.distributed import rank
 from reeltag.environment import versions
 from reeltag.executors import Job, Stage, Traffic
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import Tagger, build_tagger, meta_tagger
 from reeltag.quantize import Encoding, quantized_bytes
 from reeltag.recipe import ModelSettings, Recipe
+from reeltag.schedule import NOT_DECISIVE, Phase, TrainingSettings, training_phase
 from reeltag.stages.estimate import gpu_hours
 from reeltag.stages.files import CHECKPOINT, MODEL, SELECTION, load_manifest, split, split_parameters
 from reeltag.storage import content_hash, megabytes, read_json
-from reeltag.train import (
-    NOT_DECISIVE,
-    Phase,
-    Teacher,
-    TrainingSettings,
-    final_weights,
-    run_phase,
-    training_phase,
-)
+from reeltag.train import Teacher, final_weights, run_phase
 
 
 @dataclass(frozen=True)
@@ -124,8 +118,9 @@ class Training:
     def stage(self) -> Stage:
         """The training as a stage."""
         hours, size = self.gpu_hours(), self.bytes(tensors=3)
-        parameters, note, traffic = self._parameters(), self.note(), self.traffic()
-        return Stage(self.stage_name, self._do_train, self.inputs, parameters, note, hours, size, traffic)
+        parameters, note = self._parameters(), self.note()
+        shared, traffic = self.processes, self.traffic()
+        return Stage(self.stage_name, self._do_train, self.inputs, parameters, note, hours, size, shared, traffic)
 
     def note(self) -> str:
         """Weights, bytes and training, from the smallest candidate to the largest where it is not known yet."""
@@ -171,6 +166,11 @@ class Training:
         if self.fold is not None and self.recipe.distillation is not None:
             seen *= 1 - 1 / self.recipe.distillation.folds
         return seen
+
+    @property
+    def processes(self) -> int:
+        """How many share it; the most of any candidate where it is not known yet."""
+        return max(self.settings(candidate).processes for candidate in self.source.candidates)
 
     def bytes(self, tensors: int) -> int:
         """Of a checkpoint that holds so many numbers a weight, and of the model."""
@@ -224,7 +224,9 @@ class Training:
         )
 
     def save(self, path: Path, config: TaggerConfig, weights: dict[str, Tensor]) -> None:
-        """Write a model's file."""
+        """Write a model's file; of several processes the first does."""
+        if rank() > 0:
+            return
         member = Member(self.name, config, 1.0, weights)
         provenance = {"recipe": self.recipe.name, "versions": versions()}
         artifact.save(path, Artifact(self.recipe.data.record_schema, None, (member,), provenance))
