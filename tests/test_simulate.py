@@ -1,6 +1,7 @@
 """Simulated schedules: hand-computed ones, brute force on small graphs, bounds that hold for every graph."""
 
 import json
+import re
 from itertools import permutations
 from pathlib import Path
 
@@ -250,3 +251,13 @@ def test_the_command(capsys, tmp_path):
     )
     assert main(["simulate", str(recipe), *arguments[2:]]) == 2
     assert "--set data.videos=5000000" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(3))
+def test_the_published_tables_are_what_the_command_prints(capsys, monkeypatch, number):
+    monkeypatch.chdir(RECIPES.parent)
+    blocks = re.findall(r"```console\n\$ reeltag (.*?)\n(.*?)```", Path("docs/scale.md").read_text(), re.DOTALL)
+    command, printed = blocks[number]
+    assert main(command.split()) == 0
+    assert capsys.readouterr().out == printed

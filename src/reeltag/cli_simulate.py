@@ -60,7 +60,7 @@ def _lines(found: Scaling) -> list[str]:
             f"  {row.limit}, {row.bound:.4g} h"
         )
     hours = sum(hours for _, hours in found.path)
-    lines += ["", f"More than {found.enough} GPUs gain less than 10 %."]
+    lines += ["", f"No number of GPUs is 10 % faster than {found.enough}."]
     lines += [f"The critical path takes {hours:.4g} hours on any number of these machines:"]
     lines += [f"  {each:7.4g}  {name}" for name, each in found.path if each > hours / 1000]
     traffic = {
