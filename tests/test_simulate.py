@@ -243,7 +243,7 @@ def test_the_command(capsys, tmp_path):
     assert main([*arguments, "--set", "training.devices=4", "--json"]) == 0
     shared = json.loads(capsys.readouterr().out)
     assert shared["rows"][0] == found["rows"][0]  # a single GPU has nobody to share with
-    assert shared["path"] != found["path"]
+    assert shared["rows"][1]["hours"] != found["rows"][1]["hours"]
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         'name = "x"\nbudget_mb = 1\nmodels.a.family = "mean"\n'
