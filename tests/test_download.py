@@ -153,12 +153,23 @@ def test_what_is_here_is_not_fetched_again(shards, tmp_path):
         assert fetched(server, tmp_path, progress=said) == paths
         assert not server.times_asked
         assert "4 shards of 4 here already" in said.lines[0]
-        paths[0].write_bytes(b"damaged")
         paths[1].unlink()
-        fetched(server, tmp_path, progress=said)
-        assert set(server.times_asked) == {"trainaa.tfrecord", "trainab.tfrecord"}
-        assert f"{paths[0]}: its MD5 is not the plan's" in said.lines[1]
+        fetched(server, tmp_path)
+        assert set(server.times_asked) == {"trainab.tfrecord"}
     assert [path.read_bytes() for path in paths] == list(shards.values())
+
+
+def test_other_shards_of_the_same_names_are_kept(shards, tmp_path):
+    """Such as those of the other level."""
+    with serving(shards) as server:
+        (tmp_path / "train0000.tfrecord").write_bytes(b"the only copy")
+        with pytest.raises(UsageError, match=r"train0000\.tfrecord: is there, but has another MD5 than the plan's"):
+            fetched(server, tmp_path)
+        assert not server.times_asked
+        (tmp_path / "train0001.tfrecord").write_bytes(b"another")
+        with pytest.raises(UsageError, match="as have 1 more; remove"):
+            fetched(server, tmp_path)
+    assert (tmp_path / "train0000.tfrecord").read_bytes() == b"the only copy"
 
 
 def test_a_killed_download_goes_on_where_it_was(tmp_path):

@@ -78,7 +78,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Part:
-    """One of n parts of a plan, by the MD5 of the shards' names there: disjoint, all shards together, all of a size."""
+    """One of n parts of a plan, by the MD5 of the shards' names there: disjoint, together all, about equal."""
 
     number: int = 1
     parts: int = 1
@@ -107,12 +107,10 @@ def read_plan(level: Level, split: Split, source: Source = OFFICIAL) -> list[Pla
         TransferError: the plan cannot be had, or is none.
     """
     url = source.plan.format(level=level, split=split)
+    content = transfer.read(url)
     try:
-        files = json.loads(transfer.read(url))["files"]
-        shards = [_planned(name, md5, split) for name, md5 in files.items()]
+        shards = [_planned(name, md5, split) for name, md5 in json.loads(content)["files"].items()]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, TransferError):
-            raise
         raise TransferError(f"{url}: is no plan of {split} shards with their MD5s ({error}); report it") from error
     return sorted(shards, key=lambda shard: shard.file)
 
@@ -133,7 +131,7 @@ def download(
     progress: Progress,
     source: Source = OFFICIAL,
 ) -> list[Path]:
-    """Fetch a part of a split; shards that are there already are checked, and fetched only where their MD5 differs.
+    """Fetch what is missing of a part of a split; shards that are there already are checked.
 
     Args:
         out: folder of the shards.
@@ -149,7 +147,8 @@ def download(
 
     Raises:
         TransferError: a shard cannot be had, or comes with a wrong MD5 twice.
-        UsageError: the folder cannot be written, has no room, or another process works in it.
+        UsageError: the folder cannot be written, has no room, holds other shards of these names, or another process
+            works in it.
     """
     shards = [shard for shard in read_plan(level, split, source) if shard in part]
     if not shards:
@@ -175,16 +174,18 @@ def download(
 
 
 def _missing(out: Path, shards: Sequence[Planned], progress: Progress) -> list[Planned]:
-    """The shards that are not here, or are not what the plan says."""
+    """The shards that are not here. One that is here and another one stays, as it may be somebody's only copy."""
     here = [shard for shard in shards if (out / shard.file).exists()]
     sums = _side_by_side([partial(_md5, _pieces(out / shard.file)) for shard in here])
-    sound = {shard.file for shard, md5 in zip(here, sums, strict=True) if md5 == shard.md5}
-    for shard in here:
-        if shard.file not in sound:
-            progress.say(f"  {out / shard.file}: its MD5 is not the plan's; fetched anew")
-    if sound:
-        progress.say(f"  {counted(len(sound), 'shard')} of {len(shards)} here already, with the plan's MD5s")
-    return [shard for shard in shards if shard.file not in sound]
+    if others := [str(out / shard.file) for shard, md5 in zip(here, sums, strict=True) if md5 != shard.md5]:
+        what = "damaged, or of another --level" if len(others) == 1 else f"as have {len(others) - 1} more"
+        raise UsageError(
+            f"{others[0]}: is there, but has another MD5 than the plan's, {what}; remove such shards to have them "
+            "fetched, or choose another --out"
+        )
+    if here:
+        progress.say(f"  {counted(len(here), 'shard')} of {len(shards)} here already, with the plan's MD5s")
+    return [shard for shard in shards if shard not in here]
 
 
 def _check_room(out: Path, shards: Sequence[Planned], remote: Sequence[RemoteFile]) -> None:
