@@ -24,7 +24,8 @@ from reeltag.data.schema import preset
 from reeltag.environment import default_device, keep_freed_memory
 from reeltag.models.tagger import Tagger, build_tagger
 from reeltag.recipe_file import load_recipe
-from reeltag.train import TrainingSettings, train_step
+from reeltag.schedule import TrainingSettings
+from reeltag.train import train_step
 
 RECIPE, BASE, VIDEOS = HERE.parent / "recipes" / "audioset-families.toml", "netvlad", 1024
 SCHEMA = preset("audioset")

@@ -36,8 +36,9 @@ from reeltag.models.tagger import Tagger, build_tagger, meta_tagger
 from reeltag.predict import BATCH_SIZE, Ensemble, predict
 from reeltag.recipe import Recipe
 from reeltag.recipe_file import load_recipe
+from reeltag.schedule import TrainingSettings
 from reeltag.stages.estimate import FORWARD_AND_BACKWARD, flops
-from reeltag.train import ADAM_BETA2, TrainingSettings, train_step
+from reeltag.train import ADAM_BETA2, train_step
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "yt8m-2018.toml"
 VIDEOS = 4_769_202  # of YouTube-8M, that hours are projected for

@@ -16,7 +16,8 @@ from reeltag.data.batches import Batch, draw_frames
 from reeltag.data.schema import preset
 from reeltag.environment import keep_freed_memory
 from reeltag.models.tagger import Tagger, build_tagger, parse_config
-from reeltag.train import TrainingSettings, adam_epsilon, train_step
+from reeltag.schedule import TrainingSettings
+from reeltag.train import adam_epsilon, train_step
 
 SCHEMA = preset("yt8m-frame")
 keep_freed_memory()

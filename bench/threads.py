@@ -24,7 +24,8 @@ def worker() -> None:
 
     from reeltag.data.batches import Batch
     from reeltag.models.tagger import build_tagger, parse_config
-    from reeltag.train import TrainingSettings, train_step
+    from reeltag.schedule import TrainingSettings
+    from reeltag.train import train_step
 
     head = {"prob_gating": True}
     config = parse_config({"family": "netvlad", "clusters": 32, "hidden": 512, "dropout": 0.5, "head": head})

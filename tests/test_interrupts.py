@@ -42,7 +42,7 @@ def test_a_signal_saves_the_last_step_and_says_how_to_go_on(tmp_path, number, co
 def test_a_block_holds_the_first_signal_and_the_second_ends_it():
     with pytest.raises(KeyboardInterrupt), held() as interrupt:
         signal.raise_signal(signal.SIGINT)
-        assert interrupt.came
+        assert interrupt.number == signal.SIGINT
         interrupt.release()
     with pytest.raises(KeyboardInterrupt), held():  # at the block's end
         signal.raise_signal(signal.SIGINT)

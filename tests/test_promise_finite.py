@@ -21,15 +21,8 @@ from reeltag.data.tfrecord import write_shard
 from reeltag.errors import DataError, TrainingError
 from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.progress import Progress
-from reeltag.train import (
-    AveragingSettings,
-    Teacher,
-    TrainingSettings,
-    averaging_phase,
-    run_phase,
-    step_seed,
-    training_phase,
-)
+from reeltag.schedule import AveragingSettings, TrainingSettings, averaging_phase, training_phase
+from reeltag.train import Teacher, run_phase, step_seed
 from runs import KillAfter, KilledError
 
 SEED = 3

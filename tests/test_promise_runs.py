@@ -15,7 +15,8 @@ from reeltag.data.shards import Shards
 from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.progress import Progress
 from reeltag.recipe_file import load_recipe
-from reeltag.train import TrainingSettings, run_phase, training_phase
+from reeltag.schedule import TrainingSettings, training_phase
+from reeltag.train import run_phase
 from whole_runs import RUN, commands, contents, folder
 
 __all__ = ["commands", "folder"]

@@ -7,9 +7,9 @@ import pytest
 from reeltag.errors import BudgetError, RecipeError, UsageError
 from reeltag.models.tagger import FAMILIES
 from reeltag.recipe_file import known_keys, load_recipe
+from reeltag.schedule import TrainingSettings
 from reeltag.stages.model import candidate
 from reeltag.stages.plan import plan
-from reeltag.train import TrainingSettings
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 GOOD = """

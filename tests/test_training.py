@@ -17,18 +17,8 @@ from reeltag.errors import ArtifactError
 from reeltag.models.layers import dequantize
 from reeltag.models.tagger import Tagger, build_tagger, parse_config
 from reeltag.progress import Progress
-from reeltag.train import (
-    AveragingSettings,
-    Teacher,
-    TrainingSettings,
-    adam_epsilon,
-    averaging_phase,
-    clip_gradients,
-    mix_videos,
-    run_phase,
-    train_step,
-    training_phase,
-)
+from reeltag.schedule import AveragingSettings, TrainingSettings, averaging_phase, training_phase
+from reeltag.train import Teacher, adam_epsilon, clip_gradients, mix_videos, run_phase, train_step
 from runs import KillAfter, KilledError
 
 SETTINGS = TrainingSettings(batch_size=10, epochs=2.5, frames=8, rate=1e-3, device="cpu")

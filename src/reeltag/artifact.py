@@ -22,8 +22,9 @@ from reeltag.errors import ArtifactError, BudgetError, UsageError
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import AnyTaggerConfig, Tagger, meta_tagger
 from reeltag.quantize import Encoding, dequantize_state, quantize_state
-from reeltag.remote import fetch, is_url
+from reeltag.remote import fetch
 from reeltag.storage import atomic_path, megabytes
+from reeltag.transfer import is_url
 
 FORMAT = 2
 SHARED = "model.safetensors"  # what a shared folder calls the file

@@ -17,6 +17,7 @@ from reeltag.cli_export import export
 from reeltag.cli_models import average, import_tf, quantize
 from reeltag.cli_serve import serve
 from reeltag.cli_share import share
+from reeltag.cli_simulate import simulate
 from reeltag.cli_workers import Address, Devices, Executor, pool_of
 from reeltag.environment import keep_freed_memory
 from reeltag.errors import ReeltagError, UsageError
@@ -42,6 +43,7 @@ app.command(import_tf)
 app.command(quantize)
 app.command(serve)
 app.command(share)
+app.command(simulate)
 
 
 @app.command
@@ -295,7 +297,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as error:
         what, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
-        how = "run and train go on from their last checkpoint, predict --out after its finished shards"
+        how = "run and train go on from their last checkpoint, predict --out after its finished shards, "
+        how += "data download where it was"
         print(f"{what}; with the same command {how}", file=sys.stderr)
         return code
     except BrokenPipeError:

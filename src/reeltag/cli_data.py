@@ -121,6 +121,43 @@ def synth(out: Path, /, *, set_: Overrides = []) -> None:  # noqa: B006
     print(f"classes = {schema.classes}\nmax_frames = {schema.max_frames}")
 
 
+@data.command
+def download(
+    data_set: Literal["yt8m"],
+    /,
+    *,
+    split: Literal["train", "validate", "test"],
+    out: Path,
+    level: Literal["frame", "video"] = "frame",
+    part: str = "1/1",
+    mirror: Literal["us", "eu", "asia"] = "us",
+) -> None:
+    """Fetch the official YouTube-8M shards (2018), checked by the MD5s of their plan.
+
+    The same command goes on after an interruption and fetches what is missing. Addresses and parts are those of the
+    official download.py; nobody has tried this against the real servers yet (docs/scale.md).
+
+    Example: reeltag data download yt8m --split train --part 1/100 --mirror eu --out yt8m_frame
+
+    Args:
+        data_set: yt8m.
+        split: Which of the data; test has no public labels.
+        out: A folder, new or begun by this command; the shards are OUT/train0000.tfrecord and so on.
+        level: Features of every frame (1.5 TB in all), or their mean a video (31 GB).
+        part: i/n, the i-th of n parts, which are disjoint and about equal.
+        mirror: The nearest.
+    """
+    from reeltag.data import download as official
+    from reeltag.progress import default_progress
+    from reeltag.storage import counted, megabytes
+
+    chosen = official.parse_part(part)
+    shards = official.download(out, level, split, chosen, mirror, default_progress(), official.OFFICIAL)
+    size = megabytes(sum(shard.stat().st_size for shard in shards))
+    print(f"{out}: {counted(len(shards), 'shard')}, {size}, each with the plan's MD5")
+    print(f"look through them: reeltag data verify '{out}/{split}????.tfrecord' --schema yt8m-{level}")
+
+
 def given(shards: Sequence[str]) -> Sequence[str]:
     """The shards, of which there must be some.
 

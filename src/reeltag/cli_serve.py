@@ -59,10 +59,10 @@ def serve(
 
     from reeltag import predict
     from reeltag.environment import default_device
-    from reeltag.remote import is_url
     from reeltag.serve.limits import Limits
     from reeltag.serve.samples import read_samples
     from reeltag.storage import find
+    from reeltag.transfer import is_url
 
     if "OMP_NUM_THREADS" not in os.environ:  # one core is HTTP's; threads that wait for it would spin
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))

@@ -73,8 +73,14 @@ class _RayPool:
 
     def submit(self, needs: Needs, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """See `Pool`; raises UsageError where no machine is large enough."""
-        task = self._ray.remote(_call).options(**self._options(needs), max_retries=RETRIES)
-        reference = task.remote(str(Path.cwd()), function, *arguments)
+        options, here = self._options(needs), str(Path.cwd())
+        if needs.processes == 1:
+            reference = (
+                self._ray.remote(_call).options(**options, max_retries=RETRIES).remote(here, function, *arguments)
+            )
+        else:
+            leader = self._ray.remote(_lead).options(num_cpus=0, max_retries=RETRIES)
+            reference = leader.remote(options, needs.processes, here, function, *arguments)
         future = self._left[reference] = Future[Any]()
         reference.future().add_done_callback(lambda done: self._done(reference, done))
         return future
@@ -123,6 +129,70 @@ def _call(folder: str, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     except ReeltagError as error:
         return _Failed(error)
+
+
+def _lead(options: dict[str, float], processes: int, *call: Any) -> Any:
+    """Have several tasks do the same together, each of which knows its rank, and all again where one dies."""
+    import ray
+    from ray.util import placement_group, remove_placement_group
+
+    names = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
+    group = placement_group([{names[key]: value for key, value in options.items() if value}] * processes)
+    try:
+        ray.get(group.ready())
+        for left in reversed(range(RETRIES + 1)):
+            try:
+                return _together(group, options, processes, call)
+            except ray.exceptions.RayTaskError:
+                raise
+            except ray.exceptions.RayError:
+                if not left:
+                    raise
+    finally:
+        remove_placement_group(group)
+
+
+def _together(group: Any, options: dict[str, float], processes: int, call: tuple[Any, ...]) -> Any:
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    places = [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=n) for n in range(processes)]
+    first = ray.remote(_free_address).options(num_cpus=0, scheduling_strategy=places[0])
+    host, port = ray.get(first.remote())
+    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": host, "MASTER_PORT": str(port)}
+    # A process that had a rank is not used again.
+    task = ray.remote(max_calls=1, max_retries=0)(_call_as_rank).options(**options)
+    environments = [{"RANK": str(number), **shared} for number in range(processes)]
+    left = ranks = [
+        task.options(scheduling_strategy=place).remote(environment, *call)
+        for place, environment in zip(places, environments, strict=True)
+    ]
+    try:
+        while left:
+            (done,), left = ray.wait(left)
+            if isinstance(found := ray.get(done), _Failed):
+                return found
+        return ray.get(ranks[0])
+    finally:
+        for rank in left:
+            ray.cancel(rank)
+        ray.wait(left, num_returns=len(left), timeout=SAVING_SECONDS) if left else None
+
+
+def _free_address() -> tuple[str, int]:
+    """Of this machine as others see it, for ranks to meet at."""
+    import ray
+
+    with socket.socket() as free:
+        free.bind(("", 0))
+        host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        return host, free.getsockname()[1]
+
+
+def _call_as_rank(environment: dict[str, str], *call: Any) -> Any:
+    # Ray shows each task its own GPUs alone, as if there were no other rank on its machine.
+    os.environ.update(environment, LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    return _call(*call)
 
 
 def _first_line(error: BaseException) -> str:

@@ -66,6 +66,10 @@ class TrainingError(ReeltagError):
     """Training cannot go on, for example because the loss is not finite."""
 
 
+class TransferError(ReeltagError):
+    """A file behind a URL that is missing, refused or out of reach."""
+
+
 class WorkerError(ReeltagError):
     """A process that worked for this one ended before its work was done."""
 

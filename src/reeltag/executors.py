@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from reeltag import __version__
+from reeltag.distributed import launch, world_size
 from reeltag.errors import UsageError
 from reeltag.interrupts import ended_by_sigterm
 from reeltag.processes import PROCESS_BYTES, Needs, Pool
@@ -65,6 +67,23 @@ class Pieces:
 
 
 @dataclass(frozen=True)
+class Traffic:
+    """What a stage reads, and what its devices would have to tell each other; estimated.
+
+    Attributes:
+        videos: that it reads, each as often as it does.
+        targets: bytes of soft targets that it reads.
+        steps: of a training.
+        weights: of the model that is trained.
+    """
+
+    videos: float = 0.0
+    targets: float = 0.0
+    steps: int = 0
+    weights: int = 0
+
+
+@dataclass(frozen=True)
 class Stage:
     """One step of a recipe.
 
@@ -77,8 +96,10 @@ class Stage:
         note: for the plan, such as sizes.
         gpu_hours: estimated, for the plan.
         bytes: that it leaves, estimated; 0 where it is little.
-        processors: that it keeps busy.
-        gpus: that it computes on, where there are any.
+        processes: that share the work; each does it and knows its rank.
+        traffic: what it reads.
+        processors: that each process keeps busy.
+        gpus: that each computes on, where there are any.
         pieces: that come before `work`.
     """
 
@@ -89,14 +110,16 @@ class Stage:
     note: str = ""
     gpu_hours: float = 0.0
     bytes: int = 0
+    processes: int = 1
+    traffic: Traffic = Traffic()
     processors: int = 1
     gpus: int = 0
     pieces: Pieces | None = None
 
     @property
     def needs(self) -> Needs:
-        """What it takes of a machine; what it leaves is in memory about twice."""
-        return Needs(self.processors, self.gpus, PROCESS_BYTES + 2 * self.bytes)
+        """What each of its processes takes of a machine; what it leaves is in memory about twice."""
+        return Needs(self.processors, self.gpus, PROCESS_BYTES + 2 * self.bytes, self.processes)
 
 
 def run(stages: Sequence[Stage], out: Path, progress: Progress, pool: Pool | None = None) -> dict[str, Path]:
@@ -189,13 +212,15 @@ class _Run:
 
 
 def _work(stage: Stage, job: Job) -> str | None:
-    """All of a stage, in this process."""
+    """All of a stage, in this process or those that it starts."""
     if stage.pieces is not None:
         count = stage.pieces.count(job)
         with job.progress.task(stage.name, count, "pieces") as task:
             for number in range(count):
                 stage.pieces.work(job, number)
                 task.advance(1)
+    if stage.processes > 1 and world_size() == 1:
+        return launch(partial(stage.work, job), stage.processes)
     return stage.work(job)
 
 
@@ -203,7 +228,7 @@ def _work_elsewhere(stage: Stage, job: Job, piece: int | None) -> str | None:
     """A piece of a stage, or what is left to do when all are there; in a process of a pool."""
     with ended_by_sigterm():
         if piece is None:
-            return stage.work(job)
+            return _work(replace(stage, pieces=None), job)
         assert stage.pieces is not None
         stage.pieces.work(job, piece)
     return None
@@ -259,7 +284,7 @@ def listing(stages: Sequence[Stage], out: Path) -> list[str]:
         hours = f"{stage.gpu_hours:.2f} GPU h" if stage.gpu_hours >= 0.005 else ""
         lines.append(f"{done[stage.name]:<10}  {stage.name:<{width}}  {', '.join(filter(None, [stage.note, hours]))}")
     left = sum(stage.gpu_hours for stage in stages if done[stage.name] != "done")
-    hours = f"; trainings to do: about {left:.2f} GPU hours at 10 TFLOP/s" if left >= 0.005 else ""
+    hours = f"; trainings and soft targets to do: about {left:.2f} GPU hours at 10 TFLOP/s" if left >= 0.005 else ""
     needed = _bytes_to_do(stages, done)
     room = f"; about {megabytes(needed)} of disk to be written" if needed else ""
     lines.append(f"{len(stages)} stages{hours}{room}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -16,25 +17,24 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends work as Ctrl-C does."""
 
 
+@dataclass
 class Held:
     """What was held back in a block.
 
     Attributes:
-        came: whether the work should end.
+        number: of the signal, 0 while none came.
     """
 
-    came = False
-    _number = 0
-
-    def hold(self, number: int) -> None:
-        """Keep a signal for later."""
-        self.came, self._number = True, number
-        os.write(2, b"\nsaving; once more ends at once\n")  # print may be what the signal interrupted
+    number: int = 0
 
     def release(self) -> None:
         """Raise the signal that was held, if any."""
-        if self.came:
-            _end(self._number)
+        if self.number:
+            _end(self.number)
+
+
+def _say_saving(number: int) -> None:
+    os.write(2, b"\nsaving; once more ends at once\n")  # print may be what the signal interrupted
 
 
 @contextmanager
@@ -51,8 +51,12 @@ def ended_by_sigterm() -> Iterator[None]:
 
 
 @contextmanager
-def held() -> Iterator[Held]:
-    """Hold the first Ctrl-C or SIGTERM back until the block's end, or until it lets it go; a second ends it at once."""
+def held(then: Callable[[int], None] = _say_saving) -> Iterator[Held]:
+    """Hold the first Ctrl-C or SIGTERM back until the block's end, or until it lets it go; a second ends it at once.
+
+    Args:
+        then: what is done when the first comes, with its number.
+    """
     found = Held()
     # A signal that has no handler ends the process, or is ignored; that stays so.
     before = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
@@ -63,7 +67,8 @@ def held() -> Iterator[Held]:
 
     def hold(number: int, frame: FrameType | None) -> None:
         restore()
-        found.hold(number)
+        found.number = number
+        then(number)
 
     if not _receives_signals():
         before = {}

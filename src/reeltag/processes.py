@@ -33,20 +33,22 @@ class Needs:
         processors: that it keeps busy.
         gpus: that it computes on, where there are any.
         memory: bytes, estimated.
+        processes: that do it together, each of which takes as much.
     """
 
     processors: int = 1
     gpus: int = 0
     memory: int = 0
+    processes: int = 1
 
 
 class Pool(Protocol):
     """Where tasks run side by side."""
 
     def submit(self, needs: Needs, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Call a function of a module elsewhere.
+        """Call a function of a module elsewhere, and again where its process dies, but not for ever.
 
-        The future raises WorkerError where the process that it ran in died, and once more each time it was tried.
+        The future raises what the function raised, or WorkerError.
         """
 
 
@@ -91,7 +93,7 @@ class _Processes:
         self._places = [_Place(device, self._started(device)) for device in devices]
 
     def submit(self, needs: Needs, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """See `Pool`; what a task needs is not weighed here, where each has a process and its device."""
+        """See `Pool`. What a task needs is not weighed here: it gets a process, and starts others itself."""
         task = _Task(function, arguments, Future())
         with self._lock:
             self._waiting.append(task)
@@ -160,6 +162,15 @@ def _prepare(alive: Connection, device: str, threads: int) -> None:
     if device != "cuda":  # any
         os.environ["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cpu").removeprefix("cuda:")
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    begin(alive)
+
+
+def begin(alive: Connection) -> None:
+    """What such a process does first.
+
+    Args:
+        alive: end of a pipe whose other end is kept by the process that it works for.
+    """
     keep_freed_memory()
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
 

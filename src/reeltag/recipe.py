@@ -23,8 +23,8 @@ from reeltag.data.synthetic import SyntheticSettings
 from reeltag.data.targets import TopK
 from reeltag.models.tagger import AnyTaggerConfig
 from reeltag.quantize import ENCODINGS, Encoding
+from reeltag.schedule import NOT_DECISIVE, AveragingSettings, TrainingSettings
 from reeltag.storage import content_hash
-from reeltag.train import NOT_DECISIVE, AveragingSettings, TrainingSettings
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
@@ -229,6 +229,26 @@ class Recipe(_Table):
     students: dict[Name, StudentSettings] = {}
     imported: dict[Name, Path] = Field({}, description="finished .reeltag files that join the ensemble")
 
+    @field_validator("training", "models", "distillation", "students")
+    @classmethod
+    def _can_be_shared(cls, value: Any, info: ValidationInfo) -> Any:
+        """Each training by the processes that it has; what a student has of its teacher is not known yet."""
+        base = value if info.field_name == "training" else info.data.get("training")
+        if base is None:
+            return value
+        tables: dict[str, tuple[TrainingSettings, ...]] = {"": ()}
+        if info.field_name == "distillation":
+            tables = {"training.": (value.training,)} if value else {}
+        elif info.field_name != "training":
+            distillation = info.data.get("distillation")
+            before = (distillation.training,) if distillation is not None else ()
+            tables = {f"{name}.training.": (*before, model.training) for name, model in value.items()}
+        found = {place: _merged(base, *settings) for place, settings in tables.items()}
+        faults = [f"{place}{fault}" for place, each in found.items() if (fault := each.cannot_share(each.processes))]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return value
+
     @field_validator("imported")
     @classmethod
     def _members(cls, value: dict[str, Path], info: ValidationInfo) -> dict[str, Path]:
@@ -299,8 +319,7 @@ class Recipe(_Table):
 
     def training_with(self, *overrides: TrainingSettings) -> TrainingSettings:
         """How a model is trained: as `[training]` says, but for the keys that others give; the later ones win."""
-        given = [settings.model_dump(exclude_unset=True) for settings in overrides]
-        return self.training.model_copy(update={key: value for keys in given for key, value in keys.items()})
+        return _merged(self.training, *overrides)
 
     @property
     def devices(self) -> set[str]:
@@ -326,6 +345,12 @@ class Recipe(_Table):
             training: dict[str, Any] = table.get("training", {})
             table["training"] = {key: value for key, value in training.items() if key not in NOT_DECISIVE}
         return content_hash(content)
+
+
+def _merged(settings: TrainingSettings, *overrides: TrainingSettings) -> TrainingSettings:
+    """Settings, but for the keys that others give; the later ones win."""
+    given = [each.model_dump(exclude_unset=True) for each in overrides]
+    return settings.model_copy(update={key: value for keys in given for key, value in keys.items()})
 
 
 def _families(models: Mapping[str, ModelSettings] | None) -> dict[str, list[str]] | None:

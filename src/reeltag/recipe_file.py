@@ -38,7 +38,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(table, context={"widths": _widths(table)})
     except ValidationError as error:
-        faults += [_describe(fault) for fault in error.errors()]
+        faults += [describe(fault) for fault in error.errors()]
     if faults:
         raise RecipeError(str(path), faults)
     return recipe
@@ -72,7 +72,7 @@ def tagger_config(source: str, table: Table, overrides: Sequence[str], widths: S
         config = parse_config(table, widths)
     except ValidationError as error:
         place = ("models", source, "config")  # described as in a recipe
-        in_recipe = [_describe({**fault, "loc": (*place, *fault["loc"])}) for fault in error.errors()]
+        in_recipe = [describe({**fault, "loc": (*place, *fault["loc"])}) for fault in error.errors()]
         faults += [fault.removeprefix(f"models.{source}.") for fault in in_recipe]
     if faults:
         raise RecipeError(source, faults)
@@ -90,13 +90,19 @@ def synthetic_settings(overrides: Sequence[str]) -> SyntheticSettings:
     try:
         settings = SyntheticSettings.model_validate(table)
     except ValidationError as error:
-        faults += [_describe(fault) for fault in error.errors()]
+        faults += [describe(fault) for fault in error.errors()]
     if faults:
         raise RecipeError("synthetic data", faults)
     return settings
 
 
-def _describe(fault: ErrorDetails) -> str:
+def describe(fault: ErrorDetails, keys: Sequence[str] = ()) -> str:
+    """A fault that pydantic found, with its key and what was meant.
+
+    Args:
+        fault: of a table.
+        keys: that the table may have, where it is no recipe.
+    """
     place = list(map(str, fault["loc"]))
     family = None
     if place and place[0] in ("models", "students") and len(place) > 2 and place[2] == "config":
@@ -109,7 +115,7 @@ def _describe(fault: ErrorDetails) -> str:
         given = fault.get("ctx", {}).get("tag")
         return f"{key}.family: choose one of {', '.join(FAMILIES)}" + (f", not {_shown(given)}" if given else "")
     if fault["type"] == "extra_forbidden":
-        return f"{key}: unknown key" + _hint(place[-1], family)
+        return f"{key}: unknown key" + _hint(place[-1], family, keys)
     if fault["type"] == "missing":
         return f"{key}: is missing"
     if fault["type"] == "value_error":
@@ -129,14 +135,14 @@ def _shown(given: object) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
-def _hint(key: str, family: str | None) -> str:
+def _hint(key: str, family: str | None, keys: Sequence[str]) -> str:
     """What may have been meant by a key that stands where it is not known."""
-    here = list(FAMILIES[family][0].model_fields) if family else known_keys()
+    here = keys or (list(FAMILIES[family][0].model_fields) if family else known_keys())
     if family and (others := [name for name, (config, _) in FAMILIES.items() if key in config.model_fields]):
         return f" of {family}, but of {', '.join(others)}; {family} has {', '.join(here)}"
     if (close := difflib.get_close_matches(key, here, n=1)) and close[0] != key:
         return f"; did you mean {close[0]!r}?"
-    if key in known_keys():
+    if not keys and key in known_keys():
         return " in this table; it belongs to another one, see docs/recipes.md"
     return f" of {family}, which has {', '.join(here)}" if family else ""
 

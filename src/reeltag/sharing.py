@@ -16,9 +16,9 @@ from reeltag.artifact import SHARED, Artifact
 from reeltag.errors import UsageError
 from reeltag.predict import Predictor, load
 from reeltag.quantize import stored_as
-from reeltag.remote import LATER
 from reeltag.storage import atomic_folder, counted, megabytes, refuse_filled, write_bytes, write_json
 from reeltag.text import escaped, plain
+from reeltag.transfer import LATER
 
 CONFIG, CARD = "config.json", "README.md"
 SHOWN_CLASSES = 10

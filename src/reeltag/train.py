@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from reeltag import checkpoint
+from reeltag import checkpoint, distributed
 from reeltag.averaging import WeightAverage, averaged_tensors
 from reeltag.checkpoint import TrainingState
 from reeltag.data.batches import Batch, count_frames, draw_frames, take_frames, training_batches
 from reeltag.data.shards import Indices, Shards
+from reeltag.distributed import agreed, gathered, rank, world_size
 from reeltag.errors import TrainingError
 from reeltag.interrupts import held
 from reeltag.losses import cross_entropy, distillation_targets
@@ -30,6 +30,8 @@ from reeltag.models.frames import frame_mask
 from reeltag.models.layers import dequantize
 from reeltag.models.tagger import Tagger
 from reeltag.progress import Progress
+from reeltag.schedule import Phase, TrainingSettings
+from reeltag.wholebatch import drawn, whole_mean, whole_rows
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -37,44 +39,6 @@ if TYPE_CHECKING:
 # Save when this long passed, and at most a twentieth of the time goes into saving.
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 30.0, 0.05
 ADAM_EPSILON, ADAM_BETA2 = 1e-8, 0.999
-
-
-# Settings that change where and how fast a training runs, but not what comes out. A device does decide the precision
-# where that is "auto": a run that moves to another one keeps what it has trained.
-NOT_DECISIVE = {"device", "workers"}
-
-
-class TrainingSettings(BaseModel):
-    """How to train; the defaults are the paper's (section 4.1 and the published configuration)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    batch_size: int = Field(128, gt=1)
-    epochs: float = Field(5.0, gt=0)
-    frames: Annotated[int, Field(gt=0)] | Literal["all"] = Field(
-        300, description="drawn a video with replacement, or all real ones"
-    )
-    rate: float = Field(2e-4, gt=0, description="Adam's base rate")
-    schedule: Literal["staircase", "cosine"] = "staircase"
-    decay: float = Field(0.8, gt=0, le=1, description="staircase: factor a stair")
-    decay_examples: int = Field(4_000_000, gt=0, description="staircase: examples a stair")
-    warmup: float = Field(0.05, ge=0, lt=1, description="cosine: share of the steps that warm up")
-    clip: Literal["tensor", "global", "none"] = Field("tensor", description="each gradient tensor, or all as one")
-    clip_norm: float = Field(1.0, gt=0)
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    workers: int = Field(0, ge=0, description="loader processes beside the training")
-    mixup: float = Field(0.0, ge=0, description="a of the Beta(a, a) by which pairs of videos are mixed; 0 for none")
-
-
-class AveragingSettings(BaseModel):
-    """The second step of the paper's training: go on with a lower rate and average the weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    epochs: float = Field(1.0, gt=0)
-    time_constant: int = Field(2000, gt=0, description="in steps; d = 1 − 1/time_constant")
-    rate_divisor: float = Field(5.0, gt=0)
 
 
 @dataclass(frozen=True)
@@ -88,53 +52,6 @@ class Teacher:
 
     targets: Callable[[Indices], Tensor]
     label_share: float
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of training.
-
-    Attributes:
-        steps: numbers of its steps; a later phase goes on counting.
-        rate: Adam's rate at a step.
-        time_constant: of the weight average in steps, or None for none.
-    """
-
-    steps: range
-    rate: Callable[[int], float]
-    time_constant: int | None = None
-
-
-def training_phase(settings: TrainingSettings, videos: int) -> Phase:
-    """The first phase, over `epochs` passes through `videos` videos."""
-    total = _steps(settings.epochs, settings, videos)
-    if settings.schedule == "cosine":
-        warmup = max(1, round(settings.warmup * total))
-        return Phase(range(total), lambda step: settings.rate * _cosine(step, warmup, total))
-    return Phase(range(total), lambda step: settings.rate * _stair(step, settings))
-
-
-def averaging_phase(settings: TrainingSettings, averaging: AveragingSettings, videos: int) -> Phase:
-    """The second phase: the base rate, or the stair that was reached, divided; constant."""
-    first = _steps(settings.epochs, settings, videos)
-    stair = _stair(first, settings) if settings.schedule == "staircase" else 1.0
-    rate = settings.rate * stair / averaging.rate_divisor
-    steps = range(first, first + _steps(averaging.epochs, settings, videos))
-    return Phase(steps, lambda step: rate, averaging.time_constant)
-
-
-def _steps(epochs: float, settings: TrainingSettings, videos: int) -> int:
-    return math.ceil(epochs * videos / settings.batch_size)
-
-
-def _stair(step: int, settings: TrainingSettings) -> float:
-    return float(settings.decay ** (step * settings.batch_size // settings.decay_examples))
-
-
-def _cosine(step: int, warmup: int, total: int) -> float:
-    if step < warmup:
-        return (step + 1) / warmup
-    return (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
 
 
 def run_phase(
@@ -154,6 +71,9 @@ def run_phase(
 ) -> TrainingState:
     """Train through a phase, from the checkpoint at `path` if there is one.
 
+    Processes that share the training each call this with the same arguments and come to the same state. The first one
+    writes the checkpoint and shows progress.
+
     Args:
         tagger: the model; its weights change.
         shards: where the videos are.
@@ -172,13 +92,11 @@ def run_phase(
         The state after the last step; also at `path`.
 
     Raises:
-        TrainingError: a number is not finite; nothing of that step is kept.
+        TrainingError: a number is not finite, and nothing of that step is kept; or the processes cannot share it.
         DataError: a record is damaged.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the step was finished and saved first.
     """
-    from lightning_fabric import Fabric  # it takes a second, and faults of a recipe should not wait for it
-
-    fabric = Fabric(accelerator=settings.device, devices=1, precision=_precision(settings))
+    fabric = _fabric(settings)
     optimizer = torch.optim.Adam(tagger.parameters(), betas=(0.9, ADAM_BETA2), fused=True)
     model, fabric_optimizer = fabric.setup(tagger, optimizer)
     state = checkpoint.load(path) if path.exists() else start
@@ -186,6 +104,8 @@ def run_phase(
         checkpoint.restore(state, tagger, optimizer)
     average = _average(tagger, phase, state)
     step = state.step if state else phase.steps.start
+    if len(set(gathered(step))) > 1:
+        raise TrainingError(f"{path}: not all processes see the same checkpoint; give them a folder that all share")
     steps = range(step, phase.steps.stop)
     batches = training_batches(
         shards,
@@ -199,6 +119,7 @@ def run_phase(
     )
     model.train()
     pace = _Pace(checkpoint_seconds)
+    progress = progress if rank() == 0 else Progress()
     label_share = teacher.label_share if teacher else 1.0
     # The global generator drives dropout; it is seeded anew at every step and given back at the end.
     with (
@@ -216,15 +137,20 @@ def run_phase(
                 loss = train_step(fabric, model, fabric_optimizer, batch, settings, step_seed(seed, step), label_share)
                 if average is not None:
                     average.update(averaged_tensors(tagger))
-                task.advance(len(batch), waited=waited, note=f"loss {loss:.3f}")
-                if pace.due() or step == steps[-1] or interrupt.came:
+                task.advance(settings.batch_size, waited=waited, note=f"loss {loss:.3f}")
+                # All save at the same step: where a signal came to one of them, or by the first one's clock.
+                interrupt.number, due = agreed(interrupt.number, rank() == 0 and pace.due())
+                if due or step == steps[-1] or interrupt.number:
                     state = checkpoint.capture(step + 1, tagger, optimizer, average)
                     _refuse_not_finite(state)
-                    checkpoint.save(path, state)
+                    if rank() == 0:
+                        checkpoint.save(path, state)
+                    agreed(step)  # none goes on, or ends, before it is written
                     pace.saved()
                     interrupt.release()
             except FloatingPointError as error:
-                raise _stopped(error, step, batch, len(indices)) from error
+                ids = [each for part in gathered(batch.ids) for each in part]
+                raise _stopped(error, step, ids, len(indices)) from error
     assert state is not None  # a phase has a step, which is done now or was before
     return state
 
@@ -238,7 +164,7 @@ def train_step(
     seed: int,
     label_share: float = 1.0,
 ) -> float:
-    """One step of Adam; returns the loss.
+    """One step of Adam; returns the loss of the whole batch.
 
     Raises:
         FloatingPointError: the loss, the gradient or a statistic of batch norm is not finite; no weight was changed.
@@ -256,7 +182,7 @@ def train_step(
     optimizer.zero_grad()
     fabric.backward(loss)
     length = clip_gradients(model, settings.clip, settings.clip_norm)
-    value = _finite(loss.detach(), length, model.module)
+    value = _finite(whole_mean(loss.detach()), length, model.module)
     optimizer.step()
     return value
 
@@ -283,19 +209,29 @@ def _targets(batch: Batch, label_share: float) -> Tensor:
 
 
 def mix_videos(batch: Batch, targets: Tensor, alpha: float, seed: int) -> tuple[Batch, Tensor]:
-    """Mix each video with another of the batch: frames and targets, by a share drawn from Beta(alpha, alpha) for all.
+    """Mix each video with another of the whole batch, by a share drawn from Beta(alpha, alpha) for all.
 
     Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization". Of two videos the longer one gives the length.
+
+    Returns:
+        The batch with mixed frames, and mixed targets.
     """
     rng = np.random.default_rng([seed, 0x313])
-    drawn = rng.beta(alpha, alpha)
-    share = max(drawn, 1 - drawn)
-    others = torch.from_numpy(rng.permutation(len(batch))).to(batch.lengths.device)
-    frames = dequantize(batch.frames) if batch.frames.dtype == torch.uint8 else batch.frames
-    frames = frames * frame_mask(batch.lengths, frames.shape[1])[..., None]
-    lengths = torch.maximum(batch.lengths, batch.lengths[others])
-    mixed = replace(batch, frames=torch.lerp(frames[others], frames, share), lengths=lengths)
-    return mixed, torch.lerp(targets[others], targets, share)
+    drawn_share = rng.beta(alpha, alpha)
+    share = max(drawn_share, 1 - drawn_share)
+    others = drawn(lambda videos: torch.from_numpy(rng.permutation(videos)), len(batch)).to(batch.lengths.device)
+    other_frames, other_lengths, other_targets = (
+        whole_rows(each)[others] for each in (batch.frames, batch.lengths, targets)
+    )
+    frames = torch.lerp(_values(other_frames, other_lengths), _values(batch.frames, batch.lengths), share)
+    mixed = replace(batch, frames=frames, lengths=torch.maximum(batch.lengths, other_lengths))
+    return mixed, torch.lerp(other_targets, targets, share)
+
+
+def _values(frames: Tensor, lengths: Tensor) -> Tensor:
+    """Frames as float32, 0 past a video's length."""
+    values = dequantize(frames) if frames.dtype == torch.uint8 else frames
+    return values * frame_mask(lengths, frames.shape[1])[..., None]
 
 
 def adam_epsilon(step: int) -> float:
@@ -335,6 +271,35 @@ def final_weights(state: TrainingState) -> dict[str, Tensor]:
     return state.average or state.model
 
 
+def _fabric(settings: TrainingSettings) -> Fabric:
+    """What trains on one device, or on one of each process that the environment tells of.
+
+    Raises:
+        TrainingError: so many processes cannot share a batch, or there is no GPU for each.
+    """
+    from lightning_fabric import Fabric  # it takes a second, and faults of a recipe should not wait for it
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    if world_size() == 1:
+        return Fabric(accelerator=settings.device, devices=1, precision=_precision(settings))
+    if fault := settings.cannot_share(world_size()):
+        raise TrainingError(f"training.{fault}")
+    here, gpus = distributed.local_world_size(), torch.cuda.device_count()
+    if settings.device != "cpu" and 0 < gpus < here:
+        raise TrainingError(f"training.devices: {here} processes and {gpus} GPUs here; each needs one of its own")
+    distributed.join()
+    fabric = Fabric(
+        accelerator="cpu" if settings.device == "auto" and not gpus else settings.device,
+        devices=here,
+        num_nodes=world_size() // here,
+        precision=_precision(settings),
+        strategy="ddp",
+        plugins=[TorchElasticEnvironment()],
+    )
+    fabric.launch()
+    return fabric
+
+
 def _precision(settings: TrainingSettings) -> Literal["32-true", "bf16-mixed"]:
     if settings.precision != "auto":
         return settings.precision
@@ -363,11 +328,11 @@ def _refuse_not_finite(state: TrainingState) -> None:
                 raise FloatingPointError(f"{part}'s {name} is not finite")
 
 
-def _stopped(error: FloatingPointError, step: int, batch: Batch, videos: int) -> TrainingError:
-    epoch = step * len(batch) // videos
+def _stopped(error: FloatingPointError, step: int, ids: Sequence[str], videos: int) -> TrainingError:
+    epoch = step * len(ids) // videos
     return TrainingError(
         f"{error} at step {step} (epoch {epoch}), and nothing of that step is kept; lower training.rate, or check "
-        f"the videos of its batch: {', '.join(batch.ids)}"
+        f"the videos of its batch: {', '.join(ids)}"
     )
 
 

@@ -20,6 +20,7 @@ from reeltag.data.schema import Schema
 from reeltag.data.shards import Indices, Shards, step_positions
 from reeltag.errors import ReeltagError
 from reeltag.processes import without_interrupts
+from reeltag.wholebatch import drawn, own_rows
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,16 @@ class Batch:
         return Batch(self.ids, change(self.frames), change(self.lengths), *changed)
 
 
-def collate(videos: Iterable[Video], lengths: Sequence[int], schema: Schema) -> Batch:
+def collate(videos: Iterable[Video], lengths: Sequence[int], schema: Schema, least: int = 0) -> Batch:
     """Put videos side by side, padded with zeros to the longest of them.
 
     Args:
         videos: taken one by one and not kept, so that each is copied while the processor's cache still has it.
         lengths: frames of each video.
         schema: of the videos.
+        least: frames to pad to where all videos are shorter.
     """
-    frames = np.empty((len(lengths), max(lengths), schema.width), schema.dtype)
+    frames = np.empty((len(lengths), max(least, *lengths), schema.width), schema.dtype)
     labels = np.zeros((len(lengths), schema.classes), bool)
     ids, labelled = [], True
     for number, (video, length) in enumerate(zip(videos, lengths, strict=True)):
@@ -91,7 +93,7 @@ def draw_frames(lengths: Tensor, count: int, generator: torch.Generator) -> Tens
     Returns:
         Their numbers, [B, count].
     """
-    draws = torch.rand(len(lengths), count, generator=generator)
+    draws = drawn(lambda videos: torch.rand(videos, count, generator=generator), len(lengths))
     return (draws.to(lengths.device) * lengths[:, None]).long()
 
 
@@ -122,18 +124,26 @@ def _rows(frames: Tensor, rows: Tensor) -> Tensor:
 
 
 class _Batches(Dataset["Batch | ReeltagError"]):
-    """Number to batch, by a plan of video indices; a class so that loader workers can receive it."""
+    """Number to batch, by a plan of video indices; a class so that loader workers can receive it.
+
+    Of a batch that processes share, each reads its own rows, padded as the whole is.
+    """
 
     def __init__(
-        self, shards: Shards, plan: Callable[[int], Indices], targets: Callable[[Indices], Tensor] | None = None
+        self,
+        shards: Shards,
+        plan: Callable[[int], Indices],
+        targets: Callable[[Indices], Tensor] | None = None,
+        own: slice = slice(None),
     ) -> None:
-        self.shards, self.plan, self.targets = shards, plan, targets
+        self.shards, self.plan, self.targets, self.own = shards, plan, targets, own
 
     def __getitem__(self, number: int) -> Batch | ReeltagError:
-        indices = self.plan(number)
+        whole = self.plan(number)
+        indices, least = whole[self.own], int(self.shards.lengths[whole].max())
         try:
             videos = (self.shards.read(index) for index in indices.tolist())
-            batch = collate(videos, self.shards.lengths[indices].tolist(), self.shards.manifest.schema)
+            batch = collate(videos, self.shards.lengths[indices].tolist(), self.shards.manifest.schema, least)
             return replace(batch, targets=self.targets(indices)) if self.targets else batch
         except ReeltagError as error:
             return error  # raised in a worker it would arrive wrapped in a stack trace
@@ -183,20 +193,20 @@ def training_batches(
     workers: int = 0,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """The batches of training steps; step s is the same batch whatever came before it.
+    """The batches of training steps, or this process's rows of them; step s is the same whatever came before it.
 
     Args:
         shards: where the videos are.
         indices: which of them train.
         seed: of the order.
-        batch_size: B.
+        batch_size: B of the whole batch.
         steps: the steps to run, so that resuming is a later begin.
         targets: soft targets [B, C] of videos, by their indices.
         workers: loader processes; 0 reads in this one.
         pin: copy to page-locked memory, for a GPU.
     """
     plan = partial(_training_plan, indices, seed, batch_size)
-    return _load(_Batches(shards, plan, targets), steps, workers, pin)
+    return _load(_Batches(shards, plan, targets, own_rows(batch_size)), steps, workers, pin)
 
 
 def _training_plan(indices: Indices, seed: int, batch_size: int, step: int) -> Indices:

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reeltag.distributed import world_size
 from reeltag.models.frames import Frames
+from reeltag.wholebatch import drawn, whole_sums
 
 BN_EPSILON = 1e-3
 L2_EPSILON = 1e-12  # on the squared norm, as TensorFlow has it
@@ -58,9 +60,31 @@ def glorot(inputs: int, outputs: int) -> nn.Parameter:
     return nn.Parameter(nn.init.xavier_uniform_(torch.empty(inputs, outputs)))
 
 
-def batch_norm(features: int) -> nn.BatchNorm1d:
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm over [N, features], whose statistics in training are those of the whole batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise rows."""
+        if not self.training or world_size() == 1:
+            return super().forward(x)
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        return torch.addcmul(self.bias, standardize(x, None, self), self.weight).to(x.dtype)
+
+
+def batch_norm(features: int) -> BatchNorm:
     """Batch norm over [N, features] with the published epsilon; the tagger sets the decay."""
-    return nn.BatchNorm1d(features, eps=BN_EPSILON)
+    return BatchNorm(features, eps=BN_EPSILON)
+
+
+class Dropout(nn.Dropout):
+    """Dropout that drops in a shared batch what it would drop in the whole."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop in training."""
+        if not self.training or world_size() == 1:
+            return super().forward(x)
+        return x * drawn(lambda rows: F.dropout(x.new_ones(rows, *x.shape[1:]), self.p), len(x))
 
 
 class Pooling(nn.Module):
@@ -149,6 +173,8 @@ class InputNorm(nn.Module):
 def standardize(x: Tensor, weights: Tensor | None, norm: nn.BatchNorm1d) -> Tensor:
     """Batch norm without its scale and shift; [..., D] and weights [...], or None where every row counts once."""
     rows = x.flatten(0, -2)
+    if norm.training and weights is None and world_size() > 1:
+        weights = rows.new_ones(len(rows), dtype=torch.float32)
     if norm.training and weights is not None:
         return _standardize_weighted(rows, weights.flatten(), norm).view_as(x)
     moments, momentum = (norm.running_mean, norm.running_var), norm.momentum or 0.0
@@ -159,10 +185,13 @@ def _standardize_weighted(rows_NF: Tensor, weights_N: Tensor, norm: nn.BatchNorm
     """As if each row stood there as often as it weighs; in float32, whatever autocast would choose."""
     assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
     with torch.autocast(rows_NF.device.type, enabled=False):
-        rows_NF, total = rows_NF.float(), weights_N.sum()
-        mean = weights_N @ rows_NF / total
+        rows_NF = rows_NF.float()
+        total_F, total_1 = whole_sums(weights_N @ rows_NF, weights_N.sum()[None])
+        total = total_1[0]
+        mean = total_F / total
         centred_NF = rows_NF - mean
-        variance = weights_N @ centred_NF.square() / total
+        (squares_F,) = whole_sums(weights_N @ centred_NF.square())
+        variance = squares_F / total
         with torch.no_grad():
             norm.running_mean.lerp_(mean, norm.momentum)
             norm.running_var.lerp_(variance * (total / (total - 1).clamp_min(1)), norm.momentum)

@@ -18,7 +18,7 @@ from reeltag.models.config import (
     feature_widths,
 )
 from reeltag.models.frames import Frames
-from reeltag.models.layers import FrameNorm, PerFeature, batch_norm, l2_normalize, normal, shares
+from reeltag.models.layers import Dropout, FrameNorm, PerFeature, batch_norm, l2_normalize, normal, shares
 
 
 class NeXtVLADConfig(TaggerConfig):
@@ -88,7 +88,7 @@ class NeXtVLADFeature(nn.Module):
         self.norm = FrameNorm(groups * clusters)
         self.centres = normal(wide // groups, clusters, scale=math.sqrt(2 * groups / wide))
         self.out_norm = batch_norm(self.outputs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for linear in (self.expand, self.attend):
             nn.init.normal_(linear.weight, std=math.sqrt(2 / linear.in_features))
             nn.init.zeros_(linear.bias)

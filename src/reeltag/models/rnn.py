@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from reeltag.models.config import GatingConfig, HiddenWidth, TaggerConfig, feature_widths
 from reeltag.models.frames import Frames
 from reeltag.models.layers import FrameNorm, Pooling, glorot, shares
+from reeltag.wholebatch import drawn
 
 Cell = Literal["lstm", "gru", "gru-torch"]
 
@@ -253,7 +254,7 @@ class RNN(Pooling):
 
 def shuffle_frames(x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
     """The real frames of each video in random order; padded ones stay behind them."""
-    keys_BT = torch.rand(x_BTD.shape[:2], device=x_BTD.device)
+    keys_BT = drawn(lambda videos: torch.rand(videos, x_BTD.shape[1], device=x_BTD.device), len(x_BTD))
     if mask_BT is not None:
         keys_BT = keys_BT.masked_fill(~mask_BT, 2.0)
     order_BT1 = keys_BT.argsort(1)[..., None]

@@ -10,6 +10,7 @@ from pydantic import GetCoreSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema, core_schema
 from torch import Tensor, nn
 
+from reeltag.distributed import world_size
 from reeltag.errors import UsageError
 from reeltag.models.attention import AttentionConfig, AttentionPooling
 from reeltag.models.config import TaggerConfig
@@ -17,7 +18,7 @@ from reeltag.models.dbof import DBoFConfig, build_dbof
 from reeltag.models.frames import Frames, frame_mask
 from reeltag.models.gating import build_gate
 from reeltag.models.heads import build_head
-from reeltag.models.layers import Hidden, InputNorm, Pooling, dequantize, l2_normalize
+from reeltag.models.layers import Dropout, Hidden, InputNorm, Pooling, dequantize, l2_normalize
 from reeltag.models.mean import Mean, MeanConfig
 from reeltag.models.netfv import NetFV, NetFVConfig
 from reeltag.models.netvlad import NetVLAD, NetVLADConfig
@@ -84,7 +85,7 @@ class Tagger(nn.Module):
             self.hidden = Hidden(width, config.hidden, self.pooling.scale, config.activation)
             width = config.hidden
         self.gate = build_gate(width, config.gating)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.head = build_head(width, classes, config.head)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm1d):
@@ -127,7 +128,9 @@ class Tagger(nn.Module):
     def _vector(self, frames: Tensor, lengths: Tensor, counts: Tensor | None = None) -> Tensor:
         x_BTD = dequantize(frames) if frames.dtype == torch.uint8 else frames
         mask_BT = frame_mask(lengths, frames.shape[1])
-        mask = None if bool(mask_BT.all()) else mask_BT
+        # Processes that share a batch send each other the same messages, so none takes a shorter way than the others.
+        shared = self.training and world_size() > 1
+        mask = None if not shared and bool(mask_BT.all()) else mask_BT
         # Padding is 0 after dequantising, not before.
         x_BTD = x_BTD if mask is None else x_BTD.masked_fill(~mask[..., None], 0)
         return self._pool(Frames.plain(l2_normalize(x_BTD, 2), mask, None if counts is None else counts.float()))

@@ -12,7 +12,7 @@ from reeltag.data.shards import refuse_overlap, scan
 from reeltag.data.synthetic import write_synthetic
 from reeltag.data.tfrecord import ShardFile
 from reeltag.errors import ReeltagError, UsageError
-from reeltag.executors import MARKER, Job, Stage
+from reeltag.executors import MARKER, Job, Stage, Traffic
 from reeltag.recipe import Recipe
 from reeltag.stages.files import MANIFEST, load_manifest
 from reeltag.storage import counted, few, find, megabytes, read_json
@@ -48,7 +48,9 @@ def data_stages(recipe: Recipe, without_data: bool) -> list[Stage]:
             else missing
         )
         inputs = before if split == "train" else (*before, "data.train")
-        stages.append(Stage(f"data.{split}", partial(_do_data, recipe, split, files), inputs, parameters, note))
+        work = partial(_do_data, recipe, split, files)
+        traffic = Traffic(data.expected_videos or 0) if split == "train" else Traffic()
+        stages.append(Stage(f"data.{split}", work, inputs, parameters, note, traffic=traffic))
     return stages
 
 

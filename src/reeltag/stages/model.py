@@ -10,17 +10,19 @@ from reeltag import checkpoint
 from reeltag.artifact import load_tagger
 from reeltag.data.batches import sequential_batches
 from reeltag.data.shards import Indices, Manifest, Shards
+from reeltag.distributed import rank
 from reeltag.environment import default_device
 from reeltag.executors import Job, Stage
 from reeltag.models.config import TaggerConfig
 from reeltag.predict import BATCH_SIZE, evaluate, predict
 from reeltag.quantize import Encoding
 from reeltag.recipe import Recipe
+from reeltag.schedule import TrainingSettings, averaging_phase
 from reeltag.stages.files import CHECKPOINT, MODEL, SCORES, load_manifest, split
 from reeltag.stages.member import MemberStages
 from reeltag.stages.training import Given, Selected, Training
 from reeltag.storage import read_json, write_json
-from reeltag.train import TrainingSettings, averaging_phase, final_weights
+from reeltag.train import final_weights
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,10 @@ class ModelStages(MemberStages):
         if self.recipe.averaging is not None:
             parameters = {"averaging": self.recipe.averaging.model_dump()}
             inputs = (*self.training.inputs, self.training.stage_name)
-            hours = self.training.gpu_hours(self.recipe.averaging.epochs)
-            size = self.training.bytes(tensors=4)
-            stage = Stage(self.finished, self._do_average, inputs, parameters, "", hours, size)
+            epochs = self.recipe.averaging.epochs
+            hours, size = self.training.gpu_hours(epochs), self.training.bytes(tensors=4)
+            shared, traffic = self.training.processes, self.training.traffic(epochs)
+            stage = Stage(self.finished, self._do_average, inputs, parameters, "", hours, size, shared, traffic)
             stages.append(self.training.placed(stage))
         return stages
 
@@ -78,6 +81,8 @@ class ModelStages(MemberStages):
         videos = len(self.training.videos(manifest))
         phase = averaging_phase(self.training.settings(own), self.recipe.averaging, videos)
         state = self.training.run(job, phase, start=start, name="average")
+        if rank() > 0:  # of several processes the first chooses and writes
+            return
         choices = {"plain": start.model, "averaged": final_weights(state)}
         scores = {key: self._holdout_gap(own.config, weights, manifest, holdout) for key, weights in choices.items()}
         kept = max(scores, key=scores.__getitem__)

@@ -15,9 +15,10 @@ from reeltag.data.batches import sequential_batches
 from reeltag.data.shards import Indices, Manifest, Shards, split_folds
 from reeltag.data.targets import TargetsWriter, row_bytes
 from reeltag.ensemble import best_combination, contenders
-from reeltag.executors import Job, Pieces, Stage
+from reeltag.executors import Job, Pieces, Stage, Traffic
 from reeltag.predict import BATCH_SIZE, Ensemble, load, predict
 from reeltag.recipe import DistillationSettings, Recipe
+from reeltag.stages.estimate import FORWARD_AND_BACKWARD
 from reeltag.stages.files import MODEL, SELECTION, load_manifest, split, split_parameters
 from reeltag.stages.model import ModelStages, candidate
 from reeltag.stages.training import Selected, Training
@@ -62,21 +63,12 @@ class Teacher:
         inputs = tuple(stage.name for stage in folds) or (*select, *self.finished)
         how = f"cross-fitted in {settings.folds} folds" if settings.folds else "in-sample"
         note = f"{how}, {'dense' if settings.top_k == 'dense' else f'top {settings.top_k}'} float16"
-        size = (self.recipe.data.expected_videos or 0) * row_bytes(
-            self.recipe.data.record_schema.classes, settings.top_k
-        )
-        pieces = Pieces(_count_shards, self._do_shard)
-        stage = Stage(
-            self.targets,
-            self._do_targets,
-            ("data.train", *inputs),
-            parameters,
-            note,
-            bytes=size,
-            gpus=1,
-            pieces=pieces,
-        )
-        return [*folds, stage]
+        videos = self.recipe.data.expected_videos or 0
+        size = videos * row_bytes(self.recipe.data.record_schema.classes, settings.top_k)
+        hours = sum(model.gpu_hours(epochs=1) for model in self.models) / FORWARD_AND_BACKWARD
+        inputs, traffic = ("data.train", *inputs), Traffic(videos)
+        stage = Stage(self.targets, self._do_targets, inputs, parameters, note, hours, size, traffic=traffic)
+        return [*folds, replace(stage, gpus=1, pieces=Pieces(_count_shards, self._do_shard))]
 
     def _folds(self) -> Iterator[list[Training]]:
         """The teachers of each fold, which never saw it."""

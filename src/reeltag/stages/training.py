@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,25 +16,19 @@ from reeltag import artifact
 from reeltag.artifact import Artifact, Member
 from reeltag.checkpoint import TrainingState
 from reeltag.data.shards import Indices, Manifest, Shards, split_folds
-from reeltag.data.targets import SoftTargets
+from reeltag.data.targets import SoftTargets, row_bytes
+from reeltag.distributed import rank
 from reeltag.environment import versions
-from reeltag.executors import Job, Stage
+from reeltag.executors import Job, Stage, Traffic
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import Tagger, build_tagger, meta_tagger
 from reeltag.quantize import Encoding, quantized_bytes
 from reeltag.recipe import ModelSettings, Recipe
+from reeltag.schedule import NOT_DECISIVE, Phase, TrainingSettings, training_phase
 from reeltag.stages.estimate import gpu_hours
 from reeltag.stages.files import CHECKPOINT, MODEL, SELECTION, load_manifest, split, split_parameters
 from reeltag.storage import content_hash, megabytes, read_json
-from reeltag.train import (
-    NOT_DECISIVE,
-    Phase,
-    Teacher,
-    TrainingSettings,
-    final_weights,
-    run_phase,
-    training_phase,
-)
+from reeltag.train import Teacher, final_weights, run_phase
 
 
 @dataclass(frozen=True)
@@ -123,17 +118,19 @@ class Training:
     def stage(self) -> Stage:
         """The training as a stage."""
         hours, size = self.gpu_hours(), self.bytes(tensors=3)
-        stage = Stage(self.stage_name, self._do_train, self.inputs, self._parameters(), self.note(), hours, size)
+        parameters, note = self._parameters(), self.note()
+        shared, traffic = self.processes, self.traffic()
+        stage = Stage(self.stage_name, self._do_train, self.inputs, parameters, note, hours, size, shared, traffic)
         return self.placed(stage)
 
     def placed(self, stage: Stage) -> Stage:
-        """A stage that trains, with what it takes of a machine."""
+        """A stage that trains, with what each of its processes takes of a machine."""
         settings = self.settings(self.source.candidates[0])
         return replace(stage, processors=1 + settings.workers, gpus=int(settings.device != "cpu"))
 
     def note(self) -> str:
         """Weights, bytes and training, from the smallest candidate to the largest where it is not known yet."""
-        counts = sorted({sum(p.numel() for p in self.meta(c).parameters()) for c in self.source.candidates})
+        counts = sorted(set(map(self._weights, self.source.candidates)))
         ends = [counts[0], counts[-1]] if len(counts) > 1 else counts
         weights, sizes = " to ".join(f"{count:,}" for count in ends), " to ".join(megabytes(4 * c) for c in ends)
         settings = self.settings(self.source.candidates[-1])
@@ -148,15 +145,38 @@ class Training:
 
     def gpu_hours(self, epochs: float | None = None) -> float:
         """Of the largest candidate where it is not known yet; 0 where the number of videos is not known."""
-        largest = max(self.source.candidates, key=lambda c: sum(p.numel() for p in self.meta(c).parameters()))
-        settings, schema = self.settings(largest), self.recipe.data.record_schema
-        meta = self.meta(largest)
+        largest, schema = self._largest, self.recipe.data.record_schema
+        settings, meta = self.settings(largest), self.meta(largest)
         drawn = schema.max_frames if settings.frames == "all" or meta.pooling.ordered else settings.frames
         frames = drawn if schema.level == "frame" else 1
-        seen = (self.recipe.data.expected_videos or 0) * (epochs or settings.epochs)
+        seen = self._seen(epochs)
+        return gpu_hours(meta, schema.widths, frames, seen) if seen else 0.0
+
+    def traffic(self, epochs: float | None = None) -> Traffic:
+        """What it reads; of the largest candidate where it is not known yet."""
+        seen, distillation = self._seen(epochs), self.recipe.distillation
+        row = row_bytes(self.recipe.data.record_schema.classes, distillation.top_k) if distillation else 0
+        steps = math.ceil(seen / self.settings(self._largest).batch_size)
+        return Traffic(seen, seen * row * len(self.targets), steps, self._weights(self._largest))
+
+    @property
+    def _largest(self) -> ModelSettings:
+        return max(self.source.candidates, key=self._weights)
+
+    def _weights(self, candidate: ModelSettings) -> int:
+        return sum(parameter.numel() for parameter in self.meta(candidate).parameters())
+
+    def _seen(self, epochs: float | None) -> float:
+        """Videos that it trains on, each as often as it is seen; 0 where their number is not known."""
+        seen = (self.recipe.data.expected_videos or 0) * (epochs or self.settings(self._largest).epochs)
         if self.fold is not None and self.recipe.distillation is not None:
             seen *= 1 - 1 / self.recipe.distillation.folds
-        return gpu_hours(meta, schema.widths, frames, seen) if seen else 0.0
+        return seen
+
+    @property
+    def processes(self) -> int:
+        """How many share it; the most of any candidate where it is not known yet."""
+        return max(self.settings(candidate).processes for candidate in self.source.candidates)
 
     def bytes(self, tensors: int) -> int:
         """Of a checkpoint that holds so many numbers a weight, and of the model."""
@@ -210,7 +230,9 @@ class Training:
         )
 
     def save(self, path: Path, config: TaggerConfig, weights: dict[str, Tensor]) -> None:
-        """Write a model's file."""
+        """Write a model's file; of several processes the first does."""
+        if rank() > 0:
+            return
         member = Member(self.name, config, 1.0, weights)
         provenance = {"recipe": self.recipe.name, "versions": versions()}
         artifact.save(path, Artifact(self.recipe.data.record_schema, None, (member,), provenance))

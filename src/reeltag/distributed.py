@@ -1,0 +1,239 @@
+"""Several processes in one training: who one is among them, what all agree on, and what starts them on this machine.
+
+Who one is stands in the environment that torchrun sets, and nothing here or above asks who set it: `launch`, torchrun,
+or a task of a cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any, TypeVar
+
+from reeltag.errors import ReeltagError, WorkerError
+from reeltag.interrupts import ended_by_sigterm, held
+from reeltag.processes import begin, without_interrupts
+
+T = TypeVar("T")
+
+# One process may do hours of other work while the rest wait; a process that ended is noticed without it.
+PATIENCE = timedelta(days=7)
+# A process that ended leaves errors in those that talked with it, and they may be heard of first.
+SECONDS_FOR_THE_CAUSE = 2.0
+
+
+def rank() -> int:
+    """Number of this process among those of the training; the first, 0, is who writes files and tells people."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes share the training."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_world_size() -> int:
+    """How many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
+def join() -> None:
+    """Enter the group of processes, once; its messages go by nccl between GPUs and by gloo between processors."""
+    import torch.distributed
+
+    if world_size() > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(timeout=PATIENCE)
+
+
+def broadcast(value: T) -> T:
+    """What rank 0 gives, in every process."""
+    import torch.distributed
+
+    if world_size() == 1:
+        return value
+    join()
+    values = [value]
+    torch.distributed.broadcast_object_list(values, 0)
+    return values[0]
+
+
+def gathered(value: T) -> list[T]:
+    """What each process gives, by rank, in every process."""
+    import torch.distributed
+
+    if world_size() == 1:
+        return [value]
+    join()
+    values: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def agreed(*values: int) -> list[int]:
+    """The largest that any process gives of each value; no process goes on before all have come here."""
+    import torch
+
+    if world_size() == 1:
+        return list(values)
+    join()
+    largest = torch.tensor(values)
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    found: list[int] = largest.tolist()
+    return found
+
+
+def launch(work: Callable[[], T], processes: int) -> T:
+    """Do work in several processes on this machine, which share its threads.
+
+    The first Ctrl-C or SIGTERM goes to rank 0, from which the others hear of it at the next step of a training; a
+    second ends all at once. They end with this process, however it does. A script that calls this has to keep what it
+    does under `if __name__ == "__main__"`, since each process imports it.
+
+    Args:
+        work: can be pickled.
+        processes: how many.
+
+    Returns:
+        What rank 0 returned.
+
+    Raises:
+        ReeltagError: what a process raised.
+        WorkerError: a process ended before its work was done.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; what the work does on it was done first.
+    """
+    import torch
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # where they find each other
+    threads = max(1, torch.get_num_threads() // processes)
+    context = get_context("spawn")
+    theirs, ours = context.Pipe(duplex=False)  # ours closes with this block, or with this process
+    ranks: list[_Rank] = []
+    try:
+        with without_interrupts():
+            for number in range(processes):
+                report, told = context.Pipe(duplex=False)
+                environment = _environment(number, processes, store.port)
+                arguments = (theirs, told, environment, threads, work)
+                process = context.Process(target=_take_part, args=arguments)
+                ranks.append(_Rank(number, process, report))
+                process.start()
+                told.close()
+        with held(lambda _: ranks[0].process.terminate()) as interrupt:
+            try:
+                result: T = _watch(ranks)
+            except (WorkerError, KeyboardInterrupt):
+                interrupt.release()  # they end by what came here
+                raise
+        return result
+    finally:
+        ours.close()
+        theirs.close()
+        for each in ranks:
+            each.end()
+
+
+@dataclass(frozen=True)
+class _Rank:
+    number: int
+    process: SpawnProcess
+    report: Connection
+
+    def outcome(self) -> _Outcome | None:
+        """What came of it, or None while it works."""
+        alive = self.process.is_alive()  # asked first: it may report and end in between
+        if self.report.poll():
+            try:
+                outcome: _Outcome = pickle.loads(self.report.recv_bytes())
+                return outcome
+            except EOFError:
+                alive = False
+        if alive:
+            return None
+        reason = f"process {self.number} of the training ended before its work was done: killed, or out of memory"
+        return _Outcome(error=WorkerError(f"{reason}; the others were ended too, and the same command goes on"))
+
+    def end(self) -> None:
+        if self.process.pid is not None:
+            self.process.kill()
+            self.process.join()
+        self.report.close()
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    result: Any = None
+    error: BaseException | None = None
+    trace: str = ""
+
+
+def _watch(ranks: Sequence[_Rank]) -> Any:
+    """What rank 0 returned, once all are done, or the error that explains all others."""
+    working, outcomes = list(ranks), dict[int, _Outcome]()
+    failed_at = None
+    while working and (failed_at is None or time.monotonic() < failed_at + SECONDS_FOR_THE_CAUSE):
+        # Not until one ends alone: a process of its own that outlives it keeps its pipes open.
+        wait([each.report for each in working], timeout=0.2)
+        found = {each.number: outcome for each in working if (outcome := each.outcome()) is not None}
+        outcomes |= found
+        working = [each for each in working if each.number not in found]
+        failures = sorted((each for each in outcomes.values() if each.error is not None), key=_told_last)
+        if failures:
+            failed_at = failed_at or time.monotonic()
+            if _told_last(failures[0]) == 0:
+                break
+    if failures:
+        error = failures[0].error
+        assert error is not None
+        raise error from (RuntimeError(failures[0].trace) if failures[0].trace else None)
+    for each in ranks:
+        each.process.join(SECONDS_FOR_THE_CAUSE)
+    return outcomes[0].result
+
+
+def _told_last(outcome: _Outcome) -> int:
+    """Of several errors the one with the lowest number is the cause."""
+    if isinstance(outcome.error, WorkerError):
+        return 2
+    return 0 if isinstance(outcome.error, ReeltagError) else 1 if isinstance(outcome.error, KeyboardInterrupt) else 3
+
+
+def _environment(number: int, processes: int, port: int) -> dict[str, str]:
+    """What torchrun would set."""
+    return {
+        "RANK": str(number),
+        "LOCAL_RANK": str(number),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        # The store at that port is there already.
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+
+
+def _take_part(
+    alive: Connection, report: Connection, environment: Mapping[str, str], threads: int, work: Callable[[], Any]
+) -> None:
+    import torch
+
+    os.environ.update(environment)
+    begin(alive)
+    torch.set_num_threads(threads)
+    try:
+        with ended_by_sigterm():
+            result = work()
+        outcome = _Outcome(result if rank() == 0 else None)
+    except BaseException as error:
+        told = isinstance(error, ReeltagError | KeyboardInterrupt)
+        outcome = _Outcome(error=error, trace="" if told else traceback.format_exc())
+    report.send_bytes(pickle.dumps(outcome))  # whole: `send` would leave tensors in memory that ends with this process

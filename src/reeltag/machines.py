@@ -1,0 +1,56 @@
+"""A description of machines that a recipe may run on, for `simulate`: typed, and all its faults in one message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reeltag.errors import RecipeError
+from reeltag.recipe_file import describe
+from reeltag.tables import read_table
+
+
+class Machines(BaseModel):
+    """Equal nodes with equal GPUs. A GB is 10⁹ bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str
+    nodes: int = Field(gt=0, le=10_000)
+    gpus: int = Field(gt=0, le=1000, description="of a node")
+    tflops: float = Field(gt=0, description="10¹² operations a second that a GPU sustains while it trains")
+    link_gb_s: float = Field(gt=0, description="of a GPU to the others of its node, while they add up gradients")
+    network_gb_s: float = Field(gt=0, description="of a node to the other nodes, the same")
+    read_gb_s: float = Field(gt=0, description="of a node from where the videos are")
+    write_gb_s: float = Field(gt=0, description="of a node to where checkpoints go")
+    processors: int = Field(gt=0, description="of a node")
+    load_gb_s: float = Field(gt=0, description="that one processor reads, checks and makes into batches")
+    price: float = Field(ge=0, description="of a node, an hour")
+
+    @property
+    def data_rate(self) -> float:
+        """Bytes of videos a second that a node brings to its GPUs: what it reads, or what its processors manage."""
+        return 1e9 * min(self.read_gb_s, self.processors * self.load_gb_s)
+
+    def shape(self, gpus: int) -> tuple[int, ...]:
+        """GPUs of each node where so many are taken, whole nodes first."""
+        whole, rest = divmod(gpus, self.gpus)
+        return (self.gpus,) * whole + ((rest,) if rest else ())
+
+
+def load_machines(path: Path) -> Machines:
+    """Read a description.
+
+    Args:
+        path: a TOML file.
+
+    Raises:
+        RecipeError: lists every fault with its key.
+    """
+    table = read_table(path)
+    try:
+        return Machines.model_validate(table)
+    except ValidationError as error:
+        faults = [describe(fault, list(Machines.model_fields)) for fault in error.errors()]
+        raise RecipeError(str(path), faults) from error

@@ -1,0 +1,113 @@
+"""How to train: the settings, and the phases of steps and rates that follow from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# Settings that change where and how fast a training runs, but not what comes out, up to rounding. A device does decide
+# the precision where that is "auto": a run that moves to another one keeps what it has trained.
+NOT_DECISIVE = {"device", "devices", "nodes", "workers"}
+
+
+class TrainingSettings(BaseModel):
+    """How to train; the defaults are the paper's (section 4.1 and the published configuration)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    batch_size: int = Field(128, gt=1, description="of all processes together")
+    epochs: float = Field(5.0, gt=0)
+    frames: Annotated[int, Field(gt=0)] | Literal["all"] = Field(
+        300, description="drawn a video with replacement, or all real ones"
+    )
+    rate: float = Field(2e-4, gt=0, description="Adam's base rate")
+    schedule: Literal["staircase", "cosine"] = "staircase"
+    decay: float = Field(0.8, gt=0, le=1, description="staircase: factor a stair")
+    decay_examples: int = Field(4_000_000, gt=0, description="staircase: examples a stair")
+    warmup: float = Field(0.05, ge=0, lt=1, description="cosine: share of the steps that warm up")
+    clip: Literal["tensor", "global", "none"] = Field("tensor", description="each gradient tensor, or all as one")
+    clip_norm: float = Field(1.0, gt=0)
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int = Field(1, gt=0, description="processes on each machine, one a GPU")
+    nodes: int = Field(1, gt=0, description="machines")
+    workers: int = Field(0, ge=0, description="loader processes beside each process of the training")
+    mixup: float = Field(0.0, ge=0, description="a of the Beta(a, a) by which pairs of videos are mixed; 0 for none")
+
+    @property
+    def processes(self) -> int:
+        """How many share a training."""
+        return self.devices * self.nodes
+
+    def cannot_share(self, processes: int) -> str:
+        """What keeps so many processes from sharing a training; empty where nothing does."""
+        if self.batch_size % processes:
+            near = max(1, self.batch_size // processes) * processes
+            return (
+                f"batch_size = {self.batch_size} is the batch of all processes, and cannot be divided among the "
+                f"{processes} of training.devices and training.nodes; choose a multiple of {processes}, such as {near}"
+            )
+        if processes > 1 and self.device == "mps":
+            return f"device = 'mps' is one device, and there are {processes} processes; choose 'cpu', or devices = 1"
+        return ""
+
+
+class AveragingSettings(BaseModel):
+    """The second step of the paper's training: go on with a lower rate and average the weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    epochs: float = Field(1.0, gt=0)
+    time_constant: int = Field(2000, gt=0, description="in steps; d = 1 − 1/time_constant")
+    rate_divisor: float = Field(5.0, gt=0)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training.
+
+    Attributes:
+        steps: numbers of its steps; a later phase goes on counting.
+        rate: Adam's rate at a step.
+        time_constant: of the weight average in steps, or None for none.
+    """
+
+    steps: range
+    rate: Callable[[int], float]
+    time_constant: int | None = None
+
+
+def training_phase(settings: TrainingSettings, videos: int) -> Phase:
+    """The first phase, over `epochs` passes through `videos` videos."""
+    total = _steps(settings.epochs, settings, videos)
+    if settings.schedule == "cosine":
+        warmup = max(1, round(settings.warmup * total))
+        return Phase(range(total), lambda step: settings.rate * _cosine(step, warmup, total))
+    return Phase(range(total), lambda step: settings.rate * _stair(step, settings))
+
+
+def averaging_phase(settings: TrainingSettings, averaging: AveragingSettings, videos: int) -> Phase:
+    """The second phase: the base rate, or the stair that was reached, divided; constant."""
+    first = _steps(settings.epochs, settings, videos)
+    stair = _stair(first, settings) if settings.schedule == "staircase" else 1.0
+    rate = settings.rate * stair / averaging.rate_divisor
+    steps = range(first, first + _steps(averaging.epochs, settings, videos))
+    return Phase(steps, lambda step: rate, averaging.time_constant)
+
+
+def _steps(epochs: float, settings: TrainingSettings, videos: int) -> int:
+    return math.ceil(epochs * videos / settings.batch_size)
+
+
+def _stair(step: int, settings: TrainingSettings) -> float:
+    return float(settings.decay ** (step * settings.batch_size // settings.decay_examples))
+
+
+def _cosine(step: int, warmup: int, total: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    return (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
