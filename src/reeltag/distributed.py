@@ -13,14 +13,13 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
 from reeltag.errors import ReeltagError, WorkerError
 from reeltag.interrupts import ended_by_sigterm, held
-from reeltag.processes import begin, without_interrupts
+from reeltag.processes import begin, spawning, without_interrupts
 
 T = TypeVar("T")
 
@@ -114,7 +113,7 @@ def launch(work: Callable[[], T], processes: int) -> T:
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # where they find each other
     threads = max(1, torch.get_num_threads() // processes)
-    context = get_context("spawn")
+    context = spawning()
     theirs, ours = context.Pipe(duplex=False)  # ours closes with this block, or with this process
     ranks: list[_Rank] = []
     try:

@@ -11,6 +11,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnContext
+from multiprocessing.resource_tracker import ensure_running
 
 from reeltag.environment import keep_freed_memory
 from reeltag.errors import WorkerError
@@ -26,7 +28,7 @@ def spawned(count: int) -> Iterator[ProcessPoolExecutor]:
     Raises:
         WorkerError: a process ended before its work was done.
     """
-    context = get_context("spawn")
+    context = spawning()
     theirs, ours = context.Pipe(duplex=False)  # ours closes with the block, or with this process
     pool = ProcessPoolExecutor(count, context, begin, (theirs,))
     try:
@@ -40,6 +42,12 @@ def spawned(count: int) -> Iterator[ProcessPoolExecutor]:
         ours.close()
         pool.shutdown(cancel_futures=True)
         theirs.close()
+
+
+def spawning() -> SpawnContext:
+    """What starts fresh processes, from which `without_interrupts` can hold back Ctrl-C."""
+    ensure_running()  # would let all signals through again, were it started there
+    return get_context("spawn")
 
 
 @contextmanager
