@@ -29,10 +29,10 @@ class Held:
 
     number: int = 0
 
-    def release(self) -> None:
-        """Raise the signal that was held, if any."""
-        if self.number:
-            _end(self.number)
+    def release(self, number: int = 0) -> None:
+        """Raise the signal that was held, or one that came to another process, if any."""
+        if number or self.number:
+            _end(number or self.number)
 
 
 def _say_saving(number: int) -> None:
