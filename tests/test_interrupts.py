@@ -9,7 +9,7 @@ import pytest
 
 from reeltag import checkpoint, executors
 from reeltag.cli import main
-from reeltag.interrupts import Terminated, held
+from reeltag.interrupts import SAME_SECONDS, Terminated, held
 from runs import long_recipe, started
 
 
@@ -50,6 +50,8 @@ def test_a_block_holds_the_first_signal_and_the_second_ends_it():
     with pytest.raises(KeyboardInterrupt), held():
         signal.raise_signal(signal.SIGINT)
         reached = True
+        signal.raise_signal(signal.SIGTERM)  # the same, told by someone else
+        time.sleep(SAME_SECONDS)
         signal.raise_signal(signal.SIGINT)
         pytest.fail("the second signal was held")
     assert reached

@@ -6,6 +6,7 @@ or a task of a cluster.
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import time
@@ -13,14 +14,14 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing import get_context
+from multiprocessing import get_start_method, set_start_method
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
 from reeltag.errors import ReeltagError, WorkerError
 from reeltag.interrupts import ended_by_sigterm, held
-from reeltag.processes import begin, without_interrupts
+from reeltag.processes import begin, spawning, without_interrupts
 
 T = TypeVar("T")
 
@@ -28,6 +29,8 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=7)
 # A process that ended leaves errors in those that talked with it, and they may be heard of first.
 SECONDS_FOR_THE_CAUSE = 2.0
+# After its report a process only puts away what it used.
+SECONDS_TO_END = 5.0
 
 
 def rank() -> int:
@@ -114,7 +117,7 @@ def launch(work: Callable[[], T], processes: int) -> T:
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # where they find each other
     threads = max(1, torch.get_num_threads() // processes)
-    context = get_context("spawn")
+    context = spawning()
     theirs, ours = context.Pipe(duplex=False)  # ours closes with this block, or with this process
     ranks: list[_Rank] = []
     try:
@@ -122,7 +125,7 @@ def launch(work: Callable[[], T], processes: int) -> T:
             for number in range(processes):
                 report, told = context.Pipe(duplex=False)
                 environment = _environment(number, processes, store.port)
-                arguments = (theirs, told, environment, threads, work)
+                arguments = (theirs, told, environment, get_start_method(), threads, work)
                 process = context.Process(target=_take_part, args=arguments)
                 ranks.append(_Rank(number, process, report))
                 process.start()
@@ -135,37 +138,10 @@ def launch(work: Callable[[], T], processes: int) -> T:
                 raise
         return result
     finally:
-        ours.close()
-        theirs.close()
         for each in ranks:
             each.end()
-
-
-@dataclass(frozen=True)
-class _Rank:
-    number: int
-    process: SpawnProcess
-    report: Connection
-
-    def outcome(self) -> _Outcome | None:
-        """What came of it, or None while it works."""
-        alive = self.process.is_alive()  # asked first: it may report and end in between
-        if self.report.poll():
-            try:
-                outcome: _Outcome = pickle.loads(self.report.recv_bytes())
-                return outcome
-            except EOFError:
-                alive = False
-        if alive:
-            return None
-        reason = f"process {self.number} of the training ended before its work was done: killed, or out of memory"
-        return _Outcome(error=WorkerError(f"{reason}; the others were ended too, and the same command goes on"))
-
-    def end(self) -> None:
-        if self.process.pid is not None:
-            self.process.kill()
-            self.process.join()
-        self.report.close()
+        ours.close()
+        theirs.close()
 
 
 @dataclass(frozen=True)
@@ -175,35 +151,61 @@ class _Outcome:
     trace: str = ""
 
 
+@dataclass
+class _Rank:
+    number: int
+    process: SpawnProcess
+    report: Connection
+    outcome: _Outcome | None = None
+    reported: bool = False
+
+    def look(self) -> bool:
+        """Whether something came of it."""
+        alive = self.process.is_alive()  # asked first: it may report and end in between
+        if self.outcome is None and self.report.poll():
+            try:
+                self.outcome, self.reported = pickle.loads(self.report.recv_bytes()), True
+            except EOFError:
+                alive = False
+        if self.outcome is None and not alive:
+            reason = f"process {self.number} of the training ended before its work was done: killed, or out of memory"
+            self.outcome = _Outcome(
+                error=WorkerError(f"{reason}; the others were ended too, and the same command goes on")
+            )
+        return self.outcome is not None
+
+    def end(self) -> None:
+        if self.reported:
+            self.process.join(SECONDS_TO_END)
+        if self.process.pid is not None:
+            self.process.kill()
+            self.process.join()
+        self.report.close()
+
+
 def _watch(ranks: Sequence[_Rank]) -> Any:
     """What rank 0 returned, once all are done, or the error that explains all others."""
-    working, outcomes = list(ranks), dict[int, _Outcome]()
-    failed_at = None
-    while working and (failed_at is None or time.monotonic() < failed_at + SECONDS_FOR_THE_CAUSE):
+    working, failed = list(ranks), list[_Outcome]()
+    until = math.inf
+    while working and time.monotonic() < until:
         # Not until one ends alone: a process of its own that outlives it keeps its pipes open.
         wait([each.report for each in working], timeout=0.2)
-        found = {each.number: outcome for each in working if (outcome := each.outcome()) is not None}
-        outcomes |= found
-        working = [each for each in working if each.number not in found]
-        failures = sorted((each for each in outcomes.values() if each.error is not None), key=_told_last)
-        if failures:
-            failed_at = failed_at or time.monotonic()
-            if _told_last(failures[0]) == 0:
-                break
-    if failures:
-        error = failures[0].error
-        assert error is not None
-        raise error from (RuntimeError(failures[0].trace) if failures[0].trace else None)
-    for each in ranks:
-        each.process.join(SECONDS_FOR_THE_CAUSE)
-    return outcomes[0].result
+        working = [each for each in working if not each.look()]
+        failed = sorted((each.outcome for each in ranks if each.outcome and each.outcome.error), key=_told_last)
+        if failed:
+            until = min(until, time.monotonic() + SECONDS_FOR_THE_CAUSE)
+        if failed and isinstance(failed[0].error, ReeltagError) and not isinstance(failed[0].error, WorkerError):
+            break
+    if failed and failed[0].error:
+        raise failed[0].error from (RuntimeError(failed[0].trace) if failed[0].trace else None)
+    assert ranks[0].outcome is not None
+    return ranks[0].outcome.result
 
 
 def _told_last(outcome: _Outcome) -> int:
-    """Of several errors the one with the lowest number is the cause."""
-    if isinstance(outcome.error, WorkerError):
-        return 2
-    return 0 if isinstance(outcome.error, ReeltagError) else 1 if isinstance(outcome.error, KeyboardInterrupt) else 3
+    """Puts the cause of several errors first: what a process says of its work, then that one ended."""
+    error = outcome.error
+    return 1 if isinstance(error, WorkerError) else 0 if isinstance(error, ReeltagError | KeyboardInterrupt) else 2
 
 
 def _environment(number: int, processes: int, port: int) -> dict[str, str]:
@@ -222,13 +224,19 @@ def _environment(number: int, processes: int, port: int) -> dict[str, str]:
 
 
 def _take_part(
-    alive: Connection, report: Connection, environment: Mapping[str, str], threads: int, work: Callable[[], Any]
+    alive: Connection,
+    report: Connection,
+    environment: Mapping[str, str],
+    start_method: str,
+    threads: int,
+    work: Callable[[], Any],
 ) -> None:
     import torch
 
     os.environ.update(environment)
     begin(alive)
     torch.set_num_threads(threads)
+    set_start_method(start_method, force=True)  # of its loaders; by default they would begin as slowly as this one
     try:
         with ended_by_sigterm():
             result = work()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAME_SECONDS = 0.5
 
 
 class Terminated(KeyboardInterrupt):
@@ -27,10 +29,10 @@ class Held:
 
     number: int = 0
 
-    def release(self) -> None:
-        """Raise the signal that was held, if any."""
-        if self.number:
-            _end(self.number)
+    def release(self, number: int = 0) -> None:
+        """Raise the signal that was held, or one that came to another process, if any."""
+        if number or self.number:
+            _end(number or self.number)
 
 
 def _say_saving(number: int) -> None:
@@ -54,6 +56,9 @@ def ended_by_sigterm() -> Iterator[None]:
 def held(then: Callable[[int], None] = _say_saving) -> Iterator[Held]:
     """Hold the first Ctrl-C or SIGTERM back until the block's end, or until it lets it go; a second ends it at once.
 
+    What comes within half a second is the same one: whoever ends a group of processes may tell each of them, and they
+    tell each other.
+
     Args:
         then: what is done when the first comes, with its number.
     """
@@ -65,10 +70,16 @@ def held(then: Callable[[int], None] = _say_saving) -> Iterator[Held]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
+    first = 0.0
+
     def hold(number: int, frame: FrameType | None) -> None:
-        restore()
-        found.number = number
-        then(number)
+        nonlocal first
+        if not found.number:
+            found.number, first = number, time.monotonic()
+            then(number)
+        elif time.monotonic() - first > SAME_SECONDS:
+            restore()
+            _end(number)
 
     if not _receives_signals():
         before = {}

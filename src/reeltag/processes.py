@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnContext
+from multiprocessing.resource_tracker import ensure_running
 from typing import Any, Protocol
 
 from reeltag.environment import keep_freed_memory
@@ -85,7 +87,7 @@ class _Processes:
     """One process a device, each in a pool of its own, so that one that dies takes nobody else's work with it."""
 
     def __init__(self, devices: Sequence[str]) -> None:
-        self._context = get_context("spawn")
+        self._context = spawning()
         self._theirs, self._ours = self._context.Pipe(duplex=False)  # ours closes with the block, or with this process
         self._lock, self._ended = threading.RLock(), False
         self._waiting: deque[_Task] = deque()
@@ -146,6 +148,12 @@ def died_too_often(retries: int, reason: str = "it was killed, or memory ran out
         f"a worker process died {retries + 1} times over the same work: {reason}; what is finished is kept, so run the "
         "same command again, with fewer workers where memory is short"
     )
+
+
+def spawning() -> SpawnContext:
+    """What starts fresh processes, from which `without_interrupts` can hold back Ctrl-C."""
+    ensure_running()  # would let all signals through again, were it started there
+    return get_context("spawn")
 
 
 @contextmanager

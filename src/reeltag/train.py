@@ -139,15 +139,16 @@ def run_phase(
                     average.update(averaged_tensors(tagger))
                 task.advance(settings.batch_size, waited=waited, note=f"loss {loss:.3f}")
                 # All save at the same step: where a signal came to one of them, or by the first one's clock.
-                interrupt.number, due = agreed(interrupt.number, rank() == 0 and pace.due())
-                if due or step == steps[-1] or interrupt.number:
+                came, due = agreed(interrupt.number, rank() == 0 and pace.due())
+                if due or step == steps[-1] or came:
                     state = checkpoint.capture(step + 1, tagger, optimizer, average)
                     _refuse_not_finite(state)
                     if rank() == 0:
                         checkpoint.save(path, state)
                     agreed(step)  # none goes on, or ends, before it is written
                     pace.saved()
-                    interrupt.release()
+                    if came:
+                        interrupt.release(came)
             except FloatingPointError as error:
                 ids = [each for part in gathered(batch.ids) for each in part]
                 raise _stopped(error, step, ids, len(indices)) from error
