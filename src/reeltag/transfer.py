@@ -51,11 +51,13 @@ class RemoteFile:
         url: where it is.
         size: in bytes.
         version: what tells this state of it from others; None where the server names nothing such.
+        sha256: of its bytes, where that is known.
     """
 
     url: str
     size: int
     version: str | None
+    sha256: str = ""
 
     @property
     def name(self) -> str:
