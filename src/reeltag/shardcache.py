@@ -93,7 +93,15 @@ def fetch(file: RemoteFile, advance: Callable[[int], None] = lambda size: None) 
         DataError: it is not the one that was indexed.
         UsageError: the cache has no room for it.
     """
-    make_folder(folder())
+    try:
+        make_folder(folder())
+        return _fetched(file, advance)
+    except OSError as error:
+        what = f"the cache cannot be written ({error.strerror or error})"
+        raise UsageError(f"{folder()}: {what}; set REELTAG_CACHE to another folder") from error
+
+
+def _fetched(file: RemoteFile, advance: Callable[[int], None]) -> RemoteFile:
     key = file.sha256 or content_hash([file.url, file.size, file.version])
     link, partial = folder() / f"{key}.link", folder() / f"{key}-{file.size}.partial"
     fresh = not file.sha256 and file.version is None  # nothing tells whether a copy is still right
