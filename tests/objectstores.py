@@ -140,7 +140,7 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(transfer, "SILENT_SECONDS", 0.3)
     monkeypatch.setattr(transfer, "CHUNK_BYTES", 1000)
     monkeypatch.setenv("REELTAG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("REELTAG_CACHE_GB", raising=False)
+    monkeypatch.setenv("REELTAG_CACHE_GB", "1")  # so that what a recipe sets goes with the test
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for key in [key for key in os.environ if key.startswith("AWS_")]:
         monkeypatch.delenv(key)

@@ -42,7 +42,7 @@ def limit() -> int:
     """
     text = os.environ.get(LIMIT, str(DEFAULT_GB))
     try:
-        size = int(float(text) * 1e9)
+        size = round(float(text) * 1e9)
     except (ValueError, OverflowError):
         size = 0
     if size <= 0:
