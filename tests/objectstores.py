@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -9,6 +10,7 @@ import re
 import threading
 import time
 from collections import Counter
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -98,6 +100,30 @@ class Files:
         self.versions[path] += 1
 
 
+class Bucket(Files):
+    """What gcsfs asks Google's store for, of a bucket called `tests`."""
+
+    def __call__(self, environ, start_response):
+        path, query = environ["PATH_INFO"], parse_qs(environ["QUERY_STRING"])
+        name = "/" + path.partition("/b/tests/o")[2].strip("/")
+        if self.status.startswith("200") and query.get("alt") == ["media"]:
+            return super().__call__({**environ, "PATH_INFO": name}, start_response)
+        answer = {"error": {"code": int(self.status[:3]), "message": "Anonymous caller does not have access"}}
+        if self.status.startswith("200") and name == "/":
+            prefix = "/" + query.get("prefix", [""])[0]
+            answer = {"items": [self.described(each) for each in self.files if each.startswith(prefix)]}
+        elif self.status.startswith("200"):
+            answer = self.described(name) if name in self.files else {"error": {"code": 404, "message": "Not Found"}}
+        content = json.dumps(answer).encode()
+        status = "404 Not Found" if answer.get("error", {}).get("code") == 404 else self.status
+        start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(content)))])
+        return [content]
+
+    def described(self, path):
+        size, etag = str(len(self.files[path])), f"v{self.versions[path]}"
+        return {"kind": "storage#object", "bucket": "tests", "name": path[1:], "size": size, "etag": etag}
+
+
 class Server:
     """An application behind faults, on a port of loopback."""
 
@@ -114,7 +140,7 @@ class Server:
     def put(self, name, content):
         """Put a file there; returns its URL."""
         url = f"{self.root}/{name}"
-        if self.scheme == "http":
+        if self.scheme in ("http", "gs"):
             self.app.put(f"/data/{name}", content)
         else:
             filesystem, path = transfer.file_system(url)
@@ -148,9 +174,14 @@ def quick(monkeypatch, tmp_path):
 
 
 def started(scheme, monkeypatch):
-    """A server of `s3` or `http`."""
+    """A server of `s3`, `gs` or `http`."""
     if scheme == "http":
         return Server(Files(), "http", None)
+    if scheme == "gs":
+        pytest.importorskip("gcsfs", reason="needs the extra `cloud`").GCSFileSystem.clear_instance_cache()
+        server = Server(Bucket(), "gs", "gs://tests/data")
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.address)
+        return server
     pytest.importorskip("s3fs", reason="needs the extra `cloud`")
     server = pytest.importorskip("moto.server", reason="needs moto[server], an S3 server on loopback")
     from s3fs import S3FileSystem
@@ -192,5 +223,14 @@ def web(monkeypatch, tmp_path):
     """A web server with nothing on it."""
     quick(monkeypatch, tmp_path)
     server = started("http", monkeypatch)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def gs(monkeypatch, tmp_path):
+    """A stand-in for Google's store with an empty bucket."""
+    quick(monkeypatch, tmp_path)
+    server = started("gs", monkeypatch)
     yield server
     server.stop()

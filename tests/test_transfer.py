@@ -161,3 +161,27 @@ def test_a_target_that_cannot_be_written_is_one_message(web, tmp_path):
     url = web.put("a.bin", CONTENT)
     with pytest.raises(UsageError, match="cannot be written"):
         transfer.download(url, tmp_path / "no" / "folder", len(CONTENT))
+
+
+def test_files_of_googles_store_are_listed_and_read(gs, tmp_path):
+    urls = [gs.put(f"{number}.bin", CONTENT[number:]) for number in range(2)]
+    found = transfer.expand(f"{gs.root}/*.bin")
+    assert [(file.url, file.size) for file in found] == [(urls[0], 40_500), (urls[1], 40_499)]
+    assert found == [transfer.stat(url) for url in urls]
+    (tmp_path / "a").write_bytes(CONTENT[:7])
+    transfer.download(urls[0], tmp_path / "a", found[0].size, version=found[0].version)
+    assert (tmp_path / "a").read_bytes() == CONTENT
+    assert transfer.exists(urls[0])
+    assert not transfer.exists(f"{gs.root}/nothing")
+    gs.put("0.bin", bytes(40_500))
+    with pytest.raises(TransferError, match="changed while it was read"):
+        transfer.download(urls[0], tmp_path / "b", found[0].size, version=found[0].version)
+
+
+@pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
+def test_what_googles_store_refuses_names_the_credentials(gs, status, capfd):
+    url, gs.app.status = gs.put("a.bin", CONTENT), status
+    for action in (transfer.stat, transfer.read, transfer.exists, transfer.list_files):
+        with pytest.raises(TransferError, match=r"a\.bin: refused \(.*GOOGLE_APPLICATION_CREDENTIALS"):
+            action(url)
+    assert "Traceback" not in capfd.readouterr().err

@@ -280,7 +280,7 @@ class Shards:
         path, number, offset = self.place(index)
         info = self._info(index)
         try:
-            shard = _open_remote(info) if is_url(path) else _open_here(info)
+            shard = _open_remote(info) if is_url(path) else _open(info)
             record = shard.record(offset, number)
             if record.crc != self.manifest.crcs[index]:
                 raise DataError("holds another record than when the shard was indexed")
@@ -311,7 +311,7 @@ class Shards:
         return self.manifest.shards[bisect_right(self._first, index) - 1]
 
 
-def _open(info: ShardInfo) -> ShardFile:
+def _opened(info: ShardInfo) -> ShardFile:
     """A shard, if it has the size that it had."""
     shard = ShardFile(info.source)
     if shard.size != info.bytes:
@@ -319,8 +319,8 @@ def _open(info: ShardInfo) -> ShardFile:
     return shard
 
 
-_open_here = lru_cache(maxsize=256)(_open)
-_open_remote = lru_cache(maxsize=8)(_open)  # the disk keeps what is open, even if it is no longer in the cache
+_open = lru_cache(maxsize=256)(_opened)
+_open_remote = lru_cache(maxsize=8)(_opened)  # the disk keeps what is open, even if it is no longer in the cache
 
 
 def read_all(
