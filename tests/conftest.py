@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 
 import reliability
+from objectstores import gs, s3, store, web  # noqa: F401
 from reeltag import artifact
 from reeltag.artifact import Artifact, Member
 from reeltag.data.example import Video

@@ -31,12 +31,15 @@ from reeltag.formats import output_format
 from reeltag.predict import BATCH_SIZE, Mode, Predictions, Predictor, load, place, predict
 from reeltag.processes import PROCESS_BYTES, Needs, Pool, spawned
 from reeltag.progress import Progress
+from reeltag.readahead import ahead
 from reeltag.storage import (
     LOCK,
+    Source,
     content_hash,
     counted,
     file_hash,
     find,
+    identity,
     locked,
     make_folder,
     read_json,
@@ -44,6 +47,7 @@ from reeltag.storage import (
     remove_folder,
     remove_partials,
     remove_partials_of,
+    size_of,
     write_json,
 )
 
@@ -96,7 +100,7 @@ class _Job:
 class _Part:
     """A shard, and where its predictions go."""
 
-    shard: Path
+    shard: Source
     size: int
     path: Path
 
@@ -128,7 +132,7 @@ class ShardTagger:
         self.predictor, self.threads = predictor, threads
         self._rgb = rgb_place(predictor.schema) if drop_flat else None
 
-    def tag(self, shard: Path, counts: Counts) -> Iterator[Predictions]:
+    def tag(self, shard: Source, counts: Counts) -> Iterator[Predictions]:
         """Tag the videos of a shard, in order, and count them.
 
         Raises:
@@ -143,7 +147,7 @@ class ShardTagger:
                     yield waiting.popleft().result()
             yield from (future.result() for future in waiting)
 
-    def _videos(self, shard: Path, counts: Counts) -> Iterator[Video]:
+    def _videos(self, shard: Source, counts: Counts) -> Iterator[Video]:
         for video in read_all([shard], self.predictor.schema, counts.bad):
             if self._rgb is not None and is_flat(video, self._rgb):
                 counts.dropped += 1
@@ -169,7 +173,7 @@ def stream(
     """
     threads = _threads(next(predictor.model.parameters()).device.type, 1)
     counts, tagger = Counts(bad=BadRecords(max_bad_records)), ShardTagger(predictor, threads, drop_flat=drop_flat)
-    return chain.from_iterable(tagger.tag(shard, counts) for shard in find(patterns)), counts
+    return chain.from_iterable(tagger.tag(shard, counts) for shard in ahead(find(patterns))), counts
 
 
 def predict_to_file(
@@ -189,7 +193,7 @@ def predict_to_file(
 
     Args:
         model: a `.reeltag` file.
-        patterns: paths or glob patterns of shards.
+        patterns: paths, URLs or glob patterns of shards.
         out: a new .csv, .jsonl or .parquet file.
         mode: how weights are kept and multiplied; see `Predictor`.
         device: where to compute.
@@ -273,10 +277,10 @@ def _claimed(out: Path) -> Iterator[Path]:
                     remove_folder(folder)
 
 
-def _part(shard: Path, folder: Path, deciding: Sequence[object]) -> _Part:
-    status = shard.stat()
-    digest = content_hash([*deciding, str(shard.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns])
-    return _Part(shard, status.st_size, folder / f"part-{digest[:32]}{deciding[-1]}")
+def _part(shard: Source, folder: Path, deciding: Sequence[object]) -> _Part:
+    state = identity(shard) + ([shard.stat().st_ctime_ns] if isinstance(shard, Path) else [])
+    digest = content_hash([*deciding, *state])
+    return _Part(shard, size_of(shard), folder / f"part-{digest[:32]}{deciding[-1]}")
 
 
 @contextmanager
@@ -291,7 +295,8 @@ def _finished(
     threads = _threads(job.device, workers)
     if workers == 1 and pool is None:
         tagger = _open(job, threads)
-        yield ((part, _write(tagger, part, job.max_bad_records)) for part in todo)
+        parts = zip(todo, ahead([part.shard for part in todo]), strict=True)
+        yield ((part, _write(tagger, part, job.max_bad_records)) for part, _ in parts)
     else:
         needs = Needs(1, int(job.device != "cpu"), 3 * job.model.stat().st_size + PROCESS_BYTES)
         with pool or spawned([job.device] * workers) as processes:

@@ -151,7 +151,7 @@ def evaluate(
 
     Args:
         model: A .reeltag file, a folder that `share` wrote, or a URL.
-        shards: Paths or glob patterns of TFRecord files.
+        shards: Paths, URLs or glob patterns of TFRecord files.
         all_scores: Also mAP over all scores (map_all), as AudioSet reports it; takes 10 bytes a video and class.
         per_class: Write the average precision of each class to this CSV file.
         json: Print one JSON object instead of text.
@@ -199,7 +199,7 @@ def predict(
 
     Args:
         model: A .reeltag file, a folder that `share` wrote, or a URL.
-        shards: Paths or glob patterns of TFRecord files; labels are not needed.
+        shards: Paths, URLs or glob patterns of TFRecord files; labels are not needed.
         out: A new .csv (Kaggle's format), .jsonl or .parquet file; JSON Lines to standard output by default.
         workers: Processes that share the shards and the processor's threads; each holds the model.
         drop_flat: Leave out the challenge's fake test videos: those whose mean rgb hardly varies.

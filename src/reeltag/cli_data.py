@@ -44,16 +44,16 @@ def data_inspect(*shards: str) -> None:
     """Show the records of shards and what their first record holds, whatever its features are called.
 
     Args:
-        shards: Paths or glob patterns of TFRecord files.
+        shards: Paths, URLs or glob patterns of TFRecord files.
     """
     from reeltag.data.example import describe
     from reeltag.data.tfrecord import ShardFile
-    from reeltag.storage import counted, find, megabytes
+    from reeltag.storage import counted, find, megabytes, size_of
 
     paths = find(given(shards))
     files = [ShardFile(path) for path in paths]
     records = sum(len(file.offsets()) for file in files)
-    size = megabytes(sum(path.stat().st_size for path in paths))
+    size = megabytes(sum(map(size_of, paths)))
     print(f"{counted(len(files), 'shard')}, {counted(records, 'record')}, {size}")
     print(f"first record of {files[0].path}:")
     try:
@@ -70,16 +70,16 @@ def verify(*shards: str, schema: str, max_bad_records: MaxBad = 0) -> None:
     Example: reeltag data verify '/data/audioset/eval-*.tfrecord' --schema audioset
 
     Args:
-        shards: Paths or glob patterns of TFRecord files.
+        shards: Paths, URLs or glob patterns of TFRecord files.
         schema: A preset (yt8m-frame, yt8m-video, audioset), or a recipe whose data.schema holds.
     """
     from reeltag.data.shards import scan
     from reeltag.progress import default_progress
-    from reeltag.storage import counted, find, megabytes
+    from reeltag.storage import counted, find, megabytes, size_of
 
     paths = find(given(shards))
     loaded = load_schema(schema)
-    with default_progress().task("verify", sum(path.stat().st_size for path in paths), "bytes") as task:
+    with default_progress().task("verify", sum(map(size_of, paths)), "bytes") as task:
         manifest = scan(paths, loaded, task.advance, max_bad_records=max_bad_records)
     if not len(manifest):
         raise UsageError(f"no record is sound; the first: {manifest.left_out[0]}")

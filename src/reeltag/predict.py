@@ -229,7 +229,7 @@ class Predictor:
         """Tag every video of shards, in order.
 
         Args:
-            patterns: paths or glob patterns.
+            patterns: paths, URLs or glob patterns.
             bad: takes note of bad records; by default the first is raised.
             labelled: a record without labels is bad too.
 

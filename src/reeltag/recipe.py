@@ -24,7 +24,8 @@ from reeltag.data.targets import TopK
 from reeltag.models.tagger import AnyTaggerConfig
 from reeltag.quantize import ENCODINGS, Encoding
 from reeltag.schedule import NOT_DECISIVE, AveragingSettings, TrainingSettings
-from reeltag.storage import content_hash
+from reeltag.storage import beneath, content_hash
+from reeltag.transfer import is_url
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
@@ -52,7 +53,7 @@ class HoldoutSettings(_Table):
 class DataSettings(_Table):
     """Where the videos are, or how to generate some."""
 
-    root: Path = Field(Path(), description="folder that the patterns below start from")
+    root: Path | str = Field(Path(), description="folder that the patterns below start from, or its URL")
     layout: Annotated[Schema | None, BeforeValidator(with_preset)] = Field(None, alias="schema")
     train: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
@@ -61,6 +62,14 @@ class DataSettings(_Table):
     holdout: HoldoutSettings = HoldoutSettings(fraction=0.1)
     synthetic: SyntheticSettings | None = None
     max_bad_records: int = Field(0, ge=0, description="most bad records of each split that are left out")
+    order: Literal["auto", "shuffled", "by-shard"] = Field("auto", description="auto: by-shard behind URLs alone")
+    window: int = Field(8, gt=0, description="by-shard: how many shards are mixed at a time")
+    cache_gb: float | None = Field(None, gt=0, description="most gigabytes of the cache of shards behind URLs")
+
+    @field_validator("root")
+    @classmethod
+    def _place(cls, value: Path | str) -> Path | str:
+        return str(value) if is_url(str(value)) else Path(value)
 
     @field_validator("synthetic")
     @classmethod
@@ -78,6 +87,12 @@ class DataSettings(_Table):
     def expected_videos(self) -> int | None:
         """How many videos the training set has, as far as the recipe says."""
         return self.synthetic.train_videos if self.synthetic else self.videos
+
+    @property
+    def mixed_shards(self) -> int | None:
+        """How many training shards are mixed at a time; None for all of them."""
+        remote = any(is_url(beneath(self.root, pattern)) for pattern in self.train)
+        return self.window if self.order == "by-shard" or (self.order == "auto" and remote) else None
 
     @property
     def record_schema(self) -> Schema:
@@ -338,8 +353,10 @@ class Recipe(_Table):
         """Hash of all that decides the result: not where the data lie, nor where and with what help it runs."""
         content = self.dump()
         del content["imported"], content["test"]
-        for key in ("root", "videos", "max_bad_records"):
+        for key in ("root", "videos", "max_bad_records", "order", "window", "cache_gb"):
             del content["data"][key]
+        if self.data.mixed_shards is not None:
+            content["data"]["window"] = self.data.mixed_shards
         trained = [*content["models"].values(), *content["students"].values()]
         for table in (content, content["distillation"] or {}, *trained):
             training: dict[str, Any] = table.get("training", {})

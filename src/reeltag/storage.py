@@ -19,6 +19,9 @@ from typing import Any, TextIO
 from uuid import uuid4
 
 from reeltag.errors import UsageError
+from reeltag.transfer import RemoteFile, expand, is_url
+
+Source = Path | RemoteFile  # a file here, or behind a URL
 
 LOCK = ".lock"
 SHOWN = 5  # lines of a list
@@ -40,29 +43,66 @@ def few(lines: Sequence[str]) -> list[str]:
     return [*lines[:SHOWN], *([f"and {more:,} more"] if more > 0 else [])]
 
 
-def find(patterns: Sequence[str], root: Path | None = None) -> list[Path]:
+def find(patterns: Sequence[str], root: Path | str | None = None) -> list[Source]:
     """Files that match glob patterns, each once, sorted by name within a pattern.
+
+    Args:
+        patterns: of paths, or of URLs.
+        root: folder that they start from, or its URL.
 
     Raises:
         UsageError: a pattern matches nothing, or something else than a file.
+        TransferError: the files behind a URL are missing, not for us, or out of reach.
     """
-    found: dict[Path, None] = {}
+    found: dict[Source, None] = {}
     for pattern in patterns:
-        full = (root or Path()) / pattern
-        anchor = Path(full.anchor)
-        relative = str(full.relative_to(anchor)) if full.is_absolute() else str(full)
-        matches = [full] if full.exists() else sorted(anchor.glob(relative))
-        if not matches:
-            hint = "the folder does not exist" if not full.parent.exists() else "no file there matches"
-            raise UsageError(f"{full}: {hint}; give the path of a shard or a glob pattern in quotes")
-        for match in matches:
-            if match.is_dir():
-                raise UsageError(f"{match}: is a folder; name its shards, for example '{match}/*.tfrecord'")
-            try:
-                found[regular(match)] = None
-            except OSError as error:
-                raise UsageError(f"{match}: cannot be read ({error.strerror}); name shards alone") from error
+        place = beneath(root, pattern)
+        found |= dict.fromkeys(_behind(place) if is_url(place) else _matching(Path(place)))
     return list(found)
+
+
+def _behind(url: str) -> list[RemoteFile]:
+    found = expand(url)
+    if not found:
+        raise UsageError(f"{url}: no file there matches; give the URL of a shard or a pattern in quotes")
+    return found
+
+
+def _matching(full: Path) -> list[Path]:
+    anchor = Path(full.anchor)
+    relative = str(full.relative_to(anchor)) if full.is_absolute() else str(full)
+    matches = [full] if full.exists() else sorted(anchor.glob(relative))
+    if not matches:
+        hint = "the folder does not exist" if not full.parent.exists() else "no file there matches"
+        raise UsageError(f"{full}: {hint}; give the path of a shard or a glob pattern in quotes")
+    for match in matches:
+        if match.is_dir():
+            raise UsageError(f"{match}: is a folder; name its shards, for example '{match}/*.tfrecord'")
+        try:
+            regular(match)
+        except OSError as error:
+            raise UsageError(f"{match}: cannot be read ({error.strerror}); name shards alone") from error
+    return matches
+
+
+def beneath(root: Path | str | None, name: str) -> str:
+    """The path or URL of a file in a folder, which may be given by its URL; a name that is whole already stays."""
+    if is_url(name):
+        return name
+    return f"{str(root).rstrip('/')}/{name}" if isinstance(root, str) else str((root or Path()) / name)
+
+
+def size_of(source: Source) -> int:
+    """Bytes of a file."""
+    return source.size if isinstance(source, RemoteFile) else source.stat().st_size
+
+
+def identity(source: Source) -> list[Any]:
+    """What tells a file and its state from others, as JSON: place, size, and time of the last change or version."""
+    if isinstance(source, RemoteFile):
+        return [source.url, source.size, source.version]
+    status = source.stat()
+    return [str(source.resolve()), status.st_size, status.st_mtime_ns]
 
 
 def regular(path: Path) -> Path:

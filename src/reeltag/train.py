@@ -65,6 +65,7 @@ def run_phase(
     path: Path,
     start: TrainingState | None = None,
     teacher: Teacher | None = None,
+    window: int | None = None,
     progress: Progress,
     name: str = "train",
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -84,6 +85,7 @@ def run_phase(
         path: the checkpoint, written now and then and at the end.
         start: state to begin from where there is no checkpoint.
         teacher: of a student.
+        window: shards that are mixed at a time; None mixes all.
         progress: told of each step.
         name: for the progress.
         checkpoint_seconds: least time between two checkpoints.
@@ -113,6 +115,7 @@ def run_phase(
         seed=seed,
         batch_size=settings.batch_size,
         steps=steps,
+        window=window,
         targets=teacher.targets if teacher else None,
         workers=settings.workers,
         pin=fabric.device.type == "cuda",

@@ -51,11 +51,13 @@ class RemoteFile:
         url: where it is.
         size: in bytes.
         version: what tells this state of it from others; None where the server names nothing such.
+        sha256: of its bytes, where that is known.
     """
 
     url: str
     size: int
     version: str | None
+    sha256: str = ""
 
     @property
     def name(self) -> str:
@@ -248,7 +250,7 @@ def refused(error: BaseException) -> bool:
 def reason(error: BaseException) -> str:
     """An error in words."""
     cause = error.__cause__ or error
-    return f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+    return ": ".join(filter(None, [type(cause).__name__, " ".join(str(cause).split())]))
 
 
 def _options(scheme: str, inner_tries: int) -> dict[str, Any]:
@@ -309,7 +311,11 @@ def _chunks(file: RemoteFile, begin: int) -> Iterator[bytes]:
 def _refuse_change(file: RemoteFile) -> None:
     now = stat(file.url)
     if now.size != file.size or (None not in (now.version, file.version) and now.version != file.version):
-        raise TransferError(f"{file.url}: changed while it was read; run again, and it is read anew")
+        raise _changed(file.url)
+
+
+def _changed(url: str) -> TransferError:
+    return TransferError(f"{url}: changed while it was read; run again, and it is read anew")
 
 
 def _patiently(url: str, action: Callable[[], _T], place: str = "", tries: int | None = None) -> _T:
@@ -336,6 +342,8 @@ def _refusal(url: str, error: BaseException) -> TransferError:
     advice = _ADVICE.get(_scheme(url), "")
     if type(error).__name__ in _NOT_READY:
         return TransferError(f"{url}: there are no credentials ({reason(error)}); {advice}")
+    if _status(error) == 416:  # it ends before the range
+        return _changed(url)
     if _is_missing(error):
         return TransferError(f"{url}: there is no such file or bucket ({reason(error)}); check the URL")
     return TransferError(f"{url}: refused ({reason(error)}); check the URL{f', and {advice}' if advice else ''}")

@@ -16,10 +16,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from reeltag.data.example import Video
+from reeltag.data.order import ByShard, Order, epoch_order, step_positions
 from reeltag.data.schema import Schema
-from reeltag.data.shards import Indices, Shards, step_positions
+from reeltag.data.shards import Indices, Shards
 from reeltag.errors import ReeltagError
 from reeltag.processes import without_interrupts
+from reeltag.readahead import ReadAhead
+from reeltag.transfer import RemoteFile
 from reeltag.wholebatch import drawn, own_rows
 
 
@@ -138,6 +141,12 @@ class _Batches(Dataset["Batch | ReeltagError"]):
     ) -> None:
         self.shards, self.plan, self.targets, self.own = shards, plan, targets, own
 
+    def needs(self, numbers: range) -> Iterator[list[RemoteFile]] | None:
+        """The shards behind URLs that each batch is made of; None where all lie here."""
+        if not self.shards.are_remote:
+            return None
+        return (self.shards.remote(self.plan(number)) for number in numbers)
+
     def __getitem__(self, number: int) -> Batch | ReeltagError:
         whole = self.plan(number)
         indices, least = whole[self.own], int(self.shards.lengths[whole].max())
@@ -164,10 +173,12 @@ def _load(batches: _Batches, numbers: range, workers: int, pin: bool) -> Iterato
     with without_interrupts():  # of its processes: this one decides when they end
         loaded = iter(loader)
     try:
-        for batch in loaded:
-            if isinstance(batch, ReeltagError):
-                raise batch
-            yield batch
+        with ReadAhead(batches.needs(numbers)) as later:
+            for number, batch in enumerate(loaded, 1):
+                if isinstance(batch, ReeltagError):
+                    raise batch
+                yield batch
+                later.reached(number)
     finally:
         del loaded  # ends its processes; an error that holds this frame would let them wait for each other
 
@@ -189,6 +200,7 @@ def training_batches(
     seed: int,
     batch_size: int,
     steps: range,
+    window: int | None = None,
     targets: Callable[[Indices], Tensor] | None = None,
     workers: int = 0,
     pin: bool = False,
@@ -201,16 +213,18 @@ def training_batches(
         seed: of the order.
         batch_size: B of the whole batch.
         steps: the steps to run, so that resuming is a later begin.
+        window: shards that are mixed at a time; None mixes all.
         targets: soft targets [B, C] of videos, by their indices.
         workers: loader processes; 0 reads in this one.
         pin: copy to page-locked memory, for a GPU.
     """
-    plan = partial(_training_plan, indices, seed, batch_size)
+    order = epoch_order if window is None else ByShard(shards.numbers(indices), window)
+    plan = partial(_training_plan, indices, seed, batch_size, order)
     return _load(_Batches(shards, plan, targets, own_rows(batch_size)), steps, workers, pin)
 
 
-def _training_plan(indices: Indices, seed: int, batch_size: int, step: int) -> Indices:
-    return indices[step_positions(len(indices), seed, step, batch_size)]
+def _training_plan(indices: Indices, seed: int, batch_size: int, order: Order, step: int) -> Indices:
+    return indices[step_positions(len(indices), seed, step, batch_size, order)]
 
 
 def sequential_batches(

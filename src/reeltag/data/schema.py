@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from reeltag.errors import UsageError
+from reeltag.transfer import is_url, read
 
 MOST_FRAMES = 1_000_000  # of a video
 
@@ -109,19 +111,22 @@ def preset(name: str) -> Schema:
         raise UsageError(str(error)) from error
 
 
-def read_label_names(path: Path, classes: int) -> tuple[str, ...]:
+def read_label_names(path: Path | str, classes: int) -> tuple[str, ...]:
     """Names of the classes, from a CSV file such as AudioSet's or YouTube-8M's.
 
-    The header names an `index` column and a `display_name` or `name` column (letter case is ignored).
+    The header names an `index` column and a `display_name` or `name` column (letter case is ignored). The file may be
+    behind a URL.
 
     Raises:
         UsageError: the file is missing, lacks a column, or does not name each class once.
     """
-    if not path.is_file():
+    remote = is_url(str(path))
+    if not remote and not Path(path).is_file():
         raise UsageError(f"{path}: no such file of label names; see data.label_names")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark before the text
-            rows = [{key.lower(): item for key, item in row.items() if key} for row in csv.DictReader(file)]
+        content = read(str(path)) if remote else Path(path).read_bytes()
+        text = StringIO(content.decode("utf-8-sig"), newline="")  # spreadsheets put a mark before the text
+        rows = [{key.lower(): item for key, item in row.items() if key} for row in csv.DictReader(text)]
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: is not UTF-8 ({error}); save it as UTF-8") from error
     column = next((c for c in ("display_name", "name") if rows and c in rows[0]), None)

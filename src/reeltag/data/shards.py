@@ -20,8 +20,11 @@ from reeltag.data.example import Video, decode
 from reeltag.data.schema import Schema
 from reeltag.data.tfrecord import Record, Records, ShardBytes, ShardFile
 from reeltag.errors import ArtifactError, DataError, UsageError
-from reeltag.storage import content_hash, file_hash
+from reeltag.readahead import ahead
+from reeltag.shardcache import fetch
+from reeltag.storage import Source, content_hash, file_hash
 from reeltag.tensorfile import TensorFile
+from reeltag.transfer import RemoteFile, is_url
 
 Indices = npt.NDArray[np.int64]
 
@@ -35,6 +38,11 @@ class ShardInfo:
     sha256: str
     records: int
     left_out: int = 0
+
+    @property
+    def source(self) -> Source:
+        """The shard itself."""
+        return RemoteFile(self.path, self.bytes, None, self.sha256) if is_url(self.path) else Path(self.path)
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ class Manifest:
         file = TensorFile(path)
         arrays = {key: file.read(key).copy() for key in _ARRAYS}
         shards, left_out = (json.loads(file.read(key).tobytes()) for key in ("shards", "left_out"))
-        for place in (Path(shard["path"]) for shard in shards):
+        for place in (Path(shard["path"]) for shard in shards if not is_url(shard["path"])):
             if not place.is_absolute() or ".." in place.parts:
                 raise ArtifactError(f"{path}: {place} is no whole path; remove its folder under stages and run again")
         return cls(
@@ -123,7 +131,7 @@ _ARRAYS = (*_COLUMNS, "class_counts")
 
 
 def scan(
-    paths: Sequence[Path],
+    paths: Sequence[Source],
     schema: Schema,
     advance: Callable[[int], None] = lambda size: None,
     *,
@@ -145,8 +153,9 @@ def scan(
     shards: list[ShardInfo] = []
     tables = [np.empty(0, list(_COLUMNS.items()))]
     counts, known, bad = np.zeros(schema.classes, np.int64), 0, BadRecords(max_bad_records)
-    for path in paths:
-        shard, before = ShardFile(path), len(bad.found)
+    for path in ahead(paths):
+        source = fetch(path) if isinstance(path, RemoteFile) else path
+        shard, before = ShardFile(source), len(bad.found)
         rows = []
         for record, video in walk(shard, schema, bad, labelled=labelled):
             rows.append((record.offset, record.number, record.crc, video.length + video.cut, _id_hash(video.id)))
@@ -155,7 +164,11 @@ def scan(
                 counts[video.labels] += 1
         tables.append(np.array(rows, tables[0].dtype))
         left_out = len(bad.found) - before
-        shards.append(ShardInfo(str(path.resolve()), shard.size, file_hash(path), len(rows), left_out))
+        if isinstance(source, RemoteFile):
+            place, digest = source.url, source.sha256
+        else:
+            place, digest = str(source.resolve()), file_hash(source)
+        shards.append(ShardInfo(place, shard.size, digest, len(rows), left_out))
         advance(shard.size)
     table = np.concatenate(tables)
     columns = {name: table[name].copy() for name in _COLUMNS}
@@ -265,8 +278,9 @@ class Shards:
             DataError: the shard changed since the manifest was made.
         """
         path, number, offset = self.place(index)
+        info = self._info(index)
         try:
-            shard = _open(self._info(index))
+            shard = _open_remote(info) if is_url(path) else _open(info)
             record = shard.record(offset, number)
             if record.crc != self.manifest.crcs[index]:
                 raise DataError("holds another record than when the shard was indexed")
@@ -274,25 +288,43 @@ class Shards:
             if _id_hash(video.id) != self.manifest.id_hashes[index] or video.length != self.lengths[index]:
                 raise DataError("holds another video than when the shard was indexed")
         except DataError as error:
-            reason = f"{error.reason}; put back the shard that was indexed, or `touch` this one and run again"
+            again = "run again, and it is fetched anew" if is_url(path) else "`touch` this one and run again"
+            reason = f"{error.reason}; put back the shard that was indexed, or {again}"
             raise DataError(reason, file=path, record=number, offset=offset) from error
         return video
+
+    @property
+    def are_remote(self) -> bool:
+        """Whether some are behind URLs."""
+        return any(is_url(shard.path) for shard in self.manifest.shards)
+
+    def numbers(self, indices: Indices) -> Indices:
+        """Numbers of the shards that videos are in."""
+        return np.searchsorted(self._first, indices, "right") - 1
+
+    def remote(self, indices: Indices) -> list[RemoteFile]:
+        """The shards behind URLs that videos are in, each once."""
+        sources = (self.manifest.shards[number].source for number in np.unique(self.numbers(indices)))
+        return [source for source in sources if isinstance(source, RemoteFile)]
 
     def _info(self, index: int) -> ShardInfo:
         return self.manifest.shards[bisect_right(self._first, index) - 1]
 
 
-@lru_cache(maxsize=256)
-def _open(info: ShardInfo) -> ShardFile:
+def _opened(info: ShardInfo) -> ShardFile:
     """A shard, if it has the size that it had."""
-    shard = ShardFile(Path(info.path))
+    shard = ShardFile(info.source)
     if shard.size != info.bytes:
         raise DataError(f"the shard has {shard.size:,} bytes and had {info.bytes:,} when it was indexed")
     return shard
 
 
+_open = lru_cache(maxsize=256)(_opened)
+_open_remote = lru_cache(maxsize=8)(_opened)  # the disk keeps what is open, even if it is no longer in the cache
+
+
 def read_all(
-    paths: Sequence[Path], schema: Schema, bad: BadRecords | None = None, *, labelled: bool = False
+    paths: Sequence[Source], schema: Schema, bad: BadRecords | None = None, *, labelled: bool = False
 ) -> Iterator[Video]:
     """Read shards from first to last without a manifest; an id may stand there several times.
 
@@ -305,7 +337,7 @@ def read_all(
     Raises:
         DataError: a bad record that may not be left out, or a shard of which the rest cannot be found.
     """
-    for path in paths:
+    for path in ahead(paths):
         for _, video in walk(ShardFile(path), schema, bad, labelled=labelled):
             yield video
 
@@ -353,25 +385,3 @@ def split_folds(indices: Indices, seed: int, folds: int) -> list[Indices]:
     """Deal videos out to folds of equal size (one more in some), drawn by `seed`; each in ascending order."""
     shuffled = np.random.default_rng([seed, 0xF01D]).permutation(indices)
     return [np.sort(shuffled[fold::folds]) for fold in range(folds)]
-
-
-def epoch_order(count: int, seed: int, epoch: int) -> Indices:
-    """The order in which an epoch visits `count` videos: a permutation, a pure function of its arguments."""
-    return np.random.default_rng([seed, epoch]).permutation(count)
-
-
-def step_positions(count: int, seed: int, step: int, batch_size: int) -> Indices:
-    """Positions of the videos of a training step.
-
-    The epochs' orders follow each other in one stream that steps cut into full batches, so every
-    video comes once an epoch and no batch is short.
-    """
-    begin = step * batch_size
-    epochs = range(begin // count, (begin + batch_size - 1) // count + 1)
-    begin -= epochs[0] * count
-    # Cut first: an epoch may have millions of videos.
-    orders = [_cached_order(count, seed, epoch)[: begin + batch_size] for epoch in epochs]
-    return np.concatenate([orders[0][begin:], *orders[1:]])[:batch_size]
-
-
-_cached_order = lru_cache(maxsize=4)(epoch_order)

@@ -19,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from reeltag.errors import DataError
-from reeltag.storage import atomic_path, regular
+from reeltag.shardcache import forget, opened
+from reeltag.storage import Source, atomic_path, regular
+from reeltag.transfer import RemoteFile
 
 _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
@@ -176,14 +178,14 @@ class ShardFile(Records):
     that forked processes can share the open file.
 
     Args:
-        path: the shard.
+        path: the shard; one behind a URL is fetched when it is opened.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Source) -> None:
         self.path, self.name = path, str(path)
         self._opened: tuple[int, int] | None = None
 
-    def __reduce__(self) -> tuple[type[ShardFile], tuple[Path]]:
+    def __reduce__(self) -> tuple[type[ShardFile], tuple[Source]]:
         return ShardFile, (self.path,)
 
     def _open(self) -> tuple[int, int]:
@@ -194,7 +196,10 @@ class ShardFile(Records):
         """
         if self._opened is None:
             try:
-                file = regular(self.path).open("rb", buffering=0)
+                if isinstance(self.path, RemoteFile):
+                    file = opened(self.path)
+                else:
+                    file = regular(self.path).open("rb", buffering=0)
             except OSError as error:
                 raise DataError(f"cannot be read ({error.strerror})", file=self.name) from error
             weakref.finalize(self, file.close)
@@ -215,6 +220,11 @@ class ShardFile(Records):
 
     def _bytes(self, begin: int, size: int) -> bytes:
         return os.pread(self._open()[0], size, begin)
+
+    def _error(self, reason: str, number: int, offset: int) -> DataError:
+        if isinstance(self.path, RemoteFile):
+            forget(self.path)  # it may be the copy that is damaged
+        return super()._error(reason, number, offset)
 
 
 class ShardBytes(Records):

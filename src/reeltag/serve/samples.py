@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 from reeltag.data.schema import Schema
 from reeltag.data.shards import walk
 from reeltag.data.tfrecord import ShardFile, framed
+from reeltag.storage import Source
 
 MOST = 12  # of each shard
 
@@ -29,7 +29,7 @@ class Sample:
     record: bytes
 
 
-def read_samples(paths: Sequence[Path], schema: Schema) -> list[Sample]:
+def read_samples(paths: Sequence[Source], schema: Schema) -> list[Sample]:
     """The first records of shards.
 
     Raises:

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from reeltag import shardcache
 from reeltag.data.badrecords import summary
 from reeltag.data.shards import refuse_overlap, scan
 from reeltag.data.synthetic import write_synthetic
 from reeltag.data.tfrecord import ShardFile
-from reeltag.errors import ReeltagError, UsageError
+from reeltag.errors import ReeltagError, TransferError, UsageError
 from reeltag.executors import MARKER, Job, Stage, Traffic
-from reeltag.recipe import Recipe
+from reeltag.recipe import DataSettings, Recipe
 from reeltag.stages.files import MANIFEST, load_manifest
-from reeltag.storage import counted, few, find, megabytes, read_json
+from reeltag.storage import Source, counted, few, find, free_bytes, identity, megabytes, read_json, size_of
+from reeltag.transfer import RemoteFile
 
 
 def data_stages(recipe: Recipe, without_data: bool) -> list[Stage]:
     """Generate the data if need be, then read each split through once."""
     data = recipe.data
+    if data.cache_gb is not None:
+        shardcache.limit_to(data.cache_gb)
     stages = []
     if data.synthetic is not None:
         videos = data.synthetic.train_videos + data.synthetic.test_videos
@@ -30,23 +33,21 @@ def data_stages(recipe: Recipe, without_data: bool) -> list[Stage]:
         stages.append(Stage("synthetic", partial(_do_synthetic, recipe), (), parameters, note, bytes=size))
     before: tuple[str, ...] = ("synthetic",) if data.synthetic is not None else ()
     for split, patterns in {"train": data.train, "test": data.test}.items():
-        files, missing = [], ""
+        files: list[Source] = []
+        missing = ""
         try:
             files = [] if data.synthetic else find(patterns, data.root)
-        except UsageError as error:
+            _check_cache(data, split, files)
+        except (UsageError, TransferError) as error:
             if not without_data:
                 raise
             missing = str(error)
         parameters = {
-            "files": _identities(files),
+            "files": list(map(identity, files)),
             "schema": data.record_schema.model_dump(mode="json"),
             "max_bad_records": data.max_bad_records,
         }
-        note = (
-            f"{counted(len(files), 'shard')}, {megabytes(sum(file.stat().st_size for file in files))}"
-            if files
-            else missing
-        )
+        note = f"{counted(len(files), 'shard')}, {megabytes(sum(map(size_of, files)))}" if files else missing
         inputs = before if split == "train" else (*before, "data.train")
         work = partial(_do_data, recipe, split, files)
         traffic = Traffic(data.expected_videos or 0) if split == "train" else Traffic()
@@ -61,10 +62,12 @@ def with_videos(recipe: Recipe) -> Recipe:
         return recipe
     try:
         files = find(data.train, data.root)
+        if isinstance(files[0], RemoteFile):  # a plan fetches no shard
+            return recipe
         records = len(ShardFile(files[0]).offsets())
     except ReeltagError:  # a plan without data, or what the data stage will find and say
         return recipe
-    sizes = [file.stat().st_size for file in files]
+    sizes = list(map(size_of, files))
     videos = records * sum(sizes) // sizes[0]
     return recipe.model_copy(update={"data": data.model_copy(update={"videos": videos})})
 
@@ -74,17 +77,31 @@ def _do_synthetic(recipe: Recipe, job: Job) -> None:
     write_synthetic(job.folder, recipe.data.synthetic)
 
 
-def _identities(files: Sequence[Path]) -> list[list[Any]]:
-    """Path, size and time of the last change of each file, as JSON."""
-    return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+def _check_cache(data: DataSettings, split: str, files: Sequence[Source]) -> None:
+    """Refuse an order that the cache of remote shards cannot follow, before anything is fetched.
+
+    Raises:
+        UsageError: what is needed at a time is more than the cache or the disk holds.
+    """
+    sizes = sorted((file.size for file in files if isinstance(file, RemoteFile)), reverse=True)
+    window = data.mixed_shards if split == "train" else 1
+    needed = sum(sizes if window is None else sizes[: 2 * window])  # one is read, and the next one comes
+    if needed > shardcache.limit():
+        what = "all shards" if window is None else f"two windows of {counted(window, 'shard')}"
+        have = f"{megabytes(needed)}, and data.cache_gb allows {megabytes(shardcache.limit())}"
+        less = 'take data.order = "by-shard"' if window is None else "lower data.window"
+        raise UsageError(f"data.{split}: the order needs {what} at hand, {have}; raise it, or {less}")
+    if needed and needed > (free := free_bytes(shardcache.folder()) + shardcache.size()):
+        room = f"{megabytes(needed)} of shards have to be at hand, and there is room for {megabytes(free)}"
+        raise UsageError(f"{shardcache.folder()}: {room}; make room, or set REELTAG_CACHE to a folder on another disk")
 
 
-def _do_data(recipe: Recipe, split: str, files: list[Path], job: Job) -> str:
+def _do_data(recipe: Recipe, split: str, files: list[Source], job: Job) -> str:
     """Read the shards through once. What follows depends on what they say, not on where they lie."""
     for line in few(_changes(job, split, files)):
         job.progress.say(f"  {line}")
     files = files or find([f"{split}-*"], job.inputs["synthetic"])
-    total = sum(file.stat().st_size for file in files)
+    total = sum(map(size_of, files))
     with job.progress.task("check and index", total, "bytes") as task:
         schema, most = recipe.data.record_schema, recipe.data.max_bad_records
         manifest = scan(files, schema, task.advance, max_bad_records=most, labelled=True)
@@ -96,10 +113,10 @@ def _do_data(recipe: Recipe, split: str, files: list[Path], job: Job) -> str:
     return manifest.fingerprint
 
 
-def _changes(job: Job, split: str, files: Sequence[Path]) -> list[str]:
+def _changes(job: Job, split: str, files: Sequence[Source]) -> list[str]:
     """Shards that are gone, new or others than when an earlier run in this folder indexed the split."""
     markers = sorted(job.folder.parent.glob(f"data.{split}-*/{MARKER}"), key=lambda path: path.stat().st_mtime_ns)
-    now = _identities(files)
+    now = list(map(identity, files))
     before = read_json(markers[-1])["parameters"]["files"] if markers else now
     old, new = ({path: state for path, *state in each} for each in (before, now))
     gone, added = (sorted(one.keys() - other.keys()) for one, other in ((old, new), (new, old)))

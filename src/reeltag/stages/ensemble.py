@@ -25,7 +25,7 @@ from reeltag.recipe import QuantizationSettings, Recipe
 from reeltag.stages.files import MODEL, WEIGHTS, load_manifest, split
 from reeltag.stages.member import MemberStages
 from reeltag.stages.students import left_out
-from reeltag.storage import counted, megabytes, read_json, write_json
+from reeltag.storage import beneath, counted, megabytes, read_json, write_json
 
 # A member adds at most what its own file has, and a few more digits in the header. Its file has the schema and the
 # versions too, so only what the shipped file alone says is reserved beside the names.
@@ -63,9 +63,10 @@ def label_names(recipe: Recipe, without_data: bool = False) -> tuple[str, ...] |
         UsageError: the file is missing, unless `without_data`, or names other classes.
     """
     data = recipe.data
-    if not data.label_names or (without_data and not (data.root / data.label_names).exists()):
+    place = beneath(data.root, data.label_names or "")
+    if not data.label_names or (without_data and not Path(place).exists()):
         return None
-    return read_label_names(data.root / data.label_names, data.record_schema.classes)
+    return read_label_names(place, data.record_schema.classes)
 
 
 def room(recipe: Recipe, names: tuple[str, ...] | None) -> int:

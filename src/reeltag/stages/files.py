@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reeltag.data.shards import Indices, Manifest, split_holdout
-from reeltag.errors import UsageError
+from reeltag.errors import TransferError, UsageError
 from reeltag.executors import Job
 from reeltag.predict import Predictor, load
 from reeltag.recipe import Recipe
@@ -37,7 +37,7 @@ def held_out(recipe: Recipe) -> int:
     if data.holdout.shards is not None:
         try:
             shards = data.synthetic.shards if data.synthetic else len(find(data.train, data.root))
-        except UsageError:  # a plan without data
+        except (UsageError, TransferError):  # a plan without data
             return 0
         share = min(1.0, data.holdout.shards / shards)
     assert share is not None

@@ -225,6 +225,7 @@ class Training:
             path=job.folder / CHECKPOINT,
             start=start,
             teacher=self._teacher(job, manifest),
+            window=self.recipe.data.mixed_shards,
             progress=job.progress,
             name=name,
         )
@@ -239,6 +240,8 @@ class Training:
 
     def _parameters(self) -> dict[str, object]:
         parameters: dict[str, object] = {"split": split_parameters(self.recipe)}
+        if (window := self.recipe.data.mixed_shards) is not None:
+            parameters["window"] = window
         if isinstance(self.source, Given):
             own = self.source.settings
             parameters |= {

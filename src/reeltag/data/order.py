@@ -1,0 +1,57 @@
+"""The order in which an epoch visits its videos: a pure function of (seed, epoch), so training can go on anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+
+from reeltag.data.shards import Indices
+
+Order = Callable[[int, int, int], Indices]  # of `count` videos, `seed` and `epoch`
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Indices:
+    """The order in which an epoch visits `count` videos: a permutation, a pure function of its arguments."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+class ByShard:
+    """An order that needs few shards at a time: drawn shards, `window` of them mixed, and then the next.
+
+    Args:
+        shards: number of each video's shard.
+        window: shards that are mixed.
+    """
+
+    def __init__(self, shards: Indices, window: int) -> None:
+        _, counts = np.unique(shards, return_counts=True)
+        self._videos = np.split(np.argsort(shards, kind="stable"), np.cumsum(counts)[:-1])
+        self._window = window
+
+    def __call__(self, count: int, seed: int, epoch: int) -> Indices:
+        """An epoch's permutation of all videos, a pure function of the arguments."""
+        rng = np.random.default_rng([seed, epoch, 0x5A4D])
+        shards = rng.permutation(len(self._videos)).tolist()
+        windows = [shards[begin : begin + self._window] for begin in range(0, len(shards), self._window)]
+        return np.concatenate([rng.permutation(np.concatenate([self._videos[s] for s in each])) for each in windows])
+
+
+def step_positions(count: int, seed: int, step: int, batch_size: int, order: Order = epoch_order) -> Indices:
+    """Positions of the videos of a training step.
+
+    The epochs' orders follow each other in one stream that steps cut into full batches, so every
+    video comes once an epoch and no batch is short.
+    """
+    begin = step * batch_size
+    epochs = range(begin // count, (begin + batch_size - 1) // count + 1)
+    begin -= epochs[0] * count
+    # Cut first: an epoch may have millions of videos.
+    orders = [_cached(order, count, seed, epoch)[: begin + batch_size] for epoch in epochs]
+    return np.concatenate([orders[0][begin:], *orders[1:]])[:batch_size]
+
+
+@lru_cache(maxsize=4)
+def _cached(order: Order, count: int, seed: int, epoch: int) -> Indices:
+    return order(count, seed, epoch)
