@@ -13,6 +13,7 @@ from reeltag import executors
 from reeltag.cli import main
 from reeltag.errors import UsageError
 from reeltag.executors import Stage
+from reeltag.outputs import outputs_at
 from reeltag.progress import Progress
 from reeltag.recipe_file import load_recipe
 from reeltag.stages.data import with_videos
@@ -31,7 +32,7 @@ def test_a_second_run_in_one_folder_is_refused_and_a_killed_one_is_not_in_the_wa
         assert "is at work here; wait for its end" in said
         process.kill()
         process.wait()
-        with executors.claimed(out):  # at once, though its loaders may live on for a while
+        with outputs_at(out).claimed():  # at once, though its loaders may live on for a while
             assert (out / LOCK).exists()
 
 

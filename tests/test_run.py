@@ -14,6 +14,7 @@ from reeltag.artifact import Artifact, Member
 from reeltag.cli import main
 from reeltag.encodings import CodebookTensor
 from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.outputs import outputs_at
 from reeltag.progress import Progress
 from reeltag.recipe_file import load_recipe
 from reeltag.stages.plan import plan
@@ -217,7 +218,7 @@ def test_what_a_killed_run_was_writing_goes_but_not_what_another_process_writes_
     for path in (left, other):
         path.parent.mkdir(parents=True)
         path.touch()
-    with executors.claimed(out):
+    with outputs_at(out).claimed():
         pass
     assert not left.exists()
     assert other.exists()

@@ -26,6 +26,7 @@ from reeltag.text import plain, printable
 
 if TYPE_CHECKING:
     from reeltag.executors import Stage
+    from reeltag.outputs import Outputs
     from reeltag.processes import Pool
     from reeltag.recipe import Recipe
 
@@ -51,7 +52,7 @@ def run(
     recipe: Path,
     /,
     *,
-    out: Path | None = None,
+    out: str | None = None,
     set_: Overrides = [],  # noqa: B006
     devices: Devices = "",
     executor: Executor = "local",
@@ -67,7 +68,7 @@ def run(
 
     Args:
         recipe: A TOML file.
-        out: Folder of the run; runs/NAME by default.
+        out: Folder of the run, or its URL on an object store; runs/NAME by default.
         dry_run: Print the plan with sizes, estimated GPU hours and what is done already, and stop; needs no data.
     """
     from reeltag.recipe_file import load_recipe
@@ -79,17 +80,17 @@ def run(
     from reeltag.storage import read_json
 
     stages = plan(loaded, without_data=dry_run)
-    out = out or Path("runs") / loaded.name
+    out = out or f"runs/{loaded.name}"
     if dry_run:
         print("\n".join(executors.listing(stages, out)))
         return
-    with _executed(loaded, stages, out, pool_of(devices, executor, address, loaded.devices)) as folders:
-        _publish(folders["pack"] / "model.reeltag", out / "model.reeltag")
+    with _executed(loaded, stages, out, pool_of(devices, executor, address, loaded.devices)) as (outputs, folders):
+        outputs.publish(folders["pack"] / "model.reeltag", "model.reeltag")
         for name in ("results.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
-            _publish(folders["report"] / name, out / name)
+            outputs.publish(folders["report"] / name, name)
     results = read_json(folders["report"] / "results.json")
-    print("\n".join([f"\n{out / 'model.reeltag'}", headline(results), "", "five test videos:", *examples(results)]))
-    print(f"\nreport: {out / 'report' / 'report.md'}")
+    said = [f"\n{outputs.name}/model.reeltag", headline(results), "", "five test videos:", *examples(results)]
+    print("\n".join([*said, f"\nreport: {outputs.name}/report/report.md"]))
 
 
 @app.command
@@ -98,7 +99,7 @@ def train(
     /,
     *,
     model: list[str] = [],  # noqa: B006
-    out: Path | None = None,
+    out: str | None = None,
     set_: Overrides = [],  # noqa: B006
     devices: Devices = "",
     executor: Executor = "local",
@@ -111,7 +112,7 @@ def train(
     Args:
         recipe: A TOML file.
         model: Name of a model in the recipe; repeat for several, all by default.
-        out: Folder of the run; runs/NAME by default. A later `run` with the same folder goes on from it.
+        out: Folder or URL of the run; runs/NAME by default. A later `run` with the same folder goes on from it.
     """
     from reeltag.recipe_file import load_recipe
 
@@ -126,12 +127,12 @@ def train(
             "students and imported files take a whole `reeltag run`"
         )
     targets = {name: candidate(loaded, name).finished for name in model or loaded.models}
-    out = out or Path("runs") / loaded.name
+    out = out or f"runs/{loaded.name}"
     stages = executors.needed_for(targets.values(), plan(loaded))
-    with _executed(loaded, stages, out, pool_of(devices, executor, address, loaded.devices)) as folders:
+    with _executed(loaded, stages, out, pool_of(devices, executor, address, loaded.devices)) as (outputs, folders):
         for name, stage in targets.items():
-            _publish(folders[stage] / "model.reeltag", out / f"{name}.reeltag")
-            print(out / f"{name}.reeltag")
+            outputs.publish(folders[stage] / "model.reeltag", f"{name}.reeltag")
+            print(f"{outputs.name}/{name}.reeltag")
 
 
 @app.command
@@ -309,23 +310,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _executed(
-    recipe: Recipe, stages: Sequence[Stage], out: Path, pool: AbstractContextManager[Pool] | None
-) -> Iterator[dict[str, Path]]:
-    """The folders of stages that were run; until the block ends no other process works on the same run."""
+    recipe: Recipe, stages: Sequence[Stage], out: str, pool: AbstractContextManager[Pool] | None
+) -> Iterator[tuple[Outputs, dict[str, Path]]]:
+    """The outputs and folders of stages that were run; until the block ends no other process works on the same run."""
     from reeltag import executors
+    from reeltag.outputs import outputs_at
     from reeltag.progress import default_progress
     from reeltag.storage import write_json
 
-    with executors.claimed(out):
+    outputs = outputs_at(out)
+    with outputs.claimed():
         with pool or nullcontext() as workers:
             folders = executors.run(stages, out, default_progress(), workers)
-        write_json(out / "recipe.json", recipe.dump())
-        yield folders
-
-
-def _publish(source: Path, target: Path) -> None:
-    """Put a stage's output where people look for it; equal content is left alone."""
-    from reeltag.storage import file_hash, write_bytes
-
-    if not target.exists() or file_hash(target) != file_hash(source):
-        write_bytes(target, source.read_bytes())
+        write_json(outputs.out / "recipe.json", recipe.dump())
+        outputs.publish(outputs.out / "recipe.json", "recipe.json")
+        yield outputs, {name: outputs.bring(folder.name) for name, folder in folders.items()}

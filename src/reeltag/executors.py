@@ -12,30 +12,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from reeltag import __version__
-from reeltag.distributed import launch, world_size
+from reeltag.distributed import launch, rank, world_size
 from reeltag.errors import UsageError
 from reeltag.interrupts import ended_by_sigterm
+from reeltag.outputs import Outputs, outputs_at
 from reeltag.processes import PROCESS_BYTES, Needs, Pool
 from reeltag.progress import LabelledProgress, Progress
-from reeltag.storage import (
-    content_hash,
-    counted,
-    free_bytes,
-    locked,
-    make_folder,
-    megabytes,
-    read_json,
-    remove_partials,
-    write_json,
-)
-
-MARKER = "stage.json"
+from reeltag.storage import content_hash, counted, free_bytes, make_folder, megabytes, remove_partials
 
 
 @dataclass(frozen=True)
@@ -122,12 +111,12 @@ class Stage:
         return Needs(self.processors, self.gpus, PROCESS_BYTES + 2 * self.bytes, self.processes)
 
 
-def run(stages: Sequence[Stage], out: Path, progress: Progress, pool: Pool | None = None) -> dict[str, Path]:
+def run(stages: Sequence[Stage], out: Path | str, progress: Progress, pool: Pool | None = None) -> dict[str, Path]:
     """Run what is missing, each stage once its inputs are there.
 
     Args:
         stages: each after its inputs.
-        out: folder of the run.
+        out: path or URL of the run.
         progress: told of each stage.
         pool: where stages run side by side; by default one after the other in this process.
 
@@ -137,24 +126,24 @@ def run(stages: Sequence[Stage], out: Path, progress: Progress, pool: Pool | Non
     Raises:
         UsageError: the disk has no room for what is missing.
     """
-    _check_room(stages, out)
-    return _Run(stages, out, progress, pool).folders()
+    outputs = outputs_at(out)
+    _check_room(stages, outputs)
+    return _Run(stages, outputs, progress, pool).folders()
 
 
 class _Run:
     """Stages on their way; each begins once its inputs are there, that with the most behind it first."""
 
-    def __init__(self, stages: Sequence[Stage], out: Path, progress: Progress, pool: Pool | None) -> None:
-        self.stages, self.out, self.progress, self.pool = {stage.name: stage for stage in stages}, out, progress, pool
+    def __init__(self, stages: Sequence[Stage], outputs: Outputs, progress: Progress, pool: Pool | None) -> None:
+        self.stages, self.outputs, self.progress, self.pool = list(stages), outputs, progress, pool
         self._titles = {stage.name: f"[{n}/{len(stages)}] {stage.name}" for n, stage in enumerate(stages, 1)}
-        self._folders: dict[str, Path] = {}
+        self._folders: dict[str, str] = {}
         self._digests: dict[str, str] = {}
-        self._begun: dict[str, float] = {}
         self._running: dict[Future[Any], tuple[Stage, int | None]] = {}
 
     def folders(self) -> dict[str, Path]:
         """The folder of each stage, when all are done."""
-        left = list(self.stages.values())
+        left = list(self.stages)
         if self.pool is not None:
             behind = hours_behind(left)
             left.sort(key=lambda stage: -behind[stage.name])
@@ -166,72 +155,104 @@ class _Run:
             else:
                 for future in wait(self._running, return_when=FIRST_COMPLETED).done:
                     self._go_on(*self._running.pop(future), future.result())
-        return {name: self._folders[name] for name in self.stages}
+        return {stage.name: self.outputs.folder(self._folders[stage.name]) for stage in self.stages}
 
     def _begin(self, stage: Stage) -> None:
-        folder = self._folders[stage.name] = _folder(stage, self.out, self._digests)
-        if (folder / MARKER).exists():
+        self._folders[stage.name] = folder = _folder(stage, self._digests)
+        if marker := self.outputs.marker(folder):
             self.progress.say(f"{self._titles[stage.name]}: done before")
-            self._digests[stage.name] = _digest(folder / MARKER)
+            self._digests[stage.name] = marker["digest"]
             return
         self.progress.say(self._titles[stage.name])
-        make_folder(folder)
-        remove_partials(folder)
-        self._begun[stage.name] = time.perf_counter()
-        job = self._job(stage, self.progress)
+        make_folder(self.outputs.folder(folder))
+        remove_partials(self.outputs.folder(folder))
         if self.pool is None:
-            self._finish(stage, _work(stage, job))
+            self._digests[stage.name] = self._task(stage, self.progress).all()
         elif stage.pieces is None:
             self._submit(stage, None)
         else:
-            for number in range(stage.pieces.count(job)):
+            for number in range(self._task(stage, self.progress).count_pieces()):
                 self._submit(stage, number)
 
     def _submit(self, stage: Stage, piece: int | None) -> None:
         assert self.pool is not None
-        job = self._job(stage, LabelledProgress(stage.name))
-        self._running[self.pool.submit(stage.needs, _work_elsewhere, stage, job, piece)] = stage, piece
+        task = self._task(stage, LabelledProgress(stage.name))
+        self._running[self.pool.submit(stage.needs, task.elsewhere, piece)] = stage, piece
 
-    def _go_on(self, stage: Stage, piece: int | None, result: str | None) -> None:
+    def _go_on(self, stage: Stage, piece: int | None, digest: str) -> None:
         """What comes after a task: the rest of the stage after its last piece, or its end."""
         if piece is None:
-            self._finish(stage, result)
+            self._digests[stage.name] = digest
+            done = f"{len(self._digests)} of {counted(len(self.stages), 'stage')}"
+            self.progress.say(f"{self._titles[stage.name]}: done, {done}")
         elif all(each is not stage for each, _ in self._running.values()):
             self._submit(stage, None)
 
-    def _job(self, stage: Stage, progress: Progress) -> Job:
-        return Job(self._folders[stage.name], {name: self._folders[name] for name in stage.inputs}, progress)
-
-    def _finish(self, stage: Stage, result: str | None) -> None:
-        folder, seconds = self._folders[stage.name], round(time.perf_counter() - self._begun[stage.name], 1)
-        digest = self._digests[stage.name] = result or folder.name
-        write_json(folder / MARKER, {"digest": digest, "parameters": stage.parameters, "seconds": seconds})
-        if self.pool is not None:
-            done = f"{len(self._digests)} of {counted(len(self.stages), 'stage')}"
-            self.progress.say(f"{self._titles[stage.name]}: done in {seconds:.0f} s; {done}")
+    def _task(self, stage: Stage, progress: Progress) -> _Task:
+        inputs = {name: self._folders[name] for name in stage.inputs}
+        return _Task(stage, self._folders[stage.name], inputs, self.outputs, progress)
 
 
-def _work(stage: Stage, job: Job) -> str | None:
-    """All of a stage, in this process or those that it starts."""
-    if stage.pieces is not None:
-        count = stage.pieces.count(job)
-        with job.progress.task(stage.name, count, "pieces") as task:
-            for number in range(count):
-                stage.pieces.work(job, number)
-                task.advance(1)
-    if stage.processes > 1 and world_size() == 1:
-        return launch(partial(stage.work, job), stage.processes)
-    return stage.work(job)
+@dataclass(frozen=True)
+class _Task:
+    """A stage whose inputs are there, in whatever process."""
 
+    stage: Stage
+    folder: str
+    inputs: Mapping[str, str]
+    outputs: Outputs
+    progress: Progress
 
-def _work_elsewhere(stage: Stage, job: Job, piece: int | None) -> str | None:
-    """A piece of a stage, or what is left to do when all are there; in a process of a pool."""
-    with ended_by_sigterm():
-        if piece is None:
-            return _work(replace(stage, pieces=None), job)
-        assert stage.pieces is not None
-        stage.pieces.work(job, piece)
-    return None
+    def all(self) -> str:
+        """Do all of it, and mark it as finished; returns its digest."""
+        with self._at_work() as job:
+            if self.stage.pieces is not None:
+                count = self.stage.pieces.count(job)
+                with job.progress.task(self.stage.name, count, "pieces") as task:
+                    for number in range(count):
+                        self.stage.pieces.work(job, number)
+                        task.advance(1)
+            digest, seconds = self._rest(job)
+        return self._finish(digest, seconds)
+
+    def count_pieces(self) -> int:
+        """How many it falls apart into."""
+        assert self.stage.pieces is not None
+        for folder in self.inputs.values():
+            self.outputs.bring(folder)
+        return self.stage.pieces.count(self._job())
+
+    def elsewhere(self, piece: int | None) -> str:
+        """Do a piece, or what is left to do when all are there; returns the digest then."""
+        with ended_by_sigterm():
+            with self._at_work() as job:
+                if piece is not None:
+                    assert self.stage.pieces is not None
+                    self.stage.pieces.work(job, piece)
+                    return ""
+                digest, seconds = self._rest(job)
+            return self._finish(digest, seconds)
+
+    def _rest(self, job: Job) -> tuple[str, float]:
+        begin, work = time.perf_counter(), partial(self.stage.work, job)
+        shared = self.stage.processes > 1 and world_size() == 1
+        digest = launch(work, self.stage.processes) if shared else work()
+        return digest or self.folder, round(time.perf_counter() - begin, 1)
+
+    def _finish(self, digest: str, seconds: float) -> str:
+        if rank() == 0:
+            content = {"digest": digest, "parameters": self.stage.parameters, "seconds": seconds}
+            self.outputs.finish(self.folder, content)
+        return digest
+
+    @contextmanager
+    def _at_work(self) -> Iterator[Job]:
+        with self.outputs.at_work(self.folder, self.inputs.values()):
+            yield self._job()
+
+    def _job(self) -> Job:
+        inputs = {name: self.outputs.folder(folder) for name, folder in self.inputs.items()}
+        return Job(self.outputs.folder(self.folder), inputs, self.progress)
 
 
 def hours_behind(stages: Sequence[Stage]) -> dict[str, float]:
@@ -244,27 +265,31 @@ def hours_behind(stages: Sequence[Stage]) -> dict[str, float]:
     return behind
 
 
-def statuses(stages: Sequence[Stage], out: Path) -> dict[str, str]:
+def statuses(stages: Sequence[Stage], out: Path | str) -> dict[str, str]:
     """Whether each stage is done, unfinished or still to do, without doing anything."""
+    return _statuses(stages, outputs_at(out))
+
+
+def _statuses(stages: Sequence[Stage], outputs: Outputs) -> dict[str, str]:
     found: dict[str, str] = {}
     digests: dict[str, str] = {}
     for stage in stages:
         if not all(name in digests for name in stage.inputs):
             found[stage.name] = "to do"
             continue
-        folder = _folder(stage, out, digests)
-        if (folder / MARKER).exists():
-            digests[stage.name] = _digest(folder / MARKER)
-        found[stage.name] = "done" if stage.name in digests else "unfinished" if folder.exists() else "to do"
+        folder = _folder(stage, digests)
+        if marker := outputs.marker(folder):
+            digests[stage.name] = marker["digest"]
+        found[stage.name] = "done" if marker else "unfinished" if outputs.has_begun(folder) else "to do"
     return found
 
 
-def _check_room(stages: Sequence[Stage], out: Path) -> None:
+def _check_room(stages: Sequence[Stage], outputs: Outputs) -> None:
     """Refuse to begin what would fill the disk hours later."""
-    needed, free = _bytes_to_do(stages, statuses(stages, out)), free_bytes(out)
+    needed, free = _bytes_to_do(stages, _statuses(stages, outputs)), free_bytes(outputs.out)
     if needed > free:
         room = f"takes about {megabytes(needed)} more, and {megabytes(free)} are free there"
-        raise UsageError(f"{out}: the run {room}; make room, or choose an --out on another disk")
+        raise UsageError(f"{outputs.out}: the run {room}; make room, or choose an --out on another disk")
 
 
 def _bytes_to_do(stages: Sequence[Stage], done: Mapping[str, str]) -> int:
@@ -276,7 +301,7 @@ def _bytes_to_do(stages: Sequence[Stage], done: Mapping[str, str]) -> int:
     return largest + sum(stage.bytes for stage in stages if done[stage.name] == "to do")
 
 
-def listing(stages: Sequence[Stage], out: Path) -> list[str]:
+def listing(stages: Sequence[Stage], out: Path | str) -> list[str]:
     """The plan for people, a line a stage: what is done already, sizes, estimated GPU hours."""
     done, width = statuses(stages, out), max(len(stage.name) for stage in stages)
     lines = []
@@ -300,35 +325,6 @@ def needed_for(targets: Iterable[str], stages: Sequence[Stage]) -> list[Stage]:
     return [stage for stage in stages if stage.name in wanted]
 
 
-@contextmanager
-def claimed(out: Path) -> Iterator[None]:
-    """Keep a run's folder, which is new or was made by a run, to this process, and make it ready.
-
-    Raises:
-        UsageError: it holds something else, or another process works in it.
-    """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: is a file; choose another --out")
-    if out.is_dir() and any(out.iterdir()) and not (out / "stages").is_dir():
-        raise UsageError(f"{out}: is not empty and holds no reeltag run; choose another --out")
-    make_folder(out / "stages")
-    with locked(out):
-        remove_partials(out)
-        yield
-
-
-def _digest(marker: Path) -> str:
-    """What a finished stage's output stands for.
-
-    Raises:
-        UsageError: the marker is damaged.
-    """
-    found = read_json(marker)
-    if not isinstance(found, dict) or not isinstance(digest := found.get("digest"), str):
-        raise UsageError(f"{marker}: is damaged; remove {marker.parent}, and the stage is done again")
-    return digest
-
-
-def _folder(stage: Stage, out: Path, digests: Mapping[str, str]) -> Path:
+def _folder(stage: Stage, digests: Mapping[str, str]) -> str:
     content = [stage.name, stage.parameters, [digests[name] for name in stage.inputs], __version__]
-    return out / "stages" / f"{stage.name}-{content_hash(content)[:12]}"
+    return f"{stage.name}-{content_hash(content)[:12]}"

@@ -12,7 +12,8 @@ from reeltag.data.shards import refuse_overlap, scan
 from reeltag.data.synthetic import write_synthetic
 from reeltag.data.tfrecord import ShardFile
 from reeltag.errors import ReeltagError, TransferError, UsageError
-from reeltag.executors import MARKER, Job, Stage, Traffic
+from reeltag.executors import Job, Stage, Traffic
+from reeltag.outputs import MARKER
 from reeltag.recipe import DataSettings, Recipe
 from reeltag.stages.files import MANIFEST, load_manifest
 from reeltag.storage import Source, counted, few, find, free_bytes, identity, megabytes, read_json, size_of

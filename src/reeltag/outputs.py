@@ -1,0 +1,212 @@
+"""Where the stages of a run leave what they make: a folder of this machine, or behind a URL with a working copy here.
+
+Each stage has a folder `stages/NAME-HASH`. Its marker, `stage.json`, comes last, so a folder without one is unfinished.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from reeltag.errors import TransferError, UsageError
+from reeltag.remote import cache_folder
+from reeltag.storage import (
+    atomic_path,
+    content_hash,
+    file_hash,
+    locked,
+    make_folder,
+    read_json,
+    remove_partials,
+    write_bytes,
+    write_json,
+)
+from reeltag.transfer import download, exists, is_url, list_files, read, stat, upload
+
+logger = logging.getLogger(__name__)
+
+MARKER = "stage.json"
+KEEP_SECONDS = 60.0  # between two looks for what an unfinished stage has to be kept of
+
+
+def outputs_at(out: Path | str) -> Outputs:
+    """The outputs of a run at a path or a URL."""
+    return RemoteOutputs(str(out)) if is_url(str(out)) else Outputs(Path(out))
+
+
+class Outputs:
+    """Outputs in a folder of this machine, or of all machines that work on the run.
+
+    Args:
+        out: the run's folder.
+
+    Attributes:
+        name: of the place, for people.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.name = out, str(out)
+
+    def folder(self, stage: str) -> Path:
+        """Where a stage, `NAME-HASH`, works and its output is looked for."""
+        return self.out / "stages" / stage
+
+    def marker(self, stage: str) -> dict[str, Any] | None:
+        """What a finished stage left said; None of one that is not finished.
+
+        Raises:
+            UsageError: the marker is damaged.
+        """
+        path = self.folder(stage) / MARKER
+        return _checked(read_json(path), str(path)) if path.exists() else None
+
+    def has_begun(self, stage: str) -> bool:
+        """Whether something of a stage is there."""
+        return self.folder(stage).exists()
+
+    def finish(self, stage: str, content: dict[str, Any]) -> None:
+        """Mark a stage as finished."""
+        write_json(self.folder(stage) / MARKER, content)
+
+    @contextmanager
+    def at_work(self, stage: str, inputs: Iterable[str]) -> Iterator[None]:
+        """Have the inputs here, and what an interrupted run left of the stage, while it works in a process."""
+        yield
+
+    def bring(self, stage: str) -> Path:
+        """The folder of a finished stage with all its files."""
+        return self.folder(stage)
+
+    def publish(self, source: Path, name: str) -> None:
+        """Put a stage's output where people look for it; equal content is left alone."""
+        target = self.out / name
+        if not target.exists() or file_hash(target) != file_hash(source):
+            write_bytes(target, source.read_bytes())
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep the folder, which is new or was made by a run, to this process, and make it ready.
+
+        Raises:
+            UsageError: it holds something else, or another process works in it.
+        """
+        if self.out.exists() and not self.out.is_dir():
+            raise UsageError(f"{self.out}: is a file; choose another --out")
+        if self.out.is_dir() and any(self.out.iterdir()) and not (self.out / "stages").is_dir():
+            raise UsageError(f"{self.out}: is not empty and holds no reeltag run; choose another --out")
+        make_folder(self.out / "stages")
+        with locked(self.out):
+            remove_partials(self.out)
+            yield
+
+
+class RemoteOutputs(Outputs):
+    """Outputs behind a URL, which any machine may go on with; each has a working copy in its cache.
+
+    A finished stage's marker is there alone, and lists the files with their hashes, so that whoever has an older state
+    of one in a working copy fetches it anew. Of an unfinished stage what changed is kept about every minute.
+
+    Args:
+        url: of the run.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(cache_folder() / "runs" / content_hash(url)[:16])
+        self.name = url.rstrip("/")
+
+    def marker(self, stage: str) -> dict[str, Any] | None:
+        """See `Outputs`; raises TransferError where the other side cannot be reached."""
+        url = self._url(stage, MARKER)
+        return _checked(json.loads(read(url)), url) if exists(url) else None
+
+    def has_begun(self, stage: str) -> bool:
+        """See `Outputs`."""
+        return super().has_begun(stage) or bool(list_files(self._url(stage, "")))
+
+    def finish(self, stage: str, content: dict[str, Any]) -> None:
+        """See `Outputs`; the stage's files are there already."""
+        hashes = {name: file_hash(path) for name, path in _files(self.folder(stage)).items()}
+        marker = self.out / f"{stage}.json"
+        write_json(marker, {**content, "files": hashes})
+        upload(marker, self._url(stage, MARKER))
+
+    @contextmanager
+    def at_work(self, stage: str, inputs: Iterable[str]) -> Iterator[None]:
+        """See `Outputs`."""
+        for name in inputs:
+            self.bring(name)
+        folder, root = self.folder(stage), self._url(stage, "")
+        for file in list_files(root):
+            if not (path := folder / file.url.removeprefix(root)).exists():
+                _fetch(file.url, path)
+        kept = {path: path.stat().st_mtime_ns for path in _files(folder).values()}
+        done = threading.Event()
+        keeper = threading.Thread(target=self._keep_until, args=(done, stage, kept), daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            done.set()
+            keeper.join()
+            self._keep(stage, kept)
+
+    def bring(self, stage: str) -> Path:
+        """See `Outputs`."""
+        marker, folder = self.marker(stage), self.folder(stage)
+        if marker is None:
+            raise UsageError(f"{self._url(stage, MARKER)}: is gone; run again, and the stage is done anew")
+        for name, digest in marker["files"].items():
+            path = folder / name
+            if not path.is_file() or file_hash(path) != digest:
+                _fetch(self._url(stage, name), path)
+        return folder
+
+    def publish(self, source: Path, name: str) -> None:
+        """See `Outputs`."""
+        super().publish(source, name)
+        upload(source, f"{self.name}/{name}")
+
+    def _url(self, stage: str, name: str) -> str:
+        return f"{self.name}/stages/{stage}/{name}"
+
+    def _keep_until(self, done: threading.Event, stage: str, kept: dict[Path, int]) -> None:
+        while not done.wait(KEEP_SECONDS):
+            try:
+                self._keep(stage, kept)
+            except (
+                TransferError,
+                UsageError,
+            ) as error:  # which may pass; at the end it may not
+                logger.warning("%s", error)
+
+    def _keep(self, stage: str, kept: dict[Path, int]) -> None:
+        """Put what changed."""
+        for name, path in _files(self.folder(stage)).items():
+            changed = path.stat().st_mtime_ns
+            if kept.get(path) != changed:
+                upload(path, self._url(stage, name))
+                kept[path] = changed
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The whole files below a folder, by their names in it; partial ones are hidden."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {path.relative_to(folder).as_posix(): path for path in files}
+
+
+def _fetch(url: str, path: Path) -> None:
+    file = stat(url)
+    with atomic_path(path) as temporary:
+        download(url, temporary, file.size, version=file.version)
+
+
+def _checked(marker: Any, place: str) -> dict[str, Any]:
+    if not isinstance(marker, dict) or not isinstance(marker.get("digest"), str):
+        folder = place.rpartition("/")[0]
+        raise UsageError(f"{place}: is damaged; remove {folder}, and the stage is done again")
+    return marker
