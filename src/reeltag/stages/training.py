@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +159,7 @@ class Training:
         steps = math.ceil(seen / self.settings(self._largest).batch_size)
         return Traffic(seen, seen * row * len(self.targets), steps, self._weights(self._largest))
 
-    @property
+    @cached_property
     def _largest(self) -> ModelSettings:
         return max(self.source.candidates, key=self._weights)
 
