@@ -209,7 +209,7 @@ def training(folder):
     ("number", "to_whom", "code"),
     [
         (signal.SIGINT, "all", 130),  # as a terminal sends it
-        (signal.SIGTERM, "parent", 143),
+        pytest.param(signal.SIGTERM, "parent", 143, marks=pytest.mark.slow),
         (signal.SIGTERM, "rank 1", 143),
     ],
     ids=str,
@@ -228,6 +228,7 @@ def test_a_signal_saves_the_same_step_in_all(tmp_path, number, to_whom, code):
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(tmp_path):
     with training(tmp_path) as (process, ranks):
         os.kill(ranks[1], signal.SIGSTOP)  # so that nothing can be saved

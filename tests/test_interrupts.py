@@ -50,7 +50,7 @@ def test_a_block_holds_the_first_signal_and_the_second_ends_it():
     with pytest.raises(KeyboardInterrupt), held():
         signal.raise_signal(signal.SIGINT)
         reached = True
-        signal.raise_signal(signal.SIGTERM)  # the same, told by someone else
+        signal.raise_signal(signal.SIGINT)  # the same, told by someone else
         time.sleep(SAME_SECONDS)
         signal.raise_signal(signal.SIGINT)
         pytest.fail("the second signal was held")

@@ -30,7 +30,7 @@ PATIENCE = timedelta(days=7)
 # A process that ended leaves errors in those that talked with it, and they may be heard of first.
 SECONDS_FOR_THE_CAUSE = 2.0
 # After its report a process only puts away what it used.
-SECONDS_TO_END = 5.0
+SECONDS_TO_END = 2.0
 
 
 def rank() -> int:
