@@ -314,14 +314,20 @@ def _executed(
 ) -> Iterator[tuple[Outputs, dict[str, Path]]]:
     """The outputs and folders of stages that were run; until the block ends no other process works on the same run."""
     from reeltag import executors
+    from reeltag.distributed import rank, world_size
     from reeltag.outputs import outputs_at
-    from reeltag.progress import default_progress
+    from reeltag.progress import Progress, default_progress
     from reeltag.storage import write_json
 
-    outputs = outputs_at(out)
-    with outputs.claimed():
+    outputs, together = outputs_at(out), world_size()  # where torchrun started us
+    if together > 1 and (other := next((stage for stage in stages if stage.processes not in (1, together)), None)):
+        what = f"{together} processes were started together, and {other.name} takes {other.processes}"
+        raise UsageError(f"training.devices: {what}; give as many devices × nodes")
+    with outputs.claimed() if rank() == 0 else nullcontext():
         with pool or nullcontext() as workers:
-            folders = executors.run(stages, out, default_progress(), workers)
+            folders = executors.run(stages, out, default_progress() if rank() == 0 else Progress(), workers)
+        if rank() > 0:
+            sys.exit(0)
         write_json(outputs.out / "recipe.json", recipe.dump())
         outputs.publish(outputs.out / "recipe.json", "recipe.json")
         yield outputs, {name: outputs.bring(folder.name) for name, folder in folders.items()}

@@ -161,10 +161,10 @@ def _together(group: Any, options: dict[str, float], processes: int, call: tuple
     host, port = ray.get(first.remote())
     shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": host, "MASTER_PORT": str(port)}
     # A process that had a rank is not used again.
-    task = ray.remote(max_calls=1, max_retries=0)(_call_as_rank).options(**options)
+    task = ray.remote(max_calls=1, max_retries=0)(_call_as_rank)
     environments = [{"RANK": str(number), **shared} for number in range(processes)]
     left = ranks = [
-        task.options(scheduling_strategy=place).remote(environment, *call)
+        task.options(**options, scheduling_strategy=place).remote(environment, *call)
         for place, environment in zip(places, environments, strict=True)
     ]
     try:

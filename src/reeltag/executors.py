@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from reeltag import __version__
-from reeltag.distributed import launch, rank, world_size
+from reeltag.distributed import broadcast, launch, rank, world_size
 from reeltag.errors import UsageError
 from reeltag.interrupts import ended_by_sigterm
 from reeltag.outputs import Outputs, outputs_at
@@ -159,20 +159,25 @@ class _Run:
 
     def _begin(self, stage: Stage) -> None:
         self._folders[stage.name] = folder = _folder(stage, self._digests)
-        if marker := self.outputs.marker(folder):
+        if marker := broadcast(self._ready(folder) if rank() == 0 else None):
             self.progress.say(f"{self._titles[stage.name]}: done before")
             self._digests[stage.name] = marker["digest"]
             return
         self.progress.say(self._titles[stage.name])
-        make_folder(self.outputs.folder(folder))
-        remove_partials(self.outputs.folder(folder))
         if self.pool is None:
-            self._digests[stage.name] = self._task(stage, self.progress).all()
+            self._digests[stage.name] = self._task(stage, self.progress).here()
         elif stage.pieces is None:
             self._submit(stage, None)
         else:
             for number in range(self._task(stage, self.progress).count_pieces()):
                 self._submit(stage, number)
+
+    def _ready(self, stage: str) -> dict[str, Any] | None:
+        """The marker of a stage, or None and its folder made ready."""
+        if (marker := self.outputs.marker(stage)) is None:
+            make_folder(self.outputs.folder(stage))
+            remove_partials(self.outputs.folder(stage))
+        return marker
 
     def _submit(self, stage: Stage, piece: int | None) -> None:
         assert self.pool is not None
@@ -203,8 +208,14 @@ class _Task:
     outputs: Outputs
     progress: Progress
 
-    def all(self) -> str:
-        """Do all of it, and mark it as finished; returns its digest."""
+    def here(self) -> str:
+        """Do all of it in this process, and mark it as finished; returns its digest.
+
+        Of several processes that were started together the first does what is not for all.
+        """
+        return broadcast(self._all() if rank() == 0 or self.stage.processes > 1 else "")
+
+    def _all(self) -> str:
         with self._at_work() as job:
             if self.stage.pieces is not None:
                 count = self.stage.pieces.count(job)

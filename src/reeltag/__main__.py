@@ -1,0 +1,7 @@
+"""`python -m reeltag`, and torchrun's way to start the command line."""
+
+import sys
+
+from reeltag.cli import main
+
+sys.exit(main())
