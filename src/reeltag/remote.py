@@ -11,7 +11,7 @@ from typing import Any
 
 from reeltag.errors import ArtifactError
 from reeltag.storage import atomic_path, content_hash
-from reeltag.transfer import file_system, reason, refused, version
+from reeltag.transfer import file_system, reason, refusal, refused, version
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +41,7 @@ def fetch(url: str, check: Callable[[Path], object]) -> Path:
         state = _version(filesystem, path)
     except Exception as error:  # each file system has exceptions of its own
         if refused(error):
-            what = f"there is no such file, or not for you ({reason(error)})"
-            raise ArtifactError(f"{url}: {what}; check the URL") from error
+            raise ArtifactError(str(refusal(url, error))) from error
         return _last_copy(url, folder, error)
     target = folder / f"{content_hash(state)[:16]}.reeltag"
     if state is not None and target.exists():

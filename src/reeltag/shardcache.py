@@ -104,19 +104,37 @@ def fetch(file: RemoteFile, advance: Callable[[int], None] = lambda size: None) 
 def _fetched(file: RemoteFile, advance: Callable[[int], None]) -> RemoteFile:
     key = file.sha256 or content_hash([file.url, file.size, file.version])
     link, partial = folder() / f"{key}.link", folder() / f"{key}-{file.size}.partial"
-    fresh = not file.sha256 and file.version is None  # nothing tells whether a copy is still right
     while True:
-        known = file if file.sha256 or fresh else replace(file, sha256=_linked(link))
-        if known.sha256 and _is_there(known):
+        if known := _known(file, link):
             return known
         with _claimed(partial, file.size) as mine:
             if not mine:
                 continue
+            if known := _known(file, link):  # since we looked
+                partial.unlink()
+                return known
             known = replace(file, sha256=_arrived(file, partial, advance))
             partial.replace(_entry(known))
             if not file.sha256:
                 _link(link, known)
             return known
+
+
+def _known(file: RemoteFile, link: Path) -> RemoteFile | None:
+    """The shard with its SHA-256, where the cache has a copy, which counts as used now."""
+    if not file.sha256 and file.version is None:  # nothing tells whether a copy is still right
+        return None
+    known = file if file.sha256 else replace(file, sha256=_linked(link))
+    if not known.sha256:
+        return None
+    try:
+        if _entry(known).stat().st_size == file.size:
+            os.utime(_entry(known))
+            return known
+        _entry(known).unlink()  # a file system lost a part of it
+    except OSError:
+        pass
+    return None
 
 
 def forget(file: RemoteFile) -> None:
@@ -139,18 +157,6 @@ def release(digest: str) -> None:
 
 def _entry(file: RemoteFile) -> Path:
     return folder() / file.sha256
-
-
-def _is_there(file: RemoteFile) -> bool:
-    """Whether the cache has a copy, which counts as used now."""
-    try:
-        if _entry(file).stat().st_size == file.size:
-            os.utime(_entry(file))
-            return True
-        _entry(file).unlink()  # a file system lost a part of it
-    except OSError:
-        pass
-    return False
 
 
 def _linked(link: Path) -> str:
@@ -200,24 +206,33 @@ def _claimed(partial: Path, size: int) -> Iterator[bool]:
 
 
 def _lock(partial: Path, size: int) -> BinaryIO | None:
+    file, mine = None, False
     with (folder() / ".room").open("ab") as room:
         fcntl.flock(room, fcntl.LOCK_EX)
         try:
-            if not partial.exists() and not _make_room(size):
-                file = None
-            else:
-                file = partial.open("ab")
-                with suppress(BlockingIOError):
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    return file
+            if not partial.exists() and _make_room(size):
+                partial.touch()
+            with suppress(FileNotFoundError, BlockingIOError):
+                file = partial.open("rb")
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                mine = _is_still(file, partial)
         finally:
             fcntl.flock(room, fcntl.LOCK_UN)  # a process that is forked now has the file too
+    if mine:
+        return file
     if file is None:
-        time.sleep(WAIT_SECONDS)
+        time.sleep(WAIT_SECONDS)  # for room
     else:
         fcntl.flock(file, fcntl.LOCK_EX)
         _unlock(file)
     return None
+
+
+def _is_still(file: BinaryIO, path: Path) -> bool:
+    """Whether an open file is the one of that name, and was not renamed or removed."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
 
 
 def _unlock(file: BinaryIO) -> None:

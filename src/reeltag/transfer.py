@@ -14,7 +14,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -101,7 +101,11 @@ def expand(pattern: str) -> list[RemoteFile]:
     if "*" not in pattern:
         return [stat(pattern)]
     filesystem, path = file_system(pattern)
-    return _files(filesystem, _patiently(pattern, lambda: filesystem.glob(path, detail=True)))
+    folder, _, rest = path.partition("*")[0].rpartition("/")
+    deep = "/" in path[len(folder) + 1 :]
+    found = _patiently(pattern, lambda: _listed(pattern, filesystem, folder, rest, deep))
+    matches = re.compile("[^/]*".join(map(re.escape, path.split("*")))).fullmatch
+    return _files(filesystem, [info for info in found if matches(info["name"])])
 
 
 def list_files(prefix: str) -> list[RemoteFile]:
@@ -112,7 +116,8 @@ def list_files(prefix: str) -> list[RemoteFile]:
         UsageError: nothing here can read such URLs.
     """
     filesystem, path = file_system(prefix)
-    return _files(filesystem, _patiently(prefix, lambda: filesystem.find(path, detail=True)))
+    folder = path.rstrip("/")
+    return _files(filesystem, _patiently(prefix, lambda: _listed(prefix, filesystem, folder, "", True)))
 
 
 def exists(url: str) -> bool:
@@ -223,7 +228,7 @@ def file_system(url: str, inner_tries: int = 1) -> tuple[Any, str]:
         what = f"cannot be read here ({reason(error)})"
         raise UsageError(f"{url}: {what}; s3:// and gs:// need pip install 'reeltag[cloud]'") from error
     except Exception as error:  # gcsfs looks for credentials at once
-        raise _refusal(url, error) from error
+        raise refusal(url, error) from error
     if scheme == "s3":
         filesystem.retries = 1  # ours are enough
     filesystem.invalidate_cache()
@@ -245,6 +250,18 @@ def refused(error: BaseException) -> bool:
     name = type(error).__name__
     known = isinstance(error, PermissionError | ValueError | TypeError | NotImplementedError)
     return known or name in (*_NOT_READY, *_NOT_VALID) or str(error).startswith("Forbidden")  # as gcsfs has it
+
+
+def refusal(url: str, error: BaseException) -> TransferError:
+    """What to say of an error by which the other side refused something."""
+    advice = _ADVICE.get(_scheme(url), "")
+    if type(error).__name__ in _NOT_READY:
+        return TransferError(f"{url}: there are no credentials ({reason(error)}); {advice}")
+    if _status(error) == 416:  # it ends before the range
+        return _changed(url)
+    if _is_missing(error):
+        return TransferError(f"{url}: there is no such file or bucket ({reason(error)}); check the URL")
+    return TransferError(f"{url}: refused ({reason(error)}); check the URL{f', and {advice}' if advice else ''}")
 
 
 def reason(error: BaseException) -> str:
@@ -277,14 +294,25 @@ def _scheme(url: str) -> str:
     return {"https": "http", "gcs": "gs", "s3a": "s3"}.get(scheme, scheme)
 
 
-def _files(filesystem: Any, found: Mapping[str, Mapping[str, Any]]) -> list[RemoteFile]:
-    def look(item: tuple[str, Mapping[str, Any]]) -> RemoteFile:
-        url, info = filesystem.unstrip_protocol(item[0]), item[1]
+def _listed(url: str, filesystem: Any, folder: str, prefix: str, deep: bool) -> list[Mapping[str, Any]]:
+    """What is in a folder, or all in it that begins with a prefix; where `deep`, also in those below."""
+    if _scheme(url) in ("s3", "gs"):
+        return list(filesystem.find(folder, prefix=prefix, detail=True).values())
+    # Here `find` and `glob` would leave out what cannot be listed now.
+    listing = filesystem.ls(f"{folder}/", detail=True)
+    below = [info["name"].rstrip("/") for info in listing if deep and info["type"] == "directory"]
+    return [*listing, *(info for each in below for info in _listed(url, filesystem, each, "", True))]
+
+
+def _files(filesystem: Any, found: Sequence[Mapping[str, Any]]) -> list[RemoteFile]:
+    def look(info: Mapping[str, Any]) -> RemoteFile:
+        url = filesystem.unstrip_protocol(info["name"])
         # The page of a web server names files alone.
         return stat(url) if info["size"] is None else RemoteFile(url, int(info["size"]), version(info))
 
+    files = sorted((info for info in found if info["type"] == "file"), key=lambda info: str(info["name"]))
     with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(look, sorted((name, info) for name, info in found.items() if info["type"] == "file")))
+        return list(pool.map(look, files))
 
 
 def _chunks(file: RemoteFile, begin: int) -> Iterator[bytes]:
@@ -329,24 +357,13 @@ def _patiently(url: str, action: Callable[[], _T], place: str = "", tries: int |
             raise
         except Exception as error:  # each file system has exceptions of its own
             if refused(error):
-                raise _refusal(url, error) from error
+                raise refusal(url, error) from error
             if number == tries - 1:
                 what = f"cannot be reached ({reason(error)}), {tries} times in a row"
                 hint = "check the URL and the network, and run again: what has arrived is kept"
                 raise TransferError(f"{url}{place}: {what}; {hint}") from error
         time.sleep(min(PAUSE_SECONDS * 2**number, LONGEST_PAUSE) * _random.uniform(0.5, 1))
     raise AssertionError("there is at least one try")
-
-
-def _refusal(url: str, error: BaseException) -> TransferError:
-    advice = _ADVICE.get(_scheme(url), "")
-    if type(error).__name__ in _NOT_READY:
-        return TransferError(f"{url}: there are no credentials ({reason(error)}); {advice}")
-    if _status(error) == 416:  # it ends before the range
-        return _changed(url)
-    if _is_missing(error):
-        return TransferError(f"{url}: there is no such file or bucket ({reason(error)}); check the URL")
-    return TransferError(f"{url}: refused ({reason(error)}); check the URL{f', and {advice}' if advice else ''}")
 
 
 def _is_missing(error: BaseException) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from pathlib import Path
+
 from reeltag.data.shards import Indices, Manifest, split_holdout
 from reeltag.errors import TransferError, UsageError
 from reeltag.executors import Job
@@ -36,12 +39,17 @@ def held_out(recipe: Recipe) -> int:
     share = data.holdout.fraction
     if data.holdout.shards is not None:
         try:
-            shards = data.synthetic.shards if data.synthetic else len(find(data.train, data.root))
+            shards = data.synthetic.shards if data.synthetic else _count(data.train, data.root)
         except (UsageError, TransferError):  # a plan without data
             return 0
         share = min(1.0, data.holdout.shards / shards)
     assert share is not None
     return round(share * (data.expected_videos or 0))
+
+
+@lru_cache(maxsize=8)  # each member of a plan asks, and a web server may take long to answer
+def _count(patterns: tuple[str, ...], root: Path | str) -> int:
+    return len(find(patterns, root))
 
 
 def split(recipe: Recipe, manifest: Manifest) -> tuple[Indices, Indices]:
