@@ -24,7 +24,7 @@ class Faulty:
     """A WSGI application that fails at a share of its requests.
 
     Attributes:
-        rate: share of the requests to read that fail.
+        rate: share of the requests that fail.
         kinds: how they fail.
         injected: faults so far.
         requests: method, path and Range of each request that was answered.
@@ -37,8 +37,10 @@ class Faulty:
     def __call__(self, environ, start_response):
         with self.lock:
             fault = None
-            if environ["REQUEST_METHOD"] in ("GET", "HEAD") and self.random.random() < self.rate:
-                fault = self.random.choice(self.kinds)
+            if self.random.random() < self.rate:
+                # What was written half is not there, so a write fails whole.
+                reads = environ["REQUEST_METHOD"] in ("GET", "HEAD")
+                fault = self.random.choice(self.kinds) if reads else "503"
                 self.injected[fault] += 1
             self.requests.append((environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("HTTP_RANGE", "")))
         if fault == "503":

@@ -116,6 +116,8 @@ class RemoteOutputs(Outputs):
     """
 
     def __init__(self, url: str) -> None:
+        if url.startswith(("http://", "https://")):
+            raise UsageError(f"{url}: web servers are only read; give an --out at s3:// or gs://, or a folder")
         super().__init__(cache_folder() / "runs" / content_hash(url)[:16])
         self.name = url.rstrip("/")
 

@@ -1,0 +1,129 @@
+"""A run's folder on an object store: the same file, gone on with by any machine, whatever fails on the way."""
+
+import json
+import shutil
+
+import pytest
+
+from conftest import TINY_RUN
+from reeltag import executors, outputs
+from reeltag.cli import main
+from reeltag.errors import UsageError
+from reeltag.executors import Stage
+from reeltag.outputs import outputs_at
+from reeltag.progress import Progress
+from reeltag.transfer import list_files, read
+from runs import KilledError
+
+RECIPE = (
+    'name = "tiny"\nseed = 5\nbudget_mb = 0.3\n'
+    + TINY_RUN
+    + """
+[distillation]
+[models.a]
+family = "netvlad"
+clusters = 8
+hidden = 40
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """The same run in a folder of this machine."""
+    folder = tmp_path_factory.mktemp("here")
+    (folder / "tiny.toml").write_text(RECIPE)
+    assert main(["run", str(folder / "tiny.toml"), "--out", str(folder / "out")]) == 0
+    return folder
+
+
+def results(folder):
+    return (folder / "out/results.json").read_bytes()
+
+
+def another_machine(monkeypatch, folder):
+    """One that has nothing yet."""
+    monkeypatch.setenv("REELTAG_CACHE", str(folder))
+
+
+@pytest.mark.parametrize("rate", [0.0, pytest.param(0.05, marks=pytest.mark.slow)])
+def test_a_run_ends_with_the_same_file_and_any_machine_knows_it_is_done(s3, here, tmp_path, capsys, monkeypatch, rate):
+    url, command = f"{s3.root}/run", ["run", str(here / "tiny.toml"), "--out", f"{s3.root}/run"]
+    s3.faults.rate = rate
+    assert main(command) == 0
+    assert bool(sum(s3.faults.injected.values())) == bool(rate)
+    assert f"{url}/model.reeltag" in capsys.readouterr().out
+    for name in ("model.reeltag", "recipe.json"):
+        assert read(f"{url}/{name}") == (here / "out" / name).read_bytes()
+    assert (
+        json.loads(read(f"{url}/results.json"))["test"] == json.loads((here / "out/results.json").read_text())["test"]
+    )
+    before = {file.url: file.version for file in list_files(url)}
+    another_machine(monkeypatch, tmp_path / "other")
+    assert main(command) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
+    assert said and all(line.endswith(": done before") for line in said)
+    assert {file.url: file.version for file in list_files(url)} == before
+
+
+@pytest.mark.slow
+def test_another_machine_goes_on_from_the_last_checkpoint(s3, here, tmp_path, capsys, monkeypatch):
+    import reeltag.train
+
+    step, steps = reeltag.train.train_step, []
+
+    def killed(*arguments, **named):
+        steps.append(1)
+        if len(steps) == 31:
+            raise KilledError
+        return step(*arguments, **named)
+
+    monkeypatch.setattr(outputs, "KEEP_SECONDS", 0.05)
+    monkeypatch.setitem(reeltag.train.run_phase.__kwdefaults__, "checkpoint_seconds", 0.0)
+    monkeypatch.setattr(reeltag.train, "CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr(reeltag.train, "train_step", killed)
+    command = ["run", str(here / "tiny.toml"), "--out", f"{s3.root}/run"]
+    with pytest.raises(KilledError):
+        main(command)
+    kept = [file.url for file in list_files(f"{s3.root}/run") if file.url.endswith("checkpoint.safetensors")]
+    assert len(kept) == 1
+    another_machine(monkeypatch, tmp_path / "other")
+    monkeypatch.setattr(reeltag.train, "train_step", lambda *a, **n: steps.append(1) or step(*a, **n))
+    assert main(command) == 0
+    assert read(f"{s3.root}/run/model.reeltag") == (here / "out/model.reeltag").read_bytes()
+    whole = sum(1 for path in (here / "out/stages").glob("*/checkpoint.safetensors"))
+    assert whole == 4  # two trainings and their averages
+    _ = capsys.readouterr()
+
+
+def note(job):
+    (job.folder / "text").write_text(
+        "+".join(["x", *((folder / "text").read_text() for folder in job.inputs.values())])
+    )
+
+
+STAGES = [Stage("a", note), Stage("b", note, ("a",))]
+
+
+def test_an_older_state_in_a_working_copy_is_fetched_anew(s3, tmp_path):
+    url = f"{s3.root}/run"
+    folders = executors.run(STAGES[:1], url, Progress())
+    (folders["a"] / "text").write_text("y")
+    folders = executors.run(STAGES, url, Progress())
+    assert (folders["b"] / "text").read_text() == "x+x"
+    (folders["a"] / "text").unlink()
+    assert (outputs_at(url).bring(folders["a"].name) / "text").read_text() == "x"
+    assert executors.statuses(STAGES, url) == {"a": "done", "b": "done"}
+    shutil.rmtree(outputs_at(url).out)
+    assert executors.statuses(STAGES, url) == {"a": "done", "b": "done"}
+
+
+def test_a_damaged_marker_and_a_web_server_are_one_message(s3, tmp_path):
+    url = f"{s3.root}/run"
+    executors.run(STAGES[:1], url, Progress())
+    (marker,) = [file.url for file in list_files(url) if file.url.endswith("stage.json")]
+    s3.put(marker.removeprefix(f"{s3.root}/"), b"[]")
+    with pytest.raises(UsageError, match=r"s3://.*stage.json: is damaged; remove s3://.*/a-"):
+        executors.run(STAGES, url, Progress())
+    with pytest.raises(UsageError, match="web servers are only read"):
+        executors.run(STAGES, f"{s3.address}/run", Progress())
