@@ -12,7 +12,8 @@ import torch
 
 import reeltag
 from reeltag import predict as prediction
-from reeltag.cli import Encoding, Mode, main
+from reeltag.cli import Mode, main
+from reeltag.cli_models import Encoding
 from reeltag.data.example import Video, encode
 from reeltag.data.shards import Shards
 from reeltag.data.tfrecord import ShardFile, write_shard
