@@ -150,18 +150,16 @@ def test_ctrl_c_while_workers_start_is_as_quiet(model, shards, tmp_path, seconds
     assert all_end(process.pid)
 
 
-def test_a_worker_that_is_killed_is_one_message(capsys, model, shards, whole, tmp_path):
+def test_the_shard_of_a_worker_that_is_killed_is_tagged_again(capsys, model, shards, whole, tmp_path):
     out = tmp_path / "p.csv"
     process = start(model, shards, out, 2)
     worker = next(pid for pid, args in living(process.pid).items() if "spawn_main" in args)
     os.kill(worker, signal.SIGKILL)
     printed = process.communicate(timeout=60)[1]
-    assert process.returncode == 2
-    assert "error: a worker process ended before its work was done" in printed
-    assert "run the same command again, with fewer workers" in printed
+    assert process.returncode == 0, printed
     assert "Traceback" not in printed
     assert all_end(process.pid)
-    goes_on(capsys, model, shards, out, whole)
+    assert out.read_bytes() == (whole / "p.csv").read_bytes()
 
 
 @needs_pyarrow

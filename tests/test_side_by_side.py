@@ -1,8 +1,12 @@
 """Stages side by side in a pool: in the order of what they need, the same bytes, redone where one dies, never twice."""
 
 import os
+import random
 import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -161,6 +165,7 @@ def test_a_recipe_ends_with_the_same_bytes(one_by_one, tmp_path, capsys, monkeyp
         (["--devices", "cpu,cuda:99"], "--devices: there is no cuda:99 here"),
         (["--address", "10.0.0.1:6379"], "--address: is that of a Ray cluster; add --executor ray"),
         (["--executor", "ray", "--devices", "cpu"], "--devices: are those of this machine"),
+        (["--devices", "cpu,cpu", "--set", "training.devices=2"], "--devices: gives a stage one device"),
     ],
 )
 def test_options_that_cannot_be_are_one_message(tmp_path, capsys, options, said):
@@ -168,3 +173,53 @@ def test_options_that_cannot_be_are_one_message(tmp_path, capsys, options, said)
     assert main(["run", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "out"), *options]) == 2
     assert capsys.readouterr().err.startswith(f"error: {said}")
     assert not list(Path(tmp_path).glob("out/stages/*"))
+
+
+def started_together(recipe, out, *options):
+    command = [sys.executable, "-m", "reeltag", "run", str(recipe), "--out", str(out), "--set", "training.devices=2"]
+    if "torchrun" in options:
+        command[1:3] = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "reeltag"]
+        options = ()
+    return subprocess.run([*command, *options], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_whoever_starts_the_processes_of_a_training_the_bytes_are_the_same(one_by_one, tmp_path, monkeypatch):
+    """Those that a run starts itself, those of torchrun, and tasks of Ray that are placed together."""
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    recipe = one_by_one / "tiny.toml"
+    for name, options in {"own": (), "torchrun": ("torchrun",), "ray": ("--executor", "ray")}.items():
+        done = started_together(recipe, tmp_path / name, *options)
+        assert done.returncode == 0, done.stderr
+    own, *others = (bytes_of(tmp_path / name) for name in ("own", "torchrun", "ray"))
+    assert others == [own, own]
+    assert own.keys() == bytes_of(one_by_one / "out").keys()
+
+
+@pytest.mark.slow
+def test_workers_of_a_cluster_that_are_killed_change_no_byte(one_by_one, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    out, rng, killed = tmp_path / "out", random.Random(0), 0
+    command = [sys.executable, "-m", "reeltag", "run", str(one_by_one / "tiny.toml"), "--out", str(out)]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([*command, "--executor", "ray"], stdout=log, stderr=log)
+        while process.poll() is None:
+            time.sleep(rng.uniform(0.2, 1.0))
+            working = [pid for pid, name in processes().items() if name.startswith("ray::_call")]
+            if working and killed < 10:
+                os.kill(rng.choice(working), signal.SIGKILL)
+                killed += 1
+    assert process.returncode == 0, (tmp_path / "log").read_text()
+    assert killed >= 3
+    assert bytes_of(out) == bytes_of(one_by_one / "out")
+
+
+def processes():
+    """Command lines by process."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found[int(path.parent.name)] = path.read_text().replace("\0", " ")
+    return found

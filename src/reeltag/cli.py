@@ -84,7 +84,8 @@ def run(
     if dry_run:
         print("\n".join(executors.listing(stages, out)))
         return
-    with _executed(loaded, stages, out, pool_of(devices, executor, address, loaded.devices)) as (outputs, folders):
+    pool = pool_of(devices, executor, address, loaded.devices, {stage.processes for stage in stages})
+    with _executed(loaded, stages, out, pool) as (outputs, folders):
         outputs.publish(folders["pack"] / "model.reeltag", "model.reeltag")
         for name in ("results.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
             outputs.publish(folders["report"] / name, name)
@@ -129,7 +130,8 @@ def train(
     targets = {name: candidate(loaded, name).finished for name in model or loaded.models}
     out = out or f"runs/{loaded.name}"
     stages = executors.needed_for(targets.values(), plan(loaded))
-    with _executed(loaded, stages, out, pool_of(devices, executor, address, loaded.devices)) as (outputs, folders):
+    pool = pool_of(devices, executor, address, loaded.devices, {stage.processes for stage in stages})
+    with _executed(loaded, stages, out, pool) as (outputs, folders):
         for name, stage in targets.items():
             outputs.publish(folders[stage] / "model.reeltag", f"{name}.reeltag")
             print(f"{outputs.name}/{name}.reeltag")
@@ -314,15 +316,12 @@ def _executed(
 ) -> Iterator[tuple[Outputs, dict[str, Path]]]:
     """The outputs and folders of stages that were run; until the block ends no other process works on the same run."""
     from reeltag import executors
-    from reeltag.distributed import rank, world_size
+    from reeltag.distributed import rank
     from reeltag.outputs import outputs_at
     from reeltag.progress import Progress, default_progress
     from reeltag.storage import write_json
 
-    outputs, together = outputs_at(out), world_size()  # where torchrun started us
-    if together > 1 and (other := next((stage for stage in stages if stage.processes not in (1, together)), None)):
-        what = f"{together} processes were started together, and {other.name} takes {other.processes}"
-        raise UsageError(f"training.devices: {what}; give as many devices × nodes")
+    outputs = outputs_at(out)
     with outputs.claimed() if rank() == 0 else nullcontext():
         with pool or nullcontext() as workers:
             folders = executors.run(stages, out, default_progress() if rank() == 0 else Progress(), workers)

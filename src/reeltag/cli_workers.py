@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from reeltag.distributed import world_size
 from reeltag.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ Address = Annotated[
 
 
 def pool_of(
-    devices: str, executor: str, address: str | None, wanted: Iterable[str] = ()
+    devices: str, executor: str, address: str | None, wanted: Iterable[str] = (), processes: Iterable[int] = ()
 ) -> AbstractContextManager[Pool] | None:
     """The pool that the options ask for; None where the work is done in this process.
 
@@ -43,10 +44,15 @@ def pool_of(
         executor: `local` or `ray`.
         address: of the Ray cluster.
         wanted: devices that a recipe names.
+        processes: that its stages take.
 
     Raises:
         UsageError: options that exclude each other, or a device that is not there.
     """
+    several, together = {count for count in processes if count > 1}, world_size()
+    if together > 1 and (several - {together} or devices or executor != "local"):
+        what = f"{together} processes were started together, which share each training"
+        raise UsageError(f"{what}; set training.devices × training.nodes to {together}, and leave other options out")
     if executor == "ray":
         from reeltag.cluster import ray_cluster
 
@@ -61,6 +67,8 @@ def pool_of(
         check_device(device)
     if not devices:
         return None
+    if several:
+        raise UsageError("--devices: gives a stage one device, and training.devices more; leave one of the two out")
     from reeltag.processes import spawned
 
     return spawned([_device(name.strip()) for name in devices.split(",")])

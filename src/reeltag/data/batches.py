@@ -185,7 +185,7 @@ def _load(batches: _Batches, numbers: range, workers: int, pin: bool) -> Iterato
 
 def _end_without(parent: int, worker: int) -> None:
     """End a loader process whose parent was killed while it began; torch notices only what comes later."""
-    if get_start_method() == "fork" and os.getppid() != parent:
+    if get_start_method() != "forkserver" and os.getppid() != parent:
         os._exit(1)
 
 
