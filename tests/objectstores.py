@@ -146,7 +146,9 @@ class Server:
             self.app.put(f"/data/{name}", content)
         else:
             filesystem, path = transfer.file_system(url)
+            rate, self.faults.rate = self.faults.rate, 0.0
             filesystem.pipe_file(path, content)
+            self.faults.rate = rate
         return url
 
     def put_folder(self, folder):

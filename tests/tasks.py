@@ -40,7 +40,7 @@ def save_when_told(path):
     """Work that does not end by itself, and keeps what it did when it is broken off."""
     with ended_by_sigterm(), held() as interrupt:
         Path(path).write_text("at work")
-        while not interrupt.came:
+        while not interrupt.number:
             time.sleep(0.02)
         Path(path).write_text("saved")
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import get_start_method, set_start_method
@@ -123,7 +123,7 @@ def launch(work: Callable[[], T], processes: int) -> T:
     try:
         with without_interrupts():
             for number in range(processes):
-                report, told = context.Pipe(duplex=False)
+                report, told = context.Pipe()
                 environment = _environment(number, processes, store.port)
                 arguments = (theirs, told, environment, get_start_method(), threads, work)
                 process = context.Process(target=_take_part, args=arguments)
@@ -164,7 +164,7 @@ class _Rank:
         alive = self.process.is_alive()  # asked first: it may report and end in between
         if self.outcome is None and self.report.poll():
             try:
-                self.outcome, self.reported = pickle.loads(self.report.recv_bytes()), True
+                self.outcome, self.reported = self.report.recv(), True
             except EOFError:
                 alive = False
         if self.outcome is None and not alive:
@@ -175,12 +175,12 @@ class _Rank:
         return self.outcome is not None
 
     def end(self) -> None:
+        self.report.close()
         if self.reported:
             self.process.join(SECONDS_TO_END)
         if self.process.pid is not None:
             self.process.kill()
             self.process.join()
-        self.report.close()
 
 
 def _watch(ranks: Sequence[_Rank]) -> Any:
@@ -244,4 +244,6 @@ def _take_part(
     except BaseException as error:
         told = isinstance(error, ReeltagError | KeyboardInterrupt)
         outcome = _Outcome(error=error, trace="" if told else traceback.format_exc())
-    report.send_bytes(pickle.dumps(outcome))  # whole: `send` would leave tensors in memory that ends with this process
+    report.send(outcome)
+    with suppress(EOFError, OSError):
+        report.recv()  # the other end's close, before which it may still fetch tensors from memory of this process
