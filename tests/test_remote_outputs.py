@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from conftest import TINY_RUN
-from reeltag import executors, outputs
+from reeltag import checkpoint, executors, outputs
 from reeltag.cli import main
 from reeltag.errors import UsageError
 from reeltag.executors import Stage
@@ -15,17 +15,14 @@ from reeltag.progress import Progress
 from reeltag.transfer import list_files, read
 from runs import KilledError
 
-RECIPE = (
-    'name = "tiny"\nseed = 5\nbudget_mb = 0.3\n'
-    + TINY_RUN
-    + """
-[distillation]
+RECIPE = f"""name = "tiny"
+seed = 5
+budget_mb = 0.3
+{TINY_RUN}
 [models.a]
-family = "netvlad"
-clusters = 8
-hidden = 40
+family = "mean"
+hidden = 16
 """
-)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +64,7 @@ def test_a_run_ends_with_the_same_file_and_any_machine_knows_it_is_done(s3, here
 
 
 @pytest.mark.slow
-def test_another_machine_goes_on_from_the_last_checkpoint(s3, here, tmp_path, capsys, monkeypatch):
+def test_another_machine_goes_on_from_the_last_checkpoint(s3, here, tmp_path, monkeypatch):
     import reeltag.train
 
     step, steps = reeltag.train.train_step, []
@@ -90,10 +87,9 @@ def test_another_machine_goes_on_from_the_last_checkpoint(s3, here, tmp_path, ca
     another_machine(monkeypatch, tmp_path / "other")
     monkeypatch.setattr(reeltag.train, "train_step", lambda *a, **n: steps.append(1) or step(*a, **n))
     assert main(command) == 0
+    at_once = checkpoint.load(next((here / "out/stages").glob("average.a-*/checkpoint.safetensors"))).step
+    assert len(steps) < at_once + 31  # some were not done again
     assert read(f"{s3.root}/run/model.reeltag") == (here / "out/model.reeltag").read_bytes()
-    whole = sum(1 for path in (here / "out/stages").glob("*/checkpoint.safetensors"))
-    assert whole == 4  # two trainings and their averages
-    _ = capsys.readouterr()
 
 
 def note(job):

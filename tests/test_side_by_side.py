@@ -143,7 +143,11 @@ def one_by_one(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("options", [("--devices", "cpu,cpu"), ("--executor", "ray")], ids=["processes", "ray"])
+PROCESSES = pytest.param(("--devices", "cpu,cpu"), id="processes")
+RAY = pytest.param(("--executor", "ray"), id="ray", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("options", [PROCESSES, RAY])
 def test_a_recipe_ends_with_the_same_bytes(one_by_one, tmp_path, capsys, monkeypatch, options):
     if "ray" in options:
         pytest.importorskip("ray", reason="the extra 'ray' is not installed")
