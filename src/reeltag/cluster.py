@@ -39,14 +39,15 @@ def ray_cluster(address: str | None = None, *, gpu: bool = False) -> Iterator[Po
     except ModuleNotFoundError as error:
         raise UsageError(f"Ray needs {error.name}, which is not installed; pip install 'reeltag[ray]'") from error
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # lines of progress are alike, and all of them are wanted
-    before = signal.getsignal(signal.SIGTERM)  # Ray puts its own in the place
+    before = signal.getsignal(signal.SIGTERM)  # Ray puts its own in its place
     try:
         ray.init(address, logging_level=logging.ERROR, include_dashboard=False)
-        signal.signal(signal.SIGTERM, before)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         where = address or os.environ.get("RAY_ADDRESS", "this machine")
         what = f"no Ray cluster answers ({_first_line(error)})"
         raise UsageError(f"{where}: {what}; check the address, or start one with `ray start --head`") from error
+    if signal.getsignal(signal.SIGTERM) is not before:
+        signal.signal(signal.SIGTERM, before)
     try:
         pool = _RayPool()
         if gpu and not pool.gpus:
