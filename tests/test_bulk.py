@@ -163,6 +163,14 @@ def test_the_shard_of_a_worker_that_is_killed_is_tagged_again(capsys, model, sha
 
 
 @needs_pyarrow
+@pytest.mark.slow
+def test_a_cluster_does_not_change_a_bit(capsys, model, shards, whole, tmp_path):
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    assert main(["predict", str(model), f"{shards}/*", "--out", str(tmp_path / "p.csv"), "--executor", "ray"]) == 0
+    assert (tmp_path / "p.csv").read_bytes() == (whole / "p.csv").read_bytes()
+    assert "videos" in capsys.readouterr().out
+
+
 def test_workers_and_threads_do_not_change_a_bit(model, shards, whole, tmp_path):
     counts = predict_to_file(model, [f"{shards}/*"], tmp_path / "p.parquet", workers=2)
     assert counts == bulk.Counts(videos=sum(40 + 5 * number for number in range(40)))
