@@ -204,37 +204,29 @@ def started(scheme, monkeypatch):
     return server
 
 
-@pytest.fixture(params=["s3", "http"])
-def store(request, monkeypatch, tmp_path):
-    """A server with nothing on it."""
+def served(scheme, monkeypatch, tmp_path):
+    """A server with nothing on it, for a test."""
     quick(monkeypatch, tmp_path)
-    server = started(request.param, monkeypatch)
+    server = started(scheme, monkeypatch)
     yield server
     server.stop()
+
+
+@pytest.fixture(params=["s3", "http"])
+def store(request, monkeypatch, tmp_path):
+    yield from served(request.param, monkeypatch, tmp_path)
 
 
 @pytest.fixture
 def s3(monkeypatch, tmp_path):
-    """An S3 server with an empty bucket."""
-    quick(monkeypatch, tmp_path)
-    server = started("s3", monkeypatch)
-    yield server
-    server.stop()
+    yield from served("s3", monkeypatch, tmp_path)
 
 
 @pytest.fixture
 def web(monkeypatch, tmp_path):
-    """A web server with nothing on it."""
-    quick(monkeypatch, tmp_path)
-    server = started("http", monkeypatch)
-    yield server
-    server.stop()
+    yield from served("http", monkeypatch, tmp_path)
 
 
 @pytest.fixture
 def gs(monkeypatch, tmp_path):
-    """A stand-in for Google's store with an empty bucket."""
-    quick(monkeypatch, tmp_path)
-    server = started("gs", monkeypatch)
-    yield server
-    server.stop()
+    yield from served("gs", monkeypatch, tmp_path)

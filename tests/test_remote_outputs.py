@@ -6,11 +6,11 @@ import shutil
 import pytest
 
 from conftest import TINY_RUN
-from reeltag import checkpoint, executors, outputs
+from reeltag import checkpoint, executors, outputs, transfer
 from reeltag.cli import main
 from reeltag.errors import UsageError
-from reeltag.executors import Stage
-from reeltag.outputs import outputs_at
+from reeltag.executors import Pieces, Stage
+from reeltag.outputs import RemoteOutputs, outputs_at
 from reeltag.progress import Progress
 from reeltag.transfer import list_files, read
 from runs import KilledError
@@ -112,6 +112,71 @@ def test_an_older_state_in_a_working_copy_is_fetched_anew(s3, tmp_path):
     assert executors.statuses(STAGES, url) == {"a": "done", "b": "done"}
     shutil.rmtree(outputs_at(url).out)
     assert executors.statuses(STAGES, url) == {"a": "done", "b": "done"}
+
+
+def write_three(job):
+    for number in range(3):
+        (job.folder / f"file-{number}").write_text(str(number))
+
+
+def count_three(job):
+    return 3
+
+
+def three_file(number):
+    return f"file-{number}"
+
+
+def write_one(job, number):
+    (job.folder / f"file-{number}").write_text(str(number))
+
+
+def finish_three(job):
+    (job.folder / "sum").write_text("+".join((job.folder / f"file-{n}").read_text() for n in range(3)))
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [Stage("whole", write_three), Stage("parted", finish_three, pieces=Pieces(count_three, three_file, write_one))],
+    ids=lambda stage: stage.name,
+)
+def test_what_a_killed_process_had_not_put_there_is_put_later(s3, tmp_path, monkeypatch, stage):
+    """Its files are whole in the working copy, so the work is not done again, but they are nowhere else."""
+    url, keep = f"{s3.root}/run", RemoteOutputs._keep
+
+    def killed(*arguments):
+        raise KilledError
+
+    monkeypatch.setattr(RemoteOutputs, "_keep", killed)
+    with pytest.raises(KilledError):
+        executors.run([stage], url, Progress())
+    monkeypatch.setattr(RemoteOutputs, "_keep", keep)
+    folders = executors.run([stage], url, Progress())
+    here = {path.name: path.read_bytes() for path in folders[stage.name].glob("[!.]*")}
+    another_machine(monkeypatch, tmp_path / "other")
+    brought = outputs_at(url).bring(folders[stage.name].name)
+    assert brought != folders[stage.name]
+    assert {path.name: path.read_bytes() for path in brought.glob("[!.]*")} == here and len(here) >= 3
+
+
+def test_a_run_whose_url_was_emptied_is_put_there_anew(s3, tmp_path, monkeypatch):
+    url = f"{s3.root}/run"
+    executors.run(STAGES, url, Progress())
+    filesystem, path = transfer.file_system(url)
+    filesystem.rm(path, recursive=True)
+    folders = executors.run(STAGES, url, Progress())
+    another_machine(monkeypatch, tmp_path / "other")
+    assert (outputs_at(url).bring(folders["b"].name) / "text").read_text() == "x+x"
+
+
+def test_a_file_that_is_not_what_its_marker_says_is_one_message(s3, tmp_path, monkeypatch):
+    url = f"{s3.root}/run"
+    executors.run(STAGES[:1], url, Progress())
+    (text,) = [file.url for file in list_files(url) if file.url.endswith("text")]
+    s3.put(text.removeprefix(f"{s3.root}/"), b"y")
+    another_machine(monkeypatch, tmp_path / "other")
+    with pytest.raises(UsageError, match=r"s3://.*/text: is not what stage.json beside it says; remove s3://.*/a-"):
+        executors.run(STAGES, url, Progress())
 
 
 def test_a_damaged_marker_and_a_web_server_are_one_message(s3, tmp_path):

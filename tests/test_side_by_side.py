@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -44,6 +44,10 @@ def refuse(job):
 
 def count_pieces(job):
     return 5
+
+
+def piece_file(number):
+    return f"piece-{number}"
 
 
 def write_piece(job, number):
@@ -98,13 +102,39 @@ def test_an_error_ends_the_run_and_what_was_finished_stays(tmp_path):
 
 @pytest.mark.parametrize("devices", [1, 3])
 def test_pieces_come_before_the_rest_and_one_whose_process_dies_comes_again(tmp_path, devices):
-    stage = Stage("parted", join, pieces=Pieces(count_pieces, write_piece))
+    stage = Stage("parted", join, pieces=Pieces(count_pieces, piece_file, write_piece))
     with spawned(["cpu"] * devices) as pool:
         folders = executors.run([stage], tmp_path, Progress(), pool)
     assert (folders["parted"] / "text").read_text() == str([f"piece-{number}" for number in range(5)])
     made = [(folders["parted"] / f"piece-{number}").read_text().splitlines() for number in range(5)]
     assert [len(lines) for lines in made] == [1, 1, 1, 2, 1]
     assert 2 <= len({line for lines in made for line in lines}) <= devices + 1
+
+
+def join_or_fail(job):
+    if not (job.folder.parent.parent / "may").exists():
+        raise UsageError("not yet")
+    join(job)
+
+
+@pytest.mark.parametrize("devices", [0, 2])
+def test_pieces_that_are_there_are_not_made_again(tmp_path, devices):
+    stage = Stage("parted", join_or_fail, pieces=Pieces(count_pieces, piece_file, append_piece))
+    with spawned(["cpu"] * devices) if devices else nullcontext() as pool:
+        with pytest.raises(UsageError, match="not yet"):
+            executors.run([stage], tmp_path, Progress(), pool)
+        (folder,) = tmp_path.glob("stages/parted-*")
+        (folder / "piece-2").unlink()
+        (tmp_path / "may").touch()
+        executors.run([stage], tmp_path, Progress(), pool)
+    times = [int((folder / f"times-{number}").read_text()) for number in range(5)]
+    assert times == [1, 1, 2, 1, 1]
+
+
+def append_piece(job, number):
+    times = job.folder / f"times-{number}"
+    times.write_text(str(int(times.read_text()) + 1 if times.exists() else 1))
+    (job.folder / f"piece-{number}").touch()
 
 
 RECIPE = (

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from reeltag.distributed import world_size
 from reeltag.errors import UsageError
+from reeltag.storage import counted
 
 if TYPE_CHECKING:
     from reeltag.processes import Pool
@@ -79,8 +80,7 @@ def _device(name: str) -> str:
 
     if not re.fullmatch(r"cpu|cuda:\d+", name):
         raise UsageError(f"--devices: {name!r} is none; give cpu or cuda:N for each process, such as cuda:0,cuda:1")
-    if name != "cpu" and int(name.removeprefix("cuda:")) >= torch.cuda.device_count():
-        raise UsageError(
-            f"--devices: there is no {name} here, but {torch.cuda.device_count()} GPUs; see `reeltag doctor`"
-        )
+    count = torch.cuda.device_count()
+    if name != "cpu" and int(name.removeprefix("cuda:")) >= count:
+        raise UsageError(f"--devices: there is no {name} here, but {counted(count, 'GPU')}; see `reeltag doctor`")
     return name

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from reeltag import __version__
 from reeltag.distributed import broadcast, launch, rank, world_size
@@ -48,10 +48,12 @@ class Pieces:
 
     Attributes:
         count: of them, known when the stage's inputs are there.
-        work: makes one, whole or not at all; what an interrupted run left of it may be kept.
+        file: that one leaves, whole; where it is there, the piece is done.
+        work: makes one.
     """
 
     count: Callable[[Job], int]
+    file: Callable[[int], str]
     work: Callable[[Job, int], None]
 
 
@@ -145,8 +147,8 @@ class _Run:
         """The folder of each stage, when all are done."""
         left = list(self.stages)
         if self.pool is not None:
-            behind = hours_behind(left)
-            left.sort(key=lambda stage: -behind[stage.name])
+            ways = ways_to_the_end(left, {stage.name: stage.gpu_hours for stage in left})
+            left.sort(key=lambda stage: -ways[stage.name])
         while left or self._running:
             ready = next((stage for stage in left if all(name in self._digests for name in stage.inputs)), None)
             if ready is not None:
@@ -166,11 +168,11 @@ class _Run:
         self.progress.say(self._titles[stage.name])
         if self.pool is None:
             self._digests[stage.name] = self._task(stage, self.progress).here()
-        elif stage.pieces is None:
-            self._submit(stage, None)
-        else:
-            for number in range(self._task(stage, self.progress).count_pieces()):
+        elif left := self._task(stage, self.progress).pieces_left():
+            for number in left:
                 self._submit(stage, number)
+        else:
+            self._submit(stage, None)
 
     def _ready(self, stage: str) -> dict[str, Any] | None:
         """The marker of a stage, or None and its folder made ready."""
@@ -216,27 +218,29 @@ class _Task:
         return broadcast(self._all() if rank() == 0 or self.stage.processes > 1 else "")
 
     def _all(self) -> str:
-        with self._at_work() as job:
+        with self._at_work(leftovers=True) as job:
             if self.stage.pieces is not None:
-                count = self.stage.pieces.count(job)
+                count, left = self.stage.pieces.count(job), self._missing(job, self.outputs.files(self.folder))
                 with job.progress.task(self.stage.name, count, "pieces") as task:
-                    for number in range(count):
+                    task.resume_at(count - len(left))
+                    for number in left:
                         self.stage.pieces.work(job, number)
                         task.advance(1)
             digest, seconds = self._rest(job)
         return self._finish(digest, seconds)
 
-    def count_pieces(self) -> int:
-        """How many it falls apart into."""
-        assert self.stage.pieces is not None
+    def pieces_left(self) -> list[int]:
+        """Those that are to be done before the rest."""
+        if self.stage.pieces is None:
+            return []
         for folder in self.inputs.values():
             self.outputs.bring(folder)
-        return self.stage.pieces.count(self._job())
+        return self._missing(self._job(), self.outputs.files(self.folder))
 
     def elsewhere(self, piece: int | None) -> str:
         """Do a piece, or what is left to do when all are there; returns the digest then."""
         with ended_by_sigterm():
-            with self._at_work() as job:
+            with self._at_work(leftovers=piece is None) as job:
                 if piece is not None:
                     assert self.stage.pieces is not None
                     self.stage.pieces.work(job, piece)
@@ -257,23 +261,38 @@ class _Task:
         return digest
 
     @contextmanager
-    def _at_work(self) -> Iterator[Job]:
-        with self.outputs.at_work(self.folder, self.inputs.values()):
+    def _at_work(self, *, leftovers: bool) -> Iterator[Job]:
+        with self.outputs.at_work(self.folder, self.inputs.values(), leftovers=leftovers):
             yield self._job()
+
+    def _missing(self, job: Job, there: set[str]) -> list[int]:
+        assert self.stage.pieces is not None
+        return [n for n in range(self.stage.pieces.count(job)) if self.stage.pieces.file(n) not in there]
 
     def _job(self) -> Job:
         inputs = {name: self.outputs.folder(folder) for name, folder in self.inputs.items()}
         return Job(self.outputs.folder(self.folder), inputs, self.progress)
 
 
-def hours_behind(stages: Sequence[Stage]) -> dict[str, float]:
-    """Estimated GPU hours of the longest way from the beginning of each stage to the end of the run."""
-    own = {stage.name: stage.gpu_hours for stage in stages}
-    behind = dict(own)
-    for stage in reversed(stages):
-        for name in stage.inputs:
-            behind[name] = max(behind[name], own[name] + behind[stage.name])
-    return behind
+class Step(Protocol):
+    """Work that waits for other work."""
+
+    @property
+    def name(self) -> str:
+        """Unique among the steps."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the steps that come before."""
+
+
+def ways_to_the_end(steps: Sequence[Step], cost: Mapping[str, float]) -> dict[str, float]:
+    """Cost of the longest way from the beginning of each step to the end of all; each stands after its inputs."""
+    after = dict.fromkeys(cost, 0.0)
+    for step in reversed(steps):
+        for name in step.inputs:
+            after[name] = max(after[name], cost[step.name] + after[step.name])
+    return {name: cost[name] + after[name] for name in cost}
 
 
 def statuses(stages: Sequence[Stage], out: Path | str) -> dict[str, str]:

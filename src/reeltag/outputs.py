@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from reeltag.storage import (
     write_bytes,
     write_json,
 )
-from reeltag.transfer import download, exists, is_url, list_files, read, stat, upload
+from reeltag.transfer import RemoteFile, download, exists, is_url, list_files, read, stat, upload
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +74,13 @@ class Outputs:
         """Mark a stage as finished."""
         write_json(self.folder(stage) / MARKER, content)
 
+    def files(self, stage: str) -> set[str]:
+        """Names of what is there of a stage."""
+        return set(_files(self.folder(stage)))
+
     @contextmanager
-    def at_work(self, stage: str, inputs: Iterable[str]) -> Iterator[None]:
-        """Have the inputs here, and what an interrupted run left of the stage, while it works in a process."""
+    def at_work(self, stage: str, inputs: Iterable[str], *, leftovers: bool) -> Iterator[None]:
+        """Have the inputs here while a stage works in a process, and with `leftovers` what is there of it already."""
         yield
 
     def bring(self, stage: str) -> Path:
@@ -109,7 +114,7 @@ class RemoteOutputs(Outputs):
     """Outputs behind a URL, which any machine may go on with; each has a working copy in its cache.
 
     A finished stage's marker is there alone, and lists the files with their hashes, so that whoever has an older state
-    of one in a working copy fetches it anew. Of an unfinished stage what changed is kept about every minute.
+    of one in a working copy fetches it anew. Of an unfinished stage what changed is put there about every minute.
 
     Args:
         url: of the run.
@@ -137,25 +142,31 @@ class RemoteOutputs(Outputs):
         write_json(marker, {**content, "files": hashes})
         upload(marker, self._url(stage, MARKER))
 
+    def files(self, stage: str) -> set[str]:
+        """See `Outputs`; of what is behind the URL."""
+        return set(self._there(stage))
+
     @contextmanager
-    def at_work(self, stage: str, inputs: Iterable[str]) -> Iterator[None]:
+    def at_work(self, stage: str, inputs: Iterable[str], *, leftovers: bool) -> Iterator[None]:
         """See `Outputs`."""
         for name in inputs:
             self.bring(name)
-        folder, root = self.folder(stage), self._url(stage, "")
-        for file in list_files(root):
-            if not (path := folder / file.url.removeprefix(root)).exists():
-                _fetch(file.url, path)
-        kept = {path: path.stat().st_mtime_ns for path in _files(folder).values()}
+        folder, there = self.folder(stage), self._there(stage)
+        for name, path in _files(folder).items():
+            if name not in there:
+                _mark(path).unlink(missing_ok=True)
+        for name, file in there.items() if leftovers else ():
+            if not (folder / name).exists():
+                _fetch(file, folder / name)
         done = threading.Event()
-        keeper = threading.Thread(target=self._keep_until, args=(done, stage, kept), daemon=True)
+        keeper = threading.Thread(target=self._keep_until, args=(done, stage), daemon=True)
         keeper.start()
         try:
             yield
         finally:
             done.set()
             keeper.join()
-            self._keep(stage, kept)
+            self._keep(stage)
 
     def bring(self, stage: str) -> Path:
         """See `Outputs`."""
@@ -163,9 +174,12 @@ class RemoteOutputs(Outputs):
         if marker is None:
             raise UsageError(f"{self._url(stage, MARKER)}: is gone; run again, and the stage is done anew")
         for name, digest in marker["files"].items():
-            path = folder / name
+            path, url = folder / name, self._url(stage, name)
             if not path.is_file() or file_hash(path) != digest:
-                _fetch(self._url(stage, name), path)
+                _fetch(stat(url), path)
+                if file_hash(path) != digest:
+                    where = self._url(stage, "")
+                    raise UsageError(f"{url}: is not what {MARKER} beside it says; remove {where}, and it is made anew")
         return folder
 
     def publish(self, source: Path, name: str) -> None:
@@ -176,35 +190,48 @@ class RemoteOutputs(Outputs):
     def _url(self, stage: str, name: str) -> str:
         return f"{self.name}/stages/{stage}/{name}"
 
-    def _keep_until(self, done: threading.Event, stage: str, kept: dict[Path, int]) -> None:
+    def _there(self, stage: str) -> dict[str, RemoteFile]:
+        root = self._url(stage, "")
+        found = {file.url.removeprefix(root): file for file in list_files(root)}
+        return {name: file for name, file in found.items() if name != MARKER}
+
+    def _keep_until(self, done: threading.Event, stage: str) -> None:
         while not done.wait(KEEP_SECONDS):
             try:
-                self._keep(stage, kept)
-            except (
-                TransferError,
-                UsageError,
-            ) as error:  # which may pass; at the end it may not
-                logger.warning("%s", error)
+                self._keep(stage)
+            except (TransferError, UsageError) as error:
+                logger.warning("%s", error)  # it may pass; at the end it may not
 
-    def _keep(self, stage: str, kept: dict[Path, int]) -> None:
-        """Put what changed."""
+    def _keep(self, stage: str) -> None:
+        """Put what is not there as it is here, whichever process of this machine made it and was killed."""
         for name, path in _files(self.folder(stage)).items():
             changed = path.stat().st_mtime_ns
-            if kept.get(path) != changed:
+            mark = _mark(path)
+            if not mark.exists() or mark.stat().st_mtime_ns != changed:
                 upload(path, self._url(stage, name))
-                kept[path] = changed
+                _set_mark(path, changed)
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """The whole files below a folder, by their names in it; partial ones are hidden."""
+    """The whole files below a folder, by their names in it; partial ones and marks are hidden."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     return {path.relative_to(folder).as_posix(): path for path in files}
 
 
-def _fetch(url: str, path: Path) -> None:
-    file = stat(url)
+def _mark(path: Path) -> Path:
+    """A hidden file that has the time of change of the one that it stands for when that was last behind the URL."""
+    return path.with_name(f".{path.name}.kept")
+
+
+def _set_mark(path: Path, changed: int) -> None:
+    _mark(path).touch()
+    os.utime(_mark(path), ns=(changed, changed))
+
+
+def _fetch(file: RemoteFile, path: Path) -> None:
     with atomic_path(path) as temporary:
-        download(url, temporary, file.size, version=file.version)
+        download(file.url, temporary, file.size, version=file.version)
+    _set_mark(path, path.stat().st_mtime_ns)
 
 
 def _checked(marker: Any, place: str) -> dict[str, Any]:

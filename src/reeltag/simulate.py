@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from reeltag.executors import Stage
+from reeltag.executors import Stage, ways_to_the_end
 from reeltag.machines import Machines
 from reeltag.stages.estimate import FLOPS_A_SECOND
 
@@ -136,7 +136,7 @@ def schedule(tasks: Sequence[Task], shape: Sequence[int], data_rate: float = mat
         shape: devices of each node, all alike but the last, which may have fewer.
         data_rate: bytes a second that a node can read.
     """
-    urgency = _ways_to_the_end(tasks, {task.name: alone(task, max(shape), data_rate) for task in tasks})
+    urgency = ways_to_the_end(tasks, {task.name: alone(task, max(shape), data_rate) for task in tasks})
     queue = sorted(tasks, key=lambda task: -urgency[task.name])  # stable: the plan's order among equals
     spans: dict[str, tuple[float, float]] = {}
     running: list[_Running] = []
@@ -155,15 +155,6 @@ def schedule(tasks: Sequence[Task], shape: Sequence[int], data_rate: float = mat
             each.left -= speed * step
         running = [each for each in running if each.task.name not in spans]
     return Schedule(spans, peak)
-
-
-def _ways_to_the_end(tasks: Sequence[Task], seconds: Mapping[str, float]) -> dict[str, float]:
-    """Seconds from each task's start to the last end of those that wait for it, if there were devices for all."""
-    after = dict.fromkeys(seconds, 0.0)
-    for task in reversed(tasks):
-        for name in task.inputs:
-            after[name] = max(after[name], seconds[task.name] + after[task.name])
-    return {name: seconds[name] + after[name] for name in seconds}
 
 
 def _place(task: Task, shape: Sequence[int], running: Sequence[_Running]) -> tuple[int, ...]:

@@ -42,10 +42,6 @@ class TargetsWriter:
         self._first = manifest.first_records
         folder.mkdir(parents=True, exist_ok=True)
 
-    def has(self, shard: int) -> bool:
-        """Whether targets of a shard were put."""
-        return self._path(shard).exists()
-
     def put(self, indices: Indices, probabilities: Tensor) -> None:
         """Keep the probabilities [B, C] of the videos with these indices; a shard's file changes whole."""
         shards = np.searchsorted(self._first, indices, "right") - 1
@@ -54,7 +50,8 @@ class TargetsWriter:
             values, classes = probabilities.topk(self.kept, dim=1)
         for shard in np.unique(shards).tolist():
             chosen = shards == shard
-            rows = np.load(self._path(shard), allow_pickle=False) if self.has(shard) else self._untaught(shard)
+            path = self._path(shard)
+            rows = np.load(path, allow_pickle=False) if path.exists() else self._untaught(shard)
             records = self.manifest.numbers[indices[chosen]]
             if classes is None:
                 rows[records] = values.numpy()[chosen]
@@ -64,7 +61,7 @@ class TargetsWriter:
             self._write(shard, rows)
 
     def _path(self, shard: int) -> Path:
-        return self.folder / f"{shard:05}.npy"
+        return self.folder / targets_file(shard)
 
     def _untaught(self, shard: int) -> npt.NDArray[Any]:
         info = self.manifest.shards[shard]
@@ -88,7 +85,7 @@ class TargetsWriter:
         shards = []
         for number, shard in enumerate(self.manifest.shards):
             path = self._path(number)
-            if not self.has(number):
+            if not path.exists():
                 self._write(number, self._untaught(number))
             taught = int(np.isfinite(_probabilities(np.load(path, allow_pickle=False))[:, 0]).sum())
             entry = {"shard": shard.sha256, "file": path.name, "sha256": file_hash(path), "taught": taught}
@@ -103,6 +100,11 @@ class TargetsWriter:
         digest = content_hash(content)
         write_json(self.folder / INDEX, {**content, "checksum": digest})
         return digest
+
+
+def targets_file(shard: int) -> str:
+    """Name of the file of a shard's targets."""
+    return f"{shard:05}.npy"
 
 
 def row_bytes(classes: int, top_k: TopK) -> int:

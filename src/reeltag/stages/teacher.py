@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reeltag.data.batches import sequential_batches
 from reeltag.data.shards import Indices, Manifest, Shards, split_folds
-from reeltag.data.targets import TargetsWriter, row_bytes
+from reeltag.data.targets import TargetsWriter, row_bytes, targets_file
 from reeltag.ensemble import best_combination, contenders
 from reeltag.executors import Job, Pieces, Stage, Traffic
 from reeltag.predict import BATCH_SIZE, Ensemble, load, predict
@@ -68,7 +68,7 @@ class Teacher:
         hours = sum(model.gpu_hours(epochs=1) for model in self.models) / FORWARD_AND_BACKWARD
         inputs, traffic = ("data.train", *inputs), Traffic(videos)
         stage = Stage(self.targets, self._do_targets, inputs, parameters, note, hours, size, traffic=traffic)
-        return [*folds, replace(stage, gpus=1, pieces=Pieces(_count_shards, self._do_shard))]
+        return [*folds, replace(stage, gpus=1, pieces=Pieces(_count_shards, targets_file, self._do_shard))]
 
     def _folds(self) -> Iterator[list[Training]]:
         """The teachers of each fold, which never saw it."""
@@ -91,8 +91,6 @@ class Teacher:
         """Predict a shard's training videos by teachers that never saw them, or the finished models; no hold-out."""
         manifest = load_manifest(job, "train")
         writer = TargetsWriter(job.folder, manifest, self.distillation.top_k)
-        if writer.has(shard):
-            return
         train, _ = split(self.recipe, manifest)
         first, end = manifest.first_records[shard : shard + 2]
         found = [
