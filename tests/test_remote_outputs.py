@@ -9,7 +9,7 @@ from conftest import TINY_RUN
 from reeltag import checkpoint, executors, outputs, transfer
 from reeltag.cli import main
 from reeltag.errors import UsageError
-from reeltag.executors import Pieces, Stage
+from reeltag.executors import Stage
 from reeltag.outputs import RemoteOutputs, outputs_at
 from reeltag.progress import Progress
 from reeltag.transfer import list_files, read
@@ -114,33 +114,17 @@ def test_an_older_state_in_a_working_copy_is_fetched_anew(s3, tmp_path):
     assert executors.statuses(STAGES, url) == {"a": "done", "b": "done"}
 
 
-def write_three(job):
+def keep_or_write(job):
+    """As a training does that finds its last checkpoint."""
     for number in range(3):
-        (job.folder / f"file-{number}").write_text(str(number))
+        if not (path := job.folder / f"file-{number}").exists():
+            path.write_text(str(number))
 
 
-def count_three(job):
-    return 3
+KEPT = Stage("kept", keep_or_write)
 
 
-def three_file(number):
-    return f"file-{number}"
-
-
-def write_one(job, number):
-    (job.folder / f"file-{number}").write_text(str(number))
-
-
-def finish_three(job):
-    (job.folder / "sum").write_text("+".join((job.folder / f"file-{n}").read_text() for n in range(3)))
-
-
-@pytest.mark.parametrize(
-    "stage",
-    [Stage("whole", write_three), Stage("parted", finish_three, pieces=Pieces(count_three, three_file, write_one))],
-    ids=lambda stage: stage.name,
-)
-def test_what_a_killed_process_had_not_put_there_is_put_later(s3, tmp_path, monkeypatch, stage):
+def test_what_a_killed_process_had_not_put_there_is_put_later(s3, tmp_path, monkeypatch):
     """Its files are whole in the working copy, so the work is not done again, but they are nowhere else."""
     url, keep = f"{s3.root}/run", RemoteOutputs._keep
 
@@ -149,24 +133,24 @@ def test_what_a_killed_process_had_not_put_there_is_put_later(s3, tmp_path, monk
 
     monkeypatch.setattr(RemoteOutputs, "_keep", killed)
     with pytest.raises(KilledError):
-        executors.run([stage], url, Progress())
+        executors.run([KEPT], url, Progress())
     monkeypatch.setattr(RemoteOutputs, "_keep", keep)
-    folders = executors.run([stage], url, Progress())
-    here = {path.name: path.read_bytes() for path in folders[stage.name].glob("[!.]*")}
+    folders = executors.run([KEPT], url, Progress())
+    here = {path.name: path.read_bytes() for path in folders["kept"].glob("[!.]*")}
     another_machine(monkeypatch, tmp_path / "other")
-    brought = outputs_at(url).bring(folders[stage.name].name)
-    assert brought != folders[stage.name]
-    assert {path.name: path.read_bytes() for path in brought.glob("[!.]*")} == here and len(here) >= 3
+    brought = outputs_at(url).bring(folders["kept"].name)
+    assert brought != folders["kept"]
+    assert {path.name: path.read_bytes() for path in brought.glob("[!.]*")} == here and len(here) == 3
 
 
 def test_a_run_whose_url_was_emptied_is_put_there_anew(s3, tmp_path, monkeypatch):
     url = f"{s3.root}/run"
-    executors.run(STAGES, url, Progress())
+    executors.run([KEPT], url, Progress())
     filesystem, path = transfer.file_system(url)
     filesystem.rm(path, recursive=True)
-    folders = executors.run(STAGES, url, Progress())
+    folders = executors.run([KEPT], url, Progress())
     another_machine(monkeypatch, tmp_path / "other")
-    assert (outputs_at(url).bring(folders["b"].name) / "text").read_text() == "x+x"
+    assert (outputs_at(url).bring(folders["kept"].name) / "file-2").read_text() == "2"
 
 
 def test_a_file_that_is_not_what_its_marker_says_is_one_message(s3, tmp_path, monkeypatch):
