@@ -15,6 +15,7 @@ from reeltag import __version__
 from reeltag.cli_data import MaxBad, Mode, Overrides, data, given, say_left_out
 from reeltag.cli_export import export
 from reeltag.cli_models import average, import_tf, quantize
+from reeltag.cli_recipe import recipe
 from reeltag.cli_serve import serve
 from reeltag.cli_share import share
 from reeltag.cli_simulate import simulate
@@ -22,7 +23,7 @@ from reeltag.cli_workers import Address, Devices, Executor, pool_of
 from reeltag.environment import keep_freed_memory
 from reeltag.errors import ReeltagError, UsageError
 from reeltag.interrupts import Terminated, ended_by_sigterm
-from reeltag.text import plain, printable
+from reeltag.text import did_you_mean, plain, printable
 
 if TYPE_CHECKING:
     from reeltag.executors import Stage
@@ -42,6 +43,7 @@ app.command(data)
 app.command(export)
 app.command(import_tf)
 app.command(quantize)
+app.command(recipe)
 app.command(serve)
 app.command(share)
 app.command(simulate)
@@ -49,7 +51,7 @@ app.command(simulate)
 
 @app.command
 def run(
-    recipe: Path,
+    recipe: str,
     /,
     *,
     out: str | None = None,
@@ -64,10 +66,10 @@ def run(
     Whatever an earlier run of the same recipe finished is kept, so the same command goes on after an
     interruption and does nothing when all is done. docs/recipes.md lists the keys of a recipe.
 
-    Example: reeltag run recipes/audioset.toml --set data.root=/data/audioset --out runs/audioset
+    Example: reeltag run audioset --set data.root=/data/audioset --out runs/audioset
 
     Args:
-        recipe: A TOML file.
+        recipe: A TOML file, or the name of a recipe that comes with reeltag (`reeltag recipe list`).
         out: Folder of the run, or its URL on an object store; runs/NAME by default.
         dry_run: Print the plan with sizes, estimated GPU hours and what is done already, and stop; needs no data.
     """
@@ -96,7 +98,7 @@ def run(
 
 @app.command
 def train(
-    recipe: Path,
+    recipe: str,
     /,
     *,
     model: list[str] = [],  # noqa: B006
@@ -108,10 +110,10 @@ def train(
 ) -> None:
     """Train models of a recipe, as `run` does, and stop there; each becomes a float32 .reeltag file.
 
-    Example: reeltag train recipes/audioset-families.toml --model netvlad --set data.root=/data/audioset
+    Example: reeltag train audioset-families --model netvlad --set data.root=/data/audioset
 
     Args:
-        recipe: A TOML file.
+        recipe: A TOML file, or the name of a recipe that comes with reeltag (`reeltag recipe list`).
         model: Name of a model in the recipe; repeat for several, all by default.
         out: Folder or URL of the run; runs/NAME by default. A later `run` with the same folder goes on from it.
     """
@@ -123,8 +125,10 @@ def train(
     from reeltag.stages.plan import plan
 
     if unknown := [name for name in model if name not in loaded.models]:
+        meant = " ".join(filter(None, (did_you_mean(name, loaded.models) for name in unknown)))
         raise UsageError(
-            f"{recipe}: no model {', '.join(unknown)} under models; there are {', '.join(loaded.models) or 'none'}; "
+            f"{recipe}: no model {', '.join(unknown)} under models; {meant and meant + ' '}"
+            f"there are {', '.join(loaded.models) or 'none'}; "
             "students and imported files take a whole `reeltag run`"
         )
     targets = {name: candidate(loaded, name).finished for name in model or loaded.models}

@@ -183,5 +183,5 @@ def load_schema(name: str) -> Schema:
     from reeltag.recipe_file import load_recipe
 
     if name.endswith(".toml"):
-        return load_recipe(Path(name)).data.record_schema
+        return load_recipe(name).data.record_schema
     return preset(name)

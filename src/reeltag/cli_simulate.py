@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-import json as json_module
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reeltag import shipped
 from reeltag.cli_data import Overrides
+from reeltag.cli_output import Json, say
 
 if TYPE_CHECKING:
     from reeltag.scaling import Scaling
 
 
 def simulate(
-    recipe: Path,
+    recipe: str,
     /,
     *,
-    machines: Path,
+    machines: str,
     set_: Overrides = [],  # noqa: B006
-    json: bool = False,
+    json: Json = False,
 ) -> None:
     """Estimate a recipe's hours and price on 1, 2, 4, … GPUs, and what limits them; needs no data and no GPU.
 
     All figures follow from the recipe and from what the description of the machines assumes; docs/scale.md says how.
 
-    Example: reeltag simulate recipes/yt8m-2018.toml --machines recipes/machines/eight-gpus.toml
+    Example: reeltag simulate yt8m-2018 --machines eight-gpus
 
     Args:
-        recipe: A TOML file.
-        machines: A TOML file that describes the machines.
-        json: Print one JSON object instead of text.
+        recipe: A TOML file, or the name of a recipe that comes with reeltag.
+        machines: A TOML file that describes the machines, or eight-gpus or single-gpus, which come with reeltag.
     """
     from reeltag.machines import load_machines
     from reeltag.recipe_file import load_recipe
 
-    loaded, described = load_recipe(recipe, set_), load_machines(machines)  # before the slow imports
+    loaded, described = (
+        load_recipe(recipe, set_),
+        load_machines(shipped.path_of(machines, shipped.FOLDER / "machines")),
+    )  # before the slow imports
     from reeltag.scaling import scaling
     from reeltag.stages.plan import plan
 
@@ -43,11 +45,7 @@ def simulate(
     frames = schema.max_frames if schema.level == "frame" else 1  # as many as the GPU hours are estimated for
     video_bytes = frames * schema.width * (1 if schema.dtype == "uint8" else 4)
     found = scaling(plan(loaded, without_data=True), described, video_bytes)
-    if json:
-        print(json_module.dumps(asdict(found)))
-    else:
-        print(f"{loaded.name} on {described.name}\n")
-        print("\n".join(_lines(found)))
+    say(asdict(found), [f"{loaded.name} on {described.name}", "", *_lines(found)], json)
 
 
 def _lines(found: Scaling) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,31 +16,44 @@ from reeltag.errors import RecipeError
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import FAMILIES, parse_config
 from reeltag.recipe import Recipe
-from reeltag.tables import Table, override, read_table, spell_out_grids
+from reeltag.shipped import path_of
+from reeltag.tables import VARIABLE, Table, from_environment, override, read_table, spell_out_grids
+from reeltag.text import did_you_mean
 
 SHOWN = 100  # characters of a wrong value
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
     Args:
-        path: a TOML file.
-        overrides: `dotted.key=value`, applied after reading; a value is TOML, or else a string.
+        source: a TOML file, or the name of a recipe that comes with reeltag.
+        overrides: `dotted.key=value`, applied after reading and after those of `$REELTAG_SET`; a value is TOML, or
+            else a string.
 
     Raises:
         RecipeError: lists every fault with its key.
+        UsageError: no recipe has this name.
     """
-    table = read_table(path)
-    faults = override(table, overrides)
+    table = read_table(path_of(source))
+    environment = from_environment()
+    faults = override(table, environment, VARIABLE) + override(table, overrides)
     faults += [fault for section in ("models", "students") for fault in spell_out_grids(table, section)]
     try:
         recipe = Recipe.model_validate(table, context={"widths": _widths(table)})
     except ValidationError as error:
-        faults += [describe(fault) for fault in error.errors()]
+        faults += [describe(fault) + _origin(fault, environment) for fault in error.errors()]
     if faults:
-        raise RecipeError(str(path), faults)
+        raise RecipeError(str(source), faults)
     return recipe
+
+
+def _origin(fault: ErrorDetails, environment: Sequence[str]) -> str:
+    """Where a fault comes from, if not from the file or the command."""
+    place = [key for key in map(str, fault["loc"]) if key != "config" and key not in FAMILIES]
+    keys = [text.partition("=")[0].strip() for text in environment]
+    blamed = any([part for part in key.split(".") if part not in FAMILIES] == place for key in keys)
+    return f" ({VARIABLE} sets it)" if blamed else ""
 
 
 def _widths(table: Mapping[str, Any]) -> tuple[int, ...]:
@@ -140,8 +152,8 @@ def _hint(key: str, family: str | None, keys: Sequence[str]) -> str:
     here = keys or (list(FAMILIES[family][0].model_fields) if family else known_keys())
     if family and (others := [name for name, (config, _) in FAMILIES.items() if key in config.model_fields]):
         return f" of {family}, but of {', '.join(others)}; {family} has {', '.join(here)}"
-    if (close := difflib.get_close_matches(key, here, n=1)) and close[0] != key:
-        return f"; did you mean {close[0]!r}?"
+    if question := did_you_mean(key, here):
+        return f"; {question}"
     if not keys and key in known_keys():
         return " in this table; it belongs to another one, see docs/recipes.md"
     return f" of {family}, which has {', '.join(here)}" if family else ""

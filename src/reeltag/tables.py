@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ else:
 
 Table = dict[str, Any]
 
+VARIABLE = "REELTAG_SET"
 MOST_DOTS, MOST_COMBINATIONS = 32, 1000
 _DOTTED = re.compile(r"""[\w"'-]+(?:[ \t]*\.[ \t]*[\w"'-]+)*""")
 
@@ -49,21 +51,33 @@ def _refuse_dots(text: str) -> None:
         raise ValueError(f"a key has {dots} dots, and may have {MOST_DOTS}")
 
 
-def override(table: Table, overrides: Sequence[str]) -> list[str]:
-    """Set keys by `dotted.key=value`, the value in TOML or else a string; returns what is wrong with them."""
-    return [fault for text in overrides if (fault := _override(table, text))]
+def from_environment() -> list[str]:
+    """The overrides in `$REELTAG_SET`: `dotted.key=value`, separated by `;`."""
+    return [text.strip() for text in os.environ.get(VARIABLE, "").split(";") if text.strip()]
+
+
+def override(table: Table, overrides: Sequence[str], origin: str = "--set") -> list[str]:
+    """Set keys by `dotted.key=value`, the value in TOML or else a string; returns what is wrong with them.
+
+    Args:
+        table: which is changed.
+        overrides: the texts.
+        origin: where they were given.
+    """
+    return [f"{origin} {text}: {fault}" for text in overrides if (fault := _override(table, text))]
 
 
 def _override(table: Table, text: str) -> str | None:
     key, equals, value = text.partition("=")
+    key = key.strip()
     if not equals or not all(key.split(".")):
-        return f"--set {text}: give it as dotted.key=value"
+        return "give it as dotted.key=value"
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except (ValueError, RecursionError):
         parsed = value
     blocking = _set(table, key, parsed)
-    return blocking and f"--set {text}: {blocking} is a value, not a table"
+    return blocking and f"{blocking} is a value, not a table"
 
 
 def _set(table: Table, dotted: str, value: Any) -> str | None:

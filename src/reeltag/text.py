@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 
 def printable(text: str) -> str:
@@ -13,6 +15,12 @@ def printable(text: str) -> str:
 def plain(value: object) -> str:
     """One line of printable text."""
     return " ".join(printable(str(value)).split())
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """A question that names the known word that was probably meant; empty where none is close."""
+    close = difflib.get_close_matches(given, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close and close[0] != given else ""
 
 
 def escaped(value: object) -> str:

@@ -1,0 +1,25 @@
+"""How commands give their results: text for people, or with `--json` one JSON object for programs."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object instead of text.")]
+
+
+def say(result: Mapping[str, Any], text: Iterable[str], json: bool) -> None:
+    """Print a command's result on standard output.
+
+    Args:
+        result: what `--json` prints; paths become text.
+        text: the same for people, line by line.
+        json: whether `--json` was given.
+    """
+    if json:
+        print(json_module.dumps(result, ensure_ascii=False, allow_nan=False, default=str))
+    else:
+        print("\n".join(text))

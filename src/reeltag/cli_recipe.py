@@ -1,0 +1,164 @@
+"""The commands `reeltag recipe …`: look at recipes, compare them, and begin one's own."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App
+
+from reeltag import shipped
+from reeltag.cli_data import Overrides
+from reeltag.cli_output import Json, say
+from reeltag.errors import RecipeError, ReeltagError, UsageError
+from reeltag.tables import read_table, spell_out_grids
+
+recipe = App(name="recipe", help="List, show, copy, check and compare recipes.")
+
+
+@recipe.command(name="list")
+def list_recipes(*, json: Json = False) -> None:
+    """List the recipes that come with reeltag: what each is for, its models and its budget.
+
+    `reeltag run NAME --dry-run` says how many hours one takes.
+
+    Example: reeltag recipe list
+    """
+    from reeltag.storage import counted
+
+    found = {name: _summary(shipped.FOLDER / f"{name}.toml") for name in shipped.names()}
+    lines = []
+    for name, each in found.items():
+        lines.append(f"{name}: {counted(each['models'], 'model')}, one file of at most {each['budget_mb']:g} MB")
+        lines += textwrap.wrap(each["description"], 78, initial_indent="  ", subsequent_indent="  ")
+    say({"recipes": found}, lines, json)
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    table = read_table(path)
+    spell_out_grids(table, "models")
+    models = len(table["models"])
+    return {"description": shipped.description(path), "budget_mb": table["budget_mb"], "models": models, "file": path}
+
+
+@recipe.command
+def show(recipe: str, /, *, set_: Overrides = [], json: Json = False) -> None:  # noqa: B006
+    """Print a recipe as it will be run, in TOML: overrides, grids and all defaults filled in.
+
+    Example: reeltag recipe show quickstart --set training.epochs=3
+
+    Args:
+        recipe: A TOML file, or the name of a recipe that comes with reeltag.
+    """
+    import tomli_w
+
+    from reeltag.recipe_file import load_recipe
+
+    loaded = load_recipe(recipe, set_).dump()
+    say(loaded, [tomli_w.dumps(_without_none(loaded)).rstrip()], json)
+
+
+@recipe.command
+def copy(recipe: str, file: Path, /, *, json: Json = False) -> None:
+    """Copy a recipe, comments and all, to begin one's own with.
+
+    Example: reeltag recipe copy quickstart mine.toml
+
+    Args:
+        recipe: The name of a recipe that comes with reeltag, or a TOML file.
+        file: A new file.
+    """
+    from reeltag.storage import refuse_existing, regular, write_bytes
+
+    source = shipped.path_of(recipe)
+    read_table(source)
+    refuse_existing(file)
+    write_bytes(file, regular(source).read_bytes())
+    say({"file": file}, [f"{file}: change it, then reeltag recipe check {file}"], json)
+
+
+@recipe.command
+def check(*recipes: str, set_: Overrides = [], json: Json = False) -> None:  # noqa: B006
+    """Find every fault of recipes without running them, the budget included; needs no data. Exits with 2 at faults.
+
+    Example: reeltag recipe check quickstart
+
+    Args:
+        recipes: TOML files, or names of recipes that come with reeltag.
+    """
+    from reeltag.recipe_file import load_recipe
+    from reeltag.stages.plan import plan
+
+    if not recipes:
+        raise UsageError("no recipes given; give TOML files or names, see `reeltag recipe list`")
+    faults: dict[str, list[str]] = {}
+    for each in recipes:
+        faults[each] = []
+        try:
+            plan(load_recipe(each, set_), without_data=True)
+        except RecipeError as error:
+            faults[each] = list(error.faults)
+        except ReeltagError as error:
+            faults[each] = [str(error)]
+    if json:
+        say({"faults": faults}, (), json)
+    elif not any(faults.values()):
+        print("\n".join(f"{each}: no faults" for each in faults))
+    if wrong := [RecipeError(each, found) for each, found in faults.items() if found]:
+        raise UsageError("\n".join(map(str, wrong)))
+
+
+@recipe.command
+def diff(one: str, other: str, /, *, json: Json = False) -> None:
+    """Show the keys in which two recipes differ, all defaults filled in.
+
+    Example: reeltag recipe diff audioset audioset-small
+
+    Args:
+        one: A TOML file, or the name of a recipe that comes with reeltag.
+        other: The one to compare with.
+    """
+    from reeltag.recipe_file import load_recipe
+
+    left, right = (_flat(load_recipe(each).dump()) for each in (one, other))
+    # The order of the recipes, with what only the second has at the end.
+    keys = [key for key in {**left, **right} if left.get(key) != right.get(key)]
+    found = {key: [left.get(key), right.get(key)] for key in keys}
+    lines = [f"{key}: {_toml(first)} → {_toml(second)}" for key, (first, second) in found.items()]
+    say({"differences": found}, lines or ["no difference"], json)
+
+
+@recipe.command
+def schema() -> None:
+    """Print the JSON schema of recipes, by which editors complete and check them.
+
+    Save it, and begin a recipe with the line `#:schema ./recipe.schema.json`, which Taplo and VS Code's Even Better
+    TOML read.
+
+    Example: reeltag recipe schema > recipe.schema.json
+    """
+    from reeltag.recipe_schema import recipe_schema
+
+    say(recipe_schema(), (), json=True)
+
+
+def _without_none(value: Any) -> Any:
+    """A value that TOML can say: keys that are not given are left out."""
+    if isinstance(value, dict):
+        return {key: _without_none(each) for key, each in value.items() if each is not None}
+    return [_without_none(each) for each in value] if isinstance(value, list) else value
+
+
+def _flat(table: dict[str, Any], place: str = "") -> dict[str, Any]:
+    """Values by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        found |= _flat(value, f"{place}{key}.") if isinstance(value, dict) else {f"{place}{key}": value}
+    return found
+
+
+def _toml(value: Any) -> str:
+    import tomli_w
+
+    return "none" if value is None else tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip()
