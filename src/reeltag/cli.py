@@ -20,9 +20,10 @@ from reeltag.cli_serve import serve
 from reeltag.cli_share import share
 from reeltag.cli_simulate import simulate
 from reeltag.cli_workers import Address, Devices, Executor, pool_of
-from reeltag.environment import keep_freed_memory
+from reeltag.environment import keep_freed_memory, surroundings
 from reeltag.errors import ReeltagError, UsageError
 from reeltag.interrupts import Terminated, ended_by_sigterm
+from reeltag.shipped import path_of
 from reeltag.text import did_you_mean, plain, printable
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def run(
         print("\n".join(executors.listing(stages, out)))
         return
     pool = pool_of(devices, executor, address, loaded.devices, {stage.processes for stage in stages})
-    with _executed(loaded, stages, out, pool) as (outputs, folders):
+    with _executed(loaded, path_of(recipe), stages, out, pool) as (outputs, folders):
         outputs.publish(folders["pack"] / "model.reeltag", "model.reeltag")
         for name in ("results.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
             outputs.publish(folders["report"] / name, name)
@@ -135,7 +136,7 @@ def train(
     out = out or f"runs/{loaded.name}"
     stages = executors.needed_for(targets.values(), plan(loaded))
     pool = pool_of(devices, executor, address, loaded.devices, {stage.processes for stage in stages})
-    with _executed(loaded, stages, out, pool) as (outputs, folders):
+    with _executed(loaded, path_of(recipe), stages, out, pool) as (outputs, folders):
         for name, stage in targets.items():
             outputs.publish(folders[stage] / "model.reeltag", f"{name}.reeltag")
             print(f"{outputs.name}/{name}.reeltag")
@@ -316,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _executed(
-    recipe: Recipe, stages: Sequence[Stage], out: str, pool: AbstractContextManager[Pool] | None
+    recipe: Recipe, file: Path, stages: Sequence[Stage], out: str, pool: AbstractContextManager[Pool] | None
 ) -> Iterator[tuple[Outputs, dict[str, Path]]]:
     """The outputs and folders of stages that were run; until the block ends no other process works on the same run."""
     from reeltag import executors
@@ -331,6 +332,7 @@ def _executed(
             folders = executors.run(stages, out, default_progress() if rank() == 0 else Progress(), workers)
         if rank() > 0:
             sys.exit(0)
-        write_json(outputs.out / "recipe.json", recipe.dump())
-        outputs.publish(outputs.out / "recipe.json", "recipe.json")
+        for name, content in (("recipe.json", recipe.dump()), ("environment.json", surroundings(file))):
+            write_json(outputs.out / name, content)
+            outputs.publish(outputs.out / name, name)
         yield outputs, {name: outputs.bring(folder.name) for name, folder in folders.items()}

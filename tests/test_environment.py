@@ -1,0 +1,83 @@
+"""What a run was made with, beside its results."""
+
+import json
+import os
+import subprocess
+
+from reeltag import __version__
+from reeltag.cli import main
+from reeltag.environment import surroundings
+
+SYNTHETIC = """name = "t"
+budget_mb = 1
+[data.synthetic]
+train_videos = 40
+test_videos = 10
+shards = 2
+classes = 8
+rgb = 6
+audio = 2
+frames = [4, 6]
+order_pairs = 1
+[training]
+epochs = 1
+batch_size = 8
+frames = 4
+device = "cpu"
+[models.a]
+family = "mean"
+"""
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def test_the_repository_of_a_recipe_is_told_with_what_differs_from_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(SYNTHETIC)
+    assert surroundings(recipe)["git"] is None
+    git(tmp_path, "init")
+    assert surroundings(recipe)["git"] is None  # nothing was committed yet
+    (tmp_path / "other.py").write_text("1")
+    git(tmp_path, "add", "other.py")
+    git(tmp_path, "commit", "-m", "first")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    assert surroundings(recipe)["git"] == {"commit": commit, "dirty": True}  # it knows no such recipe
+    git(tmp_path, "add", "r.toml")
+    git(tmp_path, "commit", "-m", "second")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "made").write_text("")
+    clean = surroundings(recipe)["git"]
+    assert clean == {"commit": git(tmp_path, "rev-parse", "HEAD"), "dirty": False}
+    assert clean["commit"] != commit
+    (tmp_path / "other.py").write_text("2")
+    assert surroundings(recipe)["git"] == {**clean, "dirty": True}
+
+
+def test_without_git_a_run_has_versions_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = surroundings(tmp_path / "r.toml")
+    assert found["git"] is None
+    assert found["versions"]["reeltag"] == __version__
+
+
+def test_a_commit_changes_no_byte_of_what_is_trained(tmp_path, monkeypatch, capsys):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(SYNTHETIC)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    for name in ("before", "after"):
+        assert main(["train", str(recipe), "--out", str(tmp_path / name)]) == 0
+        git(tmp_path, "init")
+        git(tmp_path, "add", "r.toml")
+        git(tmp_path, "commit", "--allow-empty", "-m", name)
+    before, after = ((tmp_path / name / "a.reeltag").read_bytes() for name in ("before", "after"))
+    assert before == after
+    states = [json.loads((tmp_path / name / "environment.json").read_text())["git"] for name in ("before", "after")]
+    assert states[0] is None
+    assert states[1]["dirty"] is False
+    stages = [sorted(os.listdir(tmp_path / name / "stages")) for name in ("before", "after")]
+    assert stages[0] == stages[1]
