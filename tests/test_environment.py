@@ -1,7 +1,6 @@
 """What a run was made with, beside its results."""
 
 import json
-import os
 import subprocess
 
 from reeltag import __version__
@@ -79,5 +78,5 @@ def test_a_commit_changes_no_byte_of_what_is_trained(tmp_path, monkeypatch, caps
     states = [json.loads((tmp_path / name / "environment.json").read_text())["git"] for name in ("before", "after")]
     assert states[0] is None
     assert states[1]["dirty"] is False
-    stages = [sorted(os.listdir(tmp_path / name / "stages")) for name in ("before", "after")]
+    stages = [sorted(path.name for path in (tmp_path / name / "stages").iterdir()) for name in ("before", "after")]
     assert stages[0] == stages[1]

@@ -7,14 +7,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
 from reeltag import __version__
 from reeltag.cli_data import MaxBad, Mode, Overrides, data, given, say_left_out
+from reeltag.cli_doctor import doctor
 from reeltag.cli_export import export
 from reeltag.cli_models import average, import_tf, quantize
+from reeltag.cli_output import Json, say
 from reeltag.cli_recipe import recipe
 from reeltag.cli_serve import serve
 from reeltag.cli_share import share
@@ -38,9 +40,11 @@ app = App(
     version=__version__,
     default_parameter=Parameter(negative=(), show_default=False),
     suppress_keyboard_interrupt=False,  # `main` says how to go on
+    error_formatter=lambda error: f"error: {error}",
 )
 app.command(average)
 app.command(data)
+app.command(doctor)
 app.command(export)
 app.command(import_tf)
 app.command(quantize)
@@ -61,6 +65,7 @@ def run(
     executor: Executor = "local",
     address: Address = None,
     dry_run: bool = False,
+    json: Json = False,
 ) -> None:
     """Do a whole recipe: train, average, quantise, ensemble, pack, test, report.
 
@@ -85,7 +90,7 @@ def run(
     stages = plan(loaded, without_data=dry_run)
     out = out or f"runs/{loaded.name}"
     if dry_run:
-        print("\n".join(executors.listing(stages, out)))
+        say({"stages": executors.planned(stages, out)}, executors.listing(stages, out), json)
         return
     pool = pool_of(devices, executor, address, loaded.devices, {stage.processes for stage in stages})
     with _executed(loaded, path_of(recipe), stages, out, pool) as (outputs, folders):
@@ -93,8 +98,9 @@ def run(
         for name in ("results.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
             outputs.publish(folders["report"] / name, name)
     results = read_json(folders["report"] / "results.json")
-    said = [f"\n{outputs.name}/model.reeltag", headline(results), "", "five test videos:", *examples(results)]
-    print("\n".join([*said, f"\nreport: {outputs.name}/report/report.md"]))
+    file, report = f"{outputs.name}/model.reeltag", f"{outputs.name}/report/report.md"
+    text = ["", file, headline(results), "", "five test videos:", *examples(results), "", f"report: {report}"]
+    say({"file": file, "report": report, "results": results}, text, json)
 
 
 @app.command
@@ -108,6 +114,7 @@ def train(
     devices: Devices = "",
     executor: Executor = "local",
     address: Address = None,
+    json: Json = False,
 ) -> None:
     """Train models of a recipe, as `run` does, and stop there; each becomes a float32 .reeltag file.
 
@@ -139,7 +146,8 @@ def train(
     with _executed(loaded, path_of(recipe), stages, out, pool) as (outputs, folders):
         for name, stage in targets.items():
             outputs.publish(folders[stage] / "model.reeltag", f"{name}.reeltag")
-            print(f"{outputs.name}/{name}.reeltag")
+    files = {name: f"{outputs.name}/{name}.reeltag" for name in targets}
+    say({"files": files}, files.values(), json)
 
 
 @app.command
@@ -151,7 +159,7 @@ def evaluate(
     per_class: Path | None = None,
     mode: Mode = "exact",
     max_bad_records: MaxBad = 0,
-    json: bool = False,
+    json: Json = False,
 ) -> None:
     """Measure a model on labelled shards: GAP@20, Hit@1, PERR, mAP.
 
@@ -162,7 +170,6 @@ def evaluate(
         shards: Paths, URLs or glob patterns of TFRecord files.
         all_scores: Also mAP over all scores (map_all), as AudioSet reports it; takes 10 bytes a video and class.
         per_class: Write the average precision of each class to this CSV file.
-        json: Print one JSON object instead of text.
     """
     from reeltag import predict as prediction
     from reeltag.data.badrecords import BadRecords
@@ -178,10 +185,7 @@ def evaluate(
     if per_class is not None:
         write_class_ap(per_class, scores.class_ap.tolist(), predictor.label_names)
     summary = scores.summary()
-    if json:
-        print(json_module.dumps(summary))
-    else:
-        print("\n".join(f"{name:<9} {value}" for name, value in summary.items()))
+    say(summary, [f"{name:<9} {value}" for name, value in summary.items()], json)
     say_left_out(bad)
 
 
@@ -197,6 +201,7 @@ def predict(
     address: Address = None,
     drop_flat: bool = False,
     max_bad_records: MaxBad = 0,
+    json: Json = False,
 ) -> None:
     """Tag videos.
 
@@ -221,6 +226,8 @@ def predict(
     if out is None:
         if workers != 1 or executor != "local":
             raise UsageError("workers: share whole shards, which takes a file; give --out")
+        if json:
+            raise UsageError("--json: tells of a file that was written; without --out the output is JSON Lines anyway")
         predictor = prediction.load(model, mode)
         predictions, counts = bulk.stream(
             predictor, given(shards), drop_flat=drop_flat, max_bad_records=max_bad_records
@@ -239,19 +246,21 @@ def predict(
             progress=default_progress(),
             pool=pool_of("", executor, address),
         )
-        print(f"{out}: {counted(counts.videos, 'video')}")
+        told = {"file": out, "videos": counts.videos, "dropped": counts.dropped, "left_out": len(counts.bad.found)}
+        say(told, [f"{out}: {counted(counts.videos, 'video')}"], json)
     if drop_flat:
         print(f"{counted(counts.dropped, 'flat video')} dropped", file=sys.stderr)
     say_left_out(counts.bad)
 
 
 @app.command
-def inspect(model: str, /, *, json: bool = False) -> None:
+def inspect(model: str, /, *, json: Json = False) -> None:
     """Show what a model holds: members, weights, sizes, data, provenance.
+
+    Example: reeltag inspect model.reeltag
 
     Args:
         model: A .reeltag file, a folder that `share` wrote, or a URL.
-        json: Print one JSON object instead of text.
     """
     from reeltag import artifact
     from reeltag.quantize import stored_as
@@ -259,37 +268,32 @@ def inspect(model: str, /, *, json: bool = False) -> None:
 
     file = artifact.local_file(model)
     shipped, size = artifact.load(file), file.stat().st_size
-    if json:
-        print(json_module.dumps(artifact.describe(shipped) | {"bytes": size}, ensure_ascii=False))
-        return
     schema = shipped.schema
     features = " + ".join(f"{plain(feature.name)} {feature.width}" for feature in schema.features)
-    print(f"{model}: {megabytes(size)}, {counted(len(shipped.members), 'member')}")
-    print(f"reads     {schema.level} level, {features}, {schema.dtype}, at most {schema.max_frames} frames")
-    print(f"classes   {schema.classes}{'' if shipped.label_names else ', without names'}")
+    lines = [
+        f"{model}: {megabytes(size)}, {counted(len(shipped.members), 'member')}",
+        f"reads     {schema.level} level, {features}, {schema.dtype}, at most {schema.max_frames} frames",
+        f"classes   {schema.classes}{'' if shipped.label_names else ', without names'}",
+    ]
     for member in shipped.members:
         stored = f"{megabytes(artifact.stored_bytes(member.state))}, {stored_as(member.state)}"
-        print(f"member    {plain(member.name)}: {stored}, weight {member.weight:.4f}")
-        print(f"          {member.config.model_dump_json()}")
-    print(f"made by   {plain(json_module.dumps(dict(shipped.provenance), ensure_ascii=False))}")
+        lines.append(f"member    {plain(member.name)}: {stored}, weight {member.weight:.4f}")
+        lines.append(f"          {member.config.model_dump_json()}")
+    lines.append(f"made by   {plain(json_module.dumps(dict(shipped.provenance), ensure_ascii=False))}")
+    say(artifact.describe(shipped) | {"bytes": size}, lines, json)
 
 
 @app.command
-def doctor() -> None:
-    """Say what reeltag finds on this machine."""
-    import os
-    import shutil
+def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
+    """Print what makes a shell complete the commands and options of reeltag at the Tab key.
 
-    import torch
+    Example: reeltag completion bash > ~/.local/share/bash-completion/completions/reeltag
 
-    from reeltag.environment import default_device, versions
-
-    for name, version in versions().items():
-        print(f"{name:<18} {version}")
-    print(f"{'processors':<18} {os.cpu_count()}, torch uses {torch.get_num_threads()} threads")
-    device = default_device()
-    print(f"{'device':<18} {torch.cuda.get_device_name() if device == 'cuda' else 'cpu, no GPU found'}")
-    print(f"{'free disk here':<18} {shutil.disk_usage('.').free / 1e9:.1f} GB")
+    Args:
+        shell: For zsh, write it to a file called _reeltag in a folder of $fpath; for fish, to
+            ~/.config/fish/completions/reeltag.fish.
+    """
+    print(app.generate_completion(shell=shell))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

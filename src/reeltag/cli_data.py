@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from reeltag.cli_output import Json, say
 from reeltag.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -40,8 +41,10 @@ Overrides = Annotated[
 
 
 @data.command(name="inspect")
-def data_inspect(*shards: str) -> None:
+def data_inspect(*shards: str, json: Json = False) -> None:
     """Show the records of shards and what their first record holds, whatever its features are called.
+
+    Example: reeltag data inspect 'shards/*.tfrecord'
 
     Args:
         shards: Paths, URLs or glob patterns of TFRecord files.
@@ -53,18 +56,18 @@ def data_inspect(*shards: str) -> None:
     paths = find(given(shards))
     files = [ShardFile(path) for path in paths]
     records = sum(len(file.offsets()) for file in files)
-    size = megabytes(sum(map(size_of, paths)))
-    print(f"{counted(len(files), 'shard')}, {counted(records, 'record')}, {size}")
-    print(f"first record of {files[0].path}:")
+    size = sum(map(size_of, paths))
     try:
         lines = describe(files[0].record(0, 0).payload)
     except DataError as error:
         raise DataError(error.reason, file=files[0].name, record=0, offset=0) from error
-    print("\n".join(f"  {line}" for line in lines))
+    told = f"{counted(len(files), 'shard')}, {counted(records, 'record')}, {megabytes(size)}"
+    text = [told, f"first record of {files[0].path}:", *(f"  {line}" for line in lines)]
+    say({"shards": len(files), "records": records, "bytes": size, "first_record": lines}, text, json)
 
 
 @data.command
-def verify(*shards: str, schema: str, max_bad_records: MaxBad = 0) -> None:
+def verify(*shards: str, schema: str, max_bad_records: MaxBad = 0, json: Json = False) -> None:
     """Read shards through: checksums, features, labels, ids. Exits with 2 at the first fault.
 
     Example: reeltag data verify '/data/audioset/eval-*.tfrecord' --schema audioset
@@ -85,21 +88,36 @@ def verify(*shards: str, schema: str, max_bad_records: MaxBad = 0) -> None:
         raise UsageError(f"no record is sound; the first: {manifest.left_out[0]}")
     frames = manifest.frames
     cut = int((frames > loaded.max_frames).sum())
+    occurring, labels = int((manifest.class_counts > 0).sum()), float(manifest.class_counts.sum() / len(manifest))
     videos = counted(len(manifest), "video")
-    print(f"{counted(len(paths), 'shard')}, {videos}, {megabytes(manifest.bytes)}: all checksums and ids hold")
-    for bad in manifest.left_out:
-        print(f"bad       {bad}")
-    print(f"frames    {frames.min()} to {frames.max()} a video, {frames.mean():.1f} on average")
-    if cut:
-        print(f"          {cut:,} videos have more than {loaded.max_frames}; the later frames are left out")
-    print(
-        f"labels    {manifest.labelled:,} videos have them, {manifest.class_counts.sum() / len(manifest):.2f} a video"
-    )
-    print(f"classes   {(manifest.class_counts > 0).sum():,} of {loaded.classes:,} occur")
+    text = [
+        f"{counted(len(paths), 'shard')}, {videos}, {megabytes(manifest.bytes)}: all checksums and ids hold",
+        *(f"bad       {bad}" for bad in manifest.left_out),
+        f"frames    {frames.min()} to {frames.max()} a video, {frames.mean():.1f} on average",
+        *(
+            [f"          {cut:,} videos have more than {loaded.max_frames}; the later frames are left out"]
+            if cut
+            else []
+        ),
+        f"labels    {manifest.labelled:,} videos have them, {labels:.2f} a video",
+        f"classes   {occurring:,} of {loaded.classes:,} occur",
+    ]
+    told = {
+        "shards": len(paths),
+        "videos": len(manifest),
+        "bytes": manifest.bytes,
+        "left_out": list(map(str, manifest.left_out)),
+        "frames": {"min": int(frames.min()), "max": int(frames.max()), "mean": float(frames.mean()), "cut": cut},
+        "labelled": manifest.labelled,
+        "labels_a_video": labels,
+        "classes": loaded.classes,
+        "classes_that_occur": occurring,
+    }
+    say(told, text, json)
 
 
 @data.command
-def synth(out: Path, /, *, set_: Overrides = []) -> None:  # noqa: B006
+def synth(out: Path, /, *, set_: Overrides = [], json: Json = False) -> None:  # noqa: B006
     """Generate shards with something to learn.
 
     Example: reeltag data synth shards/ --set train_videos=1000 --set test_videos=200
@@ -114,11 +132,15 @@ def synth(out: Path, /, *, set_: Overrides = []) -> None:  # noqa: B006
     refuse_filled(out)
     settings = synthetic_settings(set_)
     write_synthetic(out, settings)
-    print(f"{out}: {settings.train_videos} training and {settings.test_videos} test videos")
     schema = settings.record_schema
     features = ", ".join(f'{{ name = "{feature.name}", width = {feature.width} }}' for feature in schema.features)
-    print(f"for a recipe:\n\n[data.schema]\nfeatures = [{features}]")
-    print(f"classes = {schema.classes}\nmax_frames = {schema.max_frames}")
+    text = [
+        f"{out}: {settings.train_videos} training and {settings.test_videos} test videos",
+        f"for a recipe:\n\n[data.schema]\nfeatures = [{features}]",
+        f"classes = {schema.classes}\nmax_frames = {schema.max_frames}",
+    ]
+    counts = {"train_videos": settings.train_videos, "test_videos": settings.test_videos}
+    say({"folder": out, **counts, "schema": schema.model_dump(mode="json")}, text, json)
 
 
 @data.command
@@ -131,6 +153,7 @@ def download(
     level: Literal["frame", "video"] = "frame",
     part: str = "1/1",
     mirror: Literal["us", "eu", "asia"] = "us",
+    json: Json = False,
 ) -> None:
     """Fetch the official YouTube-8M shards (2018), checked by the MD5s of their plan.
 
@@ -153,9 +176,12 @@ def download(
 
     chosen = official.parse_part(part)
     shards = official.download(out, level, split, chosen, mirror, default_progress(), official.OFFICIAL)
-    size = megabytes(sum(shard.stat().st_size for shard in shards))
-    print(f"{out}: {counted(len(shards), 'shard')}, {size}, each with the plan's MD5")
-    print(f"look through them: reeltag data verify '{out}/{split}????.tfrecord' --schema yt8m-{level}")
+    size = sum(shard.stat().st_size for shard in shards)
+    text = [
+        f"{out}: {counted(len(shards), 'shard')}, {megabytes(size)}, each with the plan's MD5",
+        f"look through them: reeltag data verify '{out}/{split}????.tfrecord' --schema yt8m-{level}",
+    ]
+    say({"folder": out, "shards": len(shards), "bytes": size}, text, json)
 
 
 def given(shards: Sequence[str]) -> Sequence[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from reeltag.cli_output import Json, say
 from reeltag.errors import UsageError
 
 CHECKED = 512  # videos
@@ -18,6 +19,7 @@ def export(
     format: Literal["onnx"] = "onnx",
     top: int | None = None,
     check: tuple[str, ...] = (),
+    json: Json = False,
 ) -> None:
     """Write a model as ONNX: dequantising, every member in its 8 bits, and their mean in one file.
 
@@ -56,5 +58,9 @@ def export(
         videos = islice(read_all(shards, shipped.schema), CHECKED)
         batches, of = stream_batches(videos, shipped.schema, BATCH_SIZE), "videos of the shards"
     size, difference = onnx_model.save(out, shipped, batches, top)
-    print(f"{out}: {megabytes(size)}, from {megabytes(file.stat().st_size)}")
-    print(f"probabilities differ by at most {difference:.1e} from the model's, on {of}")
+    before = file.stat().st_size
+    text = [
+        f"{out}: {megabytes(size)}, from {megabytes(before)}",
+        f"probabilities differ by at most {difference:.1e} from the model's, on {of}",
+    ]
+    say({"file": out, "bytes": size, "bytes_before": before, "largest_difference": difference}, text, json)

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Literal
 
 from reeltag.cli_data import Overrides, load_schema
+from reeltag.cli_output import Json, say
 from reeltag.errors import UsageError
 
 # As in quantize.py, which would import torch.
 Encoding = Literal["float16", "uniform-8", "kmeans-8", "quantile-8", "channel-8", "group-4"]
 
 
-def quantize(model: Path, /, *, out: Path, encoding: Encoding = "uniform-8") -> None:
+def quantize(model: Path, /, *, out: Path, encoding: Encoding = "uniform-8", json: Json = False) -> None:
     """Store the large weights of a model in fewer bits.
 
     Example: reeltag quantize runs/audioset/netvlad.reeltag --out small.reeltag --encoding group-4
@@ -35,10 +36,12 @@ def quantize(model: Path, /, *, out: Path, encoding: Encoding = "uniform-8") -> 
         # Whatever was measured was measured before.
         small = replace(small, provenance={**small.provenance, "quantized": encoding})
     size = artifact.save(out, small)
-    print(f"{out}: {megabytes(size)}, from {megabytes(model.stat().st_size)}")
+    was = model.stat().st_size
+    text = [f"{out}: {megabytes(size)}, from {megabytes(was)}"]
+    say({"file": out, "bytes": size, "bytes_before": was}, text, json)
 
 
-def average(*models: Path, out: Path) -> None:
+def average(*models: Path, out: Path, json: Json = False) -> None:
     """Average the weights and batch-norm statistics of models of one architecture, such as of one training.
 
     Example: reeltag average first.reeltag second.reeltag --out mean.reeltag
@@ -54,10 +57,19 @@ def average(*models: Path, out: Path) -> None:
     if twice := {str(model) for model in models if models.count(model) > 1}:
         raise UsageError(f"{', '.join(sorted(twice))}: is given twice; the mean takes each model once")
     size = artifact.save(out, artifact.averaged({str(model): artifact.load(model) for model in models}))
-    print(f"{out}: {megabytes(size)}, the mean of {counted(len(models), 'model')}")
+    text = [f"{out}: {megabytes(size)}, the mean of {counted(len(models), 'model')}"]
+    say({"file": out, "bytes": size, "models": len(models)}, text, json)
 
 
-def import_tf(checkpoint: Path, /, *, out: Path, schema: str = "yt8m-frame", set_: Overrides = []) -> None:  # noqa: B006
+def import_tf(
+    checkpoint: Path,
+    /,
+    *,
+    out: Path,
+    schema: str = "yt8m-frame",
+    set_: Overrides = [],  # noqa: B006
+    json: Json = False,
+) -> None:
     """Turn a TensorFlow checkpoint of the authors' program, plain or quantised, into a .reeltag file.
 
     The architecture is read off the names and shapes of its variables; give with --set what they do not tell.
@@ -84,4 +96,5 @@ def import_tf(checkpoint: Path, /, *, out: Path, schema: str = "yt8m-frame", set
     )
     provenance = {"imported": str(checkpoint), "versions": versions()}
     size = artifact.save(out, Artifact(data, None, (member,), provenance))
-    print(f"{out}: {megabytes(size)}\n{member.config.model_dump_json()}")
+    text = [f"{out}: {megabytes(size)}", member.config.model_dump_json()]
+    say({"file": out, "bytes": size, "config": member.config.model_dump(mode="json")}, text, json)

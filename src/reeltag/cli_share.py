@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from reeltag.cli_output import Json, say
 
-def share(model: str, /, *, out: Path, licence: str | None = None) -> None:
+
+def share(model: str, /, *, out: Path, licence: str | None = None, json: Json = False) -> None:
     """Write a model as a folder for the Hugging Face Hub, with a model card.
 
     `reeltag.from_pretrained` opens the folder; `predict`, `evaluate` and `inspect` take it like a file.
@@ -22,4 +24,6 @@ def share(model: str, /, *, out: Path, licence: str | None = None) -> None:
 
     file = artifact.local_file(model)
     sharing.share(file, out, licence)
-    print(f"{out}: {megabytes(file.stat().st_size)} in {artifact.SHARED}, with {sharing.CONFIG} and {sharing.CARD}")
+    size, names = file.stat().st_size, [artifact.SHARED, sharing.CONFIG, sharing.CARD]
+    text = [f"{out}: {megabytes(size)} in {names[0]}, with {names[1]} and {names[2]}"]
+    say({"folder": out, "bytes": size, "files": names}, text, json)

@@ -346,6 +346,15 @@ def listing(stages: Sequence[Stage], out: Path | str) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
+def planned(stages: Sequence[Stage], out: Path | str) -> list[dict[str, Any]]:
+    """The plan for programs: each stage's name, whether it is done, and what it is estimated to take."""
+    done = statuses(stages, out)
+    return [
+        {"name": stage.name, "status": done[stage.name], "note": stage.note, "gpu_hours": stage.gpu_hours}
+        for stage in stages
+    ]
+
+
 def needed_for(targets: Iterable[str], stages: Sequence[Stage]) -> list[Stage]:
     """The targets and all that they build on, in the plan's order."""
     wanted = set(targets)

@@ -1,0 +1,156 @@
+"""What works on this machine, and what to do about what does not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution, requires
+from pathlib import Path
+
+import torch
+from packaging.requirements import Requirement
+
+from reeltag import shardcache
+from reeltag.environment import default_device, versions
+from reeltag.remote import cache_folder
+from reeltag.storage import free_bytes, megabytes
+
+LITTLE_DISK, LITTLE_SHARED, LITTLE_MEMORY = 5e9, 1e9, 2e9  # bytes
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one thing.
+
+    Attributes:
+        name: of the thing.
+        value: what was found.
+        hint: what to do; empty where all is well.
+    """
+
+    name: str
+    value: str
+    hint: str = ""
+
+
+def findings() -> list[Finding]:
+    """All that is looked at, in the order in which people want to know it."""
+    found = [Finding(name, version) for name, version in versions().items()]
+    looks: list[Callable[[], Iterator[Finding]]] = [_processor, _threads, _gpu, _extras, _memory, _disk]
+    return found + [finding for look in looks for finding in look()]
+
+
+def _processor() -> Iterator[Finding]:
+    flags = processor_flags()
+    if flags is None:
+        yield Finding("processor", "its instructions are not told here; `reeltag benchmark` measures what gains")
+        return
+    for name, wanted, gains, without in (
+        ("bf16 products", ("avx512_bf16", "amx_bf16"), "training.precision=bf16-mixed and --mode bf16", "are slower"),
+        ("8-bit products", ("avx512_vnni", "avx_vnni", "amx_int8"), "--mode fast", "may be slower"),
+    ):
+        if has := [flag for flag in wanted if flag in flags]:
+            yield Finding(name, f"{', '.join(has)}: {gains} gain")
+        else:
+            yield Finding(name, f"none of {', '.join(wanted)}: {gains} {without} than float32 here")
+
+
+def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str] | None:
+    """The instructions that Linux says this processor has; None where nobody says."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    found = (line.partition(":")[2].split() for line in lines if line.startswith("flags"))
+    return set(next(found, ())) or None
+
+
+def _threads() -> Iterator[Finding]:
+    allowed, threads = processors(), torch.get_num_threads()
+    given = ", ".join(f"{key}={os.environ[key]}" for key in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY") if key in os.environ)
+    hint = ""
+    if threads > allowed:
+        hint = f"export OMP_NUM_THREADS={allowed:.0f}: more threads than processors wait for each other"
+    elif threads < int(allowed):
+        hint = f"{threads} of {allowed:g} processors compute; unset OMP_NUM_THREADS, or set it to {int(allowed)}"
+    yield Finding("threads", f"{threads} on {allowed:g} processors{given and f' ({given})'}", hint)
+
+
+def processors(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
+    """Processors that this process may keep busy: by its affinity, and by the quota of its container."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = limit.read_text().split()
+        return count if quota == "max" else max(1, min(count, int(quota) / int(period)))
+    except (OSError, ValueError):  # no container, or another kind of it
+        return count
+
+
+def _gpu() -> Iterator[Finding]:
+    if default_device() == "cuda":
+        size = torch.cuda.get_device_properties(0).total_memory
+        yield Finding("GPU", f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}, {_gb(size)}")
+    elif shutil.which("nvidia-smi"):
+        hint = "there is an NVIDIA driver, but this torch cannot use it: install the build of torch for its CUDA"
+        yield Finding("GPU", "none that torch sees", f"{hint} (https://pytorch.org/get-started)")
+    else:
+        yield Finding("GPU", "none; the processor computes")
+
+
+def _extras() -> Iterator[Finding]:
+    missing: dict[str, list[str]] = {}
+    for text in requires("reeltag") or ():
+        needed = Requirement(text)
+        for extra in extras():
+            if needed.marker and needed.marker.evaluate({"extra": extra}) and not needed.marker.evaluate({"extra": ""}):
+                missing.setdefault(extra, [])
+                if not _installed(needed.name):
+                    missing[extra].append(needed.name)
+    for extra, names in missing.items():
+        hint = f"pip install 'reeltag[{extra}]'" if names else ""
+        yield Finding(f"extra {extra}", f"{', '.join(names)} missing" if names else "installed", hint)
+
+
+def extras() -> list[str]:
+    """The extras that people may install."""
+    return [name for name in distribution("reeltag").metadata.get_all("Provides-Extra") or () if name != "dev"]
+
+
+def _installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _memory() -> Iterator[Finding]:
+    if (told := Path("/proc/meminfo")).exists():
+        lines = (line.split() for line in told.read_text(encoding="ascii").splitlines())
+        sizes = {line[0]: int(line[1]) * 1024 for line in lines}
+        free, whole = sizes["MemAvailable:"], sizes["MemTotal:"]
+        hint = "close programs, or tag with --mode small" if free < LITTLE_MEMORY else ""
+        yield Finding("memory", f"{_gb(free)} free of {_gb(whole)}", hint)
+    if (shared := Path("/dev/shm")).is_dir():  # where loader processes leave their batches
+        free = free_bytes(shared)
+        hint = "keep training.workers = 0, or give the container more (docker run --shm-size=2g)"
+        yield Finding("shared memory", f"{_gb(free)} free", hint if free < LITTLE_SHARED else "")
+
+
+def _disk() -> Iterator[Finding]:
+    free = free_bytes(Path())
+    hint = "make room, or choose an --out on another disk" if free < LITTLE_DISK else ""
+    yield Finding("disk", f"{_gb(free)} free in this folder", hint)
+    hint = "" if os.access(".", os.W_OK) else "choose an --out elsewhere, or change the folder's permissions"
+    yield Finding("this folder", "cannot be written to" if hint else "can be written to", hint)
+    cache = cache_folder()
+    kept = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file() and not path.is_symlink())
+    there = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
+    hint = "" if os.access(there, os.W_OK) else "set REELTAG_CACHE to a folder that can be written to"
+    yield Finding("cache", f"{cache}: {megabytes(kept)}; of shards at most {_gb(shardcache.limit())}", hint)
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB"
