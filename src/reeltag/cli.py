@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from reeltag import __version__
+from reeltag.cli_benchmark import benchmark
 from reeltag.cli_data import MaxBad, Mode, Overrides, data, given, say_left_out
 from reeltag.cli_doctor import doctor
 from reeltag.cli_export import export
@@ -43,6 +44,7 @@ app = App(
     error_formatter=lambda error: f"error: {error}",
 )
 app.command(average)
+app.command(benchmark)
 app.command(data)
 app.command(doctor)
 app.command(export)

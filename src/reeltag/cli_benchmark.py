@@ -1,0 +1,53 @@
+"""The command `reeltag benchmark`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from reeltag.cli_output import Json, say
+
+if TYPE_CHECKING:
+    from reeltag.benchmark import Row
+
+
+def benchmark(
+    model: str,
+    /,
+    *,
+    batch_size: Annotated[tuple[int, ...], Parameter(consume_multiple=False)] = (1, 64),
+    json: Json = False,
+) -> None:
+    """Measure a model in every way to load it: milliseconds, memory, and how far it is from exact.
+
+    Each way runs in a process of its own on this machine's processors, on generated frames of whole videos;
+    docs/onnx.md says what the ways are.
+
+    Example: reeltag benchmark model.reeltag --batch-size 1 --batch-size 16
+
+    Args:
+        model: A .reeltag file, a folder that `share` wrote, or a URL.
+        batch_size: Videos of a call; repeat for several, 1 and 64 by default.
+    """
+    from reeltag import artifact
+    from reeltag.benchmark import benchmark as measured
+    from reeltag.progress import default_progress
+
+    rows = measured(artifact.local_file(model), batch_size, default_progress())
+    say({"ways": [asdict(row) for row in rows]}, _lines(rows, batch_size), json)
+
+
+def _lines(rows: list[Row], sizes: tuple[int, ...]) -> list[str]:
+    """A table for people."""
+    heads = "".join(f"{f'ms a video of {size}':>17}  ratio" for size in sizes)
+    lines = [f"{'':<10}{heads}{'memory':>12}  largest |Δp|"]
+    for row in rows:
+        if row.failed:
+            lines.append(f"{row.way:<10}  not measured: {row.failed}")
+            continue
+        times = "".join(f"{row.milliseconds[size]:17.3f}  {row.ratios[size]:5.2f}" for size in sizes)
+        memory = "" if row.resident is None else f"{row.resident / 1e6:,.1f} MB"
+        lines.append(f"{row.way:<10}{times}{memory:>12}  {row.difference:.1e}")
+    return lines

@@ -1,0 +1,83 @@
+"""`reeltag benchmark`: every way, in processes of their own; times are measured and never asserted."""
+
+import json
+
+import numpy as np
+import pytest
+
+import reeltag
+from reeltag import artifact, benchmark
+from reeltag.artifact import Artifact, Member
+from reeltag.cli import main
+from reeltag.models.tagger import build_tagger, parse_config
+
+WAYS = ["exact", "bf16", "small", "fast", "onnx exact", "onnx small", "onnx fast"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_schema, tmp_path_factory):
+    """Wide enough to have weights that are stored in 8 bits."""
+    config = parse_config({"family": "mean", "hidden": 2048, "bn_decay": 0.9, "head": {"experts": 4}})
+    state = build_tagger(config, tiny_schema.widths, tiny_schema.classes, 0).state_dict()
+    path = tmp_path_factory.mktemp("model") / "m.reeltag"
+    shipped = Artifact(tiny_schema, None, (Member("a", config, 1.0, state),), {})
+    artifact.save(path, artifact.quantized(shipped, "channel-8"))
+    return path
+
+
+@pytest.mark.slow
+def test_every_way_is_measured_beside_exact(model, capsys):
+    assert main(["benchmark", str(model), "--batch-size", "1", "--batch-size", "5", "--json"]) == 0
+    rows = {row["way"]: row for row in json.loads(capsys.readouterr().out)["ways"]}
+    assert list(rows) == WAYS
+    for row in rows.values():
+        assert not row["failed"]
+        assert set(row["milliseconds"]) == {"1", "5"}
+        assert all(each > 0 for each in row["milliseconds"].values())
+        for size in ("1", "5"):
+            expected = row["milliseconds"][size] / rows["exact"]["milliseconds"][size]
+            assert row["ratios"][size] == pytest.approx(expected)
+    assert rows["exact"]["difference"] == 0
+    # Independently: what the predictors say in this process.
+    schema = artifact.load(model).schema
+    for way in ("bf16", "fast"):
+        pairs = [
+            (reeltag.load(model, way).predict(*videos), reeltag.load(model).predict(*videos))
+            for videos in (benchmark.generated(schema, size) for size in (1, 5))
+        ]
+        largest = max(float(np.abs(one - other).max()) for one, other in pairs)
+        assert rows[way]["difference"] == pytest.approx(largest, rel=0.2)
+        assert rows[way]["difference"] > 0
+
+
+def test_without_onnx_the_other_ways_are_measured(model, capsys, monkeypatch):
+    asked = []
+
+    class Pool:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def submit(self, needs, function, *arguments):
+            asked.append(arguments[0])
+            self.result = lambda: function(*arguments)
+            return self
+
+    monkeypatch.setattr(benchmark, "spawned", lambda devices: Pool())
+    monkeypatch.setattr(benchmark, "SECONDS", 0.0)
+    monkeypatch.setitem(__import__("sys").modules, "reeltag.export.model", None)
+    monkeypatch.delattr("reeltag.export.model", raising=False)
+    assert main(["benchmark", str(model)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert asked == WAYS[:4]
+    assert [line.split("  ")[0] for line in lines[1:]] == WAYS
+    assert all("reeltag[onnx]" in line for line in lines[5:])
+    assert "ms a video of 1" in lines[0]
+    assert "ms a video of 64" in lines[0]
+
+
+def test_a_batch_of_nothing_is_refused(model, capsys):
+    assert main(["benchmark", str(model), "--batch-size", "0"]) == 2
+    assert "batch_size: give" in capsys.readouterr().err
