@@ -320,6 +320,7 @@ def _executed(
     from reeltag.outputs import outputs_at
     from reeltag.progress import Progress, default_progress
     from reeltag.storage import write_json
+    from reeltag.traininglog import LOG
 
     outputs = outputs_at(out)
     with outputs.claimed() if rank() == 0 else nullcontext():
@@ -329,4 +330,8 @@ def _executed(
             sys.exit(0)
         write_json(outputs.out / "recipe.json", recipe.dump())
         outputs.publish(outputs.out / "recipe.json", "recipe.json")
-        yield outputs, {name: outputs.bring(folder.name) for name, folder in folders.items()}
+        brought = {name: outputs.bring(folder.name) for name, folder in folders.items()}
+        for name, folder in brought.items():
+            if (folder / LOG).exists():
+                outputs.publish(folder / LOG, f"logs/{name}.csv")
+        yield outputs, brought
