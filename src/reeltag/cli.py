@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 from reeltag import __version__
 from reeltag.cli_data import MaxBad, Mode, Overrides, data, given, say_left_out
 from reeltag.cli_export import export
+from reeltag.cli_logs import tensorboard
 from reeltag.cli_models import average, import_tf, quantize
 from reeltag.cli_serve import serve
 from reeltag.cli_share import share
@@ -46,6 +47,7 @@ app.command(quantize)
 app.command(serve)
 app.command(share)
 app.command(simulate)
+app.command(tensorboard)
 
 
 @app.command
