@@ -24,6 +24,7 @@ from reeltag.cli_workers import Address, Devices, Executor, MaxTime, Quiet, pool
 from reeltag.environment import keep_freed_memory
 from reeltag.errors import ReeltagError, UsageError
 from reeltag.interrupts import OutOfTime, Terminated, deadline, ended_by_sigterm
+from reeltag.memory import enough_memory
 from reeltag.text import plain, printable
 
 if TYPE_CHECKING:
@@ -303,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     keep_freed_memory()
     try:
-        with ended_by_sigterm():
+        with ended_by_sigterm(), enough_memory("this command", "end other programs, or take a machine with more"):
             app(arguments, exit_on_error=False, result_action="return_value")
     except CycloptsError:
         return 2  # printed already
