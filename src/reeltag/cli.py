@@ -63,6 +63,7 @@ def run(
     address: Address = None,
     max_time: MaxTime = None,
     quiet: Quiet = False,
+    smoke: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Do a whole recipe: train, average, quantise, ensemble, pack, test, report.
@@ -75,6 +76,7 @@ def run(
     Args:
         recipe: A TOML file.
         out: Folder of the run, or its URL on an object store; runs/NAME by default.
+        smoke: Try the whole recipe with one batch a training and a few videos, in a folder of its own, OUT-smoke.
         dry_run: Print the plan with sizes, estimated GPU hours and what is done already, and stop; needs no data.
     """
     from reeltag.recipe_file import load_recipe
@@ -82,11 +84,14 @@ def run(
     loaded = load_recipe(recipe, set_)  # before the slow imports
     from reeltag import executors
     from reeltag.report.markdown import examples, headline
+    from reeltag.smoke import smoked
     from reeltag.stages.plan import plan
     from reeltag.storage import read_json
 
-    stages = plan(loaded, without_data=dry_run)
     out = out or f"runs/{loaded.name}"
+    if smoke:
+        loaded, out = smoked(loaded), f"{out.rstrip('/')}-smoke"
+    stages = plan(loaded, without_data=dry_run)
     if dry_run:
         print("\n".join(executors.listing(stages, out)))
         return
@@ -95,6 +100,9 @@ def run(
         outputs.publish(folders["pack"] / "model.reeltag", "model.reeltag")
         for name in ("results.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
             outputs.publish(folders["report"] / name, name)
+    if smoke:
+        print(f"{outputs.name}: the recipe works from end to end; so short, its figures mean nothing")
+        return
     results = read_json(folders["report"] / "results.json")
     said = [f"\n{outputs.name}/model.reeltag", headline(results), "", "five test videos:", *examples(results)]
     print("\n".join([*said, f"\nreport: {outputs.name}/report/report.md"]))
