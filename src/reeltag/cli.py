@@ -121,6 +121,7 @@ def train(
     address: Address = None,
     max_time: MaxTime = None,
     quiet: Quiet = False,
+    profile: Path | None = None,
 ) -> None:
     """Train models of a recipe, as `run` does, and stop there; each becomes a float32 .reeltag file.
 
@@ -130,21 +131,36 @@ def train(
         recipe: A TOML file.
         model: Name of a model in the recipe; repeat for several, all by default.
         out: Folder or URL of the run; runs/NAME by default. A later `run` with the same folder goes on from it.
+        profile: Instead, profile ten steps of one model: a new .json file for Chrome's tracing, and a table of what
+            takes most time.
     """
     from reeltag.recipe_file import load_recipe
 
     loaded = load_recipe(recipe, set_)  # before the slow imports
     from reeltag import executors
+    from reeltag.distributed import world_size
     from reeltag.stages.model import candidate
     from reeltag.stages.plan import plan
+    from reeltag.storage import refuse_existing
 
     if unknown := [name for name in model if name not in loaded.models]:
         raise UsageError(
             f"{recipe}: no model {', '.join(unknown)} under models; there are {', '.join(loaded.models) or 'none'}; "
             "students and imported files take a whole `reeltag run`"
         )
-    targets = {name: candidate(loaded, name).finished for name in model or loaded.models}
     out = out or f"runs/{loaded.name}"
+    if profile is not None:
+        from reeltag.stages.profile import profile_training
+
+        refuse_existing(profile)
+        if len(model) != 1 or world_size() > 1:
+            raise UsageError("--profile: is of one model in one process; name it with --model, without torchrun")
+        training = candidate(loaded, model[0]).training
+        stages = executors.needed_for(training.inputs, plan(loaded))
+        with _executed(loaded, stages, out, None, max_time, quiet) as (_, folders):
+            print(profile_training(training, folders, profile))
+        return
+    targets = {name: candidate(loaded, name).finished for name in model or loaded.models}
     stages = executors.needed_for(targets.values(), plan(loaded))
     pool = pool_of(devices, executor, address, loaded.devices, {stage.processes for stage in stages})
     with _executed(loaded, stages, out, pool, max_time, quiet) as (outputs, folders):
