@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,22 @@ class TrainingState:
         model: the model's state dict.
         optimizer: Adam's moments by parameter name: `NAME/exp_avg`, `NAME/exp_avg_sq`.
         average: the shadow weights, empty outside the averaging phase.
+        log: JSON of the phase's log up to here, or nothing; see `traininglog`.
     """
 
     step: int
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     average: dict[str, Tensor]
+    log: dict[str, Any] = field(default_factory=dict)
 
 
 def capture(
-    step: int, model: torch.nn.Module, optimizer: torch.optim.Adam, average: WeightAverage | None
+    step: int,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Adam,
+    average: WeightAverage | None,
+    log: dict[str, Any],
 ) -> TrainingState:
     """The state after `step` steps."""
     moments = {
@@ -43,7 +49,7 @@ def capture(
         for key in _MOMENTS
         if parameter in optimizer.state
     }
-    return TrainingState(step, model.state_dict(), moments, average.shadow if average else {})
+    return TrainingState(step, model.state_dict(), moments, average.shadow if average else {}, log)
 
 
 def restore(state: TrainingState, model: torch.nn.Module, optimizer: torch.optim.Adam) -> None:
@@ -73,7 +79,7 @@ _PARTS = ("model", "optimizer", "average")
 def save(path: Path, state: TrainingState) -> None:
     """Write a state, whole or not at all."""
     tensors = {f"{part}/{name}": tensor for part in _PARTS for name, tensor in getattr(state, part).items()}
-    save_tensors(path, tensors, {"step": state.step})
+    save_tensors(path, tensors, {"step": state.step, "log": state.log})
 
 
 def load(path: Path) -> TrainingState:
@@ -87,7 +93,7 @@ def load(path: Path) -> TrainingState:
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")
         parts[part][rest] = tensor
-    return TrainingState(header["step"], **parts)
+    return TrainingState(header["step"], **parts, log=header.get("log", {}))  # none before there were logs
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:

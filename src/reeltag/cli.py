@@ -6,6 +6,7 @@ import json as json_module
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,16 +17,18 @@ from reeltag.cli_benchmark import benchmark
 from reeltag.cli_data import MaxBad, Mode, Overrides, data, given, say_left_out
 from reeltag.cli_doctor import doctor
 from reeltag.cli_export import export
+from reeltag.cli_logs import tensorboard
 from reeltag.cli_models import average, import_tf, quantize
 from reeltag.cli_output import Json, say
 from reeltag.cli_recipe import recipe
 from reeltag.cli_serve import serve
 from reeltag.cli_share import share
 from reeltag.cli_simulate import simulate
-from reeltag.cli_workers import Address, Devices, Executor, pool_of
+from reeltag.cli_workers import Address, Devices, Executor, MaxTime, Quiet, pool_of, seconds_of
 from reeltag.environment import keep_freed_memory, surroundings
 from reeltag.errors import ReeltagError, UsageError
-from reeltag.interrupts import Terminated, ended_by_sigterm
+from reeltag.interrupts import OutOfTime, Terminated, deadline, ended_by_sigterm
+from reeltag.memory import enough_memory
 from reeltag.shipped import path_of
 from reeltag.text import did_you_mean, plain, printable
 
@@ -54,6 +57,7 @@ app.command(recipe)
 app.command(serve)
 app.command(share)
 app.command(simulate)
+app.command(tensorboard)
 
 
 @app.command
@@ -66,6 +70,9 @@ def run(
     devices: Devices = "",
     executor: Executor = "local",
     address: Address = None,
+    max_time: MaxTime = None,
+    quiet: Quiet = False,
+    smoke: bool = False,
     dry_run: bool = False,
     json: Json = False,
 ) -> None:
@@ -79,6 +86,7 @@ def run(
     Args:
         recipe: A TOML file, or the name of a recipe that comes with reeltag (`reeltag recipe list`).
         out: Folder of the run, or its URL on an object store; runs/NAME by default.
+        smoke: Try the whole recipe with one batch a training and a few videos, in a folder of its own, OUT-smoke.
         dry_run: Print the plan with sizes, estimated GPU hours and what is done already, and stop; needs no data.
     """
     from reeltag.recipe_file import load_recipe
@@ -86,19 +94,25 @@ def run(
     loaded = load_recipe(recipe, set_)  # before the slow imports
     from reeltag import executors
     from reeltag.report.markdown import examples, headline
+    from reeltag.smoke import smoked
     from reeltag.stages.plan import plan
     from reeltag.storage import read_json
 
-    stages = plan(loaded, without_data=dry_run)
     out = out or f"runs/{loaded.name}"
+    if smoke:
+        loaded, out = smoked(loaded), f"{out.rstrip('/')}-smoke"
+    stages = plan(loaded, without_data=dry_run)
     if dry_run:
         say({"stages": executors.planned(stages, out)}, executors.listing(stages, out), json)
         return
     pool = pool_of(devices, executor, address, loaded.devices, {stage.processes for stage in stages})
-    with _executed(loaded, path_of(recipe), stages, out, pool) as (outputs, folders):
+    with _executed(loaded, path_of(recipe), stages, out, pool, max_time, quiet) as (outputs, folders):
         outputs.publish(folders["pack"] / "model.reeltag", "model.reeltag")
         for name in ("results.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
             outputs.publish(folders["report"] / name, name)
+    if smoke:
+        print(f"{outputs.name}: the recipe works from end to end; so short, its figures mean nothing")
+        return
     results = read_json(folders["report"] / "results.json")
     file, report = f"{outputs.name}/model.reeltag", f"{outputs.name}/report/report.md"
     text = ["", file, headline(results), "", "five test videos:", *examples(results), "", f"report: {report}"]
@@ -116,6 +130,9 @@ def train(
     devices: Devices = "",
     executor: Executor = "local",
     address: Address = None,
+    max_time: MaxTime = None,
+    quiet: Quiet = False,
+    profile: Path | None = None,
     json: Json = False,
 ) -> None:
     """Train models of a recipe, as `run` does, and stop there; each becomes a float32 .reeltag file.
@@ -126,13 +143,17 @@ def train(
         recipe: A TOML file, or the name of a recipe that comes with reeltag (`reeltag recipe list`).
         model: Name of a model in the recipe; repeat for several, all by default.
         out: Folder or URL of the run; runs/NAME by default. A later `run` with the same folder goes on from it.
+        profile: Instead, profile ten steps of one model: a new .json file for Chrome's tracing, and a table of what
+            takes most time.
     """
     from reeltag.recipe_file import load_recipe
 
     loaded = load_recipe(recipe, set_)  # before the slow imports
     from reeltag import executors
+    from reeltag.distributed import world_size
     from reeltag.stages.model import candidate
     from reeltag.stages.plan import plan
+    from reeltag.storage import refuse_existing
 
     if unknown := [name for name in model if name not in loaded.models]:
         meant = " ".join(filter(None, (did_you_mean(name, loaded.models) for name in unknown)))
@@ -141,11 +162,22 @@ def train(
             f"there are {', '.join(loaded.models) or 'none'}; "
             "students and imported files take a whole `reeltag run`"
         )
-    targets = {name: candidate(loaded, name).finished for name in model or loaded.models}
     out = out or f"runs/{loaded.name}"
+    if profile is not None:
+        from reeltag.stages.profile import profile_training
+
+        refuse_existing(profile)
+        if len(model) != 1 or world_size() > 1:
+            raise UsageError("--profile: is of one model in one process; name it with --model, without torchrun")
+        training = candidate(loaded, model[0]).training
+        stages = executors.needed_for(training.inputs, plan(loaded))
+        with _executed(loaded, path_of(recipe), stages, out, None, max_time, quiet) as (_, folders):
+            print(profile_training(training, folders, profile))
+        return
+    targets = {name: candidate(loaded, name).finished for name in model or loaded.models}
     stages = executors.needed_for(targets.values(), plan(loaded))
     pool = pool_of(devices, executor, address, loaded.devices, {stage.processes for stage in stages})
-    with _executed(loaded, path_of(recipe), stages, out, pool) as (outputs, folders):
+    with _executed(loaded, path_of(recipe), stages, out, pool, max_time, quiet) as (outputs, folders):
         for name, stage in targets.items():
             outputs.publish(folders[stage] / "model.reeltag", f"{name}.reeltag")
     files = {name: f"{outputs.name}/{name}.reeltag" for name in targets}
@@ -201,6 +233,7 @@ def predict(
     workers: int = 1,
     executor: Executor = "local",
     address: Address = None,
+    quiet: Quiet = False,
     drop_flat: bool = False,
     max_bad_records: MaxBad = 0,
     json: Json = False,
@@ -245,7 +278,7 @@ def predict(
             workers=workers,
             drop_flat=drop_flat,
             max_bad_records=max_bad_records,
-            progress=default_progress(),
+            progress=default_progress(quiet=quiet),
             pool=pool_of("", executor, address),
         )
         told = {"file": out, "videos": counts.videos, "dropped": counts.dropped, "left_out": len(counts.bad.found)}
@@ -299,10 +332,14 @@ def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted, 143 terminated."""
+    """Run the command line.
+
+    Returns:
+        The exit code: 0 done, 2 bad input, 75 the time of --max-time is over, 130 interrupted, 143 terminated.
+    """
     keep_freed_memory()
     try:
-        with ended_by_sigterm():
+        with ended_by_sigterm(), enough_memory("this command", "end other programs, or take a machine with more"):
             app(arguments, exit_on_error=False, result_action="return_value")
     except CycloptsError:
         return 2  # printed already
@@ -310,7 +347,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        what, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+        endings = {Terminated: ("terminated", 143), OutOfTime: ("out of time", 75)}
+        what, code = endings.get(type(error), ("interrupted", 130))
         how = "run and train go on from their last checkpoint, predict --out after its finished shards, "
         how += "data download where it was"
         print(f"{what}; with the same command {how}", file=sys.stderr)
@@ -323,22 +361,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _executed(
-    recipe: Recipe, file: Path, stages: Sequence[Stage], out: str, pool: AbstractContextManager[Pool] | None
+    recipe: Recipe,
+    file: Path,
+    stages: Sequence[Stage],
+    out: str,
+    pool: AbstractContextManager[Pool] | None,
+    max_time: timedelta | None,
+    quiet: bool,
 ) -> Iterator[tuple[Outputs, dict[str, Path]]]:
     """The outputs and folders of stages that were run; until the block ends no other process works on the same run."""
     from reeltag import executors
     from reeltag.distributed import rank
     from reeltag.outputs import outputs_at
-    from reeltag.progress import Progress, default_progress
+    from reeltag.progress import default_progress
     from reeltag.storage import write_json
+    from reeltag.traininglog import LOG
 
-    outputs = outputs_at(out)
+    outputs, seconds = outputs_at(out), seconds_of(max_time)
     with outputs.claimed() if rank() == 0 else nullcontext():
-        with pool or nullcontext() as workers:
-            folders = executors.run(stages, out, default_progress() if rank() == 0 else Progress(), workers)
+        with deadline(seconds), pool or nullcontext() as workers:
+            folders = executors.run(stages, out, default_progress(quiet=quiet or rank() > 0), workers)
         if rank() > 0:
             sys.exit(0)
         for name, content in (("recipe.json", recipe.dump()), ("environment.json", surroundings(file))):
             write_json(outputs.out / name, content)
             outputs.publish(outputs.out / name, name)
-        yield outputs, {name: outputs.bring(folder.name) for name, folder in folders.items()}
+        brought = {name: outputs.bring(folder.name) for name, folder in folders.items()}
+        for name, folder in brought.items():
+            if (folder / LOG).exists():
+                outputs.publish(folder / LOG, f"logs/{name}.csv")
+        yield outputs, brought

@@ -31,6 +31,7 @@ from reeltag.models.layers import dequantize
 from reeltag.models.tagger import Tagger
 from reeltag.progress import Progress
 from reeltag.schedule import Phase, TrainingSettings
+from reeltag.traininglog import LOG, TrainingLog, steps_a_row
 from reeltag.wholebatch import drawn, whole_mean, whole_rows
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def run_phase(
     """Train through a phase, from the checkpoint at `path` if there is one.
 
     Processes that share the training each call this with the same arguments and come to the same state. The first one
-    writes the checkpoint and shows progress.
+    writes the checkpoint and its log, and shows progress.
 
     Args:
         tagger: the model; its weights change.
@@ -82,7 +83,7 @@ def run_phase(
         phase: steps, rate and averaging.
         settings: everything else.
         seed: of order, frames and dropout.
-        path: the checkpoint, written now and then and at the end.
+        path: the checkpoint, written now and then and at the end; beside it then comes the log, `log.csv`.
         start: state to begin from where there is no checkpoint.
         teacher: of a student.
         window: shards that are mixed at a time; None mixes all.
@@ -101,13 +102,17 @@ def run_phase(
     fabric = _fabric(settings)
     optimizer = torch.optim.Adam(tagger.parameters(), betas=(0.9, ADAM_BETA2), fused=True)
     model, fabric_optimizer = fabric.setup(tagger, optimizer)
-    state = checkpoint.load(path) if path.exists() else start
+    resumed = path.exists()
+    state = checkpoint.load(path) if resumed else start
+    log = TrainingLog.load(state.log if state is not None and resumed else {})
     if state is not None:
         checkpoint.restore(state, tagger, optimizer)
     average = _average(tagger, phase, state)
     step = state.step if state else phase.steps.start
     if len(set(gathered(step))) > 1:
         raise TrainingError(f"{path}: not all processes see the same checkpoint; give them a folder that all share")
+    if rank() == 0:
+        log.write(path.with_name(LOG))  # a kill may have come between the two
     steps = range(step, phase.steps.stop)
     batches = training_batches(
         shards,
@@ -123,7 +128,7 @@ def run_phase(
     model.train()
     pace = _Pace(checkpoint_seconds)
     progress = progress if rank() == 0 else Progress()
-    label_share = teacher.label_share if teacher else 1.0
+    label_share, every = teacher.label_share if teacher else 1.0, steps_a_row(len(phase.steps))
     # The global generator drives dropout; it is seeded anew at every step and given back at the end.
     with (
         torch.random.fork_rng(),
@@ -135,19 +140,23 @@ def run_phase(
             begin = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - begin
-            optimizer.param_groups[0].update(lr=phase.rate(step), eps=adam_epsilon(step))
+            rate, ends = phase.rate(step), step == steps[-1]
+            optimizer.param_groups[0].update(lr=rate, eps=adam_epsilon(step))
             try:
                 loss = train_step(fabric, model, fabric_optimizer, batch, settings, step_seed(seed, step), label_share)
                 if average is not None:
                     average.update(averaged_tensors(tagger))
+                epoch = (step + 1) * settings.batch_size / len(indices)
+                log.add(step + 1, epoch, loss, rate, every, None, ends)
                 task.advance(settings.batch_size, waited=waited, note=f"loss {loss:.3f}")
                 # All save at the same step: where a signal came to one of them, or by the first one's clock.
                 came, due = agreed(interrupt.number, rank() == 0 and pace.due())
-                if due or step == steps[-1] or came:
-                    state = checkpoint.capture(step + 1, tagger, optimizer, average)
+                if due or ends or came:
+                    state = checkpoint.capture(step + 1, tagger, optimizer, average, log.dump())
                     _refuse_not_finite(state)
                     if rank() == 0:
                         checkpoint.save(path, state)
+                        log.write(path.with_name(LOG))
                     agreed(step)  # none goes on, or ends, before it is written
                     pace.saved()
                     if came:

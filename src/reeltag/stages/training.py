@@ -20,6 +20,7 @@ from reeltag.data.targets import SoftTargets, row_bytes
 from reeltag.distributed import rank
 from reeltag.environment import versions
 from reeltag.executors import Job, Stage, Traffic
+from reeltag.memory import enough_memory
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import Tagger, build_tagger, meta_tagger
 from reeltag.quantize import Encoding, quantized_bytes
@@ -214,21 +215,22 @@ class Training:
         """Train through a phase; the checkpoint lies in the stage's folder."""
         own = self.source.resolve(job)
         manifest = load_manifest(job, "train")
-        schema = self.recipe.data.record_schema
-        return run_phase(
-            build_tagger(own.config, schema.widths, schema.classes, self.seed),
-            Shards(manifest),
-            self.videos(manifest),
-            phase,
-            self.settings(own),
-            seed=self.seed,
-            path=job.folder / CHECKPOINT,
-            start=start,
-            teacher=self._teacher(job, manifest),
-            window=self.recipe.data.mixed_shards,
-            progress=job.progress,
-            name=name,
-        )
+        schema, settings = self.recipe.data.record_schema, self.settings(own)
+        with enough_memory(f"{self.stage_name}: training {own.config.family}", _less_memory(settings)):
+            return run_phase(
+                build_tagger(own.config, schema.widths, schema.classes, self.seed),
+                Shards(manifest),
+                self.videos(manifest),
+                phase,
+                settings,
+                seed=self.seed,
+                path=job.folder / CHECKPOINT,
+                start=start,
+                teacher=self._teacher(job, manifest),
+                window=self.recipe.data.mixed_shards,
+                progress=job.progress,
+                name=name,
+            )
 
     def save(self, path: Path, config: TaggerConfig, weights: dict[str, Tensor]) -> None:
         """Write a model's file; of several processes the first does."""
@@ -272,6 +274,14 @@ class Training:
         videos = len(self.videos(load_manifest(job, "train")))
         state = self.run(job, training_phase(self.settings(own), videos), name="train")
         self.save(job.folder / MODEL, own.config, final_weights(state))
+
+
+def _less_memory(settings: TrainingSettings) -> str:
+    """What a training out of memory is told."""
+    keys = {"batch_size": settings.batch_size, "frames": settings.frames}
+    smaller = " or ".join(f"training.{key} ({value} now)" for key, value in keys.items())
+    bf16 = "" if settings.precision == "bf16-mixed" else ", try training.precision = 'bf16-mixed'"
+    return f"lower {smaller}{bf16}, or take a smaller model; the last checkpoint is kept for the same recipe"
 
 
 def _mean_rows(targets: Sequence[SoftTargets], indices: Indices) -> Tensor:
