@@ -14,7 +14,7 @@ from reeltag.cli import app, main
 
 ROOT = Path(__file__).parent.parent
 # Commands whose output is no result: they go on until they are stopped, or print a file as it is.
-NO_RESULT = {"serve", "completion", "recipe schema"}
+NO_RESULT = {"serve", "tensorboard", "completion", "recipe schema"}
 
 
 def commands(group=app, path=()):

@@ -17,7 +17,7 @@ import torch
 from reeltag import artifact
 from reeltag.data.schema import Schema
 from reeltag.errors import ReeltagError, UsageError
-from reeltag.export.session import OnnxMode, open_onnx
+from reeltag.export.session import OnnxMode, open_onnx, runtime
 from reeltag.predict import WEIGHTS, load
 from reeltag.processes import Needs, spawned
 from reeltag.progress import Progress
@@ -111,7 +111,7 @@ def measure(
     """
     schema = artifact.load(file).schema
     if way.startswith("onnx "):
-        import onnxruntime  # noqa: F401 - its code is not what is measured
+        runtime()  # whose code is not what is measured
     before = _resident()
     call = _opened(way, where)
     after = _resident()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import timedelta
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,19 +22,15 @@ from reeltag.cli_recipe import recipe
 from reeltag.cli_serve import serve
 from reeltag.cli_share import share
 from reeltag.cli_simulate import simulate
-from reeltag.cli_workers import Address, Devices, Executor, MaxTime, Quiet, pool_of, seconds_of
-from reeltag.environment import keep_freed_memory, surroundings
+from reeltag.cli_workers import Address, Devices, Executor, MaxTime, Quiet, pool_of
+from reeltag.environment import keep_freed_memory
 from reeltag.errors import ReeltagError, UsageError
-from reeltag.interrupts import OutOfTime, Terminated, deadline, ended_by_sigterm
+from reeltag.interrupts import OutOfTime, Terminated, ended_by_sigterm
 from reeltag.memory import enough_memory
-from reeltag.shipped import path_of
-from reeltag.text import did_you_mean, plain, printable
+from reeltag.text import plain, printable
 
 if TYPE_CHECKING:
-    from reeltag.executors import Stage
-    from reeltag.outputs import Outputs
-    from reeltag.processes import Pool
-    from reeltag.recipe import Recipe
+    pass
 
 app = App(
     name="reeltag",
@@ -91,32 +85,25 @@ def run(
     """
     from reeltag.recipe_file import load_recipe
 
-    loaded = load_recipe(recipe, set_)  # before the slow imports
-    from reeltag import executors
+    loaded = load_recipe(recipe, set_)  # its faults are told before the slow imports
+    from reeltag import api, executors
     from reeltag.report.markdown import examples, headline
     from reeltag.smoke import smoked
     from reeltag.stages.plan import plan
-    from reeltag.storage import read_json
 
-    out = out or f"runs/{loaded.name}"
-    if smoke:
-        loaded, out = smoked(loaded), f"{out.rstrip('/')}-smoke"
-    stages = plan(loaded, without_data=dry_run)
     if dry_run:
-        say({"stages": executors.planned(stages, out)}, executors.listing(stages, out), json)
+        stages = plan(smoked(loaded) if smoke else loaded, without_data=True)
+        place = api.folder_of(loaded, out, smoke=smoke)
+        say({"stages": executors.planned(stages, place)}, executors.listing(stages, place), json)
         return
-    pool = pool_of(devices, executor, address, loaded.devices, {stage.processes for stage in stages})
-    with _executed(loaded, path_of(recipe), stages, out, pool, max_time, quiet) as (outputs, folders):
-        outputs.publish(folders["pack"] / "model.reeltag", "model.reeltag")
-        for name in ("results.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
-            outputs.publish(folders["report"] / name, name)
+    work = api.Work(devices, executor, address, max_time, quiet)
+    done = api.run(recipe, out=out, overrides=set_, smoke=smoke, work=work)
+    text = ["", done.file, headline(done.results), "", "five test videos:", *examples(done.results)]
     if smoke:
-        print(f"{outputs.name}: the recipe works from end to end; so short, its figures mean nothing")
-        return
-    results = read_json(folders["report"] / "results.json")
-    file, report = f"{outputs.name}/model.reeltag", f"{outputs.name}/report/report.md"
-    text = ["", file, headline(results), "", "five test videos:", *examples(results), "", f"report: {report}"]
-    say({"file": file, "report": report, "results": results}, text, json)
+        text = [f"{done.out}: the recipe works from end to end; so short, its figures mean nothing"]
+    else:
+        text += ["", f"report: {done.report}"]
+    say({"file": done.file, "report": done.report, "results": done.results}, text, json)
 
 
 @app.command
@@ -148,39 +135,14 @@ def train(
     """
     from reeltag.recipe_file import load_recipe
 
-    loaded = load_recipe(recipe, set_)  # before the slow imports
-    from reeltag import executors
-    from reeltag.distributed import world_size
-    from reeltag.stages.model import candidate
-    from reeltag.stages.plan import plan
-    from reeltag.storage import refuse_existing
+    load_recipe(recipe, set_)  # its faults are told before the slow imports
+    from reeltag import api
 
-    if unknown := [name for name in model if name not in loaded.models]:
-        meant = " ".join(filter(None, (did_you_mean(name, loaded.models) for name in unknown)))
-        raise UsageError(
-            f"{recipe}: no model {', '.join(unknown)} under models; {meant and meant + ' '}"
-            f"there are {', '.join(loaded.models) or 'none'}; "
-            "students and imported files take a whole `reeltag run`"
-        )
-    out = out or f"runs/{loaded.name}"
+    work = api.Work(devices, executor, address, max_time, quiet)
     if profile is not None:
-        from reeltag.stages.profile import profile_training
-
-        refuse_existing(profile)
-        if len(model) != 1 or world_size() > 1:
-            raise UsageError("--profile: is of one model in one process; name it with --model, without torchrun")
-        training = candidate(loaded, model[0]).training
-        stages = executors.needed_for(training.inputs, plan(loaded))
-        with _executed(loaded, path_of(recipe), stages, out, None, max_time, quiet) as (_, folders):
-            print(profile_training(training, folders, profile))
+        print(api.profile(recipe, model, profile, out=out, overrides=set_, work=work))
         return
-    targets = {name: candidate(loaded, name).finished for name in model or loaded.models}
-    stages = executors.needed_for(targets.values(), plan(loaded))
-    pool = pool_of(devices, executor, address, loaded.devices, {stage.processes for stage in stages})
-    with _executed(loaded, path_of(recipe), stages, out, pool, max_time, quiet) as (outputs, folders):
-        for name, stage in targets.items():
-            outputs.publish(folders[stage] / "model.reeltag", f"{name}.reeltag")
-    files = {name: f"{outputs.name}/{name}.reeltag" for name in targets}
+    files = api.train_models(recipe, model, out=out, overrides=set_, work=work)
     say({"files": files}, files.values(), json)
 
 
@@ -357,37 +319,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = None  # the reader left; nothing may be flushed at exit
         return 0
     return 0
-
-
-@contextmanager
-def _executed(
-    recipe: Recipe,
-    file: Path,
-    stages: Sequence[Stage],
-    out: str,
-    pool: AbstractContextManager[Pool] | None,
-    max_time: timedelta | None,
-    quiet: bool,
-) -> Iterator[tuple[Outputs, dict[str, Path]]]:
-    """The outputs and folders of stages that were run; until the block ends no other process works on the same run."""
-    from reeltag import executors
-    from reeltag.distributed import rank
-    from reeltag.outputs import outputs_at
-    from reeltag.progress import default_progress
-    from reeltag.storage import write_json
-    from reeltag.traininglog import LOG
-
-    outputs, seconds = outputs_at(out), seconds_of(max_time)
-    with outputs.claimed() if rank() == 0 else nullcontext():
-        with deadline(seconds), pool or nullcontext() as workers:
-            folders = executors.run(stages, out, default_progress(quiet=quiet or rank() > 0), workers)
-        if rank() > 0:
-            sys.exit(0)
-        for name, content in (("recipe.json", recipe.dump()), ("environment.json", surroundings(file))):
-            write_json(outputs.out / name, content)
-            outputs.publish(outputs.out / name, name)
-        brought = {name: outputs.bring(folder.name) for name, folder in folders.items()}
-        for name, folder in brought.items():
-            if (folder / LOG).exists():
-                outputs.publish(folder / LOG, f"logs/{name}.csv")
-        yield outputs, brought

@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 from reeltag.cli_output import Json, say
-from reeltag.errors import UsageError
-
-CHECKED = 512  # videos
 
 
 def export(
@@ -34,30 +31,13 @@ def export(
         top: Give the so many most probable classes and their scores instead of all probabilities.
         check: Shards whose first 512 videos both must tag alike (differences up to 1e-4); random frames by default.
     """
-    from itertools import islice
-
     from reeltag import artifact
-    from reeltag.data.batches import stream_batches
-    from reeltag.data.shards import read_all
-    from reeltag.predict import BATCH_SIZE
-    from reeltag.storage import find, megabytes, refuse_existing, remove_partials_of
+    from reeltag.api import export_onnx
+    from reeltag.storage import megabytes
 
-    try:
-        from reeltag.export import model as onnx_model
-    except ModuleNotFoundError as error:
-        raise UsageError(f"{error.name} is not installed; `pip install 'reeltag[onnx]'`") from error
-    if out.suffix != f".{format}":
-        raise UsageError(f"{out}: should end in .{format}")
-    refuse_existing(out)
-    remove_partials_of(out)
-    shards = find(check)
+    size, difference = export_onnx(model, out, top=top, check=check)
     file = artifact.local_file(model)
-    shipped = artifact.load(file)
-    batches, of = onnx_model.generated_batches(shipped.schema), "random frames; give --check shards to use real ones"
-    if shards:
-        videos = islice(read_all(shards, shipped.schema), CHECKED)
-        batches, of = stream_batches(videos, shipped.schema, BATCH_SIZE), "videos of the shards"
-    size, difference = onnx_model.save(out, shipped, batches, top)
+    of = "videos of the shards" if check else "random frames; give --check shards to use real ones"
     before = file.stat().st_size
     text = [
         f"{out}: {megabytes(size)}, from {megabytes(before)}",

@@ -23,19 +23,10 @@ def quantize(model: Path, /, *, out: Path, encoding: Encoding = "uniform-8", jso
         out: A new .reeltag file.
         encoding: How to store them; those that are quantised already stay.
     """
-    from dataclasses import replace
+    from reeltag.api import quantize_file
+    from reeltag.storage import megabytes
 
-    from reeltag import artifact
-    from reeltag.quantize import stored_as
-    from reeltag.storage import megabytes, refuse_existing
-
-    refuse_existing(out)
-    before = artifact.load(model)
-    small = artifact.quantized(before, encoding)
-    if [stored_as(member.state) for member in small.members] != [stored_as(member.state) for member in before.members]:
-        # Whatever was measured was measured before.
-        small = replace(small, provenance={**small.provenance, "quantized": encoding})
-    size = artifact.save(out, small)
+    size = quantize_file(model, out, encoding)
     was = model.stat().st_size
     text = [f"{out}: {megabytes(size)}, from {megabytes(was)}"]
     say({"file": out, "bytes": size, "bytes_before": was}, text, json)

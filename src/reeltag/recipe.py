@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     StringConstraints,
     ValidationInfo,
@@ -18,100 +15,17 @@ from pydantic import (
     model_validator,
 )
 
-from reeltag.data.schema import Schema, with_preset
-from reeltag.data.synthetic import SyntheticSettings
 from reeltag.data.targets import TopK
-from reeltag.models.tagger import AnyTaggerConfig
+from reeltag.models.tagger import FAMILIES, AnyTaggerConfig
 from reeltag.quantize import ENCODINGS, Encoding
+from reeltag.recipe_data import DataSettings, RecipeTable
 from reeltag.schedule import NOT_DECISIVE, AveragingSettings, TrainingSettings
-from reeltag.storage import beneath, content_hash
-from reeltag.transfer import is_url
+from reeltag.storage import content_hash
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", populate_by_name=True, validate_default=True, allow_inf_nan=False
-    )
-
-
-class HoldoutSettings(_Table):
-    """Which training videos are kept from training, to choose by."""
-
-    fraction: float | None = Field(None, gt=0, lt=1, description="share of the videos, or")
-    shards: int | None = Field(None, gt=0, description="number of whole shards")
-
-    @field_validator("shards")
-    @classmethod
-    def _one_of_two(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if "fraction" in info.data and (info.data["fraction"] is None) == (value is None):
-            raise ValueError("give either fraction or shards")
-        return value
-
-
-class LimitSettings(_Table):
-    """How many videos of a split are used: the first ones, in the order of the shards."""
-
-    train: int | None = Field(None, gt=0, description="most training videos, those of the hold-out included")
-    test: int | None = Field(None, gt=0, description="most test videos")
-
-
-class DataSettings(_Table):
-    """Where the videos are, or how to generate some."""
-
-    root: Path | str = Field(Path(), description="folder that the patterns below start from, or its URL")
-    layout: Annotated[Schema | None, BeforeValidator(with_preset)] = Field(None, alias="schema")
-    train: tuple[str, ...] = ()
-    test: tuple[str, ...] = ()
-    label_names: str | None = Field(None, description="CSV file that names the classes")
-    videos: int | None = Field(None, gt=0, description="training videos, for the estimates of a plan")
-    holdout: HoldoutSettings = HoldoutSettings(fraction=0.1)
-    synthetic: SyntheticSettings | None = None
-    limit: LimitSettings = LimitSettings()
-    max_bad_records: int = Field(0, ge=0, description="most bad records of each split that are left out")
-    order: Literal["auto", "shuffled", "by-shard"] = Field("auto", description="auto: by-shard behind URLs alone")
-    window: int = Field(8, gt=0, description="by-shard: how many shards are mixed at a time")
-    cache_gb: float | None = Field(None, gt=0, description="most gigabytes of the cache of shards behind URLs")
-
-    @field_validator("root")
-    @classmethod
-    def _place(cls, value: Path | str) -> Path | str:
-        return str(value) if is_url(str(value)) else Path(value)
-
-    @field_validator("synthetic")
-    @classmethod
-    def _one_source(cls, value: SyntheticSettings | None, info: ValidationInfo) -> SyntheticSettings | None:
-        keys = {"schema": "layout", "train": "train", "test": "test", "label_names": "label_names"}
-        if value is not None:
-            if given := [key for key, name in keys.items() if info.data.get(name)]:
-                raise ValueError(f"generates the data, so {', '.join(given)} cannot be given too")
-        # A key that is missing from `info.data` has a fault of its own.
-        elif missing := [key for key in ("schema", "train", "test") if not info.data.get(keys[key], True)]:
-            raise ValueError(f"{', '.join(missing)} missing in [data]; or generate data with this table")
-        return value
-
-    @property
-    def expected_videos(self) -> int | None:
-        """How many videos the training set has, as far as the recipe says."""
-        videos = self.synthetic.train_videos if self.synthetic else self.videos
-        return videos and min(videos, self.limit.train or videos)
-
-    @property
-    def mixed_shards(self) -> int | None:
-        """How many training shards are mixed at a time; None for all of them."""
-        remote = any(is_url(beneath(self.root, pattern)) for pattern in self.train)
-        return self.window if self.order == "by-shard" or (self.order == "auto" and remote) else None
-
-    @property
-    def record_schema(self) -> Schema:
-        """The schema, whichever way it was given."""
-        schema = self.synthetic.record_schema if self.synthetic else self.layout
-        assert schema is not None  # the validator above saw to it
-        return schema
-
-
-class QuantizationSettings(_Table):
+class QuantizationSettings(RecipeTable):
     """How large weights may be stored."""
 
     encodings: tuple[Encoding, ...] | Literal["auto"] = Field(
@@ -143,19 +57,19 @@ class QuantizationSettings(_Table):
         return ("float32", "uniform-8") if self.encodings == "auto" else self.measured[:2]
 
 
-class EnsembleSettings(_Table):
+class EnsembleSettings(RecipeTable):
     """The search for members and weights."""
 
     trials: int = Field(200, ge=0, description="random weightings beside the greedy ones")
 
 
-class TestSettings(_Table):
+class TestSettings(RecipeTable):
     """What is measured on the test set beside GAP@20 and its companions."""
 
     all_scores: bool = Field(False, description="mAP over all scores too; takes 10 bytes a video and class")
 
 
-class ModelSettings(_Table):
+class ModelSettings(RecipeTable):
     """An architecture, and what its training does otherwise than `[training]` says; one table in TOML."""
 
     config: AnyTaggerConfig
@@ -186,7 +100,9 @@ class ModelSettings(_Table):
 class StudentSettings(ModelSettings):
     """A student with an architecture of its own."""
 
-    teachers: tuple[str, ...] = Field((), description="families that teach it, by default its own")
+    teachers: tuple[str, ...] = Field(
+        (), description="families or names of predictions that teach it, by default its own"
+    )
     level: Literal[1, 2] = Field(1, description="2: taught by the first students of these families")
 
     @property
@@ -195,10 +111,13 @@ class StudentSettings(ModelSettings):
         return self.teachers or (self.config.family,)
 
 
-class DistillationSettings(_Table):
+class DistillationSettings(RecipeTable):
     """Teachers and students (paper sections 3.1 and 4.2)."""
 
     families: tuple[str, ...] | None = Field(None, description="whose models are distilled; all by default")
+    predictions: dict[Name, Path] = Field(
+        {}, description="teachers from elsewhere: files of their predictions of the training videos, .csv or .npz"
+    )
     teachers: int = Field(3, gt=0, description="n: a family's best combination of so many models teaches")
     cross_family: bool = Field(False, description="students learn the mean of all families' targets")
     folds: int = Field(
@@ -212,6 +131,13 @@ class DistillationSettings(_Table):
     training: TrainingSettings = Field(TrainingSettings(), description="students: only the keys that are given count")
     keep: int = Field(2, gt=0, description="second level: how many of the smallest that hold the GAP are kept")
     tolerance: float = Field(0.001, ge=0, description="hold-out GAP below the first level's mean that still holds")
+
+    @field_validator("predictions")
+    @classmethod
+    def _other_names(cls, value: dict[str, Path]) -> dict[str, Path]:
+        if twice := sorted(set(value) & set(FAMILIES)):
+            raise ValueError(f"{', '.join(twice)}: so a family is called; choose another name")
+        return value
 
     @field_validator("folds")
     @classmethod
@@ -236,7 +162,7 @@ class DistillationSettings(_Table):
         return {**dump(self), "training": self.training.model_dump(mode="json", exclude_unset=True)}
 
 
-class Recipe(_Table):
+class Recipe(RecipeTable):
     """From shards to one file."""
 
     name: Name
@@ -277,7 +203,7 @@ class Recipe(_Table):
     @classmethod
     def _members(cls, value: dict[str, Path], info: ValidationInfo) -> dict[str, Path]:
         models = info.data.get("models")
-        if models is not None and not models and not value:
+        if models is not None and not models and not value and not info.data.get("students"):
             raise ValueError("no members; give at least one [models.NAME], or a file here")
         faults = [
             f"{', '.join(twice)} has a table under {table} already; choose another name"
@@ -314,11 +240,11 @@ class Recipe(_Table):
             taught |= {s.config.family for s in value.values() if s.level == 1 and s.taught_by == (s.config.family,)}
             for name, student in value.items():
                 able = [family for family in trained if student.level == 1 or family in taught]
+                able += settings.predictions if student.level == 1 else ()
                 if unknown := sorted(set(student.taught_by) - set(able)):
                     of = "model" if student.level == 1 else "first student"
-                    faults.append(
-                        f"{name}: no {of} of {', '.join(unknown)} to teach it; teachers may be {', '.join(able)}"
-                    )
+                    may = ", ".join(able) or "none; give [models.NAME], or distillation.predictions"
+                    faults.append(f"{name}: no {of} of {', '.join(unknown)} to teach it; teachers may be {may}")
         if twice := sorted(set(info.data.get("models") or ()) & set(value)):
             faults.append(f"{', '.join(twice)} has a table under models already; choose another name")
         if faults:
@@ -362,6 +288,8 @@ class Recipe(_Table):
         """Hash of all that decides the result: not where the data lie, nor where and with what help it runs."""
         content = self.dump()
         del content["imported"], content["test"]
+        if content["distillation"] is not None:
+            del content["distillation"]["predictions"]
         for key in ("root", "videos", "max_bad_records", "order", "window", "cache_gb"):
             del content["data"][key]
         if self.data.limit == LimitSettings():  # a recipe from before there were limits is the same

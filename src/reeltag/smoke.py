@@ -8,12 +8,11 @@ from pydantic import BaseModel
 
 from reeltag.recipe import (
     DistillationSettings,
-    HoldoutSettings,
-    LimitSettings,
     ModelSettings,
     Recipe,
     StudentSettings,
 )
+from reeltag.recipe_data import HoldoutSettings, LimitSettings
 
 Table = TypeVar("Table", bound=BaseModel)
 Trained = TypeVar("Trained", ModelSettings, StudentSettings, DistillationSettings)

@@ -161,7 +161,7 @@ def scan(
         shard, before = ShardFile(source), len(bad.found)
         rows = []
         for record, video in islice(walk(shard, schema, bad, labelled=labelled), left):
-            rows.append((record.offset, record.number, record.crc, video.length + video.cut, _id_hash(video.id)))
+            rows.append((record.offset, record.number, record.crc, video.length + video.cut, id_hash(video.id)))
             if video.labels is not None:
                 known += 1
                 counts[video.labels] += 1
@@ -207,7 +207,8 @@ def walk(
             yield record, video
 
 
-def _id_hash(name: str) -> int:
+def id_hash(name: str) -> int:
+    """64 bits that stand for a record's id."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
@@ -290,7 +291,7 @@ class Shards:
             if record.crc != self.manifest.crcs[index]:
                 raise DataError("holds another record than when the shard was indexed")
             video = decode(record.payload, self.manifest.schema)
-            if _id_hash(video.id) != self.manifest.id_hashes[index] or video.length != self.lengths[index]:
+            if id_hash(video.id) != self.manifest.id_hashes[index] or video.length != self.lengths[index]:
                 raise DataError("holds another video than when the shard was indexed")
         except DataError as error:
             again = "run again, and it is fetched anew" if is_url(path) else "`touch` this one and run again"

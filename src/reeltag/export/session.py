@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Literal, get_args
 
 from reeltag.errors import ArtifactError, UsageError
@@ -36,6 +37,20 @@ DISABLED: dict[OnnxMode, list[str]] = {
 }
 
 
+def runtime() -> ModuleType:
+    """The module onnxruntime.
+
+    Raises:
+        UsageError: it is missing.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it reads this when it is imported
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UsageError("onnxruntime is not installed; `pip install 'reeltag[onnx]'`") from error
+    return onnxruntime  # type: ignore[no-any-return]
+
+
 def open_onnx(path: str | Path, mode: OnnxMode = "exact", threads: int = 0) -> onnxruntime.InferenceSession:
     """Open an ONNX file for `session.run(None, {"frames": [B, T, D], "lengths": [B] int64})`.
 
@@ -50,11 +65,7 @@ def open_onnx(path: str | Path, mode: OnnxMode = "exact", threads: int = 0) -> o
     """
     if mode not in ENTRIES:
         raise UsageError(f"mode: there is no {mode!r} for ONNX; use {', '.join(get_args(OnnxMode))}")
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it reads this when it is imported
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UsageError("onnxruntime is not installed; `pip install 'reeltag[onnx]'`") from error
+    onnxruntime = runtime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads

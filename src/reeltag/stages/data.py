@@ -14,7 +14,8 @@ from reeltag.data.tfrecord import ShardFile
 from reeltag.errors import ReeltagError, TransferError, UsageError
 from reeltag.executors import Job, Stage, Traffic
 from reeltag.outputs import MARKER
-from reeltag.recipe import DataSettings, Recipe
+from reeltag.recipe import Recipe
+from reeltag.recipe_data import DataSettings
 from reeltag.stages.files import MANIFEST, load_manifest
 from reeltag.storage import (
     Source,

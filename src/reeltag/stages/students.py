@@ -11,6 +11,7 @@ import numpy as np
 from reeltag.executors import Job, Stage
 from reeltag.recipe import DistillationSettings, Recipe, StudentSettings
 from reeltag.stages.files import KEPT
+from reeltag.stages.given import given_stage
 from reeltag.stages.model import ModelStages
 from reeltag.stages.teacher import family_teacher, student_teacher, teacher_slots
 from reeltag.stages.training import Given
@@ -54,6 +55,11 @@ class Distillation:
                 teacher, stages = family_teacher(self.recipe, family)
                 self.stages += stages
                 targets[family] = teacher.targets
+        for name in self.settings.predictions:
+            if name in teaching:
+                stage = given_stage(self.recipe, self.settings, name)
+                self.stages.append(stage)
+                targets[name] = stage.name
         for family in distilled:
             taught_by = tuple(targets[each] for each in (self.recipe.families if cross else (family,)))
             for slot in teacher_slots(self.recipe, family):

@@ -1,0 +1,321 @@
+"""What commands do, as functions for scripts and notebooks; the command line calls the same ones."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reeltag import artifact, executors
+from reeltag import predict as prediction
+from reeltag.cli_workers import pool_of, seconds_of
+from reeltag.data.badrecords import BadRecords
+from reeltag.data.batches import stream_batches
+from reeltag.data.shards import read_all
+from reeltag.distributed import rank, world_size
+from reeltag.environment import surroundings
+from reeltag.errors import UsageError
+from reeltag.interrupts import deadline
+from reeltag.metrics import Scores
+from reeltag.outputs import Outputs, outputs_at
+from reeltag.progress import default_progress
+from reeltag.quantize import Encoding, stored_as
+from reeltag.recipe import Recipe
+from reeltag.recipe_file import load_recipe
+from reeltag.shipped import path_of
+from reeltag.smoke import smoked
+from reeltag.stages.model import candidate
+from reeltag.stages.plan import plan
+from reeltag.stages.profile import profile_training
+from reeltag.storage import find, read_json, refuse_existing, remove_partials_of, write_json
+from reeltag.text import did_you_mean
+from reeltag.traininglog import LOG
+
+if TYPE_CHECKING:
+    from reeltag.executors import Stage
+    from reeltag.processes import Pool
+
+CHECKED = 512  # videos on which an exported model is compared
+
+
+@dataclass(frozen=True)
+class Work:
+    """How a run is done; nothing of it changes what comes out.
+
+    Attributes:
+        devices: of this machine on which stages run side by side, such as "cuda:0,cuda:1"; by default one after the
+            other.
+        executor: "local", or "ray" for a cluster.
+        address: the Ray cluster's.
+        max_time: stop after this long, with a checkpoint; raises `interrupts.OutOfTime`.
+        quiet: show no progress.
+    """
+
+    devices: str = ""
+    executor: str = "local"
+    address: str | None = None
+    max_time: timedelta | None = None
+    quiet: bool = False
+
+    def pool(self, recipe: Recipe, stages: Sequence[Stage]) -> AbstractContextManager[Pool] | None:
+        """Where the stages of a recipe run; None for this process."""
+        processes = {stage.processes for stage in stages}
+        return pool_of(self.devices, self.executor, self.address, recipe.devices, processes)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run ended with.
+
+    Attributes:
+        out: the run's folder, or its URL.
+        results: what `results.json` says: sizes, GAP on hold-out and test, members.
+    """
+
+    out: str
+    results: Mapping[str, Any]
+
+    @property
+    def file(self) -> str:
+        """The shipped model."""
+        return f"{self.out}/model.reeltag"
+
+    @property
+    def report(self) -> str:
+        """The report."""
+        return f"{self.out}/report/report.md"
+
+
+def run(
+    recipe: str | Path,
+    *,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    smoke: bool = False,
+    work: Work = Work(),
+) -> RunResult:
+    """Do a whole recipe, as `reeltag run` does; goes on where an earlier run of the same recipe stopped.
+
+    Args:
+        recipe: a TOML file, or the name of a recipe that comes with reeltag.
+        out: folder of the run, or its URL; runs/NAME by default.
+        overrides: `dotted.key=value`, as with `--set`.
+        smoke: try it with one batch a training and a few videos, in OUT-smoke; its figures mean nothing.
+        work: where and how long.
+
+    Raises:
+        ReeltagError: bad input; see `reeltag.errors`.
+    """
+    loaded = load_recipe(recipe, overrides)
+    loaded, out = (smoked(loaded) if smoke else loaded), folder_of(loaded, out, smoke=smoke)
+    stages = plan(loaded)
+    with executed(loaded, path_of(recipe), stages, out, work.pool(loaded, stages), work) as (outputs, folders):
+        outputs.publish(folders["pack"] / "model.reeltag", "model.reeltag")
+        for name in ("results.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
+            outputs.publish(folders["report"] / name, name)
+    return RunResult(outputs.name, read_json(folders["report"] / "results.json"))
+
+
+def train_models(
+    recipe: str | Path,
+    models: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    work: Work = Work(),
+) -> dict[str, str]:
+    """Train models of a recipe, as `reeltag train` does.
+
+    Args:
+        recipe: a TOML file, or the name of a recipe that comes with reeltag.
+        models: their names in the recipe; all by default.
+        out: folder of the run, or its URL; runs/NAME by default. A later `run` there goes on from it.
+        overrides: `dotted.key=value`, as with `--set`.
+        work: where and how long.
+
+    Returns:
+        The float32 file of each.
+
+    Raises:
+        ReeltagError: bad input; see `reeltag.errors`.
+    """
+    loaded = load_recipe(recipe, overrides)
+    check_models(str(recipe), loaded, models)
+    targets = {name: candidate(loaded, name).finished for name in models or loaded.models}
+    stages = executors.needed_for(targets.values(), plan(loaded))
+    place, pool = folder_of(loaded, out), work.pool(loaded, stages)
+    with executed(loaded, path_of(recipe), stages, place, pool, work) as (outputs, folders):
+        for name, stage in targets.items():
+            outputs.publish(folders[stage] / "model.reeltag", f"{name}.reeltag")
+    return {name: f"{outputs.name}/{name}.reeltag" for name in targets}
+
+
+def profile(
+    recipe: str | Path,
+    models: Sequence[str],
+    trace: Path,
+    *,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    work: Work = Work(),
+) -> str:
+    """Profile ten steps of one model's training, as `reeltag train --profile` does.
+
+    Args:
+        recipe: a TOML file, or the name of a recipe that comes with reeltag.
+        models: one name in the recipe.
+        trace: a new .json file, for Chrome's tracing.
+        out: folder of the run, whose data are used; runs/NAME by default.
+        overrides: `dotted.key=value`, as with `--set`.
+        work: where and how long.
+
+    Returns:
+        A table of what takes most time.
+
+    Raises:
+        ReeltagError: bad input; see `reeltag.errors`.
+    """
+    loaded = load_recipe(recipe, overrides)
+    check_models(str(recipe), loaded, models)
+    refuse_existing(trace)
+    if len(models) != 1 or world_size() > 1:
+        raise UsageError("--profile: is of one model in one process; name it with --model, without torchrun")
+    training = candidate(loaded, models[0]).training
+    stages = executors.needed_for(training.inputs, plan(loaded))
+    with executed(loaded, path_of(recipe), stages, folder_of(loaded, out), None, work) as (_, folders):
+        return profile_training(training, folders, trace)
+
+
+def folder_of(recipe: Recipe, out: str | Path | None, *, smoke: bool = False) -> str:
+    """Where a run leaves what it makes."""
+    folder = str(out or f"runs/{recipe.name}")
+    return f"{folder.rstrip('/')}-smoke" if smoke else folder
+
+
+def check_models(source: str, recipe: Recipe, names: Sequence[str]) -> None:
+    """Refuse names of models that a recipe does not train.
+
+    Raises:
+        UsageError: says what was probably meant.
+    """
+    if unknown := [name for name in names if name not in recipe.models]:
+        meant = " ".join(filter(None, (did_you_mean(name, recipe.models) for name in unknown)))
+        raise UsageError(
+            f"{source}: no model {', '.join(unknown)} under models; {meant and meant + ' '}"
+            f"there are {', '.join(recipe.models) or 'none'}; students and imported files take a whole `reeltag run`"
+        )
+
+
+@contextmanager
+def executed(
+    recipe: Recipe,
+    file: Path,
+    stages: Sequence[Stage],
+    out: str,
+    pool: AbstractContextManager[Pool] | None,
+    work: Work,
+) -> Iterator[tuple[Outputs, dict[str, Path]]]:
+    """The outputs and folders of stages that were run; until the block ends no other process works on the same run.
+
+    Of processes that were started together only the first gets there; the others end.
+    """
+    outputs, seconds = outputs_at(out), seconds_of(work.max_time)
+    with outputs.claimed() if rank() == 0 else nullcontext():
+        with deadline(seconds), pool or nullcontext() as workers:
+            folders = executors.run(stages, out, default_progress(quiet=work.quiet or rank() > 0), workers)
+        if rank() > 0:
+            sys.exit(0)
+        for name, content in (("recipe.json", recipe.dump()), ("environment.json", surroundings(file))):
+            write_json(outputs.out / name, content)
+            outputs.publish(outputs.out / name, name)
+        brought = {name: outputs.bring(folder.name) for name, folder in folders.items()}
+        for name, folder in brought.items():
+            if (folder / LOG).exists():
+                outputs.publish(folder / LOG, f"logs/{name}.csv")
+        yield outputs, brought
+
+
+def evaluate(
+    model: str | Path,
+    shards: Sequence[str],
+    *,
+    all_scores: bool = False,
+    mode: prediction.Mode = "exact",
+    max_bad_records: int = 0,
+) -> Scores:
+    """Measure a model on labelled shards, as `reeltag evaluate` does.
+
+    Args:
+        model: a `.reeltag` file, a folder that `share` wrote, or a URL.
+        shards: paths, URLs or glob patterns.
+        all_scores: mAP over all scores too.
+        mode: how the model computes.
+        max_bad_records: most records that are left out.
+
+    Raises:
+        ReeltagError: bad input; see `reeltag.errors`.
+    """
+    predictor = prediction.load(model, mode)
+    predictions = predictor.predict_shards(shards, BadRecords(max_bad_records), labelled=True)
+    return prediction.evaluate(predictions, all_scores=all_scores).compute()
+
+
+def quantize_file(model: str | Path, out: str | Path, encoding: Encoding = "uniform-8") -> int:
+    """Store the large weights of a model in fewer bits, as `reeltag quantize` does; returns the new file's bytes.
+
+    Args:
+        model: a `.reeltag` file.
+        out: a new one.
+        encoding: how to store them; those that are quantised already stay.
+
+    Raises:
+        ArtifactError: the model is missing or damaged.
+        UsageError: `out` exists.
+    """
+    refuse_existing(Path(out))
+    before = artifact.load(Path(model))
+    small = artifact.quantized(before, encoding)
+    if [stored_as(member.state) for member in small.members] != [stored_as(member.state) for member in before.members]:
+        # Whatever was measured was measured before.
+        small = replace(small, provenance={**small.provenance, "quantized": encoding})
+    return artifact.save(Path(out), small)
+
+
+def export_onnx(
+    model: str | Path, out: str | Path, *, top: int | None = None, check: Sequence[str] = ()
+) -> tuple[int, float]:
+    """Write a model as ONNX, as `reeltag export` does, once it was seen to say the same.
+
+    Args:
+        model: a `.reeltag` file, a folder that `share` wrote, or a URL.
+        out: a new .onnx file.
+        top: give the so many most probable classes instead of all probabilities.
+        check: shards on whose first 512 videos both are compared; random frames by default.
+
+    Returns:
+        The file's bytes, and the largest difference of a probability.
+
+    Raises:
+        ReeltagError: bad input, onnx is missing, or the two differ; see `reeltag.errors`.
+    """
+    out = Path(out)
+    try:
+        from reeltag.export import model as onnx_model
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{error.name} is not installed; `pip install 'reeltag[onnx]'`") from error
+    if out.suffix != ".onnx":
+        raise UsageError(f"{out}: should end in .onnx")
+    refuse_existing(out)
+    remove_partials_of(out)
+    shards = find(check)
+    shipped = artifact.load(artifact.local_file(model))
+    batches = onnx_model.generated_batches(shipped.schema)
+    if shards:
+        videos = islice(read_all(shards, shipped.schema), CHECKED)
+        batches = stream_batches(videos, shipped.schema, prediction.BATCH_SIZE)
+    return onnx_model.save(out, shipped, batches, top)

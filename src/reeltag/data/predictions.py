@@ -1,0 +1,165 @@
+"""Predictions that any program made, read as a teacher's: Kaggle's CSV, or NumPy's .npz."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from reeltag.data.shards import Indices, id_hash
+from reeltag.errors import UsageError
+from reeltag.storage import regular
+
+COLUMNS = ("VideoId", "LabelConfidencePairs")
+LISTED = 3  # ids that an error names
+
+
+@dataclass(frozen=True)
+class GivenPredictions:
+    """Probabilities of N videos, P of them in all.
+
+    Attributes:
+        path: of the file.
+        ids: hash of each video's id, in ascending order.
+        starts: [N] where each video's probabilities begin.
+        counts: [N] how many it has.
+        classes: [P] their classes.
+        probabilities: [P] float32.
+        width: C.
+    """
+
+    path: Path
+    ids: npt.NDArray[np.uint64]
+    starts: Indices
+    counts: Indices
+    classes: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]
+    width: int
+
+    def rows(self, ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
+        """Probabilities [B, C] of the videos with these hashes of their ids; 0 for classes that the file leaves out.
+
+        Raises:
+            UsageError: the file has no such video.
+        """
+        places = np.searchsorted(self.ids, ids)
+        missing = self.ids[np.minimum(places, len(self.ids) - 1)] != ids
+        if missing.any():
+            what = f"has none of {missing.sum():,} of {len(ids):,} training videos of a shard"
+            raise UsageError(f"{self.path}: {what}; predict every training video by its id")
+        out = np.zeros((len(ids), self.width), np.float32)
+        for row, place in zip(out, places.tolist(), strict=True):
+            part = slice(self.starts[place], self.starts[place] + self.counts[place])
+            row[self.classes[part]] = self.probabilities[part]
+        return out
+
+
+def read_predictions(path: Path, classes: int) -> GivenPredictions:
+    """Read predictions.
+
+    Args:
+        path: `.csv` with the columns VideoId and LabelConfidencePairs, pairs of class number and probability, as
+            `reeltag predict --out` writes it; or `.npz` with `ids` [N] text and `probabilities` [N, C].
+        classes: C.
+
+    Raises:
+        UsageError: the file cannot be read, an id stands there twice, a class is none of C, or a number is no
+            probability; names the line or row.
+    """
+    if path.suffix not in (".csv", ".npz"):
+        raise UsageError(f"{path}: predictions are a .csv (Kaggle's columns) or .npz file")
+    names, counts, numbers, values = (_read_csv if path.suffix == ".csv" else _read_npz)(path, classes)
+    if not names:
+        raise UsageError(f"{path}: holds no predictions")
+    hashes = np.array([id_hash(name) for name in names], np.uint64)
+    order = np.argsort(hashes, kind="stable")
+    if (twice := np.flatnonzero(np.diff(hashes[order]) == 0)).size:
+        raise UsageError(f"{path}: {names[order[twice[0]]]!r} stands there twice; give each video once")
+    starts = np.cumsum([0, *counts])[:-1]
+    return GivenPredictions(path, hashes[order], starts[order], counts[order], numbers, values, classes)
+
+
+Read = tuple[list[str], Indices, npt.NDArray[np.int64], npt.NDArray[np.float32]]
+
+
+def _read_csv(path: Path, classes: int) -> Read:
+    names: list[str] = []
+    counts: list[int] = []
+    numbers, values = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
+    for line, row in _csv_rows(path):
+        try:
+            name, pairs = row
+            cells = np.array(pairs.split(), np.float64).reshape(-1, 2)
+        except ValueError as error:
+            how = "an id, and pairs of class number and probability separated by spaces"
+            raise UsageError(f"{path}, line {line}: should be {how}") from error
+        if wrong := _fault(cells[:, 0], cells[:, 1], classes):
+            raise UsageError(f"{path}, line {line}: {wrong}")
+        names.append(name)
+        counts.append(len(cells))
+        numbers.append(cells[:, 0].astype(np.int64))
+        values.append(cells[:, 1].astype(np.float32))
+    return names, np.array(counts, np.int64), np.concatenate(numbers), np.concatenate(values)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows after the header, with the numbers of their lines."""
+    csv.field_size_limit(sys.maxsize)
+    try:
+        with regular(path).open(encoding="utf-8", newline="") as file:
+            reader = csv.reader(file)
+            if tuple(next(reader, ())) != COLUMNS:
+                raise UsageError(f"{path}: should begin with the line {','.join(COLUMNS)}")
+            for row in reader:
+                yield reader.line_num, row
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: is no CSV file ({error})") from error
+
+
+def _read_npz(path: Path, classes: int) -> Read:
+    try:
+        with np.load(regular(path), allow_pickle=False) as arrays:
+            ids, dense = arrays["ids"], arrays["probabilities"]
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except KeyError as error:
+        raise UsageError(f"{path}: has no array {error}; give ids [N] and probabilities [N, C]") from error
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise UsageError(f"{path}: is no .npz file of ids (text) and probabilities ({error})") from error
+    if ids.dtype.kind not in "US" or dense.shape != (len(ids.ravel()), classes) or ids.ndim != 1:
+        shapes = f"ids {list(ids.shape)} {ids.dtype} and probabilities {list(dense.shape)}"
+        raise UsageError(f"{path}: holds {shapes}; give ids [N] as text and probabilities [N, {classes}]")
+    for row, probabilities in enumerate(dense):
+        if wrong := _fault(np.arange(classes), probabilities, classes):
+            raise UsageError(f"{path}, row {row}: {wrong}")
+    names = [_text(path, name) for name in ids.tolist()]
+    counts = np.full(len(names), classes, np.int64)
+    return names, counts, np.tile(np.arange(classes), len(names)), dense.astype(np.float32).ravel()
+
+
+def _text(path: Path, name: Any) -> str:
+    try:
+        return name.decode("utf-8") if isinstance(name, bytes) else str(name)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: the id {name!r} is not UTF-8") from error
+
+
+def _fault(numbers: npt.NDArray[Any], probabilities: npt.NDArray[Any], classes: int) -> str:
+    """What is wrong with a video's predictions."""
+    known = (numbers >= 0) & (numbers < classes) & (numbers == np.floor(numbers))
+    if not known.all():
+        return f"{numbers[~known][0]:g} is none of the classes 0 to {classes - 1}"
+    if len(np.unique(numbers)) < len(numbers):
+        return "a class stands there twice"
+    if not (sound := (probabilities >= 0) & (probabilities <= 1)).all():  # NaN is neither
+        return f"{probabilities[~sound][0]:g} is no probability; give numbers from 0 to 1"
+    return ""

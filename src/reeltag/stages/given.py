@@ -1,0 +1,54 @@
+"""The stage of a teacher whose predictions were made elsewhere."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from reeltag.data.predictions import read_predictions
+from reeltag.data.targets import TargetsWriter, row_bytes
+from reeltag.errors import UsageError
+from reeltag.executors import Job, Stage
+from reeltag.recipe import DistillationSettings, Recipe
+from reeltag.stages.files import load_manifest, split, split_parameters
+from reeltag.storage import file_hash, megabytes
+
+
+def given_stage(recipe: Recipe, settings: DistillationSettings, name: str) -> Stage:
+    """The soft targets that a file of predictions makes; they depend on what it says, not on where it lies.
+
+    Args:
+        recipe: the recipe.
+        settings: its table `[distillation]`.
+        name: of the teacher in `distillation.predictions`.
+
+    Raises:
+        UsageError: it is missing.
+    """
+    path = settings.predictions[name]
+    if not path.is_file():
+        raise UsageError(f"distillation.predictions.{name}: there is no file {path}")
+    parameters = {
+        "file": file_hash(path),
+        "top_k": settings.top_k,
+        "split": split_parameters(recipe),
+    }
+    size = (recipe.data.expected_videos or 0) * row_bytes(recipe.data.record_schema.classes, settings.top_k)
+    note = f"{path}, {megabytes(path.stat().st_size)}"
+    work = partial(_do_targets, recipe, path, settings, name)
+    return Stage(f"targets.{name}", work, ("data.train",), parameters, note, bytes=size)
+
+
+def _do_targets(recipe: Recipe, path: Path, settings: DistillationSettings, name: str, job: Job) -> str:
+    """Put the predictions beside the shards; those of hold-out videos are left out, whatever the file says."""
+    manifest = load_manifest(job, "train")
+    given = read_predictions(path, manifest.schema.classes)
+    writer = TargetsWriter(job.folder, manifest, settings.top_k)
+    train, _ = split(recipe, manifest)
+    for first, end in zip(manifest.first_records[:-1], manifest.first_records[1:], strict=True):
+        if len(inside := train[(first <= train) & (train < end)]):
+            writer.put(inside, torch.from_numpy(given.rows(manifest.id_hashes[inside])))
+    job.progress.say(f"  {len(train):,} of the {len(given.ids):,} videos of {path} are taught")
+    return writer.finish({"name": name, "predictions": file_hash(path)})
