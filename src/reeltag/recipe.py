@@ -18,7 +18,7 @@ from pydantic import (
 from reeltag.data.targets import TopK
 from reeltag.models.tagger import FAMILIES, AnyTaggerConfig
 from reeltag.quantize import ENCODINGS, Encoding
-from reeltag.recipe_data import DataSettings, RecipeTable
+from reeltag.recipe_data import DataSettings, LimitSettings, RecipeTable
 from reeltag.schedule import NOT_DECISIVE, AveragingSettings, TrainingSettings
 from reeltag.storage import content_hash
 
@@ -174,9 +174,9 @@ class Recipe(RecipeTable):
     quantization: QuantizationSettings = QuantizationSettings()
     ensemble: EnsembleSettings = EnsembleSettings()
     test: TestSettings = TestSettings()
-    models: dict[Name, ModelSettings] = {}
+    models: dict[Name, ModelSettings] = Field({})
     distillation: DistillationSettings | None = None
-    students: dict[Name, StudentSettings] = {}
+    students: dict[Name, StudentSettings] = Field({})
     imported: dict[Name, Path] = Field({}, description="finished .reeltag files that join the ensemble")
 
     @field_validator("training", "models", "distillation", "students")
