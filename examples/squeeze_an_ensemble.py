@@ -60,7 +60,7 @@ def main(folder: Path) -> None:
     imported = "".join(f'{name} = "{file.as_posix()}"\n' for name, file in files.items())
     encodings = '\n[quantization]\nencodings = ["float16", "channel-8", "group-4"]\n'
     squeezed.write_text(
-        DATA.format(name="squeezed", budget=round(whole / 5e6, 3)) + f"{encodings}\n[imported]\n{imported}"
+        DATA.format(name="squeezed", budget=round(whole / 3e6, 3)) + f"{encodings}\n[imported]\n{imported}"
     )
     done = reeltag.run(squeezed, out=folder / "squeezed")
     print(f"three files of {whole / 1e6:.2f} MB became one of {Path(done.file).stat().st_size / 1e6:.2f} MB")

@@ -104,6 +104,9 @@ class _Header(BaseModel):
         return self
 
 
+HEADERS = (_MemberHeader, _Header)  # built anew when a family comes
+
+
 def save(path: Path, artifact: Artifact, budget: int | None = None) -> int:
     """Write the file, whole or not at all.
 

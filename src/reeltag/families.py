@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
+from reeltag.artifact import HEADERS
 from reeltag.errors import UsageError
 from reeltag.models.config import TaggerConfig
 from reeltag.models.layers import Pooling
@@ -34,6 +35,6 @@ def register_family(name: str, config: type[TaggerConfig], pooling: Callable[[An
     if get_args(config.model_fields["family"].annotation) != (name,):
         raise UsageError(f'family {name!r}: {config.__name__} should say family: Literal["{name}"]')
     FAMILIES[name] = (config, pooling)
-    for table in (ModelSettings, StudentSettings, Recipe):
+    for table in (*HEADERS, ModelSettings, StudentSettings, Recipe):
         table.model_rebuild(force=True)
     known_keys.cache_clear()

@@ -153,6 +153,17 @@ class Predictor:
             self.model.to(device)
         self.source: Path | None = None  # the file, if it came from one
 
+    def __repr__(self) -> str:
+        from reeltag.display import as_text
+
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from reeltag.display import as_html
+
+        return as_html(self)
+
     @property
     def schema(self) -> Schema:
         """The data that the model reads."""

@@ -1,0 +1,163 @@
+"""Python does what the command line does: the same files, the same numbers."""
+
+import html.parser
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from torch import nn
+
+import reeltag
+from reeltag import artifact
+from reeltag.artifact import Artifact, Member
+from reeltag.cli import main
+from reeltag.errors import RecipeError, UsageError
+from reeltag.models.config import TaggerConfig
+from reeltag.models.mean import Mean
+from reeltag.models.tagger import FAMILIES, build_tagger, parse_config
+from reeltag.recipe_schema import recipe_schema
+
+RECIPE = """name = "api"
+budget_mb = 1
+[data.synthetic]
+train_videos = 60
+test_videos = 20
+shards = 2
+classes = 8
+rgb = 6
+audio = 2
+frames = [4, 6]
+order_pairs = 1
+[training]
+epochs = 1
+batch_size = 8
+frames = 4
+device = "cpu"
+[models.a]
+family = "mean"
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_every_public_name_is_there_described_and_typed():
+    assert (Path(reeltag.__file__).parent / "py.typed").exists()
+    for name in reeltag.__all__:
+        thing = getattr(reeltag, name)
+        assert inspect.getdoc(thing), name
+        if inspect.isfunction(thing):
+            signature = inspect.signature(thing)
+            assert signature.return_annotation is not inspect.Signature.empty, name
+            assert all(each.annotation is not inspect.Parameter.empty for each in signature.parameters.values()), name
+    assert set(reeltag.__all__) <= set(dir(reeltag))
+    with pytest.raises(AttributeError):
+        _ = reeltag.nothing
+
+
+def test_importing_needs_no_torch():
+    code = "import sys, reeltag; dir(reeltag); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_names_stay_functions_when_modules_are_imported():
+    """A module of the same name would take a function's place as soon as something imports it."""
+    source = Path(reeltag.__file__).parent
+    modules = {path.stem for path in source.glob("*.py")} | {path.parent.name for path in source.glob("*/__init__.py")}
+    assert not modules & set(reeltag.__all__)
+
+
+def test_a_run_is_that_of_the_command(recipe, tmp_path, capsys):
+    done = reeltag.run(recipe, out=tmp_path / "python", overrides=["seed=3"])
+    assert main(["run", str(recipe), "--set", "seed=3", "--out", str(tmp_path / "command"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert Path(done.file).read_bytes() == Path(told["file"]).read_bytes()
+    assert done.results["test"]["file"] == told["results"]["test"]["file"]
+    assert Path(done.report).is_file()
+    shards = [str(next((tmp_path / "python" / "stages").glob("synthetic-*")) / "test-*.tfrecord")]
+    scores = reeltag.evaluate(done.file, shards)
+    assert main(["evaluate", done.file, *shards, "--json"]) == 0
+    assert scores.summary() == json.loads(capsys.readouterr().out)
+
+
+def test_models_are_trained_and_made_small_as_by_the_command(recipe, tmp_path):
+    files = reeltag.train_models(recipe, ["a"], out=tmp_path / "run")
+    assert list(files) == ["a"]
+    size = reeltag.quantize_file(files["a"], tmp_path / "small.reeltag", "float16")
+    assert main(["quantize", files["a"], "--out", str(tmp_path / "other.reeltag"), "--encoding", "float16"]) == 0
+    assert (tmp_path / "small.reeltag").read_bytes() == (tmp_path / "other.reeltag").read_bytes()
+    assert size == (tmp_path / "small.reeltag").stat().st_size
+    size, difference = reeltag.export_onnx(files["a"], tmp_path / "m.onnx")
+    assert size == (tmp_path / "m.onnx").stat().st_size
+    assert difference < 1e-4
+    with pytest.raises(UsageError, match="did you mean"):
+        reeltag.train_models(recipe, ["aa"], out=tmp_path / "run")
+
+
+def test_a_predictor_shows_its_members_shapes_parameters_and_bytes(tiny_model, tiny_schema, tmp_path):
+    predictor = reeltag.load(tiny_model)
+    text = repr(predictor)
+    tagger = build_tagger(parse_config({"family": "netvlad", "clusters": 4, "hidden": 8}), (6, 2), 8, 0)
+    parameters = f"{sum(each.numel() for each in tagger.parameters()):,} parameters"
+    for shown in ("[T, 8] uint8", "rgb 6 + audio 2", "[8] float32", "netvlad", parameters, str(tiny_model), "bytes"):
+        assert shown in text
+    config = parse_config({"family": "mean"})
+    state = build_tagger(config, tiny_schema.widths, 8, 0).state_dict()
+    path = tmp_path / "odd.reeltag"
+    artifact.save(path, Artifact(tiny_schema, None, (Member("<script>alert(1)", config, 1.0, state),), {}))
+    page = reeltag.load(path)._repr_html_()
+    tags = []
+    parser = html.parser.HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: tags.append(tag)
+    parser.feed(page)
+    assert "table" in tags
+    assert "script" not in tags
+    assert "&lt;script&gt;" in page
+
+
+class OwnConfig(TaggerConfig):
+    """Keys of a family from outside."""
+
+    family: Literal["own"]
+    strength: int = 3
+
+
+@pytest.fixture
+def own():
+    yield
+    if FAMILIES.pop("own", None):  # and from what was made of the table
+        reeltag.register_family("mean", *FAMILIES["mean"])
+
+
+def test_a_family_from_outside_is_one_of_ours(own, recipe, tmp_path):
+    recipe.write_text(RECIPE.replace('"mean"', '"own"\nstrength = 4\nhidden = 4'))
+    with pytest.raises(RecipeError, match="choose one of attention"):
+        reeltag.load_recipe(recipe)
+    reeltag.register_family("own", OwnConfig, Mean)
+    reeltag.register_family("own", OwnConfig, Mean)  # as a notebook does
+    assert reeltag.load_recipe(recipe).models["a"].config.strength == 4
+    with pytest.raises(RecipeError, match="did you mean 'strength'"):
+        reeltag.load_recipe(recipe, ["models.a.strenght=5"])
+    done = reeltag.run(recipe, out=tmp_path / "run")
+    assert isinstance(reeltag.load(done.file).model, nn.Module)
+    assert "own" in repr(reeltag.load(done.file))
+    assert "strength" in json.dumps(recipe_schema())
+    elsewhere = [sys.executable, "-m", "reeltag", "inspect", done.file]
+    told = subprocess.run(elsewhere, capture_output=True, text=True, check=False)
+    assert told.returncode == 2
+    assert "'own'" in told.stderr
+
+
+def test_a_family_takes_no_other_name_and_no_others_place(own):
+    with pytest.raises(UsageError, match=r'should say family: Literal\["other"\]'):
+        reeltag.register_family("other", OwnConfig, Mean)
+    with pytest.raises(UsageError, match="there is one already"):
+        reeltag.register_family("rnn", OwnConfig, Mean)
