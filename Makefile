@@ -15,11 +15,12 @@ $(VENV)/ready: pyproject.toml constraints.txt
 quickstart: setup
 	$(BIN)/reeltag run recipes/quickstart.toml --out runs/quickstart
 
+# Two processes of one thread: the tests are small, and a file's tests stay together.
 test: setup
-	$(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 stress: setup
 	$(BIN)/python -m pytest tests/test_promise_*.py --stress

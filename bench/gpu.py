@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -259,8 +260,9 @@ def measure(
 ) -> dict[str, Any]:
     """All about one configuration."""
     meta = meta_tagger(config, bench.schema.widths, bench.schema.classes)
-    operations = flops(meta, bench.schema.widths, bench.schema.max_frames)
-    trained_on = flops(meta, bench.schema.widths, drawn_frames(bench.schema.max_frames, settings, meta))
+    count = partial(flops, config, bench.schema.widths, bench.schema.classes)
+    operations = count(bench.schema.max_frames)
+    trained_on = count(drawn_frames(bench.schema.max_frames, settings, meta))
     weights = sum(map(torch.numel, meta.parameters()))
     size, eager = fitting(settings.batch_size, lambda size: training(bench, config, settings, size, compiled=False))
     times = {

@@ -44,6 +44,7 @@ def test_gap_alone_is_the_gap_of_all_metrics():
         assert gap(option.probabilities, labels) == Metrics.of(option.probabilities, labels).gap()
 
 
+@pytest.mark.slow
 def test_a_thousand_random_choices_never_exceed_the_budget():
     rng = np.random.default_rng(1)
     chosen = 0

@@ -151,7 +151,7 @@ class Training:
         drawn = schema.max_frames if settings.frames == "all" or meta.pooling.ordered else settings.frames
         frames = drawn if schema.level == "frame" else 1
         seen = self._seen(epochs)
-        return gpu_hours(meta, schema.widths, frames, seen) if seen else 0.0
+        return gpu_hours(largest.config, schema.widths, schema.classes, frames, seen) if seen else 0.0
 
     def traffic(self, epochs: float | None = None) -> Traffic:
         """What it reads; of the largest candidate where it is not known yet."""
