@@ -15,6 +15,7 @@ from reeltag import __version__
 from reeltag.cli_data import MaxBad, Mode, Overrides, data, given, say_left_out
 from reeltag.cli_export import export
 from reeltag.cli_models import average, import_tf, quantize
+from reeltag.cli_report import report
 from reeltag.cli_serve import serve
 from reeltag.cli_share import share
 from reeltag.cli_simulate import simulate
@@ -42,6 +43,7 @@ app.command(data)
 app.command(export)
 app.command(import_tf)
 app.command(quantize)
+app.command(report)
 app.command(serve)
 app.command(share)
 app.command(simulate)
@@ -76,6 +78,7 @@ def run(
     loaded = load_recipe(recipe, set_)  # before the slow imports
     from reeltag import executors
     from reeltag.report.markdown import examples, headline
+    from reeltag.report.publish import write_page, write_timings
     from reeltag.stages.plan import plan
     from reeltag.storage import read_json
 
@@ -89,9 +92,11 @@ def run(
         outputs.publish(folders["pack"] / "model.reeltag", "model.reeltag")
         for name in ("results.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
             outputs.publish(folders["report"] / name, name)
+        write_timings(outputs, folders)
+        write_page(outputs)
     results = read_json(folders["report"] / "results.json")
     said = [f"\n{outputs.name}/model.reeltag", headline(results), "", "five test videos:", *examples(results)]
-    print("\n".join([*said, f"\nreport: {outputs.name}/report/report.md"]))
+    print("\n".join([*said, f"\nreport: {outputs.name}/report/report.html"]))
 
 
 @app.command
