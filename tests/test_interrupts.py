@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 import time
 
@@ -9,8 +10,8 @@ import pytest
 
 from reeltag import checkpoint, executors
 from reeltag.cli import main
-from reeltag.interrupts import SAME_SECONDS, Terminated, held
-from runs import long_recipe, started
+from reeltag.interrupts import SAME_SECONDS, OutOfTime, Terminated, deadline, held
+from runs import COMMAND, long_recipe, started
 
 
 def steps_at(out):
@@ -78,3 +79,54 @@ def test_sigterm_ends_a_command_with_143(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(executors, "run", terminated)
     assert main(["run", str(long_recipe(tmp_path)), "--out", str(tmp_path / "out")]) == 143
     assert capsys.readouterr().err.startswith("terminated; with the same command")
+
+
+def test_the_end_of_the_time_saves_and_the_same_command_goes_on(tmp_path, capsys):
+    recipe, out, steps = long_recipe(tmp_path), tmp_path / "out", []
+    for _ in range(2):
+        assert main(["train", str(recipe), "--out", str(out), "--max-time", "3s", "--quiet"]) == 75
+        said = capsys.readouterr().err
+        assert "out of time; with the same command run and train go on" in said
+        assert "loss" not in said  # it is quiet
+        steps.append(steps_at(out))
+    assert 0 < steps[0] < steps[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [("--devices", "cpu"), ("--set", "training.devices=2")], ids=str)
+def test_the_end_of_the_time_is_told_to_the_processes_that_train(tmp_path, options):
+    recipe, out = long_recipe(tmp_path), tmp_path / "out"
+    command = [*COMMAND, "train", str(recipe), "--out", str(out), "--max-time", "1h", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while "loss" not in (line := process.stderr.readline()):
+            assert line, "it ended before it trained"
+        process.send_signal(signal.SIGALRM)  # what the timer does
+        said = process.stderr.read()
+    assert process.returncode == 75, said
+    assert "out of time; with the same command run and train go on" in said
+    assert "Traceback" not in said
+    assert steps_at(out) > 0
+
+
+def test_a_deadline_waits_for_the_safe_point_and_is_no_second_signal():
+    with pytest.raises(OutOfTime), deadline(0.05), held() as interrupt:
+        while not interrupt.number:
+            time.sleep(0.01)
+        interrupt.release()
+    with pytest.raises(KeyboardInterrupt) as ended, deadline(SAME_SECONDS + 0.1), held() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(SAME_SECONDS + 0.3)  # it saves
+        interrupt.release()
+    assert type(ended.value) is KeyboardInterrupt
+    with deadline(None), deadline(60):
+        pass
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("given", ["0s", "-1m", "soon"])
+def test_a_time_that_is_none_is_refused_and_nothing_is_made(tmp_path, given, capsys):
+    out = tmp_path / "out"
+    assert main(["train", str(long_recipe(tmp_path)), "--out", str(out), f"--max-time={given}"]) == 2
+    assert "max-time" in capsys.readouterr().err.lower()
+    assert not out.exists()

@@ -6,6 +6,7 @@ import json as json_module
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,15 +15,16 @@ from cyclopts import App, CycloptsError, Parameter
 from reeltag import __version__
 from reeltag.cli_data import MaxBad, Mode, Overrides, data, given, say_left_out
 from reeltag.cli_export import export
+from reeltag.cli_logs import tensorboard
 from reeltag.cli_models import average, import_tf, quantize
 from reeltag.cli_report import report
 from reeltag.cli_serve import serve
 from reeltag.cli_share import share
 from reeltag.cli_simulate import simulate
-from reeltag.cli_workers import Address, Devices, Executor, pool_of
+from reeltag.cli_workers import Address, Devices, Executor, MaxTime, Quiet, pool_of, seconds_of
 from reeltag.environment import keep_freed_memory
 from reeltag.errors import ReeltagError, UsageError
-from reeltag.interrupts import Terminated, ended_by_sigterm
+from reeltag.interrupts import OutOfTime, Terminated, deadline, ended_by_sigterm
 from reeltag.text import plain, printable
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ app.command(report)
 app.command(serve)
 app.command(share)
 app.command(simulate)
+app.command(tensorboard)
 
 
 @app.command
@@ -59,6 +62,8 @@ def run(
     devices: Devices = "",
     executor: Executor = "local",
     address: Address = None,
+    max_time: MaxTime = None,
+    quiet: Quiet = False,
     dry_run: bool = False,
 ) -> None:
     """Do a whole recipe: train, average, quantise, ensemble, pack, test, report.
@@ -88,7 +93,7 @@ def run(
         print("\n".join(executors.listing(stages, out)))
         return
     pool = pool_of(devices, executor, address, loaded.devices, {stage.processes for stage in stages})
-    with _executed(loaded, stages, out, pool) as (outputs, folders):
+    with _executed(loaded, stages, out, pool, max_time, quiet) as (outputs, folders):
         outputs.publish(folders["pack"] / "model.reeltag", "model.reeltag")
         for name in ("results.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
             outputs.publish(folders["report"] / name, name)
@@ -110,6 +115,8 @@ def train(
     devices: Devices = "",
     executor: Executor = "local",
     address: Address = None,
+    max_time: MaxTime = None,
+    quiet: Quiet = False,
 ) -> None:
     """Train models of a recipe, as `run` does, and stop there; each becomes a float32 .reeltag file.
 
@@ -136,7 +143,7 @@ def train(
     out = out or f"runs/{loaded.name}"
     stages = executors.needed_for(targets.values(), plan(loaded))
     pool = pool_of(devices, executor, address, loaded.devices, {stage.processes for stage in stages})
-    with _executed(loaded, stages, out, pool) as (outputs, folders):
+    with _executed(loaded, stages, out, pool, max_time, quiet) as (outputs, folders):
         for name, stage in targets.items():
             outputs.publish(folders[stage] / "model.reeltag", f"{name}.reeltag")
             print(f"{outputs.name}/{name}.reeltag")
@@ -195,6 +202,7 @@ def predict(
     workers: int = 1,
     executor: Executor = "local",
     address: Address = None,
+    quiet: Quiet = False,
     drop_flat: bool = False,
     max_bad_records: MaxBad = 0,
 ) -> None:
@@ -236,7 +244,7 @@ def predict(
             workers=workers,
             drop_flat=drop_flat,
             max_bad_records=max_bad_records,
-            progress=default_progress(),
+            progress=default_progress(quiet=quiet),
             pool=pool_of("", executor, address),
         )
         print(f"{out}: {counted(counts.videos, 'video')}")
@@ -293,7 +301,11 @@ def doctor() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted, 143 terminated."""
+    """Run the command line.
+
+    Returns:
+        The exit code: 0 done, 2 bad input, 75 the time of --max-time is over, 130 interrupted, 143 terminated.
+    """
     keep_freed_memory()
     try:
         with ended_by_sigterm():
@@ -304,7 +316,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        what, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+        endings = {Terminated: ("terminated", 143), OutOfTime: ("out of time", 75)}
+        what, code = endings.get(type(error), ("interrupted", 130))
         how = "run and train go on from their last checkpoint, predict --out after its finished shards, "
         how += "data download where it was"
         print(f"{what}; with the same command {how}", file=sys.stderr)
@@ -317,20 +330,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _executed(
-    recipe: Recipe, stages: Sequence[Stage], out: str, pool: AbstractContextManager[Pool] | None
+    recipe: Recipe,
+    stages: Sequence[Stage],
+    out: str,
+    pool: AbstractContextManager[Pool] | None,
+    max_time: timedelta | None,
+    quiet: bool,
 ) -> Iterator[tuple[Outputs, dict[str, Path]]]:
     """The outputs and folders of stages that were run; until the block ends no other process works on the same run."""
     from reeltag import executors
     from reeltag.distributed import rank
     from reeltag.outputs import outputs_at
-    from reeltag.progress import Progress, default_progress
+    from reeltag.progress import default_progress
     from reeltag.storage import write_json
     from reeltag.traininglog import LOG
 
-    outputs = outputs_at(out)
+    outputs, seconds = outputs_at(out), seconds_of(max_time)
     with outputs.claimed() if rank() == 0 else nullcontext():
-        with pool or nullcontext() as workers:
-            folders = executors.run(stages, out, default_progress() if rank() == 0 else Progress(), workers)
+        with deadline(seconds), pool or nullcontext() as workers:
+            folders = executors.run(stages, out, default_progress(quiet=quiet or rank() > 0), workers)
         if rank() > 0:
             sys.exit(0)
         write_json(outputs.out / "recipe.json", recipe.dump())

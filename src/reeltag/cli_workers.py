@@ -1,10 +1,11 @@
-"""Where a command's work is done: the options `--devices`, `--executor` and `--address`."""
+"""How a command's work is done: the options that say where, for how long, and what is shown of it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -33,6 +34,25 @@ Address = Annotated[
     str | None,
     Parameter(help="The Ray cluster's; that of RAY_ADDRESS by default, or else one is started on this machine."),
 ]
+MaxTime = Annotated[
+    timedelta | None,
+    Parameter(
+        help="Stop after this long, such as 2h30m: save a checkpoint as for Ctrl-C, and exit with 75; the same command "
+        "goes on."
+    ),
+]
+Quiet = Annotated[bool, Parameter(help="Show no progress: errors and the result alone.")]
+
+
+def seconds_of(max_time: timedelta | None) -> float | None:
+    """The time that is given, in seconds.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if max_time is not None and max_time <= timedelta():
+        raise UsageError("--max-time: must be longer than nothing, such as 2h30m, 45m or 90s")
+    return None if max_time is None else max_time.total_seconds()
 
 
 def pool_of(

@@ -23,7 +23,7 @@ from reeltag.errors import UsageError
 from reeltag.interrupts import ended_by_sigterm
 from reeltag.outputs import Outputs, outputs_at
 from reeltag.processes import PROCESS_BYTES, Needs, Pool
-from reeltag.progress import LabelledProgress, Progress
+from reeltag.progress import Progress
 from reeltag.storage import content_hash, counted, free_bytes, make_folder, megabytes, remove_partials
 
 
@@ -183,7 +183,7 @@ class _Run:
 
     def _submit(self, stage: Stage, piece: int | None) -> None:
         assert self.pool is not None
-        task = self._task(stage, LabelledProgress(stage.name))
+        task = self._task(stage, self.progress.labelled(stage.name))
         self._running[self.pool.submit(stage.needs, task.elsewhere, piece)] = stage, piece
 
     def _go_on(self, stage: Stage, piece: int | None, digest: str) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: they end long work at once or, where it asks for that, at its next safe point."""
+"""Ctrl-C, SIGTERM and the end of the time given: they end long work at once or, if it asks, at its next safe point."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 SAME_SECONDS = 0.5
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends work as Ctrl-C does."""
+
+
+class OutOfTime(KeyboardInterrupt):
+    """The time that a command was given is over, which ends work as Ctrl-C does."""
 
 
 @dataclass
@@ -53,11 +57,26 @@ def ended_by_sigterm() -> Iterator[None]:
 
 
 @contextmanager
+def deadline(seconds: float | None) -> Iterator[None]:
+    """Let `OutOfTime` be raised in a block of the main thread when it took so long, or never by default."""
+    if seconds is None:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, _end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
 def held(then: Callable[[int], None] = _say_saving) -> Iterator[Held]:
-    """Hold the first Ctrl-C or SIGTERM back until the block's end, or until it lets it go; a second ends it at once.
+    """Hold the first signal back until the block's end, or until it lets it go; a second ends it at once.
 
     What comes within half a second is the same one: whoever ends a group of processes may tell each of them, and they
-    tell each other.
+    tell each other. The end of the time given is never a second one.
 
     Args:
         then: what is done when the first comes, with its number.
@@ -77,7 +96,7 @@ def held(then: Callable[[int], None] = _say_saving) -> Iterator[Held]:
         if not found.number:
             found.number, first = number, time.monotonic()
             then(number)
-        elif time.monotonic() - first > SAME_SECONDS:
+        elif number != signal.SIGALRM and time.monotonic() - first > SAME_SECONDS:
             restore()
             _end(number)
 
@@ -97,4 +116,4 @@ def _receives_signals() -> bool:
 
 
 def _end(number: int, frame: FrameType | None = None) -> None:
-    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    raise {signal.SIGTERM: Terminated, signal.SIGALRM: OutOfTime}.get(signal.Signals(number), KeyboardInterrupt)

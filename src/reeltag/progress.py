@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -59,6 +60,7 @@ class Task:
             parts.append(f"{_clock((self.total - self.done) / rate)} left")
         if self.waited:
             parts.append(f"data-wait {self.waited / seconds:.0%}")
+        parts.append(_memory())
         return ", ".join([*parts, self.note] if self.note else parts)
 
 
@@ -72,6 +74,10 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print one line for people."""
+
+    def labelled(self, label: str) -> Progress:
+        """What shows the same of work that is done side by side, elsewhere, with a label before each line."""
+        return self
 
 
 class PlainProgress(Progress):
@@ -87,6 +93,10 @@ class PlainProgress(Progress):
     def say(self, line: str) -> None:
         """Print one line for people."""
         print(line, file=sys.stderr, flush=True)
+
+    def labelled(self, label: str) -> Progress:
+        """What shows the same of work that is done side by side, elsewhere, with a label before each line."""
+        return LabelledProgress(label)
 
 
 class LabelledProgress(PlainProgress):
@@ -139,12 +149,22 @@ class LiveProgress(PlainProgress):
         self.say(f"  {task}")
 
 
-def default_progress() -> Progress:
-    """Live on a terminal, plain lines elsewhere."""
-    return LiveProgress() if sys.stderr.isatty() else PlainProgress()
+def default_progress(*, quiet: bool = False) -> Progress:
+    """Live on a terminal, plain lines elsewhere; nothing where it is to be quiet."""
+    return Progress() if quiet else LiveProgress() if sys.stderr.isatty() else PlainProgress()
 
 
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _memory() -> str:
+    """The most memory that this process had so far, and of its GPU where it computes on one."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    parts = [f"memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB"]
+    torch = sys.modules.get("torch")  # where nobody imported it, nothing is on a GPU
+    if torch is not None and torch.cuda.is_initialized():
+        parts.append(f"GPU {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
+    return ", ".join(parts)

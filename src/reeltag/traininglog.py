@@ -5,11 +5,13 @@ It is kept in the checkpoint, and `log.csv` beside that is written from there: s
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from reeltag.errors import UsageError
 from reeltag.storage import write_bytes
 
 LOG = "log.csv"
@@ -79,6 +81,26 @@ class TrainingLog:
         """Write the rows as CSV."""
         lines = [",".join(Row._fields), *(",".join(map(_cell, row)) for row in self.rows)]
         write_bytes(path, ("\n".join(lines) + "\n").encode())
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a `log.csv`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        with path.open(newline="") as file:
+            return [
+                Row(int(row["step"]), float(row["epoch"]), float(row["loss"]), float(row["rate"]), _number(row))
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path}: is no log of a training ({error})") from error
+
+
+def _number(row: Mapping[str, str]) -> float | None:
+    return float(row["holdout_gap"]) if row["holdout_gap"] else None
 
 
 def steps_a_row(steps: int) -> int:
