@@ -14,7 +14,7 @@ from reeltag.report.results import Curve, Run
 from reeltag.storage import megabytes
 
 WIDTH, HEIGHT = 640, 330
-LEFT, RIGHT, TOP, BOTTOM = 70, 16, 22, 56
+LEFT, RIGHT, TOP, BOTTOM = 58, 16, 36, 50
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ class Chart:
         x_ticks, y_ticks: their values.
         series: as they are drawn, one over the other.
         rules: upright lines.
-        scale: value at the left, right, bottom and top, where both axes are linear, for reading any place.
+        scale: value at the left, right, bottom and top.
+        log: the axis that is logarithmic, if one is.
     """
 
     title: str
@@ -85,7 +86,8 @@ class Chart:
     y_ticks: Sequence[Tick]
     series: Sequence[Series]
     rules: Sequence[Rule] = ()
-    scale: tuple[float, float, float, float] | None = None
+    scale: tuple[float, float, float, float] = (0.0, 1.0, 0.0, 1.0)
+    log: Literal["", "x", "y"] = ""
 
     width, height = WIDTH, HEIGHT
     left, right, top, bottom = LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM
@@ -102,7 +104,7 @@ def chart(
     series: Sequence[Series],
     *,
     rules: Sequence[Rule] = (),
-    log: bool = False,
+    log: Literal["", "x", "y"] = "",
     unit: bool = False,
 ) -> Chart:
     """Place values in the box.
@@ -112,20 +114,19 @@ def chart(
         labels: of the axes.
         series: with points in values.
         rules: at values of x.
-        log: logarithmic in x.
+        log: the axis that is logarithmic.
         unit: both axes from 0 to 1, instead of what the values need.
     """
     xs = [0.0, 1.0] if unit else [p.x for s in series for p in s.points] + [rule.at for rule in rules]
     ys = [0.0, 1.0] if unit else [p.y for s in series for p in s.points]
-    x_low, x_high, x_values = _logarithmic(xs) if log else _linear(xs, 6)
-    y_low, y_high, y_values = _linear(ys, 5)
+    x_low, x_high, x_values = _logarithmic(xs) if log == "x" else _linear(xs, 6)
+    y_low, y_high, y_values = _logarithmic(ys) if log == "y" else _linear(ys, 5)
 
     def across(value: float) -> float:
-        low, high, at = map(math.log, (x_low, x_high, value)) if log else (x_low, x_high, value)
-        return LEFT + (at - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+        return LEFT + _share(value, x_low, x_high, log == "x") * (WIDTH - LEFT - RIGHT)
 
     def up(value: float) -> float:
-        return HEIGHT - BOTTOM - (value - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
+        return HEIGHT - BOTTOM - _share(value, y_low, y_high, log == "y") * (HEIGHT - TOP - BOTTOM)
 
     placed = [Series(s.name, [Point(across(p.x), up(p.y), p.tip) for p in s.points], s.kind, s.marks) for s in series]
     return Chart(
@@ -135,8 +136,16 @@ def chart(
         [Tick(up(value), label) for value, label in _labelled(y_values)],
         placed,
         [Rule(across(rule.at), rule.label, rule.kind) for rule in rules],
-        None if log else (x_low, x_high, y_low, y_high),
+        (x_low, x_high, y_low, y_high),
+        log,
     )
+
+
+def _share(value: float, low: float, high: float, log: bool) -> float:
+    """How far a value is from the low end of an axis to the high one."""
+    if log:
+        return math.log(value / low) / math.log(high / low)
+    return (value - low) / (high - low)
 
 
 def _linear(values: Sequence[float], ticks: int) -> tuple[float, float, list[float]]:
@@ -187,13 +196,17 @@ def frontier_chart(runs: Sequence[Run]) -> Chart:
         rules.append(Rule(results["budget"] / 1e6, f"budget {megabytes(results['budget'])}", kind))
     if len({rule.at for rule in rules}) == 1:
         rules = rules[:1]
-    return chart("Hold-out GAP@20 against megabytes", ("MB", "hold-out GAP@20"), series, rules=rules, log=True)
+    return chart("Hold-out GAP@20 against megabytes", ("MB", "hold-out GAP@20"), series, rules=rules, log="x")
 
 
 def curve_charts(runs: Sequence[Run]) -> list[Chart]:
     """Loss by epoch of every training, and hold-out GAP where it was measured; of one run or two."""
     charts = []
-    for key, label in (("loss", "training loss"), ("holdout_gap", "hold-out GAP@20")):
+    shown: list[tuple[str, str, Literal["", "y"]]] = [
+        ("loss", "training loss", "y"),
+        ("holdout_gap", "hold-out GAP@20", ""),
+    ]
+    for key, label, log in shown:
         series = [
             Series(f"{run.name}: {name}" if len(runs) > 1 else name, points, kind)
             for run, kind in zip(runs, KINDS, strict=False)
@@ -201,7 +214,7 @@ def curve_charts(runs: Sequence[Run]) -> list[Chart]:
             if len(points := _points(curve, key)) > 1
         ]
         if series:
-            charts.append(chart(f"{label} by epoch".capitalize(), ("epoch", label), series))
+            charts.append(chart(f"{label} by epoch", ("epoch", label), series, log=log))
     return charts
 
 

@@ -160,7 +160,7 @@ class Results(TypedDict):
     calibration: Calibration
     videos: Videos
     curves: dict[str, Curve]
-    environment: dict[str, str]
+    environment: dict[str, dict[str, str]]
 
 
 class Timing(TypedDict):

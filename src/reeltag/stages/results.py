@@ -123,7 +123,7 @@ def _do_report(recipe: Recipe, members: Sequence[MemberStages], job: Job) -> Non
         "members": {member.name: _member_results(recipe, member, job) for member in members},
         **{key: test[key] for key in ("class_counts", "calibration", "videos", "examples")},
         "curves": {member.name: curve(member, job) for member in members if isinstance(member, ModelStages)},
-        "environment": {**shipped.provenance["versions"], **machine()},
+        "environment": {"machine": machine(), "versions": shipped.provenance["versions"]},
         "bad_records": {split: _bad_records(load_manifest(job, split)) for split in ("train", "test")},
     }
     write_json(job.folder / RESULTS, content)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from reeltag.data.example import Video
 from reeltag.data.shards import Shards
 from reeltag.environment import default_device
 from reeltag.executors import Job
@@ -23,6 +27,7 @@ from reeltag.stages.model import ModelStages
 from reeltag.traininglog import LOG, Row, read_rows
 
 SHOWN = 5  # best videos, and as many worst ones
+CANDIDATES = 100  # from the top and from the bottom, of which those are shown whose labels differ
 TAGS = 8
 CURVE_POINTS = 200
 
@@ -38,20 +43,29 @@ def margins(predictions: Predictions) -> Tensor:
 
 
 def shown_videos(predictor: Predictor, shards: Shards, above: Tensor) -> dict[str, list[dict[str, Any]]]:
-    """The videos of the highest and of the lowest margin [N], with their tags over time."""
+    """The videos of the highest and of the lowest margin [N], no two with the same labels, and their tags over time."""
     ranked = above.argsort(descending=True, stable=True)
-    order = ranked[~above[ranked].isnan()].tolist()
-    best, rest = order[:SHOWN], order[SHOWN:]
-    chosen = {"best": best, "worst": rest[::-1][:SHOWN]}
-    return {
-        kind: [_tagged(predictor, shards, number, float(above[number])) for number in numbers]
-        for kind, numbers in chosen.items()
-    }
+    order, seen, shown = ranked[~above[ranked].isnan()].tolist(), set[tuple[int, ...]](), {}
+    for kind, numbers in {"best": order[:CANDIDATES], "worst": order[::-1][:CANDIDATES]}.items():
+        chosen = islice(_with_other_labels(shards, numbers, seen), SHOWN)
+        shown[kind] = [_tagged(predictor, video, float(above[number])) for number, video in chosen]
+    return shown
 
 
-def _tagged(predictor: Predictor, shards: Shards, number: int, margin: float) -> dict[str, Any]:
+def _with_other_labels(
+    shards: Shards, numbers: Sequence[int], seen: set[tuple[int, ...]]
+) -> Iterator[tuple[int, Video]]:
+    for number in numbers:
+        video = shards.read(number)
+        assert video.labels is not None
+        labels = tuple(video.labels.tolist())
+        if labels not in seen:
+            seen.add(labels)
+            yield number, video
+
+
+def _tagged(predictor: Predictor, video: Video, margin: float) -> dict[str, Any]:
     """A video's labels and most probable other classes, at most eight: for the whole, and for each segment alone."""
-    video = shards.read(number)
     assert video.labels is not None
     frames = video.frames()
     spans = segments(len(frames)) if len(frames) > 1 else []
@@ -116,11 +130,13 @@ def gate_of(model: torch.nn.Module) -> torch.nn.Module | None:
 
 
 def curve(member: ModelStages, job: Job) -> dict[str, list[float | None]]:
-    """The logs of a model's training and averaging, as columns; rows that follow each other become one."""
+    """The logs of a model's training and averaging as columns, in at most 200 parts of as many steps each."""
     folders = dict.fromkeys((member.training.stage_name, member.finished))
     rows = [row for stage in folders for row in read_rows(job.inputs[stage] / LOG)]
-    size = -(-len(rows) // CURVE_POINTS)
-    thin = [_mean_row(rows[begin : begin + size]) for begin in range(0, len(rows), size)]
+    steps = np.diff([row.step for row in rows], prepend=0)
+    parts = ((np.array([row.step for row in rows]) - 1) * CURVE_POINTS // rows[-1].step).tolist()
+    told = zip(parts, rows, steps.tolist(), strict=True)
+    thin = [_mean_row([each[1:] for each in part]) for _, part in groupby(told, key=itemgetter(0))]
     return {
         "epoch": [row.epoch for row in thin],
         "loss": [row.loss for row in thin],
@@ -128,11 +144,11 @@ def curve(member: ModelStages, job: Job) -> dict[str, list[float | None]]:
     }
 
 
-def _mean_row(rows: list[Row]) -> Row:
-    """Rows as one: where they end, their mean loss, and the last GAP that was measured."""
-    gaps = [row.holdout_gap for row in rows if row.holdout_gap is not None]
-    loss = sum(row.loss for row in rows) / len(rows)
-    return rows[-1]._replace(loss=float(f"{loss:.5g}"), holdout_gap=gaps[-1] if gaps else None)
+def _mean_row(rows: Sequence[tuple[Row, int]]) -> Row:
+    """Rows with their steps as one: where they end, the mean loss of a step, and the last GAP that was measured."""
+    gaps = [row.holdout_gap for row, _ in rows if row.holdout_gap is not None]
+    loss = sum(row.loss * steps for row, steps in rows) / sum(steps for _, steps in rows)
+    return rows[-1][0]._replace(loss=float(f"{loss:.5g}"), holdout_gap=gaps[-1] if gaps else None)
 
 
 def machine() -> dict[str, str]:

@@ -115,7 +115,10 @@ for (const chart of all(".many")) {
   const [x0, x1, y0, y1] = svg.dataset.scale.split(" ").map(Number);
   const [left, right, bottom, top] = svg.dataset.box.split(" ").map(Number);
   const [across, up] = svg.dataset.axes.split("|");
-  const values = (point) => [x0 + ((point.x - left) / (right - left)) * (x1 - x0), y0 + ((bottom - point.y) / (bottom - top)) * (y1 - y0)];
+  const logY = svg.dataset.log === "y";
+  const between = (low, high, share) => low + share * (high - low);
+  const height = (share) => (logY ? Math.exp(between(Math.log(y0), Math.log(y1), share)) : between(y0, y1, share));
+  const values = (point) => [between(x0, x1, (point.x - left) / (right - left)), height((bottom - point.y) / (bottom - top))];
   for (const chip of all(".chip", chart)) chip.onclick = () => choose(chart, chip.dataset.series);
   choose(chart, chart.querySelector(".chip").dataset.series);
   svg.addEventListener("pointermove", (event) => {
