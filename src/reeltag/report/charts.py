@@ -119,7 +119,7 @@ def chart(
     """
     xs = [0.0, 1.0] if unit else [p.x for s in series for p in s.points] + [rule.at for rule in rules]
     ys = [0.0, 1.0] if unit else [p.y for s in series for p in s.points]
-    x_low, x_high, x_values = _logarithmic(xs) if log == "x" else _linear(xs, 6)
+    x_low, x_high, x_values = _logarithmic(xs) if log == "x" else _tight(xs, 6)
     y_low, y_high, y_values = _logarithmic(ys) if log == "y" else _linear(ys, 5)
 
     def across(value: float) -> float:
@@ -154,6 +154,13 @@ def _linear(values: Sequence[float], ticks: int) -> tuple[float, float, list[flo
         low, high = low - abs(low) / 10 - 1e-6, high + abs(high) / 10 + 1e-6
     found = [float(value) for value in MaxNLocator(ticks, steps=[1, 2, 5, 10]).tick_values(low, high)]
     return found[0], found[-1], found
+
+
+def _tight(values: Sequence[float], ticks: int) -> tuple[float, float, list[float]]:
+    """An axis that ends where the values do."""
+    found = _linear(values, ticks)[2]
+    low, high = (min(values), max(values)) if min(values) < max(values) else (found[0], found[-1])
+    return low, high, [value for value in found if low <= value <= high]
 
 
 def _logarithmic(values: Sequence[float]) -> tuple[float, float, list[float]]:

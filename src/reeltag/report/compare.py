@@ -43,9 +43,9 @@ def differences(before: Run, after: Run) -> dict[str, list[Difference]]:
 
 
 def class_changes(before: Run, after: Run) -> list[tuple[str, float, float]]:
-    """Name, AP before and AP after of the classes that both have, those that gained most first."""
-    old = dict(before.results["test"]["class_ap"])
-    rows = [(name, old[name], ap) for name, ap in after.results["test"]["class_ap"] if name in old]
+    """Name, AP before and AP after of the classes that both have under one number, those that gained most first."""
+    classes = zip(before.results["test"]["class_ap"], after.results["test"]["class_ap"], strict=False)
+    rows = [(name, old, new) for (name, old), (same, new) in classes if name == same]
     return sorted(rows, key=lambda row: row[1] - row[2])
 
 

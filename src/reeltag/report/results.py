@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
@@ -15,6 +15,8 @@ from reeltag.errors import UsageError
 FORMAT = 1
 METRICS = {"gap": "test GAP@20", "hit_at_1": "Hit@1", "perr": "PERR", "map": "mAP", "map_all": "mAP, all scores"}
 RESULTS, RECIPE, TIMINGS = "results.json", "recipe.json", "timings.json"
+
+Number: TypeAlias = int | float  # whole numbers stay whole when they are checked
 
 
 class Shipped(TypedDict):
@@ -50,8 +52,8 @@ class FrontierPoint(TypedDict):
 class Test(TypedDict):
     """Metrics on the test set."""
 
-    file: dict[str, float]
-    prior: dict[str, float]
+    file: dict[str, Number]
+    prior: dict[str, Number]
     class_ap: list[tuple[str, float]]
 
 
@@ -77,8 +79,8 @@ class Gating(TypedDict):
 class MemberResults(TypedDict):
     """What is known of a model."""
 
-    test: dict[str, dict[str, float]]
-    holdout: dict[str, dict[str, float]]
+    test: dict[str, dict[str, Number]]
+    holdout: dict[str, dict[str, Number]]
     family: str
     taught_by: list[str]
     averaging: NotRequired[dict[str, float]]

@@ -78,16 +78,20 @@ function say(text, x, y) {
   tip.style.top = `${y - height - 12 < 8 ? y + 16 : y - height - 12}px`;
 }
 
-function sayOf(event) {
-  const told = event.target.closest?.("[data-tip]");
-  if (!told) return;
+function sayOf(element) {
+  const told = element?.closest?.("[data-tip]");
+  if (!told) {
+    tip.hidden = true;
+    return;
+  }
   const box = told.getBoundingClientRect();
   say(told.dataset.tip, box.x + box.width / 2, box.y);
 }
 
-document.addEventListener("pointerover", sayOf);
-document.addEventListener("focusin", sayOf);
-for (const kind of ["pointerout", "focusout", "scroll"]) document.addEventListener(kind, () => { tip.hidden = true; }, true);
+for (const kind of ["pointerover", "focusin"]) document.addEventListener(kind, (event) => sayOf(event.target));
+for (const kind of ["pointerout", "focusout"]) document.addEventListener(kind, () => { tip.hidden = true; });
+document.addEventListener("scroll", () => sayOf(document.activeElement), true); // what has the focus was scrolled to
+document.addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
 
 // --- curves ---------------------------------------------------------------------------------------
 
