@@ -157,9 +157,10 @@ def _linear(values: Sequence[float], ticks: int) -> tuple[float, float, list[flo
 
 
 def _tight(values: Sequence[float], ticks: int) -> tuple[float, float, list[float]]:
-    """An axis that ends where the values do."""
+    """An axis that ends where the values do, and begins there or at 0, if that is near."""
     found = _linear(values, ticks)[2]
     low, high = (min(values), max(values)) if min(values) < max(values) else (found[0], found[-1])
+    low = 0.0 if 0 < low < (high - low) / 10 else low
     return low, high, [value for value in found if low <= value <= high]
 
 
