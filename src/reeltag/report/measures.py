@@ -16,6 +16,11 @@ MIN_VIDEOS = 5  # that have both labels of a pair
 PAIRS = 12
 
 
+def rounded(value: float) -> float:
+    """To five decimals, which do not depend on how many threads added."""
+    return round(float(value), 5)
+
+
 def calibration(scores: Floats, hits: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """How often tags of a probability are right: a reliability curve, and the expected calibration error.
 
@@ -32,11 +37,11 @@ def calibration(scores: Floats, hits: npt.NDArray[np.bool_]) -> dict[str, Any]:
     sums = np.bincount(places, scores.ravel().astype(float), BINS)
     right = np.bincount(places, hits.ravel(), BINS)
     bins = [
-        {"count": int(count), "score": float(total / count), "share": float(found / count)}
+        {"count": int(count), "score": rounded(total / count), "share": rounded(found / count)}
         for count, total, found in zip(counts, sums, right, strict=True)
         if count
     ]
-    return {"bins": bins, "ece": float(np.abs(sums - right).sum() / scores.size)}
+    return {"bins": bins, "ece": rounded(np.abs(sums - right).sum() / scores.size)}
 
 
 @dataclass(frozen=True)
@@ -94,15 +99,15 @@ def gating_gain(labels: Together, without: Together, gated: Together) -> dict[st
     most = kept[np.argsort(-np.abs(after - before)[kept], kind="stable")][:PAIRS]
     return {
         "pairs": len(kept),
-        "error_without": float(np.abs(before - true)[kept].mean()),
-        "error_gated": float(np.abs(after - true)[kept].mean()),
+        "error_without": rounded(np.abs(before - true)[kept].mean()),
+        "error_gated": rounded(np.abs(after - true)[kept].mean()),
         "changed": [
             {
                 "classes": [int(first[n]), int(second[n])],
                 "videos": int(together[n]),
-                "labels": float(true[n]),
-                "without": float(before[n]),
-                "gated": float(after[n]),
+                "labels": rounded(true[n]),
+                "without": rounded(before[n]),
+                "gated": rounded(after[n]),
             }
             for n in most
         ],
