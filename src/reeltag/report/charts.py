@@ -228,7 +228,8 @@ def curve_charts(runs: Sequence[Run]) -> list[Chart]:
 
 def _points(curve: Curve, key: str) -> list[Point]:
     values = curve["loss"] if key == "loss" else curve["holdout_gap"]
-    return [Point(epoch, value, "") for epoch, value in zip(curve["epoch"], values, strict=True) if value is not None]
+    told = [(epoch, value) for epoch, value in zip(curve["epoch"], values, strict=True) if value is not None]
+    return [Point(epoch, value, "") for epoch, value in told if key != "loss" or value > 0]  # its axis is logarithmic
 
 
 def reliability_chart(runs: Sequence[Run]) -> Chart:
