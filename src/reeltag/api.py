@@ -27,6 +27,7 @@ from reeltag.progress import default_progress
 from reeltag.quantize import Encoding, stored_as
 from reeltag.recipe import Recipe
 from reeltag.recipe_file import load_recipe
+from reeltag.report.publish import write_page, write_timings
 from reeltag.shipped import path_of
 from reeltag.smoke import smoked
 from reeltag.stages.model import candidate
@@ -88,7 +89,7 @@ class RunResult:
     @property
     def report(self) -> str:
         """The report."""
-        return f"{self.out}/report/report.md"
+        return f"{self.out}/report/report.html"
 
 
 def run(
@@ -118,6 +119,8 @@ def run(
         outputs.publish(folders["pack"] / "model.reeltag", "model.reeltag")
         for name in ("results.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
             outputs.publish(folders["report"] / name, name)
+        write_timings(outputs, folders)
+        write_page(outputs)
     return RunResult(outputs.name, read_json(folders["report"] / "results.json"))
 
 

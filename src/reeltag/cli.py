@@ -19,6 +19,7 @@ from reeltag.cli_logs import tensorboard
 from reeltag.cli_models import average, import_tf, quantize
 from reeltag.cli_output import Json, say
 from reeltag.cli_recipe import recipe
+from reeltag.cli_report import report
 from reeltag.cli_serve import serve
 from reeltag.cli_share import share
 from reeltag.cli_simulate import simulate
@@ -48,6 +49,7 @@ app.command(export)
 app.command(import_tf)
 app.command(quantize)
 app.command(recipe)
+app.command(report)
 app.command(serve)
 app.command(share)
 app.command(simulate)

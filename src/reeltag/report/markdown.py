@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reeltag.data.badrecords import BadRecord, listed
+from reeltag.report.results import METRICS, best_single, best_single_tested
 from reeltag.storage import counted, megabytes
 from reeltag.text import escaped, plain
 
@@ -15,15 +16,13 @@ SHOWN_CLASSES = 10  # best and worst
 def headline(results: Mapping[str, Any]) -> str:
     """The run in three lines: size, hold-out GAP beside what it has to beat, and test GAP."""
     holdout, test = results["holdout_gap"], results["test"]
-    best, best_gap = max(holdout["members"].items(), key=lambda item: item[1])
-    tested = {name: member["test"]["float32"]["gap"] for name, member in results["members"].items()}
-    best_tested = max(tested, key=tested.__getitem__)
+    (best, best_gap), (best_tested, tested_gap) = best_single(results), best_single_tested(results)
     return "\n".join(
         [
             f"size          {megabytes(results['bytes'])} of {megabytes(results['budget'])}",
             f"hold-out GAP  {holdout['file']:.5f}  (best single member {best_gap:.5f}, {best}; "
             f"class prior {holdout['prior']:.5f})",
-            f"test GAP      {test['file']['gap']:.5f}  (best single member, float, {tested[best_tested]:.5f}, "
+            f"test GAP      {test['file']['gap']:.5f}  (best single member, float, {tested_gap:.5f}, "
             f"{best_tested}; class prior {test['prior']['gap']:.5f})",
         ]
     )
@@ -113,8 +112,7 @@ def _bad_records(by_split: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[st
 
 def _measured(test: Mapping[str, float]) -> list[tuple[str, str]]:
     """Keys and titles of the test metrics that there are."""
-    titles = {"gap": "test GAP@20", "hit_at_1": "Hit@1", "perr": "PERR", "map": "mAP", "map_all": "mAP, all scores"}
-    return [(key, title) for key, title in titles.items() if key in test]
+    return [(key, title) for key, title in METRICS.items() if key in test]
 
 
 def _row(name: str, shipped: str, size: int | None, holdout: float | None, test: Mapping[str, float]) -> str:

@@ -1,8 +1,9 @@
-"""The paper's Tables 1 to 4 for a run, with the paper's figures beside them, as Markdown."""
+"""The paper's Tables 1 to 4 for a run, with the paper's figures beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
@@ -13,24 +14,44 @@ PAPER_AVERAGING = {"rnn": 0.00339, "netfv": -0.00186, "dbof": 0.00216, "netvlad"
 PAPER_DISTILLATION = {"rnn": 0.01290, "netfv": 0.00772, "dbof": 0.00409, "netvlad": 0.00684}
 
 
-def render_tables(results: Mapping[str, Any]) -> str:
-    """All four tables; the first and the third only where the recipe averages and distils."""
+NOTE = "Hold-out GAP@20 where models were chosen by it, test elsewhere. The paper's figures are its own, on YouTube-8M."
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for people.
+
+    Attributes:
+        title: of the table.
+        note: what its figures are.
+        heading: a title a column.
+        rows: of cells, as they are shown.
+    """
+
+    title: str
+    note: str
+    heading: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+
+def paper_tables(results: Mapping[str, Any]) -> list[Table]:
+    """The four tables; the first and the third only where the recipe averages and distils."""
     members = results["members"]
-    parts = [
-        f"# {results['recipe']}: the paper's tables",
-        "",
-        "Hold-out GAP@20 where models were chosen by it, test GAP@20 elsewhere. The paper's figures are its own, on "
-        "YouTube-8M.",
-        *_averaging(members),
-        *_quantization(members),
-        *_distillation(members),
-        *_file(results),
-    ]
+    tables = [_averaging(members), _quantization(members), _distillation(members), _file(results)]
+    return [table for table in tables if table.rows]
+
+
+def render_tables(results: Mapping[str, Any]) -> str:
+    """All four tables as Markdown."""
+    parts = [f"# {results['recipe']}: the paper's tables", "", NOTE]
+    for table in paper_tables(results):
+        rule = "|---" * len(table.heading) + "|"
+        parts += ["", f"## {table.title}", "", table.note, "", _line(table.heading), rule, *map(_line, table.rows)]
     return "\n".join(parts) + "\n"
 
 
-def _averaging(members: Mapping[str, Any]) -> list[str]:
-    rows = []
+def _averaging(members: Mapping[str, Any]) -> Table:
+    rows: list[list[object]] = []
     for family, models in _by_family(members, students=False).items():
         scores = [model["averaging"] for model in models.values() if "averaging" in model]
         if scores:
@@ -38,10 +59,10 @@ def _averaging(members: Mapping[str, Any]) -> list[str]:
             kept = sum(change > 0 for change in changes)
             rows.append([family, len(scores), _change(mean(changes)), kept, _change(PAPER_AVERAGING.get(family))])
     heading = ["family", "models", "GAP change after averaging", "kept averaged", "paper"]
-    return _table("Table 1. Weight averaging", "Hold-out, models trained with hard labels.", heading, rows)
+    return Table("Table 1. Weight averaging", "Hold-out, models trained with hard labels.", heading, rows)
 
 
-def _quantization(members: Mapping[str, Any]) -> list[str]:
+def _quantization(members: Mapping[str, Any]) -> Table:
     models = [model["holdout"] for model in members.values()]
     plain = [scores["float32"] for scores in models]
     rows = []
@@ -64,11 +85,11 @@ def _quantization(members: Mapping[str, Any]) -> list[str]:
         "Paper, one FVNet: 467.5 MB → 117 MB, change +0.00001, time 1.06."
     )
     heading = ["encoding", "mean GAP", "mean change", "worst change", "size, all models", "time"]
-    return _table("Table 2. Quantisation", note, heading, rows)
+    return Table("Table 2. Quantisation", note, heading, rows)
 
 
-def _distillation(members: Mapping[str, Any]) -> list[str]:
-    rows = []
+def _distillation(members: Mapping[str, Any]) -> Table:
+    rows: list[list[object]] = []
     for family, students in _by_family(members, students=True).items():
         pairs = {name: (model, members[model["like"]]) for name, model in students.items() if "like" in model}
         gains = [_gap(student) - _gap(before) for student, before in pairs.values()]
@@ -89,10 +110,10 @@ def _distillation(members: Mapping[str, Any]) -> list[str]:
             if name not in pairs:
                 rows.append([name, ", ".join(model["taught_by"]), f"{_gap(model):.5f}", "", "", "", ""])
     heading = ["model", "taught by", "post distillation", "no distillation", "gain", "family's average gain", "paper"]
-    return _table("Table 3. Distillation", "Test, float32; only a teacher's architecture has a gain.", heading, rows)
+    return Table("Table 3. Distillation", "Test, float32; only a teacher's architecture has a gain.", heading, rows)
 
 
-def _file(results: Mapping[str, Any]) -> list[str]:
+def _file(results: Mapping[str, Any]) -> Table:
     total = sum(entry["bytes"] for entry in results["shipped"])
     rows = [
         [
@@ -107,7 +128,7 @@ def _file(results: Mapping[str, Any]) -> list[str]:
     ]
     note = f"The file: {megabytes(results['bytes'])} of {megabytes(results['budget'])}. Paper: nine models, 1052 MB."
     heading = ["model", "family", "encoding", "size", "% of overall size", "weight in the ensemble"]
-    return _table("Table 4. The file", note, heading, rows)
+    return Table("Table 4. The file", note, heading, rows)
 
 
 def _by_family(members: Mapping[str, Any], *, students: bool) -> dict[str, dict[str, Any]]:
@@ -125,11 +146,6 @@ def _gap(model: Mapping[str, Any]) -> float:
 
 def _change(value: float | None) -> str:
     return "" if value is None else f"{value:+.5f}"
-
-
-def _table(title: str, note: str, heading: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    lines = [_line(row) for row in rows]
-    return ["", f"## {title}", "", note, "", _line(heading), "|---" * len(heading) + "|", *lines] if lines else []
 
 
 def _line(cells: Sequence[object]) -> str:

@@ -18,12 +18,15 @@ from reeltag.metrics import Metrics
 from reeltag.predict import BATCH_SIZE, Predictions, Predictor, evaluate, load, predict
 from reeltag.recipe import Recipe
 from reeltag.report.markdown import render
+from reeltag.report.measures import FREQUENT_CLASSES, calibration
 from reeltag.report.plot import frontier_plot
+from reeltag.report.results import FORMAT
 from reeltag.report.tables import render_tables
 from reeltag.stages.ensemble import class_prior
 from reeltag.stages.files import MODEL, REPORT, RESULTS, SCORES, SELECTION, WEIGHTS, load_manifest
 from reeltag.stages.member import MemberStages
 from reeltag.stages.model import ModelStages
+from reeltag.stages.shown import SHOWN, GateWatch, curve, gate_of, machine, margins, shown_videos
 from reeltag.stages.training import Selected
 from reeltag.storage import read_json, write_bytes, write_json
 
@@ -35,15 +38,17 @@ def result_stages(recipe: Recipe, members: Sequence[MemberStages]) -> list[Stage
     stages = []
     for member in members:
         inputs = ("data.test", member.finished, member.quantized)
-        tested = {"encodings": list(recipe.quantization.tested), **recipe.test.model_dump()}
+        tested = {"encodings": list(recipe.quantization.tested), "gating": FREQUENT_CLASSES, **recipe.test.model_dump()}
         stages.append(Stage(f"test.{member.name}", partial(_do_test_member, member), inputs, tested, gpus=1))
     inputs = ("data.test", "ensemble", "pack")
-    stages.append(Stage("test.file", partial(_do_test_file, recipe), inputs, recipe.test.model_dump(), gpus=1))
+    tested = {"shown": SHOWN, **recipe.test.model_dump()}
+    stages.append(Stage("test.file", partial(_do_test_file, recipe), inputs, tested, gpus=1))
     known = ["data.train", "data.test", "ensemble", "pack", "test.file"]
     for member in members:
         known += [f"test.{member.name}", member.predicted, member.finished]
-        known += member.source.stages if isinstance(member, ModelStages) else ()
-    stages.append(Stage("report", partial(_do_report, recipe, members), tuple(dict.fromkeys(known))))
+        known += [*member.source.stages, member.training.stage_name] if isinstance(member, ModelStages) else ()
+    work = partial(_do_report, recipe, members)
+    stages.append(Stage("report", work, tuple(dict.fromkeys(known)), {"format": FORMAT}))
     return stages
 
 
@@ -56,26 +61,32 @@ def _test_predictions(job: Job, predictor: Predictor, name: str) -> Iterator[Pre
 
 
 def _do_test_member(member: MemberStages, job: Job) -> None:
-    """Test a member before and after quantisation."""
-    content = {}
+    """Test a member before and after quantisation; before, also what a gate on its probabilities does."""
+    tested, watch = {}, None
     for encoding in member.recipe.quantization.tested:
         path = member.file(job, encoding)
         predictor = load(path)
         predictions = _test_predictions(job, predictor, f"{member.name} {encoding}")
+        if encoding == "float32" and (gate := gate_of(predictor.model)) is not None:
+            watch = GateWatch(gate, torch.from_numpy(load_manifest(job, "test").class_counts))
+            predictions = watch.watch(predictions)
         scores = evaluate(predictions, all_scores=member.recipe.test.all_scores).compute()
-        content[encoding] = scores.summary() | {"bytes": path.stat().st_size}
-    write_json(job.folder / SCORES, content)
+        tested[encoding] = scores.summary() | {"bytes": path.stat().st_size}
+    gain = watch.gain() if watch else None
+    write_json(job.folder / SCORES, {"test": tested} | ({"gating": gain} if gain else {}))
 
 
 def _do_test_file(recipe: Recipe, job: Job) -> None:
     """Test the shipped file, beside the prior, and tag a few videos as examples."""
     counts = torch.tensor(read_json(job.inputs["ensemble"] / WEIGHTS)["class_counts"])
     predictor = load(job.inputs["pack"] / MODEL)
-    measure, parts, priors = partial(evaluate, all_scores=recipe.test.all_scores), [], []
+    measure, parts, priors, above = partial(evaluate, all_scores=recipe.test.all_scores), [], [], []
     for part in _test_predictions(job, predictor, "the file"):
         parts.append(measure([part]))
         priors.append(measure([replace(part, probabilities=class_prior(counts, len(part.ids)))]))
-    scores, prior = Metrics.merge(parts).compute(), Metrics.merge(priors).compute()
+        above.append(margins(part))
+    metrics, prior = Metrics.merge(parts), Metrics.merge(priors).compute()
+    scores = metrics.compute()
     shards, names = Shards(load_manifest(job, "test")), predictor.label_names
     examples = []
     for video in map(shards.read, range(min(EXAMPLES, len(shards)))):
@@ -86,6 +97,9 @@ def _do_test_file(recipe: Recipe, job: Job) -> None:
         "file": scores.summary(),
         "prior": prior.summary(),
         "class_ap": list(zip(names, scores.class_ap.round(5).tolist(), strict=True)),
+        "class_counts": {"train": counts.tolist(), "test": metrics.positives.tolist()},
+        "calibration": calibration(metrics.scores, metrics.hits),
+        "videos": shown_videos(predictor, shards, torch.cat(above)),
         "examples": examples,
     }
     write_json(job.folder / SCORES, content)
@@ -97,6 +111,7 @@ def _do_report(recipe: Recipe, members: Sequence[MemberStages], job: Job) -> Non
     shipped = artifact.load(job.inputs["pack"] / MODEL)
     sizes = {member.name: artifact.stored_bytes(member.state) for member in shipped.members}
     content = {
+        "format": FORMAT,
         "recipe": recipe.name,
         "budget": recipe.budget,
         "bytes": (job.inputs["pack"] / MODEL).stat().st_size,
@@ -106,7 +121,9 @@ def _do_report(recipe: Recipe, members: Sequence[MemberStages], job: Job) -> Non
         "left_out": found["left_out"],
         "test": {key: test[key] for key in ("file", "prior", "class_ap")},
         "members": {member.name: _member_results(recipe, member, job) for member in members},
-        "examples": test["examples"],
+        **{key: test[key] for key in ("class_counts", "calibration", "videos", "examples")},
+        "curves": {member.name: curve(member, job) for member in members if isinstance(member, ModelStages)},
+        "environment": {"machine": machine(), "versions": shipped.provenance["versions"]},
         "bad_records": {split: _bad_records(load_manifest(job, split)) for split in ("train", "test")},
     }
     write_json(job.folder / RESULTS, content)
@@ -123,7 +140,7 @@ def _bad_records(manifest: Manifest) -> list[dict[str, Any]]:
 def _member_results(recipe: Recipe, member: MemberStages, job: Job) -> dict[str, Any]:
     """All that is known of a model: test scores, hold-out scores by encoding, averaging, and whose student it is."""
     test, holdout = read_json(job.inputs[f"test.{member.name}"] / SCORES), member.scores(job)
-    found: dict[str, Any] = {"test": test, "holdout": holdout, "family": "imported", "taught_by": []}
+    found: dict[str, Any] = {**test, "holdout": holdout, "family": "imported", "taught_by": []}
     if not isinstance(member, ModelStages):
         return found
     found |= {"family": member.source.candidates[0].config.family, "taught_by": member.training.taught_by}

@@ -1,0 +1,31 @@
+"""The command `reeltag report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reeltag.cli_output import Json, say
+
+
+def report(run: Path, other: Path | None = None, /, *, out: Path | None = None, json: Json = False) -> None:
+    """Write a run, or what changed from one run to another, as one HTML page to look at and to send.
+
+    The page needs no network and no other file; the run's folder may have been moved, and needs no data.
+
+    Example: reeltag report runs/audioset runs/audioset-small --out both.html
+
+    Args:
+        run: Folder of a finished run.
+        other: Folder of the run to compare it with.
+        out: A new file; by default RUN.html or RUN-OTHER.html in the current folder.
+    """
+    from reeltag.report.page import render_comparison, render_run
+    from reeltag.report.results import read_run
+    from reeltag.storage import refuse_existing, write_bytes
+
+    runs = [read_run(folder) for folder in (run, other) if folder is not None]
+    path = out or Path("-".join(each.name for each in runs) + ".html")
+    refuse_existing(path)
+    page = render_run(*runs) if other is None else render_comparison(*runs)
+    write_bytes(path, page.encode())
+    say({"file": path}, [str(path)], json)

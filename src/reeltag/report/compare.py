@@ -1,0 +1,108 @@
+"""What changed from one run to another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from reeltag.report.results import METRICS, Results, Run, best_single, best_single_tested
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A number of two runs; None where a run does not have it.
+
+    Attributes:
+        name: of the number.
+        before, after: its values.
+        unit: `gap` for shares, `mb` for bytes, `duration` for seconds, `count`.
+    """
+
+    name: str
+    before: float | None
+    after: float | None
+    unit: str = "gap"
+
+    @property
+    def change(self) -> float | None:
+        """From the first run to the second."""
+        return None if self.before is None or self.after is None else self.after - self.before
+
+
+def differences(before: Run, after: Run) -> dict[str, list[Difference]]:
+    """Every number of two runs side by side: of the files, of the models that either has, of the kinds of stages."""
+    files = [(_file_numbers(run.results)) for run in (before, after)]
+    models = [_model_numbers(run.results) for run in (before, after)]
+    times = [_times(run) for run in (before, after)]
+    return {
+        "The file": _beside(*files),
+        "Models, test GAP@20 in float32": _beside(*models),
+        "Time": _beside(*times),
+    }
+
+
+def class_changes(before: Run, after: Run) -> list[tuple[str, float, float]]:
+    """Name, AP before and AP after of the classes that both have under one number, those that gained most first."""
+    classes = zip(before.results["test"]["class_ap"], after.results["test"]["class_ap"], strict=False)
+    rows = [(name, old, new) for (name, old), (same, new) in classes if name == same]
+    return sorted(rows, key=lambda row: row[1] - row[2])
+
+
+def recipe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Dotted key and both values of what differs; "" where a recipe does not have it."""
+    old, new = dict(_leaves(before)), dict(_leaves(after))
+    keys = dict.fromkeys([*old, *new])
+    return [(key, old.get(key, ""), new.get(key, "")) for key in keys if old.get(key, "") != new.get(key, "")]
+
+
+def _leaves(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", "none" if value is None else str(value)
+
+
+_Numbers = Mapping[str, tuple[float, str]]
+
+
+def _file_numbers(results: Results) -> dict[str, tuple[float, str]]:
+    test, holdout = results["test"], results["holdout_gap"]
+    metrics = [(key, title) for key, title in METRICS.items() if key in test["file"]]
+    return {
+        "size": (results["bytes"], "mb"),
+        "budget": (results["budget"], "mb"),
+        "members": (len(results["shipped"]), "count"),
+        "hold-out GAP@20": (holdout["file"], "gap"),
+        "hold-out GAP@20 of the best single model": (best_single(results)[1], "gap"),
+        "hold-out GAP@20 with equal weights": (holdout["equal_weights"], "gap"),
+        "hold-out GAP@20 of the class prior": (holdout["prior"], "gap"),
+        **{title: (test["file"][key], "gap") for key, title in metrics},
+        "test GAP@20 of the best single model, float": (best_single_tested(results)[1], "gap"),
+        "test GAP@20 of the class prior": (test["prior"]["gap"], "gap"),
+        "expected calibration error": (results["calibration"]["ece"], "gap"),
+        "hold-out videos": (holdout["videos"], "count"),
+        "test videos": (test["file"]["videos"], "count"),
+    }
+
+
+def _model_numbers(results: Results) -> dict[str, tuple[float, str]]:
+    return {name: (member["test"]["float32"]["gap"], "gap") for name, member in results["members"].items()}
+
+
+def _times(run: Run) -> dict[str, tuple[float, str]]:
+    kinds: dict[str, float] = {}
+    for timing in run.timings:
+        kind = timing["stage"].partition(".")[0]
+        kinds[kind] = kinds.get(kind, 0.0) + timing["seconds"]
+    return {name: (seconds, "duration") for name, seconds in {**kinds, "all stages": sum(kinds.values())}.items()}
+
+
+def _beside(before: _Numbers, after: _Numbers) -> list[Difference]:
+    rows = []
+    for name in dict.fromkeys([*before, *after]):
+        unit = (before.get(name) or after[name])[1]
+        old, new = (side[name][0] if name in side else None for side in (before, after))
+        rows.append(Difference(name, old, new, unit))
+    return rows

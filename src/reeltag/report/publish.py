@@ -1,0 +1,27 @@
+"""What a finished run gets beside its stages' outputs: how long each stage took, and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from reeltag.outputs import Outputs
+from reeltag.report.page import render_run
+from reeltag.report.results import TIMINGS, read_run
+from reeltag.storage import write_bytes, write_json
+
+PAGE = "report/report.html"
+
+
+def write_timings(outputs: Outputs, folders: Mapping[str, Path]) -> None:
+    """Gather the seconds of each stage, as its marker says; no stage has them in what others are made from."""
+    markers = {stage: outputs.marker(folder.name) for stage, folder in folders.items()}
+    timings = [{"stage": stage, "seconds": marker["seconds"]} for stage, marker in markers.items() if marker]
+    write_json(outputs.out / TIMINGS, timings)
+    outputs.publish(outputs.out / TIMINGS, TIMINGS)
+
+
+def write_page(outputs: Outputs) -> None:
+    """Write the page of a run whose results and timings are there."""
+    write_bytes(outputs.out / PAGE, render_run(read_run(outputs.out)).encode())
+    outputs.publish(outputs.out / PAGE, PAGE)

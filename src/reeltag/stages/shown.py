@@ -1,0 +1,158 @@
+"""What a report shows beside numbers: videos with their tags over time, gates at work, curves, the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reeltag.data.example import Video
+from reeltag.data.shards import Shards
+from reeltag.environment import default_device
+from reeltag.executors import Job
+from reeltag.metrics import top_k
+from reeltag.models.heads import MixtureOfExperts
+from reeltag.models.tagger import Tagger
+from reeltag.predict import Predictions, Predictor
+from reeltag.report.measures import FREQUENT_CLASSES, Together, gating_gain
+from reeltag.serve.answers import segments
+from reeltag.stages.model import ModelStages
+from reeltag.traininglog import LOG, Row, read_rows
+
+SHOWN = 5  # best videos, and as many worst ones
+CANDIDATES = 100  # from the top and from the bottom, of which those are shown whose labels differ
+TAGS = 8
+CURVE_POINTS = 200
+
+
+def margins(predictions: Predictions) -> Tensor:
+    """[B], how far each video's least probable label is above its most probable other class; NaN without labels."""
+    probabilities, labels = predictions.probabilities, predictions.labels
+    assert labels is not None
+    least = probabilities.masked_fill(~labels, torch.inf).min(1).values
+    other = probabilities.masked_fill(labels, -torch.inf).max(1).values
+    found = least - other
+    return found.masked_fill(~found.isfinite(), torch.nan)
+
+
+def shown_videos(predictor: Predictor, shards: Shards, above: Tensor) -> dict[str, list[dict[str, Any]]]:
+    """The videos of the highest and of the lowest margin [N], no two with the same labels, and their tags over time."""
+    ranked = above.argsort(descending=True, stable=True)
+    order, seen, shown = ranked[~above[ranked].isnan()].tolist(), set[tuple[int, ...]](), {}
+    for kind, numbers in {"best": order[:CANDIDATES], "worst": order[::-1][:CANDIDATES]}.items():
+        chosen = islice(_with_other_labels(shards, numbers, seen), SHOWN)
+        shown[kind] = [_tagged(predictor, video, float(above[number])) for number, video in chosen]
+    return shown
+
+
+def _with_other_labels(
+    shards: Shards, numbers: Sequence[int], seen: set[tuple[int, ...]]
+) -> Iterator[tuple[int, Video]]:
+    for number in numbers:
+        video = shards.read(number)
+        assert video.labels is not None
+        labels = tuple(video.labels.tolist())
+        if labels not in seen:
+            seen.add(labels)
+            yield number, video
+
+
+def _tagged(predictor: Predictor, video: Video, margin: float) -> dict[str, Any]:
+    """A video's labels and most probable other classes, at most eight: for the whole, and for each segment alone."""
+    assert video.labels is not None
+    frames = video.frames()
+    spans = segments(len(frames)) if len(frames) > 1 else []
+    whole, *parts = predictor.predict_each([frames, *(frames[begin:end] for begin, end in spans)])
+    labels = video.labels.tolist()[:TAGS]
+    ranked = top_k(torch.from_numpy(whole)[None], TAGS)[1][0].tolist()
+    others = [number for number in ranked if number not in labels][: TAGS - len(labels)]
+    tags = [
+        {
+            "name": predictor.label_names[number],
+            "score": round(float(whole[number]), 5),
+            "label": number in labels,
+            "segments": [round(float(part[number]), 3) for part in parts],
+        }
+        for number in sorted([*labels, *others], key=lambda number: -whole[number])
+    ]
+    return {"id": video.id, "frames": len(frames), "margin": round(margin, 5), "tags": tags}
+
+
+class GateWatch:
+    """Takes note of the probabilities that a member's last gate gets and gives, of the most frequent classes.
+
+    Args:
+        gate: of the probabilities.
+        counts: [C], videos of each class.
+    """
+
+    def __init__(self, gate: torch.nn.Module, counts: Tensor) -> None:
+        frequent = counts.argsort(descending=True, stable=True)[:FREQUENT_CLASSES]
+        self.classes, self.gate = frequent.sort().values, gate
+        self._labels = self._without = self._gated = Together.none(len(self.classes))
+
+    def watch(self, predictions: Iterator[Predictions]) -> Iterator[Predictions]:
+        """Let labelled predictions pass."""
+        ungated: list[Tensor] = []
+        hook = self.gate.register_forward_pre_hook(lambda _, given: ungated.append(given[0]))
+        try:
+            for part in predictions:
+                assert part.labels is not None
+                self._labels += self._of(part.labels)
+                self._without += self._of(ungated.pop())
+                self._gated += self._of(part.probabilities)
+                yield part
+        finally:
+            hook.remove()
+
+    def gain(self) -> dict[str, Any] | None:
+        """See `measures.gating_gain`; classes by their numbers in the data."""
+        found = gating_gain(self._labels, self._without, self._gated)
+        for pair in found["changed"] if found else ():
+            pair["classes"] = self.classes[pair["classes"]].tolist()
+        return found
+
+    def _of(self, values: Tensor) -> Together:
+        return Together.of(values.cpu().float()[:, self.classes].numpy())
+
+
+def gate_of(model: torch.nn.Module) -> torch.nn.Module | None:
+    """The gate on a single member's probabilities, if it has one."""
+    (tagger,) = (module for module in model.modules() if isinstance(module, Tagger))
+    return tagger.head.prob_gate if isinstance(tagger.head, MixtureOfExperts) else None
+
+
+def curve(member: ModelStages, job: Job) -> dict[str, list[float | None]]:
+    """The logs of a model's training and averaging as columns, in at most 200 parts of as many steps each."""
+    folders = dict.fromkeys((member.training.stage_name, member.finished))
+    rows = [row for stage in folders for row in read_rows(job.inputs[stage] / LOG)]
+    steps = np.diff([row.step for row in rows], prepend=0)
+    parts = ((np.array([row.step for row in rows]) - 1) * CURVE_POINTS // rows[-1].step).tolist()
+    told = zip(parts, rows, steps.tolist(), strict=True)
+    thin = [_mean_row([each[1:] for each in part]) for _, part in groupby(told, key=itemgetter(0))]
+    return {
+        "epoch": [row.epoch for row in thin],
+        "loss": [row.loss for row in thin],
+        "holdout_gap": [row.holdout_gap for row in thin],
+    }
+
+
+def _mean_row(rows: Sequence[tuple[Row, int]]) -> Row:
+    """Rows with their steps as one: where they end, the mean loss of a step, and the last GAP that was measured."""
+    gaps = [row.holdout_gap for row, _ in rows if row.holdout_gap is not None]
+    loss = sum(row.loss * steps for row, steps in rows) / sum(steps for _, steps in rows)
+    return rows[-1][0]._replace(loss=float(f"{loss:.5g}"), holdout_gap=gaps[-1] if gaps else None)
+
+
+def machine() -> dict[str, str]:
+    """What computes here."""
+    device = torch.cuda.get_device_name() if default_device() == "cuda" else "cpu"
+    system = f"{platform.system()} {platform.machine()}"
+    return {"system": system, "processors": str(os.cpu_count()), "device": device}

@@ -1,0 +1,132 @@
+"""What a report measures, beside loops that follow the definitions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from reeltag.predict import Predictions
+from reeltag.report.charts import Point, Series, chart
+from reeltag.report.compare import recipe_changes
+from reeltag.report.measures import BINS, MIN_VIDEOS, PAIRS, Together, calibration, gating_gain
+from reeltag.stages.shown import _mean_row, margins
+from reeltag.traininglog import Row
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(3)
+
+
+def test_calibration_follows_its_definition(rng):
+    scores = np.append(rng.random((50, 7)), [[0.0, 1.0, 0.1, 0.3, 0.6, 0.7, 0.999999]], 0).astype(np.float32)
+    hits = rng.random(scores.shape) < scores**2
+    found = calibration(scores, hits)
+    bins, error = [], 0.0
+    for number in range(BINS):
+        inside = [
+            (float(score), bool(hit))
+            for score, hit in zip(scores.ravel(), hits.ravel(), strict=True)
+            if min(int(score * np.float32(BINS)), BINS - 1) == number
+        ]
+        if inside:
+            mean, share = (sum(each) / len(inside) for each in zip(*inside, strict=True))
+            bins.append(
+                {"count": len(inside), "score": pytest.approx(mean, abs=6e-6), "share": pytest.approx(share, abs=6e-6)}
+            )
+            error += len(inside) / scores.size * abs(mean - share)
+    assert found["bins"] == bins
+    assert found["ece"] == pytest.approx(error, abs=6e-6)
+
+
+def test_perfect_tags_are_calibrated_and_empty_bins_are_left_out():
+    hits = np.array([[True, False], [True, False]])
+    found = calibration(hits.astype(np.float32), hits)
+    assert found["ece"] == 0
+    assert [each["count"] for each in found["bins"]] == [2, 2]
+
+
+def test_log_lift_follows_its_definition_and_adds_up(rng):
+    values = rng.random((40, 5)).astype(np.float32)
+    whole = Together.of(values).log_lift()
+    for a in range(5):
+        for b in range(5):
+            both = sum(float(row[a]) * float(row[b]) for row in values) / 40
+            alone = sum(map(float, values[:, a])) / 40 * sum(map(float, values[:, b])) / 40
+            assert whole[a, b] == pytest.approx(math.log2(both / alone), rel=1e-4, abs=1e-5)
+    parts = Together.of(values[:13]) + Together.none(5) + Together.of(values[13:])
+    np.testing.assert_allclose(parts.log_lift(), whole, atol=1e-5)
+
+
+def test_gating_gain_lists_the_pairs_that_changed_most(rng):
+    labels = (rng.random((300, 9)) < 0.2).astype(np.float32)
+    labels[:, 8] = 0
+    labels[:4, [0, 8]] = 1  # a pair of too few videos
+    without, gated = rng.random((300, 9)).astype(np.float32), rng.random((300, 9)).astype(np.float32)
+    found = gating_gain(*map(Together.of, (labels, without, gated)))
+
+    def lift(values, a, b):
+        return math.log2((values[:, a] * values[:, b]).mean() / (values[:, a].mean() * values[:, b].mean()))
+
+    pairs = [(a, b) for a in range(9) for b in range(a + 1, 9) if (labels[:, a] * labels[:, b]).sum() >= MIN_VIDEOS]
+    assert (0, 8) not in pairs
+    assert found["pairs"] == len(pairs)
+    for key, values in {"error_without": without, "error_gated": gated}.items():
+        distance = np.mean([abs(lift(values, *pair) - lift(labels, *pair)) for pair in pairs])
+        assert found[key] == pytest.approx(distance, abs=1e-4)
+    most = sorted(pairs, key=lambda pair: -abs(lift(gated, *pair) - lift(without, *pair)))[:PAIRS]
+    assert [tuple(pair["classes"]) for pair in found["changed"]] == most
+    first = found["changed"][0]
+    assert first["videos"] == (labels[:, most[0][0]] * labels[:, most[0][1]]).sum()
+    assert [first[key] for key in ("labels", "without", "gated")] == pytest.approx(
+        [lift(values, *most[0]) for values in (labels, without, gated)], abs=1e-4
+    )
+
+
+def test_no_pair_is_no_gain():
+    labels = np.eye(3, dtype=np.float32)
+    assert gating_gain(*[Together.of(labels)] * 3) is None
+
+
+def test_margins_follow_their_definition(rng):
+    probabilities, labels = rng.random((20, 6)).astype(np.float32), rng.random((20, 6)) < 0.3
+    labels[0], labels[1] = False, True
+    found = margins(Predictions(("",) * 20, torch.from_numpy(probabilities), torch.from_numpy(labels))).tolist()
+    for value, row, own in zip(found, probabilities, labels, strict=True):
+        if own.all() or not own.any():
+            assert math.isnan(value)
+        else:
+            assert value == pytest.approx(float(row[own].min() - row[~own].max()))
+
+
+def test_rows_of_a_log_become_one_by_their_steps():
+    rows = [(Row(10, 1.0, 6.0, 0.1, 0.3), 10), (Row(12, 1.2, 12.0, 0.1, None), 2)]
+    assert _mean_row(rows) == Row(12, 1.2, 7.0, 0.1, 0.3)
+
+
+@pytest.mark.parametrize("log", ["", "x", "y"])
+def test_places_of_a_chart_are_those_of_its_ticks(log):
+    points = [Point(x, y, "") for x, y in ((1.0, 0.5), (4.0, 2.0), (20.0, 5.0))]
+    drawn = chart("t", ("x", "y"), [Series("s", points)], log=log)
+    (series,) = drawn.series
+    assert all(drawn.left <= p.x <= drawn.right and drawn.top <= p.y <= drawn.bottom for p in series.points)
+    for value, place in zip(points, series.points, strict=True):
+        for ticks, at, number, logarithmic in (
+            (drawn.x_ticks, place.x, value.x, log == "x"),
+            (drawn.y_ticks, place.y, value.y, log == "y"),
+        ):
+            scale = np.log if logarithmic else np.asarray
+            known = scale([float(tick.label) for tick in ticks])
+            slope, offset = np.polyfit(known, [tick.at for tick in ticks], 1)
+            assert slope * scale(number) + offset == pytest.approx(at, abs=1e-6)
+
+
+def test_what_differs_between_recipes():
+    before = {"seed": 1, "training": {"rate": 0.1, "epochs": 3}, "models": {"a": {"hidden": 4}}, "same": [1]}
+    after = {"seed": 1, "training": {"rate": 0.2, "epochs": 3}, "models": {"b": {"hidden": None}}, "same": [1]}
+    assert recipe_changes(before, after) == [
+        ("training.rate", "0.1", "0.2"),
+        ("models.a.hidden", "4", ""),
+        ("models.b.hidden", "", "none"),
+    ]
