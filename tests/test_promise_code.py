@@ -88,7 +88,8 @@ def faults(tree):
                 yield f"{base}.{called.attr}"
             if (base, called.attr) == ("np", "load") and not is_false(given.get("allow_pickle")):
                 yield "np.load with pickles"
-        if "shell" in given and not is_false(given["shell"]):
+        names_one = getattr(called, "attr", "") == "generate_completion"  # whose `shell` is text, bash or another
+        if "shell" in given and not is_false(given["shell"]) and not names_one:
             yield "a shell"
         if "trust_remote_code" in given:
             yield "remote code"
