@@ -184,7 +184,8 @@ class Training:
 
     def bytes(self, tensors: int) -> int:
         """Of a checkpoint that holds so many numbers a weight, and the best ones where it has to; and of the model."""
-        best = any(self.settings(candidate).patience for candidate in self.source.candidates)
+        tables = (self.recipe.training, self.overrides, *(candidate.training for candidate in self.source.candidates))
+        best = any(table.patience for table in tables)
         return (tensors + best + 1) * max(self.sizes("float32"))
 
     def sizes(self, encoding: Encoding) -> list[int]:
