@@ -153,8 +153,9 @@ def train(
         from reeltag.stages.profile import profile_training
 
         refuse_existing(profile)
-        if len(model) != 1 or world_size() > 1:
-            raise UsageError("--profile: is of one model in one process; name it with --model, without torchrun")
+        if len(model) != 1 or world_size() > 1 or devices or executor != "local":
+            how = "name it with --model, and leave --devices, --executor and torchrun out"
+            raise UsageError(f"--profile: is of one model in this process; {how}")
         training = candidate(loaded, model[0]).training
         stages = executors.needed_for(training.inputs, plan(loaded))
         with _executed(loaded, stages, out, None, max_time, quiet) as (_, folders):
