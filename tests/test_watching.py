@@ -13,7 +13,7 @@ from reeltag.data.shards import Manifest, Shards
 from reeltag.errors import RecipeError
 from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.predict import evaluate, load
-from reeltag.progress import Progress
+from reeltag.progress import PlainProgress, Progress
 from reeltag.recipe_file import load_recipe
 from reeltag.schedule import AveragingSettings, TrainingSettings, averaging_phase, training_phase, watched_steps
 from reeltag.stages.files import split
@@ -95,6 +95,12 @@ def test_patience_ends_a_phase_with_its_best_weights(shards, tmp_path, measured,
     assert read_rows(tmp_path / LOG)[-1].step == 3 * len(measured)
     again = train(shards, tmp_path, watch=Watch(Told(), every=3, patience=2))  # it is done, and measures nothing
     same(again.model, state.model)
+
+
+def test_people_are_told_why_a_phase_ended(shards, tmp_path, capsys):
+    train(shards, tmp_path, watch=Watch(Told(0.3, 0.2, 0.1), every=3, patience=2), progress=PlainProgress())
+    said = capsys.readouterr().err
+    assert "hold-out GAP 0.10000, the best was 2 measurements ago, so it ends" in said
 
 
 def test_averaging_that_is_watched_leaves_its_best_average(shards, tmp_path):

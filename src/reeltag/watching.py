@@ -68,6 +68,8 @@ class Course:
             return ends
         if not (misses := self._measured_since_best()):
             self.best = {name: tensor.detach().clone() for name, tensor in now.items()}
+        if misses == watch.patience:
+            self.note += f", the best was {misses} measurements ago, so it ends"
         return ends or misses == watch.patience
 
     def _measured_since_best(self) -> int:
