@@ -186,8 +186,9 @@ def profile(
     loaded = load_recipe(recipe, overrides)
     check_models(str(recipe), loaded, models)
     refuse_existing(trace)
-    if len(models) != 1 or world_size() > 1:
-        raise UsageError("--profile: is of one model in one process; name it with --model, without torchrun")
+    if len(models) != 1 or world_size() > 1 or work.devices or work.executor != "local":
+        how = "name it with --model, and leave --devices, --executor and torchrun out"
+        raise UsageError(f"--profile: is of one model in this process; {how}")
     training = candidate(loaded, models[0]).training
     stages = executors.needed_for(training.inputs, plan(loaded))
     with executed(loaded, path_of(recipe), stages, folder_of(loaded, out), None, work) as (_, folders):

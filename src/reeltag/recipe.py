@@ -181,8 +181,8 @@ class Recipe(RecipeTable):
 
     @field_validator("training", "models", "distillation", "students")
     @classmethod
-    def _can_be_shared(cls, value: Any, info: ValidationInfo) -> Any:
-        """Each training by the processes that it has; what a student has of its teacher is not known yet."""
+    def _agree(cls, value: Any, info: ValidationInfo) -> Any:
+        """The keys of each training with each other; what a student has of its teacher is not known yet."""
         base = value if info.field_name == "training" else info.data.get("training")
         if base is None:
             return value
@@ -194,7 +194,7 @@ class Recipe(RecipeTable):
             before = (distillation.training,) if distillation is not None else ()
             tables = {f"{name}.training.": (*before, model.training) for name, model in value.items()}
         found = {place: _merged(base, *settings) for place, settings in tables.items()}
-        faults = [f"{place}{fault}" for place, each in found.items() if (fault := each.cannot_share(each.processes))]
+        faults = [f"{place}{fault}" for place, each in found.items() if (fault := each.fault())]
         if faults:
             raise ValueError("; ".join(faults))
         return value
