@@ -95,6 +95,8 @@ def test_a_training_goes_on_in_any_number_of_processes(pair, manifest, folder, t
     for part in ("model", "optimizer", "average"):
         close(getattr(whole, part), getattr(last, part))
     files = [checkpoint.load_tensors(place / f"resumed, {averaging}") for place in (folder, tmp_path)]
+    logs = [np.array(header.pop("log")["rows"], float) for _, header in files]
+    np.testing.assert_allclose(*logs, rtol=1e-4)
     assert files[0][1] == files[1][1]
     assert {name: (t.shape, t.dtype) for name, t in files[0][0].items()} == {
         name: (t.shape, t.dtype) for name, t in files[1][0].items()

@@ -27,7 +27,7 @@ def shards(tiny_manifests):
 @pytest.fixture
 def few_rows(monkeypatch):
     """Rows of three steps."""
-    monkeypatch.setattr(reeltag.train, "steps_a_row", lambda steps: 3)
+    monkeypatch.setattr("reeltag.watching.steps_a_row", lambda steps: 3)
 
 
 def train(shards, folder, *, phase=None, start=None, progress=None, seconds=1e9):

@@ -51,6 +51,7 @@ family = "netvlad"
 hidden = 16
 bn_decay = 0.9
 grid = { clusters = [4, 6] }
+training = { watch = 0.5, patience = 2 }
 [distillation]
 teachers = 1
 folds = 2

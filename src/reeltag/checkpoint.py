@@ -25,6 +25,7 @@ class TrainingState:
         model: the model's state dict.
         optimizer: Adam's moments by parameter name: `NAME/exp_avg`, `NAME/exp_avg_sq`.
         average: the shadow weights, empty outside the averaging phase.
+        best: the weights that were best on the hold-out so far, where a phase in its course is watched for them.
         log: JSON of the phase's log up to here, or nothing; see `traininglog`.
     """
 
@@ -32,6 +33,7 @@ class TrainingState:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     average: dict[str, Tensor]
+    best: dict[str, Tensor] = field(default_factory=dict)
     log: dict[str, Any] = field(default_factory=dict)
 
 
@@ -40,6 +42,7 @@ def capture(
     model: torch.nn.Module,
     optimizer: torch.optim.Adam,
     average: WeightAverage | None,
+    best: dict[str, Tensor],
     log: dict[str, Any],
 ) -> TrainingState:
     """The state after `step` steps."""
@@ -49,7 +52,7 @@ def capture(
         for key in _MOMENTS
         if parameter in optimizer.state
     }
-    return TrainingState(step, model.state_dict(), moments, average.shadow if average else {}, log)
+    return TrainingState(step, model.state_dict(), moments, average.shadow if average else {}, best, log)
 
 
 def restore(state: TrainingState, model: torch.nn.Module, optimizer: torch.optim.Adam) -> None:
@@ -73,7 +76,7 @@ def restore(state: TrainingState, model: torch.nn.Module, optimizer: torch.optim
 
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_PARTS = ("model", "optimizer", "average")
+_PARTS = ("model", "optimizer", "average", "best")
 
 
 def save(path: Path, state: TrainingState) -> None:

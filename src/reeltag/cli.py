@@ -25,6 +25,7 @@ from reeltag.cli_workers import Address, Devices, Executor, MaxTime, Quiet, pool
 from reeltag.environment import keep_freed_memory
 from reeltag.errors import ReeltagError, UsageError
 from reeltag.interrupts import OutOfTime, Terminated, deadline, ended_by_sigterm
+from reeltag.memory import enough_memory
 from reeltag.text import plain, printable
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def run(
     address: Address = None,
     max_time: MaxTime = None,
     quiet: Quiet = False,
+    smoke: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Do a whole recipe: train, average, quantise, ensemble, pack, test, report.
@@ -76,6 +78,7 @@ def run(
     Args:
         recipe: A TOML file.
         out: Folder of the run, or its URL on an object store; runs/NAME by default.
+        smoke: Try the whole recipe with one batch a training and a few videos, in a folder of its own, OUT-smoke.
         dry_run: Print the plan with sizes, estimated GPU hours and what is done already, and stop; needs no data.
     """
     from reeltag.recipe_file import load_recipe
@@ -84,11 +87,14 @@ def run(
     from reeltag import executors
     from reeltag.report.markdown import examples, headline
     from reeltag.report.publish import write_page, write_timings
+    from reeltag.smoke import smoked
     from reeltag.stages.plan import plan
     from reeltag.storage import read_json
 
-    stages = plan(loaded, without_data=dry_run)
     out = out or f"runs/{loaded.name}"
+    if smoke:
+        loaded, out = smoked(loaded), f"{out.rstrip('/')}-smoke"
+    stages = plan(loaded, without_data=dry_run)
     if dry_run:
         print("\n".join(executors.listing(stages, out)))
         return
@@ -99,6 +105,9 @@ def run(
             outputs.publish(folders["report"] / name, name)
         write_timings(outputs, folders)
         write_page(outputs)
+    if smoke:
+        print(f"{outputs.name}: the recipe works from end to end; so short, its figures mean nothing")
+        return
     results = read_json(folders["report"] / "results.json")
     said = [f"\n{outputs.name}/model.reeltag", headline(results), "", "five test videos:", *examples(results)]
     print("\n".join([*said, f"\nreport: {outputs.name}/report/report.html"]))
@@ -117,6 +126,7 @@ def train(
     address: Address = None,
     max_time: MaxTime = None,
     quiet: Quiet = False,
+    profile: Path | None = None,
 ) -> None:
     """Train models of a recipe, as `run` does, and stop there; each becomes a float32 .reeltag file.
 
@@ -126,21 +136,37 @@ def train(
         recipe: A TOML file.
         model: Name of a model in the recipe; repeat for several, all by default.
         out: Folder or URL of the run; runs/NAME by default. A later `run` with the same folder goes on from it.
+        profile: Instead, profile ten steps of one model: a new .json file for Chrome's tracing, and a table of what
+            takes most time.
     """
     from reeltag.recipe_file import load_recipe
 
     loaded = load_recipe(recipe, set_)  # before the slow imports
     from reeltag import executors
+    from reeltag.distributed import world_size
     from reeltag.stages.model import candidate
     from reeltag.stages.plan import plan
+    from reeltag.storage import refuse_existing
 
     if unknown := [name for name in model if name not in loaded.models]:
         raise UsageError(
             f"{recipe}: no model {', '.join(unknown)} under models; there are {', '.join(loaded.models) or 'none'}; "
             "students and imported files take a whole `reeltag run`"
         )
-    targets = {name: candidate(loaded, name).finished for name in model or loaded.models}
     out = out or f"runs/{loaded.name}"
+    if profile is not None:
+        from reeltag.stages.profile import profile_training
+
+        refuse_existing(profile)
+        if len(model) != 1 or world_size() > 1 or devices or executor != "local":
+            how = "name it with --model, and leave --devices, --executor and torchrun out"
+            raise UsageError(f"--profile: is of one model in this process; {how}")
+        training = candidate(loaded, model[0]).training
+        stages = executors.needed_for(training.inputs, plan(loaded))
+        with _executed(loaded, stages, out, None, max_time, quiet) as (_, folders):
+            print(profile_training(training, folders, profile))
+        return
+    targets = {name: candidate(loaded, name).finished for name in model or loaded.models}
     stages = executors.needed_for(targets.values(), plan(loaded))
     pool = pool_of(devices, executor, address, loaded.devices, {stage.processes for stage in stages})
     with _executed(loaded, stages, out, pool, max_time, quiet) as (outputs, folders):
@@ -308,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     keep_freed_memory()
     try:
-        with ended_by_sigterm():
+        with ended_by_sigterm(), enough_memory("this command", "end other programs, or take a machine with more"):
             app(arguments, exit_on_error=False, result_action="return_value")
     except CycloptsError:
         return 2  # printed already

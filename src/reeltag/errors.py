@@ -66,6 +66,10 @@ class TrainingError(ReeltagError):
     """Training cannot go on, for example because the loss is not finite."""
 
 
+class OutOfMemoryError(ReeltagError):
+    """There is less memory, of the machine or of a GPU, than the work takes."""
+
+
 class TransferError(ReeltagError):
     """A file behind a URL that is missing, refused or out of reach."""
 

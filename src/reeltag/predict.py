@@ -26,11 +26,13 @@ from reeltag.data.shards import read_all
 from reeltag.encodings import State
 from reeltag.environment import default_device
 from reeltag.errors import DataError, UsageError
+from reeltag.memory import enough_memory
 from reeltag.metrics import Metrics, top_k
 from reeltag.quantize import is_large
-from reeltag.storage import find
+from reeltag.storage import counted, find
 
 BATCH_SIZE = 64
+LESS_MEMORY = "end other programs, take fewer processes, a smaller model, or one of the modes bf16 and small"
 
 Mode = Literal["exact", "bf16", "small", "fast"]
 # What a member computes with.
@@ -89,11 +91,17 @@ class Ensemble(nn.Module):
 
 @torch.inference_mode()
 def predict(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Predictions]:
-    """Tag batches, in their order; the model must be in evaluation mode."""
+    """Tag batches, in their order; the model must be in evaluation mode.
+
+    Raises:
+        OutOfMemoryError: a batch takes more memory than there is.
+    """
     device = next(model.parameters()).device
     for batch in batches:
-        there = batch.to(device)
-        yield Predictions(batch.ids, model(there.frames, there.lengths).cpu(), batch.labels)
+        with enough_memory(f"tagging {counted(len(batch), 'video')} at once", LESS_MEMORY):
+            there = batch.to(device)
+            probabilities = model(there.frames, there.lengths).cpu()
+        yield Predictions(batch.ids, probabilities, batch.labels)
 
 
 def evaluate(predictions: Iterable[Predictions], *, all_scores: bool = False) -> Metrics:

@@ -50,6 +50,13 @@ class HoldoutSettings(_Table):
         return value
 
 
+class LimitSettings(_Table):
+    """How many videos of a split are used: the first ones, in the order of the shards."""
+
+    train: int | None = Field(None, gt=0, description="most training videos, those of the hold-out included")
+    test: int | None = Field(None, gt=0, description="most test videos")
+
+
 class DataSettings(_Table):
     """Where the videos are, or how to generate some."""
 
@@ -61,6 +68,7 @@ class DataSettings(_Table):
     videos: int | None = Field(None, gt=0, description="training videos, for the estimates of a plan")
     holdout: HoldoutSettings = HoldoutSettings(fraction=0.1)
     synthetic: SyntheticSettings | None = None
+    limit: LimitSettings = LimitSettings()
     max_bad_records: int = Field(0, ge=0, description="most bad records of each split that are left out")
     order: Literal["auto", "shuffled", "by-shard"] = Field("auto", description="auto: by-shard behind URLs alone")
     window: int = Field(8, gt=0, description="by-shard: how many shards are mixed at a time")
@@ -86,7 +94,8 @@ class DataSettings(_Table):
     @property
     def expected_videos(self) -> int | None:
         """How many videos the training set has, as far as the recipe says."""
-        return self.synthetic.train_videos if self.synthetic else self.videos
+        videos = self.synthetic.train_videos if self.synthetic else self.videos
+        return videos and min(videos, self.limit.train or videos)
 
     @property
     def mixed_shards(self) -> int | None:
@@ -246,8 +255,8 @@ class Recipe(_Table):
 
     @field_validator("training", "models", "distillation", "students")
     @classmethod
-    def _can_be_shared(cls, value: Any, info: ValidationInfo) -> Any:
-        """Each training by the processes that it has; what a student has of its teacher is not known yet."""
+    def _agree(cls, value: Any, info: ValidationInfo) -> Any:
+        """The keys of each training with each other; what a student has of its teacher is not known yet."""
         base = value if info.field_name == "training" else info.data.get("training")
         if base is None:
             return value
@@ -259,7 +268,7 @@ class Recipe(_Table):
             before = (distillation.training,) if distillation is not None else ()
             tables = {f"{name}.training.": (*before, model.training) for name, model in value.items()}
         found = {place: _merged(base, *settings) for place, settings in tables.items()}
-        faults = [f"{place}{fault}" for place, each in found.items() if (fault := each.cannot_share(each.processes))]
+        faults = [f"{place}{fault}" for place, each in found.items() if (fault := each.fault())]
         if faults:
             raise ValueError("; ".join(faults))
         return value
@@ -355,6 +364,8 @@ class Recipe(_Table):
         del content["imported"], content["test"]
         for key in ("root", "videos", "max_bad_records", "order", "window", "cache_gb"):
             del content["data"][key]
+        if self.data.limit == LimitSettings():  # a recipe from before there were limits is the same
+            del content["data"]["limit"]
         if self.data.mixed_shards is not None:
             content["data"]["window"] = self.data.mixed_shards
         trained = [*content["models"].values(), *content["students"].values()]

@@ -14,6 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 NOT_DECISIVE = {"device", "devices", "nodes", "workers"}
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class TrainingSettings(BaseModel):
     """How to train; the defaults are the paper's (section 4.1 and the published configuration)."""
 
@@ -37,11 +41,24 @@ class TrainingSettings(BaseModel):
     nodes: int = Field(1, gt=0, description="machines")
     workers: int = Field(0, ge=0, description="loader processes beside each process of the training")
     mixup: float = Field(0.0, ge=0, description="a of the Beta(a, a) by which pairs of videos are mixed; 0 for none")
+    # Left out of hashes where they are not given, so that trainings from before there were such keys stay.
+    watch: float | None = Field(
+        None, gt=0, exclude_if=_is_none, description="epochs between two measurements of hold-out GAP"
+    )
+    patience: int | None = Field(
+        None, gt=0, exclude_if=_is_none, description="measurements without a new best until a phase ends"
+    )
 
     @property
     def processes(self) -> int:
         """How many share a training."""
         return self.devices * self.nodes
+
+    def fault(self) -> str:
+        """What these settings contradict each other in; empty where they do not."""
+        if self.patience is not None and self.watch is None:
+            return f"patience = {self.patience} counts measurements on the hold-out; give watch, such as 1.0, too"
+        return self.cannot_share(self.processes)
 
     def cannot_share(self, processes: int) -> str:
         """What keeps so many processes from sharing a training; empty where nothing does."""
@@ -97,6 +114,11 @@ def averaging_phase(settings: TrainingSettings, averaging: AveragingSettings, vi
     rate = settings.rate * stair / averaging.rate_divisor
     steps = range(first, first + _steps(averaging.epochs, settings, videos))
     return Phase(steps, lambda step: rate, averaging.time_constant)
+
+
+def watched_steps(settings: TrainingSettings, videos: int) -> int | None:
+    """Steps between two measurements on the hold-out; None for no measurement."""
+    return None if settings.watch is None else max(1, round(settings.watch * videos / settings.batch_size))
 
 
 def _steps(epochs: float, settings: TrainingSettings, videos: int) -> int:

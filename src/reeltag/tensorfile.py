@@ -6,6 +6,7 @@ writing its own content gives, to the byte; whatever differs is damage.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Mapping
@@ -122,6 +123,8 @@ class TensorFile:
         try:
             self._file: Array = np.asarray(np.memmap(path, np.uint8, "c"))
         except (OSError, ValueError) as error:  # ValueError: it is empty
+            if getattr(error, "errno", None) == errno.ENOMEM:  # nothing is wrong with the file
+                raise
             raise self._unknown(f"cannot be read ({error})") from error
         header = self._header_bytes()
         self.content, self._entries, self._checksums = self._parsed(header)

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,7 +32,8 @@ from reeltag.models.layers import dequantize
 from reeltag.models.tagger import Tagger
 from reeltag.progress import Progress
 from reeltag.schedule import Phase, TrainingSettings
-from reeltag.traininglog import LOG, TrainingLog, steps_a_row
+from reeltag.traininglog import LOG, TrainingLog
+from reeltag.watching import Course, Watch
 from reeltag.wholebatch import drawn, whole_mean, whole_rows
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ def run_phase(
     start: TrainingState | None = None,
     teacher: Teacher | None = None,
     window: int | None = None,
+    watch: Watch | None = None,
     progress: Progress,
     name: str = "train",
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -87,6 +90,7 @@ def run_phase(
         start: state to begin from where there is no checkpoint.
         teacher: of a student.
         window: shards that are mixed at a time; None mixes all.
+        watch: measures on the hold-out, and may end the phase early; not by default.
         progress: told of each step.
         name: for the progress.
         checkpoint_seconds: least time between two checkpoints.
@@ -102,9 +106,9 @@ def run_phase(
     fabric = _fabric(settings)
     optimizer = torch.optim.Adam(tagger.parameters(), betas=(0.9, ADAM_BETA2), fused=True)
     model, fabric_optimizer = fabric.setup(tagger, optimizer)
-    resumed = path.exists()
-    state = checkpoint.load(path) if resumed else start
-    log = TrainingLog.load(state.log if state is not None and resumed else {})
+    before = checkpoint.load(path) if path.exists() else None
+    log, best = (TrainingLog.load(before.log), before.best) if before else (TrainingLog(), {})
+    course, state = Course(phase.steps, watch, log, best), before or start
     if state is not None:
         checkpoint.restore(state, tagger, optimizer)
     average = _average(tagger, phase, state)
@@ -112,7 +116,7 @@ def run_phase(
     if len(set(gathered(step))) > 1:
         raise TrainingError(f"{path}: not all processes see the same checkpoint; give them a folder that all share")
     if rank() == 0:
-        log.write(path.with_name(LOG))  # a kill may have come between the two
+        course.log.write(path.with_name(LOG))  # a kill may have come between the two
     steps = range(step, phase.steps.stop)
     batches = training_batches(
         shards,
@@ -128,7 +132,7 @@ def run_phase(
     model.train()
     pace = _Pace(checkpoint_seconds)
     progress = progress if rank() == 0 else Progress()
-    label_share, every = teacher.label_share if teacher else 1.0, steps_a_row(len(phase.steps))
+    label_share = teacher.label_share if teacher else 1.0
     # The global generator drives dropout; it is seeded anew at every step and given back at the end.
     with (
         torch.random.fork_rng(),
@@ -140,27 +144,29 @@ def run_phase(
             begin = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - begin
-            rate, ends = phase.rate(step), step == steps[-1]
-            optimizer.param_groups[0].update(lr=rate, eps=adam_epsilon(step))
+            optimizer.param_groups[0].update(lr=phase.rate(step), eps=adam_epsilon(step))
             try:
                 loss = train_step(fabric, model, fabric_optimizer, batch, settings, step_seed(seed, step), label_share)
                 if average is not None:
                     average.update(averaged_tensors(tagger))
                 epoch = (step + 1) * settings.batch_size / len(indices)
-                log.add(step + 1, epoch, loss, rate, every, None, ends)
-                task.advance(settings.batch_size, waited=waited, note=f"loss {loss:.3f}")
+                ends = course.took(step, epoch, loss, phase.rate(step), partial(_left, tagger, average))
+                task.advance(settings.batch_size, waited=waited, note=course.note)
                 # All save at the same step: where a signal came to one of them, or by the first one's clock.
                 came, due = agreed(interrupt.number, rank() == 0 and pace.due())
                 if due or ends or came:
-                    state = checkpoint.capture(step + 1, tagger, optimizer, average, log.dump())
+                    state = checkpoint.capture(step + 1, tagger, optimizer, average, course.best, course.log.dump())
+                    state = _ended(state, phase) if ends else state
                     _refuse_not_finite(state)
                     if rank() == 0:
                         checkpoint.save(path, state)
-                        log.write(path.with_name(LOG))
+                        course.log.write(path.with_name(LOG))
                     agreed(step)  # none goes on, or ends, before it is written
                     pace.saved()
                     if came:
                         interrupt.release(came)
+                if ends:
+                    break
             except FloatingPointError as error:
                 ids = [each for part in gathered(batch.ids) for each in part]
                 raise _stopped(error, step, ids, len(indices)) from error
@@ -327,6 +333,17 @@ def _average(tagger: Tagger, phase: Phase, state: TrainingState | None) -> Weigh
     for name, tensor in (state.average if state else {}).items():
         average.shadow[name].copy_(tensor)
     return average
+
+
+def _left(tagger: Tagger, average: WeightAverage | None) -> dict[str, Tensor]:
+    """What a phase would leave after this step."""
+    return average.shadow if average else tagger.state_dict()
+
+
+def _ended(state: TrainingState, phase: Phase) -> TrainingState:
+    """What a phase leaves: as if all of its steps were done and, where it was watched for them, the best weights."""
+    left = {"average" if state.average else "model": state.best} if state.best else {}
+    return replace(state, step=phase.steps.stop, best={}, **left)
 
 
 def _refuse_not_finite(state: TrainingState) -> None:

@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +137,7 @@ def scan(
     *,
     max_bad_records: int = 0,
     labelled: bool = False,
+    limit: int | None = None,
 ) -> Manifest:
     """Read a shard set through once and describe it.
 
@@ -146,6 +147,7 @@ def scan(
         advance: told the bytes of each shard once it is read.
         max_bad_records: how many records may be left out because they are damaged, break the schema or repeat an id.
         labelled: a record without labels is bad too.
+        limit: leave off after so many videos; by default all are read.
 
     Raises:
         DataError: the first bad record that may not be left out, or a shard of which the rest cannot be found.
@@ -153,11 +155,12 @@ def scan(
     shards: list[ShardInfo] = []
     tables = [np.empty(0, list(_COLUMNS.items()))]
     counts, known, bad = np.zeros(schema.classes, np.int64), 0, BadRecords(max_bad_records)
+    left = limit
     for path in ahead(paths):
         source = fetch(path) if isinstance(path, RemoteFile) else path
         shard, before = ShardFile(source), len(bad.found)
         rows = []
-        for record, video in walk(shard, schema, bad, labelled=labelled):
+        for record, video in islice(walk(shard, schema, bad, labelled=labelled), left):
             rows.append((record.offset, record.number, record.crc, video.length + video.cut, _id_hash(video.id)))
             if video.labels is not None:
                 known += 1
@@ -170,6 +173,8 @@ def scan(
             place, digest = str(source.resolve()), file_hash(source)
         shards.append(ShardInfo(place, shard.size, digest, len(rows), left_out))
         advance(shard.size)
+        if left is not None and not (left := left - len(rows)):
+            break
     table = np.concatenate(tables)
     columns = {name: table[name].copy() for name in _COLUMNS}
     manifest = Manifest(schema, tuple(shards), **columns, class_counts=counts, labelled=known)

@@ -16,7 +16,18 @@ from reeltag.executors import Job, Stage, Traffic
 from reeltag.outputs import MARKER
 from reeltag.recipe import DataSettings, Recipe
 from reeltag.stages.files import MANIFEST, load_manifest
-from reeltag.storage import Source, counted, few, find, free_bytes, identity, megabytes, read_json, size_of
+from reeltag.storage import (
+    Source,
+    content_hash,
+    counted,
+    few,
+    find,
+    free_bytes,
+    identity,
+    megabytes,
+    read_json,
+    size_of,
+)
 from reeltag.transfer import RemoteFile
 
 
@@ -49,6 +60,9 @@ def data_stages(recipe: Recipe, without_data: bool) -> list[Stage]:
             "max_bad_records": data.max_bad_records,
         }
         note = f"{counted(len(files), 'shard')}, {megabytes(sum(map(size_of, files)))}" if files else missing
+        if (limit := _limit(data, split)) is not None:
+            parameters["limit"] = limit
+            note = f"the first {counted(limit, 'video')} of {note or 'them'}"
         inputs = before if split == "train" else (*before, "data.train")
         work = partial(_do_data, recipe, split, files)
         traffic = Traffic(data.expected_videos or 0) if split == "train" else Traffic()
@@ -105,13 +119,18 @@ def _do_data(recipe: Recipe, split: str, files: list[Source], job: Job) -> str:
     total = sum(map(size_of, files))
     with job.progress.task("check and index", total, "bytes") as task:
         schema, most = recipe.data.record_schema, recipe.data.max_bad_records
-        manifest = scan(files, schema, task.advance, max_bad_records=most, labelled=True)
+        limit = _limit(recipe.data, split)
+        manifest = scan(files, schema, task.advance, max_bad_records=most, labelled=True, limit=limit)
     if manifest.left_out:
         job.progress.say(f"  {summary(manifest.left_out)}")
     if split == "test":
         refuse_overlap(load_manifest(job, "train"), manifest)
     manifest.save(job.folder / MANIFEST)
-    return manifest.fingerprint
+    return manifest.fingerprint if limit is None else content_hash([manifest.fingerprint, limit])
+
+
+def _limit(data: DataSettings, split: str) -> int | None:
+    return data.limit.train if split == "train" else data.limit.test
 
 
 def _changes(job: Job, split: str, files: Sequence[Source]) -> list[str]:

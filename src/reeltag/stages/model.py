@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from reeltag import checkpoint
-from reeltag.artifact import load_tagger
-from reeltag.data.batches import sequential_batches
-from reeltag.data.shards import Indices, Manifest, Shards
 from reeltag.distributed import rank
-from reeltag.environment import default_device
 from reeltag.executors import Job, Stage
-from reeltag.models.config import TaggerConfig
-from reeltag.predict import BATCH_SIZE, evaluate, predict
 from reeltag.quantize import Encoding
 from reeltag.recipe import Recipe
 from reeltag.schedule import TrainingSettings, averaging_phase
-from reeltag.stages.files import CHECKPOINT, MODEL, SCORES, load_manifest, split
+from reeltag.stages.files import CHECKPOINT, MODEL, SCORES, load_manifest
 from reeltag.stages.member import MemberStages
 from reeltag.stages.training import Given, Selected, Training
 from reeltag.storage import read_json, write_json
@@ -76,7 +68,6 @@ class ModelStages(MemberStages):
         assert self.recipe.averaging is not None
         own = self.source.resolve(job)
         manifest = load_manifest(job, "train")
-        _, holdout = split(self.recipe, manifest)
         start = checkpoint.load(job.inputs[self.training.stage_name] / CHECKPOINT)
         videos = len(self.training.videos(manifest))
         phase = averaging_phase(self.training.settings(own), self.recipe.averaging, videos)
@@ -84,18 +75,11 @@ class ModelStages(MemberStages):
         if rank() > 0:  # of several processes the first chooses and writes
             return
         choices = {"plain": start.model, "averaged": final_weights(state)}
-        scores = {key: self._holdout_gap(own.config, weights, manifest, holdout) for key, weights in choices.items()}
+        scores = {key: self.training.holdout_gap(own.config, manifest, weights) for key, weights in choices.items()}
         kept = max(scores, key=scores.__getitem__)
         job.progress.say(f"  hold-out GAP: plain {scores['plain']:.5f}, averaged {scores['averaged']:.5f}; kept {kept}")
         write_json(job.folder / SCORES, scores)
         self.training.save(job.folder / MODEL, own.config, choices[kept])
-
-    def _holdout_gap(
-        self, config: TaggerConfig, weights: dict[str, Tensor], manifest: Manifest, holdout: Indices
-    ) -> float:
-        tagger = load_tagger(config, self.schema, weights, self.name).to(default_device())
-        batches = sequential_batches(Shards(manifest), holdout, batch_size=BATCH_SIZE)
-        return evaluate(predict(tagger, batches)).gap()
 
 
 def candidate(recipe: Recipe, name: str) -> ModelStages:

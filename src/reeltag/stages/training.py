@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,22 +13,26 @@ import torch
 from torch import Tensor
 
 from reeltag import artifact
-from reeltag.artifact import Artifact, Member
+from reeltag.artifact import Artifact, Member, load_tagger
 from reeltag.checkpoint import TrainingState
+from reeltag.data.batches import sequential_batches
 from reeltag.data.shards import Indices, Manifest, Shards, split_folds
 from reeltag.data.targets import SoftTargets, row_bytes
 from reeltag.distributed import rank
-from reeltag.environment import versions
+from reeltag.environment import default_device, versions
 from reeltag.executors import Job, Stage, Traffic
+from reeltag.memory import enough_memory
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import Tagger, build_tagger, meta_tagger
+from reeltag.predict import BATCH_SIZE, evaluate, predict
 from reeltag.quantize import Encoding, quantized_bytes
 from reeltag.recipe import ModelSettings, Recipe
-from reeltag.schedule import NOT_DECISIVE, Phase, TrainingSettings, training_phase
+from reeltag.schedule import NOT_DECISIVE, Phase, TrainingSettings, training_phase, watched_steps
 from reeltag.stages.estimate import gpu_hours
 from reeltag.stages.files import CHECKPOINT, MODEL, SELECTION, load_manifest, split, split_parameters
 from reeltag.storage import content_hash, megabytes, read_json
 from reeltag.train import Teacher, final_weights, run_phase
+from reeltag.watching import Watch
 
 
 @dataclass(frozen=True)
@@ -179,8 +183,10 @@ class Training:
         return max(self.settings(candidate).processes for candidate in self.source.candidates)
 
     def bytes(self, tensors: int) -> int:
-        """Of a checkpoint that holds so many numbers a weight, and of the model."""
-        return (tensors + 1) * max(self.sizes("float32"))
+        """Of a checkpoint that holds so many numbers a weight, and the best ones where it has to; and of the model."""
+        tables = (self.recipe.training, self.overrides, *(candidate.training for candidate in self.source.candidates))
+        best = any(table.patience for table in tables)
+        return (tensors + best + 1) * max(self.sizes("float32"))
 
     def sizes(self, encoding: Encoding) -> list[int]:
         """Bytes of the tensors in an encoding, of each candidate."""
@@ -214,21 +220,30 @@ class Training:
         """Train through a phase; the checkpoint lies in the stage's folder."""
         own = self.source.resolve(job)
         manifest = load_manifest(job, "train")
-        schema = self.recipe.data.record_schema
-        return run_phase(
-            build_tagger(own.config, schema.widths, schema.classes, self.seed),
-            Shards(manifest),
-            self.videos(manifest),
-            phase,
-            self.settings(own),
-            seed=self.seed,
-            path=job.folder / CHECKPOINT,
-            start=start,
-            teacher=self._teacher(job, manifest),
-            window=self.recipe.data.mixed_shards,
-            progress=job.progress,
-            name=name,
-        )
+        schema, settings = self.recipe.data.record_schema, self.settings(own)
+        with enough_memory(f"{self.stage_name}: training {own.config.family}", _less_memory(settings)):
+            return run_phase(
+                build_tagger(own.config, schema.widths, schema.classes, self.seed),
+                Shards(manifest),
+                self.videos(manifest),
+                phase,
+                settings,
+                seed=self.seed,
+                path=job.folder / CHECKPOINT,
+                start=start,
+                teacher=self._teacher(job, manifest),
+                window=self.recipe.data.mixed_shards,
+                watch=self._watch(own, manifest),
+                progress=job.progress,
+                name=name,
+            )
+
+    def holdout_gap(self, config: TaggerConfig, manifest: Manifest, weights: Mapping[str, Tensor]) -> float:
+        """GAP@20 of weights on the hold-out."""
+        _, holdout = split(self.recipe, manifest)
+        tagger = load_tagger(config, self.recipe.data.record_schema, weights, self.name).to(default_device())
+        batches = sequential_batches(Shards(manifest), holdout, batch_size=BATCH_SIZE)
+        return evaluate(predict(tagger, batches)).gap()
 
     def save(self, path: Path, config: TaggerConfig, weights: dict[str, Tensor]) -> None:
         """Write a model's file; of several processes the first does."""
@@ -260,6 +275,12 @@ class Training:
             parameters |= {"fold": self.fold, "folds": self.recipe.distillation.folds} if self.fold is not None else {}
         return parameters
 
+    def _watch(self, own: ModelSettings, manifest: Manifest) -> Watch | None:
+        settings = self.settings(own)
+        every = watched_steps(settings, len(self.videos(manifest)))
+        gap = partial(self.holdout_gap, own.config, manifest)
+        return None if every is None else Watch(gap, every, settings.patience)
+
     def _teacher(self, job: Job, manifest: Manifest) -> Teacher | None:
         if not self.targets:
             return None
@@ -272,6 +293,14 @@ class Training:
         videos = len(self.videos(load_manifest(job, "train")))
         state = self.run(job, training_phase(self.settings(own), videos), name="train")
         self.save(job.folder / MODEL, own.config, final_weights(state))
+
+
+def _less_memory(settings: TrainingSettings) -> str:
+    """What a training out of memory is told."""
+    keys = {"batch_size": settings.batch_size, "frames": settings.frames}
+    smaller = " or ".join(f"training.{key} ({value} now)" for key, value in keys.items())
+    bf16 = "" if settings.precision == "bf16-mixed" else ", try training.precision = 'bf16-mixed'"
+    return f"lower {smaller}{bf16}, or take a smaller model; the last checkpoint is kept for the same recipe"
 
 
 def _mean_rows(targets: Sequence[SoftTargets], indices: Indices) -> Tensor:

@@ -1,0 +1,90 @@
+"""Memory that runs out is said in one message that names the key to change; what was saved stays."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import TINY_RUN
+from reeltag.cli import main
+from reeltag.data.batches import Batch
+from reeltag.errors import OutOfMemoryError
+from reeltag.memory import enough_memory
+from reeltag.predict import predict
+
+# A command whose process may take so many bytes more than it has when all is imported.
+LIMITED = """
+import resource, sys
+import lightning_fabric, reeltag.stages.plan, torch
+from reeltag.cli import main
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]),) * 2)
+sys.exit(main(sys.argv[2:]))
+"""
+RECIPE = 'name = "tiny"\nbudget_mb = 5000\n' + TINY_RUN.replace("epochs = 6", "epochs = 6000")
+MODEL = '[models.a]\nfamily = "mean"\nhidden = 30000\n'
+
+
+def limited(*arguments):
+    code = [sys.executable, "-c", LIMITED, *map(str, arguments)]
+    return subprocess.run(code, capture_output=True, text=True, timeout=120)
+
+
+def told(ended):
+    """The one message of a command that failed."""
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+@pytest.mark.parametrize("ask", [lambda: torch.empty(2**50), lambda: np.empty(2**50), lambda: bytearray(2**60)])
+def test_whoever_says_so_is_understood(ask):
+    message = r"^work: memory ran out(, with .* asked for at once)?; take less$"
+    with pytest.raises(OutOfMemoryError, match=message), enough_memory("work", "take less"):
+        ask()
+
+
+def test_a_gpu_that_says_so_is_named():
+    said = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.19 GiB"
+    message = r"a GPU's memory ran out, with 20\.00 MiB asked for at once"
+    with pytest.raises(OutOfMemoryError, match=message), enough_memory("work", "take less"):
+        raise torch.OutOfMemoryError(said)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError(2, "no such file"), ValueError("memory")])
+def test_other_errors_stay_what_they_are(error):
+    with pytest.raises(type(error)) as caught, enough_memory("work", "take less"):
+        raise error
+    assert caught.value is error
+
+
+def test_tagging_that_takes_too_much_says_what_takes_less():
+    class Absurd(torch.nn.Linear):
+        def forward(self, frames, lengths):
+            return torch.empty(2**50)
+
+    batch = Batch(("a", "b"), torch.zeros(2, 1, 4, dtype=torch.uint8), torch.ones(2, dtype=torch.long), None)
+    with pytest.raises(OutOfMemoryError, match=r"tagging 2 videos at once: memory ran out.* modes bf16 and small"):
+        list(predict(Absurd(1, 1), [batch]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_training_without_memory_names_the_keys_and_keeps_its_checkpoint(tmp_path):
+    (tmp_path / "tiny.toml").write_text(RECIPE + MODEL)
+    command = ["train", tmp_path / "tiny.toml", "--out", tmp_path / "out"]
+    assert main([*map(str, command), "--max-time", "3s"]) == 75
+    (path,) = tmp_path.glob("out/stages/train.a-*/checkpoint.safetensors")
+    before = path.read_bytes()
+    message = told(limited(4 * 10**7, *command))  # its weights and moments take as much
+    assert "train.a: training mean: memory ran out" in message
+    assert "training.batch_size (32 now) or training.frames (12 now)" in message
+    assert "training.precision = 'bf16-mixed'" in message
+    assert path.read_bytes() == before
+    assert not list(tmp_path.rglob("*.partial"))
+    absurd = ["--set", "models.a.hidden=4000000"]
+    message = told(limited(10**9, *command, *absurd))
+    assert "GB asked for at once; lower training.batch_size" in message or "MB asked for at once; lower" in message
