@@ -37,6 +37,7 @@ batch_size = 16
 workers = 0
 frames = 12
 rate = 5e-3
+watch = 0.5
 device = "cpu"
 [averaging]
 epochs = 1
@@ -230,7 +231,7 @@ def test_what_a_gate_changes_is_found_without_it_too(folder, results, tested):
     assert "gating" not in results["members"]["plain"]
 
 
-def test_curves_are_those_of_the_logs(folder, results):
+def test_curves_are_those_of_the_logs(folder, page, results):
     assert results["curves"].keys() == results["members"].keys()
     for name, curve in results["curves"].items():
         logs = [path for step in ("train", "average") for path in folder.glob(f"run/stages/{step}.{name}-*/log.csv")]
@@ -238,6 +239,10 @@ def test_curves_are_those_of_the_logs(folder, results):
         assert len(curve["loss"]) == len(rows) <= 200  # so short a training has a row a step
         assert curve["loss"] == pytest.approx([row.loss for row in rows], rel=1e-4)
         assert curve["epoch"] == [row.epoch for row in rows]
+        assert curve["holdout_gap"] == [row.holdout_gap for row in rows]
+        assert sum(gap is not None for gap in curve["holdout_gap"]) > 3
+    charts = [found.get("aria-label") for tag, found in page.elements if tag == "svg"]
+    assert {"training loss by epoch", "hold-out GAP@20 by epoch"} <= set(charts)
 
 
 def test_a_run_without_gates_and_curves_has_no_such_section(folder, tmp_path):

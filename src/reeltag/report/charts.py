@@ -10,7 +10,7 @@ from typing import Literal
 
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from reeltag.report.results import Curve, Run
+from reeltag.report.results import Curve, Results, Run
 from reeltag.storage import megabytes
 
 WIDTH, HEIGHT = 640, 330
@@ -187,17 +187,9 @@ def frontier_chart(runs: Sequence[Run]) -> Chart:
     rules: list[Rule] = []
     for run, kind in zip(runs, KINDS, strict=False):
         results, whose = run.results, f"{run.name}: " if len(runs) > 1 else ""
-        points = results["frontier"]
-
-        def line(key: Literal["chosen", "checked"], points: Sequence[object] = points) -> list[Point]:
-            return [
-                Point(p["bytes"] / 1e6, p[key], f"{megabytes(p['bytes'])}: GAP {p[key]:.5f}")  # type: ignore[index]
-                for p in points
-            ]
-
         if len(runs) == 1:
-            series.append(Series("where it was chosen", line("chosen"), "quiet", "dot"))
-        series.append(Series(f"{whose}on the other half", line("checked"), kind, "dot"))
+            series.append(Series("where it was chosen", _sizes(results, "chosen"), "quiet", "dot"))
+        series.append(Series(f"{whose}on the other half", _sizes(results, "checked"), kind, "dot"))
         gap = results["holdout_gap"]["file"]
         said = f"{whose}the file, {megabytes(results['bytes'])}: GAP {gap:.5f}"
         series.append(Series(f"{whose}the file", [Point(results["bytes"] / 1e6, gap, said)], kind, "star"))
@@ -205,6 +197,13 @@ def frontier_chart(runs: Sequence[Run]) -> Chart:
     if len({rule.at for rule in rules}) == 1:
         rules = rules[:1]
     return chart("Hold-out GAP@20 against megabytes", ("MB", "hold-out GAP@20"), series, rules=rules, log="x")
+
+
+def _sizes(results: Results, half: Literal["chosen", "checked"]) -> list[Point]:
+    return [
+        Point(point["bytes"] / 1e6, point[half], f"{megabytes(point['bytes'])}: GAP {point[half]:.5f}")
+        for point in results["frontier"]
+    ]
 
 
 def curve_charts(runs: Sequence[Run]) -> list[Chart]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reeltag.report.results import METRICS, Results, Run, best_single, best_single_tested
+from reeltag.report.results import METRICS, Results, Run, best_single, best_single_tested, seconds_by_kind
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,7 @@ def _model_numbers(results: Results) -> dict[str, tuple[float, str]]:
 
 
 def _times(run: Run) -> dict[str, tuple[float, str]]:
-    kinds: dict[str, float] = {}
-    for timing in run.timings:
-        kind = timing["stage"].partition(".")[0]
-        kinds[kind] = kinds.get(kind, 0.0) + timing["seconds"]
+    kinds = {kind: seconds for kind, _, seconds in seconds_by_kind(run.timings)}
     return {name: (seconds, "duration") for name, seconds in {**kinds, "all stages": sum(kinds.values())}.items()}
 
 

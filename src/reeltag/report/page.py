@@ -12,10 +12,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from reeltag.data.badrecords import BadRecord, listed
+from reeltag.data.badrecords import listed
 from reeltag.report.charts import curve_charts, frontier_chart, reliability_chart
 from reeltag.report.compare import class_changes, differences, recipe_changes
-from reeltag.report.results import METRICS, Run, best_single, best_single_tested
+from reeltag.report.results import METRICS, Run, best_single, best_single_tested, seconds_by_kind
 from reeltag.report.tables import NOTE, paper_tables
 from reeltag.storage import counted, megabytes
 from reeltag.text import plain
@@ -41,9 +41,13 @@ def render_run(run: Run) -> str:
         classes=_classes(run),
         gated={name: member["gating"] for name, member in results["members"].items() if "gating" in member},
         names=[name for name, _ in results["test"]["class_ap"]],
-        bad_records={split: _listed(records) for split, records in results["bad_records"].items() if records},
+        bad_records={
+            split: [counted(len(records), "bad record"), *listed(records)]
+            for split, records in results["bad_records"].items()
+            if records
+        },
         timings=run.timings,
-        kinds=_by_kind(run),
+        kinds=seconds_by_kind(run.timings),
     )
 
 
@@ -94,19 +98,6 @@ def _classes(run: Run) -> list[tuple[str, float, int, int]]:
     return sorted(rows, key=lambda row: -row[1])
 
 
-def _by_kind(run: Run) -> list[tuple[str, int, float]]:
-    """Kind, number and seconds of the stages, each kind where it comes first."""
-    kinds: dict[str, list[float]] = {}
-    for timing in run.timings:
-        kinds.setdefault(timing["stage"].partition(".")[0], []).append(timing["seconds"])
-    return [(kind, len(seconds), sum(seconds)) for kind, seconds in kinds.items()]
-
-
-def _listed(records: Sequence[dict[str, Any]]) -> list[str]:
-    found = [BadRecord(**record) for record in records]
-    return [counted(len(found), "bad record"), *listed(found)]
-
-
 def _page(template: str, runs: Sequence[Run], **content: Any) -> str:
     script = files("reeltag.report").joinpath("templates/page.js").read_text(encoding="utf-8")
     style = files("reeltag.report").joinpath("templates/page.css").read_text(encoding="utf-8")
@@ -135,7 +126,7 @@ def _gap(value: float) -> str:
 
 def change(value: float, decimals: int = 5) -> str:
     """A difference with its sign."""
-    return f"{value:+.{decimals}f}".replace("-", "−")
+    return f"{value:+,.{decimals}f}".replace("-", "−")
 
 
 def _duration(seconds: float) -> str:

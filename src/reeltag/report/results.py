@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
+from reeltag.data.badrecords import BadRecord
 from reeltag.errors import UsageError
 
 FORMAT = 1
@@ -158,7 +159,7 @@ class Results(TypedDict):
     class_counts: ClassCounts
     members: dict[str, MemberResults]
     examples: list[dict[str, Any]]
-    bad_records: dict[str, list[dict[str, Any]]]
+    bad_records: dict[str, list[BadRecord]]
     calibration: Calibration
     videos: Videos
     curves: dict[str, Curve]
@@ -199,6 +200,14 @@ def best_single_tested(results: Mapping[str, Any]) -> tuple[str, float]:
     """Name and test GAP of the best single model in float32."""
     tested = {name: member["test"]["float32"]["gap"] for name, member in results["members"].items()}
     return max(tested.items(), key=lambda item: item[1])
+
+
+def seconds_by_kind(timings: Sequence[Timing]) -> list[tuple[str, int, float]]:
+    """Kind, such as `train`, number and seconds of the stages, each kind where it comes first."""
+    kinds: dict[str, list[float]] = {}
+    for timing in timings:
+        kinds.setdefault(timing["stage"].partition(".")[0], []).append(timing["seconds"])
+    return [(kind, len(seconds), sum(seconds)) for kind, seconds in kinds.items()]
 
 
 _RESULTS, _TIMINGS, _OBJECT = TypeAdapter(Results), TypeAdapter(list[Timing]), TypeAdapter(dict[str, Any])
