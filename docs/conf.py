@@ -35,6 +35,7 @@ html_theme = "furo"
 html_title = "reeltag"
 html_extra_path = ["site"]
 html_copy_source = False
+html_show_search_summary = False  # pages cannot fetch each other from a file
 html_show_sphinx = False
 
 
@@ -46,7 +47,8 @@ def is_settings(obj: Any) -> bool:
 def as_written(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Docstrings are plain text with code in backticks: what is markup to Sphinx means itself."""
     parts = re.split(r"(`[^`]*`)", "\n".join(lines))
-    lines[:] = "".join(part if part.startswith("`") else re.sub(r"[|*]", r"\\\g<0>", part) for part in parts).split("\n")
+    parts[::2] = [re.sub(r"[|*]", r"\\\g<0>", part) for part in parts[::2]]
+    lines[:] = "".join(parts).split("\n")
 
 
 def list_keys(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
