@@ -13,6 +13,7 @@ from pydantic_core import PydanticUndefined
 from sphinx.application import Sphinx
 
 from reeltag import __version__
+from reeltag.cli import app as commands
 
 project = "reeltag"
 author = "The reeltag engineers"
@@ -22,10 +23,11 @@ release = version = __version__
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/*.md", "docs/reference/*.md"]
 exclude_patterns = ["README.md"]  # the site begins with docs/index.md
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "cyclopts.ext.sphinx"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
 myst_heading_anchors = 4  # as on GitHub
 default_role = "code"
+smartquotes_action = "qe"  # and leave the dashes of options alone
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 autodoc_typehints_format = "short"
@@ -33,7 +35,9 @@ python_use_unqualified_type_names = True
 
 html_theme = "furo"
 html_title = "reeltag"
-html_extra_path = ["site"]
+html_extra_path = ["site"]  # index.html, which leads to docs/index.html
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_search_summary = False  # pages cannot fetch each other from a file
 html_show_sphinx = False
@@ -56,7 +60,8 @@ def list_keys(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: 
     for key, field in obj.model_fields.items() if is_settings(obj) else ():
         default = field.get_default(call_default_factory=not field.default_factory_takes_validated_data)
         value = "required" if default is PydanticUndefined else f"default ``{default!r}``"
-        lines.append(f":param {field.alias or key}: {'; '.join(filter(None, [field.description, value]))}")
+        name = field.alias or key
+        lines.append(f":param {name}: {'; '.join(filter(None, [field.description, value]))}")
 
 
 def without_call(app: Sphinx, what: str, name: str, obj: Any, *_: Any) -> tuple[str, None] | None:
@@ -64,8 +69,17 @@ def without_call(app: Sphinx, what: str, name: str, obj: Any, *_: Any) -> tuple[
     return ("", None) if is_settings(obj) else None
 
 
+def add_commands(app: Sphinx, page: str, source: list[str]) -> None:
+    """Every command's help, below the page that introduces them; its examples become blocks."""
+    if page == "docs/reference/cli":
+        text = commands.generate_docs()
+        text = text[text.index("\n## reeltag ") :]
+        source[0] += re.sub(r"(?m)(?<!```console\n)^(?:Examples?: )?(reeltag .*)$", r"```sh\n\1\n```", text)
+
+
 def setup(app: Sphinx) -> None:
     """Sphinx calls this."""
+    app.connect("source-read", add_commands)
     app.connect("autodoc-process-docstring", as_written, priority=100)  # before napoleon
     app.connect("autodoc-process-docstring", list_keys)
     app.connect("autodoc-process-signature", without_call)
