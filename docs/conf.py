@@ -27,10 +27,11 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
 myst_heading_anchors = 4  # as on GitHub
 default_role = "code"
-smartquotes_action = "qe"  # and leave the dashes of options alone
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 autodoc_typehints_format = "short"
+autodoc_type_aliases = {"npt.ArrayLike": "ArrayLike"}
+napoleon_use_ivar = True
 python_use_unqualified_type_names = True
 
 html_theme = "furo"
@@ -70,11 +71,12 @@ def without_call(app: Sphinx, what: str, name: str, obj: Any, *_: Any) -> tuple[
 
 
 def add_commands(app: Sphinx, page: str, source: list[str]) -> None:
-    """Every command's help, below the page that introduces them; its examples become blocks."""
+    """Every command's help, below the page that introduces them; examples become blocks, and options code."""
     if page == "docs/reference/cli":
         text = commands.generate_docs()
         text = text[text.index("\n## reeltag ") :]
-        source[0] += re.sub(r"(?m)(?<!```console\n)^(?:Examples?: )?(reeltag .*)$", r"```sh\n\1\n```", text)
+        text = re.sub(r"(?m)(?<!```console\n)^(?:Examples?: )?(reeltag .*)$", r"```sh\n\1\n```", text)
+        source[0] += re.sub(r"(?m)^(?!reeltag ).*$", lambda line: re.sub(r"(?<!,) (--[\w-]+)", r" `\1`", line[0]), text)
 
 
 def setup(app: Sphinx) -> None:
