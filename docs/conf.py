@@ -26,6 +26,7 @@ exclude_patterns = ["README.md"]  # the site begins with docs/index.md
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
 myst_heading_anchors = 4  # as on GitHub
+suppress_warnings = ["misc.highlighting_failure"]  # an excerpt of JSON is no JSON
 default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
