@@ -2,7 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow stress fuzz lint bench bench-env clean
+.PHONY: setup quickstart test test-slow stress fuzz lint docs bench bench-env clean
 
 setup: $(VENV)/ready
 
@@ -44,6 +44,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation, to be opened as site/index.html; any warning is an error.
+docs: setup
+	$(BIN)/python -m sphinx --conf-dir docs --fresh-env --fail-on-warning --quiet . site
+
 bench-env: .bench-venv/ready
 
 .bench-venv/ready: bench/peers.txt
@@ -65,4 +69,4 @@ bench: setup
 	$(BIN)/python bench/gpu.py
 
 clean:
-	rm -rf $(VENV) .bench-venv .fuzz-venv .fuzz runs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .bench-venv .fuzz-venv .fuzz runs site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
