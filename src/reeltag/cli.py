@@ -18,6 +18,7 @@ from reeltag.cli_models import average, import_tf, quantize
 from reeltag.cli_serve import serve
 from reeltag.cli_share import share
 from reeltag.cli_simulate import simulate
+from reeltag.cli_video import extract
 from reeltag.cli_workers import Address, Devices, Executor, pool_of
 from reeltag.environment import keep_freed_memory
 from reeltag.errors import ReeltagError, UsageError
@@ -40,6 +41,7 @@ app = App(
 app.command(average)
 app.command(data)
 app.command(export)
+app.command(extract)
 app.command(import_tf)
 app.command(quantize)
 app.command(serve)

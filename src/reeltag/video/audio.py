@@ -49,7 +49,9 @@ def vggish_patches(seconds: Tensor) -> Tensor:
 
 def _spectrum(seconds: Tensor, window: int, hop: int, fft: int) -> Tensor:
     """Magnitudes, [T, frames, fft / 2 + 1]."""
-    return torch.fft.rfft(seconds.unfold(1, window, hop) * _hann(window), fft).abs()
+    windows: Tensor = seconds.unfold(1, window, hop) * _hann(window)
+    magnitudes: Tensor = torch.fft.rfft(windows, fft).abs()
+    return magnitudes
 
 
 @lru_cache

@@ -22,7 +22,6 @@ from reeltag.errors import UsageError, VideoError
 from reeltag.storage import regular
 
 if TYPE_CHECKING:
-    import av
     from av.container import InputContainer
 
 Picture = npt.NDArray[np.uint8]
@@ -257,7 +256,7 @@ def _decoded(
         yield from frames
 
 
-def _packets(container: InputContainer, stream: Any) -> Iterator[av.Packet]:
+def _packets(container: InputContainer, stream: Any) -> Iterator[Any]:
     """Packets of a stream; a file that breaks off ends there."""
     import av
 

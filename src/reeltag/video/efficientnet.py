@@ -67,7 +67,7 @@ class EfficientNetLite0:
     """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
-        self._layers = [
+        self._layers: list[_Convolution | _Block] = [
             _folded(state, "_conv_stem", "_bn0", stride=2),
             *_blocks(state),
             _folded(state, "_conv_head", "_bn1"),

@@ -51,7 +51,8 @@ class Extractor(Generic[Input]):
 
     def scaled(self, values: Values) -> Values:
         """Values on the fixed scale, most of them in [-2, 2]."""
-        return (values - np.float32(self.offset)) * np.float32(self.scale)
+        scaled: Values = (values - np.float32(self.offset)) * np.float32(self.scale)
+        return scaled
 
 
 def _efficientnet(rest: str) -> Extractor[Picture]:

@@ -79,7 +79,7 @@ class Pipeline:
     def _feature(self, name: str, extractor: Extractor[Any]) -> Feature:
         projection = self.projections.get(name)
         width = projection.widths[1] if projection else extractor.width
-        return Feature(name=name, width=width, extractor=extractor.origin(projection and projection.hash))
+        return Feature(name=name, width=width, extractor=extractor.origin(projection.hash if projection else None))
 
     def extract(self, path: Path, threads: int = 1, progress: Callable[[], None] = lambda: None) -> Extraction:
         """The values of a file's seconds.

@@ -147,7 +147,7 @@ class ImageModel(_Model):
         found = tuple(side if isinstance(side, int) else wanted for side in sides)
         if None in found or (wanted is not None and found != (wanted, wanted)):
             raise UsageError(f"{self.path}: its pictures are {sides}; give the side with ?size=")
-        return found[0], found[1]  # type: ignore[return-value]  # None was refused
+        return found[0], found[1]
 
     def __call__(self, pictures: Picture) -> Values:
         """Values of pictures."""
