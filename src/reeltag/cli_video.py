@@ -35,11 +35,11 @@ def extract(
         pca: The PCA that features go through, as --fit-pca wrote it, or a folder with the published one.
         fit_pca: Learn a PCA from the training videos: its widths for pictures and sound, such as 256,64; 0 for none.
         test_share: Share of the videos that goes to test shards, chosen by a hash of their names.
-        workers: Processes that share the files; one a processor by default.
+        workers: Processes that share the files; by default one a processor, or fewer for fewer than 8 files each.
     """
     from reeltag.progress import default_progress
     from reeltag.storage import counted, few
-    from reeltag.video.collect import Settings, collect, processors
+    from reeltag.video.collect import Settings, collect, worthwhile_workers
     from reeltag.video.dataset import gather
 
     if not 0 <= test_share < 1:
@@ -50,7 +50,7 @@ def extract(
         raise UsageError("--fit-pca: learns what --pca reads; leave one of the two out")
     settings = Settings(image, audio, pca, _widths(fit_pca, image, audio), test_share)
     data = gather(videos, labels)
-    outcomes = collect(data, out, settings, workers or processors(), default_progress())
+    outcomes = collect(data, out, settings, workers or worthwhile_workers(len(data.items)), default_progress())
     done = [outcome for outcome in outcomes if outcome.split]
     remarks = [f"  {outcome.id}: {'; '.join(outcome.remarks)}" for outcome in outcomes if outcome.remarks]
     tests = sum(outcome.split == "test" for outcome in done)

@@ -1,7 +1,7 @@
 """Video files and their labels → frame-level shards, with a manifest and a recipe.
 
-What each file gives is a part in the folder `parts`, whose name is a hash of all that decides it; in the end the parts
-become the records of shards, and the folder goes. So a killed run loses the files that it was at, and no more.
+What each file gives is a part in the folder `OUT.parts`, whose name is a hash of all that decides it; in the end the
+parts become the records of shards, and the folder goes. So a killed run loses the files that it was at, and no more.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from reeltag.errors import ArtifactError, ReeltagError, UsageError, VideoError, 
 from reeltag.processes import Needs, spawned
 from reeltag.progress import Progress
 from reeltag.storage import (
+    atomic_folder,
     content_hash,
     file_hash,
     identity,
     locked,
     make_folder,
-    read_json,
     refuse_filled,
     remove_folder,
     remove_partials,
+    remove_partials_of,
     write_bytes,
     write_json,
 )
@@ -45,8 +46,8 @@ from reeltag.video.features import Extraction, Pipeline, open_pipeline
 from reeltag.video.recipe import recipe
 
 FORMAT = 1  # of parts and of the manifest; a change of decoding is a new one
-MANIFEST, PARTS, PROJECTIONS = "manifest.json", "parts", "pca.safetensors"
-SHARD_BYTES = 100_000_000  # of frames in a shard, or one video
+MANIFEST, PROJECTIONS = "manifest.json", "pca.safetensors"
+SHARD_BYTES = 100_000_000  # of frames in a shard
 
 Split = Literal["train", "test"]
 
@@ -100,7 +101,7 @@ def collect(data: Dataset, out: Path, settings: Settings, workers: int, progress
 
     Args:
         data: the videos.
-        out: a folder, new or begun by the same call.
+        out: a folder that does not exist yet; it is there whole or not at all.
         settings: how.
         workers: processes that share the files; 1: this one.
         progress: what people see.
@@ -109,43 +110,32 @@ def collect(data: Dataset, out: Path, settings: Settings, workers: int, progress
         What became of each, sorted by id.
 
     Raises:
-        UsageError: the folder holds other things, an extractor cannot be opened, or no video could be extracted.
+        UsageError: the folder exists, an extractor cannot be opened, or no video could be extracted.
     """
+    refuse_filled(out)
     pipeline = _opened(settings.image, settings.sound, settings.pca)
-    work = _work(data, settings, pipeline)
-    if (out / MANIFEST).is_file():
-        return _finished(out, work)
-    if not (out / PARTS).is_dir():
-        refuse_filled(out)
-    make_folder(out / PARTS)
-    with locked(out / PARTS):
-        remove_partials(out)
-        outcomes, parts = _extract_all(data, out / PARTS, settings, pipeline, workers, progress)
+    folder = out.with_name(f"{out.name}.parts")
+    make_folder(folder)
+    with locked(folder):
+        remove_partials(folder)
+        remove_partials_of(out)
+        outcomes, parts = _extract_all(data, folder, settings, pipeline, workers, progress)
         if not parts:
             first = next(outcome for outcome in outcomes if outcome.remarks)
             raise UsageError(f"no video could be extracted; the first, {first.id}: {first.remarks[0]}")
         train, test = split([part.item for part in parts.values()], settings.test_share)
+        splits: dict[Split, list[_Part]] = {
+            "train": [parts[item.id] for item in train],
+            "test": [parts[item.id] for item in test],
+        }
         if settings.fit:
-            pipeline = replace(
-                pipeline, projections=_fitted(pipeline, [parts[item.id] for item in train], settings.fit)
-            )
-        splits = {item.id: name for name, items in _splits(train, test) for item in items}
-        outcomes = [replace(outcome, split=splits.get(outcome.id)) for outcome in outcomes]
-        schema = _schema(pipeline, data)
-        shards: list[str] = []
-        for name, items in _splits(train, test):
-            shards += _write_shards(out, name, [parts[item.id] for item in items], pipeline, schema, outcomes)
-        _write_rest(out, data, pipeline, schema, outcomes, len(train))
-        write_json(out / MANIFEST, _manifest(out, work, pipeline, schema, outcomes, shards))
-    remove_folder(out / PARTS)
+            pipeline = replace(pipeline, projections=_fitted(pipeline, splits["train"], settings.fit))
+        where = {part.item.id: name for name, members in splits.items() for part in members}
+        outcomes = [replace(outcome, split=where.get(outcome.id)) for outcome in outcomes]
+        with atomic_folder(out) as new:
+            _write(new, data, pipeline, splits, outcomes)
+    remove_folder(folder)
     return outcomes
-
-
-def _work(data: Dataset, settings: Settings, pipeline: Pipeline) -> str:
-    """A hash of what decides the data set."""
-    items = [[item.id, item.labels, *identity(item.path)] for item in data.items]
-    fit = dict(settings.fit) if settings.fit else None
-    return content_hash([_deciding(pipeline), items, data.classes, dict(data.left_out), fit, settings.test_share])
 
 
 def _deciding(pipeline: Pipeline) -> list[Any]:
@@ -153,25 +143,6 @@ def _deciding(pipeline: Pipeline) -> list[Any]:
         FORMAT,
         [[feature.model_dump(), pipeline.extractors[feature.name].identity] for feature in pipeline.features],
     ]
-
-
-def _finished(out: Path, work: str) -> list[Outcome]:
-    manifest = read_json(out / MANIFEST)
-    if manifest["work"] != work:
-        raise UsageError(f"{out}: holds the shards of other videos, labels or settings; choose another --out")
-    if (out / PARTS).is_dir():
-        remove_folder(out / PARTS)
-    return [Outcome(row["file"], row["split"], row["seconds"], tuple(row["remarks"])) for row in manifest["videos"]]
-
-
-def _splits(train: list[Item], test: list[Item]) -> list[tuple[Split, list[Item]]]:
-    found: list[tuple[Split, list[Item]]] = [("train", train), ("test", test)]
-    return [(name, items) for name, items in found if items]
-
-
-def _schema(pipeline: Pipeline, data: Dataset) -> Schema:
-    classes = 1 if data.classes is None else len(data.classes)
-    return Schema(features=pipeline.features, classes=classes, max_frames=MAX_SECONDS)
 
 
 # --- one file -------------------------------------------------------------------------------------
@@ -205,7 +176,7 @@ def _extract_all(
 ) -> tuple[list[Outcome], dict[str, _Part]]:
     deciding = [_deciding(pipeline), bool(settings.fit)]
     parts = [_Part(item, folder / f"{content_hash([deciding, identity(item.path)])}.part") for item in data.items]
-    missing = [part for part in parts if not _sound(part.path)]
+    missing = [part for part in parts if not _is_whole(part.path)]
     errors: dict[str, str] = {}
     with progress.task("extract", len(parts), "files") as task:
         task.resume_at(len(parts) - len(missing))
@@ -226,7 +197,7 @@ def _extract_all(
     return sorted(outcomes, key=lambda outcome: outcome.id), done
 
 
-def _sound(path: Path) -> bool:
+def _is_whole(path: Path) -> bool:
     """Whether a part is there and whole."""
     try:
         tensorfile.TensorFile(path)
@@ -281,41 +252,50 @@ def _codes(part: _Part, pipeline: Pipeline) -> tuple[Any, ...]:
     return pipeline.codes(Extraction(found, ()))
 
 
-def _write_shards(
-    out: Path, name: str, parts: Sequence[_Part], pipeline: Pipeline, schema: Schema, outcomes: Sequence[Outcome]
-) -> list[str]:
-    seconds = {outcome.id: outcome.seconds for outcome in outcomes}
-    groups: list[list[_Part]] = [[]]
-    size = 0
-    for part in parts:
-        added = seconds[part.item.id] * schema.width
-        if groups[-1] and size + added > SHARD_BYTES:
-            groups.append([])
-            size = 0
-        groups[-1].append(part)
-        size += added
-    names = [f"{name}-{number:05}-of-{len(groups):05}.tfrecord" for number in range(len(groups))]
-    for shard, group in zip(names, groups, strict=True):
-        write_shard(out / shard, (_record(part, pipeline, schema) for part in group))
-    return names
-
-
-def _record(part: _Part, pipeline: Pipeline, schema: Schema) -> bytes:
-    labels = None if part.item.labels is None else np.array(part.item.labels, np.int64)
-    return encode(Video(part.item.id, labels, _codes(part, pipeline)), schema)
-
-
-def _write_rest(
-    out: Path, data: Dataset, pipeline: Pipeline, schema: Schema, outcomes: Sequence[Outcome], trained: int
+def _write(
+    out: Path,
+    data: Dataset,
+    pipeline: Pipeline,
+    splits: Mapping[Split, Sequence[_Part]],
+    outcomes: Sequence[Outcome],
 ) -> None:
+    """Write all that the folder holds."""
+    classes = 1 if data.classes is None else len(data.classes)
+    schema = Schema(features=pipeline.features, classes=classes, max_frames=MAX_SECONDS)
+    seconds = {outcome.id: outcome.seconds for outcome in outcomes}
+    shards = []
+    for name, parts in splits.items():
+        groups = _groups(parts, [seconds[part.item.id] * schema.width for part in parts])
+        for number, group in enumerate(groups):
+            shards.append(f"{name}-{number:05}-of-{len(groups):05}.tfrecord")
+            write_shard(out / shards[-1], (_record(part, pipeline, schema) for part in group))
     write_bytes(out / "report.csv", _report(outcomes).encode())
     if pipeline.projections:
         identities = {feature: pipeline.extractors[feature].identity for feature in pipeline.projections}
         save_projections(out / PROJECTIONS, pipeline.projections, identities)
     if data.classes is not None:
         write_bytes(out / "labels.csv", label_names(data.classes).encode())
-        tests = any(outcome.split == "test" for outcome in outcomes)
-        write_bytes(out / "recipe.toml", recipe(schema, trained, tests=tests).encode())
+        text = recipe(schema, len(splits["train"]), tests=bool(splits["test"]))
+        write_bytes(out / "recipe.toml", text.encode())
+    write_json(out / MANIFEST, _manifest(out, pipeline, schema, outcomes, shards))
+
+
+def _groups(parts: Sequence[_Part], sizes: Sequence[int]) -> list[list[_Part]]:
+    """Parts shard by shard, each within the size unless one part alone is larger."""
+    groups: list[list[_Part]] = []
+    room = 0
+    for part, size in zip(parts, sizes, strict=True):
+        if size > room:
+            groups.append([])
+            room = SHARD_BYTES
+        groups[-1].append(part)
+        room -= size
+    return groups
+
+
+def _record(part: _Part, pipeline: Pipeline, schema: Schema) -> bytes:
+    labels = None if part.item.labels is None else np.array(part.item.labels, np.int64)
+    return encode(Video(part.item.id, labels, _codes(part, pipeline)), schema)
 
 
 def _report(outcomes: Sequence[Outcome]) -> str:
@@ -327,11 +307,10 @@ def _report(outcomes: Sequence[Outcome]) -> str:
 
 
 def _manifest(
-    out: Path, work: str, pipeline: Pipeline, schema: Schema, outcomes: Sequence[Outcome], shards: Sequence[str]
+    out: Path, pipeline: Pipeline, schema: Schema, outcomes: Sequence[Outcome], shards: Sequence[str]
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "work": work,
         "schema": schema.model_dump(mode="json"),
         "extractors": {feature: extractor.identity for feature, extractor in pipeline.extractors.items()},
         "projections": PROJECTIONS if pipeline.projections else None,
@@ -343,6 +322,6 @@ def _manifest(
     }
 
 
-def processors() -> int:
-    """Processes that a machine's processors keep busy."""
-    return len(os.sched_getaffinity(0))
+def worthwhile_workers(files: int) -> int:
+    """Processes that so many files are worth: each takes seconds to start, as long as several files take."""
+    return max(1, min(len(os.sched_getaffinity(0)), files // 8))

@@ -192,6 +192,8 @@ def _frames(path: Path, damage: Damage, seconds: int, threads: int) -> Iterator[
         stream = _stream(container, "video")
         if stream is None:
             raise VideoError(f"{path}: has no pictures")
+        _refuse_large(path, stream.codec_context)
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # and frames that grow later are damage
         stream.codec_context.thread_type, stream.codec_context.thread_count = "AUTO", threads
         clock, rate, latest = _Clock(path), stream.average_rate or Fraction(25), None
         for frame in _decoded(container, stream, damage, clock, wanted):
@@ -213,15 +215,18 @@ def _wanted(path: Path, seconds: int) -> frozenset[int] | None:
         stream = _stream(container, "video")
         if stream is None or stream.time_base is None:
             return None
-        clock = _Clock(path)
+        clock, latest = _Clock(path), 0
         for packet in _packets(container, stream):
             clock.check()
-            if packet.size:
+            if packet.size and not packet.is_discard:
                 if packet.pts is None or len(times) == MOST_PACKETS:
                     return None
                 times.append(packet.pts)
                 if (packet.pts - times[0]) * stream.time_base > seconds + 10:
                     break
+                if (packet.pts - latest) * stream.time_base > 1:
+                    clock.tick()
+                    latest = packet.pts
         base = stream.time_base
     if not times:
         return None
@@ -248,12 +253,17 @@ def _decoded(
             frames = packet.decode()
         except av.error.EOFError:
             return
-        except (av.FFmpegError, ValueError) as error:
-            if "max_pixels" in str(error):
-                raise VideoError(f"{path}: its frames are larger than {MAX_PIXELS:,} pixels") from error
+        except (av.FFmpegError, ValueError):
+            _refuse_large(path, stream.codec_context)
             damage.count(path)
             continue
         yield from frames
+
+
+def _refuse_large(path: Path, context: Any) -> None:
+    if context.type == "video" and context.width * context.height > MAX_PIXELS:
+        what = f"frames of {context.width} x {context.height} are larger than {MAX_PIXELS:,} pixels"
+        raise VideoError(f"{path}: its {what}; make them smaller")
 
 
 def _packets(container: InputContainer, stream: Any) -> Iterator[Any]:
