@@ -42,7 +42,7 @@ def write_clip(
         if len(pictures):
             stream = container.add_stream(codec, rate=rate, options=options or {})
             stream.height, stream.width = pictures[0].shape[:2]
-            stream.pix_fmt = "yuv420p"
+            stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
             stream.codec_context.time_base = Fraction(1, 1000)
         if sound is not None:
             heard = container.add_stream("aac", rate=sound_rate, layout="mono")

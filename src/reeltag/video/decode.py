@@ -198,8 +198,9 @@ def _frames(path: Path, damage: Damage, seconds: int, threads: int) -> Iterator[
         clock, rate, latest = _Clock(path), stream.average_rate or Fraction(25), None
         for frame in _decoded(container, stream, damage, clock, wanted):
             base = frame.time_base or stream.time_base
+            ticks = frame.pts if _tells_times(container) else frame.dts
             after = Fraction(0) if latest is None else latest + 1 / rate
-            at = after if frame.pts is None else frame.pts * base
+            at = after if ticks is None else ticks * base
             if latest is not None and at <= latest:
                 continue  # a clock that runs backwards
             if latest is None or at - latest >= Fraction(1, 4):
@@ -213,7 +214,7 @@ def _wanted(path: Path, seconds: int) -> frozenset[int] | None:
     times: list[int] = []
     with _opened(path) as container:
         stream = _stream(container, "video")
-        if stream is None or stream.time_base is None:
+        if stream is None or stream.time_base is None or not _tells_times(container):
             return None
         clock, latest = _Clock(path), 0
         for packet in _packets(container, stream):
@@ -305,6 +306,11 @@ def _stream(container: InputContainer, kind: str) -> Any:
         if stream.type == kind and stream.codec_context is not None and not _is_cover(stream):
             return stream
     return None
+
+
+def _tells_times(container: InputContainer) -> bool:
+    """Whether packets have the times at which they are shown; AVI knows their order alone, and FFmpeg's guesses err."""
+    return container.format.name != "avi"
 
 
 def _is_cover(stream: Any) -> bool:

@@ -85,7 +85,7 @@ class _Model:
 
     def vectors(self, found: Values, count: int) -> Values:
         """The output of a call for so many seconds as [count, width]."""
-        if len(found) != count or found.size != count * found.shape[1 if found.ndim > 1 else 0]:
+        if found.ndim < 2 or len(found) != count or sum(side > 1 for side in found.shape[1:]) > 1:
             what = f"output {self._output!r} is {list(found.shape)} for {count} inputs"
             raise UsageError(f"{self.path}: {what}, not one vector each; name another with ?output=")
         return found.reshape(count, -1)
