@@ -24,7 +24,7 @@ RNG = np.random.default_rng(0)
 
 
 def brute_log_mel(second):
-    """The documented formula with sums written out."""
+    """The documented formula with its sums written out: no FFT."""
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1024) / 1024)
     angles = 2 * np.pi * np.outer(np.arange(1024), np.arange(1025)) / 2048
     mel = lambda hertz: 1127 * np.log(1 + hertz / 700)  # noqa: E731
@@ -35,12 +35,9 @@ def brute_log_mel(second):
             m = mel(place * 16000 / 2048)
             low, peak, high = peaks[band : band + 3]
             bands[place, band] = max(0.0, min((m - low) / (peak - low), (high - m) / (high - peak)))
-    logs = []
-    for begin in range(0, 16000 - 1024 + 1, 160):
-        x = second[begin : begin + 1024] * window
-        power = (x @ np.cos(angles)) ** 2 + (x @ np.sin(angles)) ** 2
-        logs.append(np.log(power / window.sum() ** 2 @ bands + 1e-6))
-    return np.mean(logs, 0)
+    x = np.stack([second[begin : begin + 1024] * window for begin in range(0, 16000 - 1024 + 1, 160)])
+    power = (x @ np.cos(angles)) ** 2 + (x @ np.sin(angles)) ** 2
+    return np.log(power / window.sum() ** 2 @ bands + 1e-6).mean(0)
 
 
 def test_log_mel_is_its_formula():

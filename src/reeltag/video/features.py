@@ -95,20 +95,19 @@ class Pipeline:
             VideoError: the file cannot be read, or is too slow to decode.
         """
         media = decode.probe(path)
-        damage = Damage()
+        if not ((self.image and media.pictures) or (self.sound and media.sound)):
+            raise VideoError(f"{path}: has no {'sound' if media.pictures else 'pictures'}; leave it out")
+        damage, values, heard = Damage(), {}, None
         with _one_torch_thread():
-            rgb = _values_of_pictures(self.image, media, damage, threads, progress) if self.image else None
-            length = None if rgb is None else len(rgb)
-            audio, short = (None, None)
+            if self.image and media.pictures:
+                values["rgb"] = _values_of_pictures(self.image, media, damage, threads, progress)
             if self.sound:
-                audio, short = _values_of_sound(self.sound, media, damage, length)
-        if rgb is None and self.image:
-            assert audio is not None  # probe saw to it that there is something
-            rgb = _black(self.image, len(audio))
-        found = {"rgb": rgb, "audio": audio}
-        values = {feature: value for feature, value in found.items() if value is not None}
+                length = len(values["rgb"]) if values else None
+                values["audio"], heard = _values_of_sound(self.sound, media, damage, length)
+            if self.image and not media.pictures:
+                values = {"rgb": _black(self.image, len(values["audio"])), **values}
         length = len(next(iter(values.values())))
-        return Extraction(values, tuple(_remarks(self, media, damage, length, short)))
+        return Extraction(values, tuple(_remarks(self, media, damage, length, heard)))
 
     def codes(self, extraction: Extraction) -> tuple[Codes, ...]:
         """The features of a record, [T, W] uint8 each."""
@@ -131,9 +130,7 @@ def open_pipeline(image: str, sound: str) -> Pipeline:
 
 def _values_of_pictures(
     image: Extractor[Picture], media: Media, damage: Damage, threads: int, progress: Callable[[], None]
-) -> Values | None:
-    if not media.pictures:
-        return None
+) -> Values:
     pictures = decode.pictures(media.path, (image.takes[0], image.takes[1]), damage, threads=threads)
     values = []
     while batch := list(islice(pictures, BATCH)):
@@ -142,9 +139,7 @@ def _values_of_pictures(
     return np.concatenate(values)
 
 
-def _values_of_sound(
-    sound: Extractor[Samples], media: Media, damage: Damage, length: int | None
-) -> tuple[Values, int | None]:
+def _values_of_sound(sound: Extractor[Samples], media: Media, damage: Damage, length: int | None) -> tuple[Values, int]:
     """Values of so many seconds, or of all where that is open; and how many of them have sound."""
     (rate,) = sound.takes
     samples = decode.sound(media.path, rate, damage, seconds=length or MAX_SECONDS)
@@ -160,8 +155,7 @@ def _values_of_sound(
 
 
 def _black(image: Extractor[Picture], length: int) -> Values:
-    with _one_torch_thread():
-        black = image.values(np.zeros((1, *image.takes, 3), np.uint8))
+    black = image.values(np.zeros((1, *image.takes, 3), np.uint8))
     return np.repeat(black, length, axis=0)
 
 
