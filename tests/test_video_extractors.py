@@ -126,6 +126,13 @@ def test_efficientnet_does_not_depend_on_the_others_of_a_batch():
     )
 
 
+def test_other_weights_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    (tmp_path / "w.pth").write_bytes(b"anything")
+    monkeypatch.setattr(efficientnet, "weights_file", lambda: tmp_path / "w.pth")
+    with pytest.raises(UsageError, match="are not the weights of efficientnet-lite0"):
+        image_extractor("efficientnet-lite0")
+
+
 def model(path, nodes, inputs, outputs):
     """Write an ONNX graph; inputs and outputs are name, type and shape."""
     graph = helper.make_graph(

