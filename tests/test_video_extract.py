@@ -117,7 +117,7 @@ def test_twice_gives_the_same_bytes(shards, videos, tmp_path):
 
 
 def test_the_recipe_trains_and_the_model_knows_its_extractors(shards, tmp_path):
-    sets = ["data.root=" + str(shards), "training.epochs=2", "data.holdout.fraction=0.5", "training.batch_size=2"]
+    sets = ["data.root=" + str(shards), "training.epochs=2"]
     options = [option for item in sets for option in ("--set", item)]
     assert main(["run", str(shards / "recipe.toml"), "--out", str(tmp_path / "run"), *options]) == 0
     data = TensorFile(tmp_path / "run" / "model.reeltag").content["data"]

@@ -158,10 +158,10 @@ def _opened(image: str, sound: str, pca: Path | None) -> Pipeline:
     return replace(pipeline, projections=load_projections(pca, identities))
 
 
-def _extract_part(settings: Settings, source: Path, path: Path) -> None:
+def _extract_part(settings: Settings, source: Path, path: Path, threads: int) -> None:
     """Write the part of a file: codes, or values where the PCA is still to be learned."""
     pipeline = _opened(settings.image, settings.sound, settings.pca)
-    found = pipeline.extract(source)
+    found = pipeline.extract(source, threads)
     arrays: Sequence[Any] = list(found.values.values()) if settings.fit else pipeline.codes(found)
     tensorfile.write(path, dict(zip(found.values, arrays, strict=True)), {"remarks": found.remarks})
 
@@ -208,10 +208,11 @@ def _is_whole(path: Path) -> bool:
 
 def _extracted(parts: Sequence[_Part], settings: Settings, workers: int) -> Iterator[tuple[_Part, ReeltagError | None]]:
     """Each part once its file is done, with what was wrong with that."""
+    threads = max(1, _processors() // workers)
     if min(workers, len(parts)) <= 1:
         for part in parts:
             try:
-                _extract_part(settings, part.item.path, part.path)
+                _extract_part(settings, part.item.path, part.path, threads)
             except VideoError as error:
                 yield part, error
             else:
@@ -219,7 +220,7 @@ def _extracted(parts: Sequence[_Part], settings: Settings, workers: int) -> Iter
         return
     with spawned(["cpu"] * min(workers, len(parts))) as pool:
         futures: list[tuple[_Part, Future[Any]]] = [
-            (part, pool.submit(Needs(), _extract_part, settings, part.item.path, part.path)) for part in parts
+            (part, pool.submit(Needs(), _extract_part, settings, part.item.path, part.path, threads)) for part in parts
         ]
         for part, future in futures:
             try:
@@ -324,4 +325,8 @@ def _manifest(
 
 def worthwhile_workers(files: int) -> int:
     """Processes that so many files are worth: each takes seconds to start, as long as several files take."""
-    return max(1, min(len(os.sched_getaffinity(0)), files // 8))
+    return max(1, min(_processors(), files // 8))
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0))

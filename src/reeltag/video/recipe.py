@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 from reeltag.data.schema import Feature, Schema
 
@@ -18,6 +19,7 @@ def recipe(schema: Schema, videos: int, *, tests: bool) -> str:
         videos: training videos.
         tests: whether there are test shards.
     """
+    held = max(10, math.ceil(200 / max(videos, 1)))  # per cent, two videos at least
     batch = max(2, min(BATCH, videos // 8))
     test = '["test-*.tfrecord"]' if tests else "[] # other shards, or extract with --test-share"
     features = ",\n".join(f"  {_feature(feature)}" for feature in schema.features)
@@ -31,6 +33,7 @@ budget_mb = 50
 train = ["train-*.tfrecord"]
 test = {test}
 label_names = "labels.csv"
+holdout = {{ fraction = {min(held, 99) / 100} }}
 
 [data.schema]
 features = [
