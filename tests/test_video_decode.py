@@ -4,6 +4,7 @@ import os
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -116,6 +117,17 @@ def test_sound_is_resampled_and_no_longer_than_asked_for(tmp_path):
     assert len(heard) == 16000
     peak = np.abs(np.fft.rfft(heard[4000:12000])).argmax()
     assert peak == 440  # hertz, of a second
+
+
+def test_sound_may_change_its_form_and_its_clock_on_the_way(tmp_path):
+    """Two transport streams one after the other: the second has another rate, and begins at 0 again."""
+    for name, rate in (("a.ts", 16000), ("b.ts", 48000)):
+        write_clip(tmp_path / name, 2, pictures=(), sound=tone(2, rate=rate), sound_rate=rate)
+    (tmp_path / "both.ts").write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    with av.open(str(tmp_path / "both.ts")) as container:
+        assert {frame.sample_rate for frame in container.decode(audio=0)} == {16000, 48000}
+    heard, first = (sound(tmp_path / name, 16000, Damage()) for name in ("both.ts", "a.ts"))
+    np.testing.assert_array_equal(heard[: len(first) - 2000], first[:-2000])
 
 
 def test_what_a_file_holds(tmp_path):

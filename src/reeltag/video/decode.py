@@ -129,7 +129,7 @@ def pictures(
         else:
             picture = None  # of the frame that is shown until `at`; scaled only if a second's middle falls to it
             while second < seconds and origin + second + Fraction(1, 2) < at:
-                picture = _scaled(shown[1], size) if picture is None else picture
+                picture = _scaled(path, shown[1], size) if picture is None else picture
                 yield picture
                 second += 1
         if second == seconds:
@@ -139,7 +139,7 @@ def pictures(
         raise VideoError(f"{path}: no picture can be decoded; is it complete?")
     end = shown[0] + _duration(shown[1])
     if second == 0 or origin + second + Fraction(1, 2) < end:
-        yield _scaled(shown[1], size)
+        yield _scaled(path, shown[1], size)
 
 
 def sound(path: Path, rate: int, damage: Damage, *, seconds: int = MAX_SECONDS) -> Samples:
@@ -157,32 +157,48 @@ def sound(path: Path, rate: int, damage: Damage, *, seconds: int = MAX_SECONDS) 
     Raises:
         VideoError: the file gives nothing for ten seconds.
     """
+    samples = np.zeros(rate * seconds, np.float32)
+    position, end = None, 0
+    with _opened(path) as container:
+        for at, values in _mono(container, rate, damage, _Clock(path)):
+            ahead = 0 if at is None or position is None else at * rate - position
+            if ahead < -JUMP_SECONDS * rate:
+                continue  # a clock that runs backwards
+            if position is None or ahead > JUMP_SECONDS * rate:
+                position = round((at or 0) * rate)
+            begin = max(position, 0)
+            into = samples[begin : max(position + len(values), begin)]
+            into[:] = np.nan_to_num(values[begin - position :][: len(into)]).clip(-1, 1)
+            position += len(values)
+            end = max(end, min(position, len(samples)))
+            if position >= len(samples):
+                break
+    return samples[:end]
+
+
+def _mono(
+    container: InputContainer, rate: int, damage: Damage, clock: _Clock
+) -> Iterator[tuple[Fraction | None, Samples]]:
+    """Samples at a rate, each piece with its time after the first picture where it is known."""
     import av
 
-    samples = np.zeros(rate * seconds, np.float32)
-    end = 0
-    with _opened(path) as container:
-        stream = _stream(container, "audio")
-        if stream is None:
-            return samples[:0]
-        origin, clock = _origin(container, stream), _Clock(path)
-        resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
-        position: int | None = None
-        for frame in _decoded(container, stream, damage, clock):
-            at = Fraction(frame.pts or 0) * frame.time_base - origin if frame.pts is not None else None
-            for part in resampler.resample(frame):
-                if position is None or (at is not None and abs(position - at * rate) > JUMP_SECONDS * rate):
-                    position = round((at or 0) * rate)
-                values = part.to_ndarray()[0]
-                begin = max(position, 0)
-                into = samples[begin : max(position + len(values), begin)]
-                into[:] = np.nan_to_num(values[begin - position :][: len(into)]).clip(-1, 1)
-                position += len(values)
-                end = max(end, min(position, len(samples)))
-                clock.tick()
-            if position is not None and position >= len(samples):
-                break
-    return samples[: max(end, 0)]
+    stream = _stream(container, "audio")
+    if stream is None:
+        return
+    origin, form, resampler = _origin(container, stream), None, None
+    for frame in _decoded(container, stream, damage, clock):
+        if form != (form := (frame.format.name, frame.layout.name, frame.sample_rate)):  # it may change on the way
+            resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
+        assert resampler is not None
+        at = None if frame.pts is None else frame.pts * (frame.time_base or stream.time_base) - origin
+        try:
+            parts = resampler.resample(frame)
+        except (av.FFmpegError, ValueError):
+            damage.count(clock.path)
+            continue
+        for part in parts:
+            clock.tick()
+            yield at, part.to_ndarray()[0]
 
 
 def _frames(path: Path, damage: Damage, seconds: int, threads: int) -> Iterator[tuple[Fraction, Any]]:
@@ -280,10 +296,17 @@ def _packets(container: InputContainer, stream: Any) -> Iterator[Any]:
         yield packet
 
 
-def _scaled(frame: Any, size: tuple[int, int]) -> Picture:
+def _scaled(path: Path, frame: Any, size: tuple[int, int]) -> Picture:
+    import av
+
     turns = round(frame.rotation / 90) % 4  # counter-clockwise, as the file asks for
     height, width = size if turns % 2 == 0 else size[::-1]
-    small = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
+    try:
+        small = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
+    except (av.FFmpegError, ValueError) as error:
+        raise VideoError(
+            f"{path}: its pictures ({frame.format.name}) cannot be converted to RGB; convert it"
+        ) from error
     picture: Picture = np.ascontiguousarray(np.rot90(small.to_ndarray(), turns))
     return picture
 
