@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from processgroup import all_end
 from reeltag.cli import main
 from reeltag.data.schema import read_label_names
 from reeltag.data.shards import read_all, scan
-from reeltag.errors import UsageError, VideoError
+from reeltag.errors import UsageError, VideoError, WorkerError
 from reeltag.progress import Progress
 from reeltag.recipe_file import load_recipe
 from reeltag.storage import find
@@ -248,6 +250,30 @@ def test_a_file_without_what_is_extracted_is_left_out(videos):
     ):
         with pytest.raises(VideoError, match=message):
             open_pipeline(*extractors).extract(videos / name)
+
+
+class _PoolOfOneCrash:
+    """Does each task here, but for one video at which every process would crash."""
+
+    def submit(self, needs, function, *arguments):
+        future = Future()
+        if arguments[1].name == "3.mp4":
+            future.set_exception(WorkerError("a worker process died 4 times over the same work"))
+            return future
+        try:
+            future.set_result(function(*arguments))
+        except VideoError as error:
+            future.set_exception(error)
+        return future
+
+
+def test_a_video_that_crashes_its_process_is_left_out(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(collecting, "spawned", lambda devices: nullcontext(_PoolOfOneCrash()))
+    data = gather([str(videos)], videos / "labels.csv")
+    found = collect(data, tmp_path / "out", Settings(image="none"), 2, Progress())
+    left_out = {outcome.id: outcome.remarks[0] for outcome in found if outcome.split is None}
+    assert left_out.keys() == {"3.mp4", "broken.mp4", "silent.mp4", "gone.mp4"}
+    assert "ended the process that read it" in left_out["3.mp4"]
 
 
 class Killed(Exception):  # noqa: N818
