@@ -84,19 +84,20 @@ def faults(tree):
             yield called.id
         if isinstance(called, ast.Attribute):
             base = called.value.id if isinstance(called.value, ast.Name) else getattr(called.value, "attr", "")
-            if (base, called.attr) in METHODS:
+            tensors_alone = (base, called.attr) == ("torch", "load") and is_constant(given.get("weights_only"), True)
+            if (base, called.attr) in METHODS and not tensors_alone:
                 yield f"{base}.{called.attr}"
-            if (base, called.attr) == ("np", "load") and not is_false(given.get("allow_pickle")):
+            if (base, called.attr) == ("np", "load") and not is_constant(given.get("allow_pickle"), False):
                 yield "np.load with pickles"
         names_one = getattr(called, "attr", "") == "generate_completion"  # whose `shell` is text, bash or another
-        if "shell" in given and not is_false(given["shell"]) and not names_one:
+        if "shell" in given and not is_constant(given["shell"], False) and not names_one:
             yield "a shell"
         if "trust_remote_code" in given:
             yield "remote code"
 
 
-def is_false(node):
-    return isinstance(node, ast.Constant) and node.value is False
+def is_constant(node, value):
+    return isinstance(node, ast.Constant) and node.value is value
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
@@ -111,6 +112,7 @@ def test_no_module_can_run_code_from_a_file(path):
         "from torch.serialization import x; import yaml",
         "from marshal import loads",
         "torch.load(path)",
+        "torch.load(path, weights_only=False)",
         "torch.jit.load(path)",
         "eval('1')",
         "np.load(path)",

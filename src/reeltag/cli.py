@@ -23,6 +23,7 @@ from reeltag.cli_report import report
 from reeltag.cli_serve import serve
 from reeltag.cli_share import share
 from reeltag.cli_simulate import simulate
+from reeltag.cli_video import extract
 from reeltag.cli_workers import Address, Devices, Executor, MaxTime, Quiet, pool_of
 from reeltag.environment import keep_freed_memory
 from reeltag.errors import ReeltagError, UsageError
@@ -46,6 +47,7 @@ app.command(benchmark)
 app.command(data)
 app.command(doctor)
 app.command(export)
+app.command(extract)
 app.command(import_tf)
 app.command(quantize)
 app.command(recipe)

@@ -74,6 +74,10 @@ class TransferError(ReeltagError):
     """A file behind a URL that is missing, refused or out of reach."""
 
 
+class VideoError(ReeltagError):
+    """A video file that cannot be read, or not in a reasonable time."""
+
+
 class WorkerError(ReeltagError):
     """A process that worked for this one ended before its work was done."""
 

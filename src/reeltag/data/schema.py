@@ -5,14 +5,35 @@ from __future__ import annotations
 import csv
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 
 from reeltag.errors import UsageError
 from reeltag.transfer import is_url, read
 
 MOST_FRAMES = 1_000_000  # of a video
+
+
+_Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Origin(BaseModel):
+    """The extractor whose values a feature holds. Features of two videos can be compared only if theirs is the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    hash: _Hash = Field(description="SHA-256 of its weights and settings")
+    projection: _Hash | None = Field(None, description="SHA-256 of the PCA that its values went through")
 
 
 class Feature(BaseModel):
@@ -22,6 +43,15 @@ class Feature(BaseModel):
 
     name: str
     width: int = Field(gt=0, description="values a frame (frame level) or a video (video level)")
+    extractor: Origin | None = Field(None, description="what `reeltag extract` made it with")
+
+    @model_serializer(mode="wrap")
+    def _without_unknown(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without an extractor, as before features had one, so that the hashes of stages and files stay."""
+        content: dict[str, Any] = handler(self)
+        if self.extractor is None:
+            del content["extractor"]
+        return content
 
 
 class Schema(BaseModel):

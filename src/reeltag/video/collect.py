@@ -1,0 +1,332 @@
+"""Video files and their labels → frame-level shards, with a manifest and a recipe.
+
+What each file gives is a part in the folder `OUT.parts`, whose name is a hash of all that decides it; in the end the
+parts become the records of shards, and the folder goes. So a killed run loses the files that it was at, and no more.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from reeltag import tensorfile
+from reeltag.data.example import Video, encode
+from reeltag.data.schema import Schema
+from reeltag.data.tfrecord import write_shard
+from reeltag.errors import ArtifactError, ReeltagError, UsageError, VideoError, WorkerError
+from reeltag.processes import Needs, spawned
+from reeltag.progress import Progress
+from reeltag.storage import (
+    atomic_folder,
+    content_hash,
+    file_hash,
+    identity,
+    locked,
+    make_folder,
+    refuse_filled,
+    remove_folder,
+    remove_partials,
+    remove_partials_of,
+    write_bytes,
+    write_json,
+)
+from reeltag.video.codes import Moments, load_projections, save_projections
+from reeltag.video.dataset import Dataset, Item, label_names, split
+from reeltag.video.decode import MAX_SECONDS
+from reeltag.video.features import Extraction, Pipeline, open_pipeline
+from reeltag.video.recipe import recipe
+
+FORMAT = 1  # of parts and of the manifest; a change of decoding is a new one
+MANIFEST, PROJECTIONS = "manifest.json", "pca.safetensors"
+SHARD_BYTES = 100_000_000  # of frames in a shard
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How videos are extracted.
+
+    Attributes:
+        image: name of the extractor of pictures, or `none`.
+        sound: name of the extractor of sound, or `none`.
+        pca: file or folder with the PCA that values go through.
+        fit: widths of the PCA to be learned, by feature.
+        test_share: of the videos.
+    """
+
+    image: str = "efficientnet-lite0"
+    sound: str = "logmel"
+    pca: Path | None = None
+    fit: Mapping[str, int] | None = None
+    test_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a video.
+
+    Attributes:
+        id: its name.
+        split: where it went; None where it was left out.
+        seconds: of it that the record has.
+        remarks: what is unusual, or why it was left out.
+    """
+
+    id: str
+    split: Split | None
+    seconds: int
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Part:
+    item: Item
+    path: Path
+
+
+def collect(data: Dataset, out: Path, settings: Settings, workers: int, progress: Progress) -> list[Outcome]:
+    """Extract videos and write the data set.
+
+    The bytes in `out` depend on the videos, their names, labels and the settings alone.
+
+    Args:
+        data: the videos.
+        out: a folder that does not exist yet; it is there whole or not at all.
+        settings: how.
+        workers: processes that share the files; 1: this one.
+        progress: what people see.
+
+    Returns:
+        What became of each, sorted by id.
+
+    Raises:
+        UsageError: the folder exists, an extractor cannot be opened, or no video could be extracted.
+    """
+    refuse_filled(out)
+    pipeline = _opened(settings.image, settings.sound, settings.pca)
+    folder = out.with_name(f"{out.name}.parts")
+    make_folder(folder)
+    with locked(folder):
+        remove_partials(folder)
+        remove_partials_of(out)
+        outcomes, parts = _extract_all(data, folder, settings, pipeline, workers, progress)
+        if not parts:
+            first = next(outcome for outcome in outcomes if outcome.remarks)
+            raise UsageError(f"no video could be extracted; the first, {first.id}: {first.remarks[0]}")
+        train, test = split([part.item for part in parts.values()], settings.test_share)
+        splits: dict[Split, list[_Part]] = {
+            "train": [parts[item.id] for item in train],
+            "test": [parts[item.id] for item in test],
+        }
+        if settings.fit:
+            pipeline = replace(pipeline, projections=_fitted(pipeline, splits["train"], settings.fit))
+        where = {part.item.id: name for name, members in splits.items() for part in members}
+        outcomes = [replace(outcome, split=where.get(outcome.id)) for outcome in outcomes]
+        with atomic_folder(out) as new:
+            _write(new, data, pipeline, splits, outcomes)
+    remove_folder(folder)
+    return outcomes
+
+
+def _deciding(pipeline: Pipeline) -> list[Any]:
+    return [
+        FORMAT,
+        [[feature.model_dump(), pipeline.extractors[feature.name].identity] for feature in pipeline.features],
+    ]
+
+
+# --- one file -------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _opened(image: str, sound: str, pca: Path | None) -> Pipeline:
+    """A pipeline; a process opens it once for all its files."""
+    pipeline = open_pipeline(image, sound)
+    if pca is None:
+        return pipeline
+    identities = {feature: extractor.identity for feature, extractor in pipeline.extractors.items()}
+    return replace(pipeline, projections=load_projections(pca, identities))
+
+
+def _extract_part(settings: Settings, source: Path, path: Path, threads: int) -> None:
+    """Write the part of a file: codes, or values where the PCA is still to be learned."""
+    pipeline = _opened(settings.image, settings.sound, settings.pca)
+    found = pipeline.extract(source, threads)
+    arrays: Sequence[Any] = list(found.values.values()) if settings.fit else pipeline.codes(found)
+    tensorfile.write(path, dict(zip(found.values, arrays, strict=True)), {"remarks": found.remarks})
+
+
+def _read_part(path: Path, pipeline: Pipeline) -> dict[str, Any]:
+    file = tensorfile.TensorFile(path)
+    return {feature: file.read(feature) for feature in pipeline.extractors}
+
+
+def _extract_all(
+    data: Dataset, folder: Path, settings: Settings, pipeline: Pipeline, workers: int, progress: Progress
+) -> tuple[list[Outcome], dict[str, _Part]]:
+    deciding = [_deciding(pipeline), bool(settings.fit)]
+    parts = [_Part(item, folder / f"{content_hash([deciding, identity(item.path)])}.part") for item in data.items]
+    missing = [part for part in parts if not _is_whole(part.path)]
+    errors: dict[str, str] = {}
+    with progress.task("extract", len(parts), "files") as task:
+        task.resume_at(len(parts) - len(missing))
+        for part, error in _extracted(missing, settings, workers):
+            if error is not None:
+                errors[part.item.id] = str(error).removeprefix(f"{part.item.path}: ")
+                progress.say(f"  left out: {error}")
+            task.advance(1, note=part.item.id)
+    outcomes = [Outcome(name, None, 0, (f"left out: {reason}",)) for name, reason in data.left_out.items()]
+    for part in parts:
+        if part.item.id in errors:
+            outcomes.append(Outcome(part.item.id, None, 0, (f"left out: {errors[part.item.id]}",)))
+        else:
+            file = tensorfile.TensorFile(part.path)
+            seconds = len(file.read(file.names[0]))
+            outcomes.append(Outcome(part.item.id, None, seconds, tuple(file.content["remarks"])))
+    done = {part.item.id: part for part in parts if part.item.id not in errors}
+    return sorted(outcomes, key=lambda outcome: outcome.id), done
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a part is there and whole."""
+    try:
+        tensorfile.TensorFile(path)
+    except ArtifactError:
+        return False
+    return True
+
+
+def _extracted(parts: Sequence[_Part], settings: Settings, workers: int) -> Iterator[tuple[_Part, ReeltagError | None]]:
+    """Each part once its file is done, with what was wrong with that."""
+    threads = max(1, _processors() // workers)
+    if min(workers, len(parts)) <= 1:
+        for part in parts:
+            try:
+                _extract_part(settings, part.item.path, part.path, threads)
+            except VideoError as error:
+                yield part, error
+            else:
+                yield part, None
+        return
+    with spawned(["cpu"] * min(workers, len(parts))) as pool:
+        futures: list[tuple[_Part, Future[Any]]] = [
+            (part, pool.submit(Needs(), _extract_part, settings, part.item.path, part.path, threads)) for part in parts
+        ]
+        for part, future in futures:
+            try:
+                future.result()
+            except VideoError as error:
+                yield part, error
+            except WorkerError:
+                yield part, VideoError(f"{part.item.path}: ended the process that read it, each time; leave it out")
+            else:
+                yield part, None
+
+
+# --- the data set ---------------------------------------------------------------------------------
+
+
+def _fitted(pipeline: Pipeline, parts: Sequence[_Part], widths: Mapping[str, int]) -> dict[str, Any]:
+    """The PCA of each feature that has a width, over the frames of training videos."""
+    moments = {feature: Moments(pipeline.extractors[feature].width) for feature in widths}
+    for part in parts:
+        values = _read_part(part.path, pipeline)
+        for feature, sums in moments.items():
+            sums.add(values[feature])
+    return {feature: sums.projection(widths[feature]) for feature, sums in moments.items()}
+
+
+def _codes(part: _Part, pipeline: Pipeline) -> tuple[Any, ...]:
+    found = _read_part(part.path, pipeline)
+    if all(array.dtype == np.uint8 for array in found.values()):
+        return tuple(found.values())
+    return pipeline.codes(Extraction(found, ()))
+
+
+def _write(
+    out: Path,
+    data: Dataset,
+    pipeline: Pipeline,
+    splits: Mapping[Split, Sequence[_Part]],
+    outcomes: Sequence[Outcome],
+) -> None:
+    """Write all that the folder holds."""
+    classes = 1 if data.classes is None else len(data.classes)
+    schema = Schema(features=pipeline.features, classes=classes, max_frames=MAX_SECONDS)
+    seconds = {outcome.id: outcome.seconds for outcome in outcomes}
+    shards = []
+    for name, parts in splits.items():
+        groups = _groups(parts, [seconds[part.item.id] * schema.width for part in parts])
+        for number, group in enumerate(groups):
+            shards.append(f"{name}-{number:05}-of-{len(groups):05}.tfrecord")
+            write_shard(out / shards[-1], (_record(part, pipeline, schema) for part in group))
+    write_bytes(out / "report.csv", _report(outcomes).encode())
+    if pipeline.projections:
+        identities = {feature: pipeline.extractors[feature].identity for feature in pipeline.projections}
+        save_projections(out / PROJECTIONS, pipeline.projections, identities)
+    if data.classes is not None:
+        write_bytes(out / "labels.csv", label_names(data.classes).encode())
+        text = recipe(schema, len(splits["train"]), tests=bool(splits["test"]))
+        write_bytes(out / "recipe.toml", text.encode())
+    write_json(out / MANIFEST, _manifest(out, pipeline, schema, outcomes, shards))
+
+
+def _groups(parts: Sequence[_Part], sizes: Sequence[int]) -> list[list[_Part]]:
+    """Parts shard by shard, each within the size unless one part alone is larger."""
+    groups: list[list[_Part]] = []
+    room = 0
+    for part, size in zip(parts, sizes, strict=True):
+        if size > room:
+            groups.append([])
+            room = SHARD_BYTES
+        groups[-1].append(part)
+        room -= size
+    return groups
+
+
+def _record(part: _Part, pipeline: Pipeline, schema: Schema) -> bytes:
+    labels = None if part.item.labels is None else np.array(part.item.labels, np.int64)
+    return encode(Video(part.item.id, labels, _codes(part, pipeline)), schema)
+
+
+def _report(outcomes: Sequence[Outcome]) -> str:
+    text = StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "split", "seconds", "remarks"])
+    writer.writerows([row.id, row.split or "", row.seconds, "; ".join(row.remarks)] for row in outcomes)
+    return text.getvalue()
+
+
+def _manifest(
+    out: Path, pipeline: Pipeline, schema: Schema, outcomes: Sequence[Outcome], shards: Sequence[str]
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "schema": schema.model_dump(mode="json"),
+        "extractors": {feature: extractor.identity for feature, extractor in pipeline.extractors.items()},
+        "projections": PROJECTIONS if pipeline.projections else None,
+        "shards": {name: file_hash(out / name) for name in shards},
+        "videos": [
+            {"file": row.id, "split": row.split, "seconds": row.seconds, "remarks": list(row.remarks)}
+            for row in outcomes
+        ],
+    }
+
+
+def worthwhile_workers(files: int) -> int:
+    """Processes that so many files are worth: each takes seconds to start, as long as several files take."""
+    return max(1, min(_processors(), files // 8))
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0))

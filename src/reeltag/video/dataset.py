@@ -1,0 +1,184 @@
+"""Which videos there are, what they are called, their labels, and which are for tests."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+from reeltag.errors import UsageError
+from reeltag.storage import counted, few, regular
+
+# Endings that a folder's videos and sounds have; files that are given by name may have any.
+ENDINGS = frozenset(
+    {".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf"}
+    | {".ogv", ".ts", ".vob", ".webm", ".wmv"}
+    | {".aac", ".flac", ".m4a", ".mka", ".mp3", ".ogg", ".opus", ".wav", ".wma"}
+)
+MOST_CLASSES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Item:
+    """A video of the data set.
+
+    Attributes:
+        id: its name there: that of its file, or its path from the folder that was given.
+        path: the file.
+        labels: class indices, sorted; None where there are no labels at all.
+    """
+
+    id: str
+    path: Path
+    labels: tuple[int, ...] | None
+
+    @property
+    def order(self) -> bytes:
+        """By what the records are ordered: a hash of the name, which mixes classes and makes splits that stay."""
+        return hashlib.sha256(self.id.encode()).digest()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Videos and their labels.
+
+    Attributes:
+        items: sorted by id.
+        classes: names of the classes, by index; None where there are no labels at all.
+        left_out: ids that are no items, with the reason.
+    """
+
+    items: tuple[Item, ...]
+    classes: tuple[str, ...] | None
+    left_out: Mapping[str, str]
+
+
+def gather(inputs: Sequence[str], labels: Path | None) -> Dataset:
+    """Find the videos, and their labels.
+
+    Args:
+        inputs: folders, files, or glob patterns of them.
+        labels: CSV with the columns `file` and `labels`; without it videos have none.
+
+    Raises:
+        UsageError: an input matches nothing, two videos have one name, or the labels cannot be read.
+    """
+    paths = _paths(inputs)
+    if labels is None:
+        return Dataset(tuple(Item(name, path, None) for name, path in sorted(paths.items())), None, {})
+    given = _read_labels(labels)
+    classes = _classes({label for row in given.values() for label in row}, labels)
+    index = {label: number for number, label in enumerate(classes)}
+    items = (
+        Item(name, path, tuple(sorted({index[label] for label in given[name]})))
+        for name, path in sorted(paths.items())
+        if name in given
+    )
+    left_out = {name: f"has no row in {labels.name}" for name in paths if name not in given}
+    left_out |= {name: f"stands in {labels.name}, but there is no such video" for name in given if name not in paths}
+    found = Dataset(tuple(items), classes, left_out)
+    if not found.items:
+        lines = [f"{name}: {reason}" for name, reason in sorted(left_out.items())]
+        raise UsageError("\n  ".join([f"{labels}: names none of the videos", *few(lines)]))
+    return found
+
+
+def split(items: Sequence[Item], test_share: float) -> tuple[list[Item], list[Item]]:
+    """Training and test videos, each in the order of their hashes.
+
+    A video's hash alone decides, so that it stays where it is when others come; only where a split would be empty it
+    gets the nearest video.
+
+    Args:
+        items: the videos.
+        test_share: of the videos, in [0, 1).
+
+    Raises:
+        UsageError: there are too few videos to share out.
+    """
+    ordered = sorted(items, key=lambda item: item.order)
+    if not test_share:
+        return ordered, []
+    if len(ordered) < 2:
+        raise UsageError(f"--test-share: {counted(len(ordered), 'video')} cannot be shared out")
+    tests = sum(int.from_bytes(item.order[:8], "big") < test_share * 2**64 for item in ordered)
+    tests = min(max(tests, 1), len(ordered) - 1)
+    return ordered[tests:], ordered[:tests]
+
+
+def label_names(classes: Iterable[str]) -> str:
+    """A CSV file that a recipe's `data.label_names` reads."""
+    text = StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["index", "name"])
+    writer.writerows(enumerate(classes))
+    return text.getvalue()
+
+
+def _paths(inputs: Sequence[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for name, path in (pair for given in inputs for pair in _named(given)):
+        if found.setdefault(name, path) != path:
+            what = f"{found[name]} and {path} are both called {name!r}"
+            raise UsageError(f"{what}; give the folder above them, so that names tell them apart")
+    if not found:
+        raise UsageError("no videos given; give folders, files or glob patterns in quotes")
+    return found
+
+
+def _named(given: str) -> Iterator[tuple[str, Path]]:
+    path = Path(given)
+    anchor = Path(path.anchor)
+    matches = [path] if path.exists() else sorted(anchor.glob(str(path.relative_to(anchor))))
+    if not matches:
+        raise UsageError(f"{given}: there is no such video or folder; give folders, files or glob patterns in quotes")
+    for match in matches:
+        if match.is_dir():
+            files = sorted(file for file in match.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+            if not files:
+                raise UsageError(f"{match}: holds no videos; those of other endings than usual can be given by name")
+            yield from ((file.relative_to(match).as_posix(), file) for file in files)
+        else:
+            yield match.name, match
+
+
+def _read_labels(path: Path) -> dict[str, tuple[str, ...]]:
+    """Labels by the name of a video."""
+    try:
+        text = regular(path).read_text(encoding="utf-8-sig")  # spreadsheets put a mark before the text
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: is not UTF-8 ({error}); save it as UTF-8") from error
+    rows = csv.DictReader(StringIO(text, newline=""))
+    columns = rows.fieldnames or []
+    if not {"file", "labels"} <= {*columns}:
+        raise UsageError(f"{path}: needs a header with the columns 'file' and 'labels', and has {', '.join(columns)}")
+    found: dict[str, tuple[str, ...]] = {}
+    for row in rows:
+        name, labels = row["file"], row["labels"]
+        if not name or labels is None:
+            raise UsageError(f"{path}, line {rows.line_num}: needs a file and its labels, separated by | or ;")
+        if name in found:
+            raise UsageError(f"{path}, line {rows.line_num}: {name} has a row already; put all its labels into one")
+        found[name] = tuple(label.strip() for label in labels.replace(";", "|").split("|") if label.strip())
+    return found
+
+
+def _classes(labels: set[str], path: Path) -> tuple[str, ...]:
+    """Names of the classes: the labels in order, or where all are numbers, every number up to the highest."""
+    if not labels:
+        raise UsageError(f"{path}: gives no video a label")
+    if all(label.isascii() and label.isdigit() for label in labels):
+        highest = max(int(label) for label in labels)
+        if highest >= MOST_CLASSES:
+            raise UsageError(
+                f"{path}: label {highest} is too high; classes are numbered from 0 to {MOST_CLASSES - 1:,}"
+            )
+        if odd := sorted(label for label in labels if label != str(int(label))):
+            raise UsageError(f"{path}: label {odd[0]} is written with zeros before it; write {int(odd[0])}")
+        return tuple(str(number) for number in range(highest + 1))
+    return tuple(sorted(labels))

@@ -1,0 +1,133 @@
+"""Extractors by name: what turns pictures or seconds of sound into values.
+
+A new one is a function of the table below: from what stands after the name to an `Extractor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+
+from reeltag.data.schema import Origin
+from reeltag.errors import UsageError
+from reeltag.storage import content_hash
+from reeltag.video import audio, efficientnet, onnx_models
+from reeltag.video.codes import Values
+from reeltag.video.decode import Picture, Samples
+
+Input = TypeVar("Input", Picture, Samples)
+
+
+@dataclass(frozen=True)
+class Extractor(Generic[Input]):
+    """Turns the seconds of a video into values, on a processor and in this thread.
+
+    Attributes:
+        name: of it.
+        width: values a second.
+        takes: height and width of a picture, or the samples of a second.
+        identity: name, weights and settings, as JSON: whatever decides the values.
+        offset: the fixed scale by which the values fit the 8 bits where they go through no PCA is
+        scale: (x - offset) · scale.
+        values: [T, height, width, 3] uint8 or [T, samples] float32 → [T, width] float32.
+    """
+
+    name: str
+    width: int
+    takes: tuple[int, ...]
+    identity: dict[str, Any]
+    offset: float
+    scale: float
+    values: Callable[[Input], Values]
+
+    def origin(self, projection: str | None) -> Origin:
+        """What a feature that it made says of it."""
+        return Origin(name=self.name, hash=content_hash(self.identity), projection=projection)
+
+    def scaled(self, values: Values) -> Values:
+        """Values on the fixed scale, most of them in [-2, 2]."""
+        scaled: Values = (values - np.float32(self.offset)) * np.float32(self.scale)
+        return scaled
+
+
+def _efficientnet(rest: str) -> Extractor[Picture]:
+    _no_more("efficientnet-lite0", rest)
+    network = efficientnet.load()
+    identity = {"name": "efficientnet-lite0", "weights": efficientnet.WEIGHTS}
+
+    def values(pictures: Picture) -> Values:
+        found: Values = network(torch.from_numpy(pictures)).numpy()
+        return found
+
+    size = (efficientnet.SIZE, efficientnet.SIZE)
+    # Of ImageNet's activations one in a thousand is above 3.
+    return Extractor("efficientnet-lite0", efficientnet.WIDTH, size, identity, 1.5, 4 / 3, values)
+
+
+def _logmel(rest: str) -> Extractor[Samples]:
+    _no_more("logmel", rest)
+
+    def values(seconds: Samples) -> Values:
+        found: Values = audio.log_mel(torch.from_numpy(seconds)).numpy()
+        return found
+
+    identity = {"name": "logmel", "version": 1}
+    return Extractor("logmel", audio.BANDS, (audio.RATE,), identity, -7.0, 2 / 7, values)
+
+
+def _onnx_image(rest: str, preset: str = "onnx") -> Extractor[Picture]:
+    model = onnx_models.ImageModel(rest, preset)
+    settings = model.settings
+    return Extractor(model.name, model.width, model.size, model.identity, settings.offset, settings.scale, model)
+
+
+def _onnx_sound(rest: str) -> Extractor[Samples]:
+    model = onnx_models.SoundModel(rest)
+    settings = model.settings
+    rate = (settings.rate,)
+    return Extractor(model.name, model.width, rate, model.identity, settings.offset, settings.scale, model)
+
+
+def _no_more(name: str, rest: str) -> None:
+    if rest:
+        raise UsageError(f"{name}: takes no settings, but {rest!r} was given")
+
+
+IMAGE: dict[str, Callable[[str], Extractor[Picture]]] = {
+    "efficientnet-lite0": _efficientnet,
+    "onnx": _onnx_image,
+    "inception": partial(_onnx_image, preset="inception"),
+}
+SOUND: dict[str, Callable[[str], Extractor[Samples]]] = {"logmel": _logmel, "onnx": _onnx_sound}
+
+
+def image_extractor(name: str) -> Extractor[Picture] | None:
+    """The extractor of pictures that is called so: `efficientnet-lite0`, `onnx:PATH?…`, `inception:PATH`, or `none`.
+
+    Raises:
+        UsageError: there is none, or it cannot be opened.
+    """
+    return _named(name, IMAGE, "--image")
+
+
+def sound_extractor(name: str) -> Extractor[Samples] | None:
+    """The extractor of sound that is called so: `logmel`, `onnx:PATH?…`, or `none`.
+
+    Raises:
+        UsageError: there is none, or it cannot be opened.
+    """
+    return _named(name, SOUND, "--audio")
+
+
+def _named(name: str, table: dict[str, Callable[[str], Extractor[Input]]], option: str) -> Extractor[Input] | None:
+    if name == "none":
+        return None
+    kind, _, rest = name.partition(":")
+    if kind not in table:
+        raise UsageError(f"{option}: there is no {kind!r}; use {', '.join(table)} or none")
+    return table[kind](rest)

@@ -1,0 +1,185 @@
+"""One video file → the frame-level features that a tagger reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from reeltag.data.schema import Feature
+from reeltag.errors import UsageError, VideoError
+from reeltag.storage import counted
+from reeltag.video import decode
+from reeltag.video.codes import Codes, Projection, Values, quantize
+from reeltag.video.decode import MAX_SECONDS, Damage, Media, Picture, Samples
+from reeltag.video.extractors import Extractor, image_extractor, sound_extractor
+
+BATCH = 16  # pictures; what memory a video takes
+MIDDLE = 0.5  # of a second, when its picture is shown
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What was extracted from a file.
+
+    Attributes:
+        values: by feature, [T, D] float32 as the extractor gives them; value t is that of second t.
+        remarks: what is unusual about the file, for people.
+    """
+
+    values: dict[str, Values]
+    remarks: tuple[str, ...]
+
+    @property
+    def seconds(self) -> int:
+        """T."""
+        return len(next(iter(self.values.values())))
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Extractors and what their values go through.
+
+    Attributes:
+        image: of pictures, for the feature `rgb`.
+        sound: of seconds of sound, for the feature `audio`.
+        projections: by feature; a feature without one has its extractor's fixed scale.
+    """
+
+    image: Extractor[Picture] | None
+    sound: Extractor[Samples] | None
+    projections: Mapping[str, Projection] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.extractors:
+            raise UsageError("nothing to extract: --image and --audio are both none")
+        for feature, projection in self.projections.items():
+            width = self.extractors[feature].width if feature in self.extractors else None
+            if projection.widths[0] != width:
+                what = f"the PCA of {feature!r} is for {projection.widths[0]} values"
+                raise UsageError(f"--pca: {what}, and its extractor gives {width or 'none'}")
+
+    @property
+    def extractors(self) -> dict[str, Extractor[Any]]:
+        """By feature, in the order of a record."""
+        found = {"rgb": self.image, "audio": self.sound}
+        return {feature: extractor for feature, extractor in found.items() if extractor is not None}
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """Those of the records, for their schema."""
+        return tuple(self._feature(name, extractor) for name, extractor in self.extractors.items())
+
+    def _feature(self, name: str, extractor: Extractor[Any]) -> Feature:
+        projection = self.projections.get(name)
+        width = projection.widths[1] if projection else extractor.width
+        return Feature(name=name, width=width, extractor=extractor.origin(projection.hash if projection else None))
+
+    def extract(self, path: Path, threads: int = 1, progress: Callable[[], None] = lambda: None) -> Extraction:
+        """The values of a file's seconds.
+
+        Equal files give equal bytes, whatever the number of threads and whatever else is computed meanwhile.
+
+        Args:
+            path: a file with pictures, sound or both.
+            threads: of the decoder.
+            progress: called after every batch of pictures.
+
+        Raises:
+            VideoError: the file cannot be read, or is too slow to decode.
+        """
+        media = decode.probe(path)
+        if not ((self.image and media.pictures) or (self.sound and media.sound)):
+            raise VideoError(f"{path}: has no {'sound' if media.pictures else 'pictures'}; leave it out")
+        damage, values, heard = Damage(), {}, None
+        with _one_torch_thread():
+            if self.image and media.pictures:
+                values["rgb"] = _values_of_pictures(self.image, media, damage, threads, progress)
+            if self.sound:
+                length = len(values["rgb"]) if values else None
+                values["audio"], heard = _values_of_sound(self.sound, media, damage, length)
+            if self.image and not media.pictures:
+                values = {"rgb": _black(self.image, len(values["audio"])), **values}
+        length = len(next(iter(values.values())))
+        return Extraction(values, tuple(_remarks(self, media, damage, length, heard)))
+
+    def codes(self, extraction: Extraction) -> tuple[Codes, ...]:
+        """The features of a record, [T, W] uint8 each."""
+        with _one_torch_thread():
+            return tuple(quantize(self._projected(feature, values)) for feature, values in extraction.values.items())
+
+    def _projected(self, feature: str, values: Values) -> Values:
+        projection = self.projections.get(feature)
+        return projection(values) if projection else self.extractors[feature].scaled(values)
+
+
+def open_pipeline(image: str, sound: str) -> Pipeline:
+    """Extractors by their names, without projections.
+
+    Raises:
+        UsageError: there is none of that name, or it cannot be opened.
+    """
+    return Pipeline(image_extractor(image), sound_extractor(sound))
+
+
+def _values_of_pictures(
+    image: Extractor[Picture], media: Media, damage: Damage, threads: int, progress: Callable[[], None]
+) -> Values:
+    pictures = decode.pictures(media.path, (image.takes[0], image.takes[1]), damage, threads=threads)
+    values = []
+    while batch := list(islice(pictures, BATCH)):
+        values.append(image.values(np.stack(batch)))
+        progress()
+    return np.concatenate(values)
+
+
+def _values_of_sound(sound: Extractor[Samples], media: Media, damage: Damage, length: int | None) -> tuple[Values, int]:
+    """Values of so many seconds, or of all where that is open; and how many of them have sound."""
+    (rate,) = sound.takes
+    samples = decode.sound(media.path, rate, damage, seconds=length or MAX_SECONDS)
+    heard = -(-len(samples) // rate)
+    if length is None:
+        if not heard:
+            raise VideoError(f"{media.path}: no sound can be decoded; is it complete?")
+        length = max(1, round(len(samples) / rate))
+    seconds = np.zeros((length, rate), np.float32)
+    seconds.reshape(-1)[: len(samples)] = samples[: seconds.size]
+    values = np.concatenate([sound.values(seconds[i : i + BATCH]) for i in range(0, length, BATCH)])
+    return values, heard
+
+
+def _black(image: Extractor[Picture], length: int) -> Values:
+    black = image.values(np.zeros((1, *image.takes, 3), np.uint8))
+    return np.repeat(black, length, axis=0)
+
+
+def _remarks(pipeline: Pipeline, media: Media, damage: Damage, length: int, heard: int | None) -> Iterator[str]:
+    if pipeline.image and not media.pictures:
+        yield "no pictures, taken as black"
+    if pipeline.sound and not media.sound:
+        yield "no sound, taken as silence"
+    elif heard is not None and heard < length - 1:
+        yield f"sound ends after {counted(heard, 'second')}"
+    if media.seconds is not None and length == MAX_SECONDS and media.seconds > MAX_SECONDS + 1:
+        yield f"the first {MAX_SECONDS} of {media.seconds:,.0f} seconds"
+    elif media.seconds is not None and length < media.seconds - 2:
+        yield f"says that it has {media.seconds:,.0f} seconds, and {counted(length, 'second')} can be decoded"
+    if damage.packets:
+        yield f"{counted(damage.packets, 'damaged packet')} passed over"
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """With more, the last bit of a sum depends on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

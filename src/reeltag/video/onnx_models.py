@@ -1,0 +1,232 @@
+"""ONNX models as extractors: `PATH?key=value&…`. The graph tells what it takes, the keys what it does not tell."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from reeltag.errors import UsageError
+from reeltag.storage import file_hash, regular
+from reeltag.video import audio
+from reeltag.video.codes import Values
+from reeltag.video.decode import Picture, Samples
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+TOLERANCE = 1e-3  # of values against their reference, relative to the largest
+_FLOAT, _BYTE = "tensor(float)", "tensor(uint8)"
+
+
+def _numbers(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    parts = text.split(",")
+    return tuple(parts * 3 if len(parts) == 1 else parts)
+
+
+_Rgb = Annotated[tuple[float, float, float], BeforeValidator(_numbers)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    output: str | None = Field(None, description="name of the output that holds the values; the first by default")
+    offset: float = Field(0.0, description="of the fixed scale, for values that go through no PCA")
+    scale: float = Field(1.0, gt=0)
+    reference: Path | None = Field(None, description=".npz with `inputs` and the `values` that they must give")
+
+
+class ImageSettings(_Settings):
+    """Keys of an image model. It reads (x / 255 - mean) / std; a graph that reads uint8, the pixels as they are."""
+
+    size: int | None = Field(None, gt=0, le=4096, description="side of a picture, where the graph leaves it open")
+    mean: _Rgb = (0.0, 0.0, 0.0)
+    std: _Rgb = (1.0, 1.0, 1.0)
+
+
+class SoundSettings(_Settings):
+    """Keys of a sound model."""
+
+    rate: int = Field(audio.RATE, ge=1000, le=192_000, description="samples a second")
+
+
+class _Model:
+    """A graph with one input, computed in one thread."""
+
+    def __init__(self, path: Path, settings: _Settings, preset: str) -> None:
+        self.path = path
+        self._session = _open(path)
+        if len(self._session.get_inputs()) != 1:
+            raise UsageError(f"{path}: has {len(self._session.get_inputs())} inputs; give a graph with one")
+        self.input = self._session.get_inputs()[0]
+        names = [output.name for output in self._session.get_outputs()]
+        self._output = settings.output or names[0]
+        if self._output not in names:
+            raise UsageError(f"{path}: has no output {self._output!r}, but {', '.join(names)}; see ?output=")
+        self.name = f"{preset}:{path.name}"
+        kept = settings.model_dump(mode="json", exclude={"reference"}) | {"output": self._output}
+        # Where the file lies decides nothing.
+        self.identity = {"name": preset, "weights": file_hash(path), "settings": kept}
+
+    def run(self, inputs: Any) -> Values:
+        """The output of one call."""
+        try:
+            (found,) = self._session.run([self._output], {self.input.name: inputs})
+        except Exception as error:  # onnxruntime's exceptions share no other base
+            raise UsageError(f"{self.path}: cannot be computed for input {list(inputs.shape)} ({error})") from error
+        return np.asarray(found, np.float32)
+
+    def vectors(self, found: Values, count: int) -> Values:
+        """The output of a call for so many seconds as [count, width]."""
+        if found.ndim < 2 or len(found) != count or sum(side > 1 for side in found.shape[1:]) > 1:
+            what = f"output {self._output!r} is {list(found.shape)} for {count} inputs"
+            raise UsageError(f"{self.path}: {what}, not one vector each; name another with ?output=")
+        return found.reshape(count, -1)
+
+    def check(self, reference: Path | None, values: Any) -> None:
+        """Compare with reference values, where they are given.
+
+        Raises:
+            UsageError: they differ, or cannot be read.
+        """
+        if reference is None:
+            return
+        try:
+            with np.load(reference, allow_pickle=False) as file:
+                inputs, expected = file["inputs"], file["values"]
+        except (OSError, ValueError, KeyError) as error:
+            raise UsageError(f"{reference}: no .npz file with `inputs` and `values` ({error})") from error
+        found = values(inputs)
+        if found.shape != expected.shape:
+            raise UsageError(
+                f"{reference}: has values {list(expected.shape)}, and {self.path} gives {list(found.shape)}"
+            )
+        difference = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
+        if not difference <= TOLERANCE:
+            what = f"differs from its reference by {difference:.1e} of the largest value"
+            raise UsageError(f"{self.path}: {what}, and may by {TOLERANCE:g}; check mean, std, size and output")
+
+
+class ImageModel(_Model):
+    """An image model: pictures [T, H, W, 3] uint8 → [T, width] float32.
+
+    Args:
+        rest: PATH?key=value&…, the keys those of `ImageSettings`.
+        preset: `onnx`, or `inception` for the network of YouTube-8M, whose normalisation and size are known.
+
+    Raises:
+        UsageError: the file is missing or does not fit.
+    """
+
+    def __init__(self, rest: str, preset: str = "onnx") -> None:
+        defaults = {"size": 299, "mean": (128 / 255,) * 3, "std": (128 / 255,) * 3} if preset == "inception" else {}
+        path, self.settings = _parsed(rest, ImageSettings, defaults)
+        super().__init__(path, self.settings, preset)
+        shape = self.input.shape
+        if len(shape) != 4 or 3 not in (shape[1], shape[3]) or self.input.type not in (_FLOAT, _BYTE):
+            what = f"input {self.input.name!r} is {self.input.type} {shape}"
+            raise UsageError(f"{path}: {what}, not float or uint8 [N, 3, H, W] or [N, H, W, 3]")
+        self._channels_first = shape[1] == 3
+        self._one_by_one = isinstance(shape[0], int)
+        sides = shape[2:] if self._channels_first else shape[1:3]
+        self.size = self._sides(sides)
+        self.width = self(np.zeros((1, *self.size, 3), np.uint8)).shape[1]
+        if preset == "inception" and self.width != 2048:
+            raise UsageError(f"{path}: gives {self.width} values; Inception-v3's pool has 2048, see ?output=")
+        self.check(self.settings.reference, self)
+
+    def _sides(self, sides: list[Any]) -> tuple[int, int]:
+        wanted = self.settings.size
+        found = tuple(side if isinstance(side, int) else wanted for side in sides)
+        if None in found or (wanted is not None and found != (wanted, wanted)):
+            raise UsageError(f"{self.path}: its pictures are {sides}; give the side with ?size=")
+        return found[0], found[1]
+
+    def __call__(self, pictures: Picture) -> Values:
+        """Values of pictures."""
+        x: Any = pictures
+        if self.input.type == _FLOAT:
+            mean, std = np.array(self.settings.mean, np.float32), np.array(self.settings.std, np.float32)
+            x = (pictures.astype(np.float32) / 255 - mean) / std
+        if self._channels_first:
+            x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+        if self._one_by_one:
+            return np.concatenate([self.vectors(self.run(x[i : i + 1]), 1) for i in range(len(x))])
+        return self.vectors(self.run(x), len(x))
+
+
+class SoundModel(_Model):
+    """A sound model: seconds [T, rate] float32 → [T, width] float32.
+
+    The input's shape tells its form: [samples] one second of waveform a call, whose output's rows are averaged
+    (YAMNet); [N, samples] a batch of them; [N, 96, 64], with a 1 before or after the two or without, VGGish's patches.
+
+    Args:
+        rest: PATH?key=value&…, the keys those of `SoundSettings`.
+
+    Raises:
+        UsageError: the file is missing or does not fit.
+    """
+
+    def __init__(self, rest: str) -> None:
+        path, self.settings = _parsed(rest, SoundSettings, {})
+        super().__init__(path, self.settings, "onnx")
+        shape = self.input.shape
+        self._patches = len(shape) in (3, 4) and [side for side in shape[1:] if side != 1] == [96, 64]
+        if self.input.type != _FLOAT or not (len(shape) in (1, 2) or self._patches):
+            what = f"input {self.input.name!r} is {self.input.type} {shape}"
+            raise UsageError(f"{path}: {what}, not float [samples], [N, samples] or VGGish's patches [N, 96, 64]")
+        if self._patches and self.settings.rate != audio.RATE:
+            raise UsageError(f"{path}: VGGish's patches are of {audio.RATE:,} samples a second; leave out ?rate=")
+        self.width = self(np.zeros((1, self.settings.rate), np.float32)).shape[1]
+        self.check(self.settings.reference, self)
+
+    def __call__(self, seconds: Samples) -> Values:
+        """Values of seconds of sound."""
+        if len(self.input.shape) == 1:
+            rows = [self.run(second) for second in seconds]
+            return np.stack([row.reshape(-1, row.shape[-1]).mean(0) for row in rows])
+        x = seconds
+        if self._patches:
+            x = audio.vggish_patches(torch.from_numpy(seconds)).numpy()
+            x = x.reshape(len(x), *self.input.shape[1:])
+        if isinstance(self.input.shape[0], int):
+            return np.concatenate([self.vectors(self.run(x[i : i + 1]), 1) for i in range(len(x))])
+        return self.vectors(self.run(x), len(x))
+
+
+def _parsed(rest: str, kind: Any, defaults: dict[str, Any]) -> tuple[Path, Any]:
+    path, _, query = rest.partition("?")
+    if not path:
+        raise UsageError(
+            "onnx: names no file; give onnx:PATH, with ?key=value&… where its settings are not the defaults"
+        )
+    try:
+        return Path(path), kind.model_validate(defaults | dict(parse_qsl(query, keep_blank_values=True)))
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise UsageError(f"{path}: {faults}; keys are {', '.join(kind.model_fields)}") from error
+
+
+def _open(path: Path) -> onnxruntime.InferenceSession:
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it reads this when it is imported
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UsageError("onnxruntime is not installed; `pip install 'reeltag[video]'`") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = options.inter_op_num_threads = 1  # with more, sums may be added in another order
+    try:
+        return onnxruntime.InferenceSession(str(regular(path)), options, providers=["CPUExecutionProvider"])
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    except Exception as error:  # its exceptions share no other base
+        raise UsageError(f"{path}: onnxruntime cannot open it ({error})") from error

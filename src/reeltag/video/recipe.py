@@ -1,0 +1,65 @@
+"""A recipe for extracted shards, to begin with."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from reeltag.data.schema import Feature, Schema
+
+STEPS = 1500  # of training, about
+BATCH = 64  # videos
+
+
+def recipe(schema: Schema, videos: int, *, tests: bool) -> str:
+    """TOML that trains one small NetVLAD on the shards beside it.
+
+    Args:
+        schema: that of the records.
+        videos: training videos.
+        tests: whether there are test shards.
+    """
+    held = max(10, math.ceil(200 / max(videos, 1)))  # per cent, two videos at least
+    batch = max(2, min(BATCH, videos // 8))
+    test = '["test-*.tfrecord"]' if tests else "[] # other shards, or extract with --test-share"
+    features = ",\n".join(f"  {_feature(feature)}" for feature in schema.features)
+    return f"""\
+# Written by `reeltag extract`: run it in this folder, or with --set data.root=FOLDER. See docs/recipes.md for all keys.
+name = "own-videos"
+seed = 1
+budget_mb = 50
+
+[data]
+train = ["train-*.tfrecord"]
+test = {test}
+label_names = "labels.csv"
+holdout = {{ fraction = {min(held, 99) / 100} }}
+
+[data.schema]
+features = [
+{features},
+]
+classes = {schema.classes}
+max_frames = {schema.max_frames}
+
+[training]
+epochs = {max(1, min(100, STEPS * batch // max(videos, 1)))}
+batch_size = {batch}
+frames = 60
+rate = 1e-3
+
+[models.netvlad]
+family = "netvlad"
+clusters = 16
+hidden = 128
+dropout = 0.2
+"""
+
+
+def _feature(feature: Feature) -> str:
+    parts = [f"name = {json.dumps(feature.name)}", f"width = {feature.width}"]
+    if feature.extractor is not None:
+        items = feature.extractor.model_dump(exclude_none=True).items()
+        inner = ", ".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in items)
+        parts.append(f"extractor = {{ {inner} }}")
+    return "{ " + ", ".join(parts) + " }"
