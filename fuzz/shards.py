@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from reeltag.data.example import Video, describe, encode
+from reeltag.data.describe import describe
+from reeltag.data.example import Video, encode
 from reeltag.data.schema import Feature, Schema
 from reeltag.data.shards import read_bytes
 from reeltag.data.tfrecord import framed

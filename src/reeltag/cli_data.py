@@ -46,7 +46,7 @@ def data_inspect(*shards: str) -> None:
     Args:
         shards: Paths, URLs or glob patterns of TFRecord files.
     """
-    from reeltag.data.example import describe
+    from reeltag.data.describe import describe
     from reeltag.data.tfrecord import ShardFile
     from reeltag.storage import counted, find, megabytes, size_of
 
@@ -83,18 +83,17 @@ def verify(*shards: str, schema: str, max_bad_records: MaxBad = 0) -> None:
         manifest = scan(paths, loaded, task.advance, max_bad_records=max_bad_records)
     if not len(manifest):
         raise UsageError(f"no record is sound; the first: {manifest.left_out[0]}")
-    frames = manifest.frames
+    frames = manifest.frames[manifest.first_examples]
     cut = int((frames > loaded.max_frames).sum())
-    videos = counted(len(manifest), "video")
-    print(f"{counted(len(paths), 'shard')}, {videos}, {megabytes(manifest.bytes)}: all checksums and ids hold")
+    examples = counted(len(manifest), loaded.example)
+    print(f"{counted(len(paths), 'shard')}, {examples}, {megabytes(manifest.bytes)}: all checksums and ids hold")
     for bad in manifest.left_out:
         print(f"bad       {bad}")
     print(f"frames    {frames.min()} to {frames.max()} a video, {frames.mean():.1f} on average")
     if cut:
         print(f"          {cut:,} videos have more than {loaded.max_frames}; the later frames are left out")
-    print(
-        f"labels    {manifest.labelled:,} videos have them, {manifest.class_counts.sum() / len(manifest):.2f} a video"
-    )
+    share = manifest.class_counts.sum() / len(manifest)
+    print(f"labels    {manifest.labelled:,} {loaded.example}s have them, {share:.2f} a {loaded.example}")
     print(f"classes   {(manifest.class_counts > 0).sum():,} of {loaded.classes:,} occur")
 
 
@@ -119,6 +118,8 @@ def synth(out: Path, /, *, set_: Overrides = []) -> None:  # noqa: B006
     features = ", ".join(f'{{ name = "{feature.name}", width = {feature.width} }}' for feature in schema.features)
     print(f"for a recipe:\n\n[data.schema]\nfeatures = [{features}]")
     print(f"classes = {schema.classes}\nmax_frames = {schema.max_frames}")
+    if schema.segments is not None:
+        print(f"segments = {schema.segments}")
 
 
 @data.command

@@ -15,7 +15,8 @@ from torch import Tensor
 from reeltag import artifact
 from reeltag.artifact import Artifact, Member
 from reeltag.checkpoint import TrainingState
-from reeltag.data.shards import Indices, Manifest, Shards, split_folds
+from reeltag.data.holdout import split_folds
+from reeltag.data.shards import Indices, Manifest, Shards
 from reeltag.data.targets import SoftTargets, row_bytes
 from reeltag.distributed import rank
 from reeltag.environment import versions
@@ -147,7 +148,7 @@ class Training:
         """Of the largest candidate where it is not known yet; 0 where the number of videos is not known."""
         largest, schema = self._largest, self.recipe.data.record_schema
         settings, meta = self.settings(largest), self.meta(largest)
-        drawn = schema.max_frames if settings.frames == "all" or meta.pooling.ordered else settings.frames
+        drawn = schema.example_frames if settings.frames == "all" or meta.pooling.ordered else settings.frames
         frames = drawn if schema.level == "frame" else 1
         seen = self._seen(epochs)
         return gpu_hours(meta, schema.widths, frames, seen) if seen else 0.0
