@@ -56,7 +56,7 @@ _PARTS = re.compile(rf"\.?part-.*|{re.escape(LOCK)}")
 
 @dataclass
 class Counts:
-    """Videos that were tagged, those that were dropped as flat, and records that were left out as bad."""
+    """Videos or segments that were tagged, videos that were dropped as flat, and records that were left out as bad."""
 
     videos: int = 0
     dropped: int = 0
@@ -214,10 +214,11 @@ def predict_to_file(
     progress = progress or Progress()
     if workers < 1:
         raise UsageError(f"workers: must be 1 or more, not {workers}")
-    device, output = place(mode, device), output_format(out)
+    device = place(mode, device)
+    head, _ = artifact.stream(model)
+    output = output_format(out, head.schema)
     refuse_existing(out)
     total = Counts(bad=BadRecords(max_bad_records))
-    head, _ = artifact.stream(model)
     if drop_flat:
         rgb_place(head.schema)
     shards = find(patterns)
@@ -322,7 +323,9 @@ def _write_in_worker(job: _Job, threads: int, part: _Part) -> Counts:
 
 def _write(tagger: ShardTagger, part: _Part, max_bad_records: int) -> Counts:
     counts = Counts(bad=BadRecords(max_bad_records))
-    output_format(part.path).write(part.path, tagger.tag(part.shard, counts), tagger.predictor.label_names)
+    predictor = tagger.predictor
+    output = output_format(part.path, predictor.schema)
+    output.write(part.path, tagger.tag(part.shard, counts), predictor.label_names)
     write_json(part.marker, counts.dump())
     return counts
 

@@ -148,7 +148,7 @@ def evaluate(
     max_bad_records: MaxBad = 0,
     json: bool = False,
 ) -> None:
-    """Measure a model on labelled shards: GAP@20, Hit@1, PERR, mAP.
+    """Measure a model on labelled shards: GAP@20, Hit@1, PERR, mAP; of a model of segments also MAP@K (map_at_k).
 
     Example: reeltag evaluate model.reeltag '/data/audioset/eval-*.tfrecord'
 
@@ -169,7 +169,8 @@ def evaluate(
     bad = BadRecords(max_bad_records)
     predictor = prediction.load(model, mode)
     predictions = predictor.predict_shards(given(shards), bad, labelled=True)
-    scores = prediction.evaluate(predictions, all_scores=all_scores).compute()
+    classes = predictor.schema.segment_classes
+    scores = prediction.evaluate(predictions, all_scores=all_scores, classes=classes).compute()
     if per_class is not None:
         write_class_ap(per_class, scores.class_ap.tolist(), predictor.label_names)
     summary = scores.summary()
@@ -234,7 +235,7 @@ def predict(
             progress=default_progress(),
             pool=pool_of("", executor, address),
         )
-        print(f"{out}: {counted(counts.videos, 'video')}")
+        print(f"{out}: {counted(counts.videos, artifact.stream(artifact.local_file(model))[0].schema.example)}")
     if drop_flat:
         print(f"{counted(counts.dropped, 'flat video')} dropped", file=sys.stderr)
     say_left_out(counts.bad)
@@ -261,6 +262,8 @@ def inspect(model: str, /, *, json: bool = False) -> None:
     features = " + ".join(f"{plain(feature.name)} {feature.width}" for feature in schema.features)
     print(f"{model}: {megabytes(size)}, {counted(len(shipped.members), 'member')}")
     print(f"reads     {schema.level} level, {features}, {schema.dtype}, at most {schema.max_frames} frames")
+    if schema.segments is not None:
+        print(f"tags      segments of {schema.segments} frames")
     print(f"classes   {schema.classes}{'' if shipped.label_names else ', without names'}")
     for member in shipped.members:
         stored = f"{megabytes(artifact.stored_bytes(member.state))}, {stored_as(member.state)}"

@@ -10,11 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from reeltag.data.schema import Schema
 from reeltag.errors import UsageError
 from reeltag.metrics import TOP_K, top_k
 from reeltag.parquet import Parquet
 from reeltag.predict import Predictions
 from reeltag.storage import atomic_path, write_bytes
+from reeltag.submission import Submission
 
 
 def kaggle_lines(predictions: Iterable[Predictions], label_names: Sequence[str]) -> Iterator[str]:
@@ -77,8 +79,8 @@ FORMATS: dict[str, Callable[[], Format]] = {
 }
 
 
-def output_format(path: Path) -> Format:
-    """The format that a path's ending tells.
+def output_format(path: Path, schema: Schema) -> Format:
+    """The format that a path's ending tells, of what a model of this schema tags.
 
     Raises:
         UsageError: there is none, or it needs a package that is not installed.
@@ -87,6 +89,8 @@ def output_format(path: Path) -> Format:
         raise UsageError(
             f"{path}: the format is told by the ending; use .csv (Kaggle), .jsonl (JSON Lines) or .parquet"
         )
+    if path.suffix == ".csv" and schema.segments is not None:
+        return Submission(schema)
     return FORMATS[path.suffix]()
 
 

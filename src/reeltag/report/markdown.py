@@ -13,11 +13,14 @@ SHOWN_CLASSES = 10  # best and worst
 
 
 def headline(results: Mapping[str, Any]) -> str:
-    """The run in three lines: size, hold-out GAP beside what it has to beat, and test GAP."""
+    """The run in a few lines: size, hold-out GAP beside what it has to beat, test GAP, and of segments test MAP@K."""
     holdout, test = results["holdout_gap"], results["test"]
     best, best_gap = max(holdout["members"].items(), key=lambda item: item[1])
     tested = {name: member["test"]["float32"]["gap"] for name, member in results["members"].items()}
     best_tested = max(tested, key=tested.__getitem__)
+    lines = []
+    if (at_k := test["file"].get("map_at_k")) is not None:
+        lines.append(f"test MAP@K    {at_k:.5f}  (of segments; class prior {test['prior']['map_at_k']:.5f})")
     return "\n".join(
         [
             f"size          {megabytes(results['bytes'])} of {megabytes(results['budget'])}",
@@ -25,6 +28,7 @@ def headline(results: Mapping[str, Any]) -> str:
             f"class prior {holdout['prior']:.5f})",
             f"test GAP      {test['file']['gap']:.5f}  (best single member, float, {tested[best_tested]:.5f}, "
             f"{best_tested}; class prior {test['prior']['gap']:.5f})",
+            *lines,
         ]
     )
 
@@ -114,6 +118,7 @@ def _bad_records(by_split: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[st
 def _measured(test: Mapping[str, float]) -> list[tuple[str, str]]:
     """Keys and titles of the test metrics that there are."""
     titles = {"gap": "test GAP@20", "hit_at_1": "Hit@1", "perr": "PERR", "map": "mAP", "map_all": "mAP, all scores"}
+    titles["map_at_k"] = "MAP@K of segments"
     return [(key, title) for key, title in titles.items() if key in test]
 
 

@@ -14,8 +14,7 @@ from reeltag import artifact
 from reeltag.data.batches import sequential_batches
 from reeltag.data.shards import Manifest, Shards
 from reeltag.executors import Job, Stage
-from reeltag.metrics import Metrics
-from reeltag.predict import BATCH_SIZE, Predictions, Predictor, evaluate, load, predict
+from reeltag.predict import BATCH_SIZE, Evaluation, Predictions, Predictor, evaluate, load, predict
 from reeltag.recipe import Recipe
 from reeltag.report.markdown import render
 from reeltag.report.plot import frontier_plot
@@ -49,7 +48,7 @@ def result_stages(recipe: Recipe, members: Sequence[MemberStages]) -> list[Stage
 
 def _test_predictions(job: Job, predictor: Predictor, name: str) -> Iterator[Predictions]:
     shards = Shards(load_manifest(job, "test"))
-    with job.progress.task(f"test {name}", len(shards), "videos") as task:
+    with job.progress.task(f"test {name}", len(shards), f"{predictor.schema.example}s") as task:
         for part in predict(predictor.model, sequential_batches(shards, batch_size=BATCH_SIZE)):
             yield part
             task.advance(len(part.ids))
@@ -62,7 +61,8 @@ def _do_test_member(member: MemberStages, job: Job) -> None:
         path = member.file(job, encoding)
         predictor = load(path)
         predictions = _test_predictions(job, predictor, f"{member.name} {encoding}")
-        scores = evaluate(predictions, all_scores=member.recipe.test.all_scores).compute()
+        all_scores, classes = member.recipe.test.all_scores, predictor.schema.segment_classes
+        scores = evaluate(predictions, all_scores=all_scores, classes=classes).compute()
         content[encoding] = scores.summary() | {"bytes": path.stat().st_size}
     write_json(job.folder / SCORES, content)
 
@@ -71,11 +71,12 @@ def _do_test_file(recipe: Recipe, job: Job) -> None:
     """Test the shipped file, beside the prior, and tag a few videos as examples."""
     counts = torch.tensor(read_json(job.inputs["ensemble"] / WEIGHTS)["class_counts"])
     predictor = load(job.inputs["pack"] / MODEL)
-    measure, parts, priors = partial(evaluate, all_scores=recipe.test.all_scores), [], []
+    begin = partial(Evaluation, all_scores=recipe.test.all_scores, classes=predictor.schema.segment_classes)
+    measured, by_prior = begin(), begin()
     for part in _test_predictions(job, predictor, "the file"):
-        parts.append(measure([part]))
-        priors.append(measure([replace(part, probabilities=class_prior(counts, len(part.ids)))]))
-    scores, prior = Metrics.merge(parts).compute(), Metrics.merge(priors).compute()
+        measured.add(part)
+        by_prior.add(replace(part, probabilities=class_prior(counts, len(part.ids))))
+    scores, prior = measured.metrics().compute(), by_prior.metrics().compute()
     shards, names = Shards(load_manifest(job, "test")), predictor.label_names
     examples = []
     for video in map(shards.read, range(min(EXAMPLES, len(shards)))):
