@@ -27,7 +27,7 @@ from reeltag.data.example import Video
 from reeltag.data.flat import is_flat, rgb_place
 from reeltag.data.shards import read_all
 from reeltag.errors import UsageError
-from reeltag.formats import output_format
+from reeltag.formats import output_format, refuse_ending
 from reeltag.predict import BATCH_SIZE, Mode, Predictions, Predictor, load, place, predict
 from reeltag.processes import PROCESS_BYTES, Needs, Pool, spawned
 from reeltag.progress import Progress
@@ -215,10 +215,11 @@ def predict_to_file(
     if workers < 1:
         raise UsageError(f"workers: must be 1 or more, not {workers}")
     device = place(mode, device)
-    head, _ = artifact.stream(model)
-    output = output_format(out, head.schema)
+    refuse_ending(out)
     refuse_existing(out)
     total = Counts(bad=BadRecords(max_bad_records))
+    head, _ = artifact.stream(model)
+    output = output_format(out, head.schema)
     if drop_flat:
         rgb_place(head.schema)
     shards = find(patterns)

@@ -79,16 +79,25 @@ FORMATS: dict[str, Callable[[], Format]] = {
 }
 
 
-def output_format(path: Path, schema: Schema) -> Format:
-    """The format that a path's ending tells, of what a model of this schema tags.
+def refuse_ending(path: Path) -> None:
+    """See that a path's ending tells a format, before a model is opened.
 
     Raises:
-        UsageError: there is none, or it needs a package that is not installed.
+        UsageError: it tells none, or one that needs a package that is not installed.
     """
     if path.suffix not in FORMATS:
         raise UsageError(
             f"{path}: the format is told by the ending; use .csv (Kaggle), .jsonl (JSON Lines) or .parquet"
         )
+    FORMATS[path.suffix]()
+
+
+def output_format(path: Path, schema: Schema) -> Format:
+    """The format that a path's ending, one of `FORMATS`, tells of what a model of this schema tags.
+
+    Raises:
+        UsageError: it needs a package that is not installed.
+    """
     if path.suffix == ".csv" and schema.segments is not None:
         return Submission(schema)
     return FORMATS[path.suffix]()
