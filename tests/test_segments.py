@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from conftest import assert_same, make_video
+from distributed_cases import CASES, Recorded, one_case
 from oracle import agree
 from reeltag.data.batches import collate, sequential_batches, training_batches
 from reeltag.data.example import Video, decode, encode
@@ -29,6 +31,7 @@ from reeltag.data.schema import Feature, Schema
 from reeltag.data.segments import examples
 from reeltag.data.shards import Manifest, Shards, read_all, scan
 from reeltag.data.tfrecord import write_shard
+from reeltag.distributed import launch
 from reeltag.errors import DataError
 from reeltag.losses import cross_entropy
 from reeltag.models.tagger import build_tagger, parse_config
@@ -332,3 +335,24 @@ def test_what_labels_say_of_unrated_classes_changes_no_bit_of_a_step(paths: list
     assert all(torch.equal(tensor, wild[name]) for name, tensor in plain.items())
     turned = stepped(batch.labels ^ batch.rated)
     assert not all(torch.equal(tensor, turned[name]) for name, tensor in plain.items())
+
+
+def test_a_training_that_goes_on_ends_with_the_same_bytes(paths: list[Path], tmp_path: Path) -> None:
+    manifest = scan(paths, SCHEMA, rated_only=True)
+    weights, losses = one_case(manifest, tmp_path / "whole")
+    assert len(losses) > 10
+    Recorded(manifest, tmp_path / "state", *CASES["netvlad"]).run(until=3)
+    later = Recorded(manifest, tmp_path / "state", *CASES["netvlad"])
+    resumed = later.run()
+    assert later.losses == losses[3:]
+    assert all(torch.equal(tensor, resumed.model[name]) for name, tensor in weights.items())
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_segments_as_one_does(paths: list[Path], tmp_path: Path) -> None:
+    manifest = scan(paths, SCHEMA, rated_only=True)
+    weights, losses = one_case(manifest, tmp_path / "one")
+    shared, found = launch(partial(one_case, manifest, tmp_path / "pair"), 2)
+    np.testing.assert_allclose(found, losses, rtol=1e-5)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(shared[name], tensor, atol=1e-5, rtol=1e-5)
