@@ -236,6 +236,7 @@ def test_random_access_gives_the_segments_that_one_walk_gives(paths: list[Path],
     counts = np.bincount(np.concatenate([each.labels for each in walked]), minlength=9)
     np.testing.assert_array_equal(manifest.class_counts, counts)
     rated = scan(paths, SCHEMA, rated_only=True)
+    assert rated.labelled == manifest.labelled == len(rated) < len(manifest)
     assert [Shards(rated).read(i).id for i in range(len(rated))] == [each.id for each in walked if len(each.rated)]
     np.testing.assert_array_equal(rated.class_counts, counts)
 

@@ -50,6 +50,11 @@ class Video:
         """T, the number of frames."""
         return len(self.features[0])
 
+    @property
+    def labelled(self) -> bool:
+        """Whether labels tell of at least one class."""
+        return self.labels is not None and (self.rated is None or len(self.rated) > 0)
+
     def frames(self) -> Frames:
         """All features side by side, [T, D]; a copy."""
         return np.concatenate(self.features, axis=1)

@@ -188,7 +188,7 @@ def scan(
             whole = (record.offset, record.number, record.crc, video.length + video.cut, _id_hash(video.id))
             for start, example in examples(video, schema, rated_only=rated_only):
                 rows.append((*whole, start))
-                if example.labels is not None:
+                if example.labelled:
                     known += 1
                     counts[example.labels] += 1
         tables.append(np.array(rows, tables[0].dtype))
@@ -249,7 +249,7 @@ def _without_repeats(manifest: Manifest, bad: BadRecords) -> Manifest:
             earlier = "record {1} of {0}".format(*shards.place(int(originals[repeat])))
             reason = f"id {shards.video(repeat).id!r} stands already in {earlier}"
             bad.leave_out(DataError(reason, file=path, record=record, offset=offset))
-        if example.labels is not None:
+        if example.labelled:
             labelled -= 1
             counts[example.labels] -= 1
     infos = []

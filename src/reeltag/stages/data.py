@@ -108,7 +108,7 @@ def _do_data(recipe: Recipe, split: str, files: list[Source], job: Job) -> str:
         schema, most = recipe.data.record_schema, recipe.data.max_bad_records
         train = split == "train"
         manifest = scan(files, schema, task.advance, max_bad_records=most, labelled=True, rated_only=train)
-    if not len(manifest):
+    if not manifest.labelled:
         raise UsageError(f"data.{split}: has nothing that is labelled; see `reeltag data verify`")
     if manifest.left_out:
         job.progress.say(f"  {summary(manifest.left_out)}")
