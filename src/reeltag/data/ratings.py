@@ -6,6 +6,7 @@ one a second, so times are frames.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -86,7 +87,7 @@ def _check(start: int, end: int, label: int, score: float, frames: int, schema: 
             f"segment label {label} is outside the {schema.classes} classes 0…{schema.classes - 1}; "
             "check the schema's 'classes'"
         )
-    if schema.segment_classes is not None and label not in schema.segment_classes:
+    if (known := schema.segment_classes) and known[bisect_left(known, label, hi=len(known) - 1)] != label:  # ascending
         raise DataError(f"class {label} is rated and none of the schema's 'segment_classes'; add it there")
     if score not in (0, 1):
         raise DataError(f"the segment at {start} has score {score:g} for class {label}; 0 and 1 are known")

@@ -95,7 +95,7 @@ class ModelStages(MemberStages):
     ) -> float:
         tagger = load_tagger(config, self.schema, weights, self.name).to(default_device())
         batches = sequential_batches(Shards(manifest), holdout, batch_size=BATCH_SIZE)
-        return evaluate(predict(tagger, batches)).gap()
+        return evaluate(predict(tagger, batches), classes=self.schema.segment_classes).gap()
 
 
 def candidate(recipe: Recipe, name: str) -> ModelStages:
