@@ -6,8 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from reeltag.data.example import Video, describe, encode
+from reeltag.data.describe import describe
+from reeltag.data.example import Video, encode
+from reeltag.data.ratings import Ratings
 from reeltag.data.schema import Feature, Schema
+from reeltag.data.segments import examples
 from reeltag.data.shards import read_bytes
 from reeltag.data.tfrecord import framed
 from reeltag.errors import DataError
@@ -17,6 +20,7 @@ SCHEMAS = (
     Schema(features=FEATURES, classes=5, max_frames=4),
     Schema(features=FEATURES, classes=5, max_frames=4, dtype="float32"),
     Schema(features=FEATURES, classes=5, level="video", dtype="float32"),
+    Schema(features=FEATURES, classes=5, max_frames=4, segments=2),
 )
 
 
@@ -44,6 +48,8 @@ def check(video: Video, schema: Schema) -> None:
     (again,) = read_bytes(framed(encode(video, schema)), schema)
     assert again.id == video.id and np.array_equal(again.frames(), frames)
     assert video.labels is None or np.array_equal(again.labels, video.labels)
+    for one, other in zip(examples(video, schema), examples(again, schema), strict=True):
+        assert str(one) == str(other)  # with labels and ratings, if it is a segment
 
 
 def seeds() -> Iterator[bytes]:
@@ -51,7 +57,8 @@ def seeds() -> Iterator[bytes]:
     for schema in SCHEMAS:
         length = 1 if schema.level == "video" else 3
         features = tuple(np.ones((length, width), schema.dtype) for width in schema.widths)
+        rated = Ratings(np.array([0, 2]), np.array([4, 1]), np.array([True, False])) if schema.segments else None
         for labels in (None, np.array([1, 4])):
-            record = encode(Video("name", labels, features), schema)
+            record = encode(Video("name", labels, features, ratings=rated), schema)
             yield b"\x00" + framed(record) + framed(record)
             yield b"\x01" + record + b"\n--\n" + record

@@ -106,6 +106,12 @@ def every_case(manifest, folder):
     return found
 
 
+def one_case(manifest, path, name="netvlad"):
+    """Losses and weights of a case."""
+    training = Recorded(manifest, path, *CASES[name])
+    return training.run().model, training.losses
+
+
 def in_a_pair(manifest, folder):
     """All that the pair does: what came of it, by what it was."""
     return {

@@ -9,6 +9,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
 from reeltag.data import example, protos
+from reeltag.data.ratings import FEATURES
 from reeltag.data.schema import Schema
 
 
@@ -28,6 +29,7 @@ def named_by(schema: Schema, content: bytes) -> bytes:
     """The record without the features that the schema does not name, sound or not."""
     message = loose("SequenceExample" if schema.level == "frame" else "Example").FromString(content)
     names = {schema.labels, *(feature.name for feature in schema.features)}
+    names |= set(FEATURES) if schema.segments else set()
     for features in [features for _, section in message.ListFields() for _, features in section.ListFields()]:
         for key in set(features) - names - {next((key for key in schema.ids if key in features), "")}:
             del features[key]
@@ -40,8 +42,9 @@ def agree(record: bytes, schema: Schema) -> bool:
         taken = example._read_strided(record, schema)
     except (example._Unusual, IndexError):
         return False
-    name, labels, features = example._read_general(named_by(schema, record), schema)
+    name, labels, features, ratings = example._read_general(named_by(schema, record), schema)
     assert taken[:2] == (name, labels)
+    assert repr(taken[3]) == repr(ratings)  # NaN is no other than NaN here
     for frames, others in zip(taken[2], features, strict=True):
         assert (frames.dtype, frames.shape, frames.tobytes()) == (others.dtype, others.shape, others.tobytes())
     return True

@@ -12,7 +12,8 @@ import reeltag
 from conftest import TINY_RUN
 from reeltag import artifact, checkpoint, executors
 from reeltag.cli import main
-from reeltag.data.shards import Manifest, Shards, split_folds
+from reeltag.data.holdout import split_folds
+from reeltag.data.shards import Manifest, Shards
 from reeltag.data.targets import SoftTargets
 from reeltag.errors import DataError
 from reeltag.metrics import Metrics

@@ -17,7 +17,8 @@ from reeltag import artifact
 from reeltag.artifact import Artifact, Member
 from reeltag.cli import main
 from reeltag.data.batches import training_batches
-from reeltag.data.shards import Manifest, Shards, scan, split_holdout
+from reeltag.data.holdout import split_holdout
+from reeltag.data.shards import Manifest, Shards, scan
 from reeltag.data.tfrecord import ShardFile
 from reeltag.errors import DataError, UsageError
 from reeltag.models.tagger import build_tagger, parse_config

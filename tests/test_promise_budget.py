@@ -115,6 +115,7 @@ def problem(folder, seed):
         crcs=np.zeros(VIDEOS, np.uint32),
         frames=np.ones(VIDEOS, np.int32),
         id_hashes=np.arange(VIDEOS, dtype=np.uint64),
+        starts=np.zeros(VIDEOS, np.int32),
         class_counts=np.full(schema.classes, VIDEOS),
         labelled=VIDEOS,
     )

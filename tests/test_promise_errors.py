@@ -21,9 +21,10 @@ from reeltag.bulk import predict_to_file
 from reeltag.cli import main
 from reeltag.data.batches import sequential_batches, training_batches
 from reeltag.data.example import encode
+from reeltag.data.holdout import refuse_overlap
 from reeltag.data.protos import SequenceExample
 from reeltag.data.schema import Schema
-from reeltag.data.shards import Shards, read_all, refuse_overlap, scan
+from reeltag.data.shards import Shards, read_all, scan
 from reeltag.data.targets import SoftTargets, TargetsWriter
 from reeltag.data.tfrecord import ShardFile, framed, write_shard
 from reeltag.errors import DataError, RequestError

@@ -100,7 +100,7 @@ def test_odd_ids_come_back_from_what_is_written(tmp_path: Path, ending: str) -> 
     names = [decode(content, BYTES).id for kind, (schema, content) in ODD.items() if "id" in kind and schema is BYTES]
     path = tmp_path / f"p{ending}"
     part = Predictions(tuple(names), torch.rand(len(names), 9), None)
-    output_format(path).write(path, [part], list(map(str, range(9))))
+    output_format(path, BYTES).write(path, [part], list(map(str, range(9))))
     if ending == ".csv":
         with path.open(newline="", encoding="utf-8") as file:
             assert [row[0] for row in csv.reader(line for line in file)] == names

@@ -15,14 +15,13 @@ from hypothesis import strategies as st
 
 from conftest import TINY, assert_same, make_video
 from reeltag.data.example import Video, encode
+from reeltag.data.holdout import refuse_overlap, split_holdout
 from reeltag.data.order import epoch_order, step_positions
 from reeltag.data.shards import (
     Manifest,
     Shards,
     read_all,
-    refuse_overlap,
     scan,
-    split_holdout,
 )
 from reeltag.data.tfrecord import ShardFile, write_shard
 from reeltag.errors import ArtifactError, DataError, UsageError

@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from conftest import TINY
-from reeltag.data.shards import refuse_overlap, scan
+from reeltag.data.holdout import refuse_overlap
+from reeltag.data.shards import scan
 from reeltag.data.synthetic import SyntheticSettings, _World, write_synthetic
 from reeltag.storage import file_hash
 

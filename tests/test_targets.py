@@ -10,8 +10,9 @@ import torch
 from conftest import TINY, make_video
 from reeltag.data.batches import training_batches
 from reeltag.data.example import encode
+from reeltag.data.holdout import split_folds
 from reeltag.data.schema import preset
-from reeltag.data.shards import Shards, scan, split_folds
+from reeltag.data.shards import Shards, scan
 from reeltag.data.synthetic import write_synthetic
 from reeltag.data.targets import SoftTargets, TargetsWriter
 from reeltag.data.tfrecord import write_shard

@@ -266,7 +266,8 @@ def evaluate(
     """
     predictor = prediction.load(model, mode)
     predictions = predictor.predict_shards(shards, BadRecords(max_bad_records), labelled=True)
-    return prediction.evaluate(predictions, all_scores=all_scores).compute()
+    classes = predictor.schema.segment_classes
+    return prediction.evaluate(predictions, all_scores=all_scores, classes=classes).compute()
 
 
 def quantize_file(model: str | Path, out: str | Path, encoding: Encoding = "uniform-8") -> int:

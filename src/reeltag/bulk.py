@@ -27,7 +27,7 @@ from reeltag.data.example import Video
 from reeltag.data.flat import is_flat, rgb_place
 from reeltag.data.shards import read_all
 from reeltag.errors import UsageError
-from reeltag.formats import output_format
+from reeltag.formats import output_format, refuse_ending
 from reeltag.predict import BATCH_SIZE, Mode, Predictions, Predictor, load, place, predict
 from reeltag.processes import PROCESS_BYTES, Needs, Pool, spawned
 from reeltag.progress import Progress
@@ -56,7 +56,7 @@ _PARTS = re.compile(rf"\.?part-.*|{re.escape(LOCK)}")
 
 @dataclass
 class Counts:
-    """Videos that were tagged, those that were dropped as flat, and records that were left out as bad."""
+    """Videos or segments that were tagged, videos that were dropped as flat, and records that were left out as bad."""
 
     videos: int = 0
     dropped: int = 0
@@ -214,10 +214,12 @@ def predict_to_file(
     progress = progress or Progress()
     if workers < 1:
         raise UsageError(f"workers: must be 1 or more, not {workers}")
-    device, output = place(mode, device), output_format(out)
+    device = place(mode, device)
+    refuse_ending(out)
     refuse_existing(out)
     total = Counts(bad=BadRecords(max_bad_records))
     head, _ = artifact.stream(model)
+    output = output_format(out, head.schema)
     if drop_flat:
         rgb_place(head.schema)
     shards = find(patterns)
@@ -322,7 +324,9 @@ def _write_in_worker(job: _Job, threads: int, part: _Part) -> Counts:
 
 def _write(tagger: ShardTagger, part: _Part, max_bad_records: int) -> Counts:
     counts = Counts(bad=BadRecords(max_bad_records))
-    output_format(part.path).write(part.path, tagger.tag(part.shard, counts), tagger.predictor.label_names)
+    predictor = tagger.predictor
+    output = output_format(part.path, predictor.schema)
+    output.write(part.path, tagger.tag(part.shard, counts), predictor.label_names)
     write_json(part.marker, counts.dump())
     return counts
 

@@ -161,7 +161,7 @@ def evaluate(
     max_bad_records: MaxBad = 0,
     json: Json = False,
 ) -> None:
-    """Measure a model on labelled shards: GAP@20, Hit@1, PERR, mAP.
+    """Measure a model on labelled shards: GAP@20, Hit@1, PERR, mAP; of a model of segments also MAP@K (map_at_k).
 
     Example: reeltag evaluate model.reeltag '/data/audioset/eval-*.tfrecord'
 
@@ -181,7 +181,8 @@ def evaluate(
     bad = BadRecords(max_bad_records)
     predictor = prediction.load(model, mode)
     predictions = predictor.predict_shards(given(shards), bad, labelled=True)
-    scores = prediction.evaluate(predictions, all_scores=all_scores).compute()
+    classes = predictor.schema.segment_classes
+    scores = prediction.evaluate(predictions, all_scores=all_scores, classes=classes).compute()
     if per_class is not None:
         write_class_ap(per_class, scores.class_ap.tolist(), predictor.label_names)
     summary = scores.summary()
@@ -248,7 +249,8 @@ def predict(
             pool=pool_of("", executor, address),
         )
         told = {"file": out, "videos": counts.videos, "dropped": counts.dropped, "left_out": len(counts.bad.found)}
-        say(told, [f"{out}: {counted(counts.videos, 'video')}"], json)
+        example = artifact.stream(artifact.local_file(model))[0].schema.example
+        say(told, [f"{out}: {counted(counts.videos, example)}"], json)
     if drop_flat:
         print(f"{counted(counts.dropped, 'flat video')} dropped", file=sys.stderr)
     say_left_out(counts.bad)
@@ -274,6 +276,7 @@ def inspect(model: str, /, *, json: Json = False) -> None:
     lines = [
         f"{model}: {megabytes(size)}, {counted(len(shipped.members), 'member')}",
         f"reads     {schema.level} level, {features}, {schema.dtype}, at most {schema.max_frames} frames",
+        *([f"tags      segments of {schema.segments} frames"] if schema.segments is not None else []),
         f"classes   {schema.classes}{'' if shipped.label_names else ', without names'}",
     ]
     for member in shipped.members:

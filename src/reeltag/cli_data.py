@@ -49,7 +49,7 @@ def data_inspect(*shards: str, json: Json = False) -> None:
     Args:
         shards: Paths, URLs or glob patterns of TFRecord files.
     """
-    from reeltag.data.example import describe
+    from reeltag.data.describe import describe
     from reeltag.data.tfrecord import ShardFile
     from reeltag.storage import counted, find, megabytes, size_of
 
@@ -86,12 +86,12 @@ def verify(*shards: str, schema: str, max_bad_records: MaxBad = 0, json: Json = 
         manifest = scan(paths, loaded, task.advance, max_bad_records=max_bad_records)
     if not len(manifest):
         raise UsageError(f"no record is sound; the first: {manifest.left_out[0]}")
-    frames = manifest.frames
+    frames = manifest.frames[manifest.first_examples]
     cut = int((frames > loaded.max_frames).sum())
     occurring, labels = int((manifest.class_counts > 0).sum()), float(manifest.class_counts.sum() / len(manifest))
-    videos = counted(len(manifest), "video")
+    examples = counted(len(manifest), loaded.example)
     text = [
-        f"{counted(len(paths), 'shard')}, {videos}, {megabytes(manifest.bytes)}: all checksums and ids hold",
+        f"{counted(len(paths), 'shard')}, {examples}, {megabytes(manifest.bytes)}: all checksums and ids hold",
         *(f"bad       {bad}" for bad in manifest.left_out),
         f"frames    {frames.min()} to {frames.max()} a video, {frames.mean():.1f} on average",
         *(
@@ -99,7 +99,7 @@ def verify(*shards: str, schema: str, max_bad_records: MaxBad = 0, json: Json = 
             if cut
             else []
         ),
-        f"labels    {manifest.labelled:,} videos have them, {labels:.2f} a video",
+        f"labels    {manifest.labelled:,} {loaded.example}s have them, {labels:.2f} a {loaded.example}",
         f"classes   {occurring:,} of {loaded.classes:,} occur",
     ]
     told = {
@@ -138,6 +138,7 @@ def synth(out: Path, /, *, set_: Overrides = [], json: Json = False) -> None:  #
         f"{out}: {settings.train_videos} training and {settings.test_videos} test videos",
         f"for a recipe:\n\n[data.schema]\nfeatures = [{features}]",
         f"classes = {schema.classes}\nmax_frames = {schema.max_frames}",
+        *([f"segments = {schema.segments}"] if schema.segments is not None else []),
     ]
     counts = {"train_videos": settings.train_videos, "test_videos": settings.test_videos}
     say({"folder": out, **counts, "schema": schema.model_dump(mode="json")}, text, json)

@@ -42,7 +42,7 @@ def simulate(
     from reeltag.stages.plan import plan
 
     schema = loaded.data.record_schema
-    frames = schema.max_frames if schema.level == "frame" else 1  # as many as the GPU hours are estimated for
+    frames = schema.example_frames if schema.level == "frame" else 1  # as many as the GPU hours are estimated for
     video_bytes = frames * schema.width * (1 if schema.dtype == "uint8" else 4)
     found = scaling(plan(loaded, without_data=True), described, video_bytes)
     say(asdict(found), [f"{loaded.name} on {described.name}", "", *_lines(found)], json)

@@ -10,11 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from reeltag.data.schema import Schema
 from reeltag.errors import UsageError
 from reeltag.metrics import TOP_K, top_k
 from reeltag.parquet import Parquet
 from reeltag.predict import Predictions
 from reeltag.storage import atomic_path, write_bytes
+from reeltag.submission import Submission
 
 
 def kaggle_lines(predictions: Iterable[Predictions], label_names: Sequence[str]) -> Iterator[str]:
@@ -77,16 +79,27 @@ FORMATS: dict[str, Callable[[], Format]] = {
 }
 
 
-def output_format(path: Path) -> Format:
-    """The format that a path's ending tells.
+def refuse_ending(path: Path) -> None:
+    """See that a path's ending tells a format, before a model is opened.
 
     Raises:
-        UsageError: there is none, or it needs a package that is not installed.
+        UsageError: it tells none, or one that needs a package that is not installed.
     """
     if path.suffix not in FORMATS:
         raise UsageError(
             f"{path}: the format is told by the ending; use .csv (Kaggle), .jsonl (JSON Lines) or .parquet"
         )
+    FORMATS[path.suffix]()
+
+
+def output_format(path: Path, schema: Schema) -> Format:
+    """The format that a path's ending, one of `FORMATS`, tells of what a model of this schema tags.
+
+    Raises:
+        UsageError: it needs a package that is not installed.
+    """
+    if path.suffix == ".csv" and schema.segments is not None:
+        return Submission(schema)
     return FORMATS[path.suffix]()
 
 

@@ -8,12 +8,13 @@ from torch import Tensor
 EPSILON = 1e-5
 
 
-def cross_entropy(probabilities: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy(probabilities: Tensor, targets: Tensor, rated: Tensor | None = None) -> Tensor:
     """Cross-entropy summed over classes and averaged over videos (golden `losses`).
 
     Args:
         probabilities: [B, C] in [0, 1], float32.
         targets: [B, C], labels (bool) or soft targets.
+        rated: [B, C] bool, the classes that the targets tell of, as the challenge's `label_weights`; all by default.
 
     Returns:
         A scalar; 1e-5 inside each log keeps it finite.
@@ -21,7 +22,8 @@ def cross_entropy(probabilities: Tensor, targets: Tensor) -> Tensor:
     targets = targets.float()
     present = targets * (probabilities + EPSILON).log()
     absent = (1 - targets) * (1 - probabilities + EPSILON).log()
-    return -(present + absent).sum(1).mean()
+    terms = present + absent
+    return -(terms if rated is None else terms * rated).sum(1).mean()
 
 
 def distillation_targets(labels: Tensor, teacher: Tensor, label_share: float) -> Tensor:

@@ -30,10 +30,13 @@ class Scores:
         hit_at_1: share of videos whose highest-scoring class is a label.
         perr: precision at each video's number of labels, averaged over videos.
         map: mean of `class_ap` over all C classes.
-        class_ap: [C], average precision of each class within the videos' top 20; 0 without positives.
-        videos: number of videos.
+        class_ap: [C], average precision of each class within the videos' top 20, or of segments at K; 0 without
+            positives.
+        videos: number of videos, or of rated segments.
         map_all: mean over the classes with positives of the average precision over all videos' scores, which is what
             AudioSet reports; None where it was not asked for.
+        map_at_k: of segments, the mean of `class_ap` over the classes with positives (`segment_metrics`); None of
+            videos.
     """
 
     gap: float
@@ -43,6 +46,7 @@ class Scores:
     class_ap: Floats
     videos: int
     map_all: float | None = None
+    map_at_k: float | None = None
 
     def summary(self) -> dict[str, float]:
         """The scalars, for JSON; GAP and its companions to 5 decimals."""
@@ -62,6 +66,7 @@ class Metrics:
         precisions: [N] precision at the video's number of labels.
         positives: [C] labels of each class, in the top k or not.
         everything: [N, C] all scores and all labels, for `Scores.map_all`; None to do without.
+        segment_ap: [C] average precision of each class over segments, NaN without positives; None of videos.
     """
 
     scores: npt.NDArray[np.float32]
@@ -70,6 +75,7 @@ class Metrics:
     precisions: Floats
     positives: Counts
     everything: tuple[Tensor, Tensor] | None = None
+    segment_ap: Floats | None = None
 
     @classmethod
     def of(cls, probabilities: Tensor, labels: Tensor, *, all_scores: bool = False) -> Metrics:
@@ -114,19 +120,24 @@ class Metrics:
     def compute(self) -> Scores:
         """The scores of all videos seen."""
         class_ap = self._class_ap()
+        mean, at_k = float(class_ap.mean()), None
+        if self.segment_ap is not None:
+            known = self.segment_ap[~np.isnan(self.segment_ap)]
+            class_ap, at_k = np.nan_to_num(self.segment_ap), float(known.mean()) if len(known) else 0.0
         return Scores(
             gap=self.gap(),
             hit_at_1=float(self.hits[:, 0].mean()),
             perr=float(self.precisions.mean()),
-            map=float(class_ap.mean()),
+            map=mean,
             class_ap=class_ap,
             videos=len(self.scores),
             map_all=None if self.everything is None else _mean_over_all(*self.everything),
+            map_at_k=at_k,
         )
 
     def gap(self) -> float:
         """GAP@20 alone."""
-        return _average_precision(self.hits.ravel()[self._by_score], int(self.positives.sum()))
+        return average_precision(self.hits.ravel()[self._by_score], int(self.positives.sum()))
 
     def _class_ap(self) -> Floats:
         classes = self.classes.ravel()[self._by_score]
@@ -168,10 +179,10 @@ def top_k(probabilities: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _pooled_precision(scores: npt.NDArray[np.float32], hits: npt.NDArray[np.bool_], positives: int) -> float:
     """Average precision of all videos' highest scores pooled; equal ones in their order."""
     order = np.argsort(-scores, axis=None, kind="stable")
-    return _average_precision(hits.ravel()[order], positives)
+    return average_precision(hits.ravel()[order], positives)
 
 
-def _average_precision(hits: npt.NDArray[np.bool_], positives: int) -> float:
+def average_precision(hits: npt.NDArray[np.bool_], positives: int) -> float:
     """Sum of the precision at each hit, over all positives; hits are in order of score."""
     if positives == 0:
         return 0.0

@@ -29,6 +29,7 @@ from reeltag.errors import DataError, UsageError
 from reeltag.memory import enough_memory
 from reeltag.metrics import Metrics, top_k
 from reeltag.quantize import is_large
+from reeltag.segment_metrics import SegmentRanking
 from reeltag.storage import counted, find
 
 BATCH_SIZE = 64
@@ -46,17 +47,24 @@ WEIGHTS: dict[Mode, Callable[[State], Mapping[str, Tensor]]] = {
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of B videos.
+    """What a model says of B videos, or of their segments.
 
     Attributes:
         ids: names of the videos.
         probabilities: [B, C] float32.
         labels: [B, C] bool, or None.
+        rated: [B, C] bool, which classes the labels tell of; None: all.
     """
 
     ids: tuple[str, ...]
     probabilities: Tensor
     labels: Tensor | None
+    rated: Tensor | None = None
+
+    @property
+    def comparable(self) -> Tensor:
+        """[B, C], the probabilities, but -1 where no label tells what is right, so that it ranks behind all others."""
+        return self.probabilities if self.rated is None else self.probabilities.masked_fill(~self.rated, -1)
 
 
 class Ensemble(nn.Module):
@@ -101,26 +109,66 @@ def predict(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Predictions]
         with enough_memory(f"tagging {counted(len(batch), 'video')} at once", LESS_MEMORY):
             there = batch.to(device)
             probabilities = model(there.frames, there.lengths).cpu()
-        yield Predictions(batch.ids, probabilities, batch.labels)
+        yield Predictions(batch.ids, probabilities, batch.labels, batch.rated)
 
 
-def evaluate(predictions: Iterable[Predictions], *, all_scores: bool = False) -> Metrics:
-    """Metrics of labelled predictions; `all_scores` keeps them all in memory, for `Scores.map_all`.
+class Evaluation:
+    """Labelled predictions, measured as they come.
 
-    Raises:
-        DataError: a video has no labels, or there is no video.
+    Args:
+        all_scores: keep them all in memory, for `Scores.map_all`.
+        classes: that segments can be rated in; all by default.
     """
-    parts = []
-    for part in predictions:
+
+    def __init__(self, *, all_scores: bool = False, classes: Sequence[int] | None = None) -> None:
+        self._all_scores, self._classes = all_scores, classes
+        self._parts: list[Metrics] = []
+        self._ranking: SegmentRanking | None = None
+
+    def add(self, part: Predictions) -> None:
+        """Measure some; segments without a rating take part in the ranking of each class alone.
+
+        Raises:
+            DataError: one has no labels.
+        """
         if part.labels is None:
             raise DataError(
                 f"video {part.ids[0]!r} or one beside it has no labels, so nothing can be measured; "
                 "evaluate on labelled shards, or use `reeltag predict`"
             )
-        parts.append(Metrics.of(part.probabilities, part.labels, all_scores=all_scores))
-    if not parts:
-        raise DataError("no videos to evaluate")
-    return Metrics.merge(parts)
+        scores, labels = part.comparable, part.labels
+        if part.rated is not None:
+            self._ranking = self._ranking or SegmentRanking(labels.shape[1], self._classes)
+            self._ranking.add(part.probabilities, labels, part.rated)
+            told = part.rated.any(1)
+            scores, labels = scores[told], labels[told]
+        if len(labels):
+            self._parts.append(Metrics.of(scores, labels, all_scores=self._all_scores))
+
+    def metrics(self) -> Metrics:
+        """Metrics of all that was added.
+
+        Raises:
+            DataError: there was nothing.
+        """
+        if not self._parts:
+            raise DataError("no videos to evaluate")
+        segment_ap = self._ranking.class_ap() if self._ranking else None
+        return replace(Metrics.merge(self._parts), segment_ap=segment_ap)
+
+
+def evaluate(
+    predictions: Iterable[Predictions], *, all_scores: bool = False, classes: Sequence[int] | None = None
+) -> Metrics:
+    """Metrics of labelled predictions; the arguments are those of `Evaluation`.
+
+    Raises:
+        DataError: a video has no labels, or there is no video.
+    """
+    evaluation = Evaluation(all_scores=all_scores, classes=classes)
+    for part in predictions:
+        evaluation.add(part)
+    return evaluation.metrics()
 
 
 class Predictor:
@@ -179,7 +227,7 @@ class Predictor:
 
         Args:
             frames: [T, D] of one video or [B, T, D] of several, in the schema's dtype; frames past the
-                schema's limit are left out.
+                schema's limit are left out. A model of segments takes segments.
             lengths: [B], real frames of each video; all by default.
 
         Returns:
@@ -245,7 +293,7 @@ class Predictor:
     def predict_shards(
         self, patterns: Sequence[str], bad: BadRecords | None = None, *, labelled: bool = False
     ) -> Iterator[Predictions]:
-        """Tag every video of shards, in order.
+        """Tag every video of shards, or every segment of them, in order.
 
         Args:
             patterns: paths, URLs or glob patterns.
@@ -280,6 +328,11 @@ class Predictor:
             or lengths.max() > frames.shape[1]
         ):
             raise UsageError(f"lengths must be {len(frames)} whole numbers from 1 to {frames.shape[1]}")
+        if self.schema.segments is not None and frames.shape[1] > self.schema.segments:
+            raise UsageError(
+                f"frames are {list(frames.shape)}: this model tags segments of {self.schema.segments} frames; "
+                "cut videos into those, as `reeltag predict` does with shards"
+            )
         if not computable(frames):
             raise UsageError(f"frames hold NaN or infinite values, or some beyond ±{LARGEST:g}")
 

@@ -195,6 +195,9 @@ class Recipe(RecipeTable):
             tables = {f"{name}.training.": (*before, model.training) for name, model in value.items()}
         found = {place: _merged(base, *settings) for place, settings in tables.items()}
         faults = [f"{place}{fault}" for place, each in found.items() if (fault := each.fault())]
+        if _of_segments(info):
+            mixed = [f"{place}mixup" for place, each in found.items() if each.mixup]
+            faults += [f"{place} mixes labels of all classes, and segments have some; leave it out" for place in mixed]
         if faults:
             raise ValueError("; ".join(faults))
         return value
@@ -224,6 +227,8 @@ class Recipe(RecipeTable):
     @classmethod
     def _known_families(cls, value: DistillationSettings | None, info: ValidationInfo) -> DistillationSettings | None:
         trained = _families(info.data.get("models"))
+        if value and _of_segments(info):
+            raise ValueError("teaches whole videos; leave it out, or data.schema.segments")
         if value and trained is not None and (unknown := sorted(set(value.families or ()) - set(trained))):
             raise ValueError(f"families: no model of {', '.join(unknown)}; the recipe trains {', '.join(trained)}")
         return value
@@ -301,6 +306,12 @@ class Recipe(RecipeTable):
             training: dict[str, Any] = table.get("training", {})
             table["training"] = {key: value for key, value in training.items() if key not in NOT_DECISIVE}
         return content_hash(content)
+
+
+def _of_segments(info: ValidationInfo) -> bool:
+    """Whether the recipe's data, unless they have faults of their own, are segments."""
+    data = info.data.get("data")
+    return data is not None and data.record_schema.segments is not None
 
 
 def _merged(settings: TrainingSettings, *overrides: TrainingSettings) -> TrainingSettings:

@@ -179,7 +179,7 @@ def model_card(shipped: Artifact, size: int, licence: str | None = None) -> str:
         size=megabytes(size),
         version=escaped(_mapping(provenance, "versions").get("reeltag", "")),
         classes=f"{schema.classes:,}",
-        frames=1 if schema.level == "video" else min(SHOWN_FRAMES, schema.max_frames),
+        frames=1 if schema.level == "video" else min(SHOWN_FRAMES, schema.example_frames),
         width=schema.width,
         dtype=schema.dtype,
         data="\n".join(f"- {line}" for line in _data(shipped)),
@@ -213,6 +213,8 @@ def _data(shipped: Artifact) -> list[str]:
     features = " + ".join(f"{escaped(feature.name)} {feature.width}" for feature in schema.features)
     frames = f", at most {schema.max_frames} frames" if schema.level == "frame" else ""
     lines = [f"Reads: {schema.level}-level features, {features}, {schema.dtype}{frames}."]
+    if schema.segments is not None:
+        lines.append(f"Tags: segments of {schema.segments} frames.")
     names = ", ".join(map(escaped, (shipped.label_names or ())[:SHOWN_CLASSES]))
     more = ", …" if schema.classes > SHOWN_CLASSES else ""
     lines.append(f"Classes: {schema.classes:,}, " + (f"{names}{more}." if names else "without names."))

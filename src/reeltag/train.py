@@ -197,7 +197,8 @@ def train_step(
         batch = take_frames(batch, rows) if settings.mixup else count_frames(batch, rows)
     if settings.mixup:
         batch, targets = mix_videos(batch, targets, settings.mixup, seed)
-    loss = cross_entropy(model(batch.frames, batch.lengths, batch.counts), targets) + model.penalty()
+    probabilities = model(batch.frames, batch.lengths, batch.counts)
+    loss = cross_entropy(probabilities, targets, batch.rated) + model.penalty()
     optimizer.zero_grad()
     fabric.backward(loss)
     length = clip_gradients(model, settings.clip, settings.clip_norm)

@@ -28,7 +28,7 @@ from reeltag.wholebatch import drawn, own_rows
 
 @dataclass(frozen=True)
 class Batch:
-    """B videos.
+    """B examples: videos, or segments of them.
 
     Attributes:
         ids: names of the videos.
@@ -37,6 +37,7 @@ class Batch:
         labels: [B, C] bool, or None where a video has no labels.
         targets: [B, C] float32, a teacher's probabilities, or None.
         counts: [B, T] int64, how often each frame counts, 0 past a video's length; None: each real one once.
+        rated: [B, C] bool, which classes the labels tell of; None: all.
     """
 
     ids: tuple[str, ...]
@@ -45,6 +46,7 @@ class Batch:
     labels: Tensor | None
     targets: Tensor | None = None
     counts: Tensor | None = None
+    rated: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -58,7 +60,7 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        optional = (self.labels, self.targets, self.counts)
+        optional = (self.labels, self.targets, self.counts, self.rated)
         changed = (None if tensor is None else change(tensor) for tensor in optional)
         return Batch(self.ids, change(self.frames), change(self.lengths), *changed)
 
@@ -74,6 +76,7 @@ def collate(videos: Iterable[Video], lengths: Sequence[int], schema: Schema, lea
     """
     frames = np.empty((len(lengths), max(least, *lengths), schema.width), schema.dtype)
     labels = np.zeros((len(lengths), schema.classes), bool)
+    rated = None if schema.segments is None else np.zeros_like(labels)
     ids, labelled = [], True
     for number, (video, length) in enumerate(zip(videos, lengths, strict=True)):
         column = 0
@@ -86,8 +89,10 @@ def collate(videos: Iterable[Video], lengths: Sequence[int], schema: Schema, lea
             labelled = False
         else:
             labels[number, video.labels] = True
-    known = torch.from_numpy(labels) if labelled else None
-    return Batch(tuple(ids), torch.from_numpy(frames), torch.tensor(lengths), known)
+            if rated is not None:
+                rated[number, video.rated] = True
+    known, told = (torch.from_numpy(each) if labelled and each is not None else None for each in (labels, rated))
+    return Batch(tuple(ids), torch.from_numpy(frames), torch.tensor(lengths), known, rated=told)
 
 
 def draw_frames(lengths: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
+from reeltag.data import ratings
 from reeltag.data.protos import Example, SequenceExample
+from reeltag.data.ratings import Ratings
 from reeltag.data.schema import Feature, Schema
 from reeltag.errors import DataError
 
@@ -25,24 +27,33 @@ Frames = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Video:
-    """One record.
+    """One record, or a segment of its frames.
 
     Attributes:
         id: the video's name in the data set.
         labels: class indices, sorted, each once; None where the record has no labels.
         features: one array [T, D_f] a feature, `uint8` or `float32`; views of the record where possible.
         cut: frames of the record beyond the schema's limit, left out of `features`.
+        ratings: of its segments, where the schema has them; None where the record has no ratings.
+        rated: of a segment, the classes that the labels are complete in; None of a whole video, and for all classes.
     """
 
     id: str
     labels: npt.NDArray[np.int64] | None
     features: tuple[Frames, ...]
     cut: int = 0
+    ratings: Ratings | None = None
+    rated: npt.NDArray[np.int64] | None = None
 
     @property
     def length(self) -> int:
         """T, the number of frames."""
         return len(self.features[0])
+
+    @property
+    def labelled(self) -> bool:
+        """Whether labels tell of at least one class."""
+        return self.labels is not None and (self.rated is None or len(self.rated) > 0)
 
     def frames(self) -> Frames:
         """All features side by side, [T, D]; a copy."""
@@ -74,10 +85,12 @@ def decode(record: bytes, schema: Schema) -> Video:
     return _checked(*parts, schema)
 
 
-_Parts = tuple["bytes | None", "list[int] | None", list[Frames]]
+_Parts = tuple["bytes | None", "list[int] | None", list[Frames], ratings.Lists]
 
 
-def _checked(name: bytes | None, labels: list[int] | None, features: list[Frames], schema: Schema) -> Video:
+def _checked(
+    name: bytes | None, labels: list[int] | None, features: list[Frames], rated: ratings.Lists, schema: Schema
+) -> Video:
     if name is None:
         raise DataError(f"no id: expected a bytes feature named {' or '.join(schema.ids)}")
     length = len(features[0])
@@ -100,8 +113,9 @@ def _checked(name: bytes | None, labels: list[int] | None, features: list[Frames
     if cut:
         features = [frames[: schema.max_frames] for frames in features]
     known = None if labels is None else np.array(labels, np.int64)
+    of_segments = ratings.checked(rated, length - cut, schema)
     try:
-        return Video(name.decode(), known, tuple(features), cut)
+        return Video(name.decode(), known, tuple(features), cut, of_segments)
     except UnicodeDecodeError as error:
         raise DataError(f"the id {name[:40]!r} is not UTF-8; write it as text") from error
 
@@ -136,7 +150,15 @@ def _read_strided(record: bytes, schema: Schema) -> _Parts:
         if place is None:
             raise _Unusual
         features.append(_strided_frames(record, place, feature.width, schema))
-    return name, labels, features
+    return name, labels, features, _strided_ratings(record, context, schema)
+
+
+def _strided_ratings(record: bytes, context: dict[bytes, tuple[int, int]], schema: Schema) -> ratings.Lists:
+    return {
+        key: _int64_list(record, span) if kind == "int64_list" else _float_list(record, span)
+        for key, kind in ratings.FEATURES.items()
+        if schema.segments and (span := context.get(key.encode()))
+    }
 
 
 def _strided_frames(record: bytes, span: tuple[int, int], width: int, schema: Schema) -> Frames:
@@ -248,6 +270,16 @@ def _int64_list(record: bytes, span: tuple[int, int]) -> list[int]:
     return values
 
 
+def _float_list(record: bytes, span: tuple[int, int]) -> list[float]:
+    begin, end = _only_field(record, span, 0x12)
+    if begin < end:
+        begin, end = _only_field(record, (begin, end), 0x0A)
+    if (end - begin) % 4:
+        raise _Unusual
+    values: list[float] = np.frombuffer(record, "<f4", (end - begin) // 4, begin).tolist()
+    return values
+
+
 # --- the general reader ---------------------------------------------------------------------------
 
 
@@ -264,8 +296,13 @@ def _read_general(record: bytes, schema: Schema) -> _Parts:
     labels = None
     if _has(context, schema.labels):
         labels = list(_value(context, schema.labels, "int64_list"))
+    rated = {
+        key: list(_value(context, key, kind))
+        for key, kind in ratings.FEATURES.items()
+        if schema.segments and _has(context, key)
+    }
     if schema.level == "video":
-        return name, labels, [_vector(context, feature, schema) for feature in schema.features]
+        return name, labels, [_vector(context, feature, schema) for feature in schema.features], rated
     lists = message.feature_lists.feature_list
     features = []
     for feature in schema.features:
@@ -275,7 +312,7 @@ def _read_general(record: bytes, schema: Schema) -> _Parts:
             _frame_values(item, feature, number, schema) for number, item in enumerate(lists[feature.name].feature)
         ]
         features.append(np.stack(frames) if frames else np.empty((0, feature.width), schema.dtype))
-    return name, labels, features
+    return name, labels, features, rated
 
 
 def _has(features: Any, key: str) -> bool:
@@ -321,38 +358,6 @@ def _missing(name: str, present: Any) -> DataError:
     return DataError(f"no feature {name!r}; the record has {names}{', …' if len(present) > len(few) else ''}")
 
 
-def describe(record: bytes) -> list[str]:
-    """What a record holds, one line a feature, for people who do not know its schema yet.
-
-    Raises:
-        DataError: the record is neither an Example nor a SequenceExample.
-    """
-    message = SequenceExample()
-    try:
-        message.ParseFromString(record)
-    except DecodeError as error:
-        raise DataError("is neither an Example nor a SequenceExample") from error
-    level = "frame" if message.feature_lists.feature_list else "video"
-    lines = [f"{level} level"]
-    for name, item in sorted(message.context.feature.items()):
-        lines.append(f"feature {name!r}: {_summary(item)}")
-    for name, items in sorted(message.feature_lists.feature_list.items()):
-        first = f", each a {_summary(items.feature[0])}" if items.feature else ""
-        lines.append(f"feature list {name!r}: {len(items.feature)} frames{first}")
-    return lines
-
-
-def _summary(item: Any) -> str:
-    kind = item.WhichOneof("kind")
-    if kind is None:
-        return "empty"
-    values = getattr(item, kind).value
-    if kind == "bytes_list":
-        sizes = ", ".join(str(len(value)) for value in values[:3])
-        return f"{kind} with {len(values)} values of {sizes} bytes"
-    return f"{kind} with {len(values)} values, {', '.join(f'{value:.4g}' for value in values[:4])} …"
-
-
 # --- the writer ---------------------------------------------------------------------------------
 
 
@@ -366,6 +371,11 @@ def encode(video: Video, schema: Schema) -> bytes:
         labels = context.feature[schema.labels].int64_list
         labels.SetInParent()
         labels.value.extend(video.labels.tolist())
+    if video.ratings is not None:
+        for key, values in ratings.as_lists(video.ratings, schema).items():
+            held = getattr(context.feature[key], ratings.FEATURES[key])
+            held.SetInParent()
+            held.value.extend(values)
     for feature, frames in zip(schema.features, video.features, strict=True):
         if schema.level == "video":
             _fill(context.feature[feature.name], frames[0], schema)

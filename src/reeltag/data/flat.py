@@ -17,8 +17,10 @@ def rgb_place(schema: Schema) -> int:
     """Which feature of a schema is the image's.
 
     Raises:
-        UsageError: none is.
+        UsageError: none is, or the examples are segments, which may be flat in any video.
     """
+    if schema.segments is not None:
+        raise UsageError("drop_flat: tells fake videos by all their frames, and this model tags segments; leave it out")
     names = [feature.name for feature in schema.features]
     place = next((names.index(name) for name in RGB if name in names), None)
     if place is None:

@@ -73,6 +73,12 @@ class Schema(BaseModel):
     max_frames: int = Field(
         300, gt=0, le=MOST_FRAMES, description="frames beyond these are cut, as the paper's authors do"
     )
+    segments: int | None = Field(
+        None, gt=0, description="frames a segment: not videos are examples, but the segments that they are cut into"
+    )
+    segment_classes: tuple[int, ...] | None = Field(
+        None, min_length=1, description="the classes that segments are rated in; all by default"
+    )
 
     @field_validator("features")
     @classmethod
@@ -89,6 +95,28 @@ class Schema(BaseModel):
             raise ValueError("video-level features are float32")
         return value
 
+    @field_validator("segments")
+    @classmethod
+    def _within_a_video(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("level") == "video":
+            raise ValueError("segments are made of frames; leave it out for video-level features")
+        if value is not None and value > info.data.get("max_frames", value):
+            raise ValueError(f"{value} is more than max_frames; a segment is a part of a video")
+        return value
+
+    @field_validator("segment_classes")
+    @classmethod
+    def _known_classes(cls, value: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, ...] | None:
+        if value is None:
+            return None
+        if "segments" in info.data and info.data["segments"] is None:
+            raise ValueError("needs segments, such as segments = 5")
+        if len(set(value)) < len(value):
+            raise ValueError("each class may stand once")
+        if outside := [each for each in value if not 0 <= each < info.data.get("classes", each + 1)]:
+            raise ValueError(f"{outside[0]} is none of the schema's classes")
+        return tuple(sorted(value))
+
     @property
     def widths(self) -> tuple[int, ...]:
         """Width of each feature, in the order in which a frame concatenates them."""
@@ -98,6 +126,16 @@ class Schema(BaseModel):
     def width(self) -> int:
         """D, the width of a frame's concatenated vector."""
         return sum(self.widths)
+
+    @property
+    def example(self) -> str:
+        """What is labelled and tagged, in a word."""
+        return "video" if self.segments is None else "segment"
+
+    @property
+    def example_frames(self) -> int:
+        """Most frames of an example."""
+        return self.segments or self.max_frames
 
 
 _RGB_AUDIO = ({"name": "rgb", "width": 1024}, {"name": "audio", "width": 128})

@@ -1,4 +1,4 @@
-"""A shard set: its manifest, random access to its videos, the hold-out and the order of an epoch."""
+"""A shard set: its manifest, and random access to its examples, which are videos or their segments."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from reeltag import tensorfile
 from reeltag.data.badrecords import BadRecord, BadRecords
 from reeltag.data.example import Video, decode
 from reeltag.data.schema import Schema
+from reeltag.data.segments import cut, examples, is_labelled
 from reeltag.data.tfrecord import Record, Records, ShardBytes, ShardFile
-from reeltag.errors import ArtifactError, DataError, UsageError
+from reeltag.errors import ArtifactError, DataError
 from reeltag.readahead import ahead
 from reeltag.shardcache import fetch
 from reeltag.storage import Source, content_hash, file_hash
@@ -31,7 +32,7 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What the manifest knows of one shard: where it is, what it holds, and how many records are in or left out."""
+    """What the manifest knows of one shard: where it is, what it holds, its examples, and the records left out."""
 
     path: str
     bytes: int
@@ -47,19 +48,22 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A shard set that was read through once: every checksum, label and id of its N records holds.
+    """A shard set that was read through once: every checksum, label and id holds of N examples.
+
+    An example is a record's video, or a segment of it; those of a record follow each other.
 
     Attributes:
         schema: what the records look like.
         shards: one entry a shard, in order.
-        offsets: byte offset of each record in its shard.
-        numbers: of each record in its shard, with those counted that were left out.
-        crcs: of each record's payload, masked, as the shard has it.
-        frames: frames of each record in the shard, before the schema's limit cuts them.
-        id_hashes: 64-bit hash of each record's id.
-        class_counts: videos of each of C classes.
-        labelled: number of records with labels.
-        left_out: bad records of the shards, which are none of the N.
+        offsets: byte offset of each example's record in its shard.
+        numbers: of each example's record in its shard, with those counted that were left out.
+        crcs: of the record's payload, masked, as the shard has it.
+        frames: frames of the record in the shard, before the schema's limit cuts them.
+        id_hashes: 64-bit hash of the video's id.
+        starts: frame of the record where the example starts.
+        class_counts: examples of each of C classes.
+        labelled: number of examples with labels.
+        left_out: bad records of the shards, which have no examples here.
     """
 
     schema: Schema
@@ -69,6 +73,7 @@ class Manifest:
     crcs: npt.NDArray[np.uint32]
     frames: npt.NDArray[np.int32]
     id_hashes: npt.NDArray[np.uint64]
+    starts: npt.NDArray[np.int32]
     class_counts: Indices
     labelled: int
     left_out: tuple[BadRecord, ...] = ()
@@ -88,8 +93,21 @@ class Manifest:
 
     @property
     def first_records(self) -> Indices:
-        """Index of each shard's first record, and N last."""
+        """Index of each shard's first example, and N last."""
         return np.cumsum([0, *(shard.records for shard in self.shards)])
+
+    @property
+    def first_examples(self) -> Indices:
+        """Index of each video's first example."""
+        begins = np.diff(self.offsets, prepend=-1) != 0
+        first = self.first_records
+        begins[first[first < len(self)]] = True
+        return np.flatnonzero(begins)
+
+    @property
+    def videos(self) -> Indices:
+        """[N] number of each example's video."""
+        return np.searchsorted(self.first_examples, np.arange(len(self)), "right") - 1
 
     def save(self, path: Path) -> None:
         """Write the manifest to one file."""
@@ -126,7 +144,14 @@ def _json_bytes(content: object) -> npt.NDArray[np.uint8]:
     return np.frombuffer(json.dumps(content).encode(), np.uint8)
 
 
-_COLUMNS = {"offsets": np.int64, "numbers": np.int32, "crcs": np.uint32, "frames": np.int32, "id_hashes": np.uint64}
+_COLUMNS = {
+    "offsets": np.int64,
+    "numbers": np.int32,
+    "crcs": np.uint32,
+    "frames": np.int32,
+    "id_hashes": np.uint64,
+    "starts": np.int32,
+}
 _ARRAYS = (*_COLUMNS, "class_counts")
 
 
@@ -138,6 +163,7 @@ def scan(
     max_bad_records: int = 0,
     labelled: bool = False,
     limit: int | None = None,
+    rated_only: bool = False,
 ) -> Manifest:
     """Read a shard set through once and describe it.
 
@@ -148,23 +174,26 @@ def scan(
         max_bad_records: how many records may be left out because they are damaged, break the schema or repeat an id.
         labelled: a record without labels is bad too.
         limit: leave off after so many videos; by default all are read.
+        rated_only: of segments, only those with a rating, from which something can be learnt.
 
     Raises:
         DataError: the first bad record that may not be left out, or a shard of which the rest cannot be found.
     """
     shards: list[ShardInfo] = []
     tables = [np.empty(0, list(_COLUMNS.items()))]
-    counts, known, bad = np.zeros(schema.classes, np.int64), 0, BadRecords(max_bad_records)
-    left = limit
+    counts, known, videos, bad = np.zeros(schema.classes, np.int64), 0, 0, BadRecords(max_bad_records)
     for path in ahead(paths):
         source = fetch(path) if isinstance(path, RemoteFile) else path
         shard, before = ShardFile(source), len(bad.found)
-        rows = []
+        rows, left = [], None if limit is None else limit - videos
         for record, video in islice(walk(shard, schema, bad, labelled=labelled), left):
-            rows.append((record.offset, record.number, record.crc, video.length + video.cut, id_hash(video.id)))
-            if video.labels is not None:
-                known += 1
-                counts[video.labels] += 1
+            videos += 1
+            whole = (record.offset, record.number, record.crc, video.length + video.cut, id_hash(video.id))
+            for start, example in examples(video, schema, rated_only=rated_only):
+                rows.append((*whole, start))
+                if example.labelled:
+                    known += 1
+                    counts[example.labels] += 1
         tables.append(np.array(rows, tables[0].dtype))
         left_out = len(bad.found) - before
         if isinstance(source, RemoteFile):
@@ -173,7 +202,7 @@ def scan(
             place, digest = str(source.resolve()), file_hash(source)
         shards.append(ShardInfo(place, shard.size, digest, len(rows), left_out))
         advance(shard.size)
-        if left is not None and not (left := left - len(rows)):
+        if videos == limit:
             break
     table = np.concatenate(tables)
     columns = {name: table[name].copy() for name in _COLUMNS}
@@ -199,8 +228,9 @@ def walk(
     for record in shard.records(bad.leave_out):
         try:
             video = decode(record.payload, schema)
-            if labelled and video.labels is None:
-                raise DataError("has no labels; training and measuring need them, `reeltag predict` does not")
+            if labelled and not is_labelled(video, schema):
+                what = "labels" if schema.segments is None else "ratings of segments"
+                raise DataError(f"has no {what}; training and measuring need them, `reeltag predict` does not")
         except DataError as error:
             bad.leave_out(DataError(error.reason, file=shard.name, record=record.number, offset=record.offset))
         else:
@@ -214,76 +244,74 @@ def id_hash(name: str) -> int:
 
 def _without_repeats(manifest: Manifest, bad: BadRecords) -> Manifest:
     """The manifest without the videos whose id stands before them."""
-    kept = np.zeros(len(manifest), bool)
-    kept[np.unique(manifest.id_hashes, return_index=True)[1]] = True
+    videos, begins = manifest.videos, manifest.first_examples
+    _, firsts, of = np.unique(manifest.id_hashes, return_index=True, return_inverse=True)
+    originals = firsts[of]  # where each id stands first
+    kept = videos[originals] == videos
     shards, counts, labelled = Shards(manifest), manifest.class_counts.copy(), manifest.labelled
     for repeat in np.flatnonzero(~kept).tolist():
-        first = int(np.flatnonzero(manifest.id_hashes == manifest.id_hashes[repeat])[0])
-        video, (path, record, offset) = shards.read(repeat), shards.place(repeat)
-        earlier = "record {1} of {0}".format(*shards.place(first))
-        reason = f"id {video.id!r} stands already in {earlier}"
-        bad.leave_out(DataError(reason, file=path, record=record, offset=offset))
-        if video.labels is not None:
+        example, (path, record, offset) = shards.read(repeat), shards.place(repeat)
+        if repeat == begins[videos[repeat]]:
+            earlier = "record {1} of {0}".format(*shards.place(int(originals[repeat])))
+            reason = f"id {shards.video(repeat).id!r} stands already in {earlier}"
+            bad.leave_out(DataError(reason, file=path, record=record, offset=offset))
+        if example.labelled:
             labelled -= 1
-            counts[video.labels] -= 1
+            counts[example.labels] -= 1
     infos = []
     for info, (begin, end) in zip(manifest.shards, pairwise(manifest.first_records), strict=True):
         records = int(kept[begin:end].sum())
-        infos.append(replace(info, records=records, left_out=info.left_out + info.records - records))
+        dropped = int((~kept[begins[(begin <= begins) & (begins < end)]]).sum())
+        infos.append(replace(info, records=records, left_out=info.left_out + dropped))
     columns = {name: getattr(manifest, name)[kept] for name in _COLUMNS}
     return replace(manifest, shards=tuple(infos), **columns, class_counts=counts, labelled=labelled)
 
 
-def refuse_overlap(train: Manifest, test: Manifest) -> None:
-    """Keep test videos out of training.
-
-    Raises:
-        DataError: a video stands in both sets.
-    """
-    shared = np.intersect1d(train.id_hashes, test.id_hashes)
-    if len(shared):
-        index = int(np.flatnonzero(test.id_hashes == shared[0])[0])
-        shards = Shards(test)
-        path, record, offset = shards.place(index)
-        name = shards.read(index).id
-        raise DataError(
-            f"{len(shared)} test videos are training videos too, the first is {name!r}; "
-            "give data.train and data.test different shards",
-            file=path,
-            record=record,
-            offset=offset,
-        )
-
-
 class Shards:
-    """Random access to the videos of a manifest; cheap to make and to send to a worker.
+    """Random access to the examples of a manifest; cheap to make and to send to a worker.
 
     Args:
         manifest: the shard set.
 
     Attributes:
-        lengths: [N] frames of each video, cut at the schema's limit.
+        lengths: [N] frames of each example, cut at the schema's limit.
     """
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
-        self.lengths = np.minimum(manifest.frames, manifest.schema.max_frames)
+        rest = np.minimum(manifest.frames, manifest.schema.max_frames) - manifest.starts
+        self.lengths = np.minimum(rest, manifest.schema.example_frames)
         self._first = manifest.first_records.tolist()  # bisect is faster there than in an array
+        self._last: tuple[tuple[str, int, int], Video] | None = None  # a video's segments are often read in a row
 
     def __len__(self) -> int:
         return len(self.manifest)
 
     def place(self, index: int) -> tuple[str, int, int]:
-        """File, record number and byte offset of a video."""
+        """File, record number and byte offset of an example."""
         return self._info(index).path, int(self.manifest.numbers[index]), int(self.manifest.offsets[index])
 
     def read(self, index: int) -> Video:
-        """Read video `index` of the set.
+        """Read example `index` of the set.
 
         Raises:
             DataError: the shard changed since the manifest was made.
         """
-        path, number, offset = self.place(index)
+        example = cut(self.video(index), self.manifest.schema, int(self.manifest.starts[index]))
+        if example.length != self.lengths[index]:
+            raise self._changed(index, DataError("holds another video than when the shard was indexed"))
+        return example
+
+    def video(self, index: int) -> Video:
+        """Read the video of example `index`.
+
+        Raises:
+            DataError: the shard changed since the manifest was made.
+        """
+        place = self.place(index)
+        if self._last is not None and self._last[0] == place:
+            return self._last[1]
+        path, number, offset = place
         info = self._info(index)
         try:
             shard = _open_remote(info) if is_url(path) else _open(info)
@@ -291,13 +319,19 @@ class Shards:
             if record.crc != self.manifest.crcs[index]:
                 raise DataError("holds another record than when the shard was indexed")
             video = decode(record.payload, self.manifest.schema)
-            if id_hash(video.id) != self.manifest.id_hashes[index] or video.length != self.lengths[index]:
+            if id_hash(video.id) != self.manifest.id_hashes[index]:
                 raise DataError("holds another video than when the shard was indexed")
         except DataError as error:
-            again = "run again, and it is fetched anew" if is_url(path) else "`touch` this one and run again"
-            reason = f"{error.reason}; put back the shard that was indexed, or {again}"
-            raise DataError(reason, file=path, record=number, offset=offset) from error
+            raise self._changed(index, error) from error
+        if self.manifest.schema.segments:
+            self._last = place, video
         return video
+
+    def _changed(self, index: int, error: DataError) -> DataError:
+        path, number, offset = self.place(index)
+        again = "run again, and it is fetched anew" if is_url(path) else "`touch` this one and run again"
+        reason = f"{error.reason}; put back the shard that was indexed, or {again}"
+        return DataError(reason, file=path, record=number, offset=offset)
 
     @property
     def are_remote(self) -> bool:
@@ -332,7 +366,7 @@ _open_remote = lru_cache(maxsize=8)(_opened)  # the disk keeps what is open, eve
 def read_all(
     paths: Sequence[Source], schema: Schema, bad: BadRecords | None = None, *, labelled: bool = False
 ) -> Iterator[Video]:
-    """Read shards from first to last without a manifest; an id may stand there several times.
+    """Read the examples of shards from first to last without a manifest; an id may stand there several times.
 
     Args:
         paths: the shards, in order.
@@ -345,7 +379,8 @@ def read_all(
     """
     for path in ahead(paths):
         for _, video in walk(ShardFile(path), schema, bad, labelled=labelled):
-            yield video
+            for _, example in examples(video, schema):
+                yield example
 
 
 def read_bytes(content: bytes, schema: Schema) -> Iterator[Video]:
@@ -356,38 +391,3 @@ def read_bytes(content: bytes, schema: Schema) -> Iterator[Video]:
     """
     for _, video in walk(ShardBytes(content), schema):
         yield video
-
-
-def split_holdout(
-    manifest: Manifest, seed: int, *, fraction: float | None = None, shards: int | None = None
-) -> tuple[Indices, Indices]:
-    """Indices of the training and of the hold-out videos, drawn by `seed`.
-
-    Args:
-        manifest: the shard set.
-        seed: any whole number.
-        fraction: share of the videos to hold out, or
-        shards: number of whole shards to hold out (the paper holds out 800 of its validation shards).
-
-    Raises:
-        UsageError: nothing would be left to train on, or no video for each half of the hold-out.
-    """
-    rng = np.random.default_rng([seed, 0x401D])
-    held = np.zeros(len(manifest), bool)
-    if shards is not None:
-        first = manifest.first_records
-        for shard in rng.permutation(len(manifest.shards))[:shards]:
-            held[first[shard] : first[shard + 1]] = True
-    elif fraction is not None:
-        held[rng.permutation(len(manifest))[: round(fraction * len(manifest))]] = True
-    if held.all() or held.sum() < 2:
-        raise UsageError(
-            f"data.holdout: holds out {held.sum()} of {len(manifest)} videos; hold out two or more, and leave some"
-        )
-    return np.flatnonzero(~held), np.flatnonzero(held)
-
-
-def split_folds(indices: Indices, seed: int, folds: int) -> list[Indices]:
-    """Deal videos out to folds of equal size (one more in some), drawn by `seed`; each in ascending order."""
-    shuffled = np.random.default_rng([seed, 0xF01D]).permutation(indices)
-    return [np.sort(shuffled[fold::folds]) for fold in range(folds)]

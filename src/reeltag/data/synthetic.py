@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from reeltag.data.example import Video, encode
+from reeltag.data.ratings import Ratings
 from reeltag.data.schema import MOST_FRAMES, Feature, Schema
 from reeltag.data.tfrecord import write_shard
 
@@ -40,6 +41,7 @@ class SyntheticSettings(BaseModel):
     frames: tuple[int, int] = Field((20, 60), description="fewest and most frames of a video")
     noise: float = Field(1.0, ge=0, description="standard deviation beside a prototype's 1")
     order_pairs: int = Field(3, ge=0, description="pairs of classes that differ in order alone")
+    segments: int | None = Field(None, gt=0, description="frames a segment; rates those of every video")
     seed: int = Field(0, ge=0)
 
     # A rule between keys belongs to the later one, and is heard though others have faults.
@@ -66,11 +68,18 @@ class SyntheticSettings(BaseModel):
             raise ValueError("two classes a pair, and at least two classes besides")
         return value
 
+    @field_validator("segments")
+    @classmethod
+    def _within_a_video(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and value > info.data.get("frames", (value, value))[0]:
+            raise ValueError("a segment is a part of a video; at most the fewest frames of one")
+        return value
+
     @property
     def record_schema(self) -> Schema:
         """The layout of the generated records: YouTube-8M's, with other widths."""
         features = (Feature(name="rgb", width=self.rgb), Feature(name="audio", width=self.audio))
-        return Schema(features=features, classes=self.classes, max_frames=self.frames[1])
+        return Schema(features=features, classes=self.classes, max_frames=self.frames[1], segments=self.segments)
 
 
 def write_synthetic(folder: Path, settings: SyntheticSettings) -> None:
@@ -124,13 +133,30 @@ class _World:
         # A third of the frames show labels, in stretches that follow one another.
         starts = np.sort(rng.choice(length, len(labels), replace=False))
         share = max(2, length // (3 * len(labels)))
+        shown = np.full(length, -1)  # the label of each frame
         for start, label in zip(starts, labels, strict=True):
             stretch = slice(start, start + share)
             frames[stretch] = self._look(label, len(frames[stretch]))
+            shown[stretch] = label
         frames = frames + settings.noise * rng.normal(size=frames.shape)
         codes = np.clip(np.round((frames / 2 + 2) * 255 / 4), 0, 255).astype(np.uint8)
         features = (codes[:, : settings.rgb], codes[:, settings.rgb :])
-        return Video(name, np.array(sorted(labels), np.int64), features)
+        known = np.array(sorted(labels), np.int64)
+        return Video(name, known, features, ratings=self._ratings(known, shown))
+
+    def _ratings(self, labels: npt.NDArray[np.int64], shown: npt.NDArray[np.int64]) -> Ratings | None:
+        """A segment is rated for each label of its video: it holds where most frames show it, and not where none do."""
+        size = self.settings.segments
+        if size is None:
+            return None
+        rated = []
+        for start in range(0, len(shown), size):
+            shares = (shown[start : start + size, None] == labels).mean(0)
+            rated += [
+                (start, label, share > 0) for label, share in zip(labels, shares, strict=True) if not 0 < share <= 0.5
+            ]
+        starts, classes, positive = zip(*rated, strict=True) if rated else ((), (), ())
+        return Ratings(np.array(starts, np.int64), np.array(classes, np.int64), np.array(positive, bool))
 
     def _look(self, label: int, frames: int) -> Floats:
         if label < self.first_in_pair:

@@ -14,9 +14,12 @@ SHOWN_CLASSES = 10  # best and worst
 
 
 def headline(results: Mapping[str, Any]) -> str:
-    """The run in three lines: size, hold-out GAP beside what it has to beat, and test GAP."""
+    """The run in a few lines: size, hold-out GAP beside what it has to beat, test GAP, and of segments test MAP@K."""
     holdout, test = results["holdout_gap"], results["test"]
     (best, best_gap), (best_tested, tested_gap) = best_single(results), best_single_tested(results)
+    lines = []
+    if (at_k := test["file"].get("map_at_k")) is not None:
+        lines.append(f"test MAP@K    {at_k:.5f}  (of segments; class prior {test['prior']['map_at_k']:.5f})")
     return "\n".join(
         [
             f"size          {megabytes(results['bytes'])} of {megabytes(results['budget'])}",
@@ -24,6 +27,7 @@ def headline(results: Mapping[str, Any]) -> str:
             f"class prior {holdout['prior']:.5f})",
             f"test GAP      {test['file']['gap']:.5f}  (best single member, float, {tested_gap:.5f}, "
             f"{best_tested}; class prior {test['prior']['gap']:.5f})",
+            *lines,
         ]
     )
 

@@ -15,6 +15,7 @@ from reeltag.errors import UsageError
 
 FORMAT = 1
 METRICS = {"gap": "test GAP@20", "hit_at_1": "Hit@1", "perr": "PERR", "map": "mAP", "map_all": "mAP, all scores"}
+METRICS["map_at_k"] = "MAP@K of segments"
 RESULTS, RECIPE, TIMINGS = "results.json", "recipe.json", "timings.json"
 
 Number: TypeAlias = int | float  # whole numbers stay whole when they are checked

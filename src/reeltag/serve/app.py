@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 
 from reeltag import __version__, artifact
 from reeltag.data.batches import Batch
-from reeltag.errors import RequestError
+from reeltag.errors import RequestError, UsageError
 from reeltag.predict import Predictor, predict
 from reeltag.serve.answers import Tagged, answers, clips
 from reeltag.serve.batching import Batcher, Scores
@@ -126,7 +126,13 @@ class Service:
 
 
 def create_app(predictor: Predictor, name: str, limits: Limits, samples: Sequence[Sample] = ()) -> ASGIApp:
-    """The service as an ASGI application; its arguments are those of `Service`."""
+    """The service as an ASGI application; its arguments are those of `Service`.
+
+    Raises:
+        UsageError: the model tags segments.
+    """
+    if predictor.schema.segments is not None:
+        raise UsageError(f"{name}: tags segments, and the service whole videos; use `reeltag predict`")
     service = Service(predictor, name, limits, samples)
 
     @asynccontextmanager

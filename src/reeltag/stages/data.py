@@ -8,7 +8,8 @@ from pathlib import Path
 
 from reeltag import shardcache
 from reeltag.data.badrecords import summary
-from reeltag.data.shards import refuse_overlap, scan
+from reeltag.data.holdout import refuse_overlap
+from reeltag.data.shards import scan
 from reeltag.data.synthetic import write_synthetic
 from reeltag.data.tfrecord import ShardFile
 from reeltag.errors import ReeltagError, TransferError, UsageError
@@ -120,8 +121,10 @@ def _do_data(recipe: Recipe, split: str, files: list[Source], job: Job) -> str:
     total = sum(map(size_of, files))
     with job.progress.task("check and index", total, "bytes") as task:
         schema, most = recipe.data.record_schema, recipe.data.max_bad_records
-        limit = _limit(recipe.data, split)
-        manifest = scan(files, schema, task.advance, max_bad_records=most, labelled=True, limit=limit)
+        limit, train = _limit(recipe.data, split), split == "train"
+        manifest = scan(files, schema, task.advance, max_bad_records=most, labelled=True, limit=limit, rated_only=train)
+    if not manifest.labelled:
+        raise UsageError(f"data.{split}: has nothing that is labelled; see `reeltag data verify`")
     if manifest.left_out:
         job.progress.say(f"  {summary(manifest.left_out)}")
     if split == "test":

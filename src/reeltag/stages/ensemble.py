@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from reeltag import artifact
 from reeltag.artifact import Artifact
+from reeltag.data.holdout import split_halves
 from reeltag.data.schema import read_label_names
 from reeltag.ensemble import Option, Selection, contenders, ensemble_gap, frontier, select
 from reeltag.environment import versions
@@ -107,10 +107,11 @@ class _Holdout:
 
 def _read_holdout(recipe: Recipe, members: Sequence[MemberStages], job: Job) -> _Holdout:
     options, checks, plain, labels = [], {}, {}, None
+    manifest = load_manifest(job, "train")
+    halves = split_halves(manifest.videos[split(recipe, manifest)[1]], recipe.seed)
     for member in members:
         predictions, labels = member.holdout(job)
-        order = np.random.default_rng([recipe.seed, 0xA1F]).permutation(len(labels))
-        choose, check = torch.from_numpy(order).tensor_split(2)
+        choose, check = map(torch.from_numpy, halves)
         gaps = {encoding: gap(each[choose], labels[choose]) for encoding, each in predictions.items()}
         sizes = {encoding: int(scores["bytes"]) + MEMBER_ROOM for encoding, scores in member.scores(job).items()}
         for encoding in _offered(recipe.quantization, gaps, sizes):
@@ -156,6 +157,8 @@ def _measured(recipe: Recipe, holdout: _Holdout, selection: Selection, counts: T
     """GAP of the selection, of other weights for its members, and of what it has to beat."""
     parts = [option.probabilities for option in selection.options]
     labels = holdout.check_labels
+    unrated = next(iter(holdout.plain.values())) < 0
+    prior = class_prior(counts, len(labels)).masked_fill(unrated, -1)
     return {
         "videos": len(labels),
         "chosen_on": len(holdout.labels),
@@ -164,7 +167,7 @@ def _measured(recipe: Recipe, holdout: _Holdout, selection: Selection, counts: T
         "equal_weights": holdout.check(selection.options, [1 / len(parts)] * len(parts)),
         "random_search": holdout.check(selection.options, selection.drawn),
         "members": {name: gap(probabilities, labels) for name, probabilities in holdout.plain.items()},
-        "prior": gap(class_prior(counts, len(labels)), labels),
+        "prior": gap(prior, labels),
     }
 
 

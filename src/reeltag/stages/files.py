@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from reeltag.data.shards import Indices, Manifest, split_holdout
+from reeltag.data.holdout import split_holdout
+from reeltag.data.shards import Indices, Manifest
 from reeltag.errors import TransferError, UsageError
 from reeltag.executors import Job
 from reeltag.predict import Predictor, load

@@ -84,7 +84,7 @@ class MemberStages(ABC):
         return inside(job.inputs[self.quantized], f"{encoding}.reeltag")
 
     def holdout(self, job: Job) -> tuple[dict[str, Tensor], Tensor]:
-        """Predictions [N, C] of the hold-out by encoding, and its labels."""
+        """Predictions [N, C] of the hold-out by encoding, -1 for classes that were not rated; and its labels."""
         tensors, _ = checkpoint.load_tensors(job.inputs[self.predicted] / PREDICTIONS)
         return tensors, tensors.pop("labels")
 
@@ -108,7 +108,7 @@ class MemberStages(ABC):
             path, begin = self.file(job, encoding), time.perf_counter()
             model = load(path).model
             parts = list(predict(model, sequential_batches(Shards(manifest), holdout, batch_size=BATCH_SIZE)))
-            tensors[encoding] = torch.cat([part.probabilities for part in parts])
+            tensors[encoding] = torch.cat([part.comparable for part in parts])
             seconds = time.perf_counter() - begin
             tensors["labels"] = torch.cat([part.labels for part in parts if part.labels is not None])
             found = {"gap": gap(tensors[encoding], tensors["labels"]), "bytes": path.stat().st_size}

@@ -14,8 +14,7 @@ from reeltag import artifact
 from reeltag.data.batches import sequential_batches
 from reeltag.data.shards import Manifest, Shards
 from reeltag.executors import Job, Stage
-from reeltag.metrics import Metrics
-from reeltag.predict import BATCH_SIZE, Predictions, Predictor, evaluate, load, predict
+from reeltag.predict import BATCH_SIZE, Evaluation, Predictions, Predictor, evaluate, load, predict
 from reeltag.recipe import Recipe
 from reeltag.report.markdown import render
 from reeltag.report.measures import FREQUENT_CLASSES, calibration
@@ -54,7 +53,7 @@ def result_stages(recipe: Recipe, members: Sequence[MemberStages]) -> list[Stage
 
 def _test_predictions(job: Job, predictor: Predictor, name: str) -> Iterator[Predictions]:
     shards = Shards(load_manifest(job, "test"))
-    with job.progress.task(f"test {name}", len(shards), "videos") as task:
+    with job.progress.task(f"test {name}", len(shards), f"{predictor.schema.example}s") as task:
         for part in predict(predictor.model, sequential_batches(shards, batch_size=BATCH_SIZE)):
             yield part
             task.advance(len(part.ids))
@@ -70,7 +69,8 @@ def _do_test_member(member: MemberStages, job: Job) -> None:
         if encoding == "float32" and (gate := gate_of(predictor.model)) is not None:
             watch = GateWatch(gate, torch.from_numpy(load_manifest(job, "test").class_counts))
             predictions = watch.watch(predictions)
-        scores = evaluate(predictions, all_scores=member.recipe.test.all_scores).compute()
+        all_scores, classes = member.recipe.test.all_scores, predictor.schema.segment_classes
+        scores = evaluate(predictions, all_scores=all_scores, classes=classes).compute()
         tested[encoding] = scores.summary() | {"bytes": path.stat().st_size}
     gain = watch.gain() if watch else None
     write_json(job.folder / SCORES, {"test": tested} | ({"gating": gain} if gain else {}))
@@ -80,13 +80,14 @@ def _do_test_file(recipe: Recipe, job: Job) -> None:
     """Test the shipped file, beside the prior, and tag a few videos as examples."""
     counts = torch.tensor(read_json(job.inputs["ensemble"] / WEIGHTS)["class_counts"])
     predictor = load(job.inputs["pack"] / MODEL)
-    measure, parts, priors, above = partial(evaluate, all_scores=recipe.test.all_scores), [], [], []
+    begin = partial(Evaluation, all_scores=recipe.test.all_scores, classes=predictor.schema.segment_classes)
+    measured, by_prior, above = begin(), begin(), []
     for part in _test_predictions(job, predictor, "the file"):
-        parts.append(measure([part]))
-        priors.append(measure([replace(part, probabilities=class_prior(counts, len(part.ids)))]))
+        measured.add(part)
+        by_prior.add(replace(part, probabilities=class_prior(counts, len(part.ids))))
         above.append(margins(part))
-    metrics, prior = Metrics.merge(parts), Metrics.merge(priors).compute()
-    scores = metrics.compute()
+    metrics, prior = measured.metrics(), by_prior.metrics().compute()
+    scores, rated = metrics.compute(), metrics.scores >= 0
     shards, names = Shards(load_manifest(job, "test")), predictor.label_names
     examples = []
     for video in map(shards.read, range(min(EXAMPLES, len(shards)))):
@@ -98,7 +99,7 @@ def _do_test_file(recipe: Recipe, job: Job) -> None:
         "prior": prior.summary(),
         "class_ap": list(zip(names, scores.class_ap.round(5).tolist(), strict=True)),
         "class_counts": {"train": counts.tolist(), "test": metrics.positives.tolist()},
-        "calibration": calibration(metrics.scores, metrics.hits),
+        "calibration": calibration(metrics.scores[rated], metrics.hits[rated]),
         "videos": shown_videos(predictor, shards, torch.cat(above)),
         "examples": examples,
     }

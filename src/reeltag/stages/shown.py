@@ -34,7 +34,7 @@ CURVE_POINTS = 200
 
 def margins(predictions: Predictions) -> Tensor:
     """[B], how far each video's least probable label is above its most probable other class; NaN without labels."""
-    probabilities, labels = predictions.probabilities, predictions.labels
+    probabilities, labels = predictions.comparable, predictions.labels
     assert labels is not None
     least = probabilities.masked_fill(~labels, torch.inf).min(1).values
     other = probabilities.masked_fill(labels, -torch.inf).max(1).values

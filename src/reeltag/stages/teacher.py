@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from reeltag.data.batches import sequential_batches
-from reeltag.data.shards import Indices, Manifest, Shards, split_folds
+from reeltag.data.holdout import split_folds
+from reeltag.data.shards import Indices, Manifest, Shards
 from reeltag.data.targets import TargetsWriter, row_bytes, targets_file
 from reeltag.ensemble import best_combination, contenders
 from reeltag.executors import Job, Pieces, Stage, Traffic

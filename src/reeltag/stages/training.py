@@ -16,7 +16,8 @@ from reeltag import artifact
 from reeltag.artifact import Artifact, Member, load_tagger
 from reeltag.checkpoint import TrainingState
 from reeltag.data.batches import sequential_batches
-from reeltag.data.shards import Indices, Manifest, Shards, split_folds
+from reeltag.data.holdout import split_folds
+from reeltag.data.shards import Indices, Manifest, Shards
 from reeltag.data.targets import SoftTargets, row_bytes
 from reeltag.distributed import rank
 from reeltag.environment import default_device, versions
@@ -151,7 +152,7 @@ class Training:
         """Of the largest candidate where it is not known yet; 0 where the number of videos is not known."""
         largest, schema = self._largest, self.recipe.data.record_schema
         settings, meta = self.settings(largest), self.meta(largest)
-        drawn = schema.max_frames if settings.frames == "all" or meta.pooling.ordered else settings.frames
+        drawn = schema.example_frames if settings.frames == "all" or meta.pooling.ordered else settings.frames
         frames = drawn if schema.level == "frame" else 1
         seen = self._seen(epochs)
         return gpu_hours(largest.config, schema.widths, schema.classes, frames, seen) if seen else 0.0
@@ -240,10 +241,10 @@ class Training:
 
     def holdout_gap(self, config: TaggerConfig, manifest: Manifest, weights: Mapping[str, Tensor]) -> float:
         """GAP@20 of weights on the hold-out."""
-        _, holdout = split(self.recipe, manifest)
-        tagger = load_tagger(config, self.recipe.data.record_schema, weights, self.name).to(default_device())
+        schema, (_, holdout) = self.recipe.data.record_schema, split(self.recipe, manifest)
+        tagger = load_tagger(config, schema, weights, self.name).to(default_device())
         batches = sequential_batches(Shards(manifest), holdout, batch_size=BATCH_SIZE)
-        return evaluate(predict(tagger, batches)).gap()
+        return evaluate(predict(tagger, batches), classes=schema.segment_classes).gap()
 
     def save(self, path: Path, config: TaggerConfig, weights: dict[str, Tensor]) -> None:
         """Write a model's file; of several processes the first does."""

@@ -1,0 +1,42 @@
+"""What a record holds, whatever its features are called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from reeltag.data.protos import SequenceExample
+from reeltag.errors import DataError
+
+
+def describe(record: bytes) -> list[str]:
+    """What a record holds, one line a feature, for people who do not know its schema yet.
+
+    Raises:
+        DataError: the record is neither an Example nor a SequenceExample.
+    """
+    message = SequenceExample()
+    try:
+        message.ParseFromString(record)
+    except DecodeError as error:
+        raise DataError("is neither an Example nor a SequenceExample") from error
+    level = "frame" if message.feature_lists.feature_list else "video"
+    lines = [f"{level} level"]
+    for name, item in sorted(message.context.feature.items()):
+        lines.append(f"feature {name!r}: {_summary(item)}")
+    for name, items in sorted(message.feature_lists.feature_list.items()):
+        first = f", each a {_summary(items.feature[0])}" if items.feature else ""
+        lines.append(f"feature list {name!r}: {len(items.feature)} frames{first}")
+    return lines
+
+
+def _summary(item: Any) -> str:
+    kind = item.WhichOneof("kind")
+    if kind is None:
+        return "empty"
+    values = getattr(item, kind).value
+    if kind == "bytes_list":
+        sizes = ", ".join(str(len(value)) for value in values[:3])
+        return f"{kind} with {len(values)} values of {sizes} bytes"
+    return f"{kind} with {len(values)} values, {', '.join(f'{value:.4g}' for value in values[:4])} …"

@@ -1,0 +1,83 @@
+"""Which videos train, which are held out or in a fold, and none of them among the test videos."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from reeltag.data.shards import Indices, Manifest, Shards
+from reeltag.errors import DataError, UsageError
+from reeltag.storage import counted
+
+
+def refuse_overlap(train: Manifest, test: Manifest) -> None:
+    """Keep test videos out of training.
+
+    Raises:
+        DataError: a video stands in both sets.
+    """
+    shared = np.intersect1d(train.id_hashes, test.id_hashes)
+    if len(shared):
+        index = int(np.flatnonzero(test.id_hashes == shared[0])[0])
+        shards = Shards(test)
+        path, record, offset = shards.place(index)
+        name = shards.video(index).id
+        raise DataError(
+            f"{len(shared)} test videos are training videos too, the first is {name!r}; "
+            "give data.train and data.test different shards",
+            file=path,
+            record=record,
+            offset=offset,
+        )
+
+
+def split_holdout(
+    manifest: Manifest, seed: int, *, fraction: float | None = None, shards: int | None = None
+) -> tuple[Indices, Indices]:
+    """Indices of the training and of the hold-out videos, drawn by `seed`; a video's segments stay together.
+
+    Args:
+        manifest: the shard set.
+        seed: any whole number.
+        fraction: share of the videos to hold out, or
+        shards: number of whole shards to hold out (the paper holds out 800 of its validation shards).
+
+    Raises:
+        UsageError: nothing would be left to train on, or no video for each half of the hold-out.
+    """
+    rng, videos = np.random.default_rng([seed, 0x401D]), manifest.videos
+    held = np.zeros(len(manifest), bool)
+    if shards is not None:
+        first = manifest.first_records
+        for shard in rng.permutation(len(manifest.shards))[:shards]:
+            held[first[shard] : first[shard + 1]] = True
+    elif fraction is not None:
+        count = int(videos.max(initial=-1)) + 1
+        held = np.isin(videos, rng.permutation(count)[: round(fraction * count)])
+    if held.all() or len(np.unique(videos[held])) < 2:
+        raise UsageError(
+            f"data.holdout: holds out {held.sum()} of {counted(len(manifest), manifest.schema.example)}; "
+            "hold out two or more, and leave some"
+        )
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def split_folds(indices: Indices, seed: int, folds: int) -> list[Indices]:
+    """Deal videos out to folds of equal size (one more in some), drawn by `seed`; each in ascending order."""
+    shuffled = np.random.default_rng([seed, 0xF01D]).permutation(indices)
+    return [np.sort(shuffled[fold::folds]) for fold in range(folds)]
+
+
+def split_halves(videos: Indices, seed: int) -> tuple[Indices, Indices]:
+    """Places of the examples of two halves of the videos, drawn by `seed`.
+
+    Args:
+        videos: [N] number of each example's video.
+        seed: any whole number.
+    """
+    _, of = np.unique(videos, return_inverse=True)
+    drawn = np.random.default_rng([seed, 0xA1F]).permutation(int(of.max()) + 1)
+    rank = np.empty_like(drawn)
+    rank[drawn] = np.arange(len(drawn))
+    order = np.argsort(rank[of], kind="stable")
+    first = int((rank[of] < (len(drawn) + 1) // 2).sum())
+    return order[:first], order[first:]

@@ -1,0 +1,105 @@
+"""What people said of a video's segments: classes that hold there, and classes that do not.
+
+YouTube-8M's segment-rated records (2019) have four context features of one length, with one entry a rating. Frames are
+one a second, so times are frames.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from reeltag.data.schema import Schema
+from reeltag.errors import DataError
+
+STARTS, ENDS, CLASSES, SCORES = "segment_start_times", "segment_end_times", "segment_labels", "segment_scores"
+FEATURES = {STARTS: "int64_list", ENDS: "int64_list", CLASSES: "int64_list", SCORES: "float_list"}
+
+Lists = Mapping[str, Sequence[float]]  # the features that a record has
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """R ratings, by segment and class, each pair once.
+
+    Attributes:
+        starts: [R] first frame of the segment, a multiple of the schema's `segments`; ascending.
+        classes: [R] what was rated.
+        positive: [R] whether it holds.
+    """
+
+    starts: npt.NDArray[np.int64]
+    classes: npt.NDArray[np.int64]
+    positive: npt.NDArray[np.bool_]
+
+    def at(self, start: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The classes that hold in a segment, and all that were rated there; each ascending."""
+        there = self.starts == start
+        return self.classes[there & self.positive], self.classes[there]
+
+
+def checked(lists: Lists, frames: int, schema: Schema) -> Ratings | None:
+    """The ratings that a record's features make; None where it has none of these features.
+
+    Args:
+        lists: the features, by name.
+        frames: of the video, within the schema's limit.
+        schema: of segments.
+
+    Raises:
+        DataError: they are not all there, not of one length, contradict each other, the video or the schema.
+    """
+    if not lists:
+        return None
+    if missing := [name for name in FEATURES if name not in lists]:
+        raise DataError(
+            f"rates segments in {', '.join(lists)} and has no {', '.join(missing)}; write all four, or none"
+        )
+    lengths = {name: len(values) for name, values in lists.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"the ratings of segments disagree on their number: {lengths}")
+    found: dict[tuple[int, int], bool] = {}
+    for start, end, label, score in zip(*(lists[name] for name in FEATURES), strict=True):
+        _check(int(start), int(end), int(label), score, frames, schema)
+        if found.setdefault((int(start), int(label)), score == 1) != (score == 1):
+            raise DataError(f"class {label} is rated 0 and 1 in the segment at {start}; keep one of the two")
+    pairs = sorted(found)
+    starts, classes = np.array(pairs, np.int64).reshape(-1, 2).T
+    return Ratings(starts, classes, np.array([found[pair] for pair in pairs], bool))
+
+
+def _check(start: int, end: int, label: int, score: float, frames: int, schema: Schema) -> None:
+    size = schema.segments
+    assert size is not None
+    if start < 0 or start % size or end != start + size:
+        raise DataError(
+            f"segment {start} to {end} is none of those of {size} frames that a video is cut into, "
+            f"0 to {size}, {size} to {2 * size}, …; check the schema's 'segments'"
+        )
+    if start >= frames:
+        raise DataError(f"segment {start} to {end} begins beyond the {frames} frames of the video; check 'max_frames'")
+    if not 0 <= label < schema.classes:
+        raise DataError(
+            f"segment label {label} is outside the {schema.classes} classes 0…{schema.classes - 1}; "
+            "check the schema's 'classes'"
+        )
+    if (known := schema.segment_classes) and known[bisect_left(known, label, hi=len(known) - 1)] != label:  # ascending
+        raise DataError(f"class {label} is rated and none of the schema's 'segment_classes'; add it there")
+    if score not in (0, 1):
+        raise DataError(f"the segment at {start} has score {score:g} for class {label}; 0 and 1 are known")
+
+
+def as_lists(ratings: Ratings, schema: Schema) -> Lists:
+    """The features of a record that say so, the inverse of `checked`."""
+    assert schema.segments is not None
+    ends = ratings.starts + schema.segments
+    return {
+        STARTS: ratings.starts.tolist(),
+        ENDS: ends.tolist(),
+        CLASSES: ratings.classes.tolist(),
+        SCORES: ratings.positive.astype(np.float32).tolist(),
+    }

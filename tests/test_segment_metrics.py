@@ -1,0 +1,179 @@
+"""MAP@K of segments against the formula, and against the challenge's own steps on the file that we write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reeltag.data.schema import Feature, Schema
+from reeltag.errors import DataError, UsageError
+from reeltag.formats import output_format
+from reeltag.metrics import Metrics
+from reeltag.predict import Predictions, evaluate
+from reeltag.segment_metrics import SegmentRanking
+from reeltag.submission import Submission
+
+CLASSES = 5
+SCHEMA = Schema(features=(Feature(name="rgb", width=4),), classes=CLASSES, segments=5)
+
+
+@st.composite
+def rated_scores(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores [N, C] with ties, labels and ratings."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    count, levels = draw(st.integers(1, 60)), draw(st.sampled_from([2, 7, 10**6]))
+    scores = rng.integers(0, levels, (count, CLASSES)).astype(np.float32) / levels
+    rated = rng.random((count, CLASSES)) < draw(st.sampled_from([0.1, 0.5, 1.0]))
+    return scores, rated & (rng.random((count, CLASSES)) < 0.4), rated
+
+
+def by_formula(scores: np.ndarray, labels: np.ndarray, rated: np.ndarray, top: int) -> list[float | None]:
+    """Σ_k P(k)·rel(k) / N_c of each class, one segment after the other; None where N_c is 0."""
+    found: list[float | None] = []
+    for label in range(scores.shape[1]):
+        ranked = sorted(range(len(scores)), key=lambda n: (-scores[n, label], n))[:top]
+        k = hits = 0
+        total = 0.0
+        for n in ranked:
+            if rated[n, label]:
+                k += 1
+                hits += labels[n, label]
+                total += hits / k * labels[n, label]
+        positives = int(labels[:, label].sum())
+        found.append(total / positives if positives else None)
+    return found
+
+
+def predictions(
+    scores: np.ndarray, labels: np.ndarray, rated: np.ndarray, sizes: Sequence[int] = ()
+) -> list[Predictions]:
+    """Them in batches, with the ids of segments of videos of three segments each."""
+    ids = [f"v{n // 3}:{5 * (n % 3)}" for n in range(len(scores))]
+    ends = [*np.cumsum(sizes).tolist(), len(scores)]
+    parts = []
+    for begin, end in zip([0, *ends], ends, strict=False):
+        tensors = (torch.from_numpy(each[begin:end]) for each in (scores, labels, rated))
+        parts.append(Predictions(tuple(ids[begin:end]), *tensors))
+    return [part for part in parts if part.ids]
+
+
+@settings(max_examples=150)
+@given(data=rated_scores(), top=st.integers(1, 70), step=st.integers(1, 20))
+def test_the_ranking_is_the_formula_however_the_segments_come(
+    data: tuple[np.ndarray, np.ndarray, np.ndarray], top: int, step: int
+) -> None:
+    ranking = SegmentRanking(CLASSES, top=top)
+    for begin in range(0, len(data[0]), step):
+        ranking.add(*(torch.from_numpy(each[begin : begin + step]) for each in data))
+        kept = sum(each.shape[1] for each in ranking._scores)
+        assert kept < 2 * top + step  # memory is bounded by K
+    expected = [np.nan if each is None else each for each in by_formula(*data, top)]
+    np.testing.assert_allclose(ranking.class_ap(), expected, rtol=1e-12)
+
+
+def as_the_starter_code_does(lines: Sequence[str], labels: dict[tuple[str, int], float], top: int) -> float:
+    """MAP from a submission: the steps of `segment_eval_inference.py` and of its average precision calculator."""
+    aps = []
+    for line in lines[1:]:
+        label, _, listed = line.rstrip("\n").partition(",")
+        positives = sum(score > 0 for (_, of), score in labels.items() if of == int(label))
+        if not positives:  # where the starter code ends with a KeyError
+            continue
+        names = [name for name in listed.split(" ")[:top] if (name, int(label)) in labels]
+        confidences = [place / len(names) for place in range(len(names), 0, -1)]
+        found = ap = 0.0
+        for rank, place in enumerate(np.argsort(confidences)[::-1].tolist()):
+            if labels[names[place], int(label)] > 0:
+                found += 1
+                ap += found / (rank + 1) * (1.0 / positives)
+        aps.append(ap)
+    return float(np.mean(aps))
+
+
+@pytest.mark.parametrize("top", [4, 30, 100_000])
+def test_the_file_scored_as_the_challenge_did_gives_our_map(tmp_path: Path, top: int) -> None:
+    rng = np.random.default_rng(top)
+    scores = rng.integers(0, 40, (90, CLASSES)).astype(np.float32) / 40
+    rated = rng.random((90, CLASSES)) < 0.3
+    labels = rated & (rng.random((90, CLASSES)) < scores)
+    submission, parts = Submission(SCHEMA, top), []
+    for number, part in enumerate(predictions(scores, labels, rated, (20, 0, 33))):
+        parts.append(tmp_path / f"part-{number}.csv")
+        submission.write(parts[-1], [part], [])
+    submission.join(tmp_path / "out.csv", parts)
+    lines = (tmp_path / "out.csv").read_text().splitlines()
+    assert lines[0] == "Class,Segments"
+    assert [line.partition(",")[0] for line in lines[1:]] == list("01234")
+    assert {len(line.split(" ")) for line in lines[1:]} == {min(top, 90)}
+    ids = [name for part in predictions(scores, labels, rated) for name in part.ids]
+    truth = {(ids[n], int(c)): float(labels[n, c]) for n, c in np.argwhere(rated)}
+    ranking = SegmentRanking(CLASSES, top=top)
+    ranking.add(*map(torch.from_numpy, (scores, labels, rated)))
+    expected = as_the_starter_code_does(lines, truth, top)
+    assert np.nanmean(ranking.class_ap()) == pytest.approx(expected, abs=1e-12)
+    assert 0.1 < expected < 0.99
+
+
+def test_evaluation_of_segments_is_map_at_k_and_the_metrics_of_rated_pairs() -> None:
+    rng = np.random.default_rng(4)
+    scores = rng.random((80, CLASSES)).astype(np.float32)
+    rated = rng.random((80, CLASSES)) < 0.3
+    rated[:, 3] = False
+    labels = rated & (rng.random((80, CLASSES)) < scores)
+    found = evaluate(predictions(scores, labels, rated, (30,)), all_scores=True).compute()
+    aps = by_formula(scores, labels, rated, 100_000)
+    assert aps[3] is None
+    known = [each for each in aps if each is not None]
+    assert found.map_at_k == pytest.approx(np.mean(known))
+    assert found.map_all == pytest.approx(np.mean(known))  # there are fewer than K
+    np.testing.assert_allclose(found.class_ap, [each or 0 for each in aps])
+    assert found.videos == int(rated.any(1).sum()) < 80
+    # GAP: all rated pairs in one list.
+    order = np.argsort(-scores[rated], kind="stable")
+    hits = labels[rated][order]
+    precisions = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    assert found.gap == pytest.approx(precisions[hits].sum() / labels.sum())
+    # What is said of classes that nobody rated changes nothing but K's list, which is not full.
+    noise = np.where(rated, scores, rng.random(scores.shape).astype(np.float32))
+    assert evaluate(predictions(noise, labels, rated)).compute().summary() == {
+        name: value for name, value in found.summary().items() if name != "map_all"
+    }
+
+
+def test_only_the_classes_of_the_schema_are_ranked_and_listed(tmp_path: Path) -> None:
+    scores = np.random.default_rng(1).random((6, CLASSES)).astype(np.float32)
+    rated = np.ones_like(scores, bool)
+    found = evaluate(predictions(scores, rated, rated), classes=[1, 4])
+    assert np.isnan(found.segment_ap).tolist() == [True, False, True, True, False]
+    chosen = Schema(**SCHEMA.model_dump() | {"segment_classes": [4, 1]})
+    output = output_format(tmp_path / "out.csv", chosen)
+    output.write(tmp_path / "part.csv", predictions(scores, rated, rated), [])
+    output.join(tmp_path / "out.csv", [tmp_path / "part.csv"])
+    ids = predictions(scores, rated, rated)[0].ids
+    ranked = {c: " ".join(ids[n] for n in np.argsort(-scores[:, c])) for c in (1, 4)}
+    assert (tmp_path / "out.csv").read_text() == f"Class,Segments\n1,{ranked[1]}\n4,{ranked[4]}\n"
+
+
+def test_a_class_without_positives_does_not_count_and_nothing_rated_is_an_error() -> None:
+    scores = np.full((4, CLASSES), 0.5, np.float32)
+    rated = np.ones_like(scores, bool)
+    assert evaluate(predictions(scores, ~rated, rated)).compute().map_at_k == 0.0
+    with pytest.raises(DataError, match="no videos to evaluate"):
+        evaluate(predictions(scores, ~rated, ~rated))
+    videos = [Predictions(("a",), torch.full((1, CLASSES), 0.5), torch.ones(1, CLASSES, dtype=torch.bool))]
+    assert evaluate(videos).compute().map_at_k is None
+    assert "map_at_k" not in evaluate(videos).compute().summary()
+    assert isinstance(evaluate(videos), Metrics)
+
+
+def test_an_id_that_would_end_its_cell_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    part = Predictions(("a b:0",), torch.zeros(1, CLASSES), None)
+    with pytest.raises(UsageError, match=r"'a b:0' cannot stand in a CSV of segments.*use \.jsonl"):
+        Submission(SCHEMA).write(tmp_path / "part.csv", [part], [])
+    assert not list(tmp_path.iterdir())
