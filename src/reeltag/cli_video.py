@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from reeltag.cli_output import Json, say
+from reeltag.cli_workers import Quiet
 from reeltag.errors import UsageError
 
 
@@ -18,6 +20,8 @@ def extract(
     fit_pca: str = "",
     test_share: float = 0.0,
     workers: int | None = None,
+    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
     """Turn video files into frame-level shards: one frame a second, its features in 8 bits, at most 300.
 
@@ -50,17 +54,23 @@ def extract(
         raise UsageError("--fit-pca: learns what --pca reads; leave one of the two out")
     settings = Settings(image, audio, pca, _widths(fit_pca, image, audio), test_share)
     data = gather(videos, labels)
-    outcomes = collect(data, out, settings, workers or worthwhile_workers(len(data.items)), default_progress())
+    outcomes = collect(
+        data, out, settings, workers or worthwhile_workers(len(data.items)), default_progress(quiet=quiet)
+    )
     done = [outcome for outcome in outcomes if outcome.split]
     remarks = [f"  {outcome.id}: {'; '.join(outcome.remarks)}" for outcome in outcomes if outcome.remarks]
     tests = sum(outcome.split == "test" for outcome in done)
-    seconds = counted(sum(outcome.seconds for outcome in done), "second")
-    print(f"{out}: {counted(len(done) - tests, 'training video')}, {counted(tests, 'test video')}, {seconds}")
+    seconds = sum(outcome.seconds for outcome in done)
+    told = {"folder": out, "train_videos": len(done) - tests, "test_videos": tests, "seconds": seconds}
+    told |= {"left_out": len(outcomes) - len(done), "report": out / "report.csv"}
+    counts = [counted(len(done) - tests, "training video"), counted(tests, "test video"), counted(seconds, "second")]
+    text = [f"{out}: {', '.join(counts)}"]
+    if labels and tests:
+        text.append(f"train on them: reeltag run {out / 'recipe.toml'} --set data.root={out}")
+    say(told, text, json)
     if len(done) < len(outcomes):
         print(f"{counted(len(outcomes) - len(done), 'file')} left out; see {out / 'report.csv'}", file=sys.stderr)
     print("\n".join(few(remarks)), file=sys.stderr, end="\n" if remarks else "")
-    if labels and tests:
-        print(f"train on them: reeltag run {out / 'recipe.toml'} --set data.root={out}")
 
 
 def _widths(text: str, image: str, audio: str) -> dict[str, int] | None:
