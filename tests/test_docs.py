@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import cache
 from html.parser import HTMLParser
+from itertools import takewhile
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -98,9 +99,9 @@ def commands(page: Path) -> tuple[list[str], list[str]]:
 
 
 def parse(command: str) -> None:
-    """Hold it against the command line, up to a comment or a pipe."""
+    """Hold it against the command line, up to a comment, a pipe or a redirection."""
     words = shlex.split(command, comments=True)[1:]
-    words = words[: words.index("|")] if "|" in words else words
+    words = list(takewhile(lambda word: word not in ("|", ">"), words))
     app.parse_args(words, exit_on_error=False, print_error=False)
 
 
