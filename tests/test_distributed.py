@@ -235,8 +235,8 @@ def test_a_second_signal_ends_at_once(tmp_path):
     with training(tmp_path) as (process, ranks):
         os.kill(ranks[1], signal.SIGSTOP)  # so that nothing can be saved
         process.send_signal(signal.SIGTERM)
-        assert "saving" in process.stderr.readline() + process.stderr.readline()
-        time.sleep(SAME_SECONDS)
+        # The first may wait for the stopped one inside a collective, and then cannot say that it saves.
+        time.sleep(2 * SAME_SECONDS)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
         assert process.returncode == 143
