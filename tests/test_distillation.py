@@ -19,7 +19,7 @@ from reeltag.errors import DataError
 from reeltag.metrics import Metrics
 from reeltag.progress import Progress
 from reeltag.recipe_file import load_recipe
-from reeltag.stages.ensemble import MEMBER_ROOM, room
+from reeltag.stages.ensemble import MEMBER_ROOM, Beside, room
 from reeltag.stages.files import split
 from reeltag.stages.plan import plan
 from reeltag.stages.teacher import family_teacher
@@ -106,7 +106,7 @@ def test_a_budget_that_just_holds_the_smallest_member_is_held(folder, results):
     recipe = load_recipe(folder / "recipe.toml")
     members = [model for name, model in results["members"].items() if name not in results["left_out"]]
     smallest = min(model["holdout"][encoding]["bytes"] for model in members for encoding in ("uniform-8", "group-4"))
-    budget = smallest + MEMBER_ROOM + recipe.budget - room(recipe, None)
+    budget = smallest + MEMBER_ROOM + recipe.budget - room(recipe, Beside(None, {}))
     override = f"budget_mb={budget / 1e6}"
     assert len(run(folder, override)["shipped"]) == 1
     assert (folder / "out" / "model.reeltag").stat().st_size <= budget

@@ -1,16 +1,18 @@
 """The one file: a shipped ensemble as safetensors with a JSON header. Opening it runs no code.
 
 Tensors are named `MEMBER/NAME`. A quantised one is several: its codes under that name, and what they stand for under
-`MEMBER/NAME#codebook` or the like. Their checksums are `tensorfile`'s.
+`MEMBER/NAME#codebook` or the like. The PCA of a feature is `#pca/FEATURE.mean` and so on. Their checksums are
+`tensorfile`'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
@@ -25,9 +27,11 @@ from reeltag.quantize import Encoding, dequantize_state, quantize_state
 from reeltag.remote import fetch
 from reeltag.storage import atomic_path, megabytes
 from reeltag.transfer import is_url
+from reeltag.video.codes import ARRAYS, Projection
 
 FORMAT = 2
 SHARED = "model.safetensors"  # what a shared folder calls the file
+_PCA = "#pca"  # no member can be called so
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,14 @@ class Artifact:
         label_names: [C] names of the classes, or None.
         members: the models and their weights in the ensemble.
         provenance: recipe hash, versions, metrics; JSON.
+        projections: by feature, the PCA that its extractor's values go through; the schema has their hashes.
     """
 
     schema: Schema
     label_names: tuple[str, ...] | None
     members: tuple[Member, ...]
     provenance: Mapping[str, Any]
+    projections: Mapping[str, Projection] = field(default_factory=dict)
 
 
 class _MemberHeader(BaseModel):
@@ -127,11 +133,14 @@ def save(path: Path, artifact: Artifact, budget: int | None = None) -> int:
     tensors: dict[str, Tensor] = {}
     for member in artifact.members:
         tensors |= {f"{member.name}/{name}": tensor for name, tensor in _stored_tensors(member.state).items()}
+    weights = sum(tensor.nbytes for tensor in tensors.values())
+    for feature, projection in artifact.projections.items():
+        tensors |= {f"{_PCA}/{feature}.{name}": torch.from_numpy(getattr(projection, name)) for name in ARRAYS}
     with atomic_path(path) as temporary:
         checkpoint.save_tensors(temporary, tensors, describe(artifact))
         size = temporary.stat().st_size
         if budget is not None and size > budget:
-            overhead = size - sum(tensor.nbytes for tensor in tensors.values())
+            overhead = size - weights
             sizes = {member.name: stored_bytes(member.state) for member in artifact.members}
             by_weight = sorted(artifact.members, key=lambda member: -member.weight)
             raise BudgetError(over_budget(size, budget, overhead, sizes, [member.name for member in by_weight]))
@@ -193,7 +202,7 @@ def stream(path: Path) -> tuple[Artifact, Iterator[Member]]:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise ArtifactError(f"{path}: needs another version of reeltag ({faults})") from error
     plain = tuple(Member(member.name, member.config, member.weight, {}) for member in parsed.members)
-    stored: dict[str, list[str]] = {member.name: [] for member in plain}
+    stored: dict[str, list[str]] = {_PCA: [], **{member.name: [] for member in plain}}
     for name in names:
         member, slash, rest = name.partition("/")
         if not slash or member not in stored:
@@ -202,7 +211,24 @@ def stream(path: Path) -> tuple[Artifact, Iterator[Member]]:
     members = (
         replace(member, state=_read_state(path, member, parsed.data, stored[member.name], read)) for member in plain
     )
-    return Artifact(parsed.data, parsed.label_names, plain, parsed.provenance), members
+    projections = _read_projections(path, parsed.data, stored[_PCA], read)
+    return Artifact(parsed.data, parsed.label_names, plain, parsed.provenance, projections), members
+
+
+def _read_projections(
+    path: Path, schema: Schema, names: Sequence[str], read: Callable[[str], Tensor]
+) -> dict[str, Projection]:
+    origins = {feature.name: feature.extractor for feature in schema.features if feature.extractor}
+    features = sorted({name.rpartition(".")[0] for name in names})
+    if sorted(names) != sorted(f"{feature}.{array}" for feature in features for array in ARRAYS):
+        raise ArtifactError(f"{path}: holds a part of a PCA, {', '.join(sorted(names))}; copy the file again")
+    found = {name: Projection(*(read(f"{_PCA}/{name}.{array}").numpy() for array in ARRAYS)) for name in features}
+    for name, projection in found.items():
+        if name not in origins or projection.hash != origins[name].projection:
+            raise ArtifactError(
+                f"{path}: its PCA of {name!r} is not the one that its schema names; copy the file again"
+            )
+    return found
 
 
 def _read_state(

@@ -25,6 +25,7 @@ from reeltag.data.badrecords import BadRecord, BadRecords
 from reeltag.data.batches import Batch, stream_batches
 from reeltag.data.example import Video
 from reeltag.data.flat import is_flat, rgb_place
+from reeltag.data.origins import refuse_other_origin
 from reeltag.data.shards import read_all
 from reeltag.errors import UsageError
 from reeltag.formats import output_format, refuse_ending
@@ -169,11 +170,14 @@ def stream(
         The predictions, and the counts so far.
 
     Raises:
-        UsageError: a pattern matches nothing, or the model reads no image to drop videos by.
+        UsageError: a pattern matches nothing, the features are of another extractor, or there is no image to drop
+            videos by.
     """
     threads = _threads(next(predictor.model.parameters()).device.type, 1)
     counts, tagger = Counts(bad=BadRecords(max_bad_records)), ShardTagger(predictor, threads, drop_flat=drop_flat)
-    return chain.from_iterable(tagger.tag(shard, counts) for shard in ahead(find(patterns))), counts
+    shards = find(patterns)
+    refuse_other_origin(predictor.schema, shards)
+    return chain.from_iterable(tagger.tag(shard, counts) for shard in ahead(shards)), counts
 
 
 def predict_to_file(
@@ -206,7 +210,7 @@ def predict_to_file(
         pool: of a cluster, instead of workers; each of its machines has to have all files at the same paths.
 
     Raises:
-        UsageError: an argument cannot work, or `out` cannot be written.
+        UsageError: an argument cannot work, the features are of another extractor, or `out` cannot be written.
         ArtifactError: the model is missing or damaged.
         DataError: a record is bad and may not be left out; finished shards are kept.
         WorkerError: a worker was killed; finished shards are kept.
@@ -223,6 +227,7 @@ def predict_to_file(
     if drop_flat:
         rgb_place(head.schema)
     shards = find(patterns)
+    refuse_other_origin(head.schema, shards)
     deciding = [__version__, file_hash(model), device, mode, drop_flat, out.suffix]
     job = _Job(model, device, mode, drop_flat, max_bad_records, workers)
     with _claimed(out) as folder:

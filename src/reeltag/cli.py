@@ -273,9 +273,15 @@ def inspect(model: str, /, *, json: Json = False) -> None:
     shipped, size = artifact.load(file), file.stat().st_size
     schema = shipped.schema
     features = " + ".join(f"{plain(feature.name)} {feature.width}" for feature in schema.features)
+    origins = [
+        f"{plain(each.name)} by {plain(each.extractor.name)}{' and a PCA' if each.name in shipped.projections else ''}"
+        for each in schema.features
+        if each.extractor is not None
+    ]
     lines = [
         f"{model}: {megabytes(size)}, {counted(len(shipped.members), 'member')}",
         f"reads     {schema.level} level, {features}, {schema.dtype}, at most {schema.max_frames} frames",
+        *([f"extracted {', '.join(origins)}"] if origins else []),
         *([f"tags      segments of {schema.segments} frames"] if schema.segments is not None else []),
         f"classes   {schema.classes}{'' if shipped.label_names else ', without names'}",
     ]

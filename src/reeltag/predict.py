@@ -21,6 +21,7 @@ from reeltag.coded import byte_state, coded_state, dense_state
 from reeltag.data.badrecords import BadRecords
 from reeltag.data.batches import Batch, stream_batches
 from reeltag.data.example import LARGEST, computable
+from reeltag.data.origins import refuse_other_origin
 from reeltag.data.schema import Schema
 from reeltag.data.shards import read_all
 from reeltag.encodings import State
@@ -301,10 +302,12 @@ class Predictor:
             labelled: a record without labels is bad too.
 
         Raises:
-            UsageError: a pattern matches nothing.
+            UsageError: a pattern matches nothing, or the features are of another extractor.
             DataError: a record is damaged or does not follow the model's schema.
         """
-        videos = read_all(find(patterns), self.schema, bad, labelled=labelled)
+        shards = find(patterns)
+        refuse_other_origin(self.schema, shards)
+        videos = read_all(shards, self.schema, bad, labelled=labelled)
         return predict(self.model, stream_batches(videos, self.schema, BATCH_SIZE))
 
     def save_pretrained(self, folder: str | Path, licence: str | None = None) -> None:

@@ -299,6 +299,8 @@ class Recipe(RecipeTable):
             del content["data"][key]
         if self.data.limit == LimitSettings():  # a recipe from before there were limits is the same
             del content["data"]["limit"]
+        if self.data.pca is None:
+            del content["data"]["pca"]
         if self.data.mixed_shards is not None:
             content["data"]["window"] = self.data.mixed_shards
         trained = [*content["models"].values(), *content["students"].values()]

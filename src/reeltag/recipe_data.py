@@ -50,6 +50,7 @@ class DataSettings(RecipeTable):
     train: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     label_names: str | None = Field(None, description="CSV file that names the classes")
+    pca: str | None = Field(None, description="file with the PCA that the features went through, to be shipped")
     videos: int | None = Field(None, gt=0, description="training videos, for the estimates of a plan")
     holdout: HoldoutSettings = HoldoutSettings(fraction=0.1)
     synthetic: SyntheticSettings | None = None
@@ -67,7 +68,7 @@ class DataSettings(RecipeTable):
     @field_validator("synthetic")
     @classmethod
     def _one_source(cls, value: SyntheticSettings | None, info: ValidationInfo) -> SyntheticSettings | None:
-        keys = {"schema": "layout", "train": "train", "test": "test", "label_names": "label_names"}
+        keys = {"schema": "layout", "train": "train", "test": "test", "label_names": "label_names", "pca": "pca"}
         if value is not None:
             if given := [key for key, name in keys.items() if info.data.get(name)]:
                 raise ValueError(f"generates the data, so {', '.join(given)} cannot be given too")

@@ -18,37 +18,40 @@ from reeltag.data.holdout import split_halves
 from reeltag.data.schema import read_label_names
 from reeltag.ensemble import Option, Selection, contenders, ensemble_gap, frontier, select
 from reeltag.environment import versions
-from reeltag.errors import BudgetError
+from reeltag.errors import BudgetError, UsageError
 from reeltag.executors import Job, Stage
 from reeltag.metrics import gap
 from reeltag.recipe import QuantizationSettings, Recipe
+from reeltag.remote import fetch
 from reeltag.stages.files import MODEL, WEIGHTS, load_manifest, split
 from reeltag.stages.member import MemberStages
 from reeltag.stages.students import left_out
 from reeltag.storage import beneath, counted, megabytes, read_json, write_json
+from reeltag.transfer import is_url
+from reeltag.video.codes import Projection, read_projections
 
 # A member adds at most what its own file has, and a few more digits in the header. Its file has the schema and the
 # versions too, so only what the shipped file alone says is reserved beside the names.
-MEMBER_ROOM, HEADER_ROOM = 512, 1024
+MEMBER_ROOM, HEADER_ROOM, PCA_ROOM = 512, 1024, 1024
 FRONTIER_POINTS = 12
 
 
 def ensemble_stages(
-    recipe: Recipe, members: Sequence[MemberStages], keepers: Sequence[str], names: tuple[str, ...] | None
+    recipe: Recipe, members: Sequence[MemberStages], keepers: Sequence[str], beside: Beside
 ) -> list[Stage]:
-    """Choose members, encodings and weights, then write the file, with the names of the classes."""
+    """Choose members, encodings and weights, then write the file, with what stands in it beside them."""
     predicted = [member.predicted for member in members]
     files = [stage for member in members for stage in (member.finished, member.quantized)]
     search = {
         "ensemble": recipe.ensemble.model_dump(),
         "quantization": recipe.quantization.model_dump(),
         "seed": recipe.seed,
-        "room": room(recipe, names),
+        "room": room(recipe, beside),
     }
-    package = {"recipe": recipe.fingerprint, "budget": recipe.budget, "label_names": names}
-    choose = partial(_do_ensemble, recipe, members, keepers, room(recipe, names))
+    package = {"recipe": recipe.fingerprint, "budget": recipe.budget, "label_names": beside.label_names}
+    choose = partial(_do_ensemble, recipe, members, keepers, room(recipe, beside))
     note = f"from {counted(len(members), 'model')}, at most {megabytes(recipe.budget)}"
-    write = partial(_do_pack, recipe, members, names)
+    write = partial(_do_pack, recipe, members, beside)
     size = min(recipe.budget, sum(max(member.sizes("float32")) for member in members))
     return [
         Stage("ensemble", choose, ("data.train", *predicted, *keepers), search, note),
@@ -56,23 +59,52 @@ def ensemble_stages(
     ]
 
 
-def label_names(recipe: Recipe, without_data: bool = False) -> tuple[str, ...] | None:
-    """The names of the classes, read before anything trains: a wrong file should not be found hours later.
+@dataclass(frozen=True)
+class Beside:
+    """What the file holds beside the members.
+
+    Attributes:
+        label_names: of the classes, or None.
+        projections: the PCA of features, by their names.
+    """
+
+    label_names: tuple[str, ...] | None
+    projections: Mapping[str, Projection]
+
+
+def beside_members(recipe: Recipe, without_data: bool = False) -> Beside:
+    """What is read before anything trains: a wrong file should not be found hours later.
 
     Raises:
-        UsageError: the file is missing, unless `without_data`, or names other classes.
+        ArtifactError: the PCA is missing, unless `without_data`, or damaged.
+        UsageError: a file is missing, unless `without_data`, names other classes, or holds another PCA.
     """
     data = recipe.data
+
+    def given(name: str | None) -> bool:
+        return bool(name) and not (without_data and not Path(beneath(data.root, name or "")).exists())
+
     place = beneath(data.root, data.label_names or "")
-    if not data.label_names or (without_data and not Path(place).exists()):
-        return None
-    return read_label_names(place, data.record_schema.classes)
+    names = read_label_names(place, data.record_schema.classes) if given(data.label_names) else None
+    return Beside(names, _projections(recipe) if given(data.pca) else {})
 
 
-def room(recipe: Recipe, names: tuple[str, ...] | None) -> int:
+def _projections(recipe: Recipe) -> dict[str, Projection]:
+    place = beneath(recipe.data.root, recipe.data.pca or "")
+    found, _ = read_projections(fetch(place, read_projections) if is_url(place) else Path(place))
+    features = recipe.data.record_schema.features
+    named = {each.name: each.extractor.projection for each in features if each.extractor and each.extractor.projection}
+    if named != {feature: projection.hash for feature, projection in found.items()}:
+        what = "is not the PCA that data.schema names for its features"
+        raise UsageError(f"data.pca: {place} {what}; give the one beside the shards, with their schema")
+    return found
+
+
+def room(recipe: Recipe, beside: Beside) -> int:
     """Bytes that the budget leaves to the members; in the file the names are JSON in a string of JSON."""
-    content = json.dumps(json.dumps([names, _shard_names(recipe)], ensure_ascii=False), ensure_ascii=False)
-    return recipe.budget - HEADER_ROOM - len(content.encode())
+    content = json.dumps(json.dumps([beside.label_names, _shard_names(recipe)], ensure_ascii=False), ensure_ascii=False)
+    projections = sum(projection.bytes + PCA_ROOM for projection in beside.projections.values())
+    return recipe.budget - HEADER_ROOM - len(content.encode()) - projections
 
 
 def _shard_names(recipe: Recipe) -> list[str]:
@@ -184,7 +216,7 @@ def class_prior(counts: Tensor, videos: int) -> Tensor:
     return (counts / counts.sum().clamp_min(1)).float().expand(videos, -1)
 
 
-def _do_pack(recipe: Recipe, members: Sequence[MemberStages], names: tuple[str, ...] | None, job: Job) -> None:
+def _do_pack(recipe: Recipe, members: Sequence[MemberStages], beside: Beside, job: Job) -> None:
     """Write the one file; the budget holds for the file itself."""
     found: dict[str, Any] = read_json(job.inputs["ensemble"] / WEIGHTS)
     by_name = {member.name: member for member in members}
@@ -200,6 +232,6 @@ def _do_pack(recipe: Recipe, members: Sequence[MemberStages], names: tuple[str, 
         "versions": versions(),
         "holdout_gap": {key: value for key, value in found["holdout"].items() if key != "members"},
     }
-    packed = Artifact(recipe.data.record_schema, names, tuple(shipped), provenance)
+    packed = Artifact(recipe.data.record_schema, beside.label_names, tuple(shipped), provenance, beside.projections)
     size = artifact.save(job.folder / MODEL, packed, recipe.budget)
     job.progress.say(f"  {megabytes(size)} of {megabytes(recipe.budget)}")

@@ -10,7 +10,7 @@ from reeltag.errors import BudgetError
 from reeltag.executors import Stage
 from reeltag.recipe import Recipe
 from reeltag.stages.data import data_stages, with_videos
-from reeltag.stages.ensemble import ensemble_stages, label_names, room
+from reeltag.stages.ensemble import beside_members, ensemble_stages, room
 from reeltag.stages.imported import ImportedStages
 from reeltag.stages.member import MemberStages
 from reeltag.stages.model import candidate
@@ -35,12 +35,12 @@ def plan(recipe: Recipe, *, without_data: bool = False) -> list[Stage]:
     distilled = Distillation(recipe, recipe.distillation) if recipe.distillation else None
     members: list[MemberStages] = [*candidates, *imported, *(distilled.students if distilled else ())]
     stages = data_stages(recipe, without_data)
-    names = label_names(recipe, without_data)
-    _check_budget(recipe, members, room(recipe, names))
+    beside = beside_members(recipe, without_data)
+    _check_budget(recipe, members, room(recipe, beside))
     for member in (*candidates, *imported):
         stages += member.stages()
     stages += distilled.stages if distilled else []
-    stages += ensemble_stages(recipe, members, distilled.keepers if distilled else [], names)
+    stages += ensemble_stages(recipe, members, distilled.keepers if distilled else [], beside)
     return stages + result_stages(recipe, members)
 
 

@@ -24,7 +24,7 @@ Codes = npt.NDArray[np.uint8]
 
 LIMIT = 2.0  # of a value, as YouTube-8M has it
 EPSILON = 1e-4  # of the mean variance, added to each before it divides
-_ARRAYS = ("mean", "components", "scale")
+ARRAYS = ("mean", "components", "scale")  # of a projection
 
 
 def quantize(values: Values) -> Codes:
@@ -53,9 +53,14 @@ class Projection:
         return self.components.shape[0], self.components.shape[1]
 
     @property
+    def bytes(self) -> int:
+        """Of the three arrays."""
+        return sum(getattr(self, name).nbytes for name in ARRAYS)
+
+    @property
     def hash(self) -> str:
         """SHA-256 of the three arrays."""
-        return content_hash({name: getattr(self, name).tobytes().hex() for name in _ARRAYS})
+        return content_hash({name: getattr(self, name).tobytes().hex() for name in ARRAYS})
 
     def __call__(self, values: Values) -> Values:
         """Project values.
@@ -123,9 +128,7 @@ class Moments:
 def save_projections(path: Path, projections: Mapping[str, Projection], extractors: Mapping[str, Any]) -> None:
     """Write projections by feature, with what made the values that they are for (JSON)."""
     arrays = {
-        f"{feature}.{name}": getattr(projection, name)
-        for feature, projection in projections.items()
-        for name in _ARRAYS
+        f"{feature}.{name}": getattr(projection, name) for feature, projection in projections.items() for name in ARRAYS
     }
     tensorfile.write(path, arrays, {"projections": dict(extractors)})
 
@@ -143,17 +146,29 @@ def load_projections(path: Path, extractors: Mapping[str, Any]) -> dict[str, Pro
     """
     if path.is_dir():
         return {"rgb": _published(path)}
-    file = tensorfile.TensorFile(path)
-    made_for = file.content.get("projections")
-    if not isinstance(made_for, dict) or {*file.names} != {f"{key}.{name}" for key in made_for for name in _ARRAYS}:
-        raise UsageError(f"{path}: holds no PCA; give a file that `reeltag extract --fit-pca` wrote")
+    projections, made_for = read_projections(path)
     for feature, extractor in made_for.items():
         if extractors.get(feature) != extractor:
             what = (
                 f"its PCA of {feature!r} is for the values of {extractor.get('name')!r} with other weights or settings"
             )
             raise UsageError(f"{path}: {what}; give the extractor that it was learned with, or --fit-pca")
-    return {feature: Projection(*(file.read(f"{feature}.{name}") for name in _ARRAYS)) for feature in made_for}
+    return projections
+
+
+def read_projections(path: Path) -> tuple[dict[str, Projection], dict[str, Any]]:
+    """What `save_projections` wrote: projections by feature, and what made the values that they are for.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+        UsageError: it holds no projection.
+    """
+    file = tensorfile.TensorFile(path)
+    made_for = file.content.get("projections")
+    if not isinstance(made_for, dict) or {*file.names} != {f"{key}.{name}" for key in made_for for name in ARRAYS}:
+        raise UsageError(f"{path}: holds no PCA; give a file that `reeltag extract --fit-pca` wrote")
+    found = {feature: Projection(*(file.read(f"{feature}.{name}") for name in ARRAYS)) for feature in made_for}
+    return found, made_for
 
 
 def _published(folder: Path) -> Projection:

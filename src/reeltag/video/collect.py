@@ -20,6 +20,7 @@ import numpy as np
 
 from reeltag import tensorfile
 from reeltag.data.example import Video, encode
+from reeltag.data.origins import MANIFEST
 from reeltag.data.schema import Schema
 from reeltag.data.tfrecord import write_shard
 from reeltag.errors import ArtifactError, ReeltagError, UsageError, VideoError, WorkerError
@@ -46,7 +47,7 @@ from reeltag.video.features import Extraction, Pipeline, open_pipeline
 from reeltag.video.recipe import recipe
 
 FORMAT = 1  # of parts and of the manifest; a change of decoding is a new one
-MANIFEST, PROJECTIONS = "manifest.json", "pca.safetensors"
+PROJECTIONS = "pca.safetensors"
 SHARD_BYTES = 100_000_000  # of frames in a shard
 
 Split = Literal["train", "test"]

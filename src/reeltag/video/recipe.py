@@ -21,6 +21,11 @@ def recipe(schema: Schema, videos: int, *, tests: bool) -> str:
     """
     held = max(10, math.ceil(200 / max(videos, 1)))  # per cent, two videos at least
     batch = max(2, min(BATCH, videos // 8))
+    pca = (
+        '\npca = "pca.safetensors"'
+        if any(each.extractor and each.extractor.projection for each in schema.features)
+        else ""
+    )
     test = '["test-*.tfrecord"]' if tests else "[] # other shards, or extract with --test-share"
     features = ",\n".join(f"  {_feature(feature)}" for feature in schema.features)
     return f"""\
@@ -32,7 +37,7 @@ budget_mb = 50
 [data]
 train = ["train-*.tfrecord"]
 test = {test}
-label_names = "labels.csv"
+label_names = "labels.csv"{pca}
 holdout = {{ fraction = {min(held, 99) / 100} }}
 
 [data.schema]

@@ -1,0 +1,52 @@
+"""Which extractor made the features of shards, as the manifest of `reeltag extract` beside them tells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from reeltag.data.schema import Origin, Schema
+from reeltag.errors import UsageError
+from reeltag.storage import Source, read_json
+
+MANIFEST = "manifest.json"
+
+
+def refuse_other_origin(schema: Schema, shards: Iterable[Source]) -> None:
+    """See that shards hold features of the extractors that a schema names, as far as both are known.
+
+    Args:
+        schema: what a model reads.
+        shards: files; those behind URLs are not asked.
+
+    Raises:
+        UsageError: a manifest names another extractor, or cannot be read.
+    """
+    ours = {feature.name: feature.extractor for feature in schema.features}
+    for folder in sorted({shard.parent for shard in shards if isinstance(shard, Path)}):
+        for name, theirs in _origins(folder / MANIFEST).items():
+            if (wanted := ours.get(name)) is not None and theirs != wanted:
+                made = f"{theirs.name}{difference(theirs, wanted)}"
+                what = f"{name!r} of these shards is from {made}, and the model reads it from {wanted.name}"
+                raise UsageError(f"{folder}: {what}; extract the videos as the model's were")
+
+
+def difference(found: Origin, wanted: Origin) -> str:
+    """What two extractors of one name differ in, to be put behind it; nothing where the name tells."""
+    if found.name != wanted.name:
+        return ""
+    return " with other weights or settings" if found.hash != wanted.hash else " through another PCA"
+
+
+def _origins(manifest: Path) -> dict[str, Origin]:
+    """By feature; none where there is no manifest, or one of something else."""
+    content = read_json(manifest) if manifest.is_file() else None
+    if not isinstance(content, dict) or "extractors" not in content:
+        return {}
+    try:
+        schema = Schema.model_validate(content.get("schema"))
+    except ValidationError as error:
+        raise UsageError(f"{manifest}: its schema cannot be read; extract the videos again") from error
+    return {feature.name: feature.extractor for feature in schema.features if feature.extractor is not None}
