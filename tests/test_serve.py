@@ -12,9 +12,9 @@ from reeltag import predict
 from reeltag.data.example import decode, encode
 from reeltag.data.tfrecord import write_shard
 from reeltag.errors import DataError, UsageError
-from reeltag.serve.answers import segments
 from reeltag.serve.limits import Limits
 from reeltag.serve.samples import read_samples
+from reeltag.timeline import segments
 from serving import (
     FLOATS,
     SCHEMA,

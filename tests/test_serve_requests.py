@@ -14,7 +14,7 @@ from conftest import make_video
 from reeltag import predict
 from reeltag.data.tfrecord import framed
 from reeltag.metrics import top_k
-from reeltag.serve.answers import best_classes
+from reeltag.timeline import best_classes
 from serving import FLOATS, SCHEMA, client, client_of, frames_of, post_records, predictor, record, write_model
 
 __all__ = ["client", "predictor"]

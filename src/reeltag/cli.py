@@ -23,6 +23,7 @@ from reeltag.cli_report import report
 from reeltag.cli_serve import serve
 from reeltag.cli_share import share
 from reeltag.cli_simulate import simulate
+from reeltag.cli_tag import tag
 from reeltag.cli_video import extract
 from reeltag.cli_workers import Address, Devices, Executor, MaxTime, Quiet, pool_of
 from reeltag.environment import keep_freed_memory
@@ -55,6 +56,7 @@ app.command(report)
 app.command(serve)
 app.command(share)
 app.command(simulate)
+app.command(tag)
 app.command(tensorboard)
 
 

@@ -27,17 +27,18 @@ def refuse_other_origin(schema: Schema, shards: Iterable[Source]) -> None:
     ours = {feature.name: feature.extractor for feature in schema.features}
     for folder in sorted({shard.parent for shard in shards if isinstance(shard, Path)}):
         for name, theirs in _origins(folder / MANIFEST).items():
-            if (wanted := ours.get(name)) is not None and theirs != wanted:
+            wanted = ours.get(name)
+            if wanted is not None and (theirs.hash, theirs.projection) != (wanted.hash, wanted.projection):
                 made = f"{theirs.name}{difference(theirs, wanted)}"
                 what = f"{name!r} of these shards is from {made}, and the model reads it from {wanted.name}"
                 raise UsageError(f"{folder}: {what}; extract the videos as the model's were")
 
 
 def difference(found: Origin, wanted: Origin) -> str:
-    """What two extractors of one name differ in, to be put behind it; nothing where the name tells."""
-    if found.name != wanted.name:
-        return ""
-    return " with other weights or settings" if found.hash != wanted.hash else " through another PCA"
+    """What two extractors differ in, to be put behind a name; nothing where the name tells."""
+    if found.hash == wanted.hash:
+        return " through another PCA"
+    return " with other weights or settings" if found.name == wanted.name else ""
 
 
 def _origins(manifest: Path) -> dict[str, Origin]:

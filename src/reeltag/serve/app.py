@@ -22,18 +22,20 @@ from reeltag import __version__, artifact
 from reeltag.data.batches import Batch
 from reeltag.errors import RequestError, UsageError
 from reeltag.predict import Predictor, predict
-from reeltag.serve.answers import Tagged, answers, clips
-from reeltag.serve.batching import Batcher, Scores
+from reeltag.serve.answers import answers, clips
+from reeltag.serve.batching import Batcher
 from reeltag.serve.describe import PREDICT
 from reeltag.serve.limits import Limits, refuse_large_answer
 from reeltag.serve.monitoring import Monitored, Monitoring
 from reeltag.serve.requests import JSON, RECORDS, media_type, most_bytes, parse
 from reeltag.serve.samples import Sample
+from reeltag.timeline import Scores, Tagged
 
 _PAGE = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/chart.js": ("chart.js", "text/javascript"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 _OURS_ONLY = {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from reeltag.serve.answers import Fault, Tagged, TaggedVideos
+from reeltag.serve.answers import Fault, TaggedVideos
 from reeltag.serve.requests import JSON, RECORDS
+from reeltag.timeline import Tagged
 
 _TOP = {"type": "integer", "minimum": 1, "default": 20, "description": "how many tags"}
 _TIMELINE = {"type": "boolean", "default": False, "description": "scores over time too"}

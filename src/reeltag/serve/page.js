@@ -1,26 +1,16 @@
 // A shard in the browser is walked by its records' lengths alone; each record goes to the service as it stands in the
 // file, which checks it. Names are only ever set as text.
 
-const $ = (id) => document.getElementById(id);
+import { $, choose, counted, draw, list } from "./chart.js";
+
 const PAGE = 100; // records that are listed at a time
 const AT_ONCE = 4; // requests; the service tags them together
-const FAINT = 0.1; // probability below which a tag stands back
 const OVERHEAD = 16; // bytes of a record beside its payload
-const decimals = new Intl.NumberFormat("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 
 let limits = { max_body: Infinity };
 let samples = [];
 let walk = null; // the shard that is looked at: { file, offset, number }
 let latest = 0; // number of the newest request for a video, as an older answer may come later
-
-function make(tag, className, text = "") {
-  const element = document.createElement(tag);
-  element.className = className;
-  element.textContent = text;
-  return element;
-}
-
-const counted = (count, noun, plural = `${noun}s`) => `${count.toLocaleString("en")} ${count === 1 ? noun : plural}`;
 
 async function ask(path, options) {
   let response;
@@ -49,17 +39,6 @@ function complain(message) {
 
 // --- the list of videos ---------------------------------------------------------------------------
 
-function list(name, detail, record) {
-  const button = make("button", "");
-  button.type = "button";
-  button.append(make("span", "name", name), make("span", "detail", detail));
-  button.onclick = () => open(button, record);
-  const item = make("li", "");
-  item.append(button);
-  $("videos").append(item);
-  return button;
-}
-
 function clear() {
   $("videos").replaceChildren();
   $("more").hidden = true;
@@ -72,7 +51,8 @@ function showSamples() {
   $("back").hidden = true;
   $("shard").textContent = samples.length ? counted(samples.length, "sample") : "";
   return samples.map((sample, number) =>
-    list(sample.id, counted(sample.frames, "frame"), async () => (await ask(`samples/${number}`)).blob()));
+    list(sample.id, counted(sample.frames, "frame"), (button) =>
+      open(button, async () => (await ask(`samples/${number}`)).blob())));
 }
 
 async function showFile(file) {
@@ -103,7 +83,7 @@ async function showMore() {
       break;
     }
     const record = mine.file.slice(begin, mine.offset);
-    found.push({ record, button: list(`Record ${mine.number}`, "…", async () => record) });
+    found.push({ record, button: list(`Record ${mine.number}`, "…", (button) => open(button, async () => record)) });
     mine.number += 1;
   }
   $("more").hidden = mine.offset >= mine.file.size;
@@ -137,8 +117,7 @@ const reason = (error) => error.message.replace(/^record 0, byte 0: /, "");
 
 async function open(button, record) {
   const number = ++latest;
-  document.querySelector("#videos [aria-current]")?.removeAttribute("aria-current");
-  button.setAttribute("aria-current", "true");
+  choose(button);
   $("video").setAttribute("aria-busy", "true");
   try {
     const video = await predict(await record(), "timeline=true");
@@ -156,90 +135,17 @@ async function open(button, record) {
   }
 }
 
+const words = {
+  span: ([begin, end]) => (end - begin === 1 ? `frame ${begin}` : `frames ${begin} to ${end - 1}`),
+  at: (frame) => (frame ? String(frame) : "frame 0"),
+};
+
 function show(video) {
-  const { segments, scores } = video.timeline;
-  const whole = segments.length < 2;
   $("video").hidden = false;
   $("empty").hidden = true;
-  $("video").classList.toggle("whole", whole);
-  $("title").textContent = video.id || "A video without a name";
   const cut = video.cut ? `; the last ${video.cut.toLocaleString("en")} are beyond the model's limit` : "";
-  $("facts").textContent = counted(video.frames, "frame") + cut;
-  const rows = video.tags.map((tag, row) => tagRow(tag, row, whole ? [] : scores[row], segments));
-  $("chart").replaceChildren(...rows, axis(video.frames));
-  shown = { video, row: -1, column: -1 };
-  read();
+  draw(video, counted(video.frames, "frame") + cut, words);
 }
-
-function axis(frames) {
-  const line = make("div", "");
-  line.id = "axis";
-  line.setAttribute("aria-hidden", "true");
-  const ends = make("div", "");
-  ends.append(...[0, 0.5, 1].map((share) => make("span", "", `${share ? "" : "frame "}${Math.round(share * frames)}`)));
-  line.append(ends);
-  return line;
-}
-
-function tagRow(tag, row, scores, segments) {
-  const line = make("div", tag.score < FAINT ? "tag faint" : "tag");
-  line.setAttribute("role", "row");
-  const name = make("span", "name", tag.name);
-  name.title = tag.name;
-  name.setAttribute("role", "rowheader");
-  const bar = make("span", "bar");
-  bar.setAttribute("aria-hidden", "true");
-  bar.append(make("i", ""));
-  bar.firstChild.style.setProperty("--score", tag.score);
-  const score = make("span", "score", decimals.format(tag.score));
-  score.setAttribute("role", "gridcell");
-  const strip = make("span", "strip");
-  strip.setAttribute("role", "presentation");
-  scores.forEach((value, column) => {
-    const cell = make("span", "cell");
-    cell.id = `cell-${row}-${column}`;
-    cell.setAttribute("role", "gridcell");
-    cell.setAttribute("aria-label", sentence(tag, segments[column], value));
-    cell.style.setProperty("--score", value);
-    cell.onpointerenter = () => point(row, column);
-    strip.append(cell);
-  });
-  line.append(name, bar, score, strip);
-  return line;
-}
-
-const sentence = (tag, [begin, end], value) =>
-  `${tag.name}, ${end - begin === 1 ? `frame ${begin}` : `frames ${begin} to ${end - 1}`}: ${decimals.format(value)}`;
-
-let shown = null; // the video on the page, and the cell that is pointed at
-
-function point(row, column) {
-  shown.row = row;
-  shown.column = column;
-  read();
-}
-
-function read() {
-  document.querySelector(".cell.here")?.classList.remove("here");
-  const { video, row, column } = shown;
-  const cell = $(`cell-${row}-${column}`);
-  cell?.classList.add("here");
-  $("chart").setAttribute("aria-activedescendant", cell?.id ?? "");
-  const { segments, scores } = video.timeline;
-  $("reading").textContent = cell ? sentence(video.tags[row], segments[column], scores[row][column]) : "";
-}
-
-const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
-
-$("chart").onkeydown = (event) => {
-  const step = STEPS[event.key];
-  if (!step || shown.video.timeline.segments.length < 2) return;
-  event.preventDefault();
-  const within = (value, count) => Math.max(0, Math.min(count - 1, value));
-  const { video, row, column } = shown;
-  if (row < 0) point(0, 0);
-  else point(within(row + step[0], video.tags.length), within(column + step[1], video.timeline.segments.length));
-};
 
 // --- files, and the beginning ---------------------------------------------------------------------
 

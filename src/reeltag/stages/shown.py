@@ -22,8 +22,8 @@ from reeltag.models.heads import MixtureOfExperts
 from reeltag.models.tagger import Tagger
 from reeltag.predict import Predictions, Predictor
 from reeltag.report.measures import FREQUENT_CLASSES, Together, gating_gain
-from reeltag.serve.answers import segments
 from reeltag.stages.model import ModelStages
+from reeltag.timeline import segments
 from reeltag.traininglog import LOG, Row, read_rows
 
 SHOWN = 5  # best videos, and as many worst ones

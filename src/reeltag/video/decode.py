@@ -1,4 +1,4 @@
-"""Video files → one picture and one second of sound a second; the only module that knows PyAV.
+"""Video files → one picture and one second of sound a second.
 
 Second k of a video begins k seconds after its first frame. Its picture is the frame that is shown in its middle, at
 k + 0.5; its sound is that of [k, k + 1). A video has as many seconds as have a picture
@@ -104,13 +104,13 @@ def probe(path: Path) -> Media:
 
 
 def pictures(
-    path: Path, size: tuple[int, int], damage: Damage, *, seconds: int = MAX_SECONDS, threads: int = 1
+    path: Path, size: tuple[int, int] | int, damage: Damage, *, seconds: int = MAX_SECONDS, threads: int = 1
 ) -> Iterator[Picture]:
-    """The picture of each second, upright and scaled to a size whatever its shape was.
+    """The picture of each second, upright and scaled.
 
     Args:
         path: the file.
-        size: height and width of the pictures.
+        size: height and width of the pictures, whatever their shape was; or their longer side alone, which keeps it.
         damage: takes note of packets that cannot be decoded.
         seconds: most that are read.
         threads: of the decoder; they change no pixel.
@@ -125,11 +125,11 @@ def pictures(
     origin, second = Fraction(0), 0
     for at, frame in _frames(path, damage, seconds, threads):
         if shown is None:
-            origin = at
+            origin, shape = at, _shape(path, frame, size) if isinstance(size, int) else size
         else:
             picture = None  # of the frame that is shown until `at`; scaled only if a second's middle falls to it
             while second < seconds and origin + second + Fraction(1, 2) < at:
-                picture = _scaled(path, shown[1], size) if picture is None else picture
+                picture = _scaled(path, shown[1], shape) if picture is None else picture
                 yield picture
                 second += 1
         if second == seconds:
@@ -139,7 +139,7 @@ def pictures(
         raise VideoError(f"{path}: no picture can be decoded; is it complete?")
     end = shown[0] + _duration(shown[1])
     if second == 0 or origin + second + Fraction(1, 2) < end:
-        yield _scaled(path, shown[1], size)
+        yield _scaled(path, shown[1], shape)
 
 
 def sound(path: Path, rate: int, damage: Damage, *, seconds: int = MAX_SECONDS) -> Samples:
@@ -309,6 +309,17 @@ def _scaled(path: Path, frame: Any, size: tuple[int, int]) -> Picture:
         ) from error
     picture: Picture = np.ascontiguousarray(np.rot90(small.to_ndarray(), turns))
     return picture
+
+
+def _shape(path: Path, frame: Any, longest: int) -> tuple[int, int]:
+    """Height and width of a frame whose longer side has so many pixels, both even; its pixels may not be square."""
+    with _opened(path) as container:
+        pixel = _stream(container, "video").sample_aspect_ratio or 1
+    height, width = float(frame.height), float(frame.width * pixel)
+    if round(frame.rotation / 90) % 2:
+        height, width = width, height
+    scale = longest / max(height, width)
+    return 2 * max(1, round(height * scale / 2)), 2 * max(1, round(width * scale / 2))
 
 
 def _duration(frame: Any) -> Fraction:

@@ -1,0 +1,73 @@
+"""The command `reeltag tag`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from reeltag.cli_data import Mode
+from reeltag.cli_output import Json, say
+from reeltag.cli_workers import Quiet
+from reeltag.errors import UsageError
+
+
+def tag(
+    *videos: str,
+    model: str,
+    top: int = 5,
+    timeline: bool = False,
+    csv: Path | None = None,
+    html: Path | None = None,
+    image: str | None = None,
+    audio: str | None = None,
+    mode: Mode = "exact",
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Tag video files with a model that was trained on the shards of `reeltag extract`.
+
+    Files that cannot be read are named and left out; the exit code is 0 as long as one was tagged. docs/tagging.md says
+    what comes out.
+
+    Example: reeltag tag beach.mp4 --model model.reeltag --timeline
+
+    Args:
+        videos: Folders, files or glob patterns.
+        model: A .reeltag file, a folder that `share` wrote, or a URL.
+        top: How many tags of each.
+        timeline: Also when they hold: a score for each of at most 40 stretches of a video.
+        csv: A new file with a row a tag, with --timeline also a row a tag and stretch.
+        html: A new file: a page with tags, timelines and pictures, which needs no network; as with --timeline.
+        image: What made the feature rgb, where that was an ONNX model: onnx:PATH or inception:PATH, with its settings.
+        audio: What made the feature audio, where that was an ONNX model: onnx:PATH, with its settings.
+    """
+    if top < 1:
+        raise UsageError(f"--top: {top} is no number of tags; give 1 or more")
+    from reeltag import predict, tagformats
+    from reeltag.progress import default_progress
+    from reeltag.storage import counted, refuse_existing, write_bytes
+    from reeltag.transfer import is_url
+    from reeltag.video.dataset import gather
+    from reeltag.video.tagging import open_tagger, tag_files
+
+    for file in filter(None, (csv, html)):
+        refuse_existing(file)
+    items = gather(videos, None).items
+    name = Path(urlsplit(model).path if is_url(model) else model).name
+    tagger = open_tagger(predict.load(model, mode), name, image, audio)
+    shown = {"timeline": timeline or html is not None, "pictures": html is not None}
+    results, left_out = tag_files(tagger, items, top, default_progress(quiet=quiet), **shown)
+    faults = [f"{id_}: {reason}" for id_, reason in left_out.items()]
+    if not results:
+        raise UsageError("\n  ".join(["no video could be tagged", *faults]))
+    if csv is not None:
+        write_bytes(csv, tagformats.rows(results).encode())
+    if html is not None:
+        write_bytes(html, tagformats.page(name, results, left_out).encode())
+    told = {"videos": [result.tagged | {"remarks": result.remarks} for result in results], "left_out": left_out}
+    say(told, [line for result in results for line in tagformats.lines(result.tagged)], json)
+    for line in [f"{result.tagged['id']}: {'; '.join(result.remarks)}" for result in results if result.remarks]:
+        print(line, file=sys.stderr)
+    if faults:
+        print("\n  ".join([f"{counted(len(faults), 'file')} left out:", *faults]), file=sys.stderr)

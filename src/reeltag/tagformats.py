@@ -1,0 +1,104 @@
+"""Tags of video files → lines for a terminal, CSV, and a page that needs no network."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from io import StringIO
+from string import Template
+
+from reeltag.storage import counted
+from reeltag.text import plain
+from reeltag.timeline import Tagged, Timeline, holding
+from reeltag.video.tagging import Result
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_RUNS = 3  # of the times at which a tag holds, in a line
+
+
+def lines(tagged: Tagged) -> Iterator[str]:
+    """A video and its tags, for people; with a timeline also when they hold."""
+    yield f"{plain(tagged['id'])}: {counted(tagged['frames'], 'second')}"
+    names = [plain(tag["name"]) for tag in tagged["tags"]]
+    for place, (tag, name) in enumerate(zip(tagged["tags"], names, strict=True)):
+        line = f"  {tag['score']:.2f}  {name:<{max(map(len, names))}}"
+        if "timeline" in tagged:
+            line += f"  {_strip(tagged['timeline']['scores'][place])}  {_times(tagged['timeline'], place)}"
+        yield line.rstrip()
+
+
+def _strip(scores: Sequence[float]) -> str:
+    return "".join(_BLOCKS[min(int(score * len(_BLOCKS)), len(_BLOCKS) - 1)] for score in scores)
+
+
+def _times(timeline: Timeline, tag: int) -> str:
+    runs = [f"{clock(begin)}–{clock(end)}" for begin, end in holding(timeline, tag)]
+    return ", ".join(runs[:_RUNS] + ["…"] * (len(runs) > _RUNS))
+
+
+def clock(seconds: int) -> str:
+    """Minutes and seconds."""
+    return f"{seconds // 60}:{seconds % 60:02}"
+
+
+def rows(results: Sequence[Result]) -> str:
+    """CSV with a row a tag of each video; with a timeline also a row a tag and segment. Times are in seconds."""
+    text = StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "begin", "end", "class", "name", "score"])
+    for tagged in (result.tagged for result in results):
+        spans = [(0, tagged["frames"]), *(tagged["timeline"]["segments"] if "timeline" in tagged else [])]
+        for place, tag in enumerate(tagged["tags"]):
+            scores = [tag["score"], *(tagged["timeline"]["scores"][place] if "timeline" in tagged else [])]
+            for span, score in zip(spans, scores, strict=True):
+                writer.writerow([tagged["id"], *span, tag["class"], tag["name"], f"{score:.6f}"])
+    return text.getvalue()
+
+
+def page(model: str, results: Sequence[Result], left_out: Mapping[str, str]) -> str:
+    """HTML with everything in it.
+
+    Args:
+        model: its name.
+        results: with timelines.
+        left_out: files without a result, and why.
+    """
+    content = {
+        "videos": [
+            {
+                **result.tagged,
+                "remarks": list(result.remarks),
+                "pictures": [f"data:image/jpeg;base64,{base64.b64encode(each).decode()}" for each in result.pictures],
+            }
+            for result in results
+        ],
+        "left_out": dict(left_out),
+    }
+    script = _without_imports(_file("reeltag.serve", "chart.js")) + _without_imports(
+        _file("reeltag.video", "page/page.js")
+    )
+    facts = [model, counted(len(results), "video")]
+    facts += [f"{len(left_out):,} left out"] if left_out else []
+    return Template(_file("reeltag.video", "page/page.html")).substitute(
+        model=escape(model),
+        facts=escape(" · ".join(facts)),
+        style=_file("reeltag.serve", "page.css") + _file("reeltag.video", "page/page.css"),
+        data=json.dumps(content, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),  # nothing can end it
+        script=script,
+        hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _file(package: str, name: str) -> str:
+    return files(package).joinpath(name).read_text(encoding="utf-8")
+
+
+def _without_imports(script: str) -> str:
+    """Of a module what two that stand in one file need; each import and export is a line."""
+    return re.sub(r"^(import|export) \{.*\}.*;\n", "", script, flags=re.MULTILINE)

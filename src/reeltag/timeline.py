@@ -1,0 +1,99 @@
+"""A video and its stretches → tags and when they hold. The types also describe answers at `/openapi.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import NotRequired, TypedDict
+
+from reeltag.data.example import Video
+
+SEGMENTS = 40
+
+Scores = npt.NDArray[np.float32]
+Tag = TypedDict("Tag", {"class": int, "name": str, "score": float})  # `class` is a word of Python's
+
+
+class Timeline(TypedDict):
+    """Tags over time.
+
+    Attributes:
+        segments: first frame of each, and the frame after its last.
+        scores: for each tag its score in each segment.
+    """
+
+    segments: list[tuple[int, int]]
+    scores: list[list[float]]
+
+
+class Tagged(TypedDict):
+    """What is said of a video.
+
+    Attributes:
+        id: its name.
+        frames: how many were tagged.
+        cut: how many beyond the model's limit were not.
+        tags: the most probable classes.
+        timeline: where it was asked for.
+    """
+
+    id: str
+    frames: int
+    cut: int
+    tags: list[Tag]
+    timeline: NotRequired[Timeline]
+
+
+def segments(length: int) -> list[tuple[int, int]]:
+    """Begin and end of at most 40 segments of equal length, or a frame more."""
+    count = min(SEGMENTS, length)
+    return [(number * length // count, (number + 1) * length // count) for number in range(count)]
+
+
+def segments_of(video: Video) -> list[Video]:
+    """The segments of a video as videos of their own."""
+    spans = segments(video.length)
+    return [replace(video, features=tuple(part[begin:end] for part in video.features)) for begin, end in spans]
+
+
+def best_classes(scores: Scores, count: int) -> npt.NDArray[np.int64]:
+    """The classes of the highest scores [C], equal ones in class order, as `metrics.top_k` finds them for a batch."""
+    least = np.partition(scores, -count)[-count]
+    classes = np.flatnonzero(scores >= least)
+    return classes[np.argsort(-scores[classes], kind="stable")][:count]
+
+
+def tagged(video: Video, scores: Scores, top: int, label_names: Sequence[str]) -> Tagged:
+    """What is said of a video.
+
+    Args:
+        video: the video.
+        scores: [1, C], or [1 + S, C] with those of its segments, which become a timeline.
+        top: how many tags, at most C.
+        label_names: of the C classes.
+    """
+    classes = best_classes(scores[0], top)
+    tags: list[Tag] = [
+        {"class": c, "name": label_names[c], "score": round(score, 6)}
+        for c, score in zip(classes.tolist(), scores[0, classes].tolist(), strict=True)
+    ]
+    found: Tagged = {"id": video.id, "frames": video.length, "cut": video.cut, "tags": tags}
+    if len(scores) > 1:
+        rows = scores[1:, classes].T.astype(float)
+        found["timeline"] = {"segments": segments(video.length), "scores": rows.round(6).tolist()}
+    return found
+
+
+def holding(timeline: Timeline, tag: int) -> list[tuple[int, int]]:
+    """Where a tag holds: runs of segments whose score is at least half of its highest, from frame to frame."""
+    scores, found = timeline["scores"][tag], list[tuple[int, int]]()
+    for (begin, end), score in zip(timeline["segments"], scores, strict=True):
+        if score < max(scores) / 2:
+            continue
+        if found and found[-1][1] == begin:
+            begin = found.pop()[0]
+        found.append((begin, end))
+    return found

@@ -1,0 +1,57 @@
+import { $, choose, counted, draw, list, make } from "./chart.js";
+
+const FILM = 8; // pictures beneath a timeline; of them and the others one is shown when its stretch is pointed at
+
+const { videos, left_out } = JSON.parse($("data").textContent);
+const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
+
+function show(video) {
+  $("fault").hidden = true;
+  $("video").hidden = false;
+  const picture = (column) => {
+    const source = video.pictures[column];
+    $("picture").hidden = !source;
+    if (source) $("picture").src = source;
+  };
+  const words = { span: ([begin, end]) => `${clock(begin)} to ${clock(end)}`, at: clock, pointed: picture };
+  draw(video, [counted(video.frames, "second"), ...video.remarks].join(" · "), words);
+  if (video.pictures.length) $("chart").append(film(video.pictures));
+}
+
+function film(pictures) {
+  const line = make("div", "");
+  line.id = "film";
+  line.setAttribute("aria-hidden", "true");
+  const strip = make("div", "");
+  const count = Math.min(FILM, pictures.length);
+  for (let place = 0; place < count; place += 1) {
+    const image = make("img", "");
+    image.alt = "";
+    image.src = pictures[Math.floor(((place + 0.5) / count) * pictures.length)];
+    strip.append(image);
+  }
+  line.append(strip);
+  return line;
+}
+
+function fail(name, reason) {
+  $("video").hidden = true;
+  $("fault").textContent = `${name}: ${reason}`;
+  $("fault").hidden = false;
+}
+
+for (const video of videos) {
+  list(video.id, `${counted(video.frames, "second")} · ${video.tags[0].name}`, (button) => {
+    choose(button);
+    show(video);
+  });
+}
+for (const [name, reason] of Object.entries(left_out)) {
+  const entry = list(name, `left out: ${reason}`, (button) => {
+    choose(button);
+    fail(name, reason);
+  });
+  entry.classList.add("wrong");
+}
+document.body.classList.toggle("alone", videos.length + Object.keys(left_out).length === 1);
+document.querySelector("#videos button").click();
