@@ -1,0 +1,253 @@
+"""`reeltag tag`: the scores of extract and predict, their timeline, and every file that cannot be read by name."""
+# ruff: noqa: F811 - fixtures are arguments
+
+import csv
+import json
+import re
+from dataclasses import replace
+from io import BytesIO
+from itertools import pairwise
+
+import av
+import numpy as np
+import pytest
+
+from clips import number_of, numbered, write_clip
+from conftest import DATA
+from reeltag import artifact, predict
+from reeltag.cli import main
+from reeltag.data.shards import read_all
+from reeltag.storage import find
+from reeltag.tagformats import lines
+from reeltag.timeline import holding, segments
+from reeltag.video.thumbnails import thumbnails
+from tagged import NAMES, SECONDS, clips, model, schema_of, shards, write_untrained  # noqa: F401 - fixtures
+
+
+def tag(capsys, *arguments, code=0):
+    capsys.readouterr()
+    assert main(["tag", *map(str, arguments), "--quiet"]) == code
+    return capsys.readouterr()
+
+
+def told(capsys, *arguments):
+    return json.loads(tag(capsys, *arguments, "--json").out)
+
+
+def fails(capsys, *arguments):
+    return tag(capsys, *arguments, code=2).err
+
+
+def predicted(model, shards):
+    """By id, what `reeltag predict` computes of shards."""
+    parts = predict.load(model).predict_shards([str(shards / "*.tfrecord")])
+    return {name: row for part in parts for name, row in zip(part.ids, part.probabilities.numpy(), strict=True)}
+
+
+def scores_of(video):
+    return {tag["class"]: tag["score"] for tag in video["tags"]}
+
+
+def agree(found, expected):
+    """All scores of tagged videos, rounded to six decimals, are those that were expected by id."""
+    assert {video["id"] for video in found} == set(expected)
+    for video in found:
+        row = expected[video["id"]]
+        scores = scores_of(video)
+        assert len(scores) == len(row)
+        np.testing.assert_allclose([scores[number] for number in range(len(row))], row, rtol=0, atol=1e-6)
+
+
+def test_the_scores_are_those_of_extract_and_predict(clips, shards, model, capsys):
+    found = told(capsys, clips, "--model", model)
+    agree(found["videos"], predicted(model, shards))
+    assert {video["id"]: video["frames"] for video in found["videos"]} == SECONDS
+    assert {video["id"]: video["remarks"] for video in found["videos"]} == {
+        "beach.mp4": [],
+        "hall.mp4": [],
+        "song.m4a": ["no pictures, taken as black"],
+        "tram.mp4": ["no sound, taken as silence"],
+    }
+    assert found["left_out"] == {}
+    assert not any("timeline" in video for video in found["videos"])
+    scores = [[tag["score"] for tag in video["tags"]] for video in found["videos"]]
+    assert all(row == sorted(row, reverse=True) for row in scores)
+    assert len({tuple(row) for row in scores}) == len(SECONDS)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "videos").is_dir(), reason="needs real clips, see REELTAG_DATA")
+def test_real_clips_too(tmp_path, capsys):
+    out = tmp_path / "shards"
+    assert main(["extract", str(DATA / "videos"), "--out", str(out), "--quiet"]) == 0
+    model = write_untrained(tmp_path / "m.reeltag", schema_of(out).model_copy(update={"classes": 50}))
+    agree(told(capsys, DATA / "videos", "--model", model, "--top", 50)["videos"], predicted(model, out))
+
+
+def test_a_timeline_tags_each_stretch_as_a_video_of_its_own(clips, shards, model, capsys):
+    predictor = predict.load(model)
+    videos = {video.id: video.frames() for video in read_all(find([str(shards / "*.tfrecord")]), predictor.schema)}
+    found = told(capsys, clips / "tram.mp4", clips / "hall.mp4", "--model", model, "--timeline", "--top", 2)["videos"]
+    assert {video["id"]: len(video["timeline"]["segments"]) for video in found} == {"tram.mp4": 40, "hall.mp4": 3}
+    for video in found:
+        assert video["timeline"]["segments"] == [list(span) for span in segments(video["frames"])]
+        rows = [predictor.predict(videos[video["id"]][begin:end]) for begin, end in video["timeline"]["segments"]]
+        for tag, scores in zip(video["tags"], video["timeline"]["scores"], strict=True):
+            np.testing.assert_allclose(scores, [row[tag["class"]] for row in rows], rtol=0, atol=1e-6)
+        assert len(video["tags"]) == 2
+
+
+def test_when_a_tag_holds_is_where_it_has_half_of_its_highest_score():
+    spans = segments(90)
+    scores = np.random.default_rng(3).random((4, len(spans))).round(2).tolist()
+    for tag, row in enumerate(scores):
+        held = {
+            frame for begin, end in holding({"segments": spans, "scores": scores}, tag) for frame in range(begin, end)
+        }
+        expected = {f for (a, b), score in zip(spans, row, strict=True) if score >= max(row) / 2 for f in range(a, b)}
+        assert held == expected
+        runs = holding({"segments": spans, "scores": scores}, tag)
+        assert all(end < begin for (_, end), (begin, _) in pairwise(runs))
+
+
+def test_text_for_people():
+    tags = [{"class": 0, "name": "sea", "score": 0.934}, {"class": 2, "name": "people", "score": 0.06}]
+    spans = [(0, 30), (30, 60), (60, 90), (90, 120), (120, 150)]
+    scores = [[0.9, 0.1, 0.99, 0.98, 0.1], [0.0, 0.06, 0.0, 0.05, 0.06]]
+    video = {"id": "a\x1b[31m.mp4", "frames": 150, "cut": 0, "tags": tags}
+    assert list(lines(video)) == ["a [31m.mp4: 150 seconds", "  0.93  sea", "  0.06  people"]
+    assert list(lines(video | {"timeline": {"segments": spans, "scores": scores}}))[1:] == [
+        "  0.93  sea     █▁██▁  0:00–0:30, 1:00–2:00",
+        "  0.06  people  ▁▁▁▁▁  0:30–1:00, 1:30–2:30",
+    ]
+
+
+def test_csv(clips, model, capsys, tmp_path):
+    found = told(capsys, clips, "--model", model, "--timeline", "--csv", tmp_path / "tags.csv")["videos"]
+    with (tmp_path / "tags.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == sum(len(video["tags"]) * (1 + len(video["timeline"]["segments"])) for video in found)
+    for video in found:
+        whole = [
+            row for row in rows if (row["file"], row["begin"], row["end"]) == (video["id"], "0", str(video["frames"]))
+        ]
+        assert [(row["name"], float(row["score"])) for row in whole] == [
+            (tag["name"], tag["score"]) for tag in video["tags"]
+        ]
+    assert {row["name"] for row in rows} == set(NAMES)
+    assert "exists" in fails(capsys, clips, "--model", model, "--csv", tmp_path / "tags.csv")
+
+
+def test_files_that_cannot_be_read_are_named_and_the_rest_goes_on(clips, model, tmp_path, capsys):
+    (tmp_path / "broken.mp4").write_bytes((clips / "beach.mp4").read_bytes()[:300])
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("no video")
+    bad = [tmp_path / name for name in ("broken.mp4", "empty.mp4", "notes.txt")]
+    found = tag(capsys, *bad, clips / "hall.mp4", "--model", model)
+    assert found.out.startswith("hall.mp4: 3 seconds\n")
+    assert "3 files left out:" in found.err
+    assert all(f"  {path.name}: " in found.err for path in bad)
+    assert set(told(capsys, *bad, clips / "hall.mp4", "--model", model)["left_out"]) == {path.name for path in bad}
+    message = fails(capsys, *bad, "--model", model, "--html", tmp_path / "page.html")
+    assert "no video could be tagged" in message
+    assert all(f"  {path.name}: " in message for path in bad)
+    assert not (tmp_path / "page.html").exists()
+
+
+def altered(model, path, change, **others):
+    """The model with another schema."""
+    shipped = artifact.load(model)
+    features = tuple(change(feature) for feature in shipped.schema.features)
+    schema = shipped.schema.model_copy(update={"features": features})
+    artifact.save(path, replace(shipped, schema=schema, **others))
+    return path
+
+
+def origin_of(feature, **changes):
+    return feature.model_copy(update={"extractor": feature.extractor.model_copy(update=changes)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.model_copy(update={"extractor": None}), "does not know what makes its feature 'rgb'"),
+        (lambda f: origin_of(f, hash="0" * 64, projection=None), "not from .* with other weights or settings"),
+        (lambda f: origin_of(f, name="inception:x.onnx", projection=None), r"--image inception:PATH\?"),
+        (lambda f: origin_of(f, name="eyes", projection=None), "'eyes', which this reeltag does not have"),
+        (lambda f: f, "does not hold the PCA of its feature 'rgb'"),
+    ],
+)
+def test_a_model_whose_features_cannot_be_made_is_refused(clips, model, tmp_path, capsys, change, message):
+    other = altered(model, tmp_path / "m.reeltag", change, projections={})
+    assert re.search(message, fails(capsys, clips, "--model", other))
+
+
+def test_what_else_cannot_work_is_refused(clips, model, tmp_path, capsys):
+    shipped = artifact.load(model)
+    segments_of_five = shipped.schema.model_copy(update={"segments": 5})
+    artifact.save(tmp_path / "s.reeltag", replace(shipped, schema=segments_of_five))
+    assert "tags segments of 5 frames" in fails(capsys, clips, "--model", tmp_path / "s.reeltag")
+    assert "--top: 0" in fails(capsys, clips, "--model", model, "--top", 0)
+    assert "no videos given" in fails(capsys, "--model", model)
+    assert "reads 'rgb' from efficientnet-lite0, not from none" in fails(
+        capsys, clips, "--model", model, "--image", "none"
+    )
+
+
+def test_an_onnx_model_is_given_by_its_path_and_known_by_its_hash(tmp_path, capsys):
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    mean = helper.make_node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)
+    values = [helper.make_tensor_value_info(name, kind, shape) for name, shape in (("x", ["N", 3, 8, 8]), ("y", None))]
+    graph = helper.make_graph([mean], "g", values[:1], values[1:])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, tmp_path / "mean.onnx")
+    write_clip(tmp_path / "a.mp4", 3)
+    out, image = tmp_path / "shards", f"onnx:{tmp_path / 'mean.onnx'}?scale=2"
+    options = ["--image", image, "--audio", "none"]
+    assert main(["extract", str(tmp_path / "a.mp4"), "--out", str(out), "--quiet", *options]) == 0
+    model = write_untrained(tmp_path / "m.reeltag", schema_of(out).model_copy(update={"classes": 3}))
+    (tmp_path / "mean.onnx").rename(tmp_path / "moved.onnx")
+    moved = f"onnx:{tmp_path / 'moved.onnx'}"
+    agree(
+        told(capsys, tmp_path / "a.mp4", "--model", model, "--image", f"{moved}?scale=2")["videos"],
+        predicted(model, out),
+    )
+    assert "--image onnx:PATH" in fails(capsys, tmp_path / "a.mp4", "--model", model)
+    other = fails(capsys, tmp_path / "a.mp4", "--model", model, "--image", f"{moved}?scale=3")
+    assert "reads 'rgb' from onnx:mean.onnx, not from onnx:moved.onnx" in other
+    assert "reads no such feature" in fails(capsys, tmp_path / "a.mp4", "--model", model, "--audio", "logmel")
+
+
+# --- small pictures -------------------------------------------------------------------------------
+
+
+def decoded(content):
+    with av.open(BytesIO(content)) as container:
+        return next(container.decode(video=0)).to_ndarray(format="rgb24")
+
+
+def test_small_pictures_are_those_of_their_seconds(tmp_path):
+    clip = write_clip(tmp_path / "a.mp4", 6, 10, pictures=[numbered(n, 320, 240) for n in range(60)])
+    found = {second: decoded(content) for second, content in thumbnails(clip, [1, 4]).items()}
+    assert {second: number_of(picture) for second, picture in found.items()} == {1: 15, 4: 45}
+    assert {picture.shape for picture in found.values()} == {(120, 160, 3)}
+    assert all(len(content) < 8000 for content in thumbnails(clip, [1, 4]).values())
+    assert thumbnails(write_clip(tmp_path / "b.m4a", pictures=(), sound=np.zeros(16000)), [0]) == {}
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "pixel", "shape"), [(96, 96, 2, (80, 160)), (64, 192, 1, (160, 54)), (2, 1200, 1, (160, 2))]
+)
+def test_small_pictures_keep_their_shape(tmp_path, width, height, pixel, shape):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = pixel
+        for _ in range(5):
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(np.zeros((height, width, 3), np.uint8), format="rgb24"))
+            )
+        container.mux(stream.encode(None))
+    assert decoded(thumbnails(path, [0])[0]).shape[:2] == shape

@@ -1,0 +1,114 @@
+"""The page of `reeltag tag` in a headless browser: tags, strips and pictures, and nothing is asked of anybody."""
+# ruff: noqa: F811 - fixtures are arguments
+
+import asyncio
+import base64
+import re
+
+import pytest
+
+import chromium
+from reeltag.cli import main
+from tagged import SECONDS, clips, model, shards  # noqa: F401 - fixtures
+
+pytestmark = chromium.needed
+
+
+@pytest.fixture(scope="module")
+def file(clips, model, tmp_path_factory):
+    """A page of four videos and one that is broken, whose name and reason are no HTML."""
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "<img src=x>.mp4").write_bytes(b"</script><b>no video</b>")
+    arguments = [str(clips), str(folder / "<img src=x>.mp4"), "--model", str(model), "--quiet"]
+    assert main(["tag", *arguments, "--html", str(folder / "page.html")]) == 0
+    return folder / "page.html"
+
+
+def browse(path, folder, story):
+    """Live through a story with the page; all that it asked for is the file, and what is in it."""
+
+    async def live():
+        async with chromium.page(folder / "profile") as page:
+            await page.open(path.as_uri())
+            await page.until("document.querySelectorAll('.tag').length")
+            await story(page)
+            asked = {url for url in page.requests if not url.startswith("data:image/jpeg;base64,")}
+            assert asked == {path.as_uri()}
+            return page.complaints
+
+    assert asyncio.run(live()) == []
+
+
+def texts(selector):
+    return f"[...document.querySelectorAll({selector!r})].map(each => each.textContent)"
+
+
+def count(selector):
+    return f"document.querySelectorAll({selector!r}).length"
+
+
+def chosen(number):
+    return f"document.querySelectorAll('#videos button')[{number}].click()"
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (400, "light")])
+def test_videos_their_tags_and_their_pictures(file, tmp_path, width, scheme):
+    async def story(page):
+        await page.look(width, 900, scheme)
+        assert await page.value(texts("#videos .name")) == [*SECONDS, "<img src=x>.mp4"]
+        assert await page.value("document.querySelector('#model').textContent") == "m.reeltag · 4 videos · 1 left out"
+        for number, (name, seconds) in enumerate(SECONDS.items()):
+            await page.value(chosen(number))
+            assert await page.value("document.querySelector('#title').textContent") == name
+            assert f"{seconds} seconds" in await page.value("document.querySelector('#facts').textContent")
+            assert await page.value(count(".cell")) == 3 * min(40, seconds)
+            images = await page.value("[...document.querySelectorAll('#film img')].map(each => each.src)")
+            assert len(images) == (0 if name == "song.m4a" else min(8, seconds))
+            await page.until("[...document.querySelectorAll('#film img')].every(each => each.naturalWidth === 160)")
+            assert await page.value("document.documentElement.scrollWidth") <= width
+        assert set(await page.value(texts(".tag .name"))) == {"<b>high</b>", "low, lower", "none"}
+        assert await page.value(count("main b, #videos img")) == 0
+        background = await page.value("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", background))) < 200) == (scheme == "dark")
+
+    browse(file, tmp_path, story)
+
+
+def test_a_stretch_that_is_pointed_at_shows_its_picture(file, tmp_path):
+    async def story(page):
+        await page.value(chosen(1))
+        assert await page.value("document.querySelector('#picture').hidden")
+        await page.value("document.querySelector('#chart').focus()")
+        for key in ("ArrowDown", "ArrowRight"):
+            await page.press(key)
+        assert re.fullmatch(
+            r".*, 0:01 to 0:02: 0\.\d\d", await page.value("document.querySelector('#reading').textContent")
+        )
+        shown = await page.value("document.querySelector('#picture').src")
+        film = await page.value("[...document.querySelectorAll('#film img')].map(each => each.src)")
+        assert shown == film[1]
+        assert len(set(film)) == 3
+        assert base64.b64decode(shown.partition(",")[2]).startswith(b"\xff\xd8")
+
+    browse(file, tmp_path, story)
+
+
+def test_a_file_that_was_left_out_says_why(file, tmp_path):
+    async def story(page):
+        await page.value(chosen(4))
+        assert not await page.value("document.querySelector('#fault').hidden")
+        assert "is no media file" in await page.value("document.querySelector('#fault').textContent")
+        assert await page.value("document.querySelector('#video').hidden")
+
+    browse(file, tmp_path, story)
+
+
+def test_one_video_has_no_list_beside_it(clips, model, tmp_path):
+    path = tmp_path / "one.html"
+    assert main(["tag", str(clips / "hall.mp4"), "--model", str(model), "--quiet", "--html", str(path)]) == 0
+
+    async def story(page):
+        assert await page.value("document.querySelector('aside').offsetParent === null")
+        assert await page.value("document.querySelector('#title').textContent") == "hall.mp4"
+
+    browse(path, tmp_path, story)
