@@ -113,12 +113,12 @@ def test_when_a_tag_holds_is_where_it_has_half_of_its_highest_score():
 def test_text_for_people():
     tags = [{"class": 0, "name": "sea", "score": 0.934}, {"class": 2, "name": "people", "score": 0.06}]
     spans = [(0, 30), (30, 60), (60, 90), (90, 120), (120, 150)]
-    scores = [[0.9, 0.1, 0.99, 0.98, 0.1], [0.0, 0.06, 0.0, 0.05, 0.06]]
+    scores = [[0.9, 0.1, 0.99, 0.98, 0.1], [0.0, 0.06, 0.0, 0.05, 0.06]]  # the second holds nowhere
     video = {"id": "a\x1b[31m.mp4", "frames": 150, "cut": 0, "tags": tags}
     assert list(lines(video)) == ["a [31m.mp4: 150 seconds", "  0.93  sea", "  0.06  people"]
     assert list(lines(video | {"timeline": {"segments": spans, "scores": scores}}))[1:] == [
         "  0.93  sea     █▁██▁  0:00–0:30, 1:00–2:00",
-        "  0.06  people  ▁▁▁▁▁  0:30–1:00, 1:30–2:30",
+        "  0.06  people  ▁▁▁▁▁",
     ]
 
 

@@ -12,6 +12,7 @@ from typing_extensions import NotRequired, TypedDict
 from reeltag.data.example import Video
 
 SEGMENTS = 40
+FAINT = 0.1  # a score that says that nothing is there
 
 Scores = npt.NDArray[np.float32]
 Tag = TypedDict("Tag", {"class": int, "name": str, "score": float})  # `class` is a word of Python's
@@ -88,10 +89,10 @@ def tagged(video: Video, scores: Scores, top: int, label_names: Sequence[str]) -
 
 
 def holding(timeline: Timeline, tag: int) -> list[tuple[int, int]]:
-    """Where a tag holds: runs of segments whose score is at least half of its highest, from frame to frame."""
+    """Where a tag holds: runs of segments with at least half of its highest score, and FAINT; from frame to frame."""
     scores, found = timeline["scores"][tag], list[tuple[int, int]]()
     for (begin, end), score in zip(timeline["segments"], scores, strict=True):
-        if score < max(scores) / 2:
+        if score < max(max(scores) / 2, FAINT):
             continue
         if found and found[-1][1] == begin:
             begin = found.pop()[0]
