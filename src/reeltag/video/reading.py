@@ -1,0 +1,111 @@
+"""Video files → what a model reads, by the extractors that its schema names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reeltag.artifact import Artifact
+from reeltag.data.example import Video
+from reeltag.data.origins import difference
+from reeltag.data.schema import Feature, Schema
+from reeltag.errors import UsageError
+from reeltag.storage import counted
+from reeltag.video.extractors import IMAGE, SOUND, Extractor, image_extractor, sound_extractor
+from reeltag.video.features import Pipeline
+
+# By feature: the option that names its extractor, the extractors there are, and what opens one.
+_KINDS: dict[str, tuple[str, dict[str, Any], Callable[[str], Extractor[Any] | None]]] = {
+    "rgb": ("--image", IMAGE, image_extractor),
+    "audio": ("--audio", SOUND, sound_extractor),
+}
+
+
+@dataclass(frozen=True)
+class VideoReader:
+    """The extractors of a model; see `open_reader`.
+
+    Attributes:
+        schema: what the model reads.
+        pipeline: file → features.
+    """
+
+    schema: Schema
+    pipeline: Pipeline
+
+    def read(self, path: Path, name: str, threads: int = 1) -> tuple[Video, tuple[str, ...]]:
+        """What the model reads of a file, and what is unusual about it.
+
+        Args:
+            path: the file.
+            name: the video's.
+            threads: of the decoder.
+
+        Raises:
+            VideoError: the file cannot be read, or is too slow to decode.
+        """
+        extraction = self.pipeline.extract(path, threads)
+        codes = dict(zip(extraction.values, self.pipeline.codes(extraction), strict=True))
+        most = self.schema.max_frames
+        ordered = tuple(codes[feature.name][:most] for feature in self.schema.features)
+        return Video(name, None, ordered, max(0, extraction.seconds - most)), extraction.remarks
+
+
+def open_reader(shipped: Artifact, name: str, image: str | None = None, audio: str | None = None) -> VideoReader:
+    """The extractors of a model, opened by the names that its schema has, or as they are given.
+
+    Args:
+        shipped: the model; its members are not needed.
+        name: of its file, for errors.
+        image: what makes the feature `rgb`, such as `onnx:PATH`, where the name does not tell.
+        audio: what makes the feature `audio`.
+
+    Raises:
+        UsageError: the model's features are of no extractor that is known, or of another.
+    """
+    schema, given = shipped.schema, {"rgb": image, "audio": audio}
+    refuse_unreadable(shipped, name)
+    read = {feature.name for feature in schema.features}
+    if unread := [_KINDS[feature][0] for feature, value in given.items() if value is not None and feature not in read]:
+        raise UsageError(f"{unread[0]}: {name} reads no such feature, but {', '.join(sorted(read))}; leave it out")
+    opened = {feature.name: _extractor(feature, given[feature.name], name) for feature in schema.features}
+    return VideoReader(schema, Pipeline(opened.get("rgb"), opened.get("audio"), shipped.projections))
+
+
+def refuse_unreadable(shipped: Artifact, name: str) -> None:
+    """See that a model knows what made its features, before anything is opened; the arguments are `open_reader`'s.
+
+    Raises:
+        UsageError: it does not, or tags segments.
+    """
+    schema = shipped.schema
+    if schema.segments is not None:
+        what = f"tags segments of {counted(schema.segments, 'frame')}, not whole videos"
+        raise UsageError(f"{name}: {what}; use `reeltag extract` and `reeltag predict`")
+    unknown = [each.name for each in schema.features if each.extractor is None or each.name not in _KINDS]
+    if unknown:
+        what = f"does not know what makes its feature {unknown[0]!r} of a video"
+        raise UsageError(f"{name}: {what}; train on the shards of `reeltag extract`, with the recipe beside them")
+    for feature in schema.features:
+        if feature.extractor and feature.extractor.projection and feature.name not in shipped.projections:
+            what = f"does not hold the PCA of its feature {feature.name!r}"
+            raise UsageError(f"{name}: {what}; name it in the recipe, data.pca, and run that again")
+
+
+def _extractor(feature: Feature, given: str | None, model: str) -> Extractor[Any]:
+    origin = feature.extractor
+    assert origin is not None  # `refuse_unreadable` saw to it
+    option, known, opener = _KINDS[feature.name]
+    kind, _, file = origin.name.partition(":")
+    if given is None and file:
+        raise UsageError(f"{model}: reads the features of {origin.name}; say where it is, {option} {kind}:PATH?…")
+    if given is None and kind not in known:
+        raise UsageError(f"{model}: reads the features of {origin.name!r}, which this reeltag does not have")
+    extractor = opener(given or origin.name)
+    found = extractor.origin(origin.projection) if extractor else None
+    if extractor is None or found is None or found.hash != origin.hash:
+        other = f"{found.name}{difference(found, origin)}" if found else "none"
+        raise UsageError(f"{model}: reads {feature.name!r} from {origin.name}, not from {other}; give {option} as then")
+    return extractor
