@@ -39,6 +39,7 @@ class Tagged(TypedDict):
         cut: how many beyond the model's limit were not.
         tags: the most probable classes.
         timeline: where it was asked for.
+        remarks: what is unusual about a video file.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Tagged(TypedDict):
     cut: int
     tags: list[Tag]
     timeline: NotRequired[Timeline]
+    remarks: NotRequired[list[str]]
 
 
 def segments(length: int) -> list[tuple[int, int]]:

@@ -27,8 +27,9 @@ from reeltag.serve.batching import Batcher
 from reeltag.serve.describe import PREDICT
 from reeltag.serve.limits import Limits, refuse_large_answer
 from reeltag.serve.monitoring import Monitored, Monitoring
-from reeltag.serve.requests import JSON, RECORDS, media_type, most_bytes, parse
+from reeltag.serve.requests import JSON, RECORDS, VIDEO, Wanted, media_type, most_bytes, options, parse
 from reeltag.serve.samples import Sample
+from reeltag.serve.videos import VideoProcess
 from reeltag.timeline import Scores, Tagged
 
 _PAGE = {
@@ -73,6 +74,8 @@ class Service:
         told = {"name": name, "members": members, "classes": str(self.schema.classes), "reeltag": __version__}
         self.monitoring = Monitoring(lambda: self.batcher.waiting, told)
         self.batcher = Batcher(_tagging(predictor), self.schema, limits.max_batch, self.monitoring.batches.observe)
+        self.videos = VideoProcess(predictor.artifact, name)
+        self.about["videos"] = self.videos.refusal is None
         self._working = 0
 
     async def predict(self, request: Request) -> Response:
@@ -83,20 +86,34 @@ class Service:
         late = asyncio.get_running_loop().time() + self.limits.timeout
         try:
             kind = media_type(request.headers.get("content-type", ""))
+            if kind == VIDEO and self.videos.refusal is not None:
+                raise RequestError(*self.videos.refusal)
             reading = _body(request, most_bytes(kind, self.schema, self.limits))
             body = await asyncio.wait_for(reading, self.limits.timeout)
-            tagged = await self._tagged(request, kind, body, late)
+            tag = self._tagged_file if kind == VIDEO else self._tagged
+            tagged = await tag(request, kind, body, late)
         except asyncio.TimeoutError as error:
             raise RequestError(408, f"the body did not arrive within {self.limits.timeout:g} s") from error
         except ClientDisconnect as error:
             raise RequestError(499, "the client left before its body had arrived") from error
         finally:
             self._working -= 1
-        return _json(tagged[0] if kind == JSON else {"videos": tagged})
+        return _json({"videos": tagged} if kind in RECORDS else tagged[0])
 
     async def _tagged(self, request: Request, kind: str, body: bytes, late: float) -> list[Tagged]:
         arguments = (kind, request.query_params, body, self.schema, self.limits)
         wanted = parse(*arguments) if len(body) < _LARGE else await asyncio.to_thread(parse, *arguments)
+        return await self._answered(request, wanted, late)
+
+    async def _tagged_file(self, request: Request, _: str, body: bytes, late: float) -> list[Tagged]:
+        options(request.query_params, self.schema, [])  # first, as the video takes longer
+        video, remarks = await self.videos.read(body, late)
+        if video.length > self.limits.max_frames:
+            raise RequestError(413, f"the video has more than {self.limits.max_frames:,} frames; send a shorter one")
+        (tagged,) = await self._answered(request, options(request.query_params, self.schema, [video]), late)
+        return [{**tagged, "remarks": remarks}]
+
+    async def _answered(self, request: Request, wanted: Wanted, late: float) -> list[Tagged]:
         videos = clips(wanted)
         refuse_large_answer(len(videos), wanted.top)
         scores = await self.batcher.tag(videos, late, request.is_disconnected)
@@ -141,6 +158,7 @@ def create_app(predictor: Predictor, name: str, limits: Limits, samples: Sequenc
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         service.batcher.close()
+        service.videos.close()
 
     app = FastAPI(title="reeltag", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_route("/predict", service.predict, methods=["POST"])  # comes first and answers, without FastAPI's layers

@@ -14,6 +14,10 @@ function make(tag, className, text = "") {
 
 const counted = (count, noun, plural = `${noun}s`) => `${count.toLocaleString("en")} ${count === 1 ? noun : plural}`;
 
+const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
+// Words of a video file, whose frames are seconds; see `draw`.
+const seconds = { span: ([begin, end]) => `${clock(begin)} to ${clock(end)}`, at: clock };
+
 // --- the list -------------------------------------------------------------------------------------
 
 function list(name, detail, open) {
@@ -118,4 +122,4 @@ $("chart").onkeydown = (event) => {
   else point(within(row + step[0], video.tags.length), within(column + step[1], video.timeline.segments.length));
 };
 
-export { $, choose, counted, draw, list, make };
+export { $, choose, counted, draw, list, make, seconds };

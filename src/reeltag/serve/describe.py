@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from reeltag.serve.answers import Fault, TaggedVideos
-from reeltag.serve.requests import JSON, RECORDS
+from reeltag.serve.requests import JSON, RECORDS, VIDEO
 from reeltag.timeline import Tagged
 
 _TOP = {"type": "integer", "minimum": 1, "default": 20, "description": "how many tags"}
@@ -29,20 +29,22 @@ _VIDEO = {
         "timeline": _TIMELINE,
     },
 }
-_BODY = {JSON: {"schema": _VIDEO}} | {kind: {"schema": {"type": "string", "format": "binary"}} for kind in RECORDS}
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+_BODY = {JSON: {"schema": _VIDEO}} | dict.fromkeys((*RECORDS, VIDEO, "audio/*"), _BYTES)
 _QUERY = [{"name": name, "in": "query", "schema": schema} for name, schema in (("top", _TOP), ("timeline", _TIMELINE))]
 _FAULTS = {
     400: "the body is malformed",
     408: "the body came too slowly",
     413: "too large",
-    415: "another content type",
-    422: "the model computes no number for these values",
+    415: "another content type, or a video for a model that does not know what makes its features",
+    422: "the model computes no number for these values, or the video ended the process that read it",
+    501: "a video, and what reads it is missing here",
     503: "too many requests at once",
     504: "not answered in time",
 }
 PREDICT: dict[str, Any] = {
-    "summary": "Tag one video, as JSON, or several, as TFRecords",
-    "description": "The options stand in a JSON body, and in the address where the body is TFRecords.",
+    "summary": "Tag one video, as JSON or as a video file, or several, as TFRecords",
+    "description": "The options stand in a JSON body, and in the address where the body is another.",
     "openapi_extra": {"requestBody": {"required": True, "content": _BODY}, "parameters": _QUERY},
     "response_model": None,
     "responses": {

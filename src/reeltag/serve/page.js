@@ -1,7 +1,7 @@
 // A shard in the browser is walked by its records' lengths alone; each record goes to the service as it stands in the
 // file, which checks it. Names are only ever set as text.
 
-import { $, choose, counted, draw, list } from "./chart.js";
+import { $, choose, counted, draw, list, seconds } from "./chart.js";
 
 const PAGE = 100; // records that are listed at a time
 const AT_ONCE = 4; // requests; the service tags them together
@@ -26,10 +26,13 @@ async function ask(path, options) {
   return response;
 }
 
+const isMedia = (file) => /^(video|audio)\//.test(file.type);
+
 async function predict(record, query) {
-  const headers = { "Content-Type": "application/x-tfrecord" };
+  const headers = { "Content-Type": isMedia(record) ? record.type : "application/x-tfrecord" };
   const response = await ask(`predict?${query}`, { method: "POST", headers, body: record });
-  return (await response.json()).videos[0];
+  const answer = await response.json();
+  return isMedia(record) ? { ...answer, id: record.name } : answer.videos[0];
 }
 
 function complain(message) {
@@ -59,11 +62,18 @@ async function showFile(file) {
   clear();
   $("back").hidden = !samples.length;
   walk = { file, offset: 0, number: 0 };
-  if (!file.size) {
-    complain(`${file.name} is empty.`);
+  if (!file.size) complain(`${file.name} is empty.`);
+  else if (isMedia(file)) showMedia(file);
+  else await showMore();
+}
+
+function showMedia(file) {
+  $("shard").textContent = "";
+  if (file.size > limits.max_body) {
+    complain(`${file.name} has ${file.size.toLocaleString("en")} bytes, more than the service takes.`);
     return;
   }
-  await showMore();
+  list(file.name, "video file", (button) => open(button, async () => file)).click();
 }
 
 // The next records of the shard: first their names, then what the service says of each.
@@ -135,7 +145,7 @@ async function open(button, record) {
   }
 }
 
-const words = {
+const frames = {
   span: ([begin, end]) => (end - begin === 1 ? `frame ${begin}` : `frames ${begin} to ${end - 1}`),
   at: (frame) => (frame ? String(frame) : "frame 0"),
 };
@@ -144,7 +154,8 @@ function show(video) {
   $("video").hidden = false;
   $("empty").hidden = true;
   const cut = video.cut ? `; the last ${video.cut.toLocaleString("en")} are beyond the model's limit` : "";
-  draw(video, counted(video.frames, "frame") + cut, words);
+  const [noun, named] = video.remarks ? ["second", seconds] : ["frame", frames];
+  draw(video, [counted(video.frames, noun) + cut, ...(video.remarks ?? [])].join(" · "), named);
 }
 
 // --- files, and the beginning ---------------------------------------------------------------------
@@ -176,6 +187,7 @@ try {
   $("model").textContent =
     [model.name, counted(model.members.length, "member"), counted(model.classes, "class", "classes"), `reads ${reads}`].join(" · ");
   document.title = `${model.name} · reeltag`;
+  if (model.videos) $("what").textContent = "Drop a video, or a shard of TFRecords, here,";
   samples = await (await ask("samples")).json();
   const buttons = showSamples();
   $("empty").hidden = buttons.length > 0;

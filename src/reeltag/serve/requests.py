@@ -20,6 +20,7 @@ from reeltag.serve.limits import Limits
 
 RECORDS = ("application/x-tfrecord", "application/octet-stream")
 JSON = "application/json"
+VIDEO = "video/*"  # and audio/*, whichever it is: what is in a file is found out by reading it
 _OPTIONS = ("top", "timeline")
 _JSON_KEYS = ("frames", "frames_base64", "shape", "id", *_OPTIONS)
 _JSON_VALUE, _JSON_REST = 32, 64_000  # most characters of a number, and of all else
@@ -41,14 +42,18 @@ class Wanted:
 
 
 def media_type(content_type: str) -> str:
-    """The kind of body, without its parameters.
+    """The kind of body, without its parameters; `VIDEO` for all videos and sounds.
 
     Raises:
         RequestError: it is none that the service reads.
     """
     kind = content_type.partition(";")[0].strip().lower()
+    if kind.partition("/")[0] in ("video", "audio"):
+        return VIDEO
     if kind != JSON and kind not in RECORDS:
-        raise RequestError(415, f"content type {kind!r}: send {JSON}, or TFRecords as {' or '.join(RECORDS)}")
+        raise RequestError(
+            415, f"content type {kind!r}: send {JSON}, TFRecords as {' or '.join(RECORDS)}, or a {VIDEO}"
+        )
     return kind
 
 
@@ -76,11 +81,19 @@ def parse(kind: str, query: Mapping[str, str], body: bytes, schema: Schema, limi
         if query:
             raise RequestError(400, f"{next(iter(query))!r} stands in the address; with JSON it belongs in the body")
         return _from_json(body, schema, limits)
-    given: dict[str, Any] = {key: _query_value(value) for key, value in query.items()}
-    _refuse_unknown(given, _OPTIONS)
     if not body:
         raise RequestError(400, "the body is empty; send one or several TFRecords")
-    videos = list(_records(body, schema, limits))
+    return options(query, schema, list(_records(body, schema, limits)))
+
+
+def options(query: Mapping[str, str], schema: Schema, videos: list[Video]) -> Wanted:
+    """Videos, and what the address asks for.
+
+    Raises:
+        RequestError: it asks for something that there is not.
+    """
+    given: dict[str, Any] = {key: _query_value(value) for key, value in query.items()}
+    _refuse_unknown(given, _OPTIONS)
     return Wanted(videos, _top(given, schema), _timeline(given))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,44 +65,53 @@ def open_reader(shipped: Artifact, name: str, image: str | None = None, audio: s
     Raises:
         UsageError: the model's features are of no extractor that is known, or of another.
     """
-    schema, given = shipped.schema, {"rgb": image, "audio": audio}
-    refuse_unreadable(shipped, name)
+    schema = shipped.schema
+    given = {feature: value for feature, value in (("rgb", image), ("audio", audio)) if value is not None}
+    refuse_unreadable(shipped, name, given)
     read = {feature.name for feature in schema.features}
-    if unread := [_KINDS[feature][0] for feature, value in given.items() if value is not None and feature not in read]:
-        raise UsageError(f"{unread[0]}: {name} reads no such feature, but {', '.join(sorted(read))}; leave it out")
-    opened = {feature.name: _extractor(feature, given[feature.name], name) for feature in schema.features}
+    if unread := sorted(set(given) - read):
+        raise UsageError(
+            f"{_KINDS[unread[0]][0]}: {name} reads no such feature, but {', '.join(sorted(read))}; leave it out"
+        )
+    opened = {feature.name: _extractor(feature, given.get(feature.name), name) for feature in schema.features}
     return VideoReader(schema, Pipeline(opened.get("rgb"), opened.get("audio"), shipped.projections))
 
 
-def refuse_unreadable(shipped: Artifact, name: str) -> None:
-    """See that a model knows what made its features, before anything is opened; the arguments are `open_reader`'s.
+def refuse_unreadable(shipped: Artifact, name: str, given: Collection[str] = ()) -> None:
+    """See that a model knows what made its features, before anything is opened.
+
+    Args:
+        shipped: the model.
+        name: of its file.
+        given: features whose extractors are given, and need not be known by their names.
 
     Raises:
-        UsageError: it does not, or tags segments.
+        UsageError: it does not, or reads no files.
     """
     schema = shipped.schema
     if schema.segments is not None:
         what = f"tags segments of {counted(schema.segments, 'frame')}, not whole videos"
         raise UsageError(f"{name}: {what}; use `reeltag extract` and `reeltag predict`")
-    unknown = [each.name for each in schema.features if each.extractor is None or each.name not in _KINDS]
-    if unknown:
-        what = f"does not know what makes its feature {unknown[0]!r} of a video"
-        raise UsageError(f"{name}: {what}; train on the shards of `reeltag extract`, with the recipe beside them")
     for feature in schema.features:
-        if feature.extractor and feature.extractor.projection and feature.name not in shipped.projections:
+        origin = feature.extractor
+        if origin is None or feature.name not in _KINDS or (schema.level, schema.dtype) != ("frame", "uint8"):
+            what = f"does not know what makes its feature {feature.name!r} of a video"
+            raise UsageError(f"{name}: {what}; train on the shards of `reeltag extract`, with the recipe beside them")
+        if origin.projection and feature.name not in shipped.projections:
             what = f"does not hold the PCA of its feature {feature.name!r}"
             raise UsageError(f"{name}: {what}; name it in the recipe, data.pca, and run that again")
+        option, known, _ = _KINDS[feature.name]
+        kind, _, file = origin.name.partition(":")
+        if file and feature.name not in given:
+            raise UsageError(f"{name}: reads the features of {origin.name}; say where it is, {option} {kind}:PATH?…")
+        if kind not in known and feature.name not in given:
+            raise UsageError(f"{name}: reads the features of {origin.name!r}, which this reeltag does not have")
 
 
 def _extractor(feature: Feature, given: str | None, model: str) -> Extractor[Any]:
     origin = feature.extractor
     assert origin is not None  # `refuse_unreadable` saw to it
-    option, known, opener = _KINDS[feature.name]
-    kind, _, file = origin.name.partition(":")
-    if given is None and file:
-        raise UsageError(f"{model}: reads the features of {origin.name}; say where it is, {option} {kind}:PATH?…")
-    if given is None and kind not in known:
-        raise UsageError(f"{model}: reads the features of {origin.name!r}, which this reeltag does not have")
+    option, _, opener = _KINDS[feature.name]
     extractor = opener(given or origin.name)
     found = extractor.origin(origin.projection) if extractor else None
     if extractor is None or found is None or found.hash != origin.hash:

@@ -1,9 +1,8 @@
-import { $, choose, counted, draw, list, make } from "./chart.js";
+import { $, choose, counted, draw, list, make, seconds } from "./chart.js";
 
 const FILM = 8; // pictures beneath a timeline; of them and the others one is shown when its stretch is pointed at
 
 const { videos, left_out } = JSON.parse($("data").textContent);
-const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
 
 function show(video) {
   $("fault").hidden = true;
@@ -13,8 +12,7 @@ function show(video) {
     $("picture").hidden = !source;
     if (source) $("picture").src = source;
   };
-  const words = { span: ([begin, end]) => `${clock(begin)} to ${clock(end)}`, at: clock, pointed: picture };
-  draw(video, [counted(video.frames, "second"), ...video.remarks].join(" · "), words);
+  draw(video, [counted(video.frames, "second"), ...video.remarks].join(" · "), { ...seconds, pointed: picture });
   if (video.pictures.length) $("chart").append(film(video.pictures));
 }
 
