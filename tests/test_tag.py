@@ -3,7 +3,9 @@
 
 import csv
 import json
+import os
 import re
+import sys
 from dataclasses import replace
 from io import BytesIO
 from itertools import pairwise
@@ -154,6 +156,15 @@ def test_files_that_cannot_be_read_are_named_and_the_rest_goes_on(clips, model, 
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no such names")
+def test_names_that_are_no_utf_8(clips, model, tmp_path, capsys):
+    (tmp_path / os.fsdecode(b"b\xff\x1b[2J.mp4")).write_bytes((clips / "hall.mp4").read_bytes())
+    outputs = ["--csv", tmp_path / "tags.csv", "--html", tmp_path / "page.html"]
+    (video,) = told(capsys, tmp_path, "--model", model, *outputs)["videos"]
+    assert video["id"] == "b?\x1b[2J.mp4"
+    assert "\x1b" not in tag(capsys, tmp_path, "--model", model).out
+
+
 def altered(model, path, change, **others):
     """The model with another schema."""
     shipped = artifact.load(model)
@@ -216,7 +227,8 @@ def test_an_onnx_model_is_given_by_its_path_and_known_by_its_hash(tmp_path, caps
     assert "--image onnx:PATH" in fails(capsys, tmp_path / "a.mp4", "--model", model)
     other = fails(capsys, tmp_path / "a.mp4", "--model", model, "--image", f"{moved}?scale=3")
     assert "reads 'rgb' from onnx:mean.onnx, not from onnx:moved.onnx" in other
-    assert "reads no such feature" in fails(capsys, tmp_path / "a.mp4", "--model", model, "--audio", "logmel")
+    both = ["--image", f"{moved}?scale=2", "--audio", "logmel"]
+    assert "--audio: m.reeltag reads no such feature" in fails(capsys, tmp_path / "a.mp4", "--model", model, *both)
 
 
 # --- small pictures -------------------------------------------------------------------------------

@@ -80,9 +80,8 @@ def page(model: str, results: Sequence[Result], left_out: Mapping[str, str]) -> 
         ],
         "left_out": dict(left_out),
     }
-    script = _without_imports(_file("reeltag.serve", "chart.js")) + _without_imports(
-        _file("reeltag.video", "page/page.js")
-    )
+    modules = (("reeltag.serve", "chart.js"), ("reeltag.video", "page/page.js"))
+    script = "".join(_without_imports(_file(*module)) for module in modules)
     facts = [model, counted(len(results), "video")]
     facts += [f"{len(left_out):,} left out"] if left_out else []
     return Template(_file("reeltag.video", "page/page.html")).substitute(

@@ -140,9 +140,14 @@ def _named(given: str) -> Iterator[tuple[str, Path]]:
             files = sorted(file for file in match.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
             if not files:
                 raise UsageError(f"{match}: holds no videos; those of other endings than usual can be given by name")
-            yield from ((file.relative_to(match).as_posix(), file) for file in files)
+            yield from ((_text(file.relative_to(match).as_posix()), file) for file in files)
         else:
-            yield match.name, match
+            yield _text(match.name), match
+
+
+def _text(name: str) -> str:
+    """A name in UTF-8, with question marks for what is none in it."""
+    return name.encode(errors="replace").decode()
 
 
 def _read_labels(path: Path) -> dict[str, tuple[str, ...]]:
