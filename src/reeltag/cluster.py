@@ -18,6 +18,7 @@ from reeltag.processes import SAVING_SECONDS, Needs, Pool, died_too_often
 from reeltag.storage import megabytes
 
 RETRIES = 10  # of a task whose worker or machine died; machines that may be taken away are many
+KNOCK_SECONDS = 10.0
 
 
 @contextmanager
@@ -41,8 +42,9 @@ def ray_cluster(address: str | None = None, *, gpu: bool = False) -> Iterator[Po
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # lines of progress are alike, and all of them are wanted
     before = signal.getsignal(signal.SIGTERM)  # Ray puts its own in its place
     try:
+        _knock(address or os.environ.get("RAY_ADDRESS", ""))
         ray.init(address, logging_level=logging.ERROR, include_dashboard=False)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         where = address or os.environ.get("RAY_ADDRESS", "this machine")
         what = f"no Ray cluster answers ({_first_line(error)})"
         raise UsageError(f"{where}: {what}; check the address, or start one with `ray start --head`") from error
@@ -194,6 +196,13 @@ def _call_as_rank(environment: dict[str, str], *call: Any) -> Any:
     # Ray shows each task its own GPUs alone, as if there were no other rank on its machine.
     os.environ.update(environment, LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
     return _call(*call)
+
+
+def _knock(address: str) -> None:
+    """Raise an OSError where nothing listens at HOST:PORT; Ray itself would try again for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def _first_line(error: BaseException) -> str:
