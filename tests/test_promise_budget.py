@@ -145,20 +145,20 @@ def problem(folder, seed):
     manifest.save(inputs["data.train"] / MANIFEST)
     for name in recipe.models:
         Ready(recipe, name).prepare(job, rng, labels)
-    return recipe, names, job, rng
+    return recipe, ensemble.Beside(names, {}), job, rng
 
 
-def outcome(recipe, names, job):
+def outcome(recipe, beside, job):
     """What the stages make of a budget: the file's size, or None where no member fits."""
     members = [Ready(recipe, name) for name in recipe.models]
     try:
         ensemble._do_ensemble(
-            recipe, members, [], ensemble.room(recipe, names), replace(job, folder=job.inputs["ensemble"])
+            recipe, members, [], ensemble.room(recipe, beside), replace(job, folder=job.inputs["ensemble"])
         )
     except BudgetError as error:
         assert "no member fits" in str(error)
         return None
-    ensemble._do_pack(recipe, members, names, job)  # has no reason to refuse what was chosen
+    ensemble._do_pack(recipe, members, beside, job)  # has no reason to refuse what was chosen
     assert len(artifact.load(job.folder / MODEL).members) <= len(members)
     return (job.folder / MODEL).stat().st_size
 
@@ -173,13 +173,13 @@ def test_no_file_is_over_its_budget_and_none_differs_from_its_members(tmp_path, 
     written, refused, fullest = 0, 0, 0.0
     for seed in range(promise.amount(5, 250)):
         (tmp_path / str(seed)).mkdir()
-        recipe, names, job, rng = problem(tmp_path / str(seed), seed)
+        recipe, beside, job, rng = problem(tmp_path / str(seed), seed)
         sizes = [score["bytes"] for name in recipe.models for score in Ready(recipe, name).scores(job).values()]
-        overhead = recipe.budget - ensemble.room(recipe, names)
+        overhead = recipe.budget - ensemble.room(recipe, beside)
         for number in range(4):
             budget = overhead + int(rng.integers(0, int(1.1 * sum(sizes) / len(recipe.quantization.measured))))
             tried = recipe.model_copy(update={"budget_mb": budget / 1e6})
-            size = outcome(tried, names, replace(job, folder=tmp_path / str(seed) / f"pack-{number}"))
+            size = outcome(tried, beside, replace(job, folder=tmp_path / str(seed) / f"pack-{number}"))
             if size is None:
                 refused += 1
                 assert not (tmp_path / str(seed) / f"pack-{number}").exists()
