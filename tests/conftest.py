@@ -49,6 +49,27 @@ epochs = 1
 time_constant = 5
 """
 
+# A whole recipe, for what does not hang on its results.
+SMALL_RECIPE = """name = "small"
+budget_mb = 1
+[data.synthetic]
+train_videos = 60
+test_videos = 20
+shards = 2
+classes = 8
+rgb = 6
+audio = 2
+frames = [4, 6]
+order_pairs = 1
+[training]
+epochs = 1
+batch_size = 8
+frames = 4
+device = "cpu"
+[models.a]
+family = "mean"
+"""
+
 
 def golden(name: str) -> dict[str, npt.NDArray[Any]]:
     """The arrays of a golden file."""

@@ -12,6 +12,7 @@ import pytest
 from torch import nn
 
 import reeltag
+from conftest import SMALL_RECIPE
 from reeltag import artifact
 from reeltag.artifact import Artifact, Member
 from reeltag.cli import main
@@ -21,31 +22,11 @@ from reeltag.models.mean import Mean
 from reeltag.models.tagger import FAMILIES, build_tagger, parse_config
 from reeltag.recipe_schema import recipe_schema
 
-RECIPE = """name = "api"
-budget_mb = 1
-[data.synthetic]
-train_videos = 60
-test_videos = 20
-shards = 2
-classes = 8
-rgb = 6
-audio = 2
-frames = [4, 6]
-order_pairs = 1
-[training]
-epochs = 1
-batch_size = 8
-frames = 4
-device = "cpu"
-[models.a]
-family = "mean"
-"""
-
 
 @pytest.fixture
 def recipe(tmp_path):
     path = tmp_path / "r.toml"
-    path.write_text(RECIPE)
+    path.write_text(SMALL_RECIPE)
     return path
 
 
@@ -138,7 +119,7 @@ def own():
 
 
 def test_a_family_from_outside_is_one_of_ours(own, recipe, tmp_path):
-    recipe.write_text(RECIPE.replace('"mean"', '"own"\nstrength = 4\nhidden = 4'))
+    recipe.write_text(SMALL_RECIPE.replace('"mean"', '"own"\nstrength = 4\nhidden = 4'))
     with pytest.raises(RecipeError, match="choose one of attention"):
         reeltag.load_recipe(recipe)
     reeltag.register_family("own", OwnConfig, Mean)

@@ -3,29 +3,10 @@
 import json
 import subprocess
 
+from conftest import SMALL_RECIPE
 from reeltag import __version__
 from reeltag.cli import main
 from reeltag.environment import surroundings
-
-SYNTHETIC = """name = "t"
-budget_mb = 1
-[data.synthetic]
-train_videos = 40
-test_videos = 10
-shards = 2
-classes = 8
-rgb = 6
-audio = 2
-frames = [4, 6]
-order_pairs = 1
-[training]
-epochs = 1
-batch_size = 8
-frames = 4
-device = "cpu"
-[models.a]
-family = "mean"
-"""
 
 
 def git(folder, *arguments):
@@ -37,7 +18,7 @@ def git(folder, *arguments):
 def test_the_repository_of_a_recipe_is_told_with_what_differs_from_it(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     recipe = tmp_path / "r.toml"
-    recipe.write_text(SYNTHETIC)
+    recipe.write_text(SMALL_RECIPE)
     assert surroundings(recipe)["git"] is None
     git(tmp_path, "init")
     assert surroundings(recipe)["git"] is None  # nothing was committed yet
@@ -66,7 +47,7 @@ def test_without_git_a_run_has_versions_alone(tmp_path, monkeypatch):
 
 def test_a_commit_changes_no_byte_of_what_is_trained(tmp_path, monkeypatch, capsys):
     recipe = tmp_path / "r.toml"
-    recipe.write_text(SYNTHETIC)
+    recipe.write_text(SMALL_RECIPE)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     for name in ("before", "after"):
         assert main(["train", str(recipe), "--out", str(tmp_path / name)]) == 0

@@ -298,6 +298,15 @@ def test_what_is_no_finished_run_is_refused(folder, tmp_path, capsys):
         error = refused(capsys, run, "--out", out)
         assert said in error and f"{run / name}" in error and "reeltag run" in error
         (run / name).write_bytes(whole)
+    results = json.loads((run / "results.json").read_text())
+    (model, curve), *_ = results["curves"].items()
+    for changes, said in (
+        ({"class_counts": {**results["class_counts"], "test": [1]}}, "class_counts: of another number"),
+        ({"curves": {model: {**curve, "loss": curve["loss"][1:]}}}, f"curves.{model}: columns of several"),
+    ):
+        (run / "results.json").write_text(json.dumps({**results, **changes}))
+        assert said in refused(capsys, run, "--out", out)
+    (run / "results.json").write_text(json.dumps(results))
     assert not out.exists()
     out.write_text("mine")
     assert "exists already" in refused(capsys, run, "--out", out)

@@ -264,10 +264,8 @@ def evaluate(
     Raises:
         ReeltagError: bad input; see `reeltag.errors`.
     """
-    predictor = prediction.load(model, mode)
-    predictions = predictor.predict_shards(shards, BadRecords(max_bad_records), labelled=True)
-    classes = predictor.schema.segment_classes
-    return prediction.evaluate(predictions, all_scores=all_scores, classes=classes).compute()
+    bad = BadRecords(max_bad_records)
+    return prediction.load(model, mode).evaluate_shards(shards, bad, all_scores=all_scores)
 
 
 def quantize_file(model: str | Path, out: str | Path, encoding: Encoding = "uniform-8") -> int:

@@ -16,8 +16,9 @@ import torch
 
 from reeltag import artifact
 from reeltag.data.schema import Schema
+from reeltag.environment import onnx_runtime
 from reeltag.errors import ReeltagError, UsageError
-from reeltag.export.session import OnnxMode, open_onnx, runtime
+from reeltag.export.session import OnnxMode, open_onnx
 from reeltag.predict import WEIGHTS, load
 from reeltag.processes import Needs, spawned
 from reeltag.progress import Progress
@@ -111,7 +112,7 @@ def measure(
     """
     schema = artifact.load(file).schema
     if way.startswith("onnx "):
-        runtime()  # whose code is not what is measured
+        onnx_runtime("onnx")  # whose code is not what is measured
     before = _resident()
     call = _opened(way, where)
     after = _resident()

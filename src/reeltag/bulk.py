@@ -27,6 +27,7 @@ from reeltag.data.example import Video
 from reeltag.data.flat import is_flat, rgb_place
 from reeltag.data.origins import refuse_other_origin
 from reeltag.data.shards import read_all
+from reeltag.environment import one_torch_thread
 from reeltag.errors import UsageError
 from reeltag.formats import output_format, refuse_ending
 from reeltag.predict import BATCH_SIZE, Mode, Predictions, Predictor, load, place, predict
@@ -140,7 +141,7 @@ class ShardTagger:
             DataError: more records are damaged or do not follow the model's schema than the counts allow.
         """
         batches = stream_batches(self._videos(shard, counts), self.predictor.schema, BATCH_SIZE)
-        with _one_torch_thread(), ThreadPoolExecutor(self.threads) as pool:
+        with one_torch_thread(), ThreadPoolExecutor(self.threads) as pool:
             waiting: deque[Future[Predictions]] = deque()
             for batch in batches:
                 waiting.append(pool.submit(self._predict, batch))
@@ -334,13 +335,3 @@ def _write(tagger: ShardTagger, part: _Part, max_bad_records: int) -> Counts:
     output.write(part.path, tagger.tag(part.shard, counts), predictor.label_names)
     write_json(part.marker, counts.dump())
     return counts
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -6,7 +6,7 @@ import json as json_module
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -31,9 +31,6 @@ from reeltag.errors import ReeltagError, UsageError
 from reeltag.interrupts import OutOfTime, Terminated, ended_by_sigterm
 from reeltag.memory import enough_memory
 from reeltag.text import plain, printable
-
-if TYPE_CHECKING:
-    pass
 
 app = App(
     name="reeltag",
@@ -182,9 +179,7 @@ def evaluate(
         refuse_existing(per_class)
     bad = BadRecords(max_bad_records)
     predictor = prediction.load(model, mode)
-    predictions = predictor.predict_shards(given(shards), bad, labelled=True)
-    classes = predictor.schema.segment_classes
-    scores = prediction.evaluate(predictions, all_scores=all_scores, classes=classes).compute()
+    scores = predictor.evaluate_shards(given(shards), bad, all_scores=all_scores)
     if per_class is not None:
         write_class_ap(per_class, scores.class_ap.tolist(), predictor.label_names)
     summary = scores.summary()
@@ -239,8 +234,9 @@ def predict(
         for line in json_lines(predictions, predictor.label_names):
             print(line)
     else:
+        file = artifact.local_file(model)
         counts = bulk.predict_to_file(
-            artifact.local_file(model),
+            file,
             given(shards),
             out,
             mode=mode,
@@ -251,7 +247,7 @@ def predict(
             pool=pool_of("", executor, address),
         )
         told = {"file": out, "videos": counts.videos, "dropped": counts.dropped, "left_out": len(counts.bad.found)}
-        example = artifact.stream(artifact.local_file(model))[0].schema.example
+        example = artifact.stream(file)[0].schema.example
         say(told, [f"{out}: {counted(counts.videos, example)}"], json)
     if drop_flat:
         print(f"{counted(counts.dropped, 'flat video')} dropped", file=sys.stderr)

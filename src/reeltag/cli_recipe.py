@@ -12,7 +12,7 @@ from reeltag import shipped
 from reeltag.cli_data import Overrides
 from reeltag.cli_output import Json, say
 from reeltag.errors import RecipeError, ReeltagError, UsageError
-from reeltag.tables import read_table, spell_out_grids
+from reeltag.tables import leaves, read_table, spell_out_grids
 
 recipe = App(name="recipe", help="List, show, copy, check and compare recipes.")
 
@@ -121,7 +121,7 @@ def diff(one: str, other: str, /, *, json: Json = False) -> None:
     """
     from reeltag.recipe_file import load_recipe
 
-    left, right = (_flat(load_recipe(each).dump()) for each in (one, other))
+    left, right = (dict(leaves(load_recipe(each).dump())) for each in (one, other))
     # The order of the recipes, with what only the second has at the end.
     keys = [key for key in {**left, **right} if left.get(key) != right.get(key)]
     found = {key: [left.get(key), right.get(key)] for key in keys}
@@ -148,14 +148,6 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_none(each) for key, each in value.items() if each is not None}
     return [_without_none(each) for each in value] if isinstance(value, list) else value
-
-
-def _flat(table: dict[str, Any], place: str = "") -> dict[str, Any]:
-    """Values by their dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in table.items():
-        found |= _flat(value, f"{place}{key}.") if isinstance(value, dict) else {f"{place}{key}": value}
-    return found
 
 
 def _toml(value: Any) -> str:

@@ -13,7 +13,7 @@ import torch
 from packaging.requirements import Requirement
 
 from reeltag import shardcache
-from reeltag.environment import default_device, versions
+from reeltag.environment import default_device, processors, versions
 from reeltag.remote import cache_folder
 from reeltag.storage import free_bytes, megabytes
 
@@ -68,7 +68,7 @@ def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str] | None:
 
 
 def _threads() -> Iterator[Finding]:
-    allowed, threads = processors(), torch.get_num_threads()
+    allowed, threads = allowed_processors(), torch.get_num_threads()
     given = ", ".join(f"{key}={os.environ[key]}" for key in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY") if key in os.environ)
     hint = ""
     if threads > allowed:
@@ -78,9 +78,9 @@ def _threads() -> Iterator[Finding]:
     yield Finding("threads", f"{threads} on {allowed:g} processors{given and f' ({given})'}", hint)
 
 
-def processors(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
+def allowed_processors(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
     """Processors that this process may keep busy: by its affinity, and by the quota of its container."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = processors()
     try:
         quota, period = limit.read_text().split()
         return count if quota == "max" else max(1, min(count, int(quota) / int(period)))

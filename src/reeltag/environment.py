@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from reeltag.errors import UsageError
@@ -48,6 +52,41 @@ def _git(file: Path, *arguments: str) -> str | None:
     except OSError:  # no git
         return None
     return said.stdout.strip() if said.returncode == 0 else None
+
+
+def processors() -> int:
+    """How many processors this process may keep busy."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Let torch compute with one thread in a block; with more, the last bit of a sum depends on their number."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def onnx_runtime(extra: str) -> ModuleType:
+    """The module onnxruntime, which sends nothing to anybody.
+
+    Args:
+        extra: of reeltag, that brings it.
+
+    Raises:
+        UsageError: it is missing.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it reads this when it is imported
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UsageError(f"onnxruntime is not installed; `pip install 'reeltag[{extra}]'`") from error
+    return onnxruntime  # type: ignore[no-any-return]
 
 
 def check_device(name: str) -> None:

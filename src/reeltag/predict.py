@@ -28,7 +28,7 @@ from reeltag.encodings import State
 from reeltag.environment import default_device
 from reeltag.errors import DataError, UsageError
 from reeltag.memory import enough_memory
-from reeltag.metrics import Metrics, top_k
+from reeltag.metrics import Metrics, Scores, top_k
 from reeltag.quantize import is_large
 from reeltag.segment_metrics import SegmentRanking
 from reeltag.storage import counted, find
@@ -309,6 +309,13 @@ class Predictor:
         refuse_other_origin(self.schema, shards)
         videos = read_all(shards, self.schema, bad, labelled=labelled)
         return predict(self.model, stream_batches(videos, self.schema, BATCH_SIZE))
+
+    def evaluate_shards(
+        self, patterns: Sequence[str], bad: BadRecords | None = None, *, all_scores: bool = False
+    ) -> Scores:
+        """Measure on labelled shards; arguments and errors are those of `predict_shards` and `Evaluation`."""
+        predictions = self.predict_shards(patterns, bad, labelled=True)
+        return evaluate(predictions, all_scores=all_scores, classes=self.schema.segment_classes).compute()
 
     def save_pretrained(self, folder: str | Path, licence: str | None = None) -> None:
         """Share the file that the model was loaded from; see `sharing.share`."""

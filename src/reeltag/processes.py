@@ -19,7 +19,7 @@ from multiprocessing.context import SpawnContext
 from multiprocessing.resource_tracker import ensure_running
 from typing import Any, Protocol
 
-from reeltag.environment import keep_freed_memory
+from reeltag.environment import keep_freed_memory, processors
 from reeltag.errors import WorkerError
 
 RETRIES = 3  # of a task whose process died
@@ -91,7 +91,7 @@ class _Processes:
         self._theirs, self._ours = self._context.Pipe(duplex=False)  # ours closes with the block, or with this process
         self._lock, self._ended = threading.RLock(), False
         self._waiting: deque[_Task] = deque()
-        self._threads = max(1, len(os.sched_getaffinity(0)) // len(devices))
+        self._threads = max(1, processors() // len(devices))
         self._places = [_Place(device, self._started(device)) for device in devices]
 
     def submit(self, needs: Needs, function: Callable[..., Any], *arguments: Any) -> Future[Any]:

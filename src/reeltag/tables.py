@@ -51,6 +51,15 @@ def _refuse_dots(text: str) -> None:
         raise ValueError(f"a key has {dots} dots, and may have {MOST_DOTS}")
 
 
+def leaves(table: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """Values with their dotted keys."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{place}{key}.")
+        else:
+            yield f"{place}{key}", value
+
+
 def from_environment() -> list[str]:
     """The overrides in `$REELTAG_SET`: `dotted.key=value`, separated by `;`."""
     return [text.strip() for text in os.environ.get(VARIABLE, "").split(";") if text.strip()]

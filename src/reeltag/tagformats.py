@@ -13,6 +13,7 @@ from importlib.resources import files
 from io import StringIO
 from string import Template
 
+from reeltag.progress import clock
 from reeltag.storage import counted
 from reeltag.text import plain
 from reeltag.timeline import Tagged, Timeline, holding
@@ -40,11 +41,6 @@ def _strip(scores: Sequence[float]) -> str:
 def _times(timeline: Timeline, tag: int) -> str:
     runs = [f"{clock(begin)}–{clock(end)}" for begin, end in holding(timeline, tag)]
     return ", ".join(runs[:_RUNS] + ["…"] * (len(runs) > _RUNS))
-
-
-def clock(seconds: int) -> str:
-    """Minutes and seconds."""
-    return f"{seconds // 60}:{seconds % 60:02}"
 
 
 def rows(results: Sequence[Result]) -> str:

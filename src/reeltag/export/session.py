@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Literal, get_args
 
+from reeltag.environment import onnx_runtime
 from reeltag.errors import ArtifactError, UsageError
 from reeltag.storage import regular
 
 if TYPE_CHECKING:
-    import onnxruntime
+    from onnxruntime import InferenceSession
 
 OnnxMode = Literal["exact", "small", "fast"]
 
@@ -37,21 +36,7 @@ DISABLED: dict[OnnxMode, list[str]] = {
 }
 
 
-def runtime() -> ModuleType:
-    """The module onnxruntime.
-
-    Raises:
-        UsageError: it is missing.
-    """
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it reads this when it is imported
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UsageError("onnxruntime is not installed; `pip install 'reeltag[onnx]'`") from error
-    return onnxruntime  # type: ignore[no-any-return]
-
-
-def open_onnx(path: str | Path, mode: OnnxMode = "exact", threads: int = 0) -> onnxruntime.InferenceSession:
+def open_onnx(path: str | Path, mode: OnnxMode = "exact", threads: int = 0) -> InferenceSession:
     """Open an ONNX file for `session.run(None, {"frames": [B, T, D], "lengths": [B] int64})`.
 
     Args:
@@ -65,7 +50,7 @@ def open_onnx(path: str | Path, mode: OnnxMode = "exact", threads: int = 0) -> o
     """
     if mode not in ENTRIES:
         raise UsageError(f"mode: there is no {mode!r} for ONNX; use {', '.join(get_args(OnnxMode))}")
-    onnxruntime = runtime()
+    onnxruntime = onnx_runtime("onnx")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads

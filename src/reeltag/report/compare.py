@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from reeltag.report.results import METRICS, Results, Run, best_single, best_single_tested, seconds_by_kind
+from reeltag.tables import leaves
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,11 @@ def class_changes(before: Run, after: Run) -> list[tuple[str, float, float]]:
 
 def recipe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Dotted key and both values of what differs; "" where a recipe does not have it."""
-    old, new = dict(_leaves(before)), dict(_leaves(after))
+    old, new = (
+        {key: "none" if value is None else str(value) for key, value in leaves(table)} for table in (before, after)
+    )
     keys = dict.fromkeys([*old, *new])
     return [(key, old.get(key, ""), new.get(key, "")) for key in keys if old.get(key, "") != new.get(key, "")]
-
-
-def _leaves(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", "none" if value is None else str(value)
 
 
 _Numbers = Mapping[str, tuple[float, str]]

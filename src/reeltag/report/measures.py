@@ -25,8 +25,8 @@ def calibration(scores: Floats, hits: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """How often tags of a probability are right: a reliability curve, and the expected calibration error.
 
     Args:
-        scores: [N, k], each video's highest probabilities.
-        hits: [N, k], whether the class is a label.
+        scores: of any shape, videos' highest probabilities.
+        hits: of the same, whether the class is a label.
 
     Returns:
         `bins`, of the ten of equal width those that hold scores: their `count`, mean `score` and `share` of hits; and

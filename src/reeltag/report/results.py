@@ -14,8 +14,14 @@ from reeltag.data.badrecords import BadRecord
 from reeltag.errors import UsageError
 
 FORMAT = 1
-METRICS = {"gap": "test GAP@20", "hit_at_1": "Hit@1", "perr": "PERR", "map": "mAP", "map_all": "mAP, all scores"}
-METRICS["map_at_k"] = "MAP@K of segments"
+METRICS = {
+    "gap": "test GAP@20",
+    "hit_at_1": "Hit@1",
+    "perr": "PERR",
+    "map": "mAP",
+    "map_all": "mAP, all scores",
+    "map_at_k": "MAP@K of segments",
+}
 RESULTS, RECIPE, TIMINGS = "results.json", "recipe.json", "timings.json"
 
 Number: TypeAlias = int | float  # whole numbers stay whole when they are checked
@@ -228,6 +234,8 @@ def read_run(folder: Path) -> Run:
     if _checked(_OBJECT, folder / RESULTS).get("format") != FORMAT:
         raise UsageError(f"{folder / RESULTS}: {_again('was written by another version of reeltag', folder)}")
     results, timings = _checked(_RESULTS, folder / RESULTS), _checked(_TIMINGS, folder / TIMINGS)
+    if fault := _contradiction(results):
+        raise UsageError(f"{folder / RESULTS}: {_again(f'is damaged ({fault})', folder)}")
     return Run(folder.resolve().name, results, _checked(_OBJECT, folder / RECIPE), timings)
 
 
@@ -238,6 +246,17 @@ def _checked(adapter: TypeAdapter[Any], path: Path) -> Any:
         first = error.errors()[0]
         fault = f"is damaged ({'.'.join(map(str, first['loc']))}: {first['msg']})"
         raise UsageError(f"{path}: {_again(fault, path.parent)}") from error
+
+
+def _contradiction(results: Results) -> str:
+    """What parts of the results disagree on, each of its type; empty where they agree."""
+    classes = len(results["test"]["class_ap"])
+    if not classes == len(results["class_counts"]["train"]) == len(results["class_counts"]["test"]):
+        return "class_counts: of another number of classes than test.class_ap"
+    for name, curve in results["curves"].items():
+        if not len(curve["epoch"]) == len(curve["loss"]) == len(curve["holdout_gap"]):
+            return f"curves.{name}: columns of several lengths"
+    return ""
 
 
 def _again(fault: str, folder: Path) -> str:

@@ -30,6 +30,8 @@ from reeltag.stages.training import Selected
 from reeltag.storage import read_json, write_bytes, write_json
 
 EXAMPLES = 5
+# Bytes of a report, as runs of 1 to 4 models and 12 to 527 classes left them: of each, and beside them.
+MODEL_BYTES, CLASS_BYTES, OTHER_BYTES = 16_000, 100, 50_000
 
 
 def result_stages(recipe: Recipe, members: Sequence[MemberStages]) -> list[Stage]:
@@ -47,7 +49,8 @@ def result_stages(recipe: Recipe, members: Sequence[MemberStages]) -> list[Stage
         known += [f"test.{member.name}", member.predicted, member.finished]
         known += [*member.source.stages, member.training.stage_name] if isinstance(member, ModelStages) else ()
     work = partial(_do_report, recipe, members)
-    stages.append(Stage("report", work, tuple(dict.fromkeys(known)), {"format": FORMAT}))
+    size = OTHER_BYTES + MODEL_BYTES * len(members) + CLASS_BYTES * recipe.data.record_schema.classes
+    stages.append(Stage("report", work, tuple(dict.fromkeys(known)), {"format": FORMAT}, bytes=size))
     return stages
 
 

@@ -7,7 +7,6 @@ parts become the records of shards, and the folder goes. So a killed run loses t
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from reeltag.data.example import Video, encode
 from reeltag.data.origins import MANIFEST
 from reeltag.data.schema import Schema
 from reeltag.data.tfrecord import write_shard
+from reeltag.environment import processors
 from reeltag.errors import ArtifactError, ReeltagError, UsageError, VideoError, WorkerError
 from reeltag.processes import Needs, spawned
 from reeltag.progress import Progress
@@ -209,7 +209,7 @@ def _is_whole(path: Path) -> bool:
 
 def _extracted(parts: Sequence[_Part], settings: Settings, workers: int) -> Iterator[tuple[_Part, ReeltagError | None]]:
     """Each part once its file is done, with what was wrong with that."""
-    threads = max(1, _processors() // workers)
+    threads = max(1, processors() // workers)
     if min(workers, len(parts)) <= 1:
         for part in parts:
             try:
@@ -326,8 +326,4 @@ def _manifest(
 
 def worthwhile_workers(files: int) -> int:
     """Processes that so many files are worth: each takes seconds to start, as long as several files take."""
-    return max(1, min(_processors(), files // 8))
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0))
+    return max(1, min(processors(), files // 8))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from reeltag.data.schema import Feature
+from reeltag.environment import one_torch_thread
 from reeltag.errors import UsageError, VideoError
 from reeltag.storage import counted
 from reeltag.video import decode
@@ -21,7 +20,6 @@ from reeltag.video.decode import MAX_SECONDS, Damage, Media, Picture, Samples
 from reeltag.video.extractors import Extractor, image_extractor, sound_extractor
 
 BATCH = 16  # pictures; what memory a video takes
-MIDDLE = 0.5  # of a second, when its picture is shown
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Pipeline:
         width = projection.widths[1] if projection else extractor.width
         return Feature(name=name, width=width, extractor=extractor.origin(projection.hash if projection else None))
 
-    def extract(self, path: Path, threads: int = 1, progress: Callable[[], None] = lambda: None) -> Extraction:
+    def extract(self, path: Path, threads: int = 1) -> Extraction:
         """The values of a file's seconds.
 
         Equal files give equal bytes, whatever the number of threads and whatever else is computed meanwhile.
@@ -89,7 +87,6 @@ class Pipeline:
         Args:
             path: a file with pictures, sound or both.
             threads: of the decoder.
-            progress: called after every batch of pictures.
 
         Raises:
             VideoError: the file cannot be read, or is too slow to decode.
@@ -98,9 +95,9 @@ class Pipeline:
         if not ((self.image and media.pictures) or (self.sound and media.sound)):
             raise VideoError(f"{path}: has no {'sound' if media.pictures else 'pictures'}; leave it out")
         damage, values, heard = Damage(), {}, None
-        with _one_torch_thread():
+        with one_torch_thread():
             if self.image and media.pictures:
-                values["rgb"] = _values_of_pictures(self.image, media, damage, threads, progress)
+                values["rgb"] = _values_of_pictures(self.image, media, damage, threads)
             if self.sound:
                 length = len(values["rgb"]) if values else None
                 values["audio"], heard = _values_of_sound(self.sound, media, damage, length)
@@ -111,7 +108,7 @@ class Pipeline:
 
     def codes(self, extraction: Extraction) -> tuple[Codes, ...]:
         """The features of a record, [T, W] uint8 each."""
-        with _one_torch_thread():
+        with one_torch_thread():
             return tuple(quantize(self._projected(feature, values)) for feature, values in extraction.values.items())
 
     def _projected(self, feature: str, values: Values) -> Values:
@@ -128,15 +125,10 @@ def open_pipeline(image: str, sound: str) -> Pipeline:
     return Pipeline(image_extractor(image), sound_extractor(sound))
 
 
-def _values_of_pictures(
-    image: Extractor[Picture], media: Media, damage: Damage, threads: int, progress: Callable[[], None]
-) -> Values:
+def _values_of_pictures(image: Extractor[Picture], media: Media, damage: Damage, threads: int) -> Values:
     pictures = decode.pictures(media.path, (image.takes[0], image.takes[1]), damage, threads=threads)
-    values = []
-    while batch := list(islice(pictures, BATCH)):
-        values.append(image.values(np.stack(batch)))
-        progress()
-    return np.concatenate(values)
+    batches = iter(lambda: list(islice(pictures, BATCH)), [])
+    return np.concatenate([image.values(np.stack(batch)) for batch in batches])
 
 
 def _values_of_sound(sound: Extractor[Samples], media: Media, damage: Damage, length: int | None) -> tuple[Values, int]:
@@ -172,14 +164,3 @@ def _remarks(pipeline: Pipeline, media: Media, damage: Damage, length: int, hear
         yield f"says that it has {media.seconds:,.0f} seconds, and {counted(length, 'second')} can be decoded"
     if damage.packets:
         yield f"{counted(damage.packets, 'damaged packet')} passed over"
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """With more, the last bit of a sum depends on their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

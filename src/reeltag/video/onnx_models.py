@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import parse_qsl
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from reeltag.environment import onnx_runtime
 from reeltag.errors import UsageError
 from reeltag.storage import file_hash, regular
 from reeltag.video import audio
@@ -18,7 +18,7 @@ from reeltag.video.codes import Values
 from reeltag.video.decode import Picture, Samples
 
 if TYPE_CHECKING:
-    import onnxruntime
+    from onnxruntime import InferenceSession
 
 TOLERANCE = 1e-3  # of values against their reference, relative to the largest
 _FLOAT, _BYTE = "tensor(float)", "tensor(uint8)"
@@ -215,12 +215,8 @@ def _parsed(rest: str, kind: Any, defaults: dict[str, Any]) -> tuple[Path, Any]:
         raise UsageError(f"{path}: {faults}; keys are {', '.join(kind.model_fields)}") from error
 
 
-def _open(path: Path) -> onnxruntime.InferenceSession:
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it reads this when it is imported
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UsageError("onnxruntime is not installed; `pip install 'reeltag[video]'`") from error
+def _open(path: Path) -> InferenceSession:
+    onnxruntime = onnx_runtime("video")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # with more, sums may be added in another order

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -12,6 +11,7 @@ import torch
 
 from reeltag.data.batches import stream_batches
 from reeltag.data.example import Video
+from reeltag.environment import processors
 from reeltag.errors import VideoError
 from reeltag.predict import BATCH_SIZE, Predictor, predict
 from reeltag.progress import Progress
@@ -101,7 +101,7 @@ def tag_files(
         The results, and of each file that cannot be read its name and the reason.
     """
     results, left_out = list[Result](), dict[str, str]()
-    threads = len(os.sched_getaffinity(0))
+    threads = processors()
     with progress.task("tag", len(items), "files") as task:
         for item in items:
             try:
