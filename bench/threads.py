@@ -1,7 +1,6 @@
-"""Training steps with spinning and with sleeping OpenMP threads, on a quiet and on a busy machine.
+"""Training steps with OpenMP threads that spin while they wait, sleep, or spin briefly, as the command line has it.
 
-Spinning is the default. On a machine that has other work to do, OMP_WAIT_POLICY=PASSIVE in the environment
-is worth more than it costs; this measures both.
+Spinning is OpenMP's default. It is measured on a quiet machine and on one that has other work to do.
 """
 
 from __future__ import annotations
@@ -13,8 +12,10 @@ import sys
 from functools import partial
 
 from measure import Times, options, print_json, print_table, rates, run_rounds, timed
+from reeltag.environment import SPINS
 
 STEPS = 15
+WAYS = {"spinning": {}, "sleeping": {"OMP_WAIT_POLICY": "PASSIVE"}, "spinning briefly": {"GOMP_SPINCOUNT": SPINS}}
 
 
 def worker() -> None:
@@ -44,11 +45,11 @@ def worker() -> None:
     print(json.dumps(timed(partial(train, STEPS), STEPS)))
 
 
-def measure(policy: str, busy: bool) -> Times:
+def measure(settings: dict[str, str], busy: bool) -> Times:
     """Seconds a step of a worker; when busy, a loop of Python takes turns with it on every core."""
     spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy * os.cpu_count())]
     try:
-        environment = os.environ | {"OMP_WAIT_POLICY": policy}
+        environment = os.environ | settings
         command = [sys.executable, __file__, "worker"]
         return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
     finally:
@@ -58,10 +59,10 @@ def measure(policy: str, busy: bool) -> Times:
 
 
 def main() -> None:
-    given = options("Training steps with spinning and with sleeping OpenMP threads.").parse_args()
+    given = options("Training steps by how OpenMP's threads wait.").parse_args()
     results = {}
     for machine, busy in {"quiet": False, "busy": True}.items():
-        rows = {"spinning": partial(measure, "ACTIVE", busy), "sleeping": partial(measure, "PASSIVE", busy)}
+        rows = {name: partial(measure, settings, busy) for name, settings in WAYS.items()}
         results[machine] = rates(run_rounds(rows, given.rounds), "spinning", "wall")
         print(f"{machine.capitalize()} machine, {given.rounds} rounds, steps\n")
         print_table(results[machine], "spinning")

@@ -1,12 +1,16 @@
 """What a run was made with, beside its results."""
 
 import json
+import os
 import subprocess
+import sys
+
+import pytest
 
 from conftest import SMALL_RECIPE
 from reeltag import __version__
 from reeltag.cli import main
-from reeltag.environment import surroundings
+from reeltag.environment import SPINS, surroundings
 
 
 def git(folder, *arguments):
@@ -61,3 +65,21 @@ def test_a_commit_changes_no_byte_of_what_is_trained(tmp_path, monkeypatch, caps
     assert states[1]["dirty"] is False
     stages = [sorted(path.name for path in (tmp_path / name / "stages").iterdir()) for name in ("before", "after")]
     assert stages[0] == stages[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, SPINS),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
+    ],
+)
+def test_the_command_line_says_how_threads_wait_before_torch_reads_it(given, found):
+    program = "import os, sys\nfrom reeltag.cli import main\nmain(['--version'])\nassert 'torch' not in sys.modules\n"
+    program += "print(os.environ.get('GOMP_SPINCOUNT'))"
+    environment = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment | given, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == str(found)

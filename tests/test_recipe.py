@@ -57,7 +57,7 @@ def test_all_faults_come_in_one_message(tmp_path):
     ("change", "fault"),
     [
         (("[data.synthetic]", "[data]\ntrain = ['*.tfrecord']\n[data.synthetic]"), "generates the data"),
-        (("[data.synthetic]\nclasses = 12", "[data]\nschema = 'audioset'"), "train, test missing"),
+        (("[data.synthetic]\nclasses = 12", "[data]\nschema = 'audioset'"), "data.test: missing or empty"),
         (("[data.synthetic]\nclasses = 12", "[data]\nschema = 'audioste'"), "no preset 'audioste'"),
         (("[models.a]", "[models.'a b']"), "models.a b"),
         (("classes = 12", "classes = 12\n[data.holdout]\nfraction = 0.1\nshards = 2"), "either fraction or shards"),

@@ -7,10 +7,11 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from conftest import golden
+from conftest import SMALL_RECIPE, golden
 from peer_arrays import peer_state
 from reeltag import checkpoint
 from reeltag.averaging import averaged_tensors
+from reeltag.cli import main
 from reeltag.data.batches import Batch, sequential_batches
 from reeltag.data.shards import Shards
 from reeltag.errors import ArtifactError
@@ -231,3 +232,15 @@ def test_counters_are_not_averaged():
     names = set(averaged_tensors(tagger))
     assert "input_norm.norm.running_mean" in names
     assert not any("num_batches" in name for name in names)
+
+
+@pytest.mark.parametrize(("decay", "told"), [("0.999", True), ("0.5", False)])
+def test_a_training_too_short_for_its_batch_norm_says_so(tmp_path, capsys, decay, told):
+    (tmp_path / "r.toml").write_text(SMALL_RECIPE)
+    given = ["train", str(tmp_path / "r.toml"), "--out", str(tmp_path / "out"), "--set", f"models.a.bn_decay={decay}"]
+    assert main(given) == 0
+    # 54 videos in batches of 8 are 7 steps: 0.999⁷ = 0.993
+    remark = (
+        "after its 7 steps batch norm's statistics still keep 99% of their first values; lower bn_decay (0.999 now)"
+    )
+    assert (remark in capsys.readouterr().err) == told

@@ -97,6 +97,23 @@ def test_each_split_is_sound(shards, capsys):
     assert "feature list 'rgb': " in capsys.readouterr().out
 
 
+def test_a_fifth_tests_where_there_are_labels_and_an_untaught_label_is_told(videos, tmp_path, capsys):
+    names = [f"{number}.mp4" for number in range(6)]
+    tested = min(names, key=lambda name: Item(name, videos / name, ()).order)
+    rows = [f"{name},{'rare' if name == tested else 'usual'}" for name in names]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,labels", *rows]))
+    given = ["extract", *(str(videos / name) for name in names), *HEARD, "--labels", str(tmp_path / "labels.csv")]
+    assert main([*given, "--out", str(tmp_path / "a")]) == 0
+    said = capsys.readouterr()
+    assert "5 training videos, 1 test video" in said.out
+    assert "no training video has the label rare" in said.err
+    assert main([*given, "--out", str(tmp_path / "b"), "--test-share", "0", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["train_videos"], told["test_videos"], told["untaught"]) == (6, 0, [])
+    assert main(["recipe", "check", str(tmp_path / "b" / "recipe.toml")]) == 2
+    assert "data.test: missing or empty" in capsys.readouterr().err
+
+
 def test_what_became_of_each_file_is_told(shards):
     manifest = json.loads((shards / "manifest.json").read_text())
     told = {row["file"]: row for row in manifest["videos"]}
@@ -227,7 +244,7 @@ def test_a_folder_with_other_things_is_left_alone(videos, tmp_path, capsys):
 
 def test_shards_are_of_limited_size(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(collecting, "SHARD_BYTES", 900)  # two of three seconds of 128 bytes
-    assert extract(videos, tmp_path / "out", *HEARD) == 0
+    assert extract(videos, tmp_path / "out", *HEARD, "--test-share", "0") == 0
     shards = find([str(tmp_path / "out" / "train-*.tfrecord")])
     assert len(shards) >= 4
     schema = load_recipe(tmp_path / "out" / "recipe.toml", ["data.test=['x']"]).data.record_schema

@@ -26,7 +26,7 @@ from reeltag.cli_simulate import simulate
 from reeltag.cli_tag import tag
 from reeltag.cli_video import extract
 from reeltag.cli_workers import Address, Devices, Executor, MaxTime, Quiet, pool_of
-from reeltag.environment import keep_freed_memory
+from reeltag.environment import keep_freed_memory, spin_briefly
 from reeltag.errors import ReeltagError, UsageError
 from reeltag.interrupts import OutOfTime, Terminated, ended_by_sigterm
 from reeltag.memory import enough_memory
@@ -311,6 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 2 bad input, 75 the time of --max-time is over, 130 interrupted, 143 terminated.
     """
     keep_freed_memory()
+    spin_briefly()
     try:
         with ended_by_sigterm(), enough_memory("this command", "end other programs, or take a machine with more"):
             app(arguments, exit_on_error=False, result_action="return_value")

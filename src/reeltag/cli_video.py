@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reeltag.cli_output import Json, say
 from reeltag.cli_workers import Quiet
 from reeltag.errors import UsageError
+
+if TYPE_CHECKING:
+    from reeltag.video.collect import Outcome
+    from reeltag.video.dataset import Dataset
 
 
 def extract(
@@ -18,7 +24,7 @@ def extract(
     audio: str = "logmel",
     pca: Path | None = None,
     fit_pca: str = "",
-    test_share: float = 0.0,
+    test_share: float | None = None,
     workers: int | None = None,
     quiet: Quiet = False,
     json: Json = False,
@@ -28,7 +34,7 @@ def extract(
     Files that cannot be read are named and left out; the exit code is 0 as long as one was extracted. The same command
     goes on after an interruption. docs/videos.md tells what is in the folder.
 
-    Example: reeltag extract videos/ --labels labels.csv --test-share 0.2 --out shards/
+    Example: reeltag extract videos/ --labels labels.csv --out shards/
 
     Args:
         videos: Folders, files or glob patterns.
@@ -38,14 +44,16 @@ def extract(
         audio: What makes a second of sound's features: logmel, onnx:PATH, or none.
         pca: The PCA that features go through, as --fit-pca wrote it, or a folder with the published one.
         fit_pca: Learn a PCA from the training videos: its widths for pictures and sound, such as 256,64; 0 for none.
-        test_share: Share of the videos that goes to test shards, chosen by a hash of their names.
+        test_share: Share of the videos that goes to test shards, chosen by a hash of their names; by default 0.2 with
+            labels, and none without.
         workers: Processes that share the files; by default one a processor, or fewer for fewer than 8 files each.
     """
     from reeltag.progress import default_progress
-    from reeltag.storage import counted, few
     from reeltag.video.collect import Settings, collect, worthwhile_workers
     from reeltag.video.dataset import gather
 
+    if test_share is None:
+        test_share = 0.2 if labels else 0.0
     if not 0 <= test_share < 1:
         raise UsageError(f"--test-share: {test_share} is no share; give one from 0 to below 1")
     if workers is not None and workers < 1:
@@ -57,20 +65,31 @@ def extract(
     outcomes = collect(
         data, out, settings, workers or worthwhile_workers(len(data.items)), default_progress(quiet=quiet)
     )
-    done = [outcome for outcome in outcomes if outcome.split]
-    remarks = [f"  {outcome.id}: {'; '.join(outcome.remarks)}" for outcome in outcomes if outcome.remarks]
-    tests = sum(outcome.split == "test" for outcome in done)
-    seconds = sum(outcome.seconds for outcome in done)
-    told = {"folder": out, "train_videos": len(done) - tests, "test_videos": tests, "seconds": seconds}
-    told |= {"left_out": len(outcomes) - len(done), "report": out / "report.csv"}
-    counts = [counted(len(done) - tests, "training video"), counted(tests, "test video"), counted(seconds, "second")]
+    _tell(data, outcomes, out, json)
+
+
+def _tell(data: Dataset, outcomes: Sequence[Outcome], out: Path, json: bool) -> None:
+    """What became of the files, and what to do next."""
+    from reeltag.storage import counted, few
+    from reeltag.text import plain
+    from reeltag.video.dataset import untaught_classes
+
+    train, test = ([each for each in outcomes if each.split == split] for split in ("train", "test"))
+    seconds, left_out = sum(each.seconds for each in train + test), len(outcomes) - len(train + test)
+    untaught = untaught_classes(data, {each.id for each in train})
+    told = {"folder": out, "train_videos": len(train), "test_videos": len(test), "seconds": seconds}
+    told |= {"left_out": left_out, "untaught": untaught, "report": out / "report.csv"}
+    counts = [counted(len(train), "training video"), counted(len(test), "test video"), counted(seconds, "second")]
     text = [f"{out}: {', '.join(counts)}"]
-    if labels and tests:
-        text.append(f"train on them: reeltag run {out / 'recipe.toml'} --set data.root={out}")
+    if data.classes is not None:
+        first = "" if test else f"say in {out / 'recipe.toml'} what to test on, data.test, and "
+        text.append(f"{first}train on them: reeltag run {out / 'recipe.toml'} --set data.root={out}")
     say(told, text, json)
-    if len(done) < len(outcomes):
-        print(f"{counted(len(outcomes) - len(done), 'file')} left out; see {out / 'report.csv'}", file=sys.stderr)
-    print("\n".join(few(remarks)), file=sys.stderr, end="\n" if remarks else "")
+    notes = [f"no training video has the label {plain(name)}, so it cannot be learned" for name in untaught]
+    notes = few(notes) + ([f"{counted(left_out, 'file')} left out; see {out / 'report.csv'}"] if left_out else [])
+    notes += few([f"  {each.id}: {'; '.join(each.remarks)}" for each in outcomes if each.remarks])
+    if notes:
+        print("\n".join(notes), file=sys.stderr)
 
 
 def _widths(text: str, image: str, audio: str) -> dict[str, int] | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from reeltag.errors import UsageError
 
+SPINS = "1000"  # tens of microseconds
 PACKAGES = ("torch", "lightning-fabric", "numpy", "pydantic", "protobuf", "google-crc32c")
 
 
@@ -119,6 +120,16 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def spin_briefly() -> None:
+    """Let OpenMP's threads sleep after a short while of waiting, unless the environment says how they wait.
+
+    By default they spin for milliseconds, which on a machine with other work to do keeps those from the processor that
+    they wait for. Only what is loaded later, torch above all, heeds it.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # as in malloc.h

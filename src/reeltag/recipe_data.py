@@ -45,6 +45,7 @@ class LimitSettings(RecipeTable):
 class DataSettings(RecipeTable):
     """Where the videos are, or how to generate some."""
 
+    synthetic: SyntheticSettings | None = None
     root: Path | str = Field(Path(), description="folder that the patterns below start from, or its URL")
     layout: Annotated[Schema | None, BeforeValidator(with_preset)] = Field(None, alias="schema")
     train: tuple[str, ...] = ()
@@ -53,7 +54,6 @@ class DataSettings(RecipeTable):
     pca: str | None = Field(None, description="file with the PCA that the features went through, to be shipped")
     videos: int | None = Field(None, gt=0, description="training videos, for the estimates of a plan")
     holdout: HoldoutSettings = HoldoutSettings(fraction=0.1)
-    synthetic: SyntheticSettings | None = None
     limit: LimitSettings = LimitSettings()
     max_bad_records: int = Field(0, ge=0, description="most bad records of each split that are left out")
     order: Literal["auto", "shuffled", "by-shard"] = Field("auto", description="auto: by-shard behind URLs alone")
@@ -65,16 +65,15 @@ class DataSettings(RecipeTable):
     def _place(cls, value: Path | str) -> Path | str:
         return str(value) if is_url(str(value)) else Path(value)
 
-    @field_validator("synthetic")
+    @field_validator("layout", "train", "test", "label_names", "pca")
     @classmethod
-    def _one_source(cls, value: SyntheticSettings | None, info: ValidationInfo) -> SyntheticSettings | None:
-        keys = {"schema": "layout", "train": "train", "test": "test", "label_names": "label_names", "pca": "pca"}
-        if value is not None:
-            if given := [key for key, name in keys.items() if info.data.get(name)]:
-                raise ValueError(f"generates the data, so {', '.join(given)} cannot be given too")
-        # A key that is missing from `info.data` has a fault of its own.
-        elif missing := [key for key in ("schema", "train", "test") if not info.data.get(keys[key], True)]:
-            raise ValueError(f"{', '.join(missing)} missing in [data]; or generate data with this table")
+    def _one_source(cls, value: object, info: ValidationInfo) -> object:
+        if "synthetic" in info.data:  # otherwise that has a fault of its own
+            generated = info.data["synthetic"] is not None
+            if generated and value:
+                raise ValueError("cannot be given beside [data.synthetic], which generates the data")
+            if not generated and not value and info.field_name in ("layout", "train", "test"):
+                raise ValueError("missing or empty; say what the data are, or generate some with [data.synthetic]")
         return value
 
     @property

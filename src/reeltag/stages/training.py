@@ -31,9 +31,11 @@ from reeltag.recipe import ModelSettings, Recipe
 from reeltag.schedule import NOT_DECISIVE, Phase, TrainingSettings, training_phase, watched_steps
 from reeltag.stages.estimate import gpu_hours
 from reeltag.stages.files import CHECKPOINT, MODEL, SELECTION, load_manifest, split, split_parameters
-from reeltag.storage import content_hash, megabytes, read_json
+from reeltag.storage import content_hash, counted, megabytes, read_json
 from reeltag.train import Teacher, final_weights, run_phase
 from reeltag.watching import Watch
+
+FORGOTTEN = 0.05  # of what batch norm's statistics started with
 
 
 @dataclass(frozen=True)
@@ -292,8 +294,19 @@ class Training:
     def _do_train(self, job: Job) -> None:
         own = self.source.resolve(job)
         videos = len(self.videos(load_manifest(job, "train")))
-        state = self.run(job, training_phase(self.settings(own), videos), name="train")
+        phase = training_phase(self.settings(own), videos)
+        if remark := _short_for_batch_norm(own.config, len(phase.steps)):
+            job.progress.say(f"  {self.name}: {remark}")
+        state = self.run(job, phase, name="train")
         self.save(job.folder / MODEL, own.config, final_weights(state))
+
+
+def _short_for_batch_norm(config: TaggerConfig, steps: int) -> str:
+    """What is said of a training that ends before batch norm's statistics have forgotten where they started."""
+    if (kept := config.bn_decay**steps) < FORGOTTEN:
+        return ""
+    where = f"after its {counted(steps, 'step')} batch norm's statistics still keep {kept:.0%} of their first values"
+    return f"{where}; lower bn_decay ({config.bn_decay:g} now), such as to {'0.9' if steps < 500 else '0.99'}"
 
 
 def _less_memory(settings: TrainingSettings) -> str:

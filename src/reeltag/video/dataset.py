@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -103,10 +103,21 @@ def split(items: Sequence[Item], test_share: float) -> tuple[list[Item], list[It
     if not test_share:
         return ordered, []
     if len(ordered) < 2:
-        raise UsageError(f"--test-share: {counted(len(ordered), 'video')} cannot be shared out")
+        raise UsageError(f"--test-share: {counted(len(ordered), 'video')} cannot be shared out; give more, or 0")
     tests = sum(int.from_bytes(item.order[:8], "big") < test_share * 2**64 for item in ordered)
     tests = min(max(tests, 1), len(ordered) - 1)
     return ordered[tests:], ordered[:tests]
+
+
+def untaught_classes(data: Dataset, trained: Container[str]) -> list[str]:
+    """Names of the classes that no training video has.
+
+    Args:
+        data: the videos.
+        trained: ids of those that train.
+    """
+    taught = {label for item in data.items if item.id in trained for label in item.labels or ()}
+    return [name for label, name in enumerate(data.classes or ()) if label not in taught]
 
 
 def label_names(classes: Iterable[str]) -> str:

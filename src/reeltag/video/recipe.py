@@ -7,7 +7,7 @@ import math
 
 from reeltag.data.schema import Feature, Schema
 
-STEPS = 1500  # of training, about
+STEPS = 1500  # of training, at least
 BATCH = 64  # videos
 
 
@@ -26,7 +26,7 @@ def recipe(schema: Schema, videos: int, *, tests: bool) -> str:
         if any(each.extractor and each.extractor.projection for each in schema.features)
         else ""
     )
-    test = '["test-*.tfrecord"]' if tests else "[] # other shards, or extract with --test-share"
+    test = '["test-*.tfrecord"]' if tests else "[] # put in the shards to test on"
     features = ",\n".join(f"  {_feature(feature)}" for feature in schema.features)
     return f"""\
 # Written by `reeltag extract`: run it in this folder, or with --set data.root=FOLDER. See docs/recipes.md for all keys.
@@ -48,7 +48,7 @@ classes = {schema.classes}
 max_frames = {schema.max_frames}
 
 [training]
-epochs = {max(1, min(100, STEPS * batch // max(videos, 1)))}
+epochs = {max(1, STEPS * batch // max(videos, 1))}
 batch_size = {batch}
 frames = 60
 rate = 1e-3
@@ -58,6 +58,7 @@ family = "netvlad"
 clusters = 16
 hidden = 128
 dropout = 0.2
+bn_decay = 0.99 # of batch norm's statistics; the published 0.999 needs thousands of steps
 """
 
 
