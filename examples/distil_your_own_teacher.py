@@ -2,8 +2,8 @@
 
     python examples/distil_your_own_teacher.py [FOLDER]
 
-Generates videos, predicts every training video with the teacher, writes ids and probabilities to an .npz file, and
-trains a student on them beside the same model without a teacher. A file of Kaggle's CSV works as well.
+Generates videos, fits the teacher to all of them, writes ids and probabilities to an .npz file, and trains a student on
+a fifth of the videos beside the same model without a teacher. A file of Kaggle's CSV works as well.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from reeltag.data.shards import read_all
 from reeltag.data.synthetic import SyntheticSettings, write_synthetic
 from reeltag.storage import find
 
-DATA = SyntheticSettings(train_videos=600, test_videos=200, shards=2, classes=20, noise=2.0)
+DATA = SyntheticSettings(train_videos=3000, test_videos=300, shards=5, classes=20, noise=2.0)
 RECIPE = """
 name = "own-teacher"
 budget_mb = 0.5
@@ -27,6 +27,7 @@ budget_mb = 0.5
 root = "{root}"
 train = ["train-*.tfrecord"]
 test = ["test-*.tfrecord"]
+limit = {{ train = 600 }}
 
 [data.schema]
 features = [{{ name = "rgb", width = 64 }}, {{ name = "audio", width = 16 }}]
@@ -34,7 +35,7 @@ classes = 20
 max_frames = 60
 
 [training]
-epochs = 6
+epochs = 40
 batch_size = 32
 frames = 20
 rate = 5e-3
@@ -42,19 +43,22 @@ schedule = "cosine"
 
 [models.alone]
 family = "mean"
+bn_decay = 0.9
 
 [distillation]
 families = []
+label_share = 0.2
 predictions = {{ mine = "{predictions}" }}
 
 [students.taught]
 family = "mean"
+bn_decay = 0.9
 teachers = ["mine"]
 """
 
 
 def teach(folder: Path) -> Path:
-    """A teacher's predictions of the training videos."""
+    """A teacher's predictions of the videos that it was fitted to."""
     ids, means, labels = [], [], []
     for video in read_all(find([str(folder / "train-*.tfrecord")]), DATA.record_schema):
         ids.append(video.id)

@@ -31,4 +31,6 @@ def test_an_example_runs_and_goes_on(path, tmp_path):
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     assert re.search(SAID[path.stem], run.stdout)
+    gaps = dict(re.findall(r"(alone|taught) +test GAP (\S+)", run.stdout))
+    assert not gaps or gaps["taught"] > gaps["alone"]
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
