@@ -9,6 +9,7 @@ setup: $(VENV)/ready
 $(VENV)/ready: pyproject.toml constraints.txt
 	python3 -c 'import sys; sys.exit(sys.version_info < (3, 10) and "reeltag needs Python 3.10 or newer")'
 	python3 -m venv $(VENV)
+	@echo 'installing into $(VENV), about 2 GB: some minutes'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
