@@ -243,6 +243,8 @@ def test_curves_are_those_of_the_logs(folder, page, results):
         assert sum(gap is not None for gap in curve["holdout_gap"]) > 3
     charts = [found.get("aria-label") for tag, found in page.elements if tag == "svg"]
     assert {"training loss by epoch", "hold-out GAP@20 by epoch"} <= set(charts)
+    text = (folder / "run" / "report" / "report.html").read_text()
+    assert "MB, logarithmic</text>" in text and "training loss, logarithmic</text>" in text
 
 
 def test_a_run_without_gates_and_curves_has_no_such_section(folder, tmp_path):
@@ -273,6 +275,27 @@ def test_two_runs_beside_each_other(folder, both, results):
     assert float(numbers["test GAP@20"][2].replace("−", "-")) == pytest.approx(gaps[1] - gaps[0], abs=1e-5)
     changed = {row[0]: row[1:] for row in page.table("key", "run", "other")}
     assert changed == {"budget_mb": ["0.3", "0.2"], "ensemble.trials": [changed["ensemble.trials"][0], "3"]}
+
+
+def test_models_of_one_name_and_a_frontier_of_one_point_are_told_apart(folder, results, tmp_path):
+    for name in ("recipe.json", "timings.json"):
+        shutil.copy(folder / "run" / name, tmp_path)
+    recipe = json.loads((tmp_path / "recipe.json").read_text())
+    recipe["models"]["gated"]["clusters"] = 6
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    (tmp_path / "results.json").write_text(json.dumps(results | {"frontier": results["frontier"][-1:]}))
+    assert main(["report", str(folder / "run"), str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
+    page = Page((tmp_path / "page.html").read_text())
+    said = "another configuration: clusters 4 → 6"
+    members = results["members"]
+    names = [row[0] for table in page.tables for row in table if len(row) == 4 and row[0].split()[0] in members]
+    assert names == [
+        f"{name} {said}" if "gated" in (name, member.get("like")) else name for name, member in members.items()
+    ]
+    curves = [found["data-name"] for tag, found in page.elements if tag == "g" and "data-name" in found]
+    assert "run: on the other half" in curves
+    assert f"{tmp_path.name}: on the other half" not in curves
+    assert f"{tmp_path.name}: the file" in curves
 
 
 def refused(capsys, *arguments):
