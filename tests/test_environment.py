@@ -3,10 +3,13 @@
 import json
 import subprocess
 
+import torch
+
 from conftest import SMALL_RECIPE
 from reeltag import __version__
 from reeltag.cli import main
-from reeltag.environment import surroundings
+from reeltag.environment import of_processor, surroundings
+from reeltag.stages import shown
 
 
 def git(folder, *arguments):
@@ -61,3 +64,20 @@ def test_a_commit_changes_no_byte_of_what_is_trained(tmp_path, monkeypatch, caps
     assert states[1]["dirty"] is False
     stages = [sorted(path.name for path in (tmp_path / name / "stages").iterdir()) for name in ("before", "after")]
     assert stages[0] == stages[1]
+
+
+def test_what_linux_says_of_its_processor_is_found(tmp_path):
+    told = tmp_path / "cpuinfo"
+    told.write_text(
+        "processor\t: 0\nmodel name\t: Some CPU @ 2: fast\nflags\t\t: fpu avx2\n\nprocessor\t: 1\nflags\t: none\n"
+    )
+    assert of_processor("model name", told) == "Some CPU @ 2: fast"
+    assert of_processor("flags", told) == "fpu avx2"
+    assert of_processor("model", told) == of_processor("flags", tmp_path / "none") == ""
+
+
+def test_a_report_names_the_processor_and_the_threads(monkeypatch):
+    monkeypatch.setattr(shown, "of_processor", lambda key: {"model name": "Some CPU"}[key])
+    found = shown.machine()
+    assert found["processor"] == "Some CPU"
+    assert found["threads"] == str(torch.get_num_threads())
