@@ -4,7 +4,6 @@ import asyncio
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import torch
 
 import chromium
 import reeltag
+from htmlpage import Page
 from reeltag.cli import main
 from reeltag.data.shards import Shards, scan
 from reeltag.data.synthetic import SyntheticSettings, write_synthetic
@@ -56,40 +56,6 @@ bn_decay = 0.9
 """
 SECTIONS = ["headline", "frontier", "members", "tables", "curves", "classes", "videos", "calibration", "gating"]
 SECTIONS += ["timings", "environment"]
-
-
-class Page(HTMLParser):
-    """What a page holds: elements with their attributes, and tables as rows of texts."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.tables, self.cell = [], [], None
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.cell = ""
-
-    def handle_endtag(self, tag):
-        if tag in ("td", "th"):
-            self.tables[-1][-1].append(" ".join(self.cell.split()))
-            self.cell = None
-
-    def handle_data(self, data):
-        if self.cell is not None:
-            self.cell += data
-
-    def values(self, attribute):
-        return [found[attribute] for _, found in self.elements if attribute in found]
-
-    def table(self, *heading):
-        (found,) = (rows[1:] for rows in self.tables if [cell for cell in rows[0] if cell] == list(heading))
-        return [[cell for cell in row if cell] for row in found]
 
 
 @pytest.fixture(scope="module")
@@ -275,27 +241,6 @@ def test_two_runs_beside_each_other(folder, both, results):
     assert float(numbers["test GAP@20"][2].replace("−", "-")) == pytest.approx(gaps[1] - gaps[0], abs=1e-5)
     changed = {row[0]: row[1:] for row in page.table("key", "run", "other")}
     assert changed == {"budget_mb": ["0.3", "0.2"], "ensemble.trials": [changed["ensemble.trials"][0], "3"]}
-
-
-def test_models_of_one_name_and_a_frontier_of_one_point_are_told_apart(folder, results, tmp_path):
-    for name in ("recipe.json", "timings.json"):
-        shutil.copy(folder / "run" / name, tmp_path)
-    recipe = json.loads((tmp_path / "recipe.json").read_text())
-    recipe["models"]["gated"]["clusters"] = 6
-    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
-    (tmp_path / "results.json").write_text(json.dumps(results | {"frontier": results["frontier"][-1:]}))
-    assert main(["report", str(folder / "run"), str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
-    page = Page((tmp_path / "page.html").read_text())
-    said = "another configuration: clusters 4 → 6"
-    members = results["members"]
-    names = [row[0] for table in page.tables for row in table if len(row) == 4 and row[0].split()[0] in members]
-    assert names == [
-        f"{name} {said}" if "gated" in (name, member.get("like")) else name for name, member in members.items()
-    ]
-    curves = [found["data-name"] for tag, found in page.elements if tag == "g" and "data-name" in found]
-    assert "run: on the other half" in curves
-    assert f"{tmp_path.name}: on the other half" not in curves
-    assert f"{tmp_path.name}: the file" in curves
 
 
 def refused(capsys, *arguments):

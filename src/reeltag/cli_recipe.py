@@ -124,11 +124,11 @@ def diff(one: str, other: str, /, *, json: Json = False) -> None:
     """
     from reeltag.recipe_file import load_recipe
 
-    tables = [load_recipe(each).dump() for each in (one, other)]
-    left, right = (dict(leaves(table)) for table in tables)
+    before, after = (load_recipe(each).dump() for each in (one, other))
+    left, right = dict(leaves(before)), dict(leaves(after))
     # The order of the recipes, with what only the second has at the end.
     keys = [key for key in {**left, **right} if left.get(key) != right.get(key)]
-    lines = [_difference(one, other, *each) for each in differences(*tables)]
+    lines = [_difference(one, other, *each) for each in differences(before, after)]
     say({"differences": {key: [left.get(key), right.get(key)] for key in keys}}, lines or ["no difference"], json)
 
 

@@ -171,10 +171,10 @@ def _logarithmic(values: Sequence[float]) -> tuple[float, float, list[float]]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Values to write on a logarithmic axis: 1, 2, 5, 10 …, and more of them on a short one."""
-    locators = (LogLocator(subs=(1, 2, 5)), LogLocator(subs=(1, 2, 3, 4, 6, 8)), MaxNLocator(6, steps=[1, 2, 5, 10]))
+    """Values to write on a logarithmic axis: 1, 10, 100 …, and more of them the shorter it is."""
+    rising = ((1,), (1, 2, 5), (1, 2, 3, 4, 6, 8))
     found: list[float] = []
-    for locator in locators:
+    for locator in (*(LogLocator(subs=subs) for subs in rising), MaxNLocator(6, steps=[1, 2, 5, 10])):
         found = [float(value) for value in locator.tick_values(low, high) if low <= value <= high]
         if len(found) >= FEWEST_TICKS:
             break

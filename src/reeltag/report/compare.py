@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from reeltag.report.results import METRICS, Results, Run, best_single, best_single_tested, seconds_by_kind
-from reeltag.tables import keys_of
 from reeltag.tables import differences as table_differences
+from reeltag.tables import keys_of
 
 SHOWN_KEYS = 3  # in which two models of one name differ
 
@@ -80,7 +80,8 @@ def _other(before: Run, after: Run, name: str) -> str:
 
 def _configuration(run: Run, name: str) -> dict[str, Any]:
     """What the recipe says of a model; of a student with a teacher's architecture that of the teacher."""
-    like = run.results["members"].get(name, {}).get("like")
+    member = run.results["members"].get(name)
+    like = member.get("like") if member else None
     found = {**run.recipe.get("models", {}), **run.recipe.get("students", {})}.get(like or name, {})
     dropout = (run.recipe.get("distillation") or {}).get("dropout")
     return {**found, "dropout": dropout} if like and dropout is not None else found
