@@ -23,8 +23,8 @@ def weights(results: Mapping[str, Any]) -> str:
     if len(results["shipped"]) == 1:
         return ""
     return (
-        "The weights are those that did best where they were chosen, of three kinds: those of a search that adds again "
-        "and again the model that helps most, which weighs as much as it was often added; equal ones; and random ones."
+        "The weights are those that did best where they were chosen, of three kinds: those of a search that adds the "
+        "model that helps most, again and again, so that one weighs as often as it was added; equal ones; random ones."
     )
 
 
