@@ -108,6 +108,16 @@ def test_a_difference_is_that_of_the_resolved_recipes(capsys, tmp_path):
     assert printed(capsys, "recipe", "diff", "quickstart", str(other)) == "seed: 1 → 2\n"
     other.write_text(text.replace("seed = 1\n", "seed = 1 # a comment\n"))
     assert printed(capsys, "recipe", "diff", "quickstart", str(other)) == "no difference\n"
+    lines = printed(capsys, "recipe", "diff", "audioset", "audioset-small").splitlines()
+    assert "averaging: only in audioset (epochs = 1.0, time_constant = 100, rate_divisor = 5.0)" in lines
+    assert [line for line in lines if line.startswith("models.rnn")] == [
+        *(f"models.rnn-{cells}: only in audioset (23 keys)" for cells in (128, 192, 256)),
+        "models.rnn: only in audioset-small (23 keys)",
+    ]
+    assert "distillation.teachers: 3 → 1" in lines
+    found = json.loads(printed(capsys, "recipe", "diff", "audioset", "audioset-small", "--json"))["differences"]
+    assert found["models.rnn.cells"] == [None, 256]
+    assert found["averaging.epochs"] == [1.0, None]
     found = json.loads(printed(capsys, "recipe", "diff", "audioset-small", "audioset-best", "--json"))["differences"]
     one, other = load_recipe("audioset-small"), load_recipe("audioset-best")
     assert found["name"] == ["audioset-small", "audioset-best"]

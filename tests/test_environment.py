@@ -6,11 +6,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from conftest import SMALL_RECIPE
 from reeltag import __version__
 from reeltag.cli import main
-from reeltag.environment import SPINS, surroundings
+from reeltag.environment import SPINS, of_processor, surroundings
+from reeltag.stages import shown
 
 
 def git(folder, *arguments):
@@ -83,3 +85,20 @@ def test_the_command_line_says_how_threads_wait_before_torch_reads_it(given, fou
         [sys.executable, "-c", program], env=environment | given, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == str(found)
+
+
+def test_what_linux_says_of_its_processor_is_found(tmp_path):
+    told = tmp_path / "cpuinfo"
+    told.write_text(
+        "processor\t: 0\nmodel name\t: Some CPU @ 2: fast\nflags\t\t: fpu avx2\n\nprocessor\t: 1\nflags\t: none\n"
+    )
+    assert of_processor("model name", told) == "Some CPU @ 2: fast"
+    assert of_processor("flags", told) == "fpu avx2"
+    assert of_processor("model", told) == of_processor("flags", tmp_path / "none") == ""
+
+
+def test_a_report_names_the_processor_and_the_threads(monkeypatch):
+    monkeypatch.setattr(shown, "of_processor", lambda key: {"model name": "Some CPU"}[key])
+    found = shown.machine()
+    assert found["processor"] == "Some CPU"
+    assert found["threads"] == str(torch.get_num_threads())

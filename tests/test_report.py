@@ -4,7 +4,6 @@ import asyncio
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import torch
 
 import chromium
 import reeltag
+from htmlpage import Page
 from reeltag.cli import main
 from reeltag.data.shards import Shards, scan
 from reeltag.data.synthetic import SyntheticSettings, write_synthetic
@@ -56,40 +56,6 @@ bn_decay = 0.9
 """
 SECTIONS = ["headline", "frontier", "members", "tables", "curves", "classes", "videos", "calibration", "gating"]
 SECTIONS += ["timings", "environment"]
-
-
-class Page(HTMLParser):
-    """What a page holds: elements with their attributes, and tables as rows of texts."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.tables, self.cell = [], [], None
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.cell = ""
-
-    def handle_endtag(self, tag):
-        if tag in ("td", "th"):
-            self.tables[-1][-1].append(" ".join(self.cell.split()))
-            self.cell = None
-
-    def handle_data(self, data):
-        if self.cell is not None:
-            self.cell += data
-
-    def values(self, attribute):
-        return [found[attribute] for _, found in self.elements if attribute in found]
-
-    def table(self, *heading):
-        (found,) = (rows[1:] for rows in self.tables if [cell for cell in rows[0] if cell] == list(heading))
-        return [[cell for cell in row if cell] for row in found]
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +209,8 @@ def test_curves_are_those_of_the_logs(folder, page, results):
         assert sum(gap is not None for gap in curve["holdout_gap"]) > 3
     charts = [found.get("aria-label") for tag, found in page.elements if tag == "svg"]
     assert {"training loss by epoch", "hold-out GAP@20 by epoch"} <= set(charts)
+    text = (folder / "run" / "report" / "report.html").read_text()
+    assert "MB, logarithmic</text>" in text and "training loss, logarithmic</text>" in text
 
 
 def test_a_run_without_gates_and_curves_has_no_such_section(folder, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reeltag.predict import Predictions
-from reeltag.report.charts import Point, Series, chart
+from reeltag.report.charts import Point, Series, chart, log_ticks
 from reeltag.report.compare import recipe_changes
 from reeltag.report.measures import BINS, MIN_VIDEOS, PAIRS, Together, calibration, gating_gain
 from reeltag.stages.shown import _mean_row, margins
@@ -122,11 +122,27 @@ def test_places_of_a_chart_are_those_of_its_ticks(log):
             assert slope * scale(number) + offset == pytest.approx(at, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.9, 4.6, [1, 2, 3, 4]),
+        (0.0003, 20, [0.001, 0.01, 0.1, 1, 10]),
+        (0.2, 40, [0.2, 0.5, 1, 2, 5, 10, 20]),
+        (1.2, 4.6, [1.5, 2, 2.5, 3, 3.5, 4, 4.5]),
+        (0.07, 0.36, [0.08, 0.1, 0.2, 0.3]),
+    ],
+)
+def test_a_short_logarithmic_axis_has_more_ticks(low, high, ticks):
+    assert log_ticks(low, high) == pytest.approx(ticks)
+
+
 def test_what_differs_between_recipes():
+    added = {"b": {"hidden": 5, "dropout": None, "training": {"rate": 0.1}}, "c": dict.fromkeys("abcdefg", 1)}
     before = {"seed": 1, "training": {"rate": 0.1, "epochs": 3}, "models": {"a": {"hidden": 4}}, "same": [1]}
-    after = {"seed": 1, "training": {"rate": 0.2, "epochs": 3}, "models": {"b": {"hidden": None}}, "same": [1]}
+    after = {"seed": 1, "training": {"rate": 0.2, "epochs": 3}, "models": added, "same": [1]}
     assert recipe_changes(before, after) == [
         ("training.rate", "0.1", "0.2"),
-        ("models.a.hidden", "4", ""),
-        ("models.b.hidden", "", "none"),
+        ("models.a", "only here: hidden = 4", "none"),
+        ("models.b", "none", "only here: hidden = 5, training.rate = 0.1"),
+        ("models.c", "none", "only here: 7 keys"),
     ]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -131,6 +132,21 @@ def test_train_stops_with_a_float_file_and_run_goes_on_from_it(finished, tmp_pat
     assert {name for name, status in done.items() if status == "done"} == {
         "synthetic", "data.train", "train.b", "average.b",
     }  # fmt: skip
+
+
+def test_gap_on_the_whole_hold_out_and_on_the_other_half_say_so(finished, tmp_path, capsys):
+    out = shutil.copytree(finished / "out", tmp_path / "out")
+    for stage in ("average.a-*", "predict.a-*"):
+        (folder,) = out.glob(f"stages/{stage}")
+        shutil.rmtree(folder)
+    assert main(["run", str(finished / "tiny.toml"), "--out", str(out)]) == 0
+    said, results = capsys.readouterr(), read_results(out)
+    half, other = (results["holdout_gap"][key] for key in ("videos", "chosen_on"))
+    whole = rf"GAP on all {half + other} hold-out videos: "
+    assert re.search(whole + r"plain \d\.\d{5}, averaged \d\.\d{5}; kept ", said.err)
+    assert re.search(whole + r"float32 \d\.\d{5}, uniform-8 \d\.\d{5}$", said.err, re.MULTILINE)
+    assert f"(on {half} videos, the half on which the ensemble was not chosen; " in said.out
+    assert "\n5 test videos:\n" in said.out
 
 
 @pytest.fixture(scope="module")

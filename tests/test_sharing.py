@@ -136,7 +136,7 @@ def test_odd_names_are_shown_as_they_are(folder):
     html = MarkdownIt().enable("table").render(card)
     assert "<h1>a: &quot;b&quot; # c</h1>" in html
     assert (
-        "<li>Classes: 20, a: &quot;b&quot; # c, `x` | *y*, ---, &lt;script&gt;alert(1)&lt;/script&gt;, two lines"
+        "<li>Classes: 20 (a: &quot;b&quot; # c · `x` | *y* · --- · &lt;script&gt;alert(1)&lt;/script&gt; · two lines"
         in html
     )
     assert "${name}" in html

@@ -93,6 +93,7 @@ def run(
     from reeltag.report.markdown import examples, headline
     from reeltag.smoke import smoked
     from reeltag.stages.plan import plan
+    from reeltag.storage import counted
 
     if dry_run:
         stages = plan(smoked(loaded) if smoke else loaded, without_data=True)
@@ -101,7 +102,8 @@ def run(
         return
     work = api.Work(devices, executor, address, max_time, quiet)
     done = api.run(recipe, out=out, overrides=set_, smoke=smoke, work=work)
-    text = ["", done.file, headline(done.results), "", "five test videos:", *examples(done.results)]
+    shown = examples(done.results)
+    text = ["", done.file, headline(done.results), "", f"{counted(len(shown), 'test video')}:", *shown]
     if smoke:
         text = [f"{done.out}: the recipe works from end to end; so short, its figures mean nothing"]
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from reeltag import shipped
 from reeltag.cli_data import Overrides
 from reeltag.cli_output import Json, say
 from reeltag.errors import RecipeError, ReeltagError, UsageError
-from reeltag.tables import leaves, read_table, spell_out_grids
+from reeltag.tables import differences, keys_of, leaves, read_table, spell_out_grids
 
 recipe = App(name="recipe", help="List, show, copy, check and compare recipes.")
 
@@ -113,6 +114,8 @@ def check(*recipes: str, set_: Overrides = [], json: Json = False) -> None:  # n
 def diff(one: str, other: str, /, *, json: Json = False) -> None:
     """Show the keys in which two recipes differ, all defaults filled in.
 
+    A table that only one of them has is one line; with --json it is all of its keys.
+
     Example: reeltag recipe diff audioset audioset-small
 
     Args:
@@ -121,12 +124,12 @@ def diff(one: str, other: str, /, *, json: Json = False) -> None:
     """
     from reeltag.recipe_file import load_recipe
 
-    left, right = (dict(leaves(load_recipe(each).dump())) for each in (one, other))
+    before, after = (load_recipe(each).dump() for each in (one, other))
+    left, right = dict(leaves(before)), dict(leaves(after))
     # The order of the recipes, with what only the second has at the end.
     keys = [key for key in {**left, **right} if left.get(key) != right.get(key)]
-    found = {key: [left.get(key), right.get(key)] for key in keys}
-    lines = [f"{key}: {_toml(first)} → {_toml(second)}" for key, (first, second) in found.items()]
-    say({"differences": found}, lines or ["no difference"], json)
+    lines = [_difference(one, other, *each) for each in differences(before, after)]
+    say({"differences": {key: [left.get(key), right.get(key)] for key in keys}}, lines or ["no difference"], json)
 
 
 @recipe.command
@@ -141,6 +144,14 @@ def schema() -> None:
     from reeltag.recipe_schema import recipe_schema
 
     say(recipe_schema(), (), json=True)
+
+
+def _difference(one: str, other: str, key: str, first: Any, second: Any) -> str:
+    """A line for a key that differs, or for a table that only one of two recipes has."""
+    for name, table in ((one, first), (other, second)):
+        if isinstance(table, Mapping):
+            return f"{key}: only in {name} ({keys_of(table)})"
+    return f"{key}: {_toml(first)} → {_toml(second)}"
 
 
 def _without_none(value: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from packaging.requirements import Requirement
 
 from reeltag import shardcache
-from reeltag.environment import default_device, processors, versions
+from reeltag.environment import default_device, of_processor, processors, versions
 from reeltag.remote import cache_folder
 from reeltag.storage import free_bytes, megabytes
 
@@ -57,14 +57,9 @@ def _processor() -> Iterator[Finding]:
             yield Finding(name, f"none of {', '.join(wanted)}: {gains} {without} than float32 here")
 
 
-def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str] | None:
+def processor_flags() -> set[str] | None:
     """The instructions that Linux says this processor has; None where nobody says."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    found = (line.partition(":")[2].split() for line in lines if line.startswith("flags"))
-    return set(next(found, ())) or None
+    return set(of_processor("flags").split()) or None
 
 
 def _threads() -> Iterator[Finding]:

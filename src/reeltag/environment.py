@@ -55,6 +55,16 @@ def _git(file: Path, *arguments: str) -> str | None:
     return said.stdout.strip() if said.returncode == 0 else None
 
 
+def of_processor(key: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What Linux says of its first processor, such as its `model name`; empty where nobody says."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    told = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in told if name.strip() == key), "")
+
+
 def processors() -> int:
     """How many processors this process may keep busy."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,7 +17,7 @@ from reeltag.errors import UsageError
 from reeltag.predict import Predictor, load
 from reeltag.quantize import stored_as
 from reeltag.storage import atomic_folder, counted, megabytes, refuse_filled, write_bytes, write_json
-from reeltag.text import escaped, plain
+from reeltag.text import BETWEEN, escaped, plain
 from reeltag.transfer import LATER
 
 CONFIG, CARD = "config.json", "README.md"
@@ -215,9 +215,9 @@ def _data(shipped: Artifact) -> list[str]:
     lines = [f"Reads: {schema.level}-level features, {features}, {schema.dtype}{frames}."]
     if schema.segments is not None:
         lines.append(f"Tags: segments of {schema.segments} frames.")
-    names = ", ".join(map(escaped, (shipped.label_names or ())[:SHOWN_CLASSES]))
-    more = ", …" if schema.classes > SHOWN_CLASSES else ""
-    lines.append(f"Classes: {schema.classes:,}, " + (f"{names}{more}." if names else "without names."))
+    names = BETWEEN.join(map(escaped, (shipped.label_names or ())[:SHOWN_CLASSES]))
+    more = f"{BETWEEN}…" if schema.classes > SHOWN_CLASSES else ""
+    lines.append(f"Classes: {schema.classes:,}" + (f" ({names}{more})." if names else ", without names."))
     if "recipe" in provenance:
         lines.append(f"Recipe: {escaped(provenance['recipe'])}.")
     if "average_of" in provenance:

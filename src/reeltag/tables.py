@@ -24,6 +24,7 @@ Table = dict[str, Any]
 
 VARIABLE = "REELTAG_SET"
 MOST_DOTS, MOST_COMBINATIONS = 32, 1000
+FEW_KEYS = 6  # of a table that is told in full
 _DOTTED = re.compile(r"""[\w"'-]+(?:[ \t]*\.[ \t]*[\w"'-]+)*""")
 
 
@@ -58,6 +59,24 @@ def leaves(table: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any
             yield from leaves(value, f"{place}{key}.")
         else:
             yield f"{place}{key}", value
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted key and both values of what differs, None where there is none; a table that only one has is one value."""
+    for key in dict.fromkeys([*before, *after]):
+        name, old, new = f"{place}{key}", before.get(key), after.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from differences(old, new, f"{name}.")
+        elif old != new:
+            yield name, old, new
+
+
+def keys_of(table: Mapping[str, Any]) -> str:
+    """What a table says, where that is little, or how many keys it has."""
+    found = [(key, value) for key, value in leaves(table) if value is not None]
+    if len(found) > FEW_KEYS:
+        return f"{len(found)} keys"
+    return ", ".join(f"{key} = {value}" for key, value in found) or "empty"
 
 
 def from_environment() -> list[str]:

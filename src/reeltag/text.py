@@ -6,6 +6,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
+BETWEEN = " · "  # names of classes, which may have commas
+
 
 def printable(text: str) -> str:
     """Text without characters that a terminal would obey or that YAML forbids; lines stay lines."""

@@ -15,6 +15,7 @@ from reeltag.storage import megabytes
 
 WIDTH, HEIGHT = 640, 330
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 36, 50
+FEWEST_TICKS = 4  # of a logarithmic axis
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,18 @@ def _tight(values: Sequence[float], ticks: int) -> tuple[float, float, list[floa
 
 def _logarithmic(values: Sequence[float]) -> tuple[float, float, list[float]]:
     low, high = min(values) / 1.15, max(values) * 1.15
-    found = [float(value) for value in LogLocator(subs=(1, 2, 5)).tick_values(low, high)]
-    return low, high, [value for value in found if low <= value <= high]
+    return low, high, log_ticks(low, high)
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Values to write on a logarithmic axis: 1, 10, 100 …, and more of them the shorter it is."""
+    rising = ((1,), (1, 2, 5), (1, 2, 3, 4, 6, 8))
+    found: list[float] = []
+    for locator in (*(LogLocator(subs=subs) for subs in rising), MaxNLocator(6, steps=[1, 2, 5, 10])):
+        found = [float(value) for value in locator.tick_values(low, high) if low <= value <= high]
+        if len(found) >= FEWEST_TICKS:
+            break
+    return found
 
 
 def _labelled(values: Sequence[float]) -> list[tuple[float, str]]:
@@ -189,7 +200,8 @@ def frontier_chart(runs: Sequence[Run]) -> Chart:
         results, whose = run.results, f"{run.name}: " if len(runs) > 1 else ""
         if len(runs) == 1:
             series.append(Series("where it was chosen", _sizes(results, "chosen"), "quiet", "dot"))
-        series.append(Series(f"{whose}on the other half", _sizes(results, "checked"), kind, "dot"))
+        if len(results["frontier"]) > 1:  # one point is the file itself
+            series.append(Series(f"{whose}on the other half", _sizes(results, "checked"), kind, "dot"))
         gap = results["holdout_gap"]["file"]
         said = f"{whose}the file, {megabytes(results['bytes'])}: GAP {gap:.5f}"
         series.append(Series(f"{whose}the file", [Point(results["bytes"] / 1e6, gap, said)], kind, "star"))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from reeltag.report.results import METRICS, Results, Run, best_single, best_single_tested, seconds_by_kind
-from reeltag.tables import leaves
+from reeltag.tables import differences as table_differences
+from reeltag.tables import keys_of
+
+SHOWN_KEYS = 3  # in which two models of one name differ
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,14 @@ class Difference:
         name: of the number.
         before, after: its values.
         unit: `gap` for shares, `mb` for bytes, `duration` for seconds, `count`.
+        note: why the two are not of the same thing; empty where they are.
     """
 
     name: str
     before: float | None
     after: float | None
     unit: str = "gap"
+    note: str = ""
 
     @property
     def change(self) -> float | None:
@@ -38,7 +43,9 @@ def differences(before: Run, after: Run) -> dict[str, list[Difference]]:
     times = [_times(run) for run in (before, after)]
     return {
         "The file": _beside(*files),
-        "Models, test GAP@20 in float32": _beside(*models),
+        "Models, test GAP@20 in float32": [
+            replace(row, note=_other(before, after, row.name)) for row in _beside(*models)
+        ],
         "Time": _beside(*times),
     }
 
@@ -51,12 +58,33 @@ def class_changes(before: Run, after: Run) -> list[tuple[str, float, float]]:
 
 
 def recipe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Dotted key and both values of what differs; "" where a recipe does not have it."""
-    old, new = (
-        {key: "none" if value is None else str(value) for key, value in leaves(table)} for table in (before, after)
-    )
-    keys = dict.fromkeys([*old, *new])
-    return [(key, old.get(key, ""), new.get(key, "")) for key in keys if old.get(key, "") != new.get(key, "")]
+    """Dotted key and both values of what differs; a table that only one recipe has is one row."""
+    return [(key, _told(old), _told(new)) for key, old, new in table_differences(before, after)]
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"only here: {keys_of(value)}"
+    return "none" if value is None else str(value)
+
+
+def _other(before: Run, after: Run, name: str) -> str:
+    """What differs between the configurations of two runs' models of one name; empty where nothing does."""
+    old, new = (_configuration(run, name) for run in (before, after))
+    if not old or not new:
+        return ""
+    found = [f"{key} {_told(first)} → {_told(second)}" for key, first, second in table_differences(old, new)]
+    more = [f"and {len(found) - SHOWN_KEYS} more"] if len(found) > SHOWN_KEYS else []
+    return f"another configuration: {', '.join(found[:SHOWN_KEYS] + more)}" if found else ""
+
+
+def _configuration(run: Run, name: str) -> dict[str, Any]:
+    """What the recipe says of a model; of a student with a teacher's architecture that of the teacher."""
+    member = run.results["members"].get(name)
+    like = member.get("like") if member else None
+    found = {**run.recipe.get("models", {}), **run.recipe.get("students", {})}.get(like or name, {})
+    dropout = (run.recipe.get("distillation") or {}).get("dropout")
+    return {**found, "dropout": dropout} if like and dropout is not None else found
 
 
 _Numbers = Mapping[str, tuple[float, str]]

@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reeltag.data.badrecords import BadRecord, listed
-from reeltag.report.results import METRICS, best_single, best_single_tested
+from reeltag.report.remarks import remarks, weights
+from reeltag.report.results import METRICS, best_single, best_single_tested, noun_of
 from reeltag.storage import counted, megabytes
-from reeltag.text import escaped, plain
+from reeltag.text import BETWEEN, escaped, plain
 
 SHOWN_CLASSES = 10  # best and worst
 
 
 def headline(results: Mapping[str, Any]) -> str:
-    """The run in a few lines: size, hold-out GAP beside what it has to beat, test GAP, and of segments test MAP@K."""
-    holdout, test = results["holdout_gap"], results["test"]
+    """The run in a few lines: size, GAP beside what it has to beat, of segments test MAP@K, and remarks."""
+    holdout, test, noun = results["holdout_gap"], results["test"], noun_of(results)
     (best, best_gap), (best_tested, tested_gap) = best_single(results), best_single_tested(results)
     lines = []
     if (at_k := test["file"].get("map_at_k")) is not None:
@@ -23,28 +24,29 @@ def headline(results: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"size          {megabytes(results['bytes'])} of {megabytes(results['budget'])}",
-            f"hold-out GAP  {holdout['file']:.5f}  (best single member {best_gap:.5f}, {best}; "
-            f"class prior {holdout['prior']:.5f})",
-            f"test GAP      {test['file']['gap']:.5f}  (best single member, float, {tested_gap:.5f}, "
-            f"{best_tested}; class prior {test['prior']['gap']:.5f})",
+            f"hold-out GAP  {holdout['file']:.5f}  (on {counted(holdout['videos'], noun)}, the half on which the "
+            f"ensemble was not chosen; best single member {best_gap:.5f}, {best}; class prior {holdout['prior']:.5f})",
+            f"test GAP      {test['file']['gap']:.5f}  (on {counted(test['file']['videos'], noun)}; best single "
+            f"member, float, {tested_gap:.5f}, {best_tested}; class prior {test['prior']['gap']:.5f})",
             *lines,
+            *(f"note          {remark}" for remark in remarks(results)),
         ]
     )
 
 
 def examples(results: Mapping[str, Any]) -> list[str]:
-    """One line a test video: its tags with scores, and its labels."""
+    """One line a test video: its tags with scores, and its labels; names may have commas."""
     lines = []
     for example in results["examples"]:
-        tags = ", ".join(f"{name} {score:.2f}" for name, score in example["tags"])
-        labels = ", ".join(example["labels"]) or "none"
+        tags = BETWEEN.join(f"{name} {score:.2f}" for name, score in example["tags"])
+        labels = BETWEEN.join(example["labels"]) or "none"
         lines.append(f"{plain(example['id'])}: {plain(tags)}  [labels: {plain(labels)}]")
     return lines
 
 
 def render(results: Mapping[str, Any]) -> str:
     """The whole report."""
-    test, holdout = results["test"], results["holdout_gap"]
+    test, holdout, noun = results["test"], results["holdout_gap"], noun_of(results)
     rows = [_row("**the file**", "", results["bytes"], holdout["file"], test["file"])]
     shipped = {entry["name"]: f"{entry['encoding']}, {entry['weight']:.3f}" for entry in results["shipped"]}
     for name, member in results["members"].items():
@@ -78,12 +80,12 @@ def render(results: Mapping[str, Any]) -> str:
             *heading,
             *rows,
             "",
-            f"Hold-out: {holdout['videos']:,} videos on which the ensemble's members, encodings and weights were not "
-            f"chosen. On the {holdout['chosen_on']:,} where they were, the file has "
-            f"{holdout['file_where_chosen']:.5f}. "
-            f"With equal weights it would have {holdout['equal_weights']:.5f}, with those of random search "
-            f"{holdout['random_search']:.5f}. Test: {test['file']['videos']:,} videos that nothing was chosen on.",
+            f"Hold-out: members, encodings and weights were chosen on one half, {counted(holdout['chosen_on'], noun)}, "
+            f"where the file has {holdout['file_where_chosen']:.5f}; the figures above are of the other half, "
+            f"{counted(holdout['videos'], noun)}. Test: {counted(test['file']['videos'], noun)}; nothing was chosen "
+            "on the test set.",
             "",
+            *_weights(results),
             *_bad_records(results["bad_records"]),
             "The paper's four tables for this run are in [tables.md](tables.md).",
             "",
@@ -101,6 +103,18 @@ def render(results: Mapping[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _weights(results: Mapping[str, Any]) -> list[str]:
+    """How the weights were found, and what others would have."""
+    if not (told := weights(results)):
+        return []
+    holdout = results["holdout_gap"]
+    return [
+        f"{told} On the other half the file has {holdout['file']:.5f}, with equal weights "
+        f"{holdout['equal_weights']:.5f}, with the best of equal and random ones {holdout['random_search']:.5f}.",
+        "",
+    ]
 
 
 def _bad_records(by_split: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:

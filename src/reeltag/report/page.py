@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
+from operator import itemgetter
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,10 +16,21 @@ from markupsafe import Markup
 from reeltag.data.badrecords import listed
 from reeltag.report.charts import curve_charts, frontier_chart, reliability_chart
 from reeltag.report.compare import class_changes, differences, recipe_changes
-from reeltag.report.results import METRICS, Run, best_single, best_single_tested, seconds_by_kind
-from reeltag.report.tables import NOTE, paper_tables
+from reeltag.report.measures import BINS
+from reeltag.report.remarks import remarks, weights
+from reeltag.report.results import (
+    METRICS,
+    ReliabilityBin,
+    Run,
+    best_single,
+    best_single_tested,
+    noun_of,
+    seconds_by_kind,
+)
+from reeltag.report.tables import NOTE, missing_tables, paper_tables
 from reeltag.storage import counted, megabytes
 from reeltag.text import plain
+from reeltag.timeline import segments
 
 
 def render_run(run: Run) -> str:
@@ -32,13 +44,21 @@ def render_run(run: Run) -> str:
         best=best_single(results),
         best_tested=best_single_tested(results),
         metrics=[(key, title) for key, title in METRICS.items() if key in results["test"]["file"]],
+        noun=noun_of(results),
+        remarks=remarks(results),
+        weights=weights(results),
+        unseen=sum(not count for count in results["class_counts"]["test"]),
         frontier=frontier_chart([run]),
         curves=curve_charts([run]),
         reliability=reliability_chart([run]),
-        tables=paper_tables(results),
-        tables_note=NOTE,
+        calibrated=[_calibrated(run)],
+        tables=(tables := paper_tables(results)),
+        tables_note=" ".join([NOTE, *missing_tables(tables)]),
         members=_members(run),
         classes=_classes(run),
+        over_time=any(
+            video["frames"] > 1 for shown in (results["videos"]["best"], results["videos"]["worst"]) for video in shown
+        ),
         gated={name: member["gating"] for name, member in results["members"].items() if "gating" in member},
         names=[name for name, _ in results["test"]["class_ap"]],
         bad_records={
@@ -62,6 +82,7 @@ def render_comparison(before: Run, after: Run) -> str:
         frontier=frontier_chart(runs),
         curves=curve_charts(runs),
         reliability=reliability_chart(runs),
+        calibrated=[_calibrated(run) for run in runs],
         classes=class_changes(before, after),
         recipe=recipe_changes(before.recipe, after.recipe),
     )
@@ -84,6 +105,26 @@ def _members(run: Run) -> list[dict[str, Any]]:
         for name, member in run.results["members"].items()
     ]
     return sorted(rows, key=lambda row: -row["weight"])
+
+
+def _calibrated(run: Run) -> dict[str, Any]:
+    """What a mean over tags hides: the bin that most tags are in, and the one that is furthest off."""
+    bins = run.results["calibration"]["bins"]
+    most, furthest = max(bins, key=itemgetter("count")), max(bins, key=_distance)
+    low = min(int(most["score"] * BINS), BINS - 1) / BINS
+    return {
+        "name": run.name,
+        "tags": sum(each["count"] for each in bins),
+        "most": most["count"],
+        "span": (low, low + 1 / BINS),
+        "furthest": furthest["count"],
+        "distance": _distance(furthest),
+    }
+
+
+def _distance(each: ReliabilityBin) -> float:
+    """From the diagonal."""
+    return abs(each["score"] - each["share"])
 
 
 def _classes(run: Run) -> list[tuple[str, float, int, int]]:
@@ -116,8 +157,15 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else plain(value),
     )
-    environment.filters |= {"gap": _gap, "change": change, "mb": megabytes, "duration": _duration}
+    environment.filters |= {"gap": _gap, "change": change, "mb": megabytes, "duration": _duration, "counted": counted}
+    environment.filters |= {"listed": _listed, "segments": segments}
     return environment
+
+
+def _listed(values: Sequence[object]) -> str:
+    """Values in words: 1, 2 and 4."""
+    *before, last = map(str, values)
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def _gap(value: float) -> str:

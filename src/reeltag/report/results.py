@@ -197,6 +197,11 @@ class Run:
     timings: list[Timing]
 
 
+def noun_of(results: Mapping[str, Any]) -> str:
+    """What was tagged, for people: a video, or a segment of one."""
+    return "segment" if "map_at_k" in results["test"]["file"] else "video"
+
+
 def best_single(results: Mapping[str, Any]) -> tuple[str, float]:
     """Name and hold-out GAP of the best single model."""
     found: dict[str, float] = results["holdout_gap"]["members"]

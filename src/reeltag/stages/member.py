@@ -20,7 +20,7 @@ from reeltag.predict import BATCH_SIZE, load, predict
 from reeltag.quantize import Encoding
 from reeltag.recipe import Recipe
 from reeltag.stages.files import MODEL, PREDICTIONS, SCORES, held_out, load_manifest, split, split_parameters
-from reeltag.storage import inside, megabytes, read_json, write_json
+from reeltag.storage import counted, inside, megabytes, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ class MemberStages(ABC):
             tensors["labels"] = torch.cat([part.labels for part in parts if part.labels is not None])
             found = {"gap": gap(tensors[encoding], tensors["labels"]), "bytes": path.stat().st_size}
             scores[encoding] = {**found, "seconds": round(seconds, 3)}
-        job.progress.say("  hold-out GAP: " + ", ".join(f"{key} {s['gap']:.5f}" for key, s in scores.items()))
+        gaps = ", ".join(f"{key} {each['gap']:.5f}" for key, each in scores.items())
+        job.progress.say(f"  GAP on all {counted(len(holdout), f'hold-out {self.schema.example}')}: {gaps}")
         checkpoint.save_tensors(job.folder / PREDICTIONS, tensors, {"videos": len(holdout)})
         write_json(job.folder / SCORES, scores)
 

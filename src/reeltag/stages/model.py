@@ -10,10 +10,10 @@ from reeltag.executors import Job, Stage
 from reeltag.quantize import Encoding
 from reeltag.recipe import Recipe
 from reeltag.schedule import TrainingSettings, averaging_phase
-from reeltag.stages.files import CHECKPOINT, MODEL, SCORES, load_manifest
+from reeltag.stages.files import CHECKPOINT, MODEL, SCORES, load_manifest, split
 from reeltag.stages.member import MemberStages
 from reeltag.stages.training import Given, Selected, Training
-from reeltag.storage import read_json, write_json
+from reeltag.storage import counted, read_json, write_json
 from reeltag.train import final_weights
 
 
@@ -77,7 +77,9 @@ class ModelStages(MemberStages):
         choices = {"plain": start.model, "averaged": final_weights(state)}
         scores = {key: self.training.holdout_gap(own.config, manifest, weights) for key, weights in choices.items()}
         kept = max(scores, key=scores.__getitem__)
-        job.progress.say(f"  hold-out GAP: plain {scores['plain']:.5f}, averaged {scores['averaged']:.5f}; kept {kept}")
+        held = counted(len(split(self.recipe, manifest)[1]), f"hold-out {self.schema.example}")
+        found = f"plain {scores['plain']:.5f}, averaged {scores['averaged']:.5f}"
+        job.progress.say(f"  GAP on all {held}: {found}; kept {kept}")
         write_json(job.folder / SCORES, scores)
         self.training.save(job.folder / MODEL, own.config, choices[kept])
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reeltag.data.example import Video
 from reeltag.data.shards import Shards
-from reeltag.environment import default_device
+from reeltag.environment import default_device, of_processor
 from reeltag.executors import Job
 from reeltag.metrics import top_k
 from reeltag.models.heads import MixtureOfExperts
@@ -152,7 +152,11 @@ def _mean_row(rows: Sequence[tuple[Row, int]]) -> Row:
 
 
 def machine() -> dict[str, str]:
-    """What computes here."""
-    device = torch.cuda.get_device_name() if default_device() == "cuda" else "cpu"
-    system = f"{platform.system()} {platform.machine()}"
-    return {"system": system, "processors": str(os.cpu_count()), "device": device}
+    """What computes here, and with how many threads; the last bits of a sum depend on it."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": of_processor("model name") or platform.processor() or "not told",
+        "processors": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "device": torch.cuda.get_device_name() if default_device() == "cuda" else "cpu",
+    }

@@ -23,7 +23,7 @@ from reeltag.stages.estimate import FORWARD_AND_BACKWARD
 from reeltag.stages.files import MODEL, SELECTION, load_manifest, split, split_parameters
 from reeltag.stages.model import ModelStages, candidate
 from reeltag.stages.training import Selected, Training
-from reeltag.storage import content_hash, file_hash, megabytes, read_json, write_json
+from reeltag.storage import content_hash, counted, file_hash, megabytes, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,7 @@ def _do_select(recipe: Recipe, members: Sequence[ModelStages], count: int, job: 
     chosen, gap = best_combination(*contenders(probabilities, labels), count)
     names = [members[index].name for index in chosen]
     models = [recipe.models[name].decisive() for name in names]
-    job.progress.say(f"  {', '.join(names)}: hold-out GAP {gap:.5f}")
+    held = counted(len(labels), f"hold-out {recipe.data.record_schema.example}")
+    job.progress.say(f"  {', '.join(names)}: GAP {gap:.5f} on all {held}")
     write_json(job.folder / SELECTION, {"names": names, "models": models, "gap": gap})
     return content_hash([names, models])

@@ -1,0 +1,200 @@
+"""What pages and last lines say of a run beside its figures, from results made by hand."""
+
+import json
+import re
+from copy import deepcopy
+
+import pytest
+
+from htmlpage import Page
+from reeltag.cli import main
+from reeltag.report.markdown import examples, headline, render
+from reeltag.report.page import render_run
+from reeltag.report.remarks import CLEARLY, FEW, remarks
+from reeltag.report.results import FORMAT, read_run
+from reeltag.report.tables import render_tables
+
+BINS = [
+    {"count": 17_000, "score": 0.02, "share": 0.01},
+    {"count": 2_000, "score": 0.35, "share": 0.74},
+    {"count": 1_000, "score": 0.95, "share": 0.99},
+]
+HEADING = ["model", "first", "second", "change"]
+
+
+def member(gap, like=None):
+    scores = {"gap": gap, "hit_at_1": 0.5, "perr": 0.4, "map": 0.3, "bytes": 2_000_000, "seconds": 1.0, "videos": 1000}
+    found = {"test": {"float32": scores}, "holdout": {"float32": scores}, "family": "mean", "taught_by": []}
+    return {**found, "taught_by": ["mean"], "like": like} if like else found
+
+
+@pytest.fixture
+def results():
+    scores = {"gap": 0.5, "hit_at_1": 0.5, "perr": 0.4, "map": 0.3, "videos": 1000}
+    names = ["Dog", "Inside, small room", "Animal"]
+    tag = {"name": names[1], "score": 0.9, "label": True, "segments": [0.1, 0.2, 0.9]}
+    video = {"id": "v", "frames": 3, "margin": 0.4, "tags": [tag]}
+    members = {"a": member(0.6), "b": member(0.5), "a-student": member(0.61, "a"), "b-student": member(0.5, "b")}
+    return {
+        "format": FORMAT,
+        "recipe": "told",
+        "budget": 4_000_000,
+        "bytes": 3_000_000,
+        "shipped": [{"name": n, "encoding": "float32", "weight": 0.5, "bytes": 1_500_000} for n in "ab"],
+        "holdout_gap": {
+            "videos": 400,
+            "chosen_on": 401,
+            "file": 0.55,
+            "file_where_chosen": 0.58,
+            "equal_weights": 0.54,
+            "random_search": 0.53,
+            "members": {"a": 0.52, "b": 0.51},
+            "prior": 0.1,
+        },
+        "frontier": [{"bytes": n * 1_000_000, "chosen": 0.5 + n / 50, "checked": 0.5 + n / 60} for n in (1, 2, 3)],
+        "left_out": [],
+        "test": {"file": scores, "prior": scores, "class_ap": [[name, 0.5] for name in names]},
+        "class_counts": {"train": [1, 2, 3], "test": [4, 5, 0]},
+        "members": members,
+        "examples": [{"id": "v", "tags": [[name, 0.25] for name in names], "labels": names[:2]}],
+        "bad_records": {"train": [], "test": []},
+        "calibration": {"bins": BINS, "ece": 0.04},
+        "videos": {"best": [video], "worst": []},
+        "curves": {},
+        "environment": {"machine": {"device": "cpu"}, "versions": {}},
+    }
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(results, name="first", recipe=None):
+        folder = tmp_path / name
+        folder.mkdir()
+        contents = {"results": results, "recipe": recipe or {}, "timings": [{"stage": "report", "seconds": 1.0}]}
+        for kind, content in contents.items():
+            (folder / f"{kind}.json").write_text(json.dumps(content))
+        return folder
+
+    return write
+
+
+def test_nothing_is_remarked_where_all_is_well(results):
+    assert remarks(results) == []
+    assert "note" not in headline(results)
+
+
+def test_a_file_of_one_member_is_remarked_where_there_were_others(results):
+    alone = results | {"shipped": results["shipped"][:1]}
+    (said,) = remarks(alone)
+    assert said.startswith("the file is a alone: no ensemble within the budget was better on the hold-out")
+    assert "(training.epochs)" in said
+    assert f"note          {said}" in headline(alone).splitlines()
+    assert "The weights" not in render(alone)
+    larger = alone | {"frontier": [*alone["frontier"], {"bytes": 5_000_000, "chosen": 0.9, "checked": 0.9}]}
+    assert remarks(larger) == [
+        "the file is a alone: the best ensemble takes 5.00 MB; raise budget_mb, or offer smaller quantization.encodings"
+    ]
+    assert remarks(alone | {"members": {"a": member(0.6)}}) == []
+
+
+def test_students_that_are_clearly_worse_are_remarked(results):
+    members = results["members"]
+    for loss, count in ((CLEARLY * 0.9, 0), (CLEARLY * 1.1, 1)):
+        changed = members | {"a-student": member(0.6 - loss, "a"), "b-student": member(0.5 - loss, "b")}
+        said = remarks(results | {"members": changed})
+        assert len(said) == count
+    assert said[0].startswith("students are on average 0.01100 test GAP below")
+    assert "distillation.training.epochs" in said[0] and "distillation.dropout" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("held", "tested", "said"),
+    [
+        (FEW, FEW, []),
+        (1, FEW, ["hold-out GAP of 1 video means little; hold out more (data.holdout)"]),
+        (FEW, 3, ["test GAP of 3 videos means little; test on more (data.test)"]),
+    ],
+)
+def test_figures_of_few_videos_are_remarked(results, held, tested, said):
+    results["holdout_gap"]["videos"], results["test"]["file"]["videos"] = held, tested
+    assert remarks(results) == said
+
+
+def test_figures_say_what_they_are_of(results):
+    said = headline(results)
+    assert "hold-out GAP  0.55000  (on 400 videos, the half on which the ensemble was not chosen; best single" in said
+    assert "test GAP      0.50000  (on 1,000 videos; " in said
+    results["test"]["file"]["map_at_k"] = results["test"]["prior"]["map_at_k"] = 0.3
+    assert "(on 400 segments, the half" in headline(results)
+
+
+def test_names_with_commas_stay_apart(results):
+    assert examples(results) == [
+        "v: Dog 0.25 · Inside, small room 0.25 · Animal 0.25  [labels: Dog · Inside, small room]"
+    ]
+
+
+def test_the_page_explains_its_figures(results, written):
+    text = " ".join(render_run(read_run(written(results))).split())
+    assert Page(text).table("weights of the file's members", "GAP@20 on the other half") == [
+        ["as shipped", "0.55000"],
+        ["equal", "0.54000"],
+        ["the best of equal and random ones", "0.53000"],
+    ]
+    assert "one half of the hold-out, 401 videos, and measured on the other, 400 videos" in text
+    assert "17,000 of the 20,000 tags, 85 %, have a probability from 0.0 to 0.1" in text
+    assert "the point that is furthest from the diagonal is 0.39 away and stands for 2,000 tags" in text
+    for term in ("GAP@20", "class prior", "Hit@1", "PERR", "mAP", "mAP, all scores", "calibration error"):
+        assert f"<dt>{term}</dt><dd>" in text
+    assert "and the 1 class without a test video counts 0" in text
+    assert "all_scores = true" in text
+    results["test"]["file"]["map_all"] = 0.2
+    other = render_run(read_run(written(results, "all")))
+    assert "all_scores = true" not in other
+
+
+def test_tags_over_time_have_an_axis_and_a_legend(results, written):
+    page = render_run(read_run(written(results)))
+    assert re.search(r"<span>frame 0</span><span>2</span><span>3</span>", page)
+    assert 'data-tip="Inside, small room, frame 2: 0.90"' in page
+    assert page.count('class="ramp"') == 1
+    results["videos"]["best"][0] |= {"frames": 1}
+    results["videos"]["best"][0]["tags"][0]["segments"] = []
+    page = render_run(read_run(written(results, "still")))
+    assert "frame 0" not in page
+    assert 'class="ramp"' not in page
+
+
+@pytest.mark.parametrize("distilled", [True, False])
+def test_tables_that_are_missing_are_named(results, written, distilled):
+    if not distilled:
+        results["members"] = {name: results["members"][name] for name in "ab"}
+    page, tables = render_run(read_run(written(results))), render_tables(results)
+    assert ("Tables 2, 3, 4</a>" in page) == distilled
+    assert ("The paper's Tables 2, 3 and 4</h2>" in page) == distilled
+    assert ("The paper's Tables 2 and 4</h2>" in page) != distilled
+    for text in (page, tables):
+        assert "Table 1 is missing: no weights were averaged" in text
+        assert ("Table 3 is missing: no model was taught by others" in text) != distilled
+
+
+def test_models_of_one_name_and_a_frontier_of_one_point_are_told_apart(results, written, tmp_path):
+    recipe = {"models": {name: {"family": "mean", "hidden": 8, "dropout": 0.5} for name in "ab"}, "distillation": {}}
+    other = deepcopy(recipe)
+    other["models"]["a"]["hidden"], other["distillation"]["dropout"] = 16, 0.2
+    folders = [
+        written(results, "first", recipe),
+        written(results | {"frontier": results["frontier"][-1:]}, "second", other),
+    ]
+    assert main(["report", *map(str, folders), "--out", str(tmp_path / "page.html")]) == 0
+    page = Page((tmp_path / "page.html").read_text())
+    assert [row[0] for row in page.table(*HEADING)] == [
+        "a another configuration: hidden 8 → 16",
+        "b",
+        "a-student another configuration: hidden 8 → 16, dropout 0.5 → 0.2",
+        "b-student another configuration: dropout 0.5 → 0.2",
+    ]
+    curves = [found["data-name"] for tag, found in page.elements if tag == "g" and "data-name" in found]
+    assert "first: on the other half" in curves
+    assert "second: on the other half" not in curves
+    assert "second: the file" in curves
