@@ -265,7 +265,10 @@ def local_file(model: str | Path) -> Path:
 
     Raises:
         ArtifactError: the folder holds no model, or nothing sound is behind the URL.
+        UsageError: it is none of these.
     """
+    if not isinstance(model, str | Path):
+        raise UsageError(f"{model!r}: is no model; give the path of a .reeltag file, a shared folder, or a URL")
     if is_url(str(model)):
         return fetch(str(model), load)
     path = Path(model)

@@ -17,19 +17,20 @@ from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import FAMILIES, parse_config
 from reeltag.recipe import Recipe
 from reeltag.shipped import path_of
+from reeltag.storage import each_of
 from reeltag.tables import VARIABLE, Table, from_environment, override, read_table, spell_out_grids
 from reeltag.text import did_you_mean
 
 SHOWN = 100  # characters of a wrong value
 
 
-def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(source: str | Path, overrides: str | Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
     Args:
         source: a TOML file, or the name of a recipe that comes with reeltag.
-        overrides: `dotted.key=value`, applied after reading and after those of `$REELTAG_SET`; a value is TOML, or
-            else a string.
+        overrides: `dotted.key=value`, one or several, applied after reading and after those of `$REELTAG_SET`; a
+            value is TOML, or else a string.
 
     Raises:
         RecipeError: lists every fault with its key.
@@ -37,7 +38,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     table = read_table(path_of(source))
     environment = from_environment()
-    faults = override(table, environment, VARIABLE) + override(table, overrides)
+    faults = override(table, environment, VARIABLE) + override(table, each_of(overrides))
     faults += [fault for section in ("models", "students") for fault in spell_out_grids(table, section)]
     try:
         recipe = Recipe.model_validate(table, context={"widths": _widths(table)})
