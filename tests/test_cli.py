@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -52,6 +53,26 @@ def test_missing_files_and_empty_globs(capsys, model, tmp_path):
     assert "*.tfrecord: no file there matches" in message
     assert "the folder does not exist" in fails(capsys, "evaluate", model, tmp_path / "no" / "*.tfrecord")
     assert "no shards given" in fails(capsys, "evaluate", model)
+
+
+def test_advice_on_models_is_for_where_they_lie(capsys, model, tmp_path):
+    good = Path(model).read_bytes()
+    (tmp_path / "model.reeltag").write_bytes(good)
+    message = fails(capsys, "inspect", tmp_path / "modle.reeltag")
+    assert message == f"error: {tmp_path / 'modle.reeltag'}: no such file; did you mean 'model.reeltag'?\n"
+    message = fails(capsys, "inspect", tmp_path / "other.txt")
+    assert message == f"error: {tmp_path / 'other.txt'}: no such file; give the path of a .reeltag file\n"
+    assert f"the folder {tmp_path / 'no'} does not exist" in fails(capsys, "inspect", tmp_path / "no" / "m.reeltag")
+    assert f"did you mean {tmp_path / 'model.reeltag'}?" in fails(capsys, "inspect", tmp_path)
+    short = tmp_path / "short.reeltag"
+    short.write_bytes(good[:-1])
+    message = fails(capsys, "inspect", short)
+    assert message.endswith("the file is damaged, copy it again\n")
+    stage = tmp_path / "stages" / "pack-0123456789ab"
+    stage.mkdir(parents=True)
+    (stage / "model.reeltag").write_bytes(good[:-1])
+    message = fails(capsys, "inspect", stage / "model.reeltag")
+    assert message.endswith(f"the file is damaged, remove {stage} and run again\n")
 
 
 def test_damaged_shards_name_file_record_and_offset(capsys, model, tiny_shards, tmp_path):

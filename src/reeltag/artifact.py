@@ -275,8 +275,10 @@ def local_file(model: str | Path) -> Path:
     if not path.is_dir():
         return path
     if not (path / SHARED).is_file():
-        what = f"is a folder without {SHARED}"
-        raise ArtifactError(f"{path}: {what}; give a .reeltag file, or a folder that `reeltag share` wrote")
+        what = f"{path}: is a folder without {SHARED}"
+        if (path / "model.reeltag").is_file():
+            raise ArtifactError(f"{what}; did you mean {path / 'model.reeltag'}?")
+        raise ArtifactError(f"{what}; give a .reeltag file, or a folder that `reeltag share` wrote")
     return path / SHARED
 
 
