@@ -12,13 +12,16 @@ import pytest
 import torch
 
 import reeltag
+from reeltag import artifact
 from reeltag import predict as prediction
+from reeltag.artifact import Artifact, Member
 from reeltag.cli import Mode, main
 from reeltag.cli_models import Encoding
 from reeltag.data.example import Video, encode
 from reeltag.data.shards import Shards
 from reeltag.data.tfrecord import ShardFile, write_shard
 from reeltag.errors import UsageError
+from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.quantize import ENCODINGS
 
 
@@ -232,6 +235,39 @@ def test_inspect_and_doctor_say_what_they_find(capsys, model):
     assert json.loads(capsys.readouterr().out)["data"]["classes"] == 8
     assert main(["doctor"]) == 0
     assert "torch" in capsys.readouterr().out
+
+
+def test_inspect_shows_settings_and_provenance_in_lines_to_read(capsys, tiny_schema, tmp_path):
+    config = parse_config({"family": "netvlad", "clusters": 4, "hidden": 8, "head": {"kind": "moe", "experts": 3}})
+    state = build_tagger(config, tiny_schema.widths, tiny_schema.classes, 0).state_dict()
+    made = {
+        "recipe": "r",
+        "data": {"shards": ["a", "b"], "videos": 3},
+        "versions": {f"package-{n}": n for n in range(30)},
+    }
+    artifact.save(tmp_path / "m.reeltag", Artifact(tiny_schema, None, (Member("a", config, 1.0, state),), made))
+    assert main(["inspect", str(tmp_path / "m.reeltag")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[1:])) <= 100
+    assert '          family = "netvlad", hidden = 8, head.experts = 3, clusters = 4' in lines
+    assert "  data      shards a, b, videos 3" in lines
+    assert "  recipe    r" in lines
+
+
+def test_quantising_what_is_quantised_already_is_told_and_writes_nothing(capsys, model, tmp_path, monkeypatch):
+    out = tmp_path / "twice.reeltag"
+    assert main(["quantize", model, "--out", str(out)]) == 0
+    assert "no tensor has more than 17,000 elements" in capsys.readouterr().out
+    out.unlink()
+    monkeypatch.setattr("reeltag.quantize.MIN_ELEMENTS", 8)
+    small = tmp_path / "small.reeltag"
+    assert main(["quantize", model, "--out", str(small), "--encoding", "channel-8"]) == 0
+    message = fails(capsys, "quantize", small, "--out", out, "--encoding", "group-4")
+    assert "stored in channel-8 already" in message
+    assert "stages/train.NAME-…" in message
+    assert not out.exists()
+    assert main(["inspect", str(small)]) == 0
+    assert "bytes, channel-8, weight 1.0000" in capsys.readouterr().out
 
 
 def test_settings_that_contradict_each_other_are_one_message(capsys, tmp_path):

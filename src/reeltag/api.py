@@ -280,14 +280,22 @@ def quantize_file(model: str | Path | Predictor, out: str | Path, encoding: Enco
 
     Raises:
         ArtifactError: the model is missing or damaged.
-        UsageError: `out` exists.
+        UsageError: `out` exists, or all large weights are quantised already.
     """
     refuse_existing(Path(out))
-    before = artifact.load(file_of(model))
+    file = file_of(model)
+    before = artifact.load(file)
     small = artifact.quantized(before, encoding)
-    if [stored_as(member.state) for member in small.members] != [stored_as(member.state) for member in before.members]:
+    stored = [stored_as(member.state) for member in before.members]
+    if [stored_as(member.state) for member in small.members] != stored:
         # Whatever was measured was measured before.
         small = replace(small, provenance={**small.provenance, "quantized": encoding})
+    elif already := sorted({*stored} - {"float32"}):
+        raise UsageError(
+            f"{file}: its large weights are stored in {' and '.join(already)} already, so nothing would change; give a "
+            "float32 file: model.reeltag in stages/train.NAME-… of its run (stages/average.NAME-… where weights were "
+            "averaged), or what `reeltag train` wrote; an ensemble takes the encodings of its recipe's [quantization]"
+        )
     return artifact.save(Path(out), small)
 
 

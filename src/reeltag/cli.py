@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from reeltag.cli_benchmark import benchmark
 from reeltag.cli_data import MaxBad, Mode, Overrides, data, given, say_left_out
 from reeltag.cli_doctor import doctor
 from reeltag.cli_export import export
+from reeltag.cli_inspect import inspect
 from reeltag.cli_logs import tensorboard
 from reeltag.cli_models import average, import_tf, quantize
 from reeltag.cli_output import Json, say
@@ -30,7 +30,7 @@ from reeltag.environment import keep_freed_memory
 from reeltag.errors import ReeltagError, UsageError
 from reeltag.interrupts import OutOfTime, Terminated, ended_by_sigterm
 from reeltag.memory import enough_memory
-from reeltag.text import plain, printable
+from reeltag.text import printable
 
 app = App(
     name="reeltag",
@@ -47,6 +47,7 @@ app.command(doctor)
 app.command(export)
 app.command(extract)
 app.command(import_tf)
+app.command(inspect)
 app.command(quantize)
 app.command(recipe)
 app.command(report)
@@ -252,43 +253,6 @@ def predict(
     if drop_flat:
         print(f"{counted(counts.dropped, 'flat video')} dropped", file=sys.stderr)
     say_left_out(counts.bad)
-
-
-@app.command
-def inspect(model: str, /, *, json: Json = False) -> None:
-    """Show what a model holds: members, weights, sizes, data, provenance.
-
-    Example: reeltag inspect model.reeltag
-
-    Args:
-        model: A .reeltag file, a folder that `share` wrote, or a URL.
-    """
-    from reeltag import artifact
-    from reeltag.quantize import stored_as
-    from reeltag.storage import counted, megabytes
-
-    file = artifact.local_file(model)
-    shipped, size = artifact.load(file), file.stat().st_size
-    schema = shipped.schema
-    features = " + ".join(f"{plain(feature.name)} {feature.width}" for feature in schema.features)
-    origins = [
-        f"{plain(each.name)} by {plain(each.extractor.name)}{' and a PCA' if each.name in shipped.projections else ''}"
-        for each in schema.features
-        if each.extractor is not None
-    ]
-    lines = [
-        f"{model}: {megabytes(size)}, {counted(len(shipped.members), 'member')}",
-        f"reads     {schema.level} level, {features}, {schema.dtype}, at most {schema.max_frames} frames",
-        *([f"extracted {', '.join(origins)}"] if origins else []),
-        *([f"tags      segments of {schema.segments} frames"] if schema.segments is not None else []),
-        f"classes   {schema.classes}{'' if shipped.label_names else ', without names'}",
-    ]
-    for member in shipped.members:
-        stored = f"{megabytes(artifact.stored_bytes(member.state))}, {stored_as(member.state)}"
-        lines.append(f"member    {plain(member.name)}: {stored}, weight {member.weight:.4f}")
-        lines.append(f"          {member.config.model_dump_json()}")
-    lines.append(f"made by   {plain(json_module.dumps(dict(shipped.provenance), ensure_ascii=False))}")
-    say(artifact.describe(shipped) | {"bytes": size}, lines, json)
 
 
 @app.command
