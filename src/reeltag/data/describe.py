@@ -8,6 +8,9 @@ from google.protobuf.message import DecodeError
 
 from reeltag.data.protos import SequenceExample
 from reeltag.errors import DataError
+from reeltag.storage import counted
+
+SHOWN = 4  # values of a list
 
 
 def describe(record: bytes) -> list[str]:
@@ -27,7 +30,7 @@ def describe(record: bytes) -> list[str]:
         lines.append(f"feature {name!r}: {_summary(item)}")
     for name, items in sorted(message.feature_lists.feature_list.items()):
         first = f", each a {_summary(items.feature[0])}" if items.feature else ""
-        lines.append(f"feature list {name!r}: {len(items.feature)} frames{first}")
+        lines.append(f"feature list {name!r}: {counted(len(items.feature), 'frame')}{first}")
     return lines
 
 
@@ -38,5 +41,6 @@ def _summary(item: Any) -> str:
     values = getattr(item, kind).value
     if kind == "bytes_list":
         sizes = ", ".join(str(len(value)) for value in values[:3])
-        return f"{kind} with {len(values)} values of {sizes} bytes"
-    return f"{kind} with {len(values)} values, {', '.join(f'{value:.4g}' for value in values[:4])} …"
+        return f"{kind} with {counted(len(values), 'value')} of {sizes} bytes"
+    shown = ", ".join(f"{value:.4g}" for value in values[:SHOWN])
+    return f"{kind} with {counted(len(values), 'value')}, {shown}{' …' if len(values) > SHOWN else ''}"
