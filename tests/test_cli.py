@@ -126,7 +126,11 @@ def test_duplicate_ids_are_found_by_verify(capsys, tiny_schema, tmp_path):
 
 def test_evaluating_without_labels_points_to_predict(capsys, model, tiny_schema, tmp_path):
     unlabelled = shard(tmp_path / "test.tfrecord", tiny_schema, video(tiny_schema, labels=None))
-    assert "record 0, byte 0: has no labels" in fails(capsys, "evaluate", model, unlabelled)
+    message = fails(capsys, "evaluate", model, unlabelled)
+    assert "record 0, byte 0: has no labels: no 'labels', but id; check the schema's 'labels'" in message
+    named = tiny_schema.model_copy(update={"labels": "label"})
+    other = shard(tmp_path / "other.tfrecord", named, video(named))
+    assert "has no labels: no 'labels', but id, label; check the schema's" in fails(capsys, "evaluate", model, other)
     assert main(["predict", model, str(unlabelled)]) == 0
 
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tomllib
 
 from conftest import data_file, make_video
 from reeltag.cli import main
@@ -14,7 +15,6 @@ from reeltag.data.ratings import Ratings
 from reeltag.data.schema import Feature, Schema, preset
 from reeltag.data.shards import scan
 from reeltag.data.tfrecord import write_shard
-from reeltag.tables import tomllib
 
 WIDE = (Feature(name="seen", width=9), Feature(name="heard", width=4))
 

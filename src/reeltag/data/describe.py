@@ -19,11 +19,7 @@ def describe(record: bytes) -> list[str]:
     Raises:
         DataError: the record is neither an Example nor a SequenceExample.
     """
-    message = SequenceExample()
-    try:
-        message.ParseFromString(record)
-    except DecodeError as error:
-        raise DataError("is neither an Example nor a SequenceExample") from error
+    message = _parsed(record)
     level = "frame" if message.feature_lists.feature_list else "video"
     lines = [f"{level} level"]
     for name, item in sorted(message.context.feature.items()):
@@ -32,6 +28,24 @@ def describe(record: bytes) -> list[str]:
         first = f", each a {_summary(items.feature[0])}" if items.feature else ""
         lines.append(f"feature list {name!r}: {counted(len(items.feature), 'frame')}{first}")
     return lines
+
+
+def context_names(record: bytes) -> list[str]:
+    """Names of what a record says of the whole video, such as its labels.
+
+    Raises:
+        DataError: the record is neither an Example nor a SequenceExample.
+    """
+    return sorted(_parsed(record).context.feature)
+
+
+def _parsed(record: bytes) -> Any:
+    message = SequenceExample()
+    try:
+        message.ParseFromString(record)
+    except DecodeError as error:
+        raise DataError("is neither an Example nor a SequenceExample") from error
+    return message
 
 
 def _summary(item: Any) -> str:
