@@ -55,7 +55,7 @@ def test_missing_files_and_empty_globs(capsys, model, tmp_path):
     message = fails(capsys, "predict", model, tmp_path / "*.tfrecord")
     assert "*.tfrecord: no file there matches" in message
     assert "the folder does not exist" in fails(capsys, "evaluate", model, tmp_path / "no" / "*.tfrecord")
-    assert "no shards given" in fails(capsys, "evaluate", model)
+    assert "SHARDS is missing: Paths, URLs or glob patterns" in fails(capsys, "evaluate", model)
 
 
 def test_advice_on_models_is_for_where_they_lie(capsys, model, tmp_path):

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
 from reeltag import __version__
 from reeltag.cli_benchmark import benchmark
-from reeltag.cli_data import MaxBad, Mode, Overrides, data, given, say_left_out
+from reeltag.cli_data import MaxBad, Mode, OneOrMore, Overrides, data, say_left_out
 from reeltag.cli_doctor import doctor
 from reeltag.cli_export import export
 from reeltag.cli_inspect import inspect
@@ -32,13 +32,34 @@ from reeltag.interrupts import OutOfTime, Terminated, ended_by_sigterm
 from reeltag.memory import enough_memory
 from reeltag.text import printable
 
+
+def _shown_default(value: object) -> str | None:
+    """A default as help shows it; none where leaving the option out means just that."""
+    return str(value) if type(value) in (int, float, str) and value != "" else None
+
+
+def _said(error: CycloptsError) -> str:
+    """What is wrong with the words of a command; of one that is missing, what it should be."""
+    missing = error.argument
+    if not isinstance(error, MissingArgumentError) or missing is None or missing.tokens or error.keyword:
+        return f"error: {error}"
+    command = app
+    for name in error.command_chain or ():
+        command = command[name]
+    described = command.assemble_argument_collection(parse_docstring=True)
+    what = next(each.parameter.help for each in described if each.name == missing.name)
+    if choices := missing.get_choices():
+        what = f"choose one of {', '.join(choices)}"
+    return f"error: {missing.name} is missing: {what}"
+
+
 app = App(
     name="reeltag",
     help="Train video taggers from frame features and ship an ensemble of them as one small file.",
     version=__version__,
-    default_parameter=Parameter(negative=(), show_default=False),
+    default_parameter=Parameter(negative=(), show_default=_shown_default),
     suppress_keyboard_interrupt=False,  # `main` says how to go on
-    error_formatter=lambda error: f"error: {error}",
+    error_formatter=_said,
 )
 app.command(average)
 app.command(benchmark)
@@ -154,7 +175,7 @@ def train(
 def evaluate(
     model: str,
     /,
-    *shards: str,
+    *shards: OneOrMore,
     all_scores: bool = False,
     per_class: Path | None = None,
     mode: Mode = "exact",
@@ -180,7 +201,7 @@ def evaluate(
         refuse_existing(per_class)
     bad = BadRecords(max_bad_records)
     predictor = prediction.load(model, mode)
-    scores = predictor.evaluate_shards(given(shards), bad, all_scores=all_scores)
+    scores = predictor.evaluate_shards(shards, bad, all_scores=all_scores)
     if per_class is not None:
         write_class_ap(per_class, scores.class_ap.tolist(), predictor.label_names)
     summary = scores.summary()
@@ -192,7 +213,7 @@ def evaluate(
 def predict(
     model: str,
     /,
-    *shards: str,
+    *shards: OneOrMore,
     out: Path | None = None,
     mode: Mode = "exact",
     workers: int = 1,
@@ -229,16 +250,14 @@ def predict(
         if json:
             raise UsageError("--json: tells of a file that was written; without --out the output is JSON Lines anyway")
         predictor = prediction.load(model, mode)
-        predictions, counts = bulk.stream(
-            predictor, given(shards), drop_flat=drop_flat, max_bad_records=max_bad_records
-        )
+        predictions, counts = bulk.stream(predictor, shards, drop_flat=drop_flat, max_bad_records=max_bad_records)
         for line in json_lines(predictions, predictor.label_names):
             print(line)
     else:
         file = artifact.local_file(model)
         counts = bulk.predict_to_file(
             file,
-            given(shards),
+            shards,
             out,
             mode=mode,
             workers=workers,
@@ -268,6 +287,20 @@ def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
     print(app.generate_completion(shell=shell))
 
 
+def _on_again(words: Sequence[str]) -> str:
+    """How a command that was ended goes on, if it does."""
+    ways = {
+        "run": "from its last checkpoint",
+        "train": "from its last checkpoint",
+        "extract": "after the videos that are finished",
+        "data download": "where it was",
+    }
+    if any(word.partition("=")[0] == "--out" for word in words):
+        ways["predict"] = "after the shards that are finished"
+    way = next((ways[name] for name in (" ".join(words[:2]), *words[:1]) if name in ways), None)
+    return f"; the same command goes on {way}" if way else ""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -286,9 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         endings = {Terminated: ("terminated", 143), OutOfTime: ("out of time", 75)}
         what, code = endings.get(type(error), ("interrupted", 130))
-        how = "run and train go on from their last checkpoint, predict --out after its finished shards, "
-        how += "data download where it was"
-        print(f"{what}; with the same command {how}", file=sys.stderr)
+        print(f"{what}{_on_again(sys.argv[1:] if arguments is None else arguments)}", file=sys.stderr)
         return code
     except BrokenPipeError:
         sys.stdout = None  # the reader left; nothing may be flushed at exit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -39,6 +39,7 @@ MaxBad = Annotated[
         "the work.",
     ),
 ]
+OneOrMore = Annotated[str, Parameter(required=True)]
 Overrides = Annotated[
     list[str],
     Parameter(name="--set", consume_multiple=False, help="Override a key: dotted.key=value."),
@@ -46,7 +47,7 @@ Overrides = Annotated[
 
 
 @data.command(name="inspect")
-def data_inspect(*shards: str, json: Json = False) -> None:
+def data_inspect(*shards: OneOrMore, json: Json = False) -> None:
     """Show the records of shards, what their first record holds, and a draft of a recipe's [data.schema].
 
     The draft follows from all records of the first shard, whatever its features are called.
@@ -61,7 +62,7 @@ def data_inspect(*shards: str, json: Json = False) -> None:
     from reeltag.data.tfrecord import ShardFile
     from reeltag.storage import counted, find, megabytes, size_of
 
-    paths = find(given(shards))
+    paths = find(shards)
     files = [ShardFile(path) for path in paths]
     records = sum(len(file.offsets()) for file in files)
     size = sum(map(size_of, paths))
@@ -77,7 +78,7 @@ def data_inspect(*shards: str, json: Json = False) -> None:
 
 
 @data.command
-def verify(*shards: str, schema: str, max_bad_records: MaxBad = 0, json: Json = False) -> None:
+def verify(*shards: OneOrMore, schema: str, max_bad_records: MaxBad = 0, json: Json = False) -> None:
     """Read shards through: checksums, features, labels, ids. Exits with 2 at the first fault.
 
     Example: reeltag data verify '/data/audioset/eval-*.tfrecord' --schema audioset
@@ -90,7 +91,7 @@ def verify(*shards: str, schema: str, max_bad_records: MaxBad = 0, json: Json = 
     from reeltag.progress import default_progress
     from reeltag.storage import counted, find, megabytes, size_of
 
-    paths = find(given(shards))
+    paths = find(shards)
     loaded = load_schema(schema)
     with default_progress().task("verify", sum(map(size_of, paths)), "bytes") as task:
         manifest = scan(paths, loaded, task.advance, max_bad_records=max_bad_records)
@@ -227,17 +228,6 @@ def _toml(value: Any) -> str:
     if isinstance(value, dict):
         return f"{{ {', '.join(f'{key} = {_toml(each)}' for key, each in value.items())} }}"
     return json_module.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
-
-
-def given(shards: Sequence[str]) -> Sequence[str]:
-    """The shards, of which there must be some.
-
-    Raises:
-        UsageError: there are none.
-    """
-    if not shards:
-        raise UsageError("no shards given; give paths or glob patterns of TFRecord files")
-    return shards
 
 
 def say_left_out(bad: BadRecords) -> None:

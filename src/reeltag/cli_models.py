@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from reeltag.cli_data import Overrides, load_schema
 from reeltag.cli_output import Json, say
@@ -34,7 +36,7 @@ def quantize(model: Path, /, *, out: Path, encoding: Encoding = "uniform-8", jso
     say({"file": out, "bytes": size, "bytes_before": was}, text, json)
 
 
-def average(*models: Path, out: Path, json: Json = False) -> None:
+def average(*models: Annotated[Path, Parameter(required=True)], out: Path, json: Json = False) -> None:
     """Average the weights and batch-norm statistics of models of one architecture, such as of one training.
 
     Example: reeltag average first.reeltag second.reeltag --out mean.reeltag

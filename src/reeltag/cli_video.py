@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from reeltag.cli_data import OneOrMore
 from reeltag.cli_output import Json, say
 from reeltag.cli_workers import Quiet
 from reeltag.errors import UsageError
 
 
 def extract(
-    *videos: str,
+    *videos: OneOrMore,
     out: Path,
     labels: Path | None = None,
     image: str = "efficientnet-lite0",
