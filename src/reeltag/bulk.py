@@ -11,7 +11,7 @@ import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
@@ -48,6 +48,7 @@ from reeltag.storage import (
     read_json,
     refuse_existing,
     remove_folder,
+    remove_if_idle,
     remove_partials,
     remove_partials_of,
     size_of,
@@ -283,9 +284,7 @@ def _claimed(out: Path) -> Iterator[Path]:
             yield folder
         finally:
             remove_partials(folder)
-            if [entry.name for entry in folder.glob("*")] == [LOCK]:
-                with suppress(UsageError):  # an empty folder is in nobody's way
-                    remove_folder(folder)
+            remove_if_idle(folder)
 
 
 def _part(shard: Source, folder: Path, deciding: Sequence[object]) -> _Part:

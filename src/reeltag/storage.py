@@ -300,6 +300,13 @@ def remove_folder(folder: Path) -> None:
         raise UsageError(f"{folder}: cannot be removed ({error.strerror or error})") from error
 
 
+def remove_if_idle(folder: Path) -> None:
+    """Remove a folder of unfinished work in which nothing but its lock is left."""
+    if [entry.name for entry in folder.glob("*")] == [LOCK]:
+        with suppress(UsageError):  # an empty folder is in nobody's way
+            remove_folder(folder)
+
+
 def _remove(leftover: Path) -> None:
     shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
