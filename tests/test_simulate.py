@@ -217,8 +217,8 @@ def test_faults_of_a_description_come_in_one_message(tmp_path):
     message = str(caught.value)
     assert message.startswith(f"{path}: 4 faults")
     for fault in (
-        "nodes: Input should be greater than 0, not 0",
-        "tflops: Input should be a valid number",
+        "nodes: must be more than 0, not 0",
+        "tflops: must be a number, not 'many'",
         "price: is missing",
         "read_gbs: unknown key; did you mean 'read_gb_s'?",
     ):

@@ -193,7 +193,7 @@ def test_what_the_variables_do_not_tell_can_be_set(tmp_path, capsys):
     assert main([*arguments[:-1], str(tmp_path / "b.reeltag"), "--set", "pooling=median", "--set", "clustres=3"]) == 2
     message = capsys.readouterr().err
     assert "2 faults" in message
-    assert "pooling: Input should be 'max', 'mean', 'soft', 'soft+max' or 'gated', not 'median'" in message
+    assert "pooling: must be 'max', 'mean', 'soft', 'soft+max' or 'gated', not 'median'" in message
     assert "clustres: unknown key; did you mean 'clusters'?" in message
 
 
