@@ -106,7 +106,8 @@ def run(
         recipe: A TOML file, or the name of a recipe that comes with reeltag (`reeltag recipe list`).
         out: Folder of the run, or its URL on an object store; runs/NAME by default.
         smoke: Try the whole recipe with one batch a training and a few videos, in a folder of its own, OUT-smoke.
-        dry_run: Print the plan with sizes, estimated GPU hours and what is done already, and stop; needs no data.
+        dry_run: Print the plan with sizes, estimated GPU hours and what is done already, and stop; needs no data, but
+            for the hours data.videos where the shards are not here.
     """
     from reeltag.recipe_file import load_recipe
 
@@ -119,7 +120,12 @@ def run(
     if dry_run:
         stages = plan(smoked(loaded) if smoke else loaded, without_data=True)
         place = api.folder_of(loaded, out, smoke=smoke)
-        say({"stages": executors.planned(stages, place)}, executors.listing(stages, place), json)
+        lines = executors.listing(stages, place)
+        if loaded.models and not any(stage.gpu_hours for stage in stages):
+            lines.append(
+                "GPU hours are not estimated: no shards are here, and data.videos does not say how many videos"
+            )
+        say({"stages": executors.planned(stages, place)}, lines, json)
         return
     work = api.Work(devices, executor, address, max_time, quiet)
     done = api.run(recipe, out=out, overrides=set_, smoke=smoke, work=work)
