@@ -139,6 +139,7 @@ def _do_data(recipe: Recipe, split: str, files: list[Source], job: Job) -> str:
         schema, most = recipe.data.record_schema, recipe.data.max_bad_records
         limit, train = _limit(recipe.data, split), split == "train"
         manifest = scan(files, schema, task.advance, max_bad_records=most, labelled=True, limit=limit, rated_only=train)
+        task.total = task.done  # with a limit the last shards are not read
     if not manifest.labelled:
         raise UsageError(f"data.{split}: has nothing that is labelled; see `reeltag data verify`")
     if manifest.left_out:
