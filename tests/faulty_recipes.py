@@ -158,7 +158,7 @@ ANYWHERE = [
     contradiction("models.netfv.coupling: 0.5 needs centres", models__netfv__coupling=0.5),
     contradiction("models.rnn.gating.norm: False needs kind", models__rnn__gating={"kind": "se", "norm": False}),
     contradiction("distillation.folds: one fold", distillation__folds=1),
-    contradiction("models.mean.grid: hidden should be a list", models__mean__grid={"hidden": 16}),
+    contradiction("models.mean.grid: hidden must be a list", models__mean__grid={"hidden": 16}),
 ]
 BESIDE_MODELS = [  # about all models, so that none of them may have another fault
     Fault(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 from torch import nn
 
@@ -21,6 +22,7 @@ from reeltag.models.config import TaggerConfig
 from reeltag.models.mean import Mean
 from reeltag.models.tagger import FAMILIES, build_tagger, parse_config
 from reeltag.recipe_schema import recipe_schema
+from reeltag.video.codes import quantize
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def test_every_public_name_is_there_described_and_typed():
             signature = inspect.signature(thing)
             assert signature.return_annotation is not inspect.Signature.empty, name
             assert all(each.annotation is not inspect.Parameter.empty for each in signature.parameters.values()), name
-    assert set(reeltag.__all__) <= set(dir(reeltag))
+    assert dir(reeltag) == sorted(reeltag.__all__)
     with pytest.raises(AttributeError):
         _ = reeltag.nothing
 
@@ -67,6 +69,53 @@ def test_a_run_is_that_of_the_command(recipe, tmp_path, capsys):
     scores = reeltag.evaluate(done.file, shards)
     assert main(["evaluate", done.file, *shards, "--json"]) == 0
     assert scores.summary() == json.loads(capsys.readouterr().out)
+
+
+def test_one_of_what_may_be_several_is_text_or_a_path(recipe, tiny_model, tiny_shards, tmp_path):
+    assert reeltag.load_recipe(recipe, "training.epochs=3") == reeltag.load_recipe(recipe, ["training.epochs=3"])
+    pattern = tiny_shards / "test-*"
+    scores = reeltag.evaluate(str(tiny_model), str(pattern)).summary()
+    tagger = reeltag.load(tiny_model)
+    for model, shards in (
+        (tiny_model, pattern),
+        (tagger, [pattern]),
+        (tagger, sorted(map(str, tiny_shards.glob("test-*")))),
+    ):
+        assert reeltag.evaluate(model, shards).summary() == scores
+    reeltag.predict_to_file(str(tiny_model), str(pattern), str(tmp_path / "p.jsonl"))
+    reeltag.predict_to_file(tagger, pattern, tmp_path / "q.jsonl")
+    assert (tmp_path / "p.jsonl").read_bytes() == (tmp_path / "q.jsonl").read_bytes()
+    assert list(reeltag.train_models(recipe, "a", out=tmp_path / "run", overrides="seed=3")) == ["a"]
+    reeltag.export_onnx(tagger, tmp_path / "m.onnx", check=str(pattern))
+
+
+def test_a_predictor_keeps_its_mode_where_it_is_taken_for_a_file(tiny_model, tiny_shards, tmp_path):
+    pattern = str(tiny_shards / "test-*")
+    reeltag.predict_to_file(tiny_model, pattern, tmp_path / "p.jsonl", mode="bf16")
+    reeltag.predict_to_file(reeltag.load(tiny_model, "bf16"), pattern, tmp_path / "q.jsonl")
+    assert (tmp_path / "p.jsonl").read_bytes() == (tmp_path / "q.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: reeltag.evaluate(3, "x"), "3: is no model"),
+        (lambda: reeltag.predict_to_file(None, "x", "p.csv"), "None: is no model"),
+        (lambda: reeltag.load_recipe("quickstart", {"training.epochs=3": 3}.values()), "3: is neither text nor a path"),
+        (lambda: reeltag.load_recipe("quickstart", 3), "3: is neither text nor a path"),
+    ],
+)
+def test_what_is_neither_text_nor_path_is_told(call, message):
+    with pytest.raises(UsageError, match=message):
+        call()
+
+
+def test_values_that_are_no_codes_yet_are_told_how_to_become_them(tiny_model):
+    tagger = reeltag.load(tiny_model)
+    values = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+    with pytest.raises(UsageError, match=r"codes of values from -2 to 2, as `reeltag\.video\.codes\.quantize"):
+        tagger.predict(values)
+    assert tagger.predict(quantize(values)).shape == (8,)
 
 
 def test_models_are_trained_and_made_small_as_by_the_command(recipe, tmp_path):

@@ -28,7 +28,9 @@ def model(tiny_schema, tmp_path_factory):
 @pytest.mark.slow
 def test_every_way_is_measured_beside_exact(model, capsys):
     assert main(["benchmark", str(model), "--batch-size", "1", "--batch-size", "5", "--json"]) == 0
-    rows = {row["way"]: row for row in json.loads(capsys.readouterr().out)["ways"]}
+    told = json.loads(capsys.readouterr().out)
+    rows = {row["way"]: row for row in told["ways"]}
+    assert told["frames"] == artifact.load(model).schema.max_frames
     assert list(rows) == WAYS
     for row in rows.values():
         assert not row["failed"]
@@ -72,10 +74,24 @@ def test_without_onnx_the_other_ways_are_measured(model, capsys, monkeypatch):
     assert main(["benchmark", str(model)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert asked == WAYS[:4]
+    assert lines.pop(0).startswith("on generated videos of ")
     assert [line.split("  ")[0] for line in lines[1:]] == WAYS
     assert all("reeltag[onnx]" in line for line in lines[5:])
     assert "ms a video of 1" in lines[0]
     assert "ms a video of 64" in lines[0]
+
+
+def test_a_model_of_segments_is_measured_on_segments(tiny_schema, tmp_path, capsys, monkeypatch):
+    schema = tiny_schema.model_copy(update={"segments": 2})
+    config = parse_config({"family": "mean"})
+    state = build_tagger(config, schema.widths, schema.classes, 0).state_dict()
+    artifact.save(tmp_path / "s.reeltag", Artifact(schema, None, (Member("a", config, 1.0, state),), {}))
+    frames, lengths = benchmark.generated(schema, 3)
+    assert frames.shape == (3, 2, schema.width)
+    assert reeltag.load(tmp_path / "s.reeltag").predict(frames, lengths).shape == (3, schema.classes)
+    monkeypatch.setattr(benchmark, "benchmark", lambda *arguments: [])
+    assert main(["benchmark", str(tmp_path / "s.reeltag")]) == 0
+    assert capsys.readouterr().out.startswith("on generated segments of 2 frames each\n")
 
 
 def test_a_batch_of_nothing_is_refused(model, capsys):

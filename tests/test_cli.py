@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -11,13 +12,16 @@ import pytest
 import torch
 
 import reeltag
+from reeltag import artifact
 from reeltag import predict as prediction
+from reeltag.artifact import Artifact, Member
 from reeltag.cli import Mode, main
 from reeltag.cli_models import Encoding
 from reeltag.data.example import Video, encode
 from reeltag.data.shards import Shards
 from reeltag.data.tfrecord import ShardFile, write_shard
 from reeltag.errors import UsageError
+from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.quantize import ENCODINGS
 
 
@@ -51,7 +55,27 @@ def test_missing_files_and_empty_globs(capsys, model, tmp_path):
     message = fails(capsys, "predict", model, tmp_path / "*.tfrecord")
     assert "*.tfrecord: no file there matches" in message
     assert "the folder does not exist" in fails(capsys, "evaluate", model, tmp_path / "no" / "*.tfrecord")
-    assert "no shards given" in fails(capsys, "evaluate", model)
+    assert "SHARDS is missing: Paths, URLs or glob patterns" in fails(capsys, "evaluate", model)
+
+
+def test_advice_on_models_is_for_where_they_lie(capsys, model, tmp_path):
+    good = Path(model).read_bytes()
+    (tmp_path / "model.reeltag").write_bytes(good)
+    message = fails(capsys, "inspect", tmp_path / "modle.reeltag")
+    assert message == f"error: {tmp_path / 'modle.reeltag'}: no such file; did you mean 'model.reeltag'?\n"
+    message = fails(capsys, "inspect", tmp_path / "other.txt")
+    assert message == f"error: {tmp_path / 'other.txt'}: no such file; give the path of a .reeltag file\n"
+    assert f"the folder {tmp_path / 'no'} does not exist" in fails(capsys, "inspect", tmp_path / "no" / "m.reeltag")
+    assert f"did you mean {tmp_path / 'model.reeltag'}?" in fails(capsys, "inspect", tmp_path)
+    short = tmp_path / "short.reeltag"
+    short.write_bytes(good[:-1])
+    message = fails(capsys, "inspect", short)
+    assert message.endswith("the file is damaged, copy it again\n")
+    stage = tmp_path / "stages" / "pack-0123456789ab"
+    stage.mkdir(parents=True)
+    (stage / "model.reeltag").write_bytes(good[:-1])
+    message = fails(capsys, "inspect", stage / "model.reeltag")
+    assert message.endswith(f"the file is damaged, remove {stage} and run again\n")
 
 
 def test_damaged_shards_name_file_record_and_offset(capsys, model, tiny_shards, tmp_path):
@@ -102,7 +126,11 @@ def test_duplicate_ids_are_found_by_verify(capsys, tiny_schema, tmp_path):
 
 def test_evaluating_without_labels_points_to_predict(capsys, model, tiny_schema, tmp_path):
     unlabelled = shard(tmp_path / "test.tfrecord", tiny_schema, video(tiny_schema, labels=None))
-    assert "record 0, byte 0: has no labels" in fails(capsys, "evaluate", model, unlabelled)
+    message = fails(capsys, "evaluate", model, unlabelled)
+    assert "record 0, byte 0: has no labels: no 'labels', but id; check the schema's 'labels'" in message
+    named = tiny_schema.model_copy(update={"labels": "label"})
+    other = shard(tmp_path / "other.tfrecord", named, video(named))
+    assert "has no labels: no 'labels', but id, label; check the schema's" in fails(capsys, "evaluate", model, other)
     assert main(["predict", model, str(unlabelled)]) == 0
 
 
@@ -211,6 +239,39 @@ def test_inspect_and_doctor_say_what_they_find(capsys, model):
     assert json.loads(capsys.readouterr().out)["data"]["classes"] == 8
     assert main(["doctor"]) == 0
     assert "torch" in capsys.readouterr().out
+
+
+def test_inspect_shows_settings_and_provenance_in_lines_to_read(capsys, tiny_schema, tmp_path):
+    config = parse_config({"family": "netvlad", "clusters": 4, "hidden": 8, "head": {"kind": "moe", "experts": 3}})
+    state = build_tagger(config, tiny_schema.widths, tiny_schema.classes, 0).state_dict()
+    made = {
+        "recipe": "r",
+        "data": {"shards": ["a", "b"], "videos": 3},
+        "versions": {f"package-{n}": n for n in range(30)},
+    }
+    artifact.save(tmp_path / "m.reeltag", Artifact(tiny_schema, None, (Member("a", config, 1.0, state),), made))
+    assert main(["inspect", str(tmp_path / "m.reeltag")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[1:])) <= 100
+    assert '          family = "netvlad", hidden = 8, head.experts = 3, clusters = 4' in lines
+    assert "  data      shards a, b, videos 3" in lines
+    assert "  recipe    r" in lines
+
+
+def test_quantising_what_is_quantised_already_is_told_and_writes_nothing(capsys, model, tmp_path, monkeypatch):
+    out = tmp_path / "twice.reeltag"
+    assert main(["quantize", model, "--out", str(out)]) == 0
+    assert "no tensor has more than 17,000 elements" in capsys.readouterr().out
+    out.unlink()
+    monkeypatch.setattr("reeltag.quantize.MIN_ELEMENTS", 8)
+    small = tmp_path / "small.reeltag"
+    assert main(["quantize", model, "--out", str(small), "--encoding", "channel-8"]) == 0
+    message = fails(capsys, "quantize", small, "--out", out, "--encoding", "group-4")
+    assert "stored in channel-8 already" in message
+    assert "stages/train.NAME-…" in message
+    assert not out.exists()
+    assert main(["inspect", str(small)]) == 0
+    assert "bytes, channel-8, weight 1.0000" in capsys.readouterr().out
 
 
 def test_settings_that_contradict_each_other_are_one_message(capsys, tmp_path):

@@ -74,6 +74,37 @@ def test_help_fits_80_columns_and_is_plain_where_nobody_looks():
     assert "Example: reeltag run" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("serve", ["--host", "127.0.0.1", "--port", "8000", "--max-batch", "64", "--timeout", "30", "--max-waiting"]),
+        ("tag", ["VIDEOS...", "[default: 5]"]),
+        ("quantize", ["[default: uniform-8]"]),
+        ("extract", ["VIDEOS...", "[default: efficientnet-lite0]", "[default: logmel]"]),
+        ("predict", ["MODEL SHARDS...", "[default: 1]", "[default: exact]", "[required]"]),
+        ("average", ["MODELS..."]),
+    ],
+)
+def test_help_shows_defaults_and_names_what_is_required(name, shown):
+    text = " ".join(help_of(name, columns=400).split())
+    assert [each for each in shown if each not in text] == []
+    assert "[default: False]" not in text
+    assert "[default: None]" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["completion"], "error: SHELL is missing: choose one of bash, zsh, fish\n"),
+        (["tag", "--model", "m"], "error: VIDEOS is missing: Folders, files or glob patterns.\n"),
+        (["quantize", "m"], "error: --out is missing: A new .reeltag file.\n"),
+    ],
+)
+def test_what_is_missing_is_described(capsys, words, said):
+    assert main(words) == 2
+    assert capsys.readouterr().err == said
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="opens a terminal as Linux has them")
 @pytest.mark.parametrize("no_color", [False, True])
 def test_colours_are_for_terminals_and_for_who_wants_them(no_color):

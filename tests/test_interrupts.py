@@ -34,7 +34,7 @@ def test_a_signal_saves_the_last_step_and_says_how_to_go_on(tmp_path, number, co
         assert process.returncode == code, said
         assert time.monotonic() - sent < 30
     assert "saving" in said
-    assert "with the same command run and train go on from their last checkpoint" in said
+    assert "the same command goes on from its last checkpoint" in said
     assert "Traceback" not in said
     assert steps_at(out) > 0
     assert not list(out.rglob("*.partial"))
@@ -78,7 +78,26 @@ def test_sigterm_ends_a_command_with_143(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(executors, "run", terminated)
     assert main(["run", str(long_recipe(tmp_path)), "--out", str(tmp_path / "out")]) == 143
-    assert capsys.readouterr().err.startswith("terminated; with the same command")
+    assert capsys.readouterr().err == "terminated; the same command goes on from its last checkpoint\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["predict", "m", "s", "--out", "p.csv"], "; the same command goes on after the shards that are finished"),
+        (["predict", "m", "s"], ""),
+        (["data", "download", "yt8m", "--split", "test", "--out", "d"], "; the same command goes on where it was"),
+        (["extract", "v", "--out", "d"], "; the same command goes on after the videos that are finished"),
+        (["inspect", "m"], ""),
+    ],
+)
+def test_each_command_says_whether_it_goes_on(monkeypatch, capsys, command, said):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("reeltag.cli.app", interrupted)
+    assert main(command) == 130
+    assert capsys.readouterr().err == f"interrupted{said}\n"
 
 
 def test_the_end_of_the_time_saves_and_the_same_command_goes_on(tmp_path, capsys):
@@ -86,7 +105,7 @@ def test_the_end_of_the_time_saves_and_the_same_command_goes_on(tmp_path, capsys
     for _ in range(2):
         assert main(["train", str(recipe), "--out", str(out), "--max-time", "3s", "--quiet"]) == 75
         said = capsys.readouterr().err
-        assert "out of time; with the same command run and train go on" in said
+        assert "out of time; the same command goes on" in said
         assert "loss" not in said  # it is quiet
         steps.append(steps_at(out))
     assert 0 < steps[0] < steps[1]
@@ -103,7 +122,7 @@ def test_the_end_of_the_time_is_told_to_the_processes_that_train(tmp_path, optio
         process.send_signal(signal.SIGALRM)  # what the timer does
         said = process.stderr.read()
     assert process.returncode == 75, said
-    assert "out of time; with the same command run and train go on" in said
+    assert "out of time; the same command goes on" in said
     assert "Traceback" not in said
     assert steps_at(out) > 0
 

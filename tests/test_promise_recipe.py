@@ -97,7 +97,7 @@ def test_faults_are_found_before_data_and_folders_are_looked_at(tmp_path, monkey
     [
         (
             {"hidden": 16, "dropout": [0.1, 0.1]},
-            ["hidden should be a list of values", "dropout should be a list of diff"],
+            ["hidden must be a list of values", "dropout must be a list of diff"],
         ),
         ({f'"head.k{n}"': list(range(11)) for n in range(3)}, ["makes 1,331 models, and may make 1,000"]),
     ],

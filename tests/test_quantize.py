@@ -194,18 +194,20 @@ def test_ranges_of_any_size_survive_every_encoding(encoding, middle, width):
 
 
 @pytest.mark.parametrize(
-    ("encoding", "title"),
+    ("encoding", "name"),
     [
         ("float32", "float32"),
         ("float16", "float16"),
-        ("kmeans-8", "8 bits, codebook"),
-        ("channel-8", "8 bits a channel"),
-        ("group-4", "4 bits a group"),
+        ("uniform-8", "uniform-8"),
+        ("kmeans-8", "kmeans-8 or quantile-8"),
+        ("quantile-8", "kmeans-8 or quantile-8"),
+        ("channel-8", "channel-8"),
+        ("group-4", "group-4"),
     ],
 )
-def test_people_read_how_weights_are_stored(encoding, title):
+def test_people_read_how_weights_are_stored_as_recipes_call_it(encoding, name):
     state = {"large": torch.randn(200, 100), "small": torch.randn(8)}
-    assert stored_as(quantize_state(state, encoding)) == title
+    assert stored_as(quantize_state(state, encoding)) == name
 
 
 def slow_uniform(tensor):

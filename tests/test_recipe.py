@@ -45,10 +45,11 @@ def test_all_faults_come_in_one_message(tmp_path):
     for expected in (
         "data.synthetic.clases: unknown key; did you mean 'classes'?",
         "models.a.clustres: unknown key; did you mean 'clusters'?",
-        "models.a.hidden: Input should be greater than or equal to 0, not -3",
+        "models.a.hidden: must be 0 or more, not -3",
         "trainig: unknown key; did you mean 'training'?",
         "budget_mb: ",
         "models.b.family: choose one of attention, dbof, ",
+        "not 'netvald'; did you mean 'netvlad'?",
     ):
         assert expected in message
 
@@ -74,18 +75,18 @@ def test_contradictions_are_named(tmp_path, change, fault):
 
 # Contradictions and wrong values in models' tables: what is set beside family and data, and what is said of it.
 MODEL_FAULTS = {
-    'family = "netvlad"\ncentres = "coupled"': "models.a.centres: Input should be 'free' or 'none', not 'coupled'",
+    'family = "netvlad"\ncentres = "coupled"': "models.a.centres: must be 'free' or 'none', not 'coupled'",
     'family = "netvlad"\ncoupling = 0.1': "models.a.coupling: unknown key of netvlad, but of netfv; netvlad has ",
     'family = "netfv"\ncoupling = 0.1': 'models.a.coupling: 0.1 needs centres = "coupled"',
-    'family = "netvlad"\nclusters = 0': "models.a.clusters: Input should be greater than 1, not 0",
+    'family = "netvlad"\nclusters = 0': "models.a.clusters: must be more than 1, not 0",
     'family = "dbof"\nclusters = 7': "models.a.clusters: 7 must be at least 8, because each further feature gets 1/8",
     'family = "dbof"\npooling = "median"': "'max', 'mean', 'soft', 'soft+max' or 'gated', not 'median'",
     'family = "nextvlad"\ngroups = 6': "models.a.groups: 6 must divide expansion·D for every feature, here 2·64 by 6; "
     "allowed: 1, 2, 4, 8, 16, 32, 64",
     'family = "attention"\nwidth = 12\nheads = 5': "heads: 5 must divide width = 12; allowed: 1, 2, 3, 4, 6, 12",
-    'family = "mean"\ngating = "none"': "models.a.gating: should be a table, { key = value, … }, not 'none'",
-    'family = "mean"\nhidden = -1': "models.a.hidden: Input should be greater than or equal to 0, not -1",
-    'family = "rnn"\ncells = 7': "models.a.cells: Input should be a multiple of 2, not 7",
+    'family = "mean"\ngating = "none"': "models.a.gating: must be a table, { key = value, … }, not 'none'",
+    'family = "mean"\nhidden = -1': "models.a.hidden: must be 0 or more, not -1",
+    'family = "rnn"\ncells = 7': "models.a.cells: must be a multiple of 2, not 7",
     'family = "rnn"\ncells = 24\npaths = "dual"': "cells = 24 is no multiple of 16",
     'family = "rnn"\nactivation = "relu6"': "models.a.activation: 'relu6' needs a hidden layer; leave it out, or give",
     'family = "mean"\nhead = { kind = "logistic", prob_gating = true }': "models.a.head.prob_gating: True needs kind",
@@ -195,14 +196,14 @@ def test_a_grid_is_spelled_out_to_one_model_a_combination(tmp_path):
 @pytest.mark.parametrize(
     ("grid", "fault"),
     [
-        ("grid = 3", "models.a.grid: should be a table of keys with lists"),
-        ("grid = { clusters = 3 }", "models.a.grid: clusters should be a list of values to try, not 3"),
+        ("grid = 3", "models.a.grid: must be a table of keys with lists"),
+        ("grid = { clusters = 3 }", "models.a.grid: clusters must be a list of values to try, not 3"),
         ("grid = { head = { l2 = [1] } }", "write nested keys in quotes, as 'head.l2'"),
-        ("grid = { clusters = [] }", "clusters should be a list of values to try"),
-        ("grid = { clusters = [4, 4] }", "clusters should be a list of different plain values"),
+        ("grid = { clusters = [] }", "clusters must be a list of values to try"),
+        ("grid = { clusters = [4, 4] }", "clusters must be a list of different plain values"),
         ("dropout = 0.1\ngrid = { 'dropout.rate' = [0.2] }", "models.a.grid: dropout.rate leads into a value"),
-        ("grid = { clustres = [4] }", "models.a-4.clustres: unknown key; did you mean 'clusters'?"),
-        ("grid = { clusters = [4, 0] }", "models.a-0.clusters: Input should be greater than 1, not 0"),
+        ("grid = { clustres = [4] }", "models.a.clustres: unknown key; did you mean 'clusters'?"),
+        ("grid = { clusters = [4, 0] }", "models.a-0.clusters: must be more than 1, not 0"),
         ("grid = { clusters = [4] }\n[models.a-4]\nfamily = 'mean'", "models: a-4 stands there twice, once by a grid"),
     ],
 )
@@ -210,6 +211,43 @@ def test_a_grid_that_cannot_be_spelled_out_is_refused(tmp_path, grid, fault):
     with pytest.raises(RecipeError) as caught:
         load_recipe(write(tmp_path, GOOD + grid + "\n"))
     assert fault in str(caught.value)
+
+
+def test_a_fault_that_all_models_of_a_grid_share_is_told_once(tmp_path):
+    grid = "grid = { clusters = [4, 8], hidden = [16, 32] }\n"
+    text = GOOD + "clustres = 3\n" + grid + '[models.b]\nfamily = "netvald"\n' + grid
+    text += '[models.c]\nfamily = "mean"\ngrid = { hidden = [4, -1, -2] }\n'
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, text))
+    assert [fault.partition(": ")[0] for fault in caught.value.faults] == [
+        "models.a.clustres",
+        "models.b.family",
+        "models.c-_1.hidden",
+        "models.c-_2.hidden",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [
+        ("training.epochs=abc", "training.epochs: must be a number, not 'abc'"),
+        ("training.batch_size=1.5", "training.batch_size: must be a whole number, not 1.5"),
+        ("training.frames=some", "training.frames: must be a whole number, 1 or more, or \"all\", not 'some'"),
+        ("training.schedule=cosin", "must be 'staircase' or 'cosine', not 'cosin'; did you mean 'cosine'?"),
+        ("test.all_scores=perhaps", "test.all_scores: must be true or false, not 'perhaps'"),
+        ("data.root=3", "data.root: must be a folder, or its URL, not 3"),
+        ("imported.x=3", "imported.x: must be a path, not 3"),
+        ("name=a b", "name: a name begins with a letter or digit, and has only these, - and _, not 'a b'"),
+        ("name=3", "name: must be text, not 3"),
+        ("data.synthetic.frames=[1, 2, 3]", "data.synthetic.frames: must have 2 or fewer values, not [1, 2, 3]"),
+        ("training.epochs.x=3", "training.epochs: must be a number, not a table"),
+    ],
+)
+def test_wrong_values_are_told_in_our_words(tmp_path, override, fault):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, GOOD), [override])
+    assert len(caught.value.faults) == 1
+    assert fault in caught.value.faults[0]
 
 
 STUDENT = "[students.s]\nfamily = 'mean'\n"
@@ -225,11 +263,11 @@ STUDENT = "[students.s]\nfamily = 'mean'\n"
             "[distillation]\nfamilies = []\n[students.s]\nfamily = 'netvlad'\nlevel = 2\n",
             "students: s: no first student of netvlad to teach it",
         ),
-        ("[distillation]\n" + STUDENT + "level = 3\n", "students.s.level: Input should be 1 or 2, not 3"),
+        ("[distillation]\n" + STUDENT + "level = 3\n", "students.s.level: must be 1 or 2, not 3"),
         ("[distillation]\n" + STUDENT + "depth = 3\n", "students.s.depth: unknown key"),
         ("[distillation]\n[students.a]\nfamily = 'netvlad'\n", "students: a has a table under models already"),
         ("[distillation]\n[imported]\nnetvlad-student-1 = 'x'\n", "netvlad-student-1: so a student of"),
-        ("[training]\nepochs = inf\n", "training.epochs: Input should be a finite number"),
+        ("[training]\nepochs = inf\n", "training.epochs: must be finite"),
         (
             "[distillation]\nfamilies = ['dbof']\n",
             "distillation: families: no model of dbof; the recipe trains netvlad",
@@ -237,13 +275,13 @@ STUDENT = "[students.s]\nfamily = 'mean'\n"
         ("[distillation]\nfolds = 1\n", "distillation.folds: one fold would leave nothing to train on"),
         ("[distillation]\ntop_k = 0\n", 'distillation.top_k: give a whole number, 1 or more, or "dense", not 0'),
         ("[distillation]\ntop_k = 'all'\n", "distillation.top_k: give a whole number, 1 or more"),
-        ("[distillation]\nfolds = 40\n", "distillation.folds: Input should be less than or equal to 20"),
-        ("[distillation]\n" + STUDENT + "teachers = 'netvlad'\n", r"teachers: should be a list, such as \['netvlad'\]"),
-        ("[distillation]\nlabel_share = 1.5\n", "distillation.label_share: Input should be less than or equal to 1"),
+        ("[distillation]\nfolds = 40\n", "distillation.folds: must be 20 or less, not 40"),
+        ("[distillation]\n" + STUDENT + "teachers = 'netvlad'\n", r"teachers: must be a list, such as \['netvlad'\]"),
+        ("[distillation]\nlabel_share = 1.5\n", "distillation.label_share: must be 1 or less, not 1.5"),
         ("[distillation.training]\nepoch = 3\n", "distillation.training.epoch: unknown key; did you mean 'epochs'"),
         ("[quantization]\nencodings = []\n", "quantization.encodings: give a list of different ones of float32, "),
         ("[quantization]\nencodings = ['uniform-9']\n", "quantization.encodings"),
-        ("[training]\nmixup = -1\n", "training.mixup: Input should be greater than or equal to 0"),
+        ("[training]\nmixup = -1\n", "training.mixup: must be 0 or more, not -1"),
     ],
 )
 def test_what_cannot_be_distilled_or_stored_is_refused(tmp_path, tables, fault):

@@ -246,4 +246,4 @@ def test_an_interrupt_ends_with_130_and_says_how_to_go_on(finished, monkeypatch,
 
     monkeypatch.setattr(executors, "run", interrupted)
     assert main(["run", str(finished / "tiny.toml"), "--out", str(finished / "out")]) == 130
-    assert "go on from their last checkpoint" in capsys.readouterr().err
+    assert "the same command goes on from its last checkpoint" in capsys.readouterr().err

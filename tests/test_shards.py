@@ -89,15 +89,17 @@ def test_the_fingerprint_tells_content_and_nothing_else(paths: list[Path], tmp_p
 
 
 def test_a_damaged_manifest_is_an_error_that_says_what_to_do(paths: list[Path], tmp_path: Path) -> None:
-    whole, damaged = tmp_path / "manifest", tmp_path / "damaged"
+    folder = tmp_path / "stages" / "data.train-123456789abc"
+    folder.mkdir(parents=True)
+    whole, damaged = tmp_path / "manifest", folder / "damaged"
     scan(paths, SCHEMA).save(whole)
     content = whole.read_bytes()
     for bad in [b"", b"notes", *(content[:size] for size in range(0, len(content), 7))]:
         damaged.write_bytes(bad)
-        with pytest.raises(ArtifactError, match=r"damaged: .* remove its folder under stages and run again"):
+        with pytest.raises(ArtifactError, match=rf"damaged: .* remove {folder} and run again"):
             Manifest.load(damaged)
-    with pytest.raises(ArtifactError, match="missing: no such file"):
-        Manifest.load(tmp_path / "missing")
+    with pytest.raises(ArtifactError, match=rf"missing: no such file; remove {folder} and run again"):
+        Manifest.load(folder / "missing")
 
 
 def test_every_flipped_bit_in_a_manifest_is_refused(paths: list[Path], tmp_path: Path) -> None:

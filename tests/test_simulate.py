@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from reeltag.cli import main
+from reeltag.data.tfrecord import ShardFile
 from reeltag.errors import RecipeError
 from reeltag.executors import Stage, Traffic
 from reeltag.machines import Machines, load_machines
@@ -217,8 +218,8 @@ def test_faults_of_a_description_come_in_one_message(tmp_path):
     message = str(caught.value)
     assert message.startswith(f"{path}: 4 faults")
     for fault in (
-        "nodes: Input should be greater than 0, not 0",
-        "tflops: Input should be a valid number",
+        "nodes: must be more than 0, not 0",
+        "tflops: must be a number, not 'many'",
         "price: is missing",
         "read_gbs: unknown key; did you mean 'read_gb_s'?",
     ):
@@ -230,6 +231,36 @@ def test_the_descriptions_that_we_ship_are_sound_and_marked(path):
     assert load_machines(path).nodes * load_machines(path).gpus == 64
     assert "ASSUMPTION" in path.read_text()
     assert "assumed" in load_machines(path).name
+
+
+def test_small_times_and_bytes_are_told_in_units_to_read(capsys, tmp_path, tiny_shards, tiny_schema):
+    machines = str(described(tmp_path))
+    assert main(["simulate", "quickstart", "--machines", machines]) == 0
+    printed = capsys.readouterr().out
+    assert "  seconds  computing" in printed
+    assert re.search(r"^[\d.]+ GPU seconds of arithmetic$", printed, re.MULTILINE)
+    assert "of videos read, 9,600 bytes each, as the longest that may be" in printed
+    recipe = tmp_path / "own.toml"
+    features = ", ".join(f'{{ name = "{each.name}", width = {each.width} }}' for each in tiny_schema.features)
+    recipe.write_text(
+        f'name = "own"\nbudget_mb = 9\n[data]\nroot = "{tiny_shards}"\ntrain = ["train-*"]\ntest = ["test-*"]\n'
+        f'[data.schema]\nfeatures = [{features}]\nclasses = 8\n[models.a]\nfamily = "netvlad"\n'
+    )
+    first = sorted(tiny_shards.glob("train-*"))[0]
+    each = first.stat().st_size // len(ShardFile(first).offsets())
+    assert main(["simulate", str(recipe), "--machines", machines]) == 0
+    assert f"of videos read, {each:,} bytes each, as those of the first shard" in capsys.readouterr().out
+    plan_of = ["run", str(recipe), "--dry-run", "--out", str(tmp_path / "out")]
+    assert main(plan_of) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"train\.a .*, under a GPU minute$", printed, re.MULTILINE)
+    assert "to do: under a GPU minute at 10 TFLOP/s" in printed
+    assert main([*plan_of, "--set", f"data.root={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    assert "GPU minute" not in printed
+    assert "GPU hours are not estimated: no shards are here" in printed
+    assert main([*plan_of, "--set", f"data.root={tmp_path}", "--set", "data.videos=100_000_000"]) == 0
+    assert re.search(r"train\.a .*, about [\d.]+ GPU (minutes|hours)$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_the_command(capsys, tmp_path):

@@ -1,6 +1,7 @@
 """Recipes made small: a smoke run of every stage, and the first videos of a split alone."""
 
 import json
+import re
 
 import pytest
 
@@ -107,6 +108,14 @@ def test_a_limit_is_part_of_what_decides_the_result_and_its_absence_is_not(recip
     assert len(list(out.glob("stages/train.b-*"))) == 2
     assert few.data.expected_videos == 50
     assert "limit" not in json.dumps(dict(plan(load_recipe(recipe))[1].parameters))
+
+
+def test_what_a_limit_leaves_unread_is_not_waited_for(recipe, tmp_path, capsys):
+    few = ["data.limit.train=20", "data.synthetic.rgb=512"]
+    sets = [part for each in few for part in ("--set", each)]
+    assert main(["train", str(recipe), "--model", "b", "--out", str(tmp_path / "out"), *sets]) == 0
+    done, total = re.search(r"check and index: ([\d.,]+)/([\d.,]+) MB", capsys.readouterr().err).groups()
+    assert float(done) == float(total) > 0
 
 
 def test_a_few_videos_are_learnt_by_heart(recipe, tmp_path):

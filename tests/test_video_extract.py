@@ -193,7 +193,8 @@ def test_a_video_stays_in_its_split_when_others_come():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name,labels\na.mp4,x\n", "columns 'file' and 'labels'"),
+        ("name,labels\na.mp4,x\n", "columns 'file' and 'labels', and has name, labels"),
+        ("", "columns 'file' and 'labels', and is empty"),
         ("file,labels\na.mp4,x\na.mp4,y\n", "line 3: a.mp4 has a row already"),
         ("file,labels\na.mp4\n", "line 2: needs a file and its labels"),
         ("file,labels\nb.mp4,x\n", "names none of the videos"),
@@ -234,6 +235,7 @@ def test_where_nothing_can_be_extracted_the_exit_code_says_so(tmp_path, capsys):
     (tmp_path / "a.mp4").write_bytes(b"")
     assert main(["extract", str(tmp_path / "a.mp4"), "--out", str(tmp_path / "out"), *HEARD]) == 2
     assert "no video could be extracted; the first, a.mp4: left out: is empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_a_folder_with_other_things_is_left_alone(videos, tmp_path, capsys):

@@ -23,6 +23,7 @@ from reeltag.errors import UsageError
 from reeltag.interrupts import deadline
 from reeltag.metrics import Scores
 from reeltag.outputs import Outputs, outputs_at
+from reeltag.predict import Predictor, file_of
 from reeltag.progress import default_progress
 from reeltag.quantize import Encoding, stored_as
 from reeltag.recipe import Recipe
@@ -33,7 +34,7 @@ from reeltag.smoke import smoked
 from reeltag.stages.model import candidate
 from reeltag.stages.plan import plan
 from reeltag.stages.profile import profile_training
-from reeltag.storage import find, read_json, refuse_existing, remove_partials_of, write_json
+from reeltag.storage import Patterns, each_of, find, read_json, refuse_existing, remove_partials_of, write_json
 from reeltag.text import did_you_mean
 from reeltag.traininglog import LOG
 
@@ -96,7 +97,7 @@ def run(
     recipe: str | Path,
     *,
     out: str | Path | None = None,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     smoke: bool = False,
     work: Work = Work(),
 ) -> RunResult:
@@ -105,7 +106,7 @@ def run(
     Args:
         recipe: a TOML file, or the name of a recipe that comes with reeltag.
         out: folder of the run, or its URL; runs/NAME by default.
-        overrides: `dotted.key=value`, as with `--set`.
+        overrides: `dotted.key=value`, one or several, as with `--set`.
         smoke: try it with one batch a training and a few videos, in OUT-smoke; its figures mean nothing.
         work: where and how long.
 
@@ -126,19 +127,19 @@ def run(
 
 def train_models(
     recipe: str | Path,
-    models: Sequence[str] = (),
+    models: str | Sequence[str] = (),
     *,
     out: str | Path | None = None,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     work: Work = Work(),
 ) -> dict[str, str]:
     """Train models of a recipe, as `reeltag train` does.
 
     Args:
         recipe: a TOML file, or the name of a recipe that comes with reeltag.
-        models: their names in the recipe; all by default.
+        models: names in the recipe, one or several; all by default.
         out: folder of the run, or its URL; runs/NAME by default. A later `run` there goes on from it.
-        overrides: `dotted.key=value`, as with `--set`.
+        overrides: `dotted.key=value`, one or several, as with `--set`.
         work: where and how long.
 
     Returns:
@@ -147,9 +148,9 @@ def train_models(
     Raises:
         ReeltagError: bad input; see `reeltag.errors`.
     """
-    loaded = load_recipe(recipe, overrides)
-    check_models(str(recipe), loaded, models)
-    targets = {name: candidate(loaded, name).finished for name in models or loaded.models}
+    loaded, names = load_recipe(recipe, overrides), each_of(models)
+    check_models(str(recipe), loaded, names)
+    targets = {name: candidate(loaded, name).finished for name in names or loaded.models}
     stages = executors.needed_for(targets.values(), plan(loaded))
     place, pool = folder_of(loaded, out), work.pool(loaded, stages)
     with executed(loaded, path_of(recipe), stages, place, pool, work) as (outputs, folders):
@@ -164,7 +165,7 @@ def profile(
     trace: Path,
     *,
     out: str | Path | None = None,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     work: Work = Work(),
 ) -> str:
     """Profile ten steps of one model's training, as `reeltag train --profile` does.
@@ -174,7 +175,7 @@ def profile(
         models: one name in the recipe.
         trace: a new .json file, for Chrome's tracing.
         out: folder of the run, whose data are used; runs/NAME by default.
-        overrides: `dotted.key=value`, as with `--set`.
+        overrides: `dotted.key=value`, one or several, as with `--set`.
         work: where and how long.
 
     Returns:
@@ -245,8 +246,8 @@ def executed(
 
 
 def evaluate(
-    model: str | Path,
-    shards: Sequence[str],
+    model: str | Path | Predictor,
+    shards: Patterns,
     *,
     all_scores: bool = False,
     mode: prediction.Mode = "exact",
@@ -255,8 +256,8 @@ def evaluate(
     """Measure a model on labelled shards, as `reeltag evaluate` does.
 
     Args:
-        model: a `.reeltag` file, a folder that `share` wrote, or a URL.
-        shards: paths, URLs or glob patterns.
+        model: a `.reeltag` file, a folder that `share` wrote, a URL, or what `load` gave, whose mode counts.
+        shards: paths, URLs or glob patterns, one or several.
         all_scores: mAP over all scores too.
         mode: how the model computes.
         max_bad_records: most records that are left out.
@@ -265,37 +266,46 @@ def evaluate(
         ReeltagError: bad input; see `reeltag.errors`.
     """
     bad = BadRecords(max_bad_records)
-    return prediction.load(model, mode).evaluate_shards(shards, bad, all_scores=all_scores)
+    predictor = model if isinstance(model, Predictor) else prediction.load(model, mode)
+    return predictor.evaluate_shards(shards, bad, all_scores=all_scores)
 
 
-def quantize_file(model: str | Path, out: str | Path, encoding: Encoding = "uniform-8") -> int:
+def quantize_file(model: str | Path | Predictor, out: str | Path, encoding: Encoding = "uniform-8") -> int:
     """Store the large weights of a model in fewer bits, as `reeltag quantize` does; returns the new file's bytes.
 
     Args:
-        model: a `.reeltag` file.
-        out: a new one.
+        model: a `.reeltag` file, a folder that `share` wrote, a URL, or what `load` gave.
+        out: a new file.
         encoding: how to store them; those that are quantised already stay.
 
     Raises:
         ArtifactError: the model is missing or damaged.
-        UsageError: `out` exists.
+        UsageError: `out` exists, or all large weights are quantised already.
     """
     refuse_existing(Path(out))
-    before = artifact.load(Path(model))
+    file = file_of(model)
+    before = artifact.load(file)
     small = artifact.quantized(before, encoding)
-    if [stored_as(member.state) for member in small.members] != [stored_as(member.state) for member in before.members]:
+    stored = [stored_as(member.state) for member in before.members]
+    if [stored_as(member.state) for member in small.members] != stored:
         # Whatever was measured was measured before.
         small = replace(small, provenance={**small.provenance, "quantized": encoding})
+    elif already := sorted({*stored} - {"float32"}):
+        raise UsageError(
+            f"{file}: its large weights are stored in {' and '.join(already)} already, so nothing would change; give a "
+            "float32 file: model.reeltag in stages/train.NAME-… of its run (stages/average.NAME-… where weights were "
+            "averaged), or what `reeltag train` wrote; an ensemble takes the encodings of its recipe's [quantization]"
+        )
     return artifact.save(Path(out), small)
 
 
 def export_onnx(
-    model: str | Path, out: str | Path, *, top: int | None = None, check: Sequence[str] = ()
+    model: str | Path | Predictor, out: str | Path, *, top: int | None = None, check: Patterns = ()
 ) -> tuple[int, float]:
     """Write a model as ONNX, as `reeltag export` does, once it was seen to say the same.
 
     Args:
-        model: a `.reeltag` file, a folder that `share` wrote, or a URL.
+        model: a `.reeltag` file, a folder that `share` wrote, a URL, or what `load` gave.
         out: a new .onnx file.
         top: give the so many most probable classes instead of all probabilities.
         check: shards on whose first 512 videos both are compared; random frames by default.
@@ -316,7 +326,7 @@ def export_onnx(
     refuse_existing(out)
     remove_partials_of(out)
     shards = find(check)
-    shipped = artifact.load(artifact.local_file(model))
+    shipped = artifact.load(file_of(model))
     batches = onnx_model.generated_batches(shipped.schema)
     if shards:
         videos = islice(read_all(shards, shipped.schema), CHECKED)

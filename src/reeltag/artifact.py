@@ -28,6 +28,7 @@ from reeltag.remote import fetch
 from reeltag.storage import atomic_path, megabytes
 from reeltag.transfer import is_url
 from reeltag.video.codes import ARRAYS, Projection
+from reeltag.wording import worded
 
 FORMAT = 2
 SHARED = "model.safetensors"  # what a shared folder calls the file
@@ -199,7 +200,7 @@ def stream(path: Path) -> tuple[Artifact, Iterator[Member]]:
         schema = Schema.model_validate(content.get("data"))
         parsed = _Header.model_validate(content, context={"widths": schema.widths})
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {worded(fault)}" for fault in error.errors())
         raise ArtifactError(f"{path}: needs another version of reeltag ({faults})") from error
     plain = tuple(Member(member.name, member.config, member.weight, {}) for member in parsed.members)
     stored: dict[str, list[str]] = {_PCA: [], **{member.name: [] for member in plain}}
@@ -265,15 +266,20 @@ def local_file(model: str | Path) -> Path:
 
     Raises:
         ArtifactError: the folder holds no model, or nothing sound is behind the URL.
+        UsageError: it is none of these.
     """
+    if not isinstance(model, str | Path):
+        raise UsageError(f"{model!r}: is no model; give the path of a .reeltag file, a shared folder, or a URL")
     if is_url(str(model)):
         return fetch(str(model), load)
     path = Path(model)
     if not path.is_dir():
         return path
     if not (path / SHARED).is_file():
-        what = f"is a folder without {SHARED}"
-        raise ArtifactError(f"{path}: {what}; give a .reeltag file, or a folder that `reeltag share` wrote")
+        what = f"{path}: is a folder without {SHARED}"
+        if (path / "model.reeltag").is_file():
+            raise ArtifactError(f"{what}; did you mean {path / 'model.reeltag'}?")
+        raise ArtifactError(f"{what}; give a .reeltag file, or a folder that `reeltag share` wrote")
     return path / SHARED
 
 

@@ -136,10 +136,15 @@ def _opened(way: str, where: Path) -> Callable[[npt.NDArray[Any], npt.NDArray[np
     return call
 
 
+def frames_of(schema: Schema) -> int:
+    """Frames of each video that is measured on: as many as one may have."""
+    return schema.example_frames if schema.level == "frame" else 1
+
+
 def generated(schema: Schema, videos: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Random frames [B, T, D] of whole videos, as the schema has them, and their lengths [B]."""
     rng = np.random.default_rng(0)
-    shape = (videos, schema.max_frames if schema.level == "frame" else 1, schema.width)
+    shape = (videos, frames_of(schema), schema.width)
     frames = rng.integers(0, 256, shape, np.uint8) if schema.dtype == "uint8" else rng.normal(size=shape)
     return frames.astype(schema.dtype), np.full(videos, shape[1])
 

@@ -11,7 +11,7 @@ import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
@@ -30,12 +30,13 @@ from reeltag.data.shards import read_all
 from reeltag.environment import one_torch_thread
 from reeltag.errors import UsageError
 from reeltag.formats import output_format, refuse_ending
-from reeltag.predict import BATCH_SIZE, Mode, Predictions, Predictor, load, place, predict
+from reeltag.predict import BATCH_SIZE, Mode, Predictions, Predictor, file_of, load, place, predict
 from reeltag.processes import PROCESS_BYTES, Needs, Pool, spawned
 from reeltag.progress import Progress
 from reeltag.readahead import ahead
 from reeltag.storage import (
     LOCK,
+    Patterns,
     Source,
     content_hash,
     counted,
@@ -47,6 +48,7 @@ from reeltag.storage import (
     read_json,
     refuse_existing,
     remove_folder,
+    remove_if_idle,
     remove_partials,
     remove_partials_of,
     size_of,
@@ -163,7 +165,7 @@ class ShardTagger:
 
 
 def stream(
-    predictor: Predictor, patterns: Sequence[str], *, drop_flat: bool = False, max_bad_records: int = 0
+    predictor: Predictor, patterns: Patterns, *, drop_flat: bool = False, max_bad_records: int = 0
 ) -> tuple[Iterator[Predictions], Counts]:
     """Tag every video of shards as they are asked for; the same numbers that `predict_to_file` writes.
 
@@ -182,9 +184,9 @@ def stream(
 
 
 def predict_to_file(
-    model: Path,
-    patterns: Sequence[str],
-    out: Path,
+    model: str | Path | Predictor,
+    patterns: Patterns,
+    out: str | Path,
     *,
     mode: Mode = "exact",
     device: str = "auto",
@@ -197,8 +199,8 @@ def predict_to_file(
     """Tag every video of shards into one file, whose bytes do not depend on the workers or on interruptions.
 
     Args:
-        model: a `.reeltag` file.
-        patterns: paths, URLs or glob patterns of shards.
+        model: a `.reeltag` file, a folder that `share` wrote, a URL, or what `load` gave, whose mode and device count.
+        patterns: paths, URLs or glob patterns of shards, one or several.
         out: a new .csv, .jsonl or .parquet file.
         mode: how weights are kept and multiplied; see `Predictor`.
         device: where to compute.
@@ -216,21 +218,23 @@ def predict_to_file(
         DataError: a record is bad and may not be left out; finished shards are kept.
         WorkerError: a worker was killed; finished shards are kept.
     """
-    progress = progress or Progress()
+    progress, out, file = progress or Progress(), Path(out), file_of(model)
     if workers < 1:
         raise UsageError(f"workers: must be 1 or more, not {workers}")
+    if isinstance(model, Predictor):
+        mode, device = model.mode, model.device
     device = place(mode, device)
     refuse_ending(out)
     refuse_existing(out)
     total = Counts(bad=BadRecords(max_bad_records))
-    head, _ = artifact.stream(model)
+    head, _ = artifact.stream(file)
     output = output_format(out, head.schema)
     if drop_flat:
         rgb_place(head.schema)
     shards = find(patterns)
     refuse_other_origin(head.schema, shards)
-    deciding = [__version__, file_hash(model), device, mode, drop_flat, out.suffix]
-    job = _Job(model, device, mode, drop_flat, max_bad_records, workers)
+    deciding = [__version__, file_hash(file), device, mode, drop_flat, out.suffix]
+    job = _Job(file, device, mode, drop_flat, max_bad_records, workers)
     with _claimed(out) as folder:
         parts = [_part(shard, folder, deciding) for shard in shards]
         _tag_missing(job, parts, total, progress, pool)
@@ -280,9 +284,7 @@ def _claimed(out: Path) -> Iterator[Path]:
             yield folder
         finally:
             remove_partials(folder)
-            if [entry.name for entry in folder.glob("*")] == [LOCK]:
-                with suppress(UsageError):  # an empty folder is in nobody's way
-                    remove_folder(folder)
+            remove_if_idle(folder)
 
 
 def _part(shard: Source, folder: Path, deciding: Sequence[object]) -> _Part:

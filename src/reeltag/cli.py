@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
 from reeltag import __version__
 from reeltag.cli_benchmark import benchmark
-from reeltag.cli_data import MaxBad, Mode, Overrides, data, given, say_left_out
+from reeltag.cli_data import MaxBad, Mode, OneOrMore, Overrides, data, say_left_out
 from reeltag.cli_doctor import doctor
 from reeltag.cli_export import export
+from reeltag.cli_inspect import inspect
 from reeltag.cli_logs import tensorboard
 from reeltag.cli_models import average, import_tf, quantize
 from reeltag.cli_output import Json, say
@@ -30,15 +30,36 @@ from reeltag.environment import keep_freed_memory, spin_briefly
 from reeltag.errors import ReeltagError, UsageError
 from reeltag.interrupts import OutOfTime, Terminated, ended_by_sigterm
 from reeltag.memory import enough_memory
-from reeltag.text import plain, printable
+from reeltag.text import printable
+
+
+def _shown_default(value: object) -> str | None:
+    """A default as help shows it; none where leaving the option out means just that."""
+    return str(value) if type(value) in (int, float, str) and value != "" else None
+
+
+def _said(error: CycloptsError) -> str:
+    """What is wrong with the words of a command; of one that is missing, what it should be."""
+    missing = error.argument
+    if not isinstance(error, MissingArgumentError) or missing is None or missing.tokens or error.keyword:
+        return f"error: {error}"
+    command = app
+    for name in error.command_chain or ():
+        command = command[name]
+    described = command.assemble_argument_collection(parse_docstring=True)
+    what = next(each.parameter.help for each in described if each.name == missing.name)
+    if choices := missing.get_choices():
+        what = f"choose one of {', '.join(choices)}"
+    return f"error: {missing.name} is missing: {what}"
+
 
 app = App(
     name="reeltag",
     help="Train video taggers from frame features and ship an ensemble of them as one small file.",
     version=__version__,
-    default_parameter=Parameter(negative=(), show_default=False),
+    default_parameter=Parameter(negative=(), show_default=_shown_default),
     suppress_keyboard_interrupt=False,  # `main` says how to go on
-    error_formatter=lambda error: f"error: {error}",
+    error_formatter=_said,
 )
 app.command(average)
 app.command(benchmark)
@@ -47,6 +68,7 @@ app.command(doctor)
 app.command(export)
 app.command(extract)
 app.command(import_tf)
+app.command(inspect)
 app.command(quantize)
 app.command(recipe)
 app.command(report)
@@ -84,7 +106,8 @@ def run(
         recipe: A TOML file, or the name of a recipe that comes with reeltag (`reeltag recipe list`).
         out: Folder of the run, or its URL on an object store; runs/NAME by default.
         smoke: Try the whole recipe with one batch a training and a few videos, in a folder of its own, OUT-smoke.
-        dry_run: Print the plan with sizes, estimated GPU hours and what is done already, and stop; needs no data.
+        dry_run: Print the plan with sizes, estimated GPU hours and what is done already, and stop; needs no data, but
+            for the hours data.videos where the shards are not here.
     """
     from reeltag.recipe_file import load_recipe
 
@@ -98,7 +121,12 @@ def run(
     if dry_run:
         stages = plan(smoked(loaded) if smoke else loaded, without_data=True)
         place = api.folder_of(loaded, out, smoke=smoke)
-        say({"stages": executors.planned(stages, place)}, executors.listing(stages, place), json)
+        lines = executors.listing(stages, place)
+        if loaded.models and not any(stage.gpu_hours for stage in stages):
+            lines.append(
+                "GPU hours are not estimated: no shards are here, and data.videos does not say how many videos"
+            )
+        say({"stages": executors.planned(stages, place)}, lines, json)
         return
     work = api.Work(devices, executor, address, max_time, quiet)
     done = api.run(recipe, out=out, overrides=set_, smoke=smoke, work=work)
@@ -155,7 +183,7 @@ def train(
 def evaluate(
     model: str,
     /,
-    *shards: str,
+    *shards: OneOrMore,
     all_scores: bool = False,
     per_class: Path | None = None,
     mode: Mode = "exact",
@@ -181,7 +209,7 @@ def evaluate(
         refuse_existing(per_class)
     bad = BadRecords(max_bad_records)
     predictor = prediction.load(model, mode)
-    scores = predictor.evaluate_shards(given(shards), bad, all_scores=all_scores)
+    scores = predictor.evaluate_shards(shards, bad, all_scores=all_scores)
     if per_class is not None:
         write_class_ap(per_class, scores.class_ap.tolist(), predictor.label_names)
     summary = scores.summary()
@@ -193,7 +221,7 @@ def evaluate(
 def predict(
     model: str,
     /,
-    *shards: str,
+    *shards: OneOrMore,
     out: Path | None = None,
     mode: Mode = "exact",
     workers: int = 1,
@@ -230,16 +258,14 @@ def predict(
         if json:
             raise UsageError("--json: tells of a file that was written; without --out the output is JSON Lines anyway")
         predictor = prediction.load(model, mode)
-        predictions, counts = bulk.stream(
-            predictor, given(shards), drop_flat=drop_flat, max_bad_records=max_bad_records
-        )
+        predictions, counts = bulk.stream(predictor, shards, drop_flat=drop_flat, max_bad_records=max_bad_records)
         for line in json_lines(predictions, predictor.label_names):
             print(line)
     else:
         file = artifact.local_file(model)
         counts = bulk.predict_to_file(
             file,
-            given(shards),
+            shards,
             out,
             mode=mode,
             workers=workers,
@@ -257,43 +283,6 @@ def predict(
 
 
 @app.command
-def inspect(model: str, /, *, json: Json = False) -> None:
-    """Show what a model holds: members, weights, sizes, data, provenance.
-
-    Example: reeltag inspect model.reeltag
-
-    Args:
-        model: A .reeltag file, a folder that `share` wrote, or a URL.
-    """
-    from reeltag import artifact
-    from reeltag.quantize import stored_as
-    from reeltag.storage import counted, megabytes
-
-    file = artifact.local_file(model)
-    shipped, size = artifact.load(file), file.stat().st_size
-    schema = shipped.schema
-    features = " + ".join(f"{plain(feature.name)} {feature.width}" for feature in schema.features)
-    origins = [
-        f"{plain(each.name)} by {plain(each.extractor.name)}{' and a PCA' if each.name in shipped.projections else ''}"
-        for each in schema.features
-        if each.extractor is not None
-    ]
-    lines = [
-        f"{model}: {megabytes(size)}, {counted(len(shipped.members), 'member')}",
-        f"reads     {schema.level} level, {features}, {schema.dtype}, at most {schema.max_frames} frames",
-        *([f"extracted {', '.join(origins)}"] if origins else []),
-        *([f"tags      segments of {schema.segments} frames"] if schema.segments is not None else []),
-        f"classes   {schema.classes}{'' if shipped.label_names else ', without names'}",
-    ]
-    for member in shipped.members:
-        stored = f"{megabytes(artifact.stored_bytes(member.state))}, {stored_as(member.state)}"
-        lines.append(f"member    {plain(member.name)}: {stored}, weight {member.weight:.4f}")
-        lines.append(f"          {member.config.model_dump_json()}")
-    lines.append(f"made by   {plain(json_module.dumps(dict(shipped.provenance), ensure_ascii=False))}")
-    say(artifact.describe(shipped) | {"bytes": size}, lines, json)
-
-
-@app.command
 def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
     """Print what makes a shell complete the commands and options of reeltag at the Tab key.
 
@@ -304,6 +293,20 @@ def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
             ~/.config/fish/completions/reeltag.fish.
     """
     print(app.generate_completion(shell=shell))
+
+
+def _on_again(words: Sequence[str]) -> str:
+    """How a command that was ended goes on, if it does."""
+    ways = {
+        "run": "from its last checkpoint",
+        "train": "from its last checkpoint",
+        "extract": "after the videos that are finished",
+        "data download": "where it was",
+    }
+    if any(word.partition("=")[0] == "--out" for word in words):
+        ways["predict"] = "after the shards that are finished"
+    way = next((ways[name] for name in (" ".join(words[:2]), *words[:1]) if name in ways), None)
+    return f"; the same command goes on {way}" if way else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -325,9 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         endings = {Terminated: ("terminated", 143), OutOfTime: ("out of time", 75)}
         what, code = endings.get(type(error), ("interrupted", 130))
-        how = "run and train go on from their last checkpoint, predict --out after its finished shards, "
-        how += "data download where it was"
-        print(f"{what}; with the same command {how}", file=sys.stderr)
+        print(f"{what}{_on_again(sys.argv[1:] if arguments is None else arguments)}", file=sys.stderr)
         return code
     except BrokenPipeError:
         sys.stdout = None  # the reader left; nothing may be flushed at exit

@@ -22,8 +22,8 @@ def benchmark(
 ) -> None:
     """Measure a model in every way to load it: milliseconds, memory, and how far it is from exact.
 
-    Each way runs in a process of its own on this machine's processors, on generated frames of whole videos;
-    docs/onnx.md says what the ways are.
+    Each way runs in a process of its own on this machine's processors, on generated videos that have as many frames as
+    the model reads at most; docs/onnx.md says what the ways are.
 
     Example: reeltag benchmark model.reeltag --batch-size 1 --batch-size 16
 
@@ -33,10 +33,15 @@ def benchmark(
     """
     from reeltag import artifact
     from reeltag.benchmark import benchmark as measured
+    from reeltag.benchmark import frames_of
     from reeltag.progress import default_progress
+    from reeltag.storage import counted
 
-    rows = measured(artifact.local_file(model), batch_size, default_progress())
-    say({"ways": [asdict(row) for row in rows]}, _lines(rows, batch_size), json)
+    file = artifact.local_file(model)
+    rows, (head, _) = measured(file, batch_size, default_progress()), artifact.stream(file)
+    frames, example = frames_of(head.schema), head.schema.example
+    text = [f"on generated {example}s of {counted(frames, 'frame')} each"]
+    say({"frames": frames, "ways": [asdict(row) for row in rows]}, [*text, *_lines(rows, batch_size)], json)
 
 
 def _lines(rows: list[Row], sizes: tuple[int, ...]) -> list[str]:

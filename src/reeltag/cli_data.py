@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json as json_module
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
 from reeltag.cli_output import Json, say
 from reeltag.errors import DataError, UsageError
+from reeltag.text import plain
 
 if TYPE_CHECKING:
     from reeltag.data.badrecords import BadRecords
+    from reeltag.data.draft import Draft
     from reeltag.data.schema import Schema
 
 data = App(name="data", help="Look at, check and generate shards.")
@@ -34,6 +39,7 @@ MaxBad = Annotated[
         "the work.",
     ),
 ]
+OneOrMore = Annotated[str, Parameter(required=True)]
 Overrides = Annotated[
     list[str],
     Parameter(name="--set", consume_multiple=False, help="Override a key: dotted.key=value."),
@@ -41,8 +47,10 @@ Overrides = Annotated[
 
 
 @data.command(name="inspect")
-def data_inspect(*shards: str, json: Json = False) -> None:
-    """Show the records of shards and what their first record holds, whatever its features are called.
+def data_inspect(*shards: OneOrMore, json: Json = False) -> None:
+    """Show the records of shards, what their first record holds, and a draft of a recipe's [data.schema].
+
+    The draft follows from all records of the first shard, whatever its features are called.
 
     Example: reeltag data inspect 'shards/*.tfrecord'
 
@@ -50,10 +58,11 @@ def data_inspect(*shards: str, json: Json = False) -> None:
         shards: Paths, URLs or glob patterns of TFRecord files.
     """
     from reeltag.data.describe import describe
+    from reeltag.data.draft import draft
     from reeltag.data.tfrecord import ShardFile
     from reeltag.storage import counted, find, megabytes, size_of
 
-    paths = find(given(shards))
+    paths = find(shards)
     files = [ShardFile(path) for path in paths]
     records = sum(len(file.offsets()) for file in files)
     size = sum(map(size_of, paths))
@@ -62,12 +71,14 @@ def data_inspect(*shards: str, json: Json = False) -> None:
     except DataError as error:
         raise DataError(error.reason, file=files[0].name, record=0, offset=0) from error
     told = f"{counted(len(files), 'shard')}, {counted(records, 'record')}, {megabytes(size)}"
-    text = [told, f"first record of {files[0].path}:", *(f"  {line}" for line in lines)]
-    say({"shards": len(files), "records": records, "bytes": size, "first_record": lines}, text, json)
+    drafted = draft(record.payload for record in files[0].records(lambda damaged: None))
+    text = [told, f"first record of {files[0].path}:", *(f"  {line}" for line in lines), "", *_draft_lines(drafted)]
+    result = {"shards": len(files), "records": records, "bytes": size, "first_record": lines}
+    say({**result, "draft": asdict(drafted)}, text, json)
 
 
 @data.command
-def verify(*shards: str, schema: str, max_bad_records: MaxBad = 0, json: Json = False) -> None:
+def verify(*shards: OneOrMore, schema: str, max_bad_records: MaxBad = 0, json: Json = False) -> None:
     """Read shards through: checksums, features, labels, ids. Exits with 2 at the first fault.
 
     Example: reeltag data verify '/data/audioset/eval-*.tfrecord' --schema audioset
@@ -80,7 +91,7 @@ def verify(*shards: str, schema: str, max_bad_records: MaxBad = 0, json: Json = 
     from reeltag.progress import default_progress
     from reeltag.storage import counted, find, megabytes, size_of
 
-    paths = find(given(shards))
+    paths = find(shards)
     loaded = load_schema(schema)
     with default_progress().task("verify", sum(map(size_of, paths)), "bytes") as task:
         manifest = scan(paths, loaded, task.advance, max_bad_records=max_bad_records)
@@ -133,12 +144,12 @@ def synth(out: Path, /, *, set_: Overrides = [], json: Json = False) -> None:  #
     settings = synthetic_settings(set_)
     write_synthetic(out, settings)
     schema = settings.record_schema
-    features = ", ".join(f'{{ name = "{feature.name}", width = {feature.width} }}' for feature in schema.features)
+    table = schema.model_dump(mode="json", exclude_defaults=True)
     text = [
         f"{out}: {settings.train_videos} training and {settings.test_videos} test videos",
-        f"for a recipe:\n\n[data.schema]\nfeatures = [{features}]",
-        f"classes = {schema.classes}\nmax_frames = {schema.max_frames}",
-        *([f"segments = {schema.segments}"] if schema.segments is not None else []),
+        "for a recipe:",
+        "",
+        *_schema_lines(table),
     ]
     counts = {"train_videos": settings.train_videos, "test_videos": settings.test_videos}
     say({"folder": out, **counts, "schema": schema.model_dump(mode="json")}, text, json)
@@ -185,15 +196,38 @@ def download(
     say({"folder": out, "shards": len(shards), "bytes": size}, text, json)
 
 
-def given(shards: Sequence[str]) -> Sequence[str]:
-    """The shards, of which there must be some.
+def _draft_lines(drafted: Draft) -> list[str]:
+    """A draft for people, with what it follows from."""
+    from reeltag.storage import counted
 
-    Raises:
-        UsageError: there are none.
-    """
-    if not shards:
-        raise UsageError("no shards given; give paths or glob patterns of TFRecord files")
-    return shards
+    label = "no labels" if drafted.highest_label is None else f"highest label {drafted.highest_label:,}"
+    facts = [label, *([f"{drafted.most_frames:,} frames at most"] if drafted.most_frames else [])]
+    if drafted.unlabelled and drafted.highest_label is not None:
+        facts.append(f"{drafted.unlabelled:,} without labels")
+    notes = {"classes": "highest label + 1; write how many there are, other shards may have more"}
+    notes |= {"max_frames": "the most of a record; later frames are left out"}
+    return [
+        f"draft for a recipe, from the first shard's {counted(drafted.records, 'record')} ({', '.join(facts)}):",
+        "",
+        *_schema_lines(drafted.schema, notes),
+        *([f'# or schema = "{drafted.preset}" in [data], which these records follow'] if drafted.preset else []),
+        *(f"# {plain(remark)}" for remark in drafted.remarks),
+    ]
+
+
+def _schema_lines(table: Mapping[str, Any], notes: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+    """A table [data.schema] in TOML, with comments on some keys."""
+    lines = [f"{key} = {_toml(value)}" + (f"  # {notes[key]}" if key in notes else "") for key, value in table.items()]
+    return ["[data.schema]", *lines]
+
+
+def _toml(value: Any) -> str:
+    """A value of a schema on one line."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {_toml(each)}' for key, each in value.items())} }}"
+    return json_module.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
 
 
 def say_left_out(bad: BadRecords) -> None:

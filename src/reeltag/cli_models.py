@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from reeltag.cli_data import Overrides, load_schema
 from reeltag.cli_output import Json, say
@@ -19,20 +21,22 @@ def quantize(model: Path, /, *, out: Path, encoding: Encoding = "uniform-8", jso
     Example: reeltag quantize runs/audioset/netvlad.reeltag --out small.reeltag --encoding group-4
 
     Args:
-        model: A .reeltag file.
+        model: A .reeltag file in float32, such as `reeltag train` writes; what is quantised already stays.
         out: A new .reeltag file.
-        encoding: How to store them; those that are quantised already stay.
+        encoding: How to store them.
     """
     from reeltag.api import quantize_file
+    from reeltag.quantize import MIN_ELEMENTS
     from reeltag.storage import megabytes
 
     size = quantize_file(model, out, encoding)
     was = model.stat().st_size
-    text = [f"{out}: {megabytes(size)}, from {megabytes(was)}"]
+    same = f"; no tensor has more than {MIN_ELEMENTS:,} elements, so all stay float32" if size == was else ""
+    text = [f"{out}: {megabytes(size)}, from {megabytes(was)}{same}"]
     say({"file": out, "bytes": size, "bytes_before": was}, text, json)
 
 
-def average(*models: Path, out: Path, json: Json = False) -> None:
+def average(*models: Annotated[Path, Parameter(required=True)], out: Path, json: Json = False) -> None:
     """Average the weights and batch-norm statistics of models of one architecture, such as of one training.
 
     Example: reeltag average first.reeltag second.reeltag --out mean.reeltag

@@ -10,7 +10,7 @@ from typing import Any
 from cyclopts import App
 
 from reeltag import shipped
-from reeltag.cli_data import Overrides
+from reeltag.cli_data import OneOrMore, Overrides
 from reeltag.cli_output import Json, say
 from reeltag.errors import RecipeError, ReeltagError, UsageError
 from reeltag.tables import differences, keys_of, leaves, read_table, spell_out_grids
@@ -80,7 +80,7 @@ def copy(recipe: str, file: Path, /, *, json: Json = False) -> None:
 
 
 @recipe.command
-def check(*recipes: str, set_: Overrides = [], json: Json = False) -> None:  # noqa: B006
+def check(*recipes: OneOrMore, set_: Overrides = [], json: Json = False) -> None:  # noqa: B006
     """Find every fault of recipes without running them, the budget included; needs no data. Exits with 2 at faults.
 
     Example: reeltag recipe check quickstart
@@ -91,8 +91,6 @@ def check(*recipes: str, set_: Overrides = [], json: Json = False) -> None:  # n
     from reeltag.recipe_file import load_recipe
     from reeltag.stages.plan import plan
 
-    if not recipes:
-        raise UsageError("no recipes given; give TOML files or names, see `reeltag recipe list`")
     faults: dict[str, list[str]] = {}
     for each in recipes:
         faults[each] = []

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 from reeltag import shipped
 from reeltag.cli_data import Overrides
 from reeltag.cli_output import Json, say
+from reeltag.storage import megabytes
 
 if TYPE_CHECKING:
     from reeltag.scaling import Scaling
+
+_UNITS = (("hours", "h", 1), ("minutes", "min", 60), ("seconds", "s", 3600))  # the largest that a whole one is taken of
 
 
 def simulate(
@@ -39,34 +42,39 @@ def simulate(
         load_machines(shipped.path_of(machines, shipped.FOLDER / "machines")),
     )  # before the slow imports
     from reeltag.scaling import scaling
+    from reeltag.stages.data import video_bytes
     from reeltag.stages.plan import plan
 
-    schema = loaded.data.record_schema
-    frames = schema.example_frames if schema.level == "frame" else 1  # as many as the GPU hours are estimated for
-    video_bytes = frames * schema.width * (1 if schema.dtype == "uint8" else 4)
-    found = scaling(plan(loaded, without_data=True), described, video_bytes)
-    say(asdict(found), [f"{loaded.name} on {described.name}", "", *_lines(found)], json)
+    size, seen = video_bytes(loaded)
+    found = scaling(plan(loaded, without_data=True), described, size)
+    each = f"{size:,} bytes each, as {'those of the first shard' if seen else 'the longest that may be'}"
+    lines = [f"{loaded.name} on {described.name}", "", *_lines(found, each)]
+    say(asdict(found) | {"video_bytes": size}, lines, json)
 
 
-def _lines(found: Scaling) -> list[str]:
+def _lines(found: Scaling, each_video: str) -> list[str]:
     """What was found, for people."""
-    lines = ["GPUs  nodes    hours  computing  waiting  GB/s a node, at most      price  limited by"]
+    longest = max(row.hours for row in found.rows)
+    unit, short, scale = next(each for each in _UNITS if longest * each[2] >= 1 or each is _UNITS[-1])
+    lines = [f"GPUs  nodes  {unit:>7}  computing  waiting  GB/s a node, at most      price  limited by"]
     for row in found.rows:
         lines.append(
-            f"{row.gpus:4}  {row.nodes:5}  {row.hours:7.4g}  {row.computing:9.0%}  {row.waiting:7.0%}"
+            f"{row.gpus:4}  {row.nodes:5}  {scale * row.hours:7.4g}  {row.computing:9.0%}  {row.waiting:7.0%}"
             f"  {row.read_gb_s:11.2f}  {row.peak_gb_s:7.2f}  {row.cost:9,.0f}"
-            f"  {row.limit}, {row.bound:.4g} h"
+            f"  {row.limit}, {scale * row.bound:.4g} {short}"
         )
     hours = sum(hours for _, hours in found.path)
     lines += ["", f"No number of GPUs is 10 % faster than {found.enough}."]
-    lines += [f"The critical path takes {hours:.4g} hours on any number of these machines:"]
-    lines += [f"  {each:7.4g}  {name}" for name, each in found.path if each > hours / 1000]
+    lines += [f"The critical path takes {scale * hours:.4g} {unit} on any number of these machines:"]
+    lines += [f"  {scale * each:7.4g}  {name}" for name, each in found.path if each > hours / 1000]
     traffic = {
-        "of videos read": found.read,
+        f"of videos read, {each_video}": found.read,
         "of soft targets written": found.targets_written,
         "of soft targets read": found.targets_read,
         "of checkpoints written at most": found.checkpoints,
     }
-    lines += ["", f"{found.gpu_hours:.4g} GPU hours of arithmetic"]
-    lines += [f"{size / 1e9:,.1f} GB {what}" for what, size in traffic.items()]
+    lines += ["", f"{scale * found.gpu_hours:.4g} GPU {unit} of arithmetic"]
+    lines += [
+        f"{f'{size / 1e9:,.1f} GB' if size >= 1e9 else megabytes(round(size))} {what}" for what, size in traffic.items()
+    ]
     return lines

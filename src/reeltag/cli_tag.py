@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from reeltag.cli_data import Mode
+from reeltag.cli_data import Mode, OneOrMore
 from reeltag.cli_output import Json, say
 from reeltag.cli_workers import Quiet
 from reeltag.errors import UsageError
 
 
 def tag(
-    *videos: str,
+    *videos: OneOrMore,
     model: str,
     top: int = 5,
     timeline: bool = False,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reeltag.cli_data import OneOrMore
 from reeltag.cli_output import Json, say
 from reeltag.cli_workers import Quiet
 from reeltag.errors import UsageError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def extract(
-    *videos: str,
+    *videos: OneOrMore,
     out: Path,
     labels: Path | None = None,
     image: str = "efficientnet-lite0",

@@ -27,7 +27,7 @@ Devices = Annotated[
 Executor = Annotated[
     Literal["local", "ray"],
     Parameter(
-        help="Who runs the work: this machine, or a Ray cluster (pip install 'reeltag[ray]').", show_default=True
+        help="Who runs the work: this machine, or a Ray cluster (pip install 'reeltag[ray]').",
     ),
 ]
 Address = Annotated[

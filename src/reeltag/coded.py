@@ -45,7 +45,7 @@ class CodedWeight(Tensor):
         self.stored = stored
 
     def __repr__(self) -> str:  # type: ignore[override]
-        return f"{type(self).__name__}({self.stored.title}, {list(self.shape)})"
+        return f"{type(self).__name__}({self.stored.encoding}, {list(self.shape)})"
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
@@ -87,7 +87,7 @@ class SignedColumns:
         step: [H], from a code to the next.
     """
 
-    title: ClassVar[str] = "8-bit products"
+    encoding: ClassVar[str] = "8-bit products"
     parts: tuple[Tensor, ...]
     zero: Tensor
     step: Tensor

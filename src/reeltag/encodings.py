@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,13 +18,12 @@ CHUNK = 16_384
 
 
 class QuantizedTensor(ABC):
-    """A tensor in fewer bits. Its dataclass fields are what a file stores.
+    """A tensor in fewer bits. Its dataclass fields are what a file stores."""
 
-    Attributes:
-        title: how people call it.
-    """
-
-    title: ClassVar[str]
+    @property
+    @abstractmethod
+    def encoding(self) -> str:
+        """What recipes call it."""
 
     @abstractmethod
     def dequantize(self) -> Tensor:
@@ -68,9 +66,13 @@ class CodebookTensor(QuantizedTensor):
         codebook: [256] float32, ascending.
     """
 
-    title = "8 bits, codebook"
     codes: Tensor
     codebook: Tensor
+
+    @property
+    def encoding(self) -> str:
+        """What recipes call it; which rule chose values that are not evenly spaced, they do not tell."""
+        return "kmeans-8 or quantile-8" if self.spacing() is None else "uniform-8"
 
     def dequantize(self) -> Tensor:
         """The tensor again, in float32."""
@@ -110,7 +112,7 @@ class ChannelTensor(QuantizedTensor):
         channels: [2, last dimension] float32, the value of code 0 and the step to the next.
     """
 
-    title = "8 bits a channel"
+    encoding = "channel-8"
     codes: Tensor
     channels: Tensor
 
@@ -147,7 +149,7 @@ class GroupTensor(QuantizedTensor):
         shape: `int64`, of the tensor.
     """
 
-    title = "4 bits a group"
+    encoding = "group-4"
     packed: Tensor
     groups: Tensor
     shape: Tensor
@@ -189,7 +191,7 @@ class HalfTensor(QuantizedTensor):
         half: in the tensor's shape.
     """
 
-    title = "float16"
+    encoding = "float16"
     half: Tensor
 
     def dequantize(self) -> Tensor:

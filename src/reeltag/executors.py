@@ -336,14 +336,21 @@ def listing(stages: Sequence[Stage], out: Path | str) -> list[str]:
     done, width = statuses(stages, out), max(len(stage.name) for stage in stages)
     lines = []
     for stage in stages:
-        hours = f"{stage.gpu_hours:.2f} GPU h" if stage.gpu_hours >= 0.005 else ""
-        lines.append(f"{done[stage.name]:<10}  {stage.name:<{width}}  {', '.join(filter(None, [stage.note, hours]))}")
+        notes = ", ".join(filter(None, [stage.note, _gpu_time(stage.gpu_hours)]))
+        lines.append(f"{done[stage.name]:<10}  {stage.name:<{width}}  {notes}")
     left = sum(stage.gpu_hours for stage in stages if done[stage.name] != "done")
-    hours = f"; trainings and soft targets to do: about {left:.2f} GPU hours at 10 TFLOP/s" if left >= 0.005 else ""
+    hours = f"; trainings and soft targets to do: {_gpu_time(left)} at 10 TFLOP/s" if left else ""
     needed = _bytes_to_do(stages, done)
     room = f"; about {megabytes(needed)} of disk to be written" if needed else ""
     lines.append(f"{len(stages)} stages{hours}{room}")
     return [line.rstrip() for line in lines]
+
+
+def _gpu_time(hours: float) -> str:
+    """An estimate for people; empty where there is none."""
+    if hours >= 0.1:
+        return f"about {hours:.2f} GPU hours"
+    return f"about {60 * hours:.1f} GPU minutes" if hours >= 1 / 60 else "under a GPU minute" if hours else ""
 
 
 def planned(stages: Sequence[Stage], out: Path | str) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,18 +20,18 @@ from reeltag.artifact import Artifact, Member
 from reeltag.coded import byte_state, coded_state, dense_state
 from reeltag.data.badrecords import BadRecords
 from reeltag.data.batches import Batch, stream_batches
-from reeltag.data.example import LARGEST, computable
 from reeltag.data.origins import refuse_other_origin
 from reeltag.data.schema import Schema
 from reeltag.data.shards import read_all
 from reeltag.encodings import State
 from reeltag.environment import default_device
 from reeltag.errors import DataError, UsageError
+from reeltag.inputs import as_array, check
 from reeltag.memory import enough_memory
 from reeltag.metrics import Metrics, Scores, top_k
 from reeltag.quantize import is_large
 from reeltag.segment_metrics import SegmentRanking
-from reeltag.storage import counted, find
+from reeltag.storage import Patterns, counted, find
 
 BATCH_SIZE = 64
 LESS_MEMORY = "end other programs, take fewer processes, a smaller model, or one of the modes bf16 and small"
@@ -193,13 +193,13 @@ class Predictor:
     def __init__(
         self, shipped: Artifact, members: Iterable[Member], mode: Mode = "exact", device: str = "auto"
     ) -> None:
-        device = place(mode, device)
+        self.mode, self.device = mode, place(mode, device)
         self.artifact = replace(shipped, members=tuple(replace(member, state={}) for member in shipped.members))
         taggers = (member.build(shipped.schema, WEIGHTS[mode]) for member in members if member.weight > 0)
         shares = [member.weight for member in shipped.members if member.weight > 0]
         self.model = Ensemble(taggers, shares, mode == "bf16").eval()
-        if device != "cpu":
-            self.model.to(device)
+        if self.device != "cpu":
+            self.model.to(self.device)
         self.source: Path | None = None  # the file, if it came from one
 
     def __repr__(self) -> str:
@@ -237,10 +237,10 @@ class Predictor:
         Raises:
             UsageError: wrong shape, dtype or length, no frames, or values that are not finite.
         """
-        array = _array(frames)
+        array = as_array(frames)
         several = array if array.ndim == 3 else array[None]
         counts = np.full(len(several), several.shape[1]) if lengths is None else np.asarray(lengths)
-        self._check(several, counts)
+        check(several, counts, self.schema)
         cut = several[:, : self.schema.max_frames]
         batch = Batch(
             ids=("",) * len(cut),
@@ -269,8 +269,8 @@ class Predictor:
             chunk = []
             for number, frames in taken:
                 try:
-                    chunk.append(_array(frames))
-                    self._check(chunk[-1][None], np.array(chunk[-1].shape[:1]))
+                    chunk.append(as_array(frames))
+                    check(chunk[-1][None], np.array(chunk[-1].shape[:1]), self.schema)
                 except UsageError as error:
                     raise UsageError(f"video {number}: {error}") from error
             lengths = np.array(list(map(len, chunk)))
@@ -292,12 +292,12 @@ class Predictor:
         return [(self.label_names[c], s) for c, s in zip(classes[0].tolist(), scores[0].tolist(), strict=True)]
 
     def predict_shards(
-        self, patterns: Sequence[str], bad: BadRecords | None = None, *, labelled: bool = False
+        self, patterns: Patterns, bad: BadRecords | None = None, *, labelled: bool = False
     ) -> Iterator[Predictions]:
         """Tag every video of shards, or every segment of them, in order.
 
         Args:
-            patterns: paths, URLs or glob patterns.
+            patterns: paths, URLs or glob patterns, one or several.
             bad: takes note of bad records; by default the first is raised.
             labelled: a record without labels is bad too.
 
@@ -310,9 +310,7 @@ class Predictor:
         videos = read_all(shards, self.schema, bad, labelled=labelled)
         return predict(self.model, stream_batches(videos, self.schema, BATCH_SIZE))
 
-    def evaluate_shards(
-        self, patterns: Sequence[str], bad: BadRecords | None = None, *, all_scores: bool = False
-    ) -> Scores:
+    def evaluate_shards(self, patterns: Patterns, bad: BadRecords | None = None, *, all_scores: bool = False) -> Scores:
         """Measure on labelled shards; arguments and errors are those of `predict_shards` and `Evaluation`."""
         predictions = self.predict_shards(patterns, bad, labelled=True)
         return evaluate(predictions, all_scores=all_scores, classes=self.schema.segment_classes).compute()
@@ -321,40 +319,7 @@ class Predictor:
         """Share the file that the model was loaded from; see `sharing.share`."""
         from reeltag.sharing import share
 
-        if self.source is None:
-            raise UsageError("the model was not loaded from a file; write one with `artifact.save` and load that")
-        share(self.source, Path(folder), licence)
-
-    def _check(self, frames: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> None:
-        expected = f"[B, T, {self.schema.width}] {self.schema.dtype}"
-        if frames.ndim != 3 or frames.shape[2] != self.schema.width or frames.dtype != self.schema.dtype:
-            raise UsageError(f"frames are {list(frames.shape)} {frames.dtype}; this model reads {expected}")
-        if 0 in frames.shape:
-            raise UsageError(f"frames are {list(frames.shape)}: there must be at least one video with one frame")
-        if (
-            lengths.shape != frames.shape[:1]
-            or lengths.dtype.kind not in "iu"
-            or lengths.min() < 1
-            or lengths.max() > frames.shape[1]
-        ):
-            raise UsageError(f"lengths must be {len(frames)} whole numbers from 1 to {frames.shape[1]}")
-        if self.schema.segments is not None and frames.shape[1] > self.schema.segments:
-            raise UsageError(
-                f"frames are {list(frames.shape)}: this model tags segments of {self.schema.segments} frames; "
-                "cut videos into those, as `reeltag predict` does with shards"
-            )
-        if not computable(frames):
-            raise UsageError(f"frames hold NaN or infinite values, or some beyond ±{LARGEST:g}")
-
-
-def _array(frames: npt.ArrayLike) -> npt.NDArray[Any]:
-    try:
-        array = np.asarray(frames)
-    except ValueError as error:
-        raise UsageError(f"frames are no array: {error}") from error
-    if array.ndim not in (2, 3):
-        raise UsageError(f"frames are {list(array.shape)}: give [T, D] of one video, or [B, T, D] of several")
-    return array
+        share(file_of(self), Path(folder), licence)
 
 
 def place(mode: Mode, device: str) -> str:
@@ -394,3 +359,17 @@ def load(path: str | Path, mode: Mode = "exact", device: str = "auto") -> Predic
     predictor = Predictor(*artifact.stream(file), mode, device)
     predictor.source = file
     return predictor
+
+
+def file_of(model: str | Path | Predictor) -> Path:
+    """The file of a model, which may be open already.
+
+    Raises:
+        ArtifactError: there is none at that place.
+        UsageError: the model did not come from a file.
+    """
+    if not isinstance(model, Predictor):
+        return artifact.local_file(model)
+    if model.source is None:
+        raise UsageError("the model was not loaded from a file; write one with `artifact.save` and load that")
+    return model.source

@@ -141,7 +141,7 @@ class LiveProgress(PlainProgress):
 
         def render() -> Table:
             row = Table.grid(padding=(0, 1))
-            row.add_row("  ", ProgressBar(total=max(total, 1), completed=task.done, width=24), str(task))
+            row.add_row("  ", ProgressBar(total=max(task.total, 1), completed=task.done, width=24), str(task))
             return row
 
         with Live(get_renderable=render, console=Console(stderr=True), refresh_per_second=4, transient=True):

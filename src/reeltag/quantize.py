@@ -173,9 +173,9 @@ def dequantize_state(state: State) -> dict[str, Tensor]:
 
 
 def stored_as(state: State) -> str:
-    """How the large tensors of a state are stored, for people."""
-    titles = {value.title for value in state.values() if isinstance(value, QuantizedTensor)}
-    return " and ".join(sorted(titles)) or "float32"
+    """How the large tensors of a state are stored, as recipes call it."""
+    found = {value.encoding for value in state.values() if isinstance(value, QuantizedTensor)}
+    return " and ".join(sorted(found)) or "float32"
 
 
 def quantized_bytes(state: State, encoding: Encoding = "uniform-8") -> int:

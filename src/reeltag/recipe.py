@@ -22,7 +22,8 @@ from reeltag.recipe_data import DataSettings, LimitSettings, RecipeTable
 from reeltag.schedule import NOT_DECISIVE, AveragingSettings, TrainingSettings
 from reeltag.storage import content_hash
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+Name = Annotated[str, StringConstraints(pattern=NAME)]
 
 
 class QuantizationSettings(RecipeTable):

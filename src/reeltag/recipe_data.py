@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -60,9 +60,11 @@ class DataSettings(RecipeTable):
     window: int = Field(8, gt=0, description="by-shard: how many shards are mixed at a time")
     cache_gb: float | None = Field(None, gt=0, description="most gigabytes of the cache of shards behind URLs")
 
-    @field_validator("root")
+    @field_validator("root", mode="before")
     @classmethod
-    def _place(cls, value: Path | str) -> Path | str:
+    def _place(cls, value: Any) -> Path | str:
+        if not isinstance(value, Path | str):
+            raise ValueError(f"must be a folder, or its URL, not {value!r}")
         return str(value) if is_url(str(value)) else Path(value)
 
     @field_validator("layout", "train", "test", "label_names", "pca")

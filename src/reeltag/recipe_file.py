@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from reeltag.data.schema import with_preset
@@ -15,21 +16,21 @@ from reeltag.data.synthetic import SyntheticSettings
 from reeltag.errors import RecipeError
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import FAMILIES, parse_config
-from reeltag.recipe import Recipe
+from reeltag.recipe import NAME, Recipe
 from reeltag.shipped import path_of
-from reeltag.tables import VARIABLE, Table, from_environment, override, read_table, spell_out_grids
+from reeltag.storage import each_of
+from reeltag.tables import VARIABLE, Table, from_environment, grid_names, override, read_table, spell_out_grids
 from reeltag.text import did_you_mean
+from reeltag.wording import shown, worded
 
-SHOWN = 100  # characters of a wrong value
 
-
-def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(source: str | Path, overrides: str | Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
     Args:
         source: a TOML file, or the name of a recipe that comes with reeltag.
-        overrides: `dotted.key=value`, applied after reading and after those of `$REELTAG_SET`; a value is TOML, or
-            else a string.
+        overrides: `dotted.key=value`, one or several, applied after reading and after those of `$REELTAG_SET`; a
+            value is TOML, or else a string.
 
     Raises:
         RecipeError: lists every fault with its key.
@@ -37,15 +38,45 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     table = read_table(path_of(source))
     environment = from_environment()
-    faults = override(table, environment, VARIABLE) + override(table, overrides)
-    faults += [fault for section in ("models", "students") for fault in spell_out_grids(table, section)]
+    faults = override(table, environment, VARIABLE) + override(table, each_of(overrides))
+    grids = {section: grid_names(table, section) for section in ("models", "students")}
+    faults += [fault for section in grids for fault in spell_out_grids(table, section)]
     try:
         recipe = Recipe.model_validate(table, context={"widths": _widths(table)})
     except ValidationError as error:
-        faults += [describe(fault) + _origin(fault, environment) for fault in error.errors()]
+        found = _of_whole_grids(error.errors(), grids)
+        faults += [describe(fault) + _origin(fault, environment) for fault in found]
     if faults:
         raise RecipeError(str(source), faults)
     return recipe
+
+
+def _of_whole_grids(
+    faults: Sequence[ErrorDetails], grids: Mapping[str, Mapping[str, Sequence[str]]]
+) -> list[ErrorDetails]:
+    """Faults of which those that all models of a grid share come once, under the grid's name.
+
+    Args:
+        faults: that pydantic found.
+        grids: by section and name, the models that each grid makes.
+    """
+    makers: dict[tuple[str, ...], str] = {
+        (section, model): name for section in grids for name, made in grids[section].items() for model in made
+    }
+
+    def of_grid(fault: ErrorDetails) -> ErrorDetails:
+        place = fault["loc"]
+        name = makers.get(tuple(map(str, place[:2])))
+        return fault if name is None else {**fault, "loc": (place[0], name, *place[2:])}
+
+    shared = Counter(describe(of_grid(fault)) for fault in faults)
+    told: dict[str, ErrorDetails] = {}
+    for fault in faults:
+        general = of_grid(fault)
+        models = grids[str(fault["loc"][0])][str(general["loc"][1])] if general is not fault else ()
+        chosen = general if len(models) == shared[describe(general)] else fault
+        told.setdefault(describe(chosen), chosen)
+    return list(told.values())
 
 
 def _origin(fault: ErrorDetails, environment: Sequence[str]) -> str:
@@ -125,26 +156,15 @@ def describe(fault: ErrorDetails, keys: Sequence[str] = ()) -> str:
     key = ".".join(place)
     if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
         given = fault.get("ctx", {}).get("tag")
-        return f"{key}.family: choose one of {', '.join(FAMILIES)}" + (f", not {_shown(given)}" if given else "")
+        question = did_you_mean(str(given), FAMILIES)
+        what = (f", not {shown(given)}" if given else "") + (f"; {question}" if question else "")
+        return f"{key}.family: choose one of {', '.join(FAMILIES)}{what}"
     if fault["type"] == "extra_forbidden":
-        return f"{key}: unknown key" + _hint(place[-1], family, keys)
-    if fault["type"] == "missing":
-        return f"{key}: is missing"
-    if fault["type"] == "value_error":
-        message = fault["msg"].removeprefix("Value error, ")
-        return f"{key}: {message}" if key else message
-    given = fault["input"]
-    if fault["type"] == "tuple_type":
-        return f"{key}: should be a list, such as [{_shown(given)}], not {_shown(given)}"
-    if fault["type"] in ("model_type", "dict_type"):
-        return f"{key}: should be a table, {{ key = value, … }}, not {_shown(given)}"
-    return f"{key}: {fault['msg']}" + ("" if isinstance(given, Mapping | BaseModel) else f", not {_shown(given)}")
-
-
-def _shown(given: object) -> str:
-    """A value as the recipe has it, cut where it is long."""
-    text = repr(given)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+        return f"{key}: {worded(fault)}" + _hint(place[-1], family, keys)
+    if fault["type"] == "string_pattern_mismatch" and fault["ctx"]["pattern"] == NAME:
+        how = "a name begins with a letter or digit, and has only these, - and _"
+        return f"{key.removesuffix('.[key]')}: {how}, not {shown(fault['input'])}"
+    return f"{key}: {worded(fault)}" if key else worded(fault)
 
 
 def _hint(key: str, family: str | None, keys: Sequence[str]) -> str:

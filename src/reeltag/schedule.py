@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 # Settings that change where and how fast a training runs, but not what comes out, up to rounding. A device does decide
 # the precision where that is "auto": a run that moves to another one keeps what it has trained.
@@ -48,6 +48,13 @@ class TrainingSettings(BaseModel):
     patience: int | None = Field(
         None, gt=0, exclude_if=_is_none, description="measurements without a new best until a phase ends"
     )
+
+    @field_validator("frames", mode="before")
+    @classmethod
+    def _at_least_one(cls, value: Any) -> Any:
+        if value != "all" and (type(value) is not int or value < 1):
+            raise ValueError(f'must be a whole number, 1 or more, or "all", not {value!r}')
+        return value
 
     @property
     def processes(self) -> int:

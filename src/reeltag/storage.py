@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from reeltag.errors import UsageError
 from reeltag.transfer import RemoteFile, expand, is_url
 
 Source = Path | RemoteFile  # a file here, or behind a URL
+Patterns = str | Path | Sequence[str | Path]  # one, or several
 
 LOCK = ".lock"
 SHOWN = 5  # lines of a list
@@ -43,11 +44,23 @@ def few(lines: Sequence[str]) -> list[str]:
     return [*lines[:SHOWN], *([f"and {more:,} more"] if more > 0 else [])]
 
 
-def find(patterns: Sequence[str], root: Path | str | None = None) -> list[Source]:
+def each_of(given: Patterns) -> list[str]:
+    """What is given once or several times, as a list of texts.
+
+    Raises:
+        UsageError: it is neither text nor path.
+    """
+    several = [given] if isinstance(given, str | Path) or not isinstance(given, Iterable) else list(given)
+    if wrong := [each for each in several if not isinstance(each, str | Path)]:
+        raise UsageError(f"{wrong[0]!r}: is neither text nor a path; give one, or a list of them")
+    return [str(each) for each in several]
+
+
+def find(patterns: Patterns, root: Path | str | None = None) -> list[Source]:
     """Files that match glob patterns, each once, sorted by name within a pattern.
 
     Args:
-        patterns: of paths, or of URLs.
+        patterns: of paths, or of URLs; one or several.
         root: folder that they start from, or its URL.
 
     Raises:
@@ -55,7 +68,7 @@ def find(patterns: Sequence[str], root: Path | str | None = None) -> list[Source
         TransferError: the files behind a URL are missing, not for us, or out of reach.
     """
     found: dict[Source, None] = {}
-    for pattern in patterns:
+    for pattern in each_of(patterns):
         place = beneath(root, pattern)
         found |= dict.fromkeys(_behind(place) if is_url(place) else _matching(Path(place)))
     return list(found)
@@ -285,6 +298,13 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(folder.replace(_beside(folder)))
     except OSError as error:
         raise UsageError(f"{folder}: cannot be removed ({error.strerror or error})") from error
+
+
+def remove_if_idle(folder: Path) -> None:
+    """Remove a folder of unfinished work in which nothing but its lock is left."""
+    if [entry.name for entry in folder.glob("*")] == [LOCK]:
+        with suppress(UsageError):  # an empty folder is in nobody's way
+            remove_folder(folder)
 
 
 def _remove(leftover: Path) -> None:

@@ -149,17 +149,28 @@ def spell_out_grids(table: Table, section: str) -> list[str]:
     return faults
 
 
+def grid_names(table: Table, section: str) -> dict[str, list[str]]:
+    """The names of the entries that each sound grid of a section makes."""
+    entries = table.get(section)
+    if not isinstance(entries, dict):
+        return {}
+    grids = {name: each for name, each in entries.items() if isinstance(each, dict) and "grid" in each}
+    return {
+        name: [made for made, _ in _combinations(name, each)] for name, each in grids.items() if not _grid_faults(each)
+    }
+
+
 def _grid_faults(entry: Mapping[str, Any]) -> list[str]:
     grid = entry["grid"]
     if not isinstance(grid, dict) or not grid:
-        return ["should be a table of keys with lists, such as { clusters = [16, 32] }"]
+        return ["must be a table of keys with lists, such as { clusters = [16, 32] }"]
     faults = []
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             how = "write nested keys in quotes, as 'head.l2'"
-            faults.append(f"{key} should be a list of values to try, not {values!r}; {how}")
+            faults.append(f"{key} must be a list of values to try, not {values!r}; {how}")
         elif any(isinstance(value, dict | list) for value in values) or len(set(map(str, values))) < len(values):
-            faults.append(f"{key} should be a list of different plain values, not {values!r}")
+            faults.append(f"{key} must be a list of different plain values, not {values!r}")
         if _set(deepcopy(dict(entry)), key, None):
             faults.append(f"{key} leads into a value, not into a table")
     if not faults and (count := math.prod(map(len, grid.values()))) > MOST_COMBINATIONS:

@@ -7,6 +7,7 @@ writing its own content gives, to the byte; whatever differs is damage.
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import math
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reeltag.errors import ArtifactError, UsageError
 from reeltag.storage import atomic_path, megabytes
+from reeltag.text import did_you_mean
 
 Array = npt.NDArray[Any]
 
@@ -119,7 +121,7 @@ class TensorFile:
         if path.is_dir():
             raise ArtifactError(f"{path}: is a folder; give the path of a .reeltag file")
         if not path.is_file():
-            raise self._unknown("no such file")
+            raise ArtifactError(f"{path}: no such file; {self._again() or _meant(path)}")
         try:
             self._file: Array = np.asarray(np.memmap(path, np.uint8, "c"))
         except (OSError, ValueError) as error:  # ValueError: it is empty
@@ -176,12 +178,23 @@ class TensorFile:
         return sealed.content, {name: entries[name] for name in _order(entries)}, sealed.crc32c
 
     def _damaged(self, what: str) -> ArtifactError:
-        how = "copy it again, or in a run remove its folder under stages and run again"
-        return ArtifactError(f"{self.path}: {what}; the file is damaged, {how}")
+        return ArtifactError(f"{self.path}: {what}; the file is damaged, {self._again() or 'copy it again'}")
 
     def _unknown(self, what: str) -> ArtifactError:
-        how = "give a .reeltag file, copy it again, or in a run remove its folder under stages and run again"
-        return ArtifactError(f"{self.path}: {what}; {how}")
+        return ArtifactError(f"{self.path}: {what}; {self._again() or 'copy it again, or give a .reeltag file'}")
+
+    def _again(self) -> str:
+        """How a file that a run keeps on its way is made anew; empty for any other."""
+        folder = self.path.parent
+        return f"remove {folder} and run again" if folder.parent.name == "stages" else ""
+
+
+def _meant(path: Path) -> str:
+    """What may have been meant by a file that is not there."""
+    if not path.parent.is_dir():
+        return f"the folder {path.parent} does not exist"
+    here = [file.name for file in path.parent.glob(f"*{glob.escape(path.suffix)}")]
+    return did_you_mean(path.name, here) or "give the path of a .reeltag file"
 
 
 def _header(entries: Mapping[str, _Entry], checksums: Mapping[str, int], content: Mapping[str, Any]) -> bytes:

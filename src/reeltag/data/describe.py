@@ -8,6 +8,9 @@ from google.protobuf.message import DecodeError
 
 from reeltag.data.protos import SequenceExample
 from reeltag.errors import DataError
+from reeltag.storage import counted
+
+SHOWN = 4  # values of a list
 
 
 def describe(record: bytes) -> list[str]:
@@ -16,19 +19,33 @@ def describe(record: bytes) -> list[str]:
     Raises:
         DataError: the record is neither an Example nor a SequenceExample.
     """
-    message = SequenceExample()
-    try:
-        message.ParseFromString(record)
-    except DecodeError as error:
-        raise DataError("is neither an Example nor a SequenceExample") from error
+    message = _parsed(record)
     level = "frame" if message.feature_lists.feature_list else "video"
     lines = [f"{level} level"]
     for name, item in sorted(message.context.feature.items()):
         lines.append(f"feature {name!r}: {_summary(item)}")
     for name, items in sorted(message.feature_lists.feature_list.items()):
         first = f", each a {_summary(items.feature[0])}" if items.feature else ""
-        lines.append(f"feature list {name!r}: {len(items.feature)} frames{first}")
+        lines.append(f"feature list {name!r}: {counted(len(items.feature), 'frame')}{first}")
     return lines
+
+
+def context_names(record: bytes) -> list[str]:
+    """Names of what a record says of the whole video, such as its labels.
+
+    Raises:
+        DataError: the record is neither an Example nor a SequenceExample.
+    """
+    return sorted(_parsed(record).context.feature)
+
+
+def _parsed(record: bytes) -> Any:
+    message = SequenceExample()
+    try:
+        message.ParseFromString(record)
+    except DecodeError as error:
+        raise DataError("is neither an Example nor a SequenceExample") from error
+    return message
 
 
 def _summary(item: Any) -> str:
@@ -38,5 +55,6 @@ def _summary(item: Any) -> str:
     values = getattr(item, kind).value
     if kind == "bytes_list":
         sizes = ", ".join(str(len(value)) for value in values[:3])
-        return f"{kind} with {len(values)} values of {sizes} bytes"
-    return f"{kind} with {len(values)} values, {', '.join(f'{value:.4g}' for value in values[:4])} …"
+        return f"{kind} with {counted(len(values), 'value')} of {sizes} bytes"
+    shown = ", ".join(f"{value:.4g}" for value in values[:SHOWN])
+    return f"{kind} with {counted(len(values), 'value')}, {shown}{' …' if len(values) > SHOWN else ''}"

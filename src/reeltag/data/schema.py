@@ -50,7 +50,7 @@ class Feature(BaseModel):
         """Without an extractor, as before features had one, so that the hashes of stages and files stay."""
         content: dict[str, Any] = handler(self)
         if self.extractor is None:
-            del content["extractor"]
+            content.pop("extractor", None)
         return content
 
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from reeltag.data.describe import context_names
 from reeltag.data.example import Video
+from reeltag.data.ratings import CLASSES
 from reeltag.data.schema import Schema
+from reeltag.errors import DataError
+
+SHOWN = 20  # names of what a record has
 
 
 def examples(video: Video, schema: Schema, *, rated_only: bool = False) -> Iterator[tuple[int, Video]]:
@@ -34,6 +39,23 @@ def cut(video: Video, schema: Schema, start: int) -> Video:
     return Video(f"{video.id}:{start}", labels, features, rated=rated)
 
 
-def is_labelled(video: Video, schema: Schema) -> bool:
-    """Whether a video tells what its examples show."""
-    return (video.labels if schema.segments is None else video.ratings) is not None
+def refuse_unlabelled(video: Video, record: bytes, schema: Schema) -> None:
+    """Refuse a video that does not tell what its examples show.
+
+    Args:
+        video: as `decode` gives it.
+        record: that it was decoded from.
+        schema: of the video.
+
+    Raises:
+        DataError: names what the record has instead.
+    """
+    if (video.labels if schema.segments is None else video.ratings) is not None:
+        return
+    what, hint = f"labels: no {schema.labels!r}", "check the schema's 'labels'; "
+    if schema.segments is not None:
+        what, hint = f"ratings of segments: no {CLASSES!r}", ""
+    there = context_names(record)
+    names = ", ".join(there[:SHOWN]) + (", …" if len(there) > SHOWN else "")
+    need = "training and measuring need them, `reeltag predict` does not"
+    raise DataError(f"has no {what}, but {names}; {hint}{need}")

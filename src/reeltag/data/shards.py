@@ -18,7 +18,7 @@ from reeltag import tensorfile
 from reeltag.data.badrecords import BadRecord, BadRecords
 from reeltag.data.example import Video, decode
 from reeltag.data.schema import Schema
-from reeltag.data.segments import cut, examples, is_labelled
+from reeltag.data.segments import cut, examples, refuse_unlabelled
 from reeltag.data.tfrecord import Record, Records, ShardBytes, ShardFile
 from reeltag.errors import ArtifactError, DataError
 from reeltag.readahead import ahead
@@ -228,9 +228,8 @@ def walk(
     for record in shard.records(bad.leave_out):
         try:
             video = decode(record.payload, schema)
-            if labelled and not is_labelled(video, schema):
-                what = "labels" if schema.segments is None else "ratings of segments"
-                raise DataError(f"has no {what}; training and measuring need them, `reeltag predict` does not")
+            if labelled:
+                refuse_unlabelled(video, record.payload, schema)
         except DataError as error:
             bad.leave_out(DataError(error.reason, file=shard.name, record=record.number, offset=record.offset))
         else:

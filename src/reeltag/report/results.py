@@ -12,6 +12,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from reeltag.data.badrecords import BadRecord
 from reeltag.errors import UsageError
+from reeltag.wording import worded
 
 FORMAT = 1
 METRICS = {
@@ -249,7 +250,7 @@ def _checked(adapter: TypeAdapter[Any], path: Path) -> Any:
         return adapter.validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
-        fault = f"is damaged ({'.'.join(map(str, first['loc']))}: {first['msg']})"
+        fault = f"is damaged ({'.'.join(map(str, first['loc']))}: {worded(first)})"
         raise UsageError(f"{path}: {_again(fault, path.parent)}") from error
 
 

@@ -77,16 +77,32 @@ def with_videos(recipe: Recipe) -> Recipe:
     data = recipe.data
     if data.expected_videos is not None:
         return recipe
+    if (known := _first_shard(data)) is None:
+        return recipe
+    sizes, records = known
+    videos = records * sum(sizes) // sizes[0]
+    return recipe.model_copy(update={"data": data.model_copy(update={"videos": videos})})
+
+
+def video_bytes(recipe: Recipe) -> tuple[int, bool]:
+    """Bytes of a training video, and whether shards tell them; otherwise those of the longest that may be."""
+    data, schema = recipe.data, recipe.data.record_schema
+    if data.synthetic is None and (known := _first_shard(data)) is not None:
+        sizes, records = known
+        return sizes[0] // max(1, records), True
+    frames = schema.example_frames if schema.level == "frame" else 1  # as many as the GPU hours are estimated for
+    return frames * schema.width * (1 if schema.dtype == "uint8" else 4), False
+
+
+def _first_shard(data: DataSettings) -> tuple[list[int], int] | None:
+    """Sizes of the training shards and records of the first one; None where they are not here, or cannot be read."""
     try:
         files = find(data.train, data.root)
         if isinstance(files[0], RemoteFile):  # a plan fetches no shard
-            return recipe
-        records = len(ShardFile(files[0]).offsets())
-    except ReeltagError:  # a plan without data, or what the data stage will find and say
-        return recipe
-    sizes = list(map(size_of, files))
-    videos = records * sum(sizes) // sizes[0]
-    return recipe.model_copy(update={"data": data.model_copy(update={"videos": videos})})
+            return None
+        return list(map(size_of, files)), len(ShardFile(files[0]).offsets())
+    except ReeltagError:  # what the data stage will find and say
+        return None
 
 
 def _do_synthetic(recipe: Recipe, job: Job) -> None:
@@ -123,6 +139,7 @@ def _do_data(recipe: Recipe, split: str, files: list[Source], job: Job) -> str:
         schema, most = recipe.data.record_schema, recipe.data.max_bad_records
         limit, train = _limit(recipe.data, split), split == "train"
         manifest = scan(files, schema, task.advance, max_bad_records=most, labelled=True, limit=limit, rated_only=train)
+        task.total = task.done  # with a limit the last shards are not read
     if not manifest.labelled:
         raise UsageError(f"data.{split}: has nothing that is labelled; see `reeltag data verify`")
     if manifest.left_out:

@@ -172,7 +172,8 @@ def _read_labels(path: Path) -> dict[str, tuple[str, ...]]:
     rows = csv.DictReader(StringIO(text, newline=""))
     columns = rows.fieldnames or []
     if not {"file", "labels"} <= {*columns}:
-        raise UsageError(f"{path}: needs a header with the columns 'file' and 'labels', and has {', '.join(columns)}")
+        what = f"has {', '.join(columns)}" if columns else "is empty"
+        raise UsageError(f"{path}: needs a header with the columns 'file' and 'labels', and {what}")
     found: dict[str, tuple[str, ...]] = {}
     for row in rows:
         name, labels = row["file"], row["labels"]

@@ -16,6 +16,7 @@ from reeltag.storage import file_hash, regular
 from reeltag.video import audio
 from reeltag.video.codes import Values
 from reeltag.video.decode import Picture, Samples
+from reeltag.wording import worded
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -211,7 +212,7 @@ def _parsed(rest: str, kind: Any, defaults: dict[str, Any]) -> tuple[Path, Any]:
     try:
         return Path(path), kind.model_validate(defaults | dict(parse_qsl(query, keep_blank_values=True)))
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {worded(fault)}" for fault in error.errors())
         raise UsageError(f"{path}: {faults}; keys are {', '.join(kind.model_fields)}") from error
 
 

@@ -1,0 +1,92 @@
+"""The command `reeltag inspect`."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from reeltag.cli_output import Json, say
+from reeltag.tables import leaves
+from reeltag.text import plain
+
+if TYPE_CHECKING:
+    from reeltag.artifact import Artifact, Member
+
+WIDTH = 100  # of a line
+_NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+def inspect(model: str, /, *, json: Json = False) -> None:
+    """Show what a model holds: members, weights, sizes, data, provenance.
+
+    Of a member's settings those are shown that are not the defaults; --json has all.
+
+    Example: reeltag inspect model.reeltag
+
+    Args:
+        model: A .reeltag file, a folder that `share` wrote, or a URL.
+    """
+    from reeltag import artifact
+    from reeltag.storage import counted, megabytes
+
+    file = artifact.local_file(model)
+    shipped, size = artifact.load(file), file.stat().st_size
+    lines = [f"{model}: {megabytes(size)}, {counted(len(shipped.members), 'member')}", *_data(shipped)]
+    for member in shipped.members:
+        lines += _member(member)
+    if shipped.provenance:
+        lines.append("made by")
+        width = max(map(len, map(plain, shipped.provenance)))
+        for key, value in shipped.provenance.items():
+            lines += _wrapped(f"  {plain(key):<{width}}  ", _values(value))
+    say(artifact.describe(shipped) | {"bytes": size}, lines, json)
+
+
+def _data(shipped: Artifact) -> list[str]:
+    """What the members read, and the classes."""
+    schema = shipped.schema
+    features = " + ".join(f"{plain(feature.name)} {feature.width}" for feature in schema.features)
+    origins = [
+        f"{plain(each.name)} by {plain(each.extractor.name)}{' and a PCA' if each.name in shipped.projections else ''}"
+        for each in schema.features
+        if each.extractor is not None
+    ]
+    return [
+        f"reads     {schema.level} level, {features}, {schema.dtype}, at most {schema.max_frames} frames",
+        *([f"extracted {', '.join(origins)}"] if origins else []),
+        *([f"tags      segments of {schema.segments} frames"] if schema.segments is not None else []),
+        f"classes   {schema.classes}{'' if shipped.label_names else ', without names'}",
+    ]
+
+
+def _member(member: Member) -> list[str]:
+    """A line for the whole, and the settings that are not the defaults."""
+    from reeltag.artifact import stored_bytes
+    from reeltag.quantize import stored_as
+    from reeltag.storage import megabytes
+
+    size = f"{megabytes(stored_bytes(member.state))}, {stored_as(member.state)}"
+    settings = member.config.model_dump(mode="json", exclude_defaults=True) | {"family": member.config.family}
+    return [
+        f"member    {plain(member.name)}: {size}, weight {member.weight:.4f}",
+        *_wrapped(" " * 10, [f"{key} = {_toml(value)}" for key, value in leaves(settings)]),
+    ]
+
+
+def _toml(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _values(value: Any) -> list[str]:
+    """A value of the provenance, which is any JSON, in parts between which a line may end."""
+    if isinstance(value, Mapping):
+        return [f"{plain(key)} {', '.join(_values(each))}" for key, each in leaves(value)]
+    return [plain(each) for each in value] if isinstance(value, list) else [plain(value)]
+
+
+def _wrapped(head: str, parts: Sequence[str]) -> list[str]:
+    """Parts separated by commas, with a head before the first line."""
+    wrapper = textwrap.TextWrapper(WIDTH, head, " " * len(head), break_on_hyphens=False, break_long_words=False)
+    kept = [part.replace(" ", _NO_BREAK) for part in parts]
+    return [line.replace(_NO_BREAK, " ") for line in wrapper.wrap(", ".join(kept))] or [head.rstrip()]

@@ -1,0 +1,59 @@
+"""Frames that Python gives to a model, checked against its schema."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from reeltag.data.example import LARGEST, computable
+from reeltag.data.schema import Schema
+from reeltag.errors import UsageError
+
+
+def as_array(frames: npt.ArrayLike) -> npt.NDArray[Any]:
+    """Frames of one video [T, D], or of several [B, T, D].
+
+    Raises:
+        UsageError: they are neither.
+    """
+    try:
+        array = np.asarray(frames)
+    except ValueError as error:
+        raise UsageError(f"frames are no array: {error}") from error
+    if array.ndim not in (2, 3):
+        raise UsageError(f"frames are {list(array.shape)}: give [T, D] of one video, or [B, T, D] of several")
+    return array
+
+
+def check(frames: npt.NDArray[Any], lengths: npt.NDArray[Any], schema: Schema) -> None:
+    """Refuse frames [B, T, D] and lengths [B] that a model of this schema does not read.
+
+    Raises:
+        UsageError: wrong shape, dtype or length, no frames, or values that are not finite.
+    """
+    if frames.ndim != 3 or frames.shape[2] != schema.width or frames.dtype != schema.dtype:
+        expected = f"[B, T, {schema.width}] {schema.dtype}"
+        how = ""
+        if frames.dtype.kind == "f" and schema.dtype == "uint8":
+            how = ", codes of values from -2 to 2, as `reeltag.video.codes.quantize(frames)` makes them"
+        elif frames.dtype.kind == "f" and frames.dtype != schema.dtype:
+            how = f"; give frames.astype('{schema.dtype}')"
+        raise UsageError(f"frames are {list(frames.shape)} {frames.dtype}; this model reads {expected}{how}")
+    if 0 in frames.shape:
+        raise UsageError(f"frames are {list(frames.shape)}: there must be at least one video with one frame")
+    if (
+        lengths.shape != frames.shape[:1]
+        or lengths.dtype.kind not in "iu"
+        or lengths.min() < 1
+        or lengths.max() > frames.shape[1]
+    ):
+        raise UsageError(f"lengths must be {len(frames)} whole numbers from 1 to {frames.shape[1]}")
+    if schema.segments is not None and frames.shape[1] > schema.segments:
+        raise UsageError(
+            f"frames are {list(frames.shape)}: this model tags segments of {schema.segments} frames; "
+            "cut videos into those, as `reeltag predict` does with shards"
+        )
+    if not computable(frames):
+        raise UsageError(f"frames hold NaN or infinite values, or some beyond ±{LARGEST:g}")

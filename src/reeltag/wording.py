@@ -1,0 +1,56 @@
+"""What pydantic finds wrong with a value, in words like those of all other messages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from reeltag.text import did_you_mean
+
+SHOWN = 100  # characters of a wrong value
+
+_MUSTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), lambda context: "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), lambda context: "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), lambda context: "must be true or false"),
+    "string_type": lambda context: "must be text",
+    "path_type": lambda context: "must be a path",
+    "finite_number": lambda context: "must be finite",
+    "greater_than": lambda context: f"must be more than {context['gt']:,.10g}",
+    "greater_than_equal": lambda context: f"must be {context['ge']:,.10g} or more",
+    "less_than": lambda context: f"must be less than {context['lt']:,.10g}",
+    "less_than_equal": lambda context: f"must be {context['le']:,.10g} or less",
+    "multiple_of": lambda context: f"must be a multiple of {context['multiple_of']:,.10g}",
+    "too_short": lambda context: f"must have {context['min_length']:,} or more values",
+    "too_long": lambda context: f"must have {context['max_length']:,} or fewer values",
+    "literal_error": lambda context: f"must be {context['expected']}",
+}
+
+
+def worded(fault: ErrorDetails) -> str:
+    """A fault without its place, such as "must be a number, not 'abc'"."""
+    kind, given, context = fault["type"], fault["input"], fault.get("ctx", {})
+    if kind in ("missing", "extra_forbidden"):
+        return "is missing" if kind == "missing" else "unknown key"
+    if kind == "value_error":
+        return fault["msg"].removeprefix("Value error, ")
+    if kind == "tuple_type":
+        return f"must be a list, such as [{shown(given)}], not {shown(given)}"
+    if kind in ("model_type", "dict_type"):
+        return f"must be a table, {{ key = value, … }}, not {shown(given)}"
+    must = _MUSTS[kind](context) if kind in _MUSTS else fault["msg"]
+    if kind == "literal_error" and (question := did_you_mean(str(given), re.findall("'([^']*)'", context["expected"]))):
+        return f"{must}, not {shown(given)}; {question}"
+    return must if kind == "finite_number" or isinstance(given, BaseModel) else f"{must}, not {shown(given)}"
+
+
+def shown(given: object) -> str:
+    """A value as it was given, cut where it is long."""
+    if isinstance(given, Mapping):
+        return "a table"
+    text = repr(given)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
