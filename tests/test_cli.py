@@ -247,6 +247,7 @@ def test_inspect_shows_settings_and_provenance_in_lines_to_read(capsys, tiny_sch
     made = {
         "recipe": "r",
         "data": {"shards": ["a", "b"], "videos": 3},
+        "gap": {"file": 1 / 3, "of": []},
         "versions": {f"package-{n}": n for n in range(30)},
     }
     artifact.save(tmp_path / "m.reeltag", Artifact(tiny_schema, None, (Member("a", config, 1.0, state),), made))
@@ -256,6 +257,7 @@ def test_inspect_shows_settings_and_provenance_in_lines_to_read(capsys, tiny_sch
     assert '          family = "netvlad", hidden = 8, head.experts = 3, clusters = 4' in lines
     assert "  data      shards a, b, videos 3" in lines
     assert "  recipe    r" in lines
+    assert "  gap       file 0.333333, of none" in lines
 
 
 def test_quantising_what_is_quantised_already_is_told_and_writes_nothing(capsys, model, tmp_path, monkeypatch):

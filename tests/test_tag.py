@@ -199,7 +199,7 @@ def test_what_else_cannot_work_is_refused(clips, model, tmp_path, capsys):
     artifact.save(tmp_path / "s.reeltag", replace(shipped, schema=segments_of_five))
     assert "tags segments of 5 frames" in fails(capsys, clips, "--model", tmp_path / "s.reeltag")
     assert "--top: 0" in fails(capsys, clips, "--model", model, "--top", 0)
-    assert "no videos given" in fails(capsys, "--model", model)
+    assert "VIDEOS is missing" in fails(capsys, "--model", model)
     assert "reads 'rgb' from efficientnet-lite0, not from none" in fails(
         capsys, clips, "--model", model, "--image", "none"
     )

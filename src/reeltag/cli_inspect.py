@@ -82,7 +82,9 @@ def _values(value: Any) -> list[str]:
     """A value of the provenance, which is any JSON, in parts between which a line may end."""
     if isinstance(value, Mapping):
         return [f"{plain(key)} {', '.join(_values(each))}" for key, each in leaves(value)]
-    return [plain(each) for each in value] if isinstance(value, list) else [plain(value)]
+    if isinstance(value, list):
+        return [plain(each) for each in value] or ["none"]
+    return [f"{value:.6g}" if isinstance(value, float) else plain(value)]
 
 
 def _wrapped(head: str, parts: Sequence[str]) -> list[str]:

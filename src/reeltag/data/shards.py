@@ -130,7 +130,7 @@ class Manifest:
         shards, left_out = (json.loads(file.read(key).tobytes()) for key in ("shards", "left_out"))
         for place in (Path(shard["path"]) for shard in shards if not is_url(shard["path"])):
             if not place.is_absolute() or ".." in place.parts:
-                raise ArtifactError(f"{path}: {place} is no whole path; remove its folder under stages and run again")
+                raise ArtifactError(f"{path}: {place} is no whole path; remove {path.parent} and run again")
         return cls(
             Schema(**file.content["schema"]),
             tuple(ShardInfo(**shard) for shard in shards),
