@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import settings
 
 import reliability
 from objectstores import gs, s3, store, web  # noqa: F401
@@ -21,6 +22,9 @@ from reeltag.data.shards import Manifest, scan
 from reeltag.data.synthetic import SyntheticSettings, write_synthetic
 from reeltag.data.tfrecord import ShardFile
 from reeltag.models.tagger import build_tagger, parse_config
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+settings.load_profile("untimed")
 
 REPO = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("REELTAG_DATA", REPO.parent / "shared" / "data"))

@@ -256,5 +256,5 @@ def test_equal_videos_give_equal_bytes_however_they_lie_in_memory() -> None:
 
 def test_describe_names_what_a_record_holds() -> None:
     text = "\n".join(describe(by_hand()))
-    for part in ("frame level", "'labels': int64_list with 2 values, 1, 3", "'rgb': 2 frames", "1 values of 6 bytes"):
+    for part in ("frame level", "'labels': int64_list with 2 values, 1, 3", "'rgb': 2 frames", "1 value of 6 bytes"):
         assert part in text

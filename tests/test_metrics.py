@@ -52,7 +52,7 @@ def slow_gap(predictions, labels):
     return total / max(1, sum(map(sum, labels)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 12), st.integers(1, 30), st.integers(2, 6), st.integers(0, 10_000))
 def test_gap_is_its_definition_ties_included(videos, classes, levels, seed):
     rng = np.random.default_rng(seed)
@@ -62,7 +62,7 @@ def test_gap_is_its_definition_ties_included(videos, classes, levels, seed):
     assert ours == pytest.approx(slow_gap(predictions.tolist(), labels.tolist()), abs=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 20), st.integers(0, 10_000), st.data())
 def test_merging_gives_the_same_wherever_the_videos_are_cut(videos, seed, data):
     rng = np.random.default_rng(seed)
@@ -88,7 +88,7 @@ def slow_map(predictions, labels):
     return sum(found) / len(found) if found else 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 25), st.integers(1, 40), st.integers(2, 30), st.integers(0, 10_000), st.data())
 def test_map_over_all_scores_is_its_definition_wherever_the_videos_are_cut(videos, classes, levels, seed, data):
     rng = np.random.default_rng(seed)
