@@ -24,10 +24,10 @@ def headline(results: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"size          {megabytes(results['bytes'])} of {megabytes(results['budget'])}",
-            f"hold-out GAP  {holdout['file']:.5f}  (on {counted(holdout['videos'], noun)}, the half on which the "
-            f"ensemble was not chosen; best single member {best_gap:.5f}, {best}; class prior {holdout['prior']:.5f})",
-            f"test GAP      {test['file']['gap']:.5f}  (on {counted(test['file']['videos'], noun)}; best single "
-            f"member, float, {tested_gap:.5f}, {best_tested}; class prior {test['prior']['gap']:.5f})",
+            f"hold-out GAP  {holdout['file']:.5f}  (best single member {best_gap:.5f}, {best}; class prior "
+            f"{holdout['prior']:.5f}; {counted(holdout['videos'], noun)} kept for this)",
+            f"test GAP      {test['file']['gap']:.5f}  (best single member, float, {tested_gap:.5f}, {best_tested}; "
+            f"class prior {test['prior']['gap']:.5f}; {counted(test['file']['videos'], noun)})",
             *lines,
             *(f"note          {remark}" for remark in remarks(results)),
         ]
