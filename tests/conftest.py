@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from reeltag.data.synthetic import SyntheticSettings, write_synthetic
 from reeltag.data.tfrecord import ShardFile
 from reeltag.models.tagger import build_tagger, parse_config
 
+# A shell lets what it starts in the background ignore Ctrl-C, and all that it starts in turn.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
 settings.load_profile("untimed")
 

@@ -4,6 +4,8 @@ import asyncio
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -246,6 +248,20 @@ def test_two_runs_beside_each_other(folder, both, results):
 def refused(capsys, *arguments):
     assert main(["report", *map(str, arguments)]) == 2
     return capsys.readouterr().err
+
+
+def test_a_report_of_a_run_at_work_says_that_it_is_old(folder, tmp_path, capsys):
+    capsys.readouterr()
+    program = "import sys; from pathlib import Path; from reeltag.storage import locked\n"
+    program += "with locked(Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program, str(folder / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        assert worker.stdout.readline() == b"locked\n"
+        assert main(["report", str(folder / "run"), "--out", str(tmp_path / "old.html")]) == 0
+        worker.stdin.close()
+    assert "a process is at work here; this is what the run ended with before" in capsys.readouterr().err
+    assert main(["report", str(folder / "run"), "--out", str(tmp_path / "new.html")]) == 0
+    assert "at work" not in capsys.readouterr().err
 
 
 def test_what_is_no_finished_run_is_refused(folder, tmp_path, capsys):

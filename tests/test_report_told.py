@@ -13,6 +13,7 @@ from reeltag.report.page import render_run
 from reeltag.report.remarks import CLEARLY, FEW, remarks
 from reeltag.report.results import FORMAT, read_run
 from reeltag.report.tables import render_tables
+from reeltag.schedule import FORGOTTEN
 
 BINS = [
     {"count": 17_000, "score": 0.02, "share": 0.01},
@@ -105,6 +106,14 @@ def test_students_that_are_clearly_worse_are_remarked(results):
         assert len(said) == count
     assert said[0].startswith("students are on average 0.01100 test GAP below")
     assert "distillation.training.epochs" in said[0] and "distillation.dropout" in said[0]
+
+
+def test_models_trained_too_briefly_for_their_batch_norm_are_remarked(results):
+    name, told = next(iter(results["members"].items()))
+    for share, said in ((FORGOTTEN, []), (0.64, [f"{name}: batch norm's statistics still keep up to 64%"])):
+        changed = results["members"] | {name: told | {"first_statistics": share}}
+        found = remarks(results | {"members": changed})
+        assert [text.partition(" of their first values")[0] for text in found] == said
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -80,7 +80,7 @@ class RunResult:
     """
 
     out: str
-    results: Mapping[str, Any]
+    results: Mapping[str, Any] = field(repr=False)
 
     @property
     def file(self) -> str:

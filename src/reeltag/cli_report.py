@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from reeltag.cli_output import Json, say
@@ -21,9 +22,12 @@ def report(run: Path, other: Path | None = None, /, *, out: Path | None = None, 
     """
     from reeltag.report.page import render_comparison, render_run
     from reeltag.report.results import read_run
-    from reeltag.storage import refuse_existing, write_bytes
+    from reeltag.storage import at_work, refuse_existing, write_bytes
 
     runs = [read_run(folder) for folder in (run, other) if folder is not None]
+    for folder in (run, other):
+        if folder is not None and at_work(folder):
+            print(f"{folder}: a process is at work here; this is what the run ended with before", file=sys.stderr)
     path = out or Path("-".join(each.name for each in runs) + ".html")
     refuse_existing(path)
     page = render_run(*runs) if other is None else render_comparison(*runs)

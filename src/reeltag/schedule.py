@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 # the precision where that is "auto": a run that moves to another one keeps what it has trained.
 NOT_DECISIVE = {"device", "devices", "nodes", "workers"}
 
+FORGOTTEN = 0.05  # share of batch norm's first statistics that a training may end with
+
 
 def _is_none(value: object) -> bool:
     return value is None

@@ -86,7 +86,8 @@ def _matching(full: Path) -> list[Path]:
     relative = str(full.relative_to(anchor)) if full.is_absolute() else str(full)
     matches = [full] if full.exists() else sorted(anchor.glob(relative))
     if not matches:
-        hint = "the folder does not exist" if not full.parent.exists() else "no file there matches"
+        where = f"in {full.parent.resolve()} no file matches"
+        hint = where if full.parent.exists() else "the folder does not exist"
         raise UsageError(f"{full}: {hint}; give the path of a shard or a glob pattern in quotes")
     for match in matches:
         if match.is_dir():
@@ -244,6 +245,18 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         file.close()
+
+
+def at_work(folder: Path) -> bool:
+    """Whether a process has locked a folder; False where nobody can tell."""
+    try:
+        with (folder / LOCK).open("rb") as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _lock(folder: Path) -> TextIO:

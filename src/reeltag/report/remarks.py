@@ -7,7 +7,8 @@ from statistics import mean
 from typing import Any
 
 from reeltag.report.results import noun_of
-from reeltag.storage import counted, megabytes
+from reeltag.schedule import FORGOTTEN
+from reeltag.storage import counted, few, megabytes
 
 FEW = 20  # examples of which a figure means little
 CLEARLY = 0.01  # GAP; more than two seeds of a recipe differ by
@@ -15,7 +16,7 @@ CLEARLY = 0.01  # GAP; more than two seeds of a recipe differ by
 
 def remarks(results: Mapping[str, Any]) -> list[str]:
     """A sentence each, in no order of weight; none where all is as it should be."""
-    return [text for find in (_alone, _students, _few) if (text := find(results))]
+    return [text for find in (_short, _alone, _students, _few) if (text := find(results))]
 
 
 def weights(results: Mapping[str, Any]) -> str:
@@ -33,6 +34,16 @@ def gains(results: Mapping[str, Any]) -> list[float]:
     members = results["members"]
     pairs = [(member, members[member["like"]]) for member in members.values() if "like" in member]
     return [student["test"]["float32"]["gap"] - before["test"]["float32"]["gap"] for student, before in pairs]
+
+
+def _short(results: Mapping[str, Any]) -> str:
+    """Of models whose batch norm still averages over its first values."""
+    kept = {name: member.get("first_statistics", 0.0) for name, member in results["members"].items()}
+    short = [name for name, share in kept.items() if share > FORGOTTEN]
+    if not short:
+        return ""
+    what = f"batch norm's statistics still keep up to {max(kept.values()):.0%} of their first values"
+    return f"{', '.join(few(short))}: {what}, so the training was too short for its bn_decay; lower that to 0.9 or 0.99"
 
 
 def _alone(results: Mapping[str, Any]) -> str:
@@ -64,8 +75,8 @@ def _few(results: Mapping[str, Any]) -> str:
     """Of figures that come from a handful of videos."""
     noun, held, tested = noun_of(results), results["holdout_gap"]["videos"], results["test"]["file"]["videos"]
     kinds = (("hold-out", held, "hold out more (data.holdout)"), ("test", tested, "test on more (data.test)"))
-    few = [(f"{kind} GAP of {counted(count, noun)}", cure) for kind, count, cure in kinds if count < FEW]
-    if not few:
+    found = [(f"{kind} GAP of {counted(count, noun)}", cure) for kind, count, cure in kinds if count < FEW]
+    if not found:
         return ""
-    figures, cures = (" and ".join(each) for each in zip(*few, strict=True))
-    return f"{figures} {'means' if len(few) == 1 else 'mean'} little; {cures}"
+    figures, cures = (" and ".join(each) for each in zip(*found, strict=True))
+    return f"{figures} {'means' if len(found) == 1 else 'mean'} little; {cures}"

@@ -86,7 +86,7 @@ class Gating(TypedDict):
 
 
 class MemberResults(TypedDict):
-    """What is known of a model."""
+    """What is known of a model; of its first batch-norm statistics the share that it still has."""
 
     test: dict[str, dict[str, Number]]
     holdout: dict[str, dict[str, Number]]
@@ -94,6 +94,7 @@ class MemberResults(TypedDict):
     taught_by: list[str]
     averaging: NotRequired[dict[str, float]]
     like: NotRequired[str]
+    first_statistics: NotRequired[float]
     gating: NotRequired[Gating]
 
 

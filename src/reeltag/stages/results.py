@@ -17,7 +17,7 @@ from reeltag.executors import Job, Stage
 from reeltag.predict import BATCH_SIZE, Evaluation, Predictions, Predictor, evaluate, load, predict
 from reeltag.recipe import Recipe
 from reeltag.report.markdown import render
-from reeltag.report.measures import FREQUENT_CLASSES, calibration
+from reeltag.report.measures import FREQUENT_CLASSES, calibration, rounded
 from reeltag.report.plot import frontier_plot
 from reeltag.report.results import FORMAT
 from reeltag.report.tables import render_tables
@@ -28,6 +28,7 @@ from reeltag.stages.model import ModelStages
 from reeltag.stages.shown import SHOWN, GateWatch, curve, gate_of, machine, margins, shown_videos
 from reeltag.stages.training import Selected
 from reeltag.storage import read_json, write_bytes, write_json
+from reeltag.traininglog import LOG, read_rows
 
 EXAMPLES = 5
 # Bytes of a report, as runs of 1 to 4 models and 12 to 527 classes left them: of each, and beside them.
@@ -150,6 +151,8 @@ def _member_results(recipe: Recipe, member: MemberStages, job: Job) -> dict[str,
     found |= {"family": member.source.candidates[0].config.family, "taught_by": member.training.taught_by}
     if recipe.averaging is not None:
         found["averaging"] = member.averaging_scores(job)
+    steps = read_rows(job.inputs[member.finished] / LOG)[-1].step
+    found["first_statistics"] = rounded(member.source.resolve(job).config.bn_decay ** steps)
     if isinstance(member.source, Selected):
         found["like"] = read_json(job.inputs[member.source.stage] / SELECTION)["names"][member.source.number]
     return found

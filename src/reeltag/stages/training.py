@@ -28,14 +28,12 @@ from reeltag.models.tagger import Tagger, build_tagger, meta_tagger
 from reeltag.predict import BATCH_SIZE, evaluate, predict
 from reeltag.quantize import Encoding, quantized_bytes
 from reeltag.recipe import ModelSettings, Recipe
-from reeltag.schedule import NOT_DECISIVE, Phase, TrainingSettings, training_phase, watched_steps
+from reeltag.schedule import FORGOTTEN, NOT_DECISIVE, Phase, TrainingSettings, training_phase, watched_steps
 from reeltag.stages.estimate import gpu_hours
 from reeltag.stages.files import CHECKPOINT, MODEL, SELECTION, load_manifest, split, split_parameters
 from reeltag.storage import content_hash, counted, megabytes, read_json
 from reeltag.train import Teacher, final_weights, run_phase
 from reeltag.watching import Watch
-
-FORGOTTEN = 0.05  # of what batch norm's statistics started with
 
 
 @dataclass(frozen=True)
