@@ -15,6 +15,7 @@ from measure import Times, options, print_json, print_table, rates, run_rounds, 
 from reeltag.environment import SPINS
 
 STEPS = 15
+SPINNER = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"  # ends with a bench that is killed
 WAYS = {"spinning": {}, "sleeping": {"OMP_WAIT_POLICY": "PASSIVE"}, "spinning briefly": {"GOMP_SPINCOUNT": SPINS}}
 
 
@@ -47,7 +48,7 @@ def worker() -> None:
 
 def measure(settings: dict[str, str], busy: bool) -> Times:
     """Seconds a step of a worker; when busy, a loop of Python takes turns with it on every core."""
-    spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy * os.cpu_count())]
+    spinners = [subprocess.Popen([sys.executable, "-c", SPINNER]) for _ in range(busy * os.cpu_count())]
     try:
         environment = os.environ | settings
         command = [sys.executable, __file__, "worker"]

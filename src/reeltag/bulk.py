@@ -38,19 +38,15 @@ from reeltag.storage import (
     LOCK,
     Patterns,
     Source,
+    claimed_parts,
     content_hash,
     counted,
     file_hash,
     find,
     identity,
-    locked,
-    make_folder,
     read_json,
     refuse_existing,
     remove_folder,
-    remove_if_idle,
-    remove_partials,
-    remove_partials_of,
     size_of,
     write_json,
 )
@@ -235,7 +231,8 @@ def predict_to_file(
     refuse_other_origin(head.schema, shards)
     deciding = [__version__, file_hash(file), device, mode, drop_flat, out.suffix]
     job = _Job(file, device, mode, drop_flat, max_bad_records, workers)
-    with _claimed(out) as folder:
+    folder = _folder_of_parts(out)
+    with claimed_parts(folder, out):
         parts = [_part(shard, folder, deciding) for shard in shards]
         _tag_missing(job, parts, total, progress, pool)
         order = {str(shard): number for number, shard in enumerate(shards)}
@@ -266,25 +263,16 @@ def _tag_missing(
                 task.advance(part.size, note=counted(total.videos, "video"))
 
 
-@contextmanager
-def _claimed(out: Path) -> Iterator[Path]:
-    """The folder of an output's parts, kept to this process; without what killed runs left unfinished, and this one.
+def _folder_of_parts(out: Path) -> Path:
+    """Where the parts of an output are made.
 
     Raises:
-        UsageError: it holds something else, or another process works in it.
+        UsageError: it holds something else.
     """
     folder = out.with_name(f"{out.name}.parts")
     if folder.exists() and not (folder.is_dir() and all(_PARTS.fullmatch(entry.name) for entry in folder.iterdir())):
         raise UsageError(f"{folder}: holds more than parts of predictions; move it or choose another --out")
-    make_folder(folder)
-    with locked(folder):
-        remove_partials(folder)
-        remove_partials_of(out)
-        try:
-            yield folder
-        finally:
-            remove_partials(folder)
-            remove_if_idle(folder)
+    return folder
 
 
 def _part(shard: Source, folder: Path, deciding: Sequence[object]) -> _Part:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from cyclopts import App, Parameter
 
 from reeltag.cli_output import Json, say
 from reeltag.errors import DataError, UsageError
-from reeltag.text import plain
+from reeltag.text import plain, toml
 
 if TYPE_CHECKING:
     from reeltag.data.badrecords import BadRecords
@@ -217,17 +216,8 @@ def _draft_lines(drafted: Draft) -> list[str]:
 
 def _schema_lines(table: Mapping[str, Any], notes: Mapping[str, str] = MappingProxyType({})) -> list[str]:
     """A table [data.schema] in TOML, with comments on some keys."""
-    lines = [f"{key} = {_toml(value)}" + (f"  # {notes[key]}" if key in notes else "") for key, value in table.items()]
+    lines = [f"{key} = {toml(value)}" + (f"  # {notes[key]}" if key in notes else "") for key, value in table.items()]
     return ["[data.schema]", *lines]
-
-
-def _toml(value: Any) -> str:
-    """A value of a schema on one line."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, dict):
-        return f"{{ {', '.join(f'{key} = {_toml(each)}' for key, each in value.items())} }}"
-    return json_module.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
 
 
 def say_left_out(bad: BadRecords) -> None:

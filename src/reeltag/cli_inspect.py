@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from reeltag.cli_output import Json, say
 from reeltag.tables import leaves
-from reeltag.text import plain
+from reeltag.text import plain, toml
 
 if TYPE_CHECKING:
     from reeltag.artifact import Artifact, Member
@@ -70,12 +70,8 @@ def _member(member: Member) -> list[str]:
     settings = member.config.model_dump(mode="json", exclude_defaults=True) | {"family": member.config.family}
     return [
         f"member    {plain(member.name)}: {size}, weight {member.weight:.4f}",
-        *_wrapped(" " * 10, [f"{key} = {_toml(value)}" for key, value in leaves(settings)]),
+        *_wrapped(" " * 10, [f"{key} = {toml(value)}" for key, value in leaves(settings)]),
     ]
-
-
-def _toml(value: Any) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _values(value: Any) -> list[str]:

@@ -14,6 +14,7 @@ from reeltag.cli_data import OneOrMore, Overrides
 from reeltag.cli_output import Json, say
 from reeltag.errors import RecipeError, ReeltagError, UsageError
 from reeltag.tables import differences, keys_of, leaves, read_table, spell_out_grids
+from reeltag.text import toml
 
 recipe = App(name="recipe", help="List, show, copy, check and compare recipes.")
 
@@ -149,7 +150,7 @@ def _difference(one: str, other: str, key: str, first: Any, second: Any) -> str:
     for name, table in ((one, first), (other, second)):
         if isinstance(table, Mapping):
             return f"{key}: only in {name} ({keys_of(table)})"
-    return f"{key}: {_toml(first)} → {_toml(second)}"
+    return f"{key}: {toml(first)} → {toml(second)}"
 
 
 def _without_none(value: Any) -> Any:
@@ -157,9 +158,3 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_none(each) for key, each in value.items() if each is not None}
     return [_without_none(each) for each in value] if isinstance(value, list) else value
-
-
-def _toml(value: Any) -> str:
-    import tomli_w
-
-    return "none" if value is None else tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip()

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from reeltag.distributed import world_size
 from reeltag.errors import UsageError
-from reeltag.storage import counted
 
 if TYPE_CHECKING:
     from reeltag.processes import Pool
@@ -70,6 +68,8 @@ def pool_of(
     Raises:
         UsageError: options that exclude each other, or a device that is not there.
     """
+    from reeltag.distributed import world_size
+
     several, together = {count for count in processes if count > 1}, world_size()
     if together > 1 and (several - {together} or devices or executor != "local"):
         what = f"{together} processes were started together, which share each training"
@@ -97,6 +97,8 @@ def pool_of(
 
 def _device(name: str) -> str:
     import torch
+
+    from reeltag.storage import counted
 
     if not re.fullmatch(r"cpu|cuda:\d+", name):
         raise UsageError(f"--devices: {name!r} is none; give cpu or cuda:N for each process, such as cuda:0,cuda:1")

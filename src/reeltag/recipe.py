@@ -21,6 +21,7 @@ from reeltag.quantize import ENCODINGS, Encoding
 from reeltag.recipe_data import DataSettings, LimitSettings, RecipeTable
 from reeltag.schedule import NOT_DECISIVE, AveragingSettings, TrainingSettings
 from reeltag.storage import content_hash
+from reeltag.wording import count_or
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
@@ -124,7 +125,7 @@ class DistillationSettings(RecipeTable):
     folds: int = Field(
         0, ge=0, le=20, description="F: each video's targets come from teachers trained without its fold; 0: in-sample"
     )
-    top_k: TopK = Field(100, description="probabilities kept a video, or dense")
+    top_k: Annotated[TopK, count_or("dense")] = Field(100, description="probabilities kept a video, or dense")
     label_share: float = Field(0.5, ge=0, le=1, description="λ, share of the labels in a student's loss")
     dropout: float | None = Field(
         None, ge=0, lt=1, description="of students with a teacher's architecture, otherwise the teacher's"
@@ -145,13 +146,6 @@ class DistillationSettings(RecipeTable):
     def _at_least_two(cls, value: int) -> int:
         if value == 1:
             raise ValueError("one fold would leave nothing to train on; 2 or more, or 0 for in-sample targets")
-        return value
-
-    @field_validator("top_k", mode="before")
-    @classmethod
-    def _at_least_one(cls, value: Any) -> Any:
-        if value != "dense" and (type(value) is not int or value < 1):
-            raise ValueError(f'give a whole number, 1 or more, or "dense", not {value!r}')
         return value
 
     def distilled(self, trained: Iterable[str]) -> list[str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
+
+from reeltag.wording import count_or
 
 # Settings that change where and how fast a training runs, but not what comes out, up to rounding. A device does decide
 # the precision where that is "auto": a run that moves to another one keeps what it has trained.
@@ -27,7 +29,7 @@ class TrainingSettings(BaseModel):
 
     batch_size: int = Field(128, gt=1, description="of all processes together")
     epochs: float = Field(5.0, gt=0)
-    frames: Annotated[int, Field(gt=0)] | Literal["all"] = Field(
+    frames: Annotated[Annotated[int, Field(gt=0)] | Literal["all"], count_or("all")] = Field(
         300, description="drawn a video with replacement, or all real ones"
     )
     rate: float = Field(2e-4, gt=0, description="Adam's base rate")
@@ -50,13 +52,6 @@ class TrainingSettings(BaseModel):
     patience: int | None = Field(
         None, gt=0, exclude_if=_is_none, description="measurements without a new best until a phase ends"
     )
-
-    @field_validator("frames", mode="before")
-    @classmethod
-    def _at_least_one(cls, value: Any) -> Any:
-        if value != "all" and (type(value) is not int or value < 1):
-            raise ValueError(f'must be a whole number, 1 or more, or "all", not {value!r}')
-        return value
 
     @property
     def processes(self) -> int:

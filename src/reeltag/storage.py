@@ -247,6 +247,31 @@ def locked(folder: Path) -> Iterator[None]:
         file.close()
 
 
+@contextmanager
+def claimed_parts(folder: Path, out: Path) -> Iterator[None]:
+    """Keep to this process the folder in which the parts of an output are made.
+
+    What killed processes left half-written goes, of the folder and of the output; in the end also what this one left,
+    and the folder where no part is in it.
+
+    Args:
+        folder: made where it is missing.
+        out: the output.
+
+    Raises:
+        UsageError: another process works in the folder, or it cannot be made.
+    """
+    make_folder(folder)
+    with locked(folder):
+        remove_partials(folder)
+        remove_partials_of(out)
+        try:
+            yield
+        finally:
+            remove_partials(folder)
+            _remove_if_idle(folder)
+
+
 def at_work(folder: Path) -> bool:
     """Whether a process has locked a folder; False where nobody can tell."""
     try:
@@ -313,7 +338,7 @@ def remove_folder(folder: Path) -> None:
         raise UsageError(f"{folder}: cannot be removed ({error.strerror or error})") from error
 
 
-def remove_if_idle(folder: Path) -> None:
+def _remove_if_idle(folder: Path) -> None:
     """Remove a folder of unfinished work in which nothing but its lock is left."""
     if [entry.name for entry in folder.glob("*")] == [LOCK]:
         with suppress(UsageError):  # an empty folder is in nobody's way

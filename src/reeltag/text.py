@@ -1,10 +1,11 @@
-"""Text that came from files, made safe to show."""
+"""Text that came from files, made safe to show, and values as TOML."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 BETWEEN = " · "  # names of classes, which may have commas
 
@@ -28,3 +29,14 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 def escaped(value: object) -> str:
     """One line in which Markdown and HTML mean nothing."""
     return re.sub(r"([\\`*_\[\]<>&|~$#])", r"\\\1", plain(value))
+
+
+def toml(value: Any) -> str:
+    """A value as TOML on one line; `none` for what TOML cannot say."""
+    import tomli_w
+
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{key} = {toml(each)}' for key, each in value.items())} }}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml, value))}]"
+    return "none" if value is None else tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from pydantic_core import ErrorDetails
 
 from reeltag.text import did_you_mean
@@ -46,6 +46,17 @@ def worded(fault: ErrorDetails) -> str:
     if kind == "literal_error" and (question := did_you_mean(str(given), re.findall("'([^']*)'", context["expected"]))):
         return f"{must}, not {shown(given)}; {question}"
     return must if kind == "finite_number" or isinstance(given, BaseModel) else f"{must}, not {shown(given)}"
+
+
+def count_or(word: str) -> BeforeValidator:
+    """Refuses what is neither a whole number, 1 or more, nor a word, once and not for each of the two."""
+
+    def check(value: object) -> object:
+        if value != word and (type(value) is not int or value < 1):
+            raise ValueError(f'must be a whole number, 1 or more, or "{word}", not {shown(value)}')
+        return value
+
+    return BeforeValidator(check)
 
 
 def shown(given: object) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import StringIO
@@ -29,16 +28,12 @@ from reeltag.processes import Needs, spawned
 from reeltag.progress import Progress
 from reeltag.storage import (
     atomic_folder,
+    claimed_parts,
     content_hash,
     file_hash,
     identity,
-    locked,
-    make_folder,
     refuse_filled,
     remove_folder,
-    remove_if_idle,
-    remove_partials,
-    remove_partials_of,
     write_bytes,
     write_json,
 )
@@ -117,7 +112,8 @@ def collect(data: Dataset, out: Path, settings: Settings, workers: int, progress
     """
     refuse_filled(out)
     pipeline = _opened(settings.image, settings.sound, settings.pca)
-    with _claimed(out) as folder:
+    folder = out.with_name(f"{out.name}.parts")
+    with claimed_parts(folder, out):
         outcomes, parts = _extract_all(data, folder, settings, pipeline, workers, progress)
         if not parts:
             first = next(outcome for outcome in outcomes if outcome.remarks)
@@ -135,24 +131,6 @@ def collect(data: Dataset, out: Path, settings: Settings, workers: int, progress
             _write(new, data, pipeline, splits, outcomes)
         remove_folder(folder)
     return outcomes
-
-
-@contextmanager
-def _claimed(out: Path) -> Iterator[Path]:
-    """The folder of an output's parts, kept to this process; where no part is in it in the end, it goes.
-
-    Raises:
-        UsageError: another process works in it.
-    """
-    folder = out.with_name(f"{out.name}.parts")
-    make_folder(folder)
-    with locked(folder):
-        remove_partials(folder)
-        remove_partials_of(out)
-        try:
-            yield folder
-        finally:
-            remove_if_idle(folder)
 
 
 def _deciding(pipeline: Pipeline) -> list[Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 
-from reeltag.data.schema import Feature, Schema
+from reeltag.data.schema import Schema
+from reeltag.text import toml
 
 STEPS = 1500  # of training, at least
 BATCH = 64  # videos
@@ -27,7 +27,7 @@ def recipe(schema: Schema, videos: int, *, tests: bool) -> str:
         else ""
     )
     test = '["test-*.tfrecord"]' if tests else "[] # put in the shards to test on"
-    features = ",\n".join(f"  {_feature(feature)}" for feature in schema.features)
+    features = ",\n".join(f"  {toml(feature.model_dump(exclude_none=True))}" for feature in schema.features)
     return f"""\
 # Written by `reeltag extract`: run it in this folder, or with --set data.root=FOLDER. See docs/recipes.md for all keys.
 name = "own-videos"
@@ -60,12 +60,3 @@ hidden = 128
 dropout = 0.2
 bn_decay = 0.99 # of batch norm's statistics; the published 0.999 needs thousands of steps
 """
-
-
-def _feature(feature: Feature) -> str:
-    parts = [f"name = {json.dumps(feature.name)}", f"width = {feature.width}"]
-    if feature.extractor is not None:
-        items = feature.extractor.model_dump(exclude_none=True).items()
-        inner = ", ".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in items)
-        parts.append(f"extractor = {{ {inner} }}")
-    return "{ " + ", ".join(parts) + " }"
