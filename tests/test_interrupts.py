@@ -11,6 +11,7 @@ import pytest
 from reeltag import checkpoint, executors
 from reeltag.cli import main
 from reeltag.interrupts import SAME_SECONDS, OutOfTime, Terminated, deadline, held
+from reeltag.processes import without_interrupts
 from runs import COMMAND, long_recipe, started
 
 
@@ -57,6 +58,31 @@ def test_a_block_holds_the_first_signal_and_the_second_ends_it():
         pytest.fail("the second signal was held")
     assert reached
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_block_in_another_leaves_the_signal_to_it():
+    reached = False
+    with pytest.raises(KeyboardInterrupt), held() as outer:
+        with held() as inner:
+            signal.raise_signal(signal.SIGINT)
+            assert (inner.number, outer.number) == (signal.SIGINT, 0)
+        reached = outer.number == signal.SIGINT
+    assert reached
+
+
+def test_ctrl_c_waits_for_a_process_to_start_whichever_thread_it_comes_to():
+    stop, reached = threading.Event(), False
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt), without_interrupts():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+            reached = True
+    finally:
+        stop.set()
+        thread.join()
+    assert reached
 
 
 def test_signals_are_left_alone_outside_the_main_thread():

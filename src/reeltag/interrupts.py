@@ -108,7 +108,8 @@ def held(then: Callable[[int], None] = _say_saving) -> Iterator[Held]:
         yield found
     finally:
         restore()
-    found.release()
+    if found.number:
+        signal.raise_signal(found.number)  # to a block around this one, which may hold it too
 
 
 def _receives_signals() -> bool:

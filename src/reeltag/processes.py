@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from reeltag.environment import keep_freed_memory, processors
 from reeltag.errors import WorkerError
+from reeltag.interrupts import held
 
 RETRIES = 3  # of a task whose process died
 PROCESS_BYTES = 1_000_000_000  # of memory, for torch and a batch
@@ -158,12 +159,16 @@ def spawning() -> SpawnContext:
 
 @contextmanager
 def without_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C back from this thread, and for good from processes that it starts: this one ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    """Hold Ctrl-C back from processes that a block starts, for good: this one ends them.
+
+    Here it waits for the block's end, whichever thread it comes to: a process half started ends with a stack trace.
+    """
+    with held(lambda _: None):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _prepare(alive: Connection, device: str, threads: int) -> None:
