@@ -268,7 +268,7 @@ def test_what_is_no_finished_run_is_refused(folder, tmp_path, capsys):
     out = tmp_path / "page.html"
     assert "is no folder of a run" in refused(capsys, tmp_path / "none", "--out", out)
     (tmp_path / "begun" / "stages").mkdir(parents=True)
-    assert "not finished, as results.json" in refused(capsys, tmp_path / "begun", "--out", out)
+    assert "not finished: it lacks results.json" in refused(capsys, tmp_path / "begun", "--out", out)
     run = shutil.copytree(folder / "run", tmp_path / "run", ignore=shutil.ignore_patterns("stages"))
     for name, content, said in (
         ("results.json", '{"recipe": "x"}', "another version"),

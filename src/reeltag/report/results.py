@@ -236,7 +236,7 @@ def read_run(folder: Path) -> Run:
     if not (folder / "stages").is_dir() and not (folder / RESULTS).is_file():
         raise UsageError(f"{folder}: is no folder of a run; give the --out of `reeltag run`, such as runs/quickstart")
     if missing := [name for name in (RESULTS, RECIPE, TIMINGS) if not (folder / name).is_file()]:
-        what = f"the run is not finished, as {' and '.join(missing)} is missing"
+        what = f"the run is not finished: it lacks {' and '.join(missing)}"
         raise UsageError(f"{folder}: {what}; `reeltag run` with its recipe and --out {folder} goes on")
     if _checked(_OBJECT, folder / RESULTS).get("format") != FORMAT:
         raise UsageError(f"{folder / RESULTS}: {_again('was written by another version of reeltag', folder)}")
