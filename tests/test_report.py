@@ -227,15 +227,16 @@ def test_a_run_without_gates_and_curves_has_no_such_section(folder, tmp_path):
     assert [name for name in ids if name in SECTIONS] == [s for s in SECTIONS if s not in ("gating", "curves")]
 
 
-def test_two_runs_beside_each_other(folder, both, results):
+def test_two_runs_beside_each_other(folder, both, results, tested):
     page = Page(both.read_text())
     other = json.loads((folder / "other" / "results.json").read_text())
-    rows = page.table("class", "run", "other", "change")
+    rows = page.table("class", "test videos", "run", "other", "change")
     assert len(rows) == 12
-    assert sorted(row[0] for row in rows) == sorted(" ".join(name.split()) for name, _ in results["test"]["class_ap"])
-    changes = [float(row[3].replace("−", "-")) for row in rows]
+    changes = [float(row[4].replace("−", "-")) for row in rows]
     assert changes == sorted(changes, reverse=True)
-    for _, before, after, change in rows:
+    names = [" ".join(name.split()) for name, _ in results["test"]["class_ap"]]
+    assert {name: int(count) for name, count, *_ in rows} == dict(zip(names, tested[1].sum(0), strict=True))
+    for _, _, before, after, change in rows:
         assert float(change.replace("−", "-")) == pytest.approx(float(after) - float(before), abs=1.1e-5)
     numbers = {row[0]: row[1:] for table in page.tables for row in table if len(row) == 4}
     gaps = [each["test"]["file"]["gap"] for each in (results, other)]

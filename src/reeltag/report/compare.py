@@ -50,11 +50,19 @@ def differences(before: Run, after: Run) -> dict[str, list[Difference]]:
     }
 
 
-def class_changes(before: Run, after: Run) -> list[tuple[str, float, float]]:
-    """Name, AP before and AP after of the classes that both have under one number, those that gained most first."""
-    classes = zip(before.results["test"]["class_ap"], after.results["test"]["class_ap"], strict=False)
-    rows = [(name, old, new) for (name, old), (same, new) in classes if name == same]
-    return sorted(rows, key=lambda row: row[1] - row[2])
+def class_changes(before: Run, after: Run) -> list[tuple[str, int, float, float]]:
+    """Name, test videos of the second run, and both AP of the classes that both have under one number.
+
+    Those that gained most come first. Of few videos a gain says little.
+    """
+    classes = zip(
+        before.results["test"]["class_ap"],
+        after.results["test"]["class_ap"],
+        after.results["class_counts"]["test"],
+        strict=False,
+    )
+    rows = [(name, tested, old, new) for (name, old), (same, new), tested in classes if name == same]
+    return sorted(rows, key=lambda row: row[2] - row[3])
 
 
 def recipe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, str, str]]:
