@@ -18,14 +18,14 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from measure import HERE, options, print_json, print_table, rates, run_rounds, timed
-from reeltag import predict as prediction
-from reeltag.data.batches import Batch
+from reeltag.inference import predictor as prediction
+from reeltag.data.loader import Batch
 from reeltag.data.schema import preset
-from reeltag.environment import default_device, keep_freed_memory
+from reeltag.core.environment import default_device, keep_freed_memory
 from reeltag.models.tagger import Tagger, build_tagger
-from reeltag.recipe_file import load_recipe
-from reeltag.schedule import TrainingSettings
-from reeltag.train import train_step
+from reeltag.recipe.load import load_recipe
+from reeltag.training.schedule import TrainingSettings
+from reeltag.training.loop import train_step
 
 RECIPE, BASE, VIDEOS = HERE.parent / "recipes" / "audioset-families.toml", "netvlad", 1024
 SCHEMA = preset("audioset")

@@ -19,15 +19,15 @@ import torch
 
 import reeltag
 from measure import Peer, options, pin, print_json, print_table, run_rounds, seconds, serve, timed
-from reeltag import artifact
-from reeltag.artifact import Artifact, Member
-from reeltag.data.batches import stream_batches
+from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import Artifact, Member
+from reeltag.data.loader import stream_batches
 from reeltag.data.schema import preset
 from reeltag.data.shards import read_all
-from reeltag.export import model as onnx_model
+from reeltag.artifact.onnx import model as onnx_model
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.predict import Predictions, evaluate
-from reeltag.storage import find
+from reeltag.inference.predictor import Predictions, evaluate
+from reeltag.core.storage import find
 
 SCHEMA = preset("yt8m-frame")
 TABLE = {"family": "netvlad", "clusters": 192, "hidden": 992, "head": {"prob_gating": True}}
@@ -43,8 +43,8 @@ def write_models(folder: Path, table: dict[str, Any]) -> None:
     """The model in 8 bits, and as ONNX."""
     tagger = build_tagger(parse_config(table, SCHEMA.widths), SCHEMA.widths, SCHEMA.classes, 7)
     member = Member("netvlad1", tagger.config, 1.0, tagger.state_dict())
-    shipped = artifact.quantized(Artifact(SCHEMA, None, (member,), {}))
-    artifact.save(folder / "model.reeltag", shipped)
+    shipped = artifact_file.quantized(Artifact(SCHEMA, None, (member,), {}))
+    artifact_file.save(folder / "model.reeltag", shipped)
     onnx_model.save(folder / "model.onnx", shipped, onnx_model.generated_batches(SCHEMA, videos=4))
 
 
@@ -108,7 +108,7 @@ def gaps(model: Path, patterns: list[str]) -> dict[str, float]:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         onnx_file = Path(folder, "model.onnx")
-        shipped = artifact.load(model)
+        shipped = artifact_file.load(model)
         onnx_model.save(onnx_file, shipped, onnx_model.generated_batches(shipped.schema))
         for engine, mode in WAYS:
             predictions = tagged(opened(engine, mode, model, onnx_file), shipped, patterns)

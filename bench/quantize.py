@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from measure import Peer, Times, options, pin, print_json, print_table, run_rounds, seconds, timed
-from reeltag.encodings import QuantizedTensor
-from reeltag.quantize import quantize, quantize_uniform
-from reeltag.tensorfile import _crc
+from reeltag.artifact.quantization.encodings import QuantizedTensor
+from reeltag.artifact.quantization.quantize import quantize, quantize_uniform
+from reeltag.core.tensorfile import _crc
 
 PEER = "the authors' way, uniform-8"
 UNIFORM = "uniform-8"

@@ -26,14 +26,14 @@ import numpy as np
 import torch
 
 from measure import options, print_json, print_table, spread
-from reeltag import artifact
-from reeltag.artifact import Artifact, Member
-from reeltag.data.batches import collate
-from reeltag.data.example import Video, encode
+from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import Artifact, Member
+from reeltag.data.loader import collate
+from reeltag.data.formats.example import Video, encode
 from reeltag.data.schema import Schema, preset
-from reeltag.data.tfrecord import framed
+from reeltag.data.formats.tfrecord import framed
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.predict import Mode, Predictor, load, predict
+from reeltag.inference.predictor import Mode, Predictor, load, predict
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "audioset": ("audioset", {"family": "netvlad", "clusters": 48, "hidden": 512}),
@@ -132,7 +132,7 @@ def malformed(record: bytes, width: int, count: int) -> Iterator[bytes]:
 @contextmanager
 def serving(path: Path, mode: str, log: Path) -> Iterator[tuple[int, int]]:
     """Process and port of the service."""
-    command = [sys.executable, "-c", "import sys; from reeltag.cli import main; sys.exit(main())"]
+    command = [sys.executable, "-c", "import sys; from reeltag.cli.main import main; sys.exit(main())"]
     with (
         log.open("wb") as lines,
         subprocess.Popen(
@@ -192,7 +192,7 @@ def write_model(name: str, folder: Path) -> Path:
     schema, config = preset(schema_name), parse_config(table)
     state = build_tagger(config, schema.widths, schema.classes, 0).state_dict()
     path = folder / f"{name}.reeltag"
-    artifact.save(path, Artifact(schema, None, (Member(name, config, 1.0, state),), {}))
+    artifact_file.save(path, Artifact(schema, None, (Member(name, config, 1.0, state),), {}))
     return path
 
 

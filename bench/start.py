@@ -29,7 +29,7 @@ def lived(*command: str) -> Times:
 def main() -> None:
     arguments = options("Start-up of the command line.").parse_args()
     pin()
-    ours = (sys.executable, "-c", "import sys; from reeltag.cli import main; sys.exit(main())")
+    ours = (sys.executable, "-c", "import sys; from reeltag.cli.main import main; sys.exit(main())")
     rows = {name: partial(lived, *ours, name.removeprefix("reeltag ")) for name in REACH}
     rows["python -c pass"] = partial(lived, sys.executable, "-c", "pass")
     rows["import torch"] = partial(lived, sys.executable, "-c", "import torch")

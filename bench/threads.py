@@ -12,7 +12,7 @@ import sys
 from functools import partial
 
 from measure import Times, options, print_json, print_table, rates, run_rounds, timed
-from reeltag.environment import SPINS
+from reeltag.core.environment import SPINS
 
 STEPS = 15
 SPINNER = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"  # ends with a bench that is killed
@@ -24,10 +24,10 @@ def worker() -> None:
     import torch
     from lightning_fabric import Fabric
 
-    from reeltag.data.batches import Batch
+    from reeltag.data.loader import Batch
     from reeltag.models.tagger import build_tagger, parse_config
-    from reeltag.schedule import TrainingSettings
-    from reeltag.train import train_step
+    from reeltag.training.schedule import TrainingSettings
+    from reeltag.training.loop import train_step
 
     head = {"prob_gating": True}
     config = parse_config({"family": "netvlad", "clusters": 32, "hidden": 512, "dropout": 0.5, "head": head})

@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 from sphinx.application import Sphinx
 
 from reeltag import __version__
-from reeltag.cli import app as commands
+from reeltag.cli.main import app as commands
 
 project = "reeltag"
 author = "The reeltag engineers"

@@ -16,7 +16,7 @@ import numpy as np
 import reeltag
 from reeltag.data.shards import read_all
 from reeltag.data.synthetic import SyntheticSettings, write_synthetic
-from reeltag.storage import find
+from reeltag.core.storage import find
 
 DATA = SyntheticSettings(train_videos=3000, test_videos=300, shards=5, classes=20, noise=2.0)
 RECIPE = """

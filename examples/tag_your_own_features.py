@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 import reeltag
-from reeltag.data.example import Video, encode
+from reeltag.data.formats.example import Video, encode
 from reeltag.data.schema import Feature, Schema
-from reeltag.data.tfrecord import write_shard
+from reeltag.data.formats.tfrecord import write_shard
 
 NAMES = ["cat", "dog", "guitar", "rain", "speech", "train"]
 SCHEMA = Schema(features=(Feature(name="mine", width=32),), dtype="float32", classes=len(NAMES), max_frames=40)

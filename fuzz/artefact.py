@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from fuzz.forge import Tensor, plain, put_together, take_apart
-from reeltag import artifact
-from reeltag.artifact import Artifact, Member
+from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import Artifact, Member
 from reeltag.data.schema import Feature, Schema
-from reeltag.errors import ArtifactError
+from reeltag.core.errors import ArtifactError
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.predict import load
+from reeltag.inference.predictor import load
 
 SCHEMA = Schema(features=(Feature(name="a", width=4),), classes=3)
 PATH = Path(tempfile.mkdtemp()) / "fuzzed.reeltag"
@@ -24,7 +24,7 @@ def model(**table: object) -> bytes:
     """A sound file."""
     config = parse_config({"hidden": 4, **table})
     state = build_tagger(config, SCHEMA.widths, SCHEMA.classes, 0).state_dict()
-    artifact.save(PATH, Artifact(SCHEMA, ("x", "y", "z"), (Member("m", config, 1.0, state),), {"recipe": "r"}))
+    artifact_file.save(PATH, Artifact(SCHEMA, ("x", "y", "z"), (Member("m", config, 1.0, state),), {"recipe": "r"}))
     return PATH.read_bytes()
 
 

@@ -6,10 +6,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from reeltag.errors import RecipeError, ReeltagError
-from reeltag.recipe import Recipe
-from reeltag.recipe_file import load_recipe
-from reeltag.stages.plan import plan
+from reeltag.core.errors import RecipeError, ReeltagError
+from reeltag.recipe.schema import Recipe
+from reeltag.recipe.load import load_recipe
+from reeltag.pipeline.plan import plan
 
 PATH = Path(tempfile.mkdtemp()) / "fuzzed.toml"
 QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart.toml"

@@ -15,13 +15,13 @@ from hypothesis import settings
 
 import reliability
 from objectstores import gs, s3, store, web  # noqa: F401
-from reeltag import artifact
-from reeltag.artifact import Artifact, Member
-from reeltag.data.example import Video
+from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import Artifact, Member
+from reeltag.data.formats.example import Video
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Manifest, scan
 from reeltag.data.synthetic import SyntheticSettings, write_synthetic
-from reeltag.data.tfrecord import ShardFile
+from reeltag.data.formats.tfrecord import ShardFile
 from reeltag.models.tagger import build_tagger, parse_config
 
 # A shell lets what it starts in the background ignore Ctrl-C, and all that it starts in turn.
@@ -141,7 +141,7 @@ def tiny_model(tiny_schema: Schema, tmp_path_factory: pytest.TempPathFactory) ->
     config = parse_config({"family": "netvlad", "clusters": 4, "hidden": 8})
     state = build_tagger(config, tiny_schema.widths, tiny_schema.classes, 0).state_dict()
     path = tmp_path_factory.mktemp("model") / "tiny.reeltag"
-    artifact.save(path, Artifact(tiny_schema, None, (Member("a", config, 1.0, state),), {}))
+    artifact_file.save(path, Artifact(tiny_schema, None, (Member("a", config, 1.0, state),), {}))
     return path
 
 
@@ -159,4 +159,4 @@ def promise(request: pytest.FixtureRequest) -> reliability.Promise:
 @pytest.fixture
 def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Quantise the small weights of the tests' models too."""
-    monkeypatch.setattr("reeltag.quantize.MIN_ELEMENTS", 8)
+    monkeypatch.setattr("reeltag.artifact.quantization.quantize.MIN_ELEMENTS", 8)

@@ -14,15 +14,15 @@ from torch import nn
 
 import reeltag
 from conftest import SMALL_RECIPE
-from reeltag import artifact
-from reeltag.artifact import Artifact, Member
-from reeltag.cli import main
-from reeltag.errors import RecipeError, UsageError
+from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import Artifact, Member
+from reeltag.cli.main import main
+from reeltag.core.errors import RecipeError, UsageError
 from reeltag.models.config import TaggerConfig
 from reeltag.models.mean import Mean
 from reeltag.models.tagger import FAMILIES, build_tagger, parse_config
-from reeltag.recipe_schema import recipe_schema
-from reeltag.video.codes import quantize
+from reeltag.recipe.json_schema import recipe_schema
+from reeltag.data.pca import quantize
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_a_predictor_shows_its_members_shapes_parameters_and_bytes(tiny_model, t
     config = parse_config({"family": "mean"})
     state = build_tagger(config, tiny_schema.widths, 8, 0).state_dict()
     path = tmp_path / "odd.reeltag"
-    artifact.save(path, Artifact(tiny_schema, None, (Member("<script>alert(1)", config, 1.0, state),), {}))
+    artifact_file.save(path, Artifact(tiny_schema, None, (Member("<script>alert(1)", config, 1.0, state),), {}))
     page = reeltag.load(path)._repr_html_()
     tags = []
     parser = html.parser.HTMLParser()

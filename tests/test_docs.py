@@ -20,7 +20,7 @@ from markdown_it import MarkdownIt
 
 import chromium
 from conftest import REPO
-from reeltag.cli import app
+from reeltag.cli.main import app
 from reeltag.data.schema import Feature, Schema
 from reeltag.data.shards import read_all
 

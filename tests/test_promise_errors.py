@@ -15,27 +15,28 @@ import torch
 
 from badshards import KINDS, NEED_LABELS, REPEATED, SCHEMA, make_case, video_of
 from conftest import make_video
-from reeltag import artifact, executors
-from reeltag.artifact import Artifact, Member
-from reeltag.bulk import predict_to_file
-from reeltag.cli import main
-from reeltag.data.batches import sequential_batches, training_batches
-from reeltag.data.example import encode
+from reeltag.artifact import file as artifact_file
+from reeltag.pipeline import executor
+from reeltag.artifact.file import Artifact, Member
+from reeltag.inference.shards import predict_to_file
+from reeltag.cli.main import main
+from reeltag.data.loader import sequential_batches, training_batches
+from reeltag.data.formats.example import encode
 from reeltag.data.holdout import refuse_overlap
-from reeltag.data.protos import SequenceExample
+from reeltag.data.formats.protos import SequenceExample
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Shards, read_all, scan
-from reeltag.data.targets import SoftTargets, TargetsWriter
-from reeltag.data.tfrecord import ShardFile, framed, write_shard
-from reeltag.errors import DataError, RequestError
+from reeltag.data.soft_targets import SoftTargets, TargetsWriter
+from reeltag.data.formats.tfrecord import ShardFile, framed, write_shard
+from reeltag.core.errors import DataError, RequestError
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.predict import load
-from reeltag.progress import Progress
-from reeltag.recipe_file import load_recipe
+from reeltag.inference.predictor import load
+from reeltag.core.progress import Progress
+from reeltag.recipe.load import load_recipe
 from reeltag.serve.limits import Limits
 from reeltag.serve.requests import RECORDS, parse
 from reeltag.serve.samples import read_samples
-from reeltag.stages.data import data_stages
+from reeltag.pipeline.stages.data import data_stages
 from reliability import Promise
 
 FLOATS = SCHEMA.model_copy(update={"dtype": "float32"})
@@ -99,7 +100,7 @@ def make_fault(folder: Path, reason: str, rng: random.Random) -> Fault:
 def model_for(folder: Path, schema: Schema) -> Path:
     config = parse_config({"family": "mean", "hidden": 3})
     state = build_tagger(config, schema.widths, schema.classes, 0).state_dict()
-    artifact.save(folder / "m.reeltag", Artifact(schema, None, (Member("a", config, 1.0, state),), {}))
+    artifact_file.save(folder / "m.reeltag", Artifact(schema, None, (Member("a", config, 1.0, state),), {}))
     return folder / "m.reeltag"
 
 
@@ -122,7 +123,7 @@ family = "mean"
 
 def staged(fault: Fault, folder: Path) -> None:
     (folder / "r.toml").write_text(RECIPE % (folder, fault.schema.dtype))
-    executors.run(data_stages(load_recipe(folder / "r.toml"), False), folder / "out", Progress())
+    executor.run(data_stages(load_recipe(folder / "r.toml"), False), folder / "out", Progress())
 
 
 def tagged(fault: Fault, folder: Path, workers: int) -> None:

@@ -31,16 +31,16 @@ import reeltag
 from badshards import SCHEMA, make_case
 from bundles import write_bundle
 from conftest import TINY_RUN
-from reeltag import artifact
-from reeltag.artifact import Artifact, Member
-from reeltag.cli import main
+from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import Artifact, Member
+from reeltag.cli.main import main
 from reeltag.data.shards import Manifest, Shards, scan
-from reeltag.data.targets import SoftTargets, TargetsWriter
-from reeltag.data.tensorbundle import read_checkpoint
-from reeltag.errors import ArtifactError, DataError, RecipeError, UsageError
+from reeltag.data.soft_targets import SoftTargets, TargetsWriter
+from reeltag.artifact.tensorflow.bundle import read_checkpoint
+from reeltag.core.errors import ArtifactError, DataError, RecipeError, UsageError
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.recipe_file import load_recipe
-from reeltag.storage import content_hash, inside, write_json
+from reeltag.recipe.load import load_recipe
+from reeltag.core.storage import content_hash, inside, write_json
 from reliability import Promise
 
 
@@ -216,9 +216,9 @@ def test_members_of_a_file_are_never_paths(tmp_path: Path) -> None:
     config = parse_config({"family": "mean", "hidden": 3})
     state = build_tagger(config, SCHEMA.widths, SCHEMA.classes, 0).state_dict()
     with pytest.raises(ArtifactError):
-        artifact.save(tmp_path / "m", Artifact(SCHEMA, None, (Member("../a", config, 1.0, state),), {}))
-        artifact.load(tmp_path / "m")
-    artifact.save(tmp_path / "m", Artifact(SCHEMA, None, (Member("..", config, 1.0, state),), {}))
+        artifact_file.save(tmp_path / "m", Artifact(SCHEMA, None, (Member("../a", config, 1.0, state),), {}))
+        artifact_file.load(tmp_path / "m")
+    artifact_file.save(tmp_path / "m", Artifact(SCHEMA, None, (Member("..", config, 1.0, state),), {}))
     before = sorted(tmp_path.parent.iterdir())
     assert main(["share", str(tmp_path / "m"), "--out", str(tmp_path / "shared")]) == 0
     assert main(["quantize", str(tmp_path / "m"), "--out", str(tmp_path / "q.reeltag")]) == 0
@@ -282,7 +282,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("typed")
     config = parse_config({"family": "mean", "hidden": 3})
     state = build_tagger(config, SCHEMA.widths, SCHEMA.classes, 0).state_dict()
-    artifact.save(folder / "m.reeltag", Artifact(SCHEMA, None, (Member("a", config, 1.0, state),), {}))
+    artifact_file.save(folder / "m.reeltag", Artifact(SCHEMA, None, (Member("a", config, 1.0, state),), {}))
     (folder / "s").write_bytes(make_case(folder, random.Random(0), ()).clean[0].read_bytes())
     (folder / "r.toml").write_text((RECIPE % "a").replace('"t"', f'"{folder / "s"}"'))
     os.mkfifo(folder / "pipe")

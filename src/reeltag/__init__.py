@@ -9,14 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reeltag.api import RunResult, Work, evaluate, export_onnx, quantize_file, run, train_models
-    from reeltag.bulk import predict_to_file
-    from reeltag.errors import ReeltagError
-    from reeltag.export.session import open_onnx
-    from reeltag.families import register_family
-    from reeltag.predict import Predictor, load
-    from reeltag.recipe_file import load_recipe
-    from reeltag.sharing import from_pretrained
+    from reeltag.pipeline.run import RunResult, Work, evaluate, export_onnx, quantize_file, run, train_models
+    from reeltag.inference.shards import predict_to_file
+    from reeltag.core.errors import ReeltagError
+    from reeltag.inference.onnx import open_onnx
+    from reeltag.recipe.register_family import register_family
+    from reeltag.inference.predictor import Predictor, load
+    from reeltag.recipe.load import load_recipe
+    from reeltag.artifact.hub import from_pretrained
 
 __version__ = "0.1.0"
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from reeltag.cli import main
+from reeltag.cli.main import main
 
 sys.exit(main())

@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from reeltag import artifact, checkpoint
-from reeltag.artifact import Artifact, Member
+from reeltag.artifact import file as artifact_file
+from reeltag.training import checkpoint
+from reeltag.artifact.file import Artifact, Member
 from reeltag.data.schema import Feature, Schema
-from reeltag.errors import ArtifactError, BudgetError, UsageError
+from reeltag.core.errors import ArtifactError, BudgetError, UsageError
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.predict import Predictor, load
-from reeltag.quantize import ENCODINGS, dequantize_state
+from reeltag.inference.predictor import Predictor, load
+from reeltag.artifact.quantization.quantize import ENCODINGS, dequantize_state
 
 SCHEMA = Schema(features=(Feature(name="rgb", width=48), Feature(name="audio", width=8)), classes=20)
 NAMES = tuple(f"class {number}" for number in range(20))
@@ -30,13 +31,13 @@ def member(name, weight=1.0, hidden=40, seed=0):
 @pytest.fixture(scope="module")
 def ensemble():
     members = (member("a", 0.25), member("b", 0.75, hidden=56, seed=1))
-    return artifact.quantized(Artifact(SCHEMA, NAMES, members, {"recipe": "test"}))
+    return artifact_file.quantized(Artifact(SCHEMA, NAMES, members, {"recipe": "test"}))
 
 
 @pytest.fixture(scope="module")
 def file(ensemble, tmp_path_factory):
     path = tmp_path_factory.mktemp("artifact") / "model.reeltag"
-    artifact.save(path, ensemble)
+    artifact_file.save(path, ensemble)
     return path
 
 
@@ -48,14 +49,14 @@ def probabilities(shipped):
 
 
 def test_what_is_saved_is_what_is_loaded(ensemble, file):
-    back = artifact.load(file)
-    assert artifact.describe(back) == artifact.describe(ensemble)
+    back = artifact_file.load(file)
+    assert artifact_file.describe(back) == artifact_file.describe(ensemble)
     assert back.label_names == NAMES
     np.testing.assert_array_equal(probabilities(back), probabilities(ensemble))
 
 
 def test_equal_models_are_equal_bytes(ensemble, file, tmp_path):
-    artifact.save(tmp_path / "again.reeltag", ensemble)
+    artifact_file.save(tmp_path / "again.reeltag", ensemble)
     assert (tmp_path / "again.reeltag").read_bytes() == file.read_bytes()
 
 
@@ -69,21 +70,21 @@ def test_large_weights_are_stored_as_bytes(ensemble):
     floats = Artifact(SCHEMA, None, (member("a"),), {})
     large = {n: t.numel() for n, t in floats.members[0].state.items() if t.numel() > 17_000}
     assert large
-    saved = artifact.stored_bytes(floats.members[0].state) - artifact.stored_bytes(ensemble.members[0].state)
+    saved = artifact_file.stored_bytes(floats.members[0].state) - artifact_file.stored_bytes(ensemble.members[0].state)
     assert saved == sum(3 * count - 1024 for count in large.values())
 
 
 def test_a_file_of_exactly_the_budget_is_written_and_one_byte_less_is_refused(ensemble, file, tmp_path):
     size = file.stat().st_size
-    assert artifact.save(tmp_path / "fits.reeltag", ensemble, budget=size) == size
+    assert artifact_file.save(tmp_path / "fits.reeltag", ensemble, budget=size) == size
     with pytest.raises(BudgetError, match=r"1 bytes over the budget .* b would fit"):
-        artifact.save(tmp_path / "over.reeltag", ensemble, budget=size - 1)
+        artifact_file.save(tmp_path / "over.reeltag", ensemble, budget=size - 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fits.reeltag"]
 
 
 def test_a_budget_that_nothing_fits_says_so(ensemble, tmp_path):
     with pytest.raises(BudgetError, match="no single member would fit"):
-        artifact.save(tmp_path / "over.reeltag", ensemble, budget=1000)
+        artifact_file.save(tmp_path / "over.reeltag", ensemble, budget=1000)
 
 
 def test_every_flipped_bit_and_every_cut_is_refused(file, tmp_path):
@@ -110,12 +111,12 @@ def test_a_header_that_claims_more_than_the_file_is_refused_before_memory_is_tak
     header = json.dumps(entry).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(ArtifactError):
-        artifact.load(path)
+        artifact_file.load(path)
 
 
 def rewrite(ensemble, path, change):
     """A file with a changed header whose checksums all hold, as a newer reeltag might write."""
-    artifact.save(path, ensemble)
+    artifact_file.save(path, ensemble)
     tensors, content = checkpoint.load_tensors(path)
     change(content)
     checkpoint.save_tensors(path, tensors, content)
@@ -143,15 +144,15 @@ def test_foreign_files_are_refused(tmp_path):
     path = tmp_path / "foreign.safetensors"
     save_file({"x": torch.zeros(3)}, path)
     with pytest.raises(ArtifactError, match="no file of reeltag"):
-        artifact.load(path)
+        artifact_file.load(path)
     with pytest.raises(ArtifactError, match="nowhere"):
-        artifact.load(tmp_path / "nowhere.reeltag")
+        artifact_file.load(tmp_path / "nowhere.reeltag")
     with pytest.raises(ArtifactError, match="is a folder; give the path"):
-        artifact.load(tmp_path)
+        artifact_file.load(tmp_path)
 
 
 def test_quantising_twice_changes_nothing(ensemble):
-    again = artifact.quantized(ensemble)
+    again = artifact_file.quantized(ensemble)
     for name, value in ensemble.members[0].state.items():
         other = again.members[0].state[name]
         if isinstance(value, torch.Tensor):
@@ -164,22 +165,22 @@ def test_quantising_twice_changes_nothing(ensemble):
 def test_every_encoding_comes_back_from_the_file(tmp_path, encoding):
     config = parse_config({"family": "mean", "hidden": 400})
     state = build_tagger(config, SCHEMA.widths, 20, 0).state_dict()
-    shipped = artifact.quantized(Artifact(SCHEMA, None, (Member("m", config, 1.0, state),), {}), encoding)
-    artifact.save(tmp_path / "m.reeltag", shipped)
-    back = artifact.load(tmp_path / "m.reeltag")
+    shipped = artifact_file.quantized(Artifact(SCHEMA, None, (Member("m", config, 1.0, state),), {}), encoding)
+    artifact_file.save(tmp_path / "m.reeltag", shipped)
+    back = artifact_file.load(tmp_path / "m.reeltag")
     for name, value in dequantize_state(shipped.members[0].state).items():
         if value.is_floating_point():
             assert torch.equal(dequantize_state(back.members[0].state)[name], value)
-    assert artifact.stored_bytes(back.members[0].state) == artifact.stored_bytes(shipped.members[0].state)
+    assert artifact_file.stored_bytes(back.members[0].state) == artifact_file.stored_bytes(shipped.members[0].state)
 
 
 def test_parts_that_are_no_encoding_are_refused(tmp_path):
     config = parse_config({"family": "mean", "hidden": 400})
     state = dict(build_tagger(config, SCHEMA.widths, 20, 0).state_dict())
     state["hidden.weight"] = state["hidden.weight"].double()
-    artifact.save(tmp_path / "m.reeltag", Artifact(SCHEMA, None, (Member("m", config, 1.0, state),), {}))
+    artifact_file.save(tmp_path / "m.reeltag", Artifact(SCHEMA, None, (Member("m", config, 1.0, state),), {}))
     with pytest.raises(ArtifactError, match=r"is stored as hidden.weight torch.float64 .* does not know"):
-        artifact.load(tmp_path / "m.reeltag")
+        artifact_file.load(tmp_path / "m.reeltag")
 
 
 def test_averaged_models_must_be_two_of_one_architecture(tmp_path):
@@ -188,13 +189,13 @@ def test_averaged_models_must_be_two_of_one_architecture(tmp_path):
         name: Artifact(SCHEMA, None, (Member("m", c, 1.0, build_tagger(c, SCHEMA.widths, 20, seed).state_dict()),), {})
         for name, c, seed in (("a", config, 0), ("b", config, 1), ("c", other, 0))
     }
-    mean = artifact.averaged({name: made[name] for name in "ab"})
+    mean = artifact_file.averaged({name: made[name] for name in "ab"})
     weights = [made[name].members[0].state["hidden.weight"] for name in "ab"]
     torch.testing.assert_close(mean.members[0].state["hidden.weight"], (weights[0] + weights[1]) / 2)
     with pytest.raises(UsageError, match="two or more"):
-        artifact.averaged({"a": made["a"]})
+        artifact_file.averaged({"a": made["a"]})
     with pytest.raises(UsageError, match="c: has another architecture or other data than a"):
-        artifact.averaged(made)
+        artifact_file.averaged(made)
     two = replace(made["b"], members=made["b"].members * 2)
     with pytest.raises(UsageError, match="b: is an ensemble of 2 members"):
-        artifact.averaged({"a": made["a"], "b": two})
+        artifact_file.averaged({"a": made["a"], "b": two})

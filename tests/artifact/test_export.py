@@ -15,24 +15,24 @@ import torch
 
 import onnx_alone
 from conftest import REPO
-from reeltag import artifact
-from reeltag.artifact import Artifact, Member
-from reeltag.cli import main
-from reeltag.data.batches import stream_batches
+from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import Artifact, Member
+from reeltag.cli.main import main
+from reeltag.data.loader import stream_batches
 from reeltag.data.schema import Feature, Schema
 from reeltag.data.shards import read_all
-from reeltag.errors import ArtifactError, BudgetError, UsageError
+from reeltag.core.errors import ArtifactError, BudgetError, UsageError
 from reeltag.models.tagger import FAMILIES, build_tagger, parse_config
-from reeltag.quantize import ENCODINGS
-from reeltag.storage import find
+from reeltag.artifact.quantization.quantize import ENCODINGS
+from reeltag.core.storage import find
 from small_models import CLASSES, SCHEMA, battery, in_mode, shipped, small_tagger, stirred, videos, with_options
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-from reeltag.export import families  # noqa: E402
-from reeltag.export import model as onnx_model  # noqa: E402
-from reeltag.export import weights as onnx_weights  # noqa: E402
-from reeltag.export.session import DISABLED, ENTRIES, open_onnx  # noqa: E402
+from reeltag.artifact.onnx import families  # noqa: E402
+from reeltag.artifact.onnx import model as onnx_model  # noqa: E402
+from reeltag.artifact.onnx import weights as onnx_weights  # noqa: E402
+from reeltag.inference.onnx import DISABLED, ENTRIES, open_onnx  # noqa: E402
 
 FRAMES, LENGTHS = videos()[0].numpy(), np.array([7, 3, 7, 1, 5, 2])
 
@@ -223,7 +223,7 @@ def test_without_onnx_the_command_says_what_to_install(tmp_path, monkeypatch, ca
             raise ModuleNotFoundError("No module named 'onnx'", name="onnx")
         return real(name, *arguments, **keywords)
 
-    for name in [name for name in sys.modules if name.startswith("reeltag.export") or name.split(".")[0] == "onnx"]:
+    for name in [name for name in sys.modules if name.startswith("reeltag.artifact.onnx") or name.split(".")[0] == "onnx"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(sys.modules["reeltag"], "export", raising=False)
     monkeypatch.setattr(builtins, "__import__", missing)
@@ -237,8 +237,8 @@ def test_the_file_alone_gives_the_csv_of_the_command(everything_is_large, tmp_pa
         build_tagger(parse_config({"family": "netvlad", "clusters": 4}), tiny_schema.widths, tiny_schema.classes, 0)
     )
     member = Member("m", tagger.config, 1.0, tagger.state_dict())
-    ensemble = artifact.quantized(Artifact(tiny_schema, None, (member,), {}))
-    artifact.save(tmp_path / "m.reeltag", ensemble)
+    ensemble = artifact_file.quantized(Artifact(tiny_schema, None, (member,), {}))
+    artifact_file.save(tmp_path / "m.reeltag", ensemble)
     pattern = str(tiny_shards / "test-*")
     assert main(["predict", str(tmp_path / "m.reeltag"), pattern, "--out", str(tmp_path / "tags.csv")]) == 0
     assert main(["export", str(tmp_path / "m.reeltag"), "--out", str(tmp_path / "m.onnx"), "--check", pattern]) == 0

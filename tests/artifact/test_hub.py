@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import reeltag
-from reeltag.errors import UsageError
+from reeltag.core.errors import UsageError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 5, 8), dtype=np.uint8)

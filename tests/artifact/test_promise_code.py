@@ -14,16 +14,17 @@ from pathlib import Path
 import pytest
 
 from conftest import REPO
-from reeltag import artifact, checkpoint
-from reeltag.cli import main
+from reeltag.artifact import file as artifact_file
+from reeltag.training import checkpoint
+from reeltag.cli.main import main
 from reeltag.data.schema import read_label_names
 from reeltag.data.shards import Manifest
-from reeltag.data.targets import SoftTargets, TargetsWriter
-from reeltag.errors import ArtifactError, ReeltagError, UsageError
-from reeltag.export.session import open_onnx
-from reeltag.report.markdown import render
-from reeltag.sharing import model_card
-from reeltag.storage import content_hash, file_hash
+from reeltag.data.soft_targets import SoftTargets, TargetsWriter
+from reeltag.core.errors import ArtifactError, ReeltagError, UsageError
+from reeltag.inference.onnx import open_onnx
+from reeltag.pipeline.report.markdown import render
+from reeltag.artifact.hub import model_card
+from reeltag.core.storage import content_hash, file_hash
 from reliability import peak_memory
 
 MODULES = sorted((REPO / "src" / "reeltag").rglob("*.py"))
@@ -180,7 +181,7 @@ def test_every_attack_is_tried():
     assert names == {*REFUSED, *BESIDE, *SHOWN, "objects.npy"}
 
 
-@pytest.mark.parametrize("opener", [checkpoint.load, Manifest.load, artifact.load])
+@pytest.mark.parametrize("opener", [checkpoint.load, Manifest.load, artifact_file.load])
 @pytest.mark.parametrize("name", ["pickle.reeltag", "torch.reeltag", "objects.npy"])
 def test_a_pickle_is_nothing_that_a_run_reads(tmp_path, monkeypatch, opener, name):
     monkeypatch.chdir(tmp_path)
@@ -206,7 +207,7 @@ def test_soft_targets_that_are_objects_are_refused_though_every_hash_holds(tmp_p
 
 
 def test_names_in_a_file_mean_nothing_to_a_terminal_or_a_page(capsys):
-    shipped = artifact.load(ATTACKS / "names-sealed.reeltag")
+    shipped = artifact_file.load(ATTACKS / "names-sealed.reeltag")
     assert "<script>" in shipped.label_names[0]
     card = model_card(shipped, 1)
     assert harmless(card)

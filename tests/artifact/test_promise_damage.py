@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from conftest import golden, make_video
-from reeltag.data.example import Video, encode
-from reeltag.data.protos import SequenceExample
+from reeltag.data.formats.example import Video, encode
+from reeltag.data.formats.protos import SequenceExample
 from reeltag.data.schema import Feature, Schema, preset
-from reeltag.data.tfrecord import write_shard
+from reeltag.data.formats.tfrecord import write_shard
 from reliability import Promise
 
 FRAMES = Schema(features=(Feature(name="rgb", width=24), Feature(name="audio", width=8)), classes=20, max_frames=40)

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import golden
-from reeltag.encodings import assemble
-from reeltag.errors import UsageError
+from reeltag.artifact.quantization.encodings import assemble
+from reeltag.core.errors import UsageError
 from reeltag.models.tagger import meta_tagger, parse_config
-from reeltag.quantize import (
+from reeltag.artifact.quantization.quantize import (
     ENCODINGS,
     dequantize_state,
     is_large,

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 import reeltag
-from reeltag import artifact
-from reeltag import predict as prediction
-from reeltag.artifact import Artifact, Member
-from reeltag.cli import Mode, main
-from reeltag.cli_models import Encoding
-from reeltag.data.example import Video, encode
+from reeltag.artifact import file as artifact_file
+from reeltag.inference import predictor as prediction
+from reeltag.artifact.file import Artifact, Member
+from reeltag.cli.main import Mode, main
+from reeltag.cli.models import Encoding
+from reeltag.data.formats.example import Video, encode
 from reeltag.data.shards import Shards
-from reeltag.data.tfrecord import ShardFile, write_shard
-from reeltag.errors import UsageError
+from reeltag.data.formats.tfrecord import ShardFile, write_shard
+from reeltag.core.errors import UsageError
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.quantize import ENCODINGS
+from reeltag.artifact.quantization.quantize import ENCODINGS
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_python_refuses_frames_that_the_model_cannot_read(model, frames):
 
 
 def test_help_needs_no_torch():
-    code = "import sys; from reeltag.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    code = "import sys; from reeltag.cli.main import main; main(['--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
@@ -250,7 +250,7 @@ def test_inspect_shows_settings_and_provenance_in_lines_to_read(capsys, tiny_sch
         "gap": {"file": 1 / 3, "of": []},
         "versions": {f"package-{n}": n for n in range(30)},
     }
-    artifact.save(tmp_path / "m.reeltag", Artifact(tiny_schema, None, (Member("a", config, 1.0, state),), made))
+    artifact_file.save(tmp_path / "m.reeltag", Artifact(tiny_schema, None, (Member("a", config, 1.0, state),), made))
     assert main(["inspect", str(tmp_path / "m.reeltag")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[1:])) <= 100
@@ -265,7 +265,7 @@ def test_quantising_what_is_quantised_already_is_told_and_writes_nothing(capsys,
     assert main(["quantize", model, "--out", str(out)]) == 0
     assert "no tensor has more than 17,000 elements" in capsys.readouterr().out
     out.unlink()
-    monkeypatch.setattr("reeltag.quantize.MIN_ELEMENTS", 8)
+    monkeypatch.setattr("reeltag.artifact.quantization.quantize.MIN_ELEMENTS", 8)
     small = tmp_path / "small.reeltag"
     assert main(["quantize", model, "--out", str(small), "--encoding", "channel-8"]) == 0
     message = fails(capsys, "quantize", small, "--out", out, "--encoding", "group-4")
@@ -299,7 +299,7 @@ def test_quantize_and_average_write_models_that_tag(model, tmp_path, capsys):
 
 @pytest.mark.parametrize("mode", ["bf16", "fast"])
 def test_other_modes_give_nearly_the_same_tags(model, tiny_shards, tmp_path, mode, monkeypatch):
-    monkeypatch.setattr("reeltag.quantize.MIN_ELEMENTS", 8)  # so that the small model's weights count as large
+    monkeypatch.setattr("reeltag.artifact.quantization.quantize.MIN_ELEMENTS", 8)  # so that the small model's weights count as large
     pattern, scores = str(tiny_shards / "test-*"), []
     for each in ("exact", mode):
         path = tmp_path / f"{each}.jsonl"
@@ -315,7 +315,7 @@ def test_other_modes_give_nearly_the_same_tags(model, tiny_shards, tmp_path, mod
 def test_commands_keep_the_memory_that_they_free():
     code = """
 import resource, numpy as np
-from reeltag.cli import main
+from reeltag.cli.main import main
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def use():
     before = faults()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reeltag.cli import app, main
+from reeltag.cli.main import app, main
 
 ROOT = Path(__file__).parent.parent
 # Commands whose output is no result: they go on until they are stopped, or print a file as it is.
@@ -179,7 +179,7 @@ def test_other_shells_are_told_of_every_command(capsys, shell):
 
 
 def test_completion_needs_no_torch():
-    code = "import sys; from reeltag.cli import main; main(['completion', 'bash']); sys.exit('torch' in sys.modules)"
+    code = "import sys; from reeltag.cli.main import main; main(['completion', 'bash']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
@@ -217,7 +217,7 @@ def test_json_is_one_object_that_says_what_the_text_says(capsys, tiny_model, tin
 
 
 def test_doctor_names_what_is_missing_and_how_to_get_it(capsys, monkeypatch, tmp_path):
-    from reeltag import doctor
+    from reeltag.cli import doctor
 
     def found():
         assert main(["doctor", "--json"]) == 0
@@ -244,7 +244,7 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(capsys, monkeypatch, tmp
     ("text", "expected"), [("max 100000\n", None), ("150000 100000\n", 1.5), ("10000 100000\n", 1), ("nonsense", None)]
 )
 def test_a_containers_quota_counts(tmp_path, text, expected):
-    from reeltag.doctor import allowed_processors
+    from reeltag.cli.doctor import allowed_processors
 
     limit = tmp_path / "cpu.max"
     limit.write_text(text)

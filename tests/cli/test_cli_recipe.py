@@ -9,12 +9,12 @@ import pytest
 import tomllib
 from jsonschema import Draft7Validator
 
-from reeltag import shipped
-from reeltag.cli import main
-from reeltag.errors import RecipeError, UsageError
+from reeltag.recipe import shipped
+from reeltag.cli.main import main
+from reeltag.core.errors import RecipeError, UsageError
 from reeltag.models.tagger import FAMILIES
-from reeltag.recipe_file import load_recipe
-from reeltag.recipe_schema import recipe_schema
+from reeltag.recipe.load import load_recipe
+from reeltag.recipe.json_schema import recipe_schema
 
 REPO = Path(__file__).parent.parent
 NAMES = shipped.names()
@@ -61,7 +61,7 @@ def test_the_list_says_what_the_files_say(capsys):
 
 
 def test_listing_needs_no_torch():
-    code = "import sys; from reeltag.cli import main; main(['recipe', 'list']); sys.exit('torch' in sys.modules)"
+    code = "import sys; from reeltag.cli.main import main; main(['recipe', 'list']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 

@@ -8,10 +8,11 @@ import time
 
 import pytest
 
-from reeltag import checkpoint, executors
-from reeltag.cli import main
-from reeltag.interrupts import SAME_SECONDS, OutOfTime, Terminated, deadline, held
-from reeltag.processes import without_interrupts
+from reeltag.training import checkpoint
+from reeltag.pipeline import executor
+from reeltag.cli.main import main
+from reeltag.core.interrupts import SAME_SECONDS, OutOfTime, Terminated, deadline, held
+from reeltag.core.distributed.process_pool import without_interrupts
 from runs import COMMAND, long_recipe, started
 
 
@@ -102,7 +103,7 @@ def test_sigterm_ends_a_command_with_143(monkeypatch, tmp_path, capsys):
     def terminated(*arguments):
         raise Terminated
 
-    monkeypatch.setattr(executors, "run", terminated)
+    monkeypatch.setattr(executor, "run", terminated)
     assert main(["run", str(long_recipe(tmp_path)), "--out", str(tmp_path / "out")]) == 143
     assert capsys.readouterr().err == "terminated; the same command goes on from its last checkpoint\n"
 
@@ -121,7 +122,7 @@ def test_each_command_says_whether_it_goes_on(monkeypatch, capsys, command, said
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("reeltag.cli.app", interrupted)
+    monkeypatch.setattr("reeltag.cli.main.app", interrupted)
     assert main(command) == 130
     assert capsys.readouterr().err == f"interrupted{said}\n"
 

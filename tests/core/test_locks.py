@@ -9,16 +9,16 @@ import sys
 import pytest
 
 from conftest import TINY
-from reeltag import executors
-from reeltag.cli import main
-from reeltag.errors import UsageError
-from reeltag.executors import Stage
-from reeltag.outputs import outputs_at
-from reeltag.progress import Progress
-from reeltag.recipe_file import load_recipe
-from reeltag.stages.data import with_videos
-from reeltag.stages.plan import plan
-from reeltag.storage import LOCK, locked
+from reeltag.pipeline import executor
+from reeltag.cli.main import main
+from reeltag.core.errors import UsageError
+from reeltag.pipeline.executor import Stage
+from reeltag.pipeline.run_folder import outputs_at
+from reeltag.core.progress import Progress
+from reeltag.recipe.load import load_recipe
+from reeltag.pipeline.stages.data import with_videos
+from reeltag.pipeline.plan import plan
+from reeltag.core.storage import LOCK, locked
 from runs import COMMAND, long_recipe, started
 
 
@@ -38,7 +38,7 @@ def test_a_second_run_in_one_folder_is_refused_and_a_killed_one_is_not_in_the_wa
 
 def test_a_process_that_a_killed_one_started_does_not_hold_its_lock(tmp_path):
     code = (
-        "import os, sys, time; from pathlib import Path; from reeltag.storage import locked\n"
+        "import os, sys, time; from pathlib import Path; from reeltag.core.storage import locked\n"
         "with locked(Path(sys.argv[1])):\n"
         "    if os.fork(): print('ready', flush=True)\n"
         "    time.sleep(60)"
@@ -80,7 +80,7 @@ def test_a_folder_that_cannot_be_locked_is_named(tmp_path):
 
 def test_a_run_that_would_fill_the_disk_does_not_begin(tmp_path, monkeypatch, capsys):
     recipe = long_recipe(tmp_path)
-    monkeypatch.setattr(executors, "free_bytes", lambda path: 100_000)
+    monkeypatch.setattr(executor, "free_bytes", lambda path: 100_000)
     out = tmp_path / "out"
     assert main(["run", str(recipe), "--out", str(out)]) == 2
     said = capsys.readouterr().err
@@ -90,17 +90,17 @@ def test_a_run_that_would_fill_the_disk_does_not_begin(tmp_path, monkeypatch, ca
 
 def test_room_is_asked_for_what_is_missing_alone(tmp_path, monkeypatch):
     stages = [Stage(name, lambda job: None, bytes=size) for name, size in (("a", 1000), ("b", 500))]
-    monkeypatch.setattr(executors, "free_bytes", lambda path: 2500)
-    executors.run(stages, tmp_path, Progress())
-    monkeypatch.setattr(executors, "free_bytes", lambda path: 599)
-    executors.run(stages, tmp_path, Progress())
+    monkeypatch.setattr(executor, "free_bytes", lambda path: 2500)
+    executor.run(stages, tmp_path, Progress())
+    monkeypatch.setattr(executor, "free_bytes", lambda path: 599)
+    executor.run(stages, tmp_path, Progress())
     with pytest.raises(UsageError, match="600 bytes more, and 599 bytes are free"):
-        executors.run([*stages, Stage("c", lambda job: None, bytes=300)], tmp_path, Progress())
+        executor.run([*stages, Stage("c", lambda job: None, bytes=300)], tmp_path, Progress())
 
 
 def test_estimates_of_disk_are_near_what_a_run_leaves(tmp_path):
     stages = plan(load_recipe(long_recipe(tmp_path), ["training.epochs=1", "models.a.hidden=3000"]))
-    folders = executors.run(stages, tmp_path / "out", Progress())
+    folders = executor.run(stages, tmp_path / "out", Progress())
     checked = set()
     for stage in stages:
         written = sum(file.stat().st_size for file in folders[stage.name].rglob("*"))

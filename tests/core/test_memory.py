@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from conftest import TINY_RUN
-from reeltag.cli import main
-from reeltag.data.batches import Batch
-from reeltag.errors import OutOfMemoryError
-from reeltag.memory import enough_memory
-from reeltag.predict import predict
+from reeltag.cli.main import main
+from reeltag.data.loader import Batch
+from reeltag.core.errors import OutOfMemoryError
+from reeltag.core.memory import enough_memory
+from reeltag.inference.predictor import predict
 
 # A command whose process may take so many bytes more than it has when all is imported.
 LIMITED = """
 import resource, sys
-import lightning_fabric, reeltag.stages.plan, torch
-from reeltag.cli import main
+import lightning_fabric, reeltag.pipeline.plan, torch
+from reeltag.cli.main import main
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]),) * 2)
 sys.exit(main(sys.argv[2:]))

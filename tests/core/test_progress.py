@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from reeltag.cli import main
-from reeltag.progress import PlainProgress, Progress, Task, default_progress
+from reeltag.cli.main import main
+from reeltag.core.progress import PlainProgress, Progress, Task, default_progress
 
 
 def peak():

@@ -10,10 +10,10 @@ import pytest
 from fsspec.registry import _registry
 
 import reeltag
-from reeltag import artifact
-from reeltag.cli import main
-from reeltag.errors import ArtifactError, UsageError
-from reeltag.remote import cache_folder
+from reeltag.artifact import file as artifact_file
+from reeltag.cli.main import main
+from reeltag.core.errors import ArtifactError, UsageError
+from reeltag.core.download_cache import cache_folder
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -78,9 +78,9 @@ def files(cache):
 
 
 def other_model(tiny_model, path):
-    artifact.save(path, artifact.quantized(artifact.load(tiny_model), "float16"))
-    shipped = artifact.load(path)
-    artifact.save(path, artifact.Artifact(shipped.schema, None, shipped.members, {"recipe": "other"}))
+    artifact_file.save(path, artifact_file.quantized(artifact_file.load(tiny_model), "float16"))
+    shipped = artifact_file.load(path)
+    artifact_file.save(path, artifact_file.Artifact(shipped.schema, None, shipped.members, {"recipe": "other"}))
     return path.read_bytes()
 
 

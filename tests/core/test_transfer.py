@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from reeltag import transfer
-from reeltag.cli import main
-from reeltag.errors import TransferError, UsageError
+from reeltag.core import transfer
+from reeltag.cli.main import main
+from reeltag.core.errors import TransferError, UsageError
 
 CONTENT = random.Random(1).randbytes(40_500)
 

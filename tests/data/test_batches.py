@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conftest import TINY, golden, make_video
-from reeltag.data.batches import (
+from reeltag.data.loader import (
     Batch,
     collate,
     draw_frames,
@@ -20,11 +20,11 @@ from reeltag.data.batches import (
     take_frames,
     training_batches,
 )
-from reeltag.data.example import Video, encode
+from reeltag.data.formats.example import Video, encode
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Manifest, Shards, read_all, scan
-from reeltag.data.tfrecord import write_shard
-from reeltag.errors import DataError
+from reeltag.data.formats.tfrecord import write_shard
+from reeltag.core.errors import DataError
 
 BYTES = TINY.record_schema
 FLOATS = Schema(**BYTES.model_dump() | {"dtype": "float32"})

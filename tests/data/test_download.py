@@ -9,13 +9,13 @@ from itertools import product
 import numpy as np
 import pytest
 
-from reeltag import transfer
-from reeltag.cli import main
-from reeltag.data import download as official
-from reeltag.data.download import OFFICIAL, Part, Planned, Source, download, parse_part, read_plan
+from reeltag.core import transfer
+from reeltag.cli.main import main
+from reeltag.data import yt8m_download
+from reeltag.data.yt8m_download import OFFICIAL, Part, Planned, Source, download, parse_part, read_plan
 from reeltag.data.shards import scan
-from reeltag.errors import TransferError, UsageError
-from reeltag.progress import Progress
+from reeltag.core.errors import TransferError, UsageError
+from reeltag.core.progress import Progress
 from yt8m_server import serving
 
 LETTERS = string.ascii_lowercase + string.ascii_uppercase + string.digits
@@ -137,7 +137,7 @@ def test_wrong_bytes_that_stay_are_one_message_that_names_the_file(shards, tmp_p
 
 
 def test_a_missing_shard_ends_the_others(shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(official, "SIDE_BY_SIDE", 1)
+    monkeypatch.setattr(yt8m_download, "SIDE_BY_SIDE", 1)
     with serving(shards) as server:
         del server.shards["trainaa.tfrecord"]
         with pytest.raises(TransferError, match=r"trainaa\.tfrecord: there is no such file"):
@@ -181,7 +181,7 @@ def test_a_killed_download_goes_on_where_it_was(tmp_path):
             "from pathlib import Path\n"
             "from reeltag import transfer\n"
             "from reeltag.data import download\n"
-            "from reeltag.progress import Progress\n"
+            "from reeltag.core.progress import Progress\n"
             "transfer.CHUNK_BYTES, download.SIDE_BY_SIDE = 20_000, 1\n"
             f"source = download.Source({server.source.plan!r}, {server.source.shard!r})\n"
             f"out, part = Path({str(tmp_path)!r}), download.Part()\n"
@@ -210,7 +210,7 @@ def test_leftovers_of_a_killed_run_may_be_damaged(shards, tmp_path):
 
 
 def test_disk_space_is_checked_before(shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(official, "free_bytes", lambda path: 9_000)
+    monkeypatch.setattr(yt8m_download, "free_bytes", lambda path: 9_000)
     with serving(shards) as server:
         with pytest.raises(
             UsageError, match=r"10,600 bytes are to be fetched, and 9,000 bytes are free there; make room"
@@ -257,7 +257,7 @@ def test_the_command(capsys, tmp_path, monkeypatch, tiny_shards, tiny_schema):
     content = [path.read_bytes() for path in sorted(tiny_shards.glob("train-*"))]
     there = {f"validate{pair}.tfrecord": each for pair, each in zip(NAMES, content, strict=False)}
     with serving(there) as server:
-        monkeypatch.setattr(official, "OFFICIAL", server.source)
+        monkeypatch.setattr(yt8m_download, "OFFICIAL", server.source)
         arguments = ["data", "download", "yt8m", "--split", "validate", "--mirror", "asia", "--out", str(tmp_path)]
         assert main(arguments) == 0
     assert f"{len(content)} shard" in capsys.readouterr().out

@@ -7,14 +7,14 @@ from itertools import islice
 import pytest
 
 import oddmedia
-from reeltag import predict
+from reeltag.inference import predictor as predict
 from reeltag.data.schema import Schema
-from reeltag.progress import Progress, Task
-from reeltag.video.dataset import gather
-from reeltag.video.decode import STALLED_SECONDS
-from reeltag.video.extractors import image_extractor, sound_extractor
-from reeltag.video.features import Pipeline
-from reeltag.video.tagging import open_tagger, tag_files
+from reeltag.core.progress import Progress, Task
+from reeltag.data.video.dataset import gather
+from reeltag.data.video.decode import STALLED_SECONDS
+from reeltag.data.video.extractors import image_extractor, sound_extractor
+from reeltag.data.video.features import Pipeline
+from reeltag.inference.video.tagger import open_tagger, tag_files
 from tagged import write_untrained
 
 onnx = pytest.importorskip("onnx")

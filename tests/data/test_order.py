@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reeltag.data.order import ByShard, step_positions
+from reeltag.data.sampler import ByShard, step_positions
 
 
 @given(

@@ -13,14 +13,14 @@ import pytest
 
 from badshards import KINDS, NEED_LABELS, REPEATED, SCHEMA, Case, make_case
 from conftest import assert_same
-from reeltag import artifact
-from reeltag.artifact import Artifact, Member
-from reeltag.cli import main
-from reeltag.data.batches import training_batches
+from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import Artifact, Member
+from reeltag.cli.main import main
+from reeltag.data.loader import training_batches
 from reeltag.data.holdout import split_holdout
 from reeltag.data.shards import Manifest, Shards, scan
-from reeltag.data.tfrecord import ShardFile
-from reeltag.errors import DataError, UsageError
+from reeltag.data.formats.tfrecord import ShardFile
+from reeltag.core.errors import DataError, UsageError
 from reeltag.models.tagger import build_tagger, parse_config
 from reliability import Promise
 
@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = parse_config({"family": "mean", "hidden": 3})
     state = build_tagger(config, SCHEMA.widths, SCHEMA.classes, 0).state_dict()
     path = tmp_path_factory.mktemp("model") / "m.reeltag"
-    artifact.save(path, Artifact(SCHEMA, None, (Member("a", config, 1.0, state),), {}))
+    artifact_file.save(path, Artifact(SCHEMA, None, (Member("a", config, 1.0, state),), {}))
     return path
 
 
@@ -260,7 +260,7 @@ def test_evaluate_and_verify_take_the_same_limit(
 def test_soft_targets_know_records_by_their_number_in_the_shard(tmp_path: Path) -> None:
     import torch
 
-    from reeltag.data.targets import SoftTargets, TargetsWriter
+    from reeltag.data.soft_targets import SoftTargets, TargetsWriter
 
     case = make_case(tmp_path, random.Random(8))
     whole = scan(case.bad, SCHEMA, max_bad_records=99, labelled=True)

@@ -7,13 +7,13 @@ import sys
 import pytest
 
 from conftest import TINY
-from reeltag import shardcache
-from reeltag.cli import main
+from reeltag.data import shard_cache
+from reeltag.cli.main import main
 from reeltag.data.synthetic import write_synthetic
-from reeltag.errors import UsageError
-from reeltag.recipe_file import load_recipe
-from reeltag.stages.plan import plan
-from reeltag.transfer import RemoteFile
+from reeltag.core.errors import UsageError
+from reeltag.recipe.load import load_recipe
+from reeltag.pipeline.plan import plan
+from reeltag.core.transfer import RemoteFile
 
 RECIPE = """name = "tiny"
 budget_mb = 0.3
@@ -76,7 +76,7 @@ def test_a_run_gives_the_bytes_of_the_same_run_here(s3, folder, tmp_path, capsys
     models = [(tmp_path / place / "model.reeltag").read_bytes() for place in ("here", "there")]
     assert models[0] == models[1]
     assert s3.faults.injected
-    assert shardcache.size() <= 4.5 * largest
+    assert shard_cache.size() <= 4.5 * largest
     s3.faults.rate, held = 0, len(s3.faults.requests)
     said(capsys, "run", there, "--out", tmp_path / "there", *cache)
     assert not [path for _, path, span in s3.faults.requests[held:] if span and "tfrecord" in path]
@@ -138,7 +138,7 @@ def test_a_cache_too_small_for_the_order_is_one_message_before_anything_is_fetch
     assert planned(needed - 1, "data.window=1")
     with pytest.raises(UsageError, match=r"the order needs all shards at hand, .* or take data.order = \"by-shard\""):
         planned(sum(sizes) - 1, "data.order=shuffled")
-    monkeypatch.setattr("reeltag.stages.data.free_bytes", lambda folder: 10)
+    monkeypatch.setattr("reeltag.pipeline.stages.data.free_bytes", lambda folder: 10)
     with pytest.raises(UsageError, match="there is room for 10 bytes; make room, or set REELTAG_CACHE"):
         planned(needed)
     assert not [path for path, span in web.faults.reads() if span and "tfrecord" in path]
@@ -178,18 +178,18 @@ def test_a_shard_that_changes_between_runs_is_indexed_anew(s3, folder, tmp_path,
 def test_a_killed_run_leaves_nothing_in_the_way(s3, folder, tmp_path, capsys, monkeypatch):
     s3.put_folder(folder)
     write(tmp_path / "r.toml", s3.root)
-    shardcache.folder().mkdir(parents=True)
-    (shardcache.folder() / f"{'0' * 64}-2000.partial").write_bytes(b"of a killed process")
+    shard_cache.folder().mkdir(parents=True)
+    (shard_cache.folder() / f"{'0' * 64}-2000.partial").write_bytes(b"of a killed process")
     code = "import os, sys; from reeltag import shardcache, transfer\n"
-    code += "from reeltag.storage import find\n"
+    code += "from reeltag.core.storage import find\n"
     code += "shardcache.fetch(find([sys.argv[1]])[0], lambda size: size and os.kill(os.getpid(), 9))"
     url = f"{s3.root}/test-00000-of-00006.tfrecord"
     assert subprocess.run([sys.executable, "-c", code, url], env=os.environ).returncode == -9
-    assert len(list(shardcache.folder().glob("*.partial"))) == 2
+    assert len(list(shard_cache.folder().glob("*.partial"))) == 2
     largest = max(path.stat().st_size for path in folder.iterdir())
     monkeypatch.setenv("REELTAG_CACHE_GB", str(1.2 * largest / 1e9))
     said(capsys, "data", "verify", f"{s3.root}/test-*", "--schema", tmp_path / "r.toml")
-    assert not list(shardcache.folder().glob("*.partial"))
+    assert not list(shard_cache.folder().glob("*.partial"))
 
 
 def test_a_url_is_no_path_of_a_recipe(tmp_path):

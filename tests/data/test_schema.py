@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from conftest import data_file
 from reeltag.data.schema import PRESETS, Feature, Schema, preset, read_label_names, with_preset
-from reeltag.errors import UsageError
+from reeltag.core.errors import UsageError
 
 RGB = {"name": "rgb", "width": 4}
 

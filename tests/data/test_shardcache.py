@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from conftest import TINY
-from reeltag import shardcache, transfer
+from reeltag.data import shard_cache
+from reeltag.core import transfer
 from reeltag.data import shards
-from reeltag.data.batches import sequential_batches, training_batches
+from reeltag.data.loader import sequential_batches, training_batches
 from reeltag.data.shards import Manifest, Shards, read_all, scan
 from reeltag.data.synthetic import write_synthetic
-from reeltag.errors import DataError, TransferError, UsageError
-from reeltag.readahead import ReadAhead
-from reeltag.storage import find
+from reeltag.core.errors import DataError, TransferError, UsageError
+from reeltag.data.prefetch import ReadAhead
+from reeltag.core.storage import find
 
 SCHEMA = TINY.record_schema
 SETTINGS = TINY.model_copy(update={"train_videos": 60, "shards": 6})
@@ -43,7 +44,7 @@ def there(store, folder):
 def kept():
     """Bytes of all files in the cache, whatever they are."""
     total = 0
-    for path in shardcache.folder().iterdir():
+    for path in shard_cache.folder().iterdir():
         with suppress(FileNotFoundError):  # of the read-ahead, which goes on
             total += path.lstat().st_size if not path.is_symlink() else 0
     return total
@@ -51,7 +52,7 @@ def kept():
 
 def empty():
     shards._open_remote.cache_clear()
-    old = shardcache.folder().rename(shardcache.folder().with_name(f"old-{time.monotonic_ns()}"))
+    old = shard_cache.folder().rename(shard_cache.folder().with_name(f"old-{time.monotonic_ns()}"))
     shutil.rmtree(old, ignore_errors=True)  # a read-ahead that ended may not know yet
 
 
@@ -125,39 +126,39 @@ def test_what_was_used_longest_ago_goes_first(web, folder, monkeypatch):
     monkeypatch.setenv("REELTAG_CACHE_GB", str(3.5 * files[0].size / 1e9))
     for file in (*files[:3], files[0], files[3]):
         time.sleep(0.02)  # file systems know times to some milliseconds
-        shardcache.fetch(file)
+        shard_cache.fetch(file)
     web.faults.requests.clear()
     for file in (files[0], files[2], files[3]):
-        shardcache.fetch(file)
+        shard_cache.fetch(file)
     assert not web.faults.reads()
-    shardcache.fetch(files[1])
+    shard_cache.fetch(files[1])
     assert web.faults.reads()
 
 
 def test_an_open_shard_stays_readable_when_it_goes(web, folder, monkeypatch):
     files = find([f"{web.put_folder(folder)}/train-*"])
     monkeypatch.setenv("REELTAG_CACHE_GB", str(1.5 * files[0].size / 1e9))
-    with shardcache.opened(files[0]) as file:
-        shardcache.fetch(files[1])
-        assert shardcache.size() == files[1].size
+    with shard_cache.opened(files[0]) as file:
+        shard_cache.fetch(files[1])
+        assert shard_cache.size() == files[1].size
         assert file.read() == (folder / files[0].name).read_bytes()
 
 
 def test_what_is_still_needed_goes_last(web, folder, monkeypatch):
     files = find([f"{web.put_folder(folder)}/train-*"])
     monkeypatch.setenv("REELTAG_CACHE_GB", str(2.5 * files[0].size / 1e9))
-    first = shardcache.fetch(files[0])
-    shardcache.hold(first.sha256)
+    first = shard_cache.fetch(files[0])
+    shard_cache.hold(first.sha256)
     for file in files[1:4]:
-        shardcache.fetch(file)
+        shard_cache.fetch(file)
     web.faults.requests.clear()
-    shardcache.fetch(first)
+    shard_cache.fetch(first)
     assert not web.faults.reads()
-    shardcache.release(first.sha256)
+    shard_cache.release(first.sha256)
     for file in files[1:4]:
         time.sleep(0.02)
-        shardcache.fetch(file)
-    shardcache.fetch(first)
+        shard_cache.fetch(file)
+    shard_cache.fetch(first)
     assert web.faults.reads()
 
 
@@ -178,8 +179,8 @@ def test_two_processes_fetch_a_shard_once(web, folder, monkeypatch):
 
 def _fetch_all(files):
     for file in files:
-        known = shardcache.fetch(file)
-        assert len(shardcache.opened(known).read()) == file.size
+        known = shard_cache.fetch(file)
+        assert len(shard_cache.opened(known).read()) == file.size
 
 
 @pytest.mark.parametrize("same_size", [True, False])
@@ -202,7 +203,7 @@ def test_a_shard_that_changed_since_it_was_indexed_is_an_error(store, folder, sa
 
 def test_a_damaged_copy_is_not_used(web, folder):
     videos = Shards(there(web, folder))
-    copy = shardcache.folder() / videos.manifest.shards[0].sha256
+    copy = shard_cache.folder() / videos.manifest.shards[0].sha256
     copy.write_bytes(bytes(copy.stat().st_size))
     with pytest.raises(DataError, match=r"record 0, byte 0: CRC of the length .*run again, and it is fetched anew"):
         videos.read(0)
@@ -217,17 +218,17 @@ def test_a_partial_file_goes_on_and_one_of_other_content_does_no_harm(web, folde
     manifest = there(web, folder)
     info = manifest.shards[0]
     content = (folder / info.path.rsplit("/", 1)[1]).read_bytes()
-    partial = shardcache.folder() / f"{info.sha256}-{info.bytes}.partial"
+    partial = shard_cache.folder() / f"{info.sha256}-{info.bytes}.partial"
     for start, requests in ((content[:1500], [1500]), (bytes(1500), [1500, 0])):
         empty()
-        shardcache.folder().mkdir()
+        shard_cache.folder().mkdir()
         partial.write_bytes(start)
         web.faults.requests.clear()
-        with shardcache.opened(info.source) as file:
+        with shard_cache.opened(info.source) as file:
             assert file.read() == content
         begins = [int(span.removeprefix("bytes=").split("-")[0]) for _, span in web.faults.reads()]
         assert [begin for begin in begins if begin in (0, 1500)] == requests
-        assert [path.name for path in shardcache.folder().iterdir() if path.is_file()].count(info.sha256) == 1
+        assert [path.name for path in shard_cache.folder().iterdir() if path.is_file()].count(info.sha256) == 1
         assert not partial.exists()
 
 
@@ -236,7 +237,7 @@ def test_a_new_version_is_fetched_and_an_old_one_that_is_back_is_known(store, fo
     other = (folder / "train-00001-of-00006.tfrecord").read_bytes()
     for each in (content, other, content):
         url = store.put("a.tfrecord", each)
-        with shardcache.opened(transfer.stat(url)) as file:
+        with shard_cache.opened(transfer.stat(url)) as file:
             assert file.read() == each
 
 
@@ -244,28 +245,28 @@ def test_a_limit_that_is_too_small_or_no_size_is_one_message(web, folder, monkey
     (file, *_) = find([f"{web.put_folder(folder)}/train-*"])
     monkeypatch.setenv("REELTAG_CACHE_GB", "1e-6")
     with pytest.raises(UsageError, match=r"does not fit the cache's limit of 1,000 bytes; raise data.cache_gb"):
-        shardcache.fetch(file)
+        shard_cache.fetch(file)
     for text in ("much", "-1", "nan", "inf"):
         monkeypatch.setenv("REELTAG_CACHE_GB", text)
         with pytest.raises(UsageError, match=f"REELTAG_CACHE_GB: should be gigabytes, such as 100, not '{text}'"):
-            shardcache.fetch(file)
+            shard_cache.fetch(file)
 
 
 def test_a_full_disk_is_one_message(web, folder, monkeypatch):
     (file, *_) = find([f"{web.put_folder(folder)}/train-*"])
-    monkeypatch.setattr(shardcache, "_free", lambda: 10)
+    monkeypatch.setattr(shard_cache, "_free", lambda: 10)
     with pytest.raises(UsageError, match="10 bytes are free there; make room, or set REELTAG_CACHE"):
-        shardcache.fetch(file)
+        shard_cache.fetch(file)
 
 
 def test_read_ahead_is_done_before_it_is_asked_for_and_ends_with_its_block(web, folder):
     files = find([f"{web.put_folder(folder)}/train-*"])
     with ReadAhead([[file] for file in files]):
         end = time.monotonic() + 20
-        while len(list(shardcache.folder().glob("?" * 64))) < len(files):
+        while len(list(shard_cache.folder().glob("?" * 64))) < len(files):
             assert time.monotonic() < end
             time.sleep(0.01)
-    assert not any(shardcache._needed.values())
+    assert not any(shard_cache._needed.values())
 
 
 def test_what_cannot_be_fetched_ahead_is_an_error_when_it_is_needed(web, folder, monkeypatch):

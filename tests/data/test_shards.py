@@ -14,18 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import TINY, assert_same, make_video
-from reeltag.data.example import Video, encode
+from reeltag.data.formats.example import Video, encode
 from reeltag.data.holdout import refuse_overlap, split_holdout
-from reeltag.data.order import epoch_order, step_positions
+from reeltag.data.sampler import epoch_order, step_positions
 from reeltag.data.shards import (
     Manifest,
     Shards,
     read_all,
     scan,
 )
-from reeltag.data.tfrecord import ShardFile, write_shard
-from reeltag.errors import ArtifactError, DataError, UsageError
-from reeltag.storage import file_hash
+from reeltag.data.formats.tfrecord import ShardFile, write_shard
+from reeltag.core.errors import ArtifactError, DataError, UsageError
+from reeltag.core.storage import file_hash
 
 SCHEMA = TINY.record_schema
 

@@ -12,7 +12,7 @@ from conftest import TINY
 from reeltag.data.holdout import refuse_overlap
 from reeltag.data.shards import scan
 from reeltag.data.synthetic import SyntheticSettings, _World, write_synthetic
-from reeltag.storage import file_hash
+from reeltag.core.storage import file_hash
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from conftest import TINY, make_video
-from reeltag.data.batches import training_batches
-from reeltag.data.example import encode
+from reeltag.data.loader import training_batches
+from reeltag.data.formats.example import encode
 from reeltag.data.holdout import split_folds
 from reeltag.data.schema import preset
 from reeltag.data.shards import Shards, scan
 from reeltag.data.synthetic import write_synthetic
-from reeltag.data.targets import SoftTargets, TargetsWriter
-from reeltag.data.tfrecord import write_shard
-from reeltag.errors import DataError, UsageError
+from reeltag.data.soft_targets import SoftTargets, TargetsWriter
+from reeltag.data.formats.tfrecord import write_shard
+from reeltag.core.errors import DataError, UsageError
 
 
 @pytest.fixture(scope="module")

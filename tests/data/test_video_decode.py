@@ -10,9 +10,9 @@ import pytest
 
 from clips import HEIGHT, WIDTH, number_of, numbered, tone, write_clip
 from conftest import DATA
-from reeltag.errors import VideoError
-from reeltag.video import decode
-from reeltag.video.decode import Damage, pictures, probe, sound
+from reeltag.core.errors import VideoError
+from reeltag.data.video import decode
+from reeltag.data.video.decode import Damage, pictures, probe, sound
 
 SIZE = (HEIGHT, WIDTH)
 

@@ -14,18 +14,18 @@ import pytest
 
 from clips import tone, write_clip
 from processgroup import all_end
-from reeltag.cli import main
+from reeltag.cli.main import main
 from reeltag.data.schema import read_label_names
 from reeltag.data.shards import read_all, scan
-from reeltag.errors import UsageError, VideoError, WorkerError
-from reeltag.progress import Progress
-from reeltag.recipe_file import load_recipe
-from reeltag.storage import find
-from reeltag.tensorfile import TensorFile
-from reeltag.video import collect as collecting
-from reeltag.video.collect import Settings, collect
-from reeltag.video.dataset import Item, gather, split
-from reeltag.video.features import open_pipeline
+from reeltag.core.errors import UsageError, VideoError, WorkerError
+from reeltag.core.progress import Progress
+from reeltag.recipe.load import load_recipe
+from reeltag.core.storage import find
+from reeltag.core.tensorfile import TensorFile
+from reeltag.data.video import extract as collecting
+from reeltag.data.video.extract import Settings, collect
+from reeltag.data.video.dataset import Item, gather, split
+from reeltag.data.video.features import open_pipeline
 
 HEARD = ["--image", "none"]  # the sound alone, which needs no network
 

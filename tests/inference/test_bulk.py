@@ -15,18 +15,19 @@ import pytest
 
 from conftest import make_video
 from processgroup import all_end, living
-from reeltag import artifact, bulk
-from reeltag.artifact import Artifact, Member
-from reeltag.bulk import predict_to_file
-from reeltag.cli import main
-from reeltag.data.example import Video, encode
-from reeltag.data.flat import is_flat, rgb_place
+from reeltag.artifact import file as artifact_file
+from reeltag.inference import shards as bulk
+from reeltag.artifact.file import Artifact, Member
+from reeltag.inference.shards import predict_to_file
+from reeltag.cli.main import main
+from reeltag.data.formats.example import Video, encode
+from reeltag.data.flat_videos import is_flat, rgb_place
 from reeltag.data.schema import Feature, Schema, preset
-from reeltag.data.tfrecord import write_shard
-from reeltag.errors import DataError, UsageError
+from reeltag.data.formats.tfrecord import write_shard
+from reeltag.core.errors import DataError, UsageError
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.predict import load
-from reeltag.progress import Progress
+from reeltag.inference.predictor import load
+from reeltag.core.progress import Progress
 
 WITH_PYARROW = find_spec("pyarrow") is not None
 needs_pyarrow = pytest.mark.skipif(not WITH_PYARROW, reason="pyarrow is missing: pip install 'reeltag[parquet]'")
@@ -36,7 +37,7 @@ ENDINGS = ["csv", "jsonl", pytest.param("parquet", marks=needs_pyarrow)]
 def save_model(path, schema, **table):
     config = parse_config(table)
     state = build_tagger(config, schema.widths, schema.classes, 0).state_dict()
-    artifact.save(path, Artifact(schema, None, (Member("a", config, 1.0, state),), {}))
+    artifact_file.save(path, Artifact(schema, None, (Member("a", config, 1.0, state),), {}))
     return path
 
 
@@ -74,7 +75,7 @@ def whole(model, shards, tmp_path_factory):
 
 def launch(model, shards, out, workers):
     """Start the command in a process group of its own."""
-    code = "import sys; from reeltag.cli import main; __name__ == '__main__' and sys.exit(main())"
+    code = "import sys; from reeltag.cli.main import main; __name__ == '__main__' and sys.exit(main())"
     command = [sys.executable, "-c", code, "predict", model, f"{shards}/*", "--out", out, "--workers", str(workers)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent / "src")}
     return subprocess.Popen(

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reeltag.data.schema import Feature, Schema
-from reeltag.errors import DataError, UsageError
-from reeltag.formats import output_format
-from reeltag.metrics import Metrics
-from reeltag.predict import Predictions, evaluate
-from reeltag.segment_metrics import SegmentRanking
-from reeltag.submission import Submission
+from reeltag.core.errors import DataError, UsageError
+from reeltag.inference.formats.table import output_format
+from reeltag.inference.metrics.gap import Metrics
+from reeltag.inference.predictor import Predictions, evaluate
+from reeltag.inference.metrics.segments import SegmentRanking
+from reeltag.inference.formats.submission import Submission
 
 CLASSES = 5
 SCHEMA = Schema(features=(Feature(name="rgb", width=4),), classes=CLASSES, segments=5)

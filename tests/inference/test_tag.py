@@ -16,13 +16,14 @@ import pytest
 
 from clips import number_of, numbered, write_clip
 from conftest import DATA
-from reeltag import artifact, predict
-from reeltag.cli import main
+from reeltag.artifact import file as artifact_file
+from reeltag.inference import predictor as predict
+from reeltag.cli.main import main
 from reeltag.data.shards import read_all
-from reeltag.storage import find
-from reeltag.tagformats import lines
-from reeltag.timeline import holding, segments
-from reeltag.video.thumbnails import thumbnails
+from reeltag.core.storage import find
+from reeltag.inference.video.formats import lines
+from reeltag.inference.timeline import holding, segments
+from reeltag.data.video.thumbnails import thumbnails
 from tagged import NAMES, SECONDS, clips, model, schema_of, shards, write_untrained  # noqa: F401 - fixtures
 
 
@@ -167,10 +168,10 @@ def test_names_that_are_no_utf_8(clips, model, tmp_path, capsys):
 
 def altered(model, path, change, **others):
     """The model with another schema."""
-    shipped = artifact.load(model)
+    shipped = artifact_file.load(model)
     features = tuple(change(feature) for feature in shipped.schema.features)
     schema = shipped.schema.model_copy(update={"features": features})
-    artifact.save(path, replace(shipped, schema=schema, **others))
+    artifact_file.save(path, replace(shipped, schema=schema, **others))
     return path
 
 
@@ -194,9 +195,9 @@ def test_a_model_whose_features_cannot_be_made_is_refused(clips, model, tmp_path
 
 
 def test_what_else_cannot_work_is_refused(clips, model, tmp_path, capsys):
-    shipped = artifact.load(model)
+    shipped = artifact_file.load(model)
     segments_of_five = shipped.schema.model_copy(update={"segments": 5})
-    artifact.save(tmp_path / "s.reeltag", replace(shipped, schema=segments_of_five))
+    artifact_file.save(tmp_path / "s.reeltag", replace(shipped, schema=segments_of_five))
     assert "tags segments of 5 frames" in fails(capsys, clips, "--model", tmp_path / "s.reeltag")
     assert "--top: 0" in fails(capsys, clips, "--model", model, "--top", 0)
     assert "VIDEOS is missing" in fails(capsys, "--model", model)

@@ -8,7 +8,7 @@ import re
 import pytest
 
 import chromium
-from reeltag.cli import main
+from reeltag.cli.main import main
 from tagged import SECONDS, clips, model, shards  # noqa: F401 - fixtures
 
 pytestmark = chromium.needed

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from reeltag import artifact, quantize
-from reeltag.artifact import Artifact, Member
-from reeltag.data.batches import Batch, count_frames, draw_frames, take_frames
+from reeltag.artifact import file as artifact_file
+from reeltag.artifact.quantization import quantize
+from reeltag.artifact.file import Artifact, Member
+from reeltag.data.loader import Batch, count_frames, draw_frames, take_frames
 from reeltag.data.schema import Feature, Schema
-from reeltag.losses import cross_entropy
+from reeltag.training.losses import cross_entropy
 from reeltag.models import tagger as tagger_module
 from reeltag.models.frames import Frames
 from reeltag.models.layers import dequantize, l2_normalize
 from reeltag.models.rnn import PublishedGRU, shuffle_frames
 from reeltag.models.tagger import FAMILIES, build_tagger, meta_tagger
-from reeltag.predict import Ensemble, Predictor
+from reeltag.inference.predictor import Ensemble, Predictor
 from slow_models import POOLINGS, slow_tag
 from small_models import ALL, CLASSES, FORMS, OPTIONS, WIDTHS, battery, small_tagger, stirred, videos, with_options
 
@@ -284,14 +285,14 @@ def test_a_model_saved_and_loaded_is_bit_equal(family, form, tmp_path, tiny_sche
     config = small_tagger(family, form).config
     tagger = stirred(build_tagger(config, widths, classes, 0))
     path = tmp_path / "one.reeltag"
-    artifact.save(path, Artifact(tiny_schema, None, (Member("one", config, 1.0, tagger.state_dict()),), {}))
-    (member,) = artifact.load(path).members
+    artifact_file.save(path, Artifact(tiny_schema, None, (Member("one", config, 1.0, tagger.state_dict()),), {}))
+    (member,) = artifact_file.load(path).members
     assert member.config == config
     loaded = member.build(tiny_schema)
     frames = torch.randint(0, 256, (5, 8, sum(widths)), dtype=torch.uint8)
     lengths = torch.tensor([8, 1, 3, 8, 5])
     assert torch.equal(loaded(frames, lengths), tagger(frames, lengths))
-    artifact.save(tmp_path / "two.reeltag", artifact.load(path))
+    artifact_file.save(tmp_path / "two.reeltag", artifact_file.load(path))
     assert (tmp_path / "two.reeltag").read_bytes() == path.read_bytes()
 
 

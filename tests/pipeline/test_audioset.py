@@ -6,12 +6,12 @@ import pytest
 
 import onnx_alone
 from conftest import DATA, REPO
-from reeltag.cli import main
-from reeltag.data.batches import stream_batches
+from reeltag.cli.main import main
+from reeltag.data.loader import stream_batches
 from reeltag.data.schema import preset
 from reeltag.data.shards import read_all, scan
-from reeltag.predict import evaluate, load
-from reeltag.storage import find
+from reeltag.inference.predictor import evaluate, load
+from reeltag.core.storage import find
 
 FOLDER = DATA / "audioset"
 pytestmark = [

@@ -10,19 +10,21 @@ import torch
 
 import reeltag
 from conftest import TINY_RUN
-from reeltag import artifact, checkpoint, executors
-from reeltag.cli import main
+from reeltag.artifact import file as artifact_file
+from reeltag.training import checkpoint
+from reeltag.pipeline import executor
+from reeltag.cli.main import main
 from reeltag.data.holdout import split_folds
 from reeltag.data.shards import Manifest, Shards
-from reeltag.data.targets import SoftTargets
-from reeltag.errors import DataError
-from reeltag.metrics import Metrics
-from reeltag.progress import Progress
-from reeltag.recipe_file import load_recipe
-from reeltag.stages.ensemble import MEMBER_ROOM, Beside, room
-from reeltag.stages.files import split
-from reeltag.stages.plan import plan
-from reeltag.stages.teacher import family_teacher
+from reeltag.data.soft_targets import SoftTargets
+from reeltag.core.errors import DataError
+from reeltag.inference.metrics.gap import Metrics
+from reeltag.core.progress import Progress
+from reeltag.recipe.load import load_recipe
+from reeltag.pipeline.stages.ensemble import MEMBER_ROOM, Beside, room
+from reeltag.pipeline.stages.files import split
+from reeltag.pipeline.plan import plan
+from reeltag.pipeline.stages.soft_targets import family_teacher
 
 RECIPE = (
     """
@@ -80,7 +82,7 @@ def run(folder, *overrides):
 
 def stage_folder(folder, name, *overrides):
     """The folder of a stage that was run."""
-    found = executors.run(plan(load_recipe(folder / "recipe.toml", overrides)), folder / "out", Progress())
+    found = executor.run(plan(load_recipe(folder / "recipe.toml", overrides)), folder / "out", Progress())
     return found[name]
 
 
@@ -97,7 +99,7 @@ def manifest(folder):
 def test_the_file_holds_the_budget_and_beats_the_prior(folder, results):
     assert (folder / "out" / "model.reeltag").stat().st_size == results["bytes"] <= 250_000
     assert results["test"]["file"]["gap"] > results["test"]["prior"]["gap"] + 0.1
-    shipped = artifact.load(folder / "out" / "model.reeltag")
+    shipped = artifact_file.load(folder / "out" / "model.reeltag")
     assert [member.name for member in shipped.members] == [entry["name"] for entry in results["shipped"]]
     assert sum(entry["weight"] for entry in results["shipped"]) == pytest.approx(1)
 
@@ -138,8 +140,8 @@ def test_the_teachers_are_the_best_combination_on_the_hold_out(folder):
 def test_a_student_has_its_teachers_architecture(folder, results):
     for number in (1, 2):
         name = f"netvlad-student-{number}"
-        (student,) = artifact.load(stage_folder(folder, f"average.{name}") / "model.reeltag").members
-        (teacher,) = artifact.load(
+        (student,) = artifact_file.load(stage_folder(folder, f"average.{name}") / "model.reeltag").members
+        (teacher,) = artifact_file.load(
             stage_folder(folder, f"average.{results['members'][name]['like']}") / "model.reeltag"
         ).members
         assert student.config == teacher.config
@@ -250,7 +252,7 @@ def test_the_tables_are_the_papers(folder, results):
 
 def test_map_over_all_scores_is_reported_where_asked_for(folder, capsys):
     override, out = "test.all_scores=true", folder / "out"
-    done = executors.statuses(plan(load_recipe(folder / "recipe.toml", [override])), out)
+    done = executor.statuses(plan(load_recipe(folder / "recipe.toml", [override])), out)
     measured_anew = {stage for stage in ALL_MODELS if stage.startswith("test.")} | {"test.file", "report"}
     assert {name for name, status in done.items() if status != "done"} == measured_anew
     results = run(folder, override)
@@ -323,5 +325,5 @@ ALL_STUDENTS = STUDENTS | stages_of("mean-student-1") | OF_STUDENTS
     ],
 )  # fmt: skip
 def test_a_change_redoes_its_family_and_what_follows_and_nothing_else(folder, override, redone):
-    done = executors.statuses(plan(load_recipe(folder / "recipe.toml", [override])), folder / "out")
+    done = executor.statuses(plan(load_recipe(folder / "recipe.toml", [override])), folder / "out")
     assert {name for name, status in done.items() if status != "done"} == redone

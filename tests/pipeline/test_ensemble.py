@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reeltag.ensemble import (
+from reeltag.pipeline.ensemble_search import (
     Option,
     best_combination,
     contenders,
@@ -17,7 +17,7 @@ from reeltag.ensemble import (
     select,
     weighted,
 )
-from reeltag.metrics import Metrics, gap
+from reeltag.inference.metrics.gap import Metrics, gap
 
 VIDEOS, CLASSES = 40, 30
 

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 import reeltag
-from reeltag.cli import main
-from reeltag.data.predictions import read_predictions
+from reeltag.cli.main import main
+from reeltag.data.given_predictions import read_predictions
 from reeltag.data.shards import Manifest, id_hash
-from reeltag.data.targets import SoftTargets
-from reeltag.errors import RecipeError, UsageError
-from reeltag.recipe_file import load_recipe
-from reeltag.stages.files import split
-from reeltag.stages.plan import plan
+from reeltag.data.soft_targets import SoftTargets
+from reeltag.core.errors import RecipeError, UsageError
+from reeltag.recipe.load import load_recipe
+from reeltag.pipeline.stages.files import split
+from reeltag.pipeline.plan import plan
 
 RECIPE = """name = "given"
 budget_mb = 1

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from conftest import TINY_RUN
-from reeltag.cli import main
+from reeltag.cli.main import main
 
 RECIPE = 'name = "tiny"\nbudget_mb = 0.3\n' + TINY_RUN + '[models.a]\nfamily = "mean"\n[models.b]\nfamily = "mean"\n'
 

@@ -13,10 +13,10 @@ import torch
 from processgroup import all_end
 from reeltag.data.shards import Shards
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.progress import Progress
-from reeltag.recipe_file import load_recipe
-from reeltag.schedule import TrainingSettings, training_phase
-from reeltag.train import run_phase
+from reeltag.core.progress import Progress
+from reeltag.recipe.load import load_recipe
+from reeltag.training.schedule import TrainingSettings, training_phase
+from reeltag.training.loop import run_phase
 from whole_runs import RUN, commands, contents, folder
 
 __all__ = ["commands", "folder"]

@@ -6,13 +6,16 @@ import shutil
 import pytest
 
 from conftest import TINY_RUN
-from reeltag import checkpoint, executors, outputs, transfer
-from reeltag.cli import main
-from reeltag.errors import UsageError
-from reeltag.executors import Stage
-from reeltag.outputs import RemoteOutputs, outputs_at
-from reeltag.progress import Progress
-from reeltag.transfer import list_files, read
+from reeltag.training import checkpoint
+from reeltag.pipeline import executor
+from reeltag.pipeline import run_folder
+from reeltag.core import transfer
+from reeltag.cli.main import main
+from reeltag.core.errors import UsageError
+from reeltag.pipeline.executor import Stage
+from reeltag.pipeline.run_folder import RemoteOutputs, outputs_at
+from reeltag.core.progress import Progress
+from reeltag.core.transfer import list_files, read
 from runs import KilledError
 
 RECIPE = f"""name = "tiny"
@@ -65,9 +68,9 @@ def test_a_run_ends_with_the_same_file_and_any_machine_knows_it_is_done(s3, here
 
 @pytest.mark.slow
 def test_another_machine_goes_on_from_the_last_checkpoint(s3, here, tmp_path, monkeypatch):
-    import reeltag.train
+    import reeltag.training.loop
 
-    step, steps = reeltag.train.train_step, []
+    step, steps = reeltag.training.loop.train_step, []
 
     def killed(*arguments, **named):
         steps.append(1)
@@ -75,17 +78,17 @@ def test_another_machine_goes_on_from_the_last_checkpoint(s3, here, tmp_path, mo
             raise KilledError
         return step(*arguments, **named)
 
-    monkeypatch.setattr(outputs, "KEEP_SECONDS", 0.05)
-    monkeypatch.setitem(reeltag.train.run_phase.__kwdefaults__, "checkpoint_seconds", 0.0)
-    monkeypatch.setattr(reeltag.train, "CHECKPOINT_SHARE", 1e9)
-    monkeypatch.setattr(reeltag.train, "train_step", killed)
+    monkeypatch.setattr(run_folder, "KEEP_SECONDS", 0.05)
+    monkeypatch.setitem(reeltag.training.loop.run_phase.__kwdefaults__, "checkpoint_seconds", 0.0)
+    monkeypatch.setattr(reeltag.training.loop, "CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr(reeltag.training.loop, "train_step", killed)
     command = ["run", str(here / "tiny.toml"), "--out", f"{s3.root}/run"]
     with pytest.raises(KilledError):
         main(command)
     kept = [file.url for file in list_files(f"{s3.root}/run") if file.url.endswith("checkpoint.safetensors")]
     assert len(kept) == 1
     another_machine(monkeypatch, tmp_path / "other")
-    monkeypatch.setattr(reeltag.train, "train_step", lambda *a, **n: steps.append(1) or step(*a, **n))
+    monkeypatch.setattr(reeltag.training.loop, "train_step", lambda *a, **n: steps.append(1) or step(*a, **n))
     assert main(command) == 0
     at_once = checkpoint.load(next((here / "out/stages").glob("average.a-*/checkpoint.safetensors"))).step
     assert len(steps) < at_once + 31  # some were not done again
@@ -103,15 +106,15 @@ STAGES = [Stage("a", note), Stage("b", note, ("a",))]
 
 def test_an_older_state_in_a_working_copy_is_fetched_anew(s3, tmp_path):
     url = f"{s3.root}/run"
-    folders = executors.run(STAGES[:1], url, Progress())
+    folders = executor.run(STAGES[:1], url, Progress())
     (folders["a"] / "text").write_text("y")
-    folders = executors.run(STAGES, url, Progress())
+    folders = executor.run(STAGES, url, Progress())
     assert (folders["b"] / "text").read_text() == "x+x"
     (folders["a"] / "text").unlink()
     assert (outputs_at(url).bring(folders["a"].name) / "text").read_text() == "x"
-    assert executors.statuses(STAGES, url) == {"a": "done", "b": "done"}
+    assert executor.statuses(STAGES, url) == {"a": "done", "b": "done"}
     shutil.rmtree(outputs_at(url).out)
-    assert executors.statuses(STAGES, url) == {"a": "done", "b": "done"}
+    assert executor.statuses(STAGES, url) == {"a": "done", "b": "done"}
 
 
 def keep_or_write(job):
@@ -133,9 +136,9 @@ def test_what_a_killed_process_had_not_put_there_is_put_later(s3, tmp_path, monk
 
     monkeypatch.setattr(RemoteOutputs, "_keep", killed)
     with pytest.raises(KilledError):
-        executors.run([KEPT], url, Progress())
+        executor.run([KEPT], url, Progress())
     monkeypatch.setattr(RemoteOutputs, "_keep", keep)
-    folders = executors.run([KEPT], url, Progress())
+    folders = executor.run([KEPT], url, Progress())
     here = {path.name: path.read_bytes() for path in folders["kept"].glob("[!.]*")}
     another_machine(monkeypatch, tmp_path / "other")
     brought = outputs_at(url).bring(folders["kept"].name)
@@ -145,30 +148,30 @@ def test_what_a_killed_process_had_not_put_there_is_put_later(s3, tmp_path, monk
 
 def test_a_run_whose_url_was_emptied_is_put_there_anew(s3, tmp_path, monkeypatch):
     url = f"{s3.root}/run"
-    executors.run([KEPT], url, Progress())
+    executor.run([KEPT], url, Progress())
     filesystem, path = transfer.file_system(url)
     filesystem.rm(path, recursive=True)
-    folders = executors.run([KEPT], url, Progress())
+    folders = executor.run([KEPT], url, Progress())
     another_machine(monkeypatch, tmp_path / "other")
     assert (outputs_at(url).bring(folders["kept"].name) / "file-2").read_text() == "2"
 
 
 def test_a_file_that_is_not_what_its_marker_says_is_one_message(s3, tmp_path, monkeypatch):
     url = f"{s3.root}/run"
-    executors.run(STAGES[:1], url, Progress())
+    executor.run(STAGES[:1], url, Progress())
     (text,) = [file.url for file in list_files(url) if file.url.endswith("text")]
     s3.put(text.removeprefix(f"{s3.root}/"), b"y")
     another_machine(monkeypatch, tmp_path / "other")
     with pytest.raises(UsageError, match=r"s3://.*/text: is not what stage.json beside it says; remove s3://.*/a-"):
-        executors.run(STAGES, url, Progress())
+        executor.run(STAGES, url, Progress())
 
 
 def test_a_damaged_marker_and_a_web_server_are_one_message(s3, tmp_path):
     url = f"{s3.root}/run"
-    executors.run(STAGES[:1], url, Progress())
+    executor.run(STAGES[:1], url, Progress())
     (marker,) = [file.url for file in list_files(url) if file.url.endswith("stage.json")]
     s3.put(marker.removeprefix(f"{s3.root}/"), b"[]")
     with pytest.raises(UsageError, match=r"s3://.*stage.json: is damaged; remove s3://.*/a-"):
-        executors.run(STAGES, url, Progress())
+        executor.run(STAGES, url, Progress())
     with pytest.raises(UsageError, match="web servers are only read"):
-        executors.run(STAGES, f"{s3.address}/run", Progress())
+        executor.run(STAGES, f"{s3.address}/run", Progress())

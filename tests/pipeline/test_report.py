@@ -14,13 +14,13 @@ import torch
 import chromium
 import reeltag
 from htmlpage import Page
-from reeltag.cli import main
+from reeltag.cli.main import main
 from reeltag.data.shards import Shards, scan
 from reeltag.data.synthetic import SyntheticSettings, write_synthetic
 from reeltag.models.tagger import Tagger
-from reeltag.predict import load
-from reeltag.report.measures import Together, gating_gain
-from reeltag.traininglog import read_rows
+from reeltag.inference.predictor import load
+from reeltag.pipeline.report.measures import Together, gating_gain
+from reeltag.training.log import read_rows
 
 HOSTILE = "<img src=x onerror=\"document.title='hit'\"> & "
 DATA = SyntheticSettings(train_videos=160, test_videos=48, shards=2, classes=12, rgb=24, audio=8, frames=(5, 12))
@@ -253,7 +253,7 @@ def refused(capsys, *arguments):
 
 def test_a_report_of_a_run_at_work_says_that_it_is_old(folder, tmp_path, capsys):
     capsys.readouterr()
-    program = "import sys; from pathlib import Path; from reeltag.storage import locked\n"
+    program = "import sys; from pathlib import Path; from reeltag.core.storage import locked\n"
     program += "with locked(Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", program, str(folder / "run")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from reeltag.predict import Predictions
-from reeltag.report.charts import Point, Series, chart, log_ticks
-from reeltag.report.compare import recipe_changes
-from reeltag.report.measures import BINS, MIN_VIDEOS, PAIRS, Together, calibration, gating_gain
-from reeltag.stages.shown import _mean_row, margins
-from reeltag.traininglog import Row
+from reeltag.inference.predictor import Predictions
+from reeltag.pipeline.report.charts import Point, Series, chart, log_ticks
+from reeltag.pipeline.report.compare import recipe_changes
+from reeltag.pipeline.report.measures import BINS, MIN_VIDEOS, PAIRS, Together, calibration, gating_gain
+from reeltag.pipeline.stages.report_samples import _mean_row, margins
+from reeltag.training.log import Row
 
 
 @pytest.fixture

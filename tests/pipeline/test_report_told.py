@@ -7,13 +7,13 @@ from copy import deepcopy
 import pytest
 
 from htmlpage import Page
-from reeltag.cli import main
-from reeltag.report.markdown import examples, headline, render
-from reeltag.report.page import render_run
-from reeltag.report.remarks import CLEARLY, FEW, remarks
-from reeltag.report.results import FORMAT, read_run
-from reeltag.report.tables import render_tables
-from reeltag.schedule import FORGOTTEN
+from reeltag.cli.main import main
+from reeltag.pipeline.report.markdown import examples, headline, render
+from reeltag.pipeline.report.page import render_run
+from reeltag.pipeline.report.remarks import CLEARLY, FEW, remarks
+from reeltag.pipeline.report.results import FORMAT, read_run
+from reeltag.pipeline.report.tables import render_tables
+from reeltag.training.schedule import FORGOTTEN
 
 BINS = [
     {"count": 17_000, "score": 0.02, "share": 0.01},

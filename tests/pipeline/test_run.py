@@ -10,15 +10,16 @@ import torch
 
 import reeltag
 from conftest import TINY_RUN
-from reeltag import artifact, executors
-from reeltag.artifact import Artifact, Member
-from reeltag.cli import main
-from reeltag.encodings import CodebookTensor
+from reeltag.artifact import file as artifact_file
+from reeltag.pipeline import executor
+from reeltag.artifact.file import Artifact, Member
+from reeltag.cli.main import main
+from reeltag.artifact.quantization.encodings import CodebookTensor
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.outputs import outputs_at
-from reeltag.progress import Progress
-from reeltag.recipe_file import load_recipe
-from reeltag.stages.plan import plan
+from reeltag.pipeline.run_folder import outputs_at
+from reeltag.core.progress import Progress
+from reeltag.recipe.load import load_recipe
+from reeltag.pipeline.plan import plan
 
 RECIPE = (
     """
@@ -55,7 +56,7 @@ def read_results(out):
 
 def planned(folder, *overrides):
     recipe = load_recipe(folder / "tiny.toml", overrides)
-    done = executors.statuses(plan(recipe), folder / "out")
+    done = executor.statuses(plan(recipe), folder / "out")
     return {name for name, status in done.items() if status != "done"}
 
 
@@ -128,7 +129,7 @@ def test_train_stops_with_a_float_file_and_run_goes_on_from_it(finished, tmp_pat
     assert main(["train", str(finished / "tiny.toml"), "--model", "b", "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out / "b.reeltag")
     recipe = load_recipe(finished / "tiny.toml")
-    done = executors.statuses(plan(recipe), out)
+    done = executor.statuses(plan(recipe), out)
     assert {name for name, status in done.items() if status == "done"} == {
         "synthetic", "data.train", "train.b", "average.b",
     }  # fmt: skip
@@ -160,7 +161,7 @@ def imported(tmp_path_factory):
         config = parse_config(table)
         state = build_tagger(config, schema.widths, schema.classes, 1).state_dict()
         shipped = Artifact(schema, None, (Member("elsewhere", config, 1.0, state),), {})
-        artifact.save(folder / f"{name}.reeltag", artifact.quantized(shipped) if name == "x" else shipped)
+        artifact_file.save(folder / f"{name}.reeltag", artifact_file.quantized(shipped) if name == "x" else shipped)
     return folder
 
 
@@ -168,13 +169,13 @@ def test_members_trained_elsewhere_ship_like_any_other(imported):
     out = imported / "out"
     assert main(["run", str(imported / "tiny.toml"), "--out", str(out)]) == 0
     weights = {entry["name"]: entry["weight"] for entry in read_results(out)["shipped"]}
-    shipped = artifact.load(out / "model.reeltag")
+    shipped = artifact_file.load(out / "model.reeltag")
     assert {member.name: member.weight for member in shipped.members} == pytest.approx(weights)
     frames = np.random.default_rng(0).integers(0, 256, (3, 9, 32), dtype=np.uint8)
     expected = 0.0
     for member in shipped.members:
         path = imported / f"{member.name}.reeltag"
-        (source,) = artifact.load(path).members
+        (source,) = artifact_file.load(path).members
         for name, value in source.state.items():
             if isinstance(value, CodebookTensor):  # what is in 8 bits already stays as it is
                 assert torch.equal(member.state[name].codes, value.codes)
@@ -217,13 +218,13 @@ schema = {{ features = [{features}], classes = 12, max_frames = 12 }}
     for shard in shards.glob("*.tfrecord"):
         (copy / shard.name).write_bytes(shard.read_bytes())
     recipes = [load_recipe(tmp_path / "tiny.toml", [f"data.root={root}"]) for root in (shards, copy)]
-    executors.run(plan(recipes[0]), tmp_path / "out", Progress())
+    executor.run(plan(recipes[0]), tmp_path / "out", Progress())
     folders = set((tmp_path / "out" / "stages").iterdir())
     (packed,) = (tmp_path / "out" / "stages").glob("pack-*/model.reeltag")
-    told = artifact.load(packed).provenance
+    told = artifact_file.load(packed).provenance
     held_out = told["holdout_gap"]["videos"] + told["holdout_gap"]["chosen_on"]
     assert told["data"] == {"shards": ["train-*"], "videos": 300 - held_out}
-    executors.run(plan(recipes[1]), tmp_path / "out", Progress())
+    executor.run(plan(recipes[1]), tmp_path / "out", Progress())
     new = {path.name.rsplit("-", 1)[0] for path in set((tmp_path / "out" / "stages").iterdir()) - folders}
     assert new == {"data.train", "data.test"}
 
@@ -244,6 +245,6 @@ def test_an_interrupt_ends_with_130_and_says_how_to_go_on(finished, monkeypatch,
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(executors, "run", interrupted)
+    monkeypatch.setattr(executor, "run", interrupted)
     assert main(["run", str(finished / "tiny.toml"), "--out", str(finished / "out")]) == 130
     assert "the same command goes on from its last checkpoint" in capsys.readouterr().err

@@ -10,13 +10,13 @@ import pytest
 
 import reeltag
 from conftest import records_of
-from reeltag import artifact
-from reeltag.cli import main
-from reeltag.data.example import decode
-from reeltag.data.protos import SequenceExample
+from reeltag.artifact import file as artifact_file
+from reeltag.cli.main import main
+from reeltag.data.formats.example import decode
+from reeltag.data.formats.protos import SequenceExample
 from reeltag.data.segments import examples
-from reeltag.errors import RecipeError, UsageError
-from reeltag.recipe_file import load_recipe
+from reeltag.core.errors import RecipeError, UsageError
+from reeltag.recipe.load import load_recipe
 from test_segment_metrics import as_the_starter_code_does
 
 RECIPE = """name = "segments"
@@ -137,7 +137,7 @@ def test_what_segments_are_not_for_is_refused(out: Path, shards: list[Path], tmp
     with pytest.raises(UsageError, match="this model tags segments of 5 frames"):
         tagger.predict(np.zeros((6, 32), np.uint8))
     with pytest.raises(UsageError, match=r"drop_flat: .* this model tags segments"):
-        from reeltag.bulk import predict_to_file
+        from reeltag.inference.shards import predict_to_file
 
         predict_to_file(model, list(map(str, shards)), tmp_path / "s.csv", drop_flat=True)
     app = pytest.importorskip("reeltag.serve.app")
@@ -166,9 +166,9 @@ def test_a_file_of_videos_does_not_join_an_ensemble_of_segments(
     recipe: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     member = next(out.glob("stages/train.mean-*")) / "model.reeltag"
-    shipped = artifact.load(member)
+    shipped = artifact_file.load(member)
     videos = shipped.schema.model_copy(update={"segments": None})
-    artifact.save(tmp_path / "videos.reeltag", artifact.Artifact(videos, None, shipped.members, {}))
+    artifact_file.save(tmp_path / "videos.reeltag", artifact_file.Artifact(videos, None, shipped.members, {}))
     for file, code in ((tmp_path / "videos.reeltag", 2), (member, 0)):
         arguments = ["run", str(recipe), "--out", str(tmp_path / "run"), "--set", f'imported.other="{file}"']
         assert main([*arguments, "--dry-run"]) == code

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from conftest import TINY_RUN
-from reeltag import executors
-from reeltag.cli import main
-from reeltag.errors import UsageError
-from reeltag.executors import Pieces, Stage
-from reeltag.processes import spawned
-from reeltag.progress import Progress
+from reeltag.pipeline import executor
+from reeltag.cli.main import main
+from reeltag.core.errors import UsageError
+from reeltag.pipeline.executor import Pieces, Stage
+from reeltag.core.distributed.process_pool import spawned
+from reeltag.core.progress import Progress
 
 
 def note(job):
@@ -80,31 +80,31 @@ class Said(Progress):
 def test_stages_run_when_their_inputs_are_there_and_never_again(tmp_path):
     said = Said()
     with spawned(["cpu", "cpu"]) as pool:
-        folders = executors.run(DIAMOND, tmp_path, said, pool)
+        folders = executor.run(DIAMOND, tmp_path, said, pool)
         assert (folders["bottom"] / "text").read_text() == (
             "bottom of (left: left of (top: top of ()), right: right of (top: top of ()))"
         )
         before = [(folder / "begun").read_text() for folder in folders.values()]
-        assert executors.run(DIAMOND, tmp_path, said, pool) == folders
+        assert executor.run(DIAMOND, tmp_path, said, pool) == folders
     assert [(folder / "begun").read_text() for folder in folders.values()] == before
     assert said.lines[-4:] == [f"[{n}/4] {name}: done before" for n, name in enumerate(folders, 1)]
     assert list(folders) == [stage.name for stage in DIAMOND]
-    done = executors.run(DIAMOND[:1], tmp_path, said)  # in this process: the same folder
+    done = executor.run(DIAMOND[:1], tmp_path, said)  # in this process: the same folder
     assert done["top"] == folders["top"]
 
 
 def test_an_error_ends_the_run_and_what_was_finished_stays(tmp_path):
     stages = [Stage("good", note), Stage("bad", refuse, ("good",)), Stage("after", note, ("bad",))]
     with spawned(["cpu", "cpu"]) as pool, pytest.raises(UsageError, match=r"^no$"):
-        executors.run(stages, tmp_path, Progress(), pool)
-    assert executors.statuses(stages, tmp_path) == {"good": "done", "bad": "unfinished", "after": "to do"}
+        executor.run(stages, tmp_path, Progress(), pool)
+    assert executor.statuses(stages, tmp_path) == {"good": "done", "bad": "unfinished", "after": "to do"}
 
 
 @pytest.mark.parametrize("devices", [1, 3])
 def test_pieces_come_before_the_rest_and_one_whose_process_dies_comes_again(tmp_path, devices):
     stage = Stage("parted", join, pieces=Pieces(count_pieces, piece_file, write_piece))
     with spawned(["cpu"] * devices) as pool:
-        folders = executors.run([stage], tmp_path, Progress(), pool)
+        folders = executor.run([stage], tmp_path, Progress(), pool)
     assert (folders["parted"] / "text").read_text() == str([f"piece-{number}" for number in range(5)])
     made = [(folders["parted"] / f"piece-{number}").read_text().splitlines() for number in range(5)]
     assert [len(lines) for lines in made] == [1, 1, 1, 2, 1]
@@ -122,11 +122,11 @@ def test_pieces_that_are_there_are_not_made_again(tmp_path, devices):
     stage = Stage("parted", join_or_fail, pieces=Pieces(count_pieces, piece_file, append_piece))
     with spawned(["cpu"] * devices) if devices else nullcontext() as pool:
         with pytest.raises(UsageError, match="not yet"):
-            executors.run([stage], tmp_path, Progress(), pool)
+            executor.run([stage], tmp_path, Progress(), pool)
         (folder,) = tmp_path.glob("stages/parted-*")
         (folder / "piece-2").unlink()
         (tmp_path / "may").touch()
-        executors.run([stage], tmp_path, Progress(), pool)
+        executor.run([stage], tmp_path, Progress(), pool)
     times = [int((folder / f"times-{number}").read_text()) for number in range(5)]
     assert times == [1, 1, 2, 1, 1]
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reeltag.cli import main
-from reeltag.data.tfrecord import ShardFile
-from reeltag.errors import RecipeError
-from reeltag.executors import Stage, Traffic
-from reeltag.machines import Machines, load_machines
-from reeltag.recipe_file import load_recipe
-from reeltag.scaling import scaling
-from reeltag.simulate import Task, alone, critical_path, fair_shares, schedule, stage_tasks
-from reeltag.stages.plan import plan
+from reeltag.cli.main import main
+from reeltag.data.formats.tfrecord import ShardFile
+from reeltag.core.errors import RecipeError
+from reeltag.pipeline.executor import Stage, Traffic
+from reeltag.pipeline.simulation.machines import Machines, load_machines
+from reeltag.recipe.load import load_recipe
+from reeltag.pipeline.simulation.scaling import scaling
+from reeltag.pipeline.simulation.simulate import Task, alone, critical_path, fair_shares, schedule, stage_tasks
+from reeltag.pipeline.plan import plan
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DESCRIPTION = {

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from faulty_recipes import ANYWHERE, BESIDE_MODELS, GENERATED, OF_FILES, OF_GENERATED, WITH_FILES, faults, faulty
-from reeltag.cli import main
-from reeltag.errors import RecipeError
-from reeltag.recipe_file import load_recipe
+from reeltag.cli.main import main
+from reeltag.core.errors import RecipeError
+from reeltag.recipe.load import load_recipe
 
 RECIPES = {"files": (WITH_FILES, OF_FILES), "generated": (GENERATED, OF_GENERATED)}
 MOST = 12  # faults of one recipe
@@ -72,7 +72,7 @@ def test_every_fault_alone_and_random_faults_together_are_named_in_one_message(t
 def from_the_command_line(path):
     """Seconds in which `reeltag run` refuses a recipe."""
     begin = time.perf_counter()
-    command = "import sys; from reeltag.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = "import sys; from reeltag.cli.main import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run([sys.executable, "-c", command, "run", str(path)], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {path}: ")

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from reeltag.errors import BudgetError, RecipeError, UsageError
+from reeltag.core.errors import BudgetError, RecipeError, UsageError
 from reeltag.models.tagger import FAMILIES
-from reeltag.recipe_file import known_keys, load_recipe
-from reeltag.schedule import TrainingSettings
-from reeltag.stages.model import candidate
-from reeltag.stages.plan import plan
+from reeltag.recipe.load import known_keys, load_recipe
+from reeltag.training.schedule import TrainingSettings
+from reeltag.pipeline.stages.candidate import candidate
+from reeltag.pipeline.plan import plan
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 GOOD = """

@@ -6,15 +6,15 @@ import re
 import pytest
 
 from conftest import TINY_RUN, records_of
-from reeltag import checkpoint
-from reeltag.cli import main
+from reeltag.training import checkpoint
+from reeltag.cli.main import main
 from reeltag.data.shards import Manifest, Shards, scan
-from reeltag.data.tfrecord import write_shard
-from reeltag.executors import statuses
-from reeltag.recipe_file import load_recipe
-from reeltag.smoke import smoked
-from reeltag.stages.plan import plan
-from reeltag.traininglog import LOG, read_rows
+from reeltag.data.formats.tfrecord import write_shard
+from reeltag.pipeline.executor import statuses
+from reeltag.recipe.load import load_recipe
+from reeltag.recipe.smoke import smoked
+from reeltag.pipeline.plan import plan
+from reeltag.training.log import LOG, read_rows
 
 RECIPE = f"""
 name = "tiny"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import make_video
-from reeltag.errors import RequestError
+from reeltag.core.errors import RequestError
 from reeltag.serve.app import create_app
 from reeltag.serve.batching import Batcher, groups
 from serving import (

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from conftest import make_video
-from reeltag.cli import main
-from reeltag.predict import load
+from reeltag.cli.main import main
+from reeltag.inference.predictor import load
 from serving import SCHEMA, TFRECORD, frames_of, post, raw, record, scores_of, service, write_model
 
 

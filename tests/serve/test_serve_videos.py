@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import chromium
-from reeltag import predict
-from reeltag.serve import videos as reading
+from reeltag.inference import predictor as predict
+from reeltag.serve import videos
 from reeltag.serve.app import create_app
 from reeltag.serve.videos import VideoProcess
-from reeltag.video.tagging import open_tagger
+from reeltag.inference.video.tagger import open_tagger
 from serving import client_of, concurrent_client, limits, predictor  # noqa: F401 - fixtures
 from tagged import SECONDS, clips, model, shards  # noqa: F401 - fixtures
 from test_serve_page import browse, running, texts
@@ -86,7 +86,7 @@ def test_a_model_that_knows_no_extractor_takes_no_video(predictor, clips):
 
 
 def test_without_the_extra_it_says_what_is_missing(knowing, clips, monkeypatch):
-    monkeypatch.setattr(reading, "find_spec", lambda name: None)
+    monkeypatch.setattr(videos, "find_spec", lambda name: None)
     with client_of(knowing) as client:
         found = post(client, (clips / "beach.mp4").read_bytes())
         assert found.status_code == 501
@@ -177,7 +177,7 @@ def test_others_are_answered_while_a_video_is_read(knowing, clips):
                 client.post("/predict", content=(clips / "tram.mp4").read_bytes(), headers=MP4, timeout=30)
             )
             answered = 0
-            while not reading.done():
+            while not videos.done():
                 begin = time.monotonic()
                 assert (await client.get("/healthz")).status_code == 200
                 assert time.monotonic() - begin < 1

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from conftest import make_video
-from reeltag.data.example import Video, encode
-from reeltag.data.protos import SequenceExample
+from reeltag.data.formats.example import Video, encode
+from reeltag.data.formats.protos import SequenceExample
 from reeltag.data.schema import Feature, Schema
-from reeltag.data.tfrecord import framed, write_shard
+from reeltag.data.formats.tfrecord import framed, write_shard
 
 SCHEMA = Schema(features=(Feature(name="rgb", width=6), Feature(name="audio", width=2)), classes=8, max_frames=9)
 

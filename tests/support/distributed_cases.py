@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import reeltag.train
+import reeltag.training.loop
 from conftest import TINY
-from reeltag import distributed
-from reeltag.checkpoint import TrainingState
+from reeltag.core.distributed import process_group
+from reeltag.training.checkpoint import TrainingState
 from reeltag.data.shards import Shards, scan
-from reeltag.errors import DataError, ReeltagError, TrainingError
-from reeltag.interrupts import Terminated, ended_by_sigterm
+from reeltag.core.errors import DataError, ReeltagError, TrainingError
+from reeltag.core.interrupts import Terminated, ended_by_sigterm
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.progress import Progress, Task
-from reeltag.schedule import AveragingSettings, Phase, TrainingSettings, averaging_phase, training_phase
-from reeltag.train import run_phase
+from reeltag.core.progress import Progress, Task
+from reeltag.training.schedule import AveragingSettings, Phase, TrainingSettings, averaging_phase, training_phase
+from reeltag.training.loop import run_phase
 
 SETTINGS = {"batch_size": 8, "epochs": 2, "frames": 6, "rate": 3e-3, "device": "cpu", "precision": "32-true"}
 SMALL = {"hidden": 8, "bn_decay": 0.9, "dropout": 0.5, "head": {"l2": 1e-3}}
@@ -75,7 +75,7 @@ class Recorded:
 
     def run(self, *, until=None, progress=None, seconds=1e9):
         """The state at the end, or after `until` steps of the phase."""
-        step = reeltag.train.train_step
+        step = reeltag.training.loop.train_step
 
         def noted(fabric, model, optimizer, batch, *rest):
             self.ids.append(batch.ids)
@@ -85,14 +85,14 @@ class Recorded:
         phase = self.phase
         if until is not None:
             phase = Phase(phase.steps[:until], phase.rate, phase.time_constant)
-        reeltag.train.train_step = noted
+        reeltag.training.loop.train_step = noted
         try:
             return run_phase(
                 self.tagger, self.shards, self.indices, phase, self.settings, seed=5, path=self.path,
                 start=self.start, progress=progress or Progress(), checkpoint_seconds=seconds,
             )  # fmt: skip
         finally:
-            reeltag.train.train_step = step
+            reeltag.training.loop.train_step = step
 
 
 def every_case(manifest, folder):
@@ -102,7 +102,7 @@ def every_case(manifest, folder):
         training = Recorded(manifest, folder / name, table, settings)
         state = training.run()
         weights = {part: getattr(state, part) for part in ("model", "optimizer")}
-        found[name] = (training.losses, weights, distributed.gathered(training.ids), distributed.gathered(weights))
+        found[name] = (training.losses, weights, process_group.gathered(training.ids), process_group.gathered(weights))
     return found
 
 
@@ -115,14 +115,14 @@ def one_case(manifest, path, name="netvlad"):
 def in_a_pair(manifest, folder):
     """All that the pair does: what came of it, by what it was."""
     return {
-        "who": distributed.gathered(
-            (distributed.rank(), distributed.world_size(), torch.get_num_threads(), distributed.broadcast(os.getpid()))
+        "who": process_group.gathered(
+            (process_group.rank(), process_group.world_size(), torch.get_num_threads(), process_group.broadcast(os.getpid()))
         ),
-        "agreed": distributed.gathered(distributed.agreed(3 - distributed.rank(), 5 * distributed.rank())),
+        "agreed": process_group.gathered(process_group.agreed(3 - process_group.rank(), 5 * process_group.rank())),
         "cases": every_case(manifest, folder),
         "middle": [resumed(manifest, folder, averaging, until=4) for averaging in (False, True)],
         "not finite": not_finite(manifest, folder / "not finite"),
-        "refused": distributed.gathered(refused(manifest, folder / "refused")),
+        "refused": process_group.gathered(refused(manifest, folder / "refused")),
     }
 
 
@@ -135,21 +135,21 @@ def resumed(manifest, folder, averaging, until=None):
 
 def not_finite(manifest, path):
     """What each process says when the loss of one is not a number at the third step."""
-    loss, calls = reeltag.train.cross_entropy, []
+    loss, calls = reeltag.training.loop.cross_entropy, []
 
     def third_is_none(*arguments):
         calls.append(None)
-        spoilt = distributed.rank() == distributed.world_size() - 1 and len(calls) == 3
+        spoilt = process_group.rank() == process_group.world_size() - 1 and len(calls) == 3
         return loss(*arguments) * (math.nan if spoilt else 1)
 
-    reeltag.train.cross_entropy, reeltag.train.CHECKPOINT_SHARE = third_is_none, math.inf
+    reeltag.training.loop.cross_entropy, reeltag.training.loop.CHECKPOINT_SHARE = third_is_none, math.inf
     training = Recorded(manifest, path, *CASES["netvlad"])
     try:
         training.run(seconds=0)
     except TrainingError as error:
-        return distributed.gathered((str(error), len(calls)))
+        return process_group.gathered((str(error), len(calls)))
     finally:
-        reeltag.train.cross_entropy = loss
+        reeltag.training.loop.cross_entropy = loss
     return None
 
 
@@ -164,9 +164,9 @@ def refused(manifest, path):
 
 def fails_in_one():
     """A bad record in one process, while the other waits for it."""
-    if distributed.rank() == 1:
+    if process_group.rank() == 1:
         raise DataError("is damaged", file="a.tfrecord", record=7, offset=99)
-    distributed.agreed(1)
+    process_group.agreed(1)
 
 
 class Told(Progress):
@@ -186,7 +186,7 @@ class _ToldTask(Task):
 
 def lasting(manifest, path):
     """A training that does not end by itself."""
-    print("rank", distributed.rank(), os.getpid(), flush=True)
+    print("rank", process_group.rank(), os.getpid(), flush=True)
     Recorded(manifest, path, CASES["netvlad"][0], {"epochs": 1e5, "workers": 1}).run(progress=Told())
 
 
@@ -196,7 +196,7 @@ def disturbed(folder):
     manifest = scan(sorted(folder.glob("train-*")), TINY.record_schema)
     try:
         with ended_by_sigterm():
-            distributed.launch(partial(lasting, manifest, folder / "state"), 2)
+            process_group.launch(partial(lasting, manifest, folder / "state"), 2)
     except KeyboardInterrupt as error:
         sys.exit(143 if isinstance(error, Terminated) else 130)
     except ReeltagError as error:

@@ -18,18 +18,21 @@ import numpy as np
 import torch
 
 from conftest import TINY, TINY_RUN
-from reeltag import artifact, bulk, checkpoint, sharing
-from reeltag.artifact import Artifact, Member
-from reeltag.checkpoint import TrainingState
-from reeltag.cli import main
+from reeltag.artifact import file as artifact_file
+from reeltag.inference import shards as bulk
+from reeltag.training import checkpoint
+from reeltag.artifact import hub as sharing
+from reeltag.artifact.file import Artifact, Member
+from reeltag.training.checkpoint import TrainingState
+from reeltag.cli.main import main
 from reeltag.data.schema import Schema
 from reeltag.data.shards import scan
 from reeltag.data.synthetic import write_synthetic
-from reeltag.data.targets import TargetsWriter
-from reeltag.data.tfrecord import write_shard
-from reeltag.errors import UsageError
+from reeltag.data.soft_targets import TargetsWriter
+from reeltag.data.formats.tfrecord import write_shard
+from reeltag.core.errors import UsageError
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.storage import LOCK, write_bytes, write_json
+from reeltag.core.storage import LOCK, write_bytes, write_json
 
 LIBRARY = ctypes.CDLL(None)
 RECIPE = (
@@ -64,7 +67,7 @@ def ways(work: Path) -> dict[str, object]:
     manifest = scan(paths, schema)
     models = {version: model(schema, version) for version in (1, 2)}
     for version, shipped in models.items():
-        artifact.save(work / f"{version}.reeltag", shipped)
+        artifact_file.save(work / f"{version}.reeltag", shipped)
 
     def trained(version: int) -> TrainingState:
         weights = {"w": torch.full((50_000,), float(version))}
@@ -84,7 +87,7 @@ def ways(work: Path) -> dict[str, object]:
         "bytes": lambda folder, version: write_bytes(folder / "b", bytes([version]) * 3_000_000),
         "json": lambda folder, version: write_json(folder / "j.json", {"version": version}),
         "checkpoint": lambda folder, version: checkpoint.save(folder / "c", trained(version)),
-        "model": lambda folder, version: artifact.save(folder / "m.reeltag", models[version]),
+        "model": lambda folder, version: artifact_file.save(folder / "m.reeltag", models[version]),
         "manifest": lambda folder, version: scan(paths[:version], schema).save(folder / "s"),
         "shard": lambda folder, version: write_shard(folder / "r", [bytes([version]) * 100_000] * 3),
         "shared folder": lambda folder, version: share(work / f"{version}.reeltag", folder / "hub"),

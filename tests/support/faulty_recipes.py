@@ -9,7 +9,7 @@ import annotated_types
 from pydantic import BaseModel, StringConstraints
 
 from reeltag.models.tagger import FAMILIES
-from reeltag.recipe import ModelSettings, Recipe, StudentSettings
+from reeltag.recipe.schema import ModelSettings, Recipe, StudentSettings
 
 Path = tuple[str, ...]
 MODELS = {family: {"family": family} for family in FAMILIES}

@@ -69,9 +69,9 @@ class Moments:
 
 def watch(moments, every_step):
     """Have the moments of this process counted."""
-    import reeltag.train
-    from reeltag import executors
-    from reeltag.progress import PlainProgress, Task
+    import reeltag.training.loop
+    from reeltag.pipeline import executor
+    from reeltag.core.progress import PlainProgress, Task
 
     def before(call, first, then=lambda: None):
         def wrapped(*arguments, **named):
@@ -89,17 +89,17 @@ def watch(moments, every_step):
     PlainProgress.say = before(PlainProgress.say, entered)
     Task.advance = before(Task.advance, moments.pass_)
     os.fsync = before(os.fsync, moments.pass_)
-    reeltag.train.train_step = before(reeltag.train.train_step, moments.pass_, moments.pass_)
-    executors.run = before(executors.run, lambda *arguments: None, lambda: moments.enter("publish"))
+    reeltag.training.loop.train_step = before(reeltag.training.loop.train_step, moments.pass_, moments.pass_)
+    executor.run = before(executor.run, lambda *arguments: None, lambda: moments.enter("publish"))
     sys.addaudithook(moments.audit)
     if every_step:
-        reeltag.train.CHECKPOINT_SHARE = math.inf
-        reeltag.train.run_phase.__kwdefaults__["checkpoint_seconds"] = 0.0
+        reeltag.training.loop.CHECKPOINT_SHARE = math.inf
+        reeltag.training.loop.run_phase.__kwdefaults__["checkpoint_seconds"] = 0.0
 
 
 def forked(command):
     """What the new process does."""
-    from reeltag.cli import main
+    from reeltag.cli.main import main
 
     os.setsid()
     log = os.open(command["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -182,11 +182,11 @@ def killer(folder, **environment):
 
 LATE = (
     "matplotlib.backends.backend_svg",
-    "reeltag.bulk",
-    "reeltag.cli",
-    "reeltag.recipe_file",
-    "reeltag.report.markdown",
-    "reeltag.stages.plan",
+    "reeltag.inference.shards",
+    "reeltag.cli.main",
+    "reeltag.recipe.load",
+    "reeltag.pipeline.report.markdown",
+    "reeltag.pipeline.plan",
     "torch.profiler",
     "torch.utils.data",
 )
@@ -196,7 +196,7 @@ def import_all():
     """What commands import when they need it, so that forked processes have it."""
     for name in LATE:
         import_module(name)
-    from reeltag.stages import training
+    from reeltag.pipeline.stages import training
 
     training.gpu_hours = lambda *arguments: 0.0  # a second of each command, for an estimate that decides nothing
 

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from reeltag import transfer
+from reeltag.core import transfer
 
 KINDS = ("503", "short", "drop", "stall")
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")

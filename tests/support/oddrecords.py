@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from reeltag.data.protos import Example, SequenceExample
+from reeltag.data.formats.protos import Example, SequenceExample
 from reeltag.data.schema import Feature, Schema
 
 BYTES = Schema(features=(Feature(name="rgb", width=12), Feature(name="audio", width=4)), classes=9, max_frames=50)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from reeltag.quantize import dequantize_state
-from reeltag.tfimport import architecture, named_variables, state_dict
+from reeltag.artifact.quantization.quantize import dequantize_state
+from reeltag.artifact.tensorflow.convert import architecture, named_variables, state_dict
 
 SOURCE = Path("golden")
 

@@ -7,9 +7,9 @@ import sys
 from contextlib import contextmanager
 
 from conftest import TINY_RUN
-from reeltag.progress import Progress, Task
+from reeltag.core.progress import Progress, Task
 
-COMMAND = [sys.executable, "-c", "import sys; from reeltag.cli import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-c", "import sys; from reeltag.cli.main import main; sys.exit(main())"]
 LONG = (
     'name = "tiny"\nbudget_mb = 0.3\n'
     + TINY_RUN.replace("epochs = 6", "epochs = 600")

@@ -12,11 +12,12 @@ from contextlib import asynccontextmanager, contextmanager
 import numpy as np
 import pytest
 
-from reeltag import artifact, predict
-from reeltag.artifact import Artifact, Member
-from reeltag.data.example import encode
+from reeltag.artifact import file as artifact_file
+from reeltag.inference import predictor as predict
+from reeltag.artifact.file import Artifact, Member
+from reeltag.data.formats.example import encode
 from reeltag.data.schema import Schema
-from reeltag.data.tfrecord import framed
+from reeltag.data.formats.tfrecord import framed
 from reeltag.models.tagger import build_tagger, parse_config
 
 MISSING = "the extra 'serve' is not installed"
@@ -42,7 +43,7 @@ def write_model(path, schema=SCHEMA, label_names=None, config=SMALL):
     """A file with one untrained member whose probabilities differ from video to video."""
     config = parse_config({"family": "mean"} if schema.level == "video" else config)
     state = build_tagger(config, schema.widths, schema.classes, 0).state_dict()
-    artifact.save(path, Artifact(schema, label_names, (Member("a", config, 1.0, state),), {"recipe": "none"}))
+    artifact_file.save(path, Artifact(schema, label_names, (Member("a", config, 1.0, state),), {"recipe": "none"}))
     return path
 
 
@@ -132,7 +133,7 @@ def gate(predictor, monkeypatch):
 @contextmanager
 def service(*arguments, before="pass", log=subprocess.PIPE):
     """A running service: its process and its port; `before` is code that it runs first, `log` where stderr goes."""
-    code = f"import sys; from reeltag.cli import main; {before}; sys.exit(main())"
+    code = f"import sys; from reeltag.cli.main import main; {before}; sys.exit(main())"
     command = [sys.executable, "-c", code, "serve", *map(str, arguments), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from clips import numbered, tone, write_clip
-from reeltag import artifact
-from reeltag.artifact import Artifact, Member
-from reeltag.cli import main
+from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import Artifact, Member
+from reeltag.cli.main import main
 from reeltag.data.schema import Schema, read_label_names
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.storage import read_json
-from reeltag.video.codes import read_projections
+from reeltag.core.storage import read_json
+from reeltag.data.pca import read_projections
 
 SECONDS = {"beach.mp4": 5, "hall.mp4": 3, "song.m4a": 4, "tram.mp4": 43}
 # What the page must not take for more than text.
@@ -24,7 +24,7 @@ def write_untrained(path, schema, projections=None, names=None, **changes):
     config = parse_config({"family": "netvlad", "clusters": 4, "hidden": 8})
     state = build_tagger(config, schema.widths, schema.classes, 0).state_dict()
     shipped = Artifact(schema, names, (Member("a", config, 1.0, state),), {}, projections or {})
-    artifact.save(path, shipped, **changes)
+    artifact_file.save(path, shipped, **changes)
     return path
 
 

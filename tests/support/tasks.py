@@ -5,8 +5,8 @@ import signal
 import time
 from pathlib import Path
 
-from reeltag.errors import UsageError
-from reeltag.interrupts import ended_by_sigterm, held
+from reeltag.core.errors import UsageError
+from reeltag.core.interrupts import ended_by_sigterm, held
 
 
 def double(number):

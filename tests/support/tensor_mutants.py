@@ -8,8 +8,8 @@ from copy import deepcopy
 import numpy as np
 from fuzz.forge import WIDTHS, Tensor, framed, plain, put_together, take_apart
 
-from reeltag.errors import ArtifactError
-from reeltag.predict import load
+from reeltag.core.errors import ArtifactError
+from reeltag.inference.predictor import load
 from reliability import peak_memory
 
 NUMBERS = [0, -1, 1, 7, 2**31, 10**9, 10**12, 2**63, 2**64, 10**30, 0.5, 1e308, -0.0]

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from killing import killer
-from reeltag import artifact
-from reeltag.artifact import Artifact, Member
+from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import Artifact, Member
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.recipe_file import load_recipe
-from reeltag.storage import LOCK
+from reeltag.recipe.load import load_recipe
+from reeltag.core.storage import LOCK
 
 RUN = ("run", "recipe.toml", "--out")
 RECIPE = """
@@ -76,9 +76,9 @@ def folder(tmp_path_factory):
     (folder / "recipe.toml").write_text(RECIPE)
     schema, config = load_recipe(folder / "recipe.toml").data.record_schema, parse_config({"family": "mean"})
     state = build_tagger(config, schema.widths, schema.classes, 1).state_dict()
-    artifact.save(folder / "other.reeltag", Artifact(schema, None, (Member("other", config, 1.0, state),), {}))
+    artifact_file.save(folder / "other.reeltag", Artifact(schema, None, (Member("other", config, 1.0, state),), {}))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent / "src"), "OMP_NUM_THREADS": "1"}
-    code = "import sys; from reeltag.cli import main; sys.exit(main())"
+    code = "import sys; from reeltag.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "run", "recipe.toml", "--out", "whole"]
     subprocess.run(command, env=environment, cwd=folder, check=True, capture_output=True)
     return folder

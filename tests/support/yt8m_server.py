@@ -8,7 +8,7 @@ from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from reeltag.data.download import Source
+from reeltag.data.yt8m_download import Source
 
 PLAN = re.compile(r"/2/download_plans/(frame|video)_(train|validate|test)\.json")
 SHARD = re.compile(r"/(us|eu|asia)/2/(frame|video)/(train|validate|test)/(\w+\.tfrecord)")

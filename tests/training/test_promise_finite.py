@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-import reeltag.train
+import reeltag.training.loop
 from conftest import TINY_RUN, make_video
-from reeltag import checkpoint
-from reeltag.cli import main
-from reeltag.data.batches import training_batches
-from reeltag.data.example import encode
+from reeltag.training import checkpoint
+from reeltag.cli.main import main
+from reeltag.data.loader import training_batches
+from reeltag.data.formats.example import encode
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Shards, scan
-from reeltag.data.tfrecord import write_shard
-from reeltag.errors import DataError, TrainingError
+from reeltag.data.formats.tfrecord import write_shard
+from reeltag.core.errors import DataError, TrainingError
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.progress import Progress
-from reeltag.schedule import AveragingSettings, TrainingSettings, averaging_phase, training_phase
-from reeltag.train import Teacher, run_phase, step_seed
+from reeltag.core.progress import Progress
+from reeltag.training.schedule import AveragingSettings, TrainingSettings, averaging_phase, training_phase
+from reeltag.training.loop import Teacher, run_phase, step_seed
 from runs import KillAfter, KilledError
 
 SEED = 3
@@ -32,7 +32,7 @@ CONFIG = parse_config({"family": "netvlad", "clusters": 4, "hidden": 8, "dropout
 
 @pytest.fixture(autouse=True)
 def every_step_is_kept(monkeypatch):
-    monkeypatch.setattr(reeltag.train, "CHECKPOINT_SHARE", math.inf)
+    monkeypatch.setattr(reeltag.training.loop, "CHECKPOINT_SHARE", math.inf)
 
 
 @pytest.fixture(scope="module")

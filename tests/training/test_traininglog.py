@@ -5,14 +5,14 @@ import csv
 import numpy as np
 import pytest
 
-import reeltag.train
-from reeltag import checkpoint
+import reeltag.training.loop
+from reeltag.training import checkpoint
 from reeltag.data.shards import Shards
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.progress import Progress
-from reeltag.schedule import AveragingSettings, TrainingSettings, averaging_phase, training_phase
-from reeltag.train import run_phase
-from reeltag.traininglog import LOG, TrainingLog, steps_a_row
+from reeltag.core.progress import Progress
+from reeltag.training.schedule import AveragingSettings, TrainingSettings, averaging_phase, training_phase
+from reeltag.training.loop import run_phase
+from reeltag.training.log import LOG, TrainingLog, steps_a_row
 from runs import KillAfter, KilledError
 
 SETTINGS = TrainingSettings(batch_size=10, epochs=2.5, frames=8, rate=1e-3, schedule="cosine", device="cpu")
@@ -27,7 +27,7 @@ def shards(tiny_manifests):
 @pytest.fixture
 def few_rows(monkeypatch):
     """Rows of three steps."""
-    monkeypatch.setattr("reeltag.watching.steps_a_row", lambda steps: 3)
+    monkeypatch.setattr("reeltag.training.early_stopping.steps_a_row", lambda steps: 3)
 
 
 def train(shards, folder, *, phase=None, start=None, progress=None, seconds=1e9):
@@ -56,8 +56,8 @@ def test_a_training_has_hundreds_of_rows(steps, most):
 
 
 def test_rows_hold_the_mean_loss_of_their_steps(shards, tmp_path, monkeypatch, few_rows):
-    losses, real = [], reeltag.train.train_step
-    monkeypatch.setattr(reeltag.train, "train_step", lambda *all: losses.append(real(*all)) or losses[-1])
+    losses, real = [], reeltag.training.loop.train_step
+    monkeypatch.setattr(reeltag.training.loop, "train_step", lambda *all: losses.append(real(*all)) or losses[-1])
     train(shards, tmp_path)
     phase, found = training_phase(SETTINGS, len(shards)), rows(tmp_path)
     ends = [*range(3, len(losses), 3), len(losses)]

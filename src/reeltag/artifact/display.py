@@ -6,12 +6,12 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from reeltag.models.tagger import meta_tagger
-from reeltag.storage import counted, megabytes
-from reeltag.text import plain
+from reeltag.core.storage import counted, megabytes
+from reeltag.core.text import plain
 
 if TYPE_CHECKING:
-    from reeltag.artifact import Member
-    from reeltag.predict import Predictor
+    from reeltag.artifact.file import Member
+    from reeltag.inference.predictor import Predictor
 
 
 def as_text(predictor: Predictor) -> str:

@@ -16,19 +16,19 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from reeltag import checkpoint
-from reeltag.averaging import mean_weights
+from reeltag.training import checkpoint
+from reeltag.training.weight_averaging import mean_weights
 from reeltag.data.schema import Schema
-from reeltag.encodings import QuantizedTensor, State, assemble
-from reeltag.errors import ArtifactError, BudgetError, UsageError
+from reeltag.artifact.quantization.encodings import QuantizedTensor, State, assemble
+from reeltag.core.errors import ArtifactError, BudgetError, UsageError
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import AnyTaggerConfig, Tagger, meta_tagger
-from reeltag.quantize import Encoding, dequantize_state, quantize_state
-from reeltag.remote import fetch
-from reeltag.storage import atomic_path, megabytes
-from reeltag.transfer import is_url
-from reeltag.video.codes import ARRAYS, Projection
-from reeltag.wording import worded
+from reeltag.artifact.quantization.quantize import Encoding, dequantize_state, quantize_state
+from reeltag.core.download_cache import fetch
+from reeltag.core.storage import atomic_path, megabytes
+from reeltag.core.transfer import is_url
+from reeltag.data.pca import ARRAYS, Projection
+from reeltag.core.validation import worded
 
 FORMAT = 2
 SHARED = "model.safetensors"  # what a shared folder calls the file

@@ -11,14 +11,14 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from reeltag import artifact
-from reeltag.artifact import SHARED, Artifact
-from reeltag.errors import UsageError
-from reeltag.predict import Predictor, load
-from reeltag.quantize import stored_as
-from reeltag.storage import atomic_folder, counted, megabytes, refuse_filled, write_bytes, write_json
-from reeltag.text import BETWEEN, escaped, plain
-from reeltag.transfer import LATER
+from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import SHARED, Artifact
+from reeltag.core.errors import UsageError
+from reeltag.inference.predictor import Predictor, load
+from reeltag.artifact.quantization.quantize import stored_as
+from reeltag.core.storage import atomic_folder, counted, megabytes, refuse_filled, write_bytes, write_json
+from reeltag.core.text import BETWEEN, escaped, plain
+from reeltag.core.transfer import LATER
 
 CONFIG, CARD = "config.json", "README.md"
 SHOWN_CLASSES = 10
@@ -42,10 +42,10 @@ def share(file: Path, folder: Path, licence: str | None = None) -> None:
     refuse_filled(folder)
     if licence is not None and not re.fullmatch(r"[A-Za-z0-9.+-]+", licence):
         raise UsageError(f"licence: {licence!r} is no identifier; give one such as Apache-2.0 or cc-by-4.0")
-    shipped = artifact.load(file)
+    shipped = artifact_file.load(file)
     with atomic_folder(folder) as temporary:
         shutil.copyfile(file, temporary / SHARED)
-        write_json(temporary / CONFIG, {"library_name": "reeltag", **artifact.describe(shipped)})
+        write_json(temporary / CONFIG, {"library_name": "reeltag", **artifact_file.describe(shipped)})
         write_bytes(temporary / CARD, model_card(shipped, file.stat().st_size, licence).encode())
 
 
@@ -252,7 +252,7 @@ def _measured(provenance: Mapping[str, Any]) -> str:
 def _rows(shipped: Artifact) -> list[str]:
     return [
         f"| {escaped(member.name)} | {member.config.family} | {stored_as(member.state)} | {member.weight:.5f} "
-        f"| {megabytes(artifact.stored_bytes(member.state))} |"
+        f"| {megabytes(artifact_file.stored_bytes(member.state))} |"
         for member in shipped.members
     ]
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from reeltag.cli_output import Json, say
+from reeltag.cli.output import Json, say
 
 if TYPE_CHECKING:
-    from reeltag.benchmark import Row
+    from reeltag.inference.benchmark import Row
 
 
 def benchmark(
@@ -31,14 +31,14 @@ def benchmark(
         model: A .reeltag file, a folder that `share` wrote, or a URL.
         batch_size: Videos of a call; repeat for several, 1 and 64 by default.
     """
-    from reeltag import artifact
-    from reeltag.benchmark import benchmark as measured
-    from reeltag.benchmark import frames_of
-    from reeltag.progress import default_progress
-    from reeltag.storage import counted
+    from reeltag.artifact import file as artifact_file
+    from reeltag.inference.benchmark import benchmark as measured
+    from reeltag.inference.benchmark import frames_of
+    from reeltag.core.progress import default_progress
+    from reeltag.core.storage import counted
 
-    file = artifact.local_file(model)
-    rows, (head, _) = measured(file, batch_size, default_progress()), artifact.stream(file)
+    file = artifact_file.local_file(model)
+    rows, (head, _) = measured(file, batch_size, default_progress()), artifact_file.stream(file)
     frames, example = frames_of(head.schema), head.schema.example
     text = [f"on generated {example}s of {counted(frames, 'frame')} each"]
     say({"frames": frames, "ways": [asdict(row) for row in rows]}, [*text, *_lines(rows, batch_size)], json)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from reeltag.cli_output import Json, say
-from reeltag.errors import DataError, UsageError
-from reeltag.text import plain, toml
+from reeltag.cli.output import Json, say
+from reeltag.core.errors import DataError, UsageError
+from reeltag.core.text import plain, toml
 
 if TYPE_CHECKING:
-    from reeltag.data.badrecords import BadRecords
-    from reeltag.data.draft import Draft
+    from reeltag.data.bad_records import BadRecords
+    from reeltag.data.schema_draft import Draft
     from reeltag.data.schema import Schema
 
 data = App(name="data", help="Look at, check and generate shards.")
@@ -56,10 +56,10 @@ def data_inspect(*shards: OneOrMore, json: Json = False) -> None:
     Args:
         shards: Paths, URLs or glob patterns of TFRecord files.
     """
-    from reeltag.data.describe import describe
-    from reeltag.data.draft import draft
-    from reeltag.data.tfrecord import ShardFile
-    from reeltag.storage import counted, find, megabytes, size_of
+    from reeltag.data.inspect import describe
+    from reeltag.data.schema_draft import draft
+    from reeltag.data.formats.tfrecord import ShardFile
+    from reeltag.core.storage import counted, find, megabytes, size_of
 
     paths = find(shards)
     files = [ShardFile(path) for path in paths]
@@ -87,8 +87,8 @@ def verify(*shards: OneOrMore, schema: str, max_bad_records: MaxBad = 0, json: J
         schema: A preset (yt8m-frame, yt8m-video, audioset), or a recipe whose data.schema holds.
     """
     from reeltag.data.shards import scan
-    from reeltag.progress import default_progress
-    from reeltag.storage import counted, find, megabytes, size_of
+    from reeltag.core.progress import default_progress
+    from reeltag.core.storage import counted, find, megabytes, size_of
 
     paths = find(shards)
     loaded = load_schema(schema)
@@ -136,8 +136,8 @@ def synth(out: Path, /, *, set_: Overrides = [], json: Json = False) -> None:  #
         out: A new folder.
     """
     from reeltag.data.synthetic import write_synthetic
-    from reeltag.recipe_file import synthetic_settings
-    from reeltag.storage import refuse_filled
+    from reeltag.recipe.load import synthetic_settings
+    from reeltag.core.storage import refuse_filled
 
     refuse_filled(out)
     settings = synthetic_settings(set_)
@@ -181,12 +181,12 @@ def download(
         part: i/n, the i-th of n parts, which are disjoint and about equal.
         mirror: The nearest.
     """
-    from reeltag.data import download as official
-    from reeltag.progress import default_progress
-    from reeltag.storage import counted, megabytes
+    from reeltag.data import yt8m_download
+    from reeltag.core.progress import default_progress
+    from reeltag.core.storage import counted, megabytes
 
-    chosen = official.parse_part(part)
-    shards = official.download(out, level, split, chosen, mirror, default_progress(), official.OFFICIAL)
+    chosen = yt8m_download.parse_part(part)
+    shards = yt8m_download.download(out, level, split, chosen, mirror, default_progress(), yt8m_download.OFFICIAL)
     size = sum(shard.stat().st_size for shard in shards)
     text = [
         f"{out}: {counted(len(shards), 'shard')}, {megabytes(size)}, each with the plan's MD5",
@@ -197,7 +197,7 @@ def download(
 
 def _draft_lines(drafted: Draft) -> list[str]:
     """A draft for people, with what it follows from."""
-    from reeltag.storage import counted
+    from reeltag.core.storage import counted
 
     label = "no labels" if drafted.highest_label is None else f"highest label {drafted.highest_label:,}"
     facts = [label, *([f"{drafted.most_frames:,} frames at most"] if drafted.most_frames else [])]
@@ -222,7 +222,7 @@ def _schema_lines(table: Mapping[str, Any], notes: Mapping[str, str] = MappingPr
 
 def say_left_out(bad: BadRecords) -> None:
     """Say on standard error which bad records were left out, if any."""
-    from reeltag.data.badrecords import summary
+    from reeltag.data.bad_records import summary
 
     if bad.found:
         print(summary(bad.found), file=sys.stderr)
@@ -231,7 +231,7 @@ def say_left_out(bad: BadRecords) -> None:
 def load_schema(name: str) -> Schema:
     """A preset by its name, or the schema of a recipe."""
     from reeltag.data.schema import preset
-    from reeltag.recipe_file import load_recipe
+    from reeltag.recipe.load import load_recipe
 
     if name.endswith(".toml"):
         return load_recipe(name).data.record_schema

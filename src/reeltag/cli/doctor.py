@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
-from reeltag import shardcache
-from reeltag.environment import default_device, of_processor, processors, versions
-from reeltag.remote import cache_folder
-from reeltag.storage import free_bytes, megabytes
+from reeltag.data import shard_cache
+from reeltag.core.environment import default_device, of_processor, processors, versions
+from reeltag.core.download_cache import cache_folder
+from reeltag.core.storage import free_bytes, megabytes
 
 LITTLE_DISK, LITTLE_SHARED, LITTLE_MEMORY = 5e9, 1e9, 2e9  # bytes
 
@@ -144,7 +144,7 @@ def _disk() -> Iterator[Finding]:
     kept = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file() and not path.is_symlink())
     there = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
     hint = "" if os.access(there, os.W_OK) else "set REELTAG_CACHE to a folder that can be written to"
-    yield Finding("cache", f"{cache}: {megabytes(kept)}; of shards at most {_gb(shardcache.limit())}", hint)
+    yield Finding("cache", f"{cache}: {megabytes(kept)}; of shards at most {_gb(shard_cache.limit())}", hint)
 
 
 def _gb(size: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from reeltag.cli_output import Json, say
+from reeltag.cli.output import Json, say
 
 
 def doctor(*, json: Json = False) -> None:
@@ -12,7 +12,7 @@ def doctor(*, json: Json = False) -> None:
 
     Example: reeltag doctor
     """
-    from reeltag.doctor import findings
+    from reeltag.cli.doctor import findings
 
     found = findings()
     width = max(len(each.name) for each in found)

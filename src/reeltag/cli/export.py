@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from reeltag.cli_output import Json, say
+from reeltag.cli.output import Json, say
 
 
 def export(
@@ -31,12 +31,12 @@ def export(
         top: Give the so many most probable classes and their scores instead of all probabilities.
         check: Shards whose first 512 videos both must tag alike (differences up to 1e-4); random frames by default.
     """
-    from reeltag import artifact
-    from reeltag.api import export_onnx
-    from reeltag.storage import megabytes
+    from reeltag.artifact import file as artifact_file
+    from reeltag.pipeline.run import export_onnx
+    from reeltag.core.storage import megabytes
 
     size, difference = export_onnx(model, out, top=top, check=check)
-    file = artifact.local_file(model)
+    file = artifact_file.local_file(model)
     of = "videos of the shards" if check else "random frames; give --check shards to use real ones"
     before = file.stat().st_size
     text = [

@@ -6,12 +6,12 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from reeltag.cli_output import Json, say
-from reeltag.tables import leaves
-from reeltag.text import plain, toml
+from reeltag.cli.output import Json, say
+from reeltag.recipe.tables import leaves
+from reeltag.core.text import plain, toml
 
 if TYPE_CHECKING:
-    from reeltag.artifact import Artifact, Member
+    from reeltag.artifact.file import Artifact, Member
 
 WIDTH = 100  # of a line
 _NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -27,11 +27,11 @@ def inspect(model: str, /, *, json: Json = False) -> None:
     Args:
         model: A .reeltag file, a folder that `share` wrote, or a URL.
     """
-    from reeltag import artifact
-    from reeltag.storage import counted, megabytes
+    from reeltag.artifact import file as artifact_file
+    from reeltag.core.storage import counted, megabytes
 
-    file = artifact.local_file(model)
-    shipped, size = artifact.load(file), file.stat().st_size
+    file = artifact_file.local_file(model)
+    shipped, size = artifact_file.load(file), file.stat().st_size
     lines = [f"{model}: {megabytes(size)}, {counted(len(shipped.members), 'member')}", *_data(shipped)]
     for member in shipped.members:
         lines += _member(member)
@@ -40,7 +40,7 @@ def inspect(model: str, /, *, json: Json = False) -> None:
         width = max(map(len, map(plain, shipped.provenance)))
         for key, value in shipped.provenance.items():
             lines += _wrapped(f"  {plain(key):<{width}}  ", _values(value))
-    say(artifact.describe(shipped) | {"bytes": size}, lines, json)
+    say(artifact_file.describe(shipped) | {"bytes": size}, lines, json)
 
 
 def _data(shipped: Artifact) -> list[str]:
@@ -62,9 +62,9 @@ def _data(shipped: Artifact) -> list[str]:
 
 def _member(member: Member) -> list[str]:
     """A line for the whole, and the settings that are not the defaults."""
-    from reeltag.artifact import stored_bytes
-    from reeltag.quantize import stored_as
-    from reeltag.storage import megabytes
+    from reeltag.artifact.file import stored_bytes
+    from reeltag.artifact.quantization.quantize import stored_as
+    from reeltag.core.storage import megabytes
 
     size = f"{megabytes(stored_bytes(member.state))}, {stored_as(member.state)}"
     settings = member.config.model_dump(mode="json", exclude_defaults=True) | {"family": member.config.family}

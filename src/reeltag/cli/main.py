@@ -10,27 +10,27 @@ from typing import Literal
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
 from reeltag import __version__
-from reeltag.cli_benchmark import benchmark
-from reeltag.cli_data import MaxBad, Mode, OneOrMore, Overrides, data, say_left_out
-from reeltag.cli_doctor import doctor
-from reeltag.cli_export import export
-from reeltag.cli_inspect import inspect
-from reeltag.cli_logs import tensorboard
-from reeltag.cli_models import average, import_tf, quantize
-from reeltag.cli_output import Json, say
-from reeltag.cli_recipe import recipe
-from reeltag.cli_report import report
-from reeltag.cli_serve import serve
-from reeltag.cli_share import share
-from reeltag.cli_simulate import simulate
-from reeltag.cli_tag import tag
-from reeltag.cli_video import extract
-from reeltag.cli_workers import Address, Devices, Executor, MaxTime, Quiet, pool_of
-from reeltag.environment import keep_freed_memory, spin_briefly
-from reeltag.errors import ReeltagError, UsageError
-from reeltag.interrupts import OutOfTime, Terminated, ended_by_sigterm
-from reeltag.memory import enough_memory
-from reeltag.text import printable
+from reeltag.cli.benchmark import benchmark
+from reeltag.cli.data import MaxBad, Mode, OneOrMore, Overrides, data, say_left_out
+from reeltag.cli.doctor_command import doctor
+from reeltag.cli.export import export
+from reeltag.cli.inspect import inspect
+from reeltag.cli.logs import tensorboard
+from reeltag.cli.models import average, import_tf, quantize
+from reeltag.cli.output import Json, say
+from reeltag.cli.recipe import recipe
+from reeltag.cli.report import report
+from reeltag.cli.serve import serve
+from reeltag.cli.share import share
+from reeltag.cli.simulate import simulate
+from reeltag.cli.tag import tag
+from reeltag.cli.video import extract
+from reeltag.cli.options import Address, Devices, Executor, MaxTime, Quiet, pool_of
+from reeltag.core.environment import keep_freed_memory, spin_briefly
+from reeltag.core.errors import ReeltagError, UsageError
+from reeltag.core.interrupts import OutOfTime, Terminated, ended_by_sigterm
+from reeltag.core.memory import enough_memory
+from reeltag.core.text import printable
 
 
 def _shown_default(value: object) -> str | None:
@@ -109,24 +109,25 @@ def run(
         dry_run: Print the plan with sizes, estimated GPU hours and what is done already, and stop; needs no data, but
             for the hours data.videos where the shards are not here.
     """
-    from reeltag.recipe_file import load_recipe
+    from reeltag.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, set_)  # its faults are told before the slow imports
-    from reeltag import api, executors
-    from reeltag.report.markdown import examples, headline
-    from reeltag.smoke import smoked
-    from reeltag.stages.plan import plan
-    from reeltag.storage import counted
+    from reeltag.pipeline import run as api
+    from reeltag.pipeline import executor
+    from reeltag.pipeline.report.markdown import examples, headline
+    from reeltag.recipe.smoke import smoked
+    from reeltag.pipeline.plan import plan
+    from reeltag.core.storage import counted
 
     if dry_run:
         stages = plan(smoked(loaded) if smoke else loaded, without_data=True)
         place = api.folder_of(loaded, out, smoke=smoke)
-        lines = executors.listing(stages, place)
+        lines = executor.listing(stages, place)
         if loaded.models and not any(stage.gpu_hours for stage in stages):
             lines.append(
                 "GPU hours are not estimated: no shards are here, and data.videos does not say how many videos"
             )
-        say({"stages": executors.planned(stages, place)}, lines, json)
+        say({"stages": executor.planned(stages, place)}, lines, json)
         return
     work = api.Work(devices, executor, address, max_time, quiet)
     done = api.run(recipe, out=out, overrides=set_, smoke=smoke, work=work)
@@ -166,10 +167,10 @@ def train(
         profile: Instead, profile ten steps of one model: a new .json file for Chrome's tracing, and a table of what
             takes most time.
     """
-    from reeltag.recipe_file import load_recipe
+    from reeltag.recipe.load import load_recipe
 
     load_recipe(recipe, set_)  # its faults are told before the slow imports
-    from reeltag import api
+    from reeltag.pipeline import run as api
 
     work = api.Work(devices, executor, address, max_time, quiet)
     if profile is not None:
@@ -200,10 +201,10 @@ def evaluate(
         all_scores: Also mAP over all scores (map_all), as AudioSet reports it; takes 10 bytes a video and class.
         per_class: Write the average precision of each class to this CSV file.
     """
-    from reeltag import predict as prediction
-    from reeltag.data.badrecords import BadRecords
-    from reeltag.formats import write_class_ap
-    from reeltag.storage import refuse_existing
+    from reeltag.inference import predictor as prediction
+    from reeltag.data.bad_records import BadRecords
+    from reeltag.inference.formats.table import write_class_ap
+    from reeltag.core.storage import refuse_existing
 
     if per_class is not None:
         refuse_existing(per_class)
@@ -246,11 +247,12 @@ def predict(
         workers: Processes that share the shards and the processor's threads; each holds the model.
         drop_flat: Leave out the challenge's fake test videos: those whose mean rgb hardly varies.
     """
-    from reeltag import artifact, bulk
-    from reeltag import predict as prediction
-    from reeltag.formats import json_lines
-    from reeltag.progress import default_progress
-    from reeltag.storage import counted
+    from reeltag.artifact import file as artifact_file
+    from reeltag.inference import shards as bulk
+    from reeltag.inference import predictor as prediction
+    from reeltag.inference.formats.table import json_lines
+    from reeltag.core.progress import default_progress
+    from reeltag.core.storage import counted
 
     if out is None:
         if workers != 1 or executor != "local":
@@ -262,7 +264,7 @@ def predict(
         for line in json_lines(predictions, predictor.label_names):
             print(line)
     else:
-        file = artifact.local_file(model)
+        file = artifact_file.local_file(model)
         counts = bulk.predict_to_file(
             file,
             shards,
@@ -275,7 +277,7 @@ def predict(
             pool=pool_of("", executor, address),
         )
         told = {"file": out, "videos": counts.videos, "dropped": counts.dropped, "left_out": len(counts.bad.found)}
-        example = artifact.stream(file)[0].schema.example
+        example = artifact_file.stream(file)[0].schema.example
         say(told, [f"{out}: {counted(counts.videos, example)}"], json)
     if drop_flat:
         print(f"{counted(counts.dropped, 'flat video')} dropped", file=sys.stderr)

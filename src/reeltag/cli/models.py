@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from reeltag.cli_data import Overrides, load_schema
-from reeltag.cli_output import Json, say
-from reeltag.errors import UsageError
+from reeltag.cli.data import Overrides, load_schema
+from reeltag.cli.output import Json, say
+from reeltag.core.errors import UsageError
 
 # As in quantize.py, which would import torch.
 Encoding = Literal["float16", "uniform-8", "kmeans-8", "quantile-8", "channel-8", "group-4"]
@@ -25,9 +25,9 @@ def quantize(model: Path, /, *, out: Path, encoding: Encoding = "uniform-8", jso
         out: A new .reeltag file.
         encoding: How to store them.
     """
-    from reeltag.api import quantize_file
-    from reeltag.quantize import MIN_ELEMENTS
-    from reeltag.storage import megabytes
+    from reeltag.pipeline.run import quantize_file
+    from reeltag.artifact.quantization.quantize import MIN_ELEMENTS
+    from reeltag.core.storage import megabytes
 
     size = quantize_file(model, out, encoding)
     was = model.stat().st_size
@@ -45,13 +45,13 @@ def average(*models: Annotated[Path, Parameter(required=True)], out: Path, json:
         models: .reeltag files with one member each.
         out: A new .reeltag file.
     """
-    from reeltag import artifact
-    from reeltag.storage import counted, megabytes, refuse_existing
+    from reeltag.artifact import file as artifact_file
+    from reeltag.core.storage import counted, megabytes, refuse_existing
 
     refuse_existing(out)
     if twice := {str(model) for model in models if models.count(model) > 1}:
         raise UsageError(f"{', '.join(sorted(twice))}: is given twice; the mean takes each model once")
-    size = artifact.save(out, artifact.averaged({str(model): artifact.load(model) for model in models}))
+    size = artifact_file.save(out, artifact_file.averaged({str(model): artifact_file.load(model) for model in models}))
     text = [f"{out}: {megabytes(size)}, the mean of {counted(len(models), 'model')}"]
     say({"file": out, "bytes": size, "models": len(models)}, text, json)
 
@@ -77,12 +77,12 @@ def import_tf(
         out: A new .reeltag file.
         schema: A preset (yt8m-frame, yt8m-video), or a recipe whose data.schema holds.
     """
-    from reeltag import artifact
-    from reeltag.artifact import Artifact
-    from reeltag.environment import versions
-    from reeltag.recipe_file import tagger_config
-    from reeltag.storage import megabytes, refuse_existing
-    from reeltag.tfimport import import_checkpoint
+    from reeltag.artifact import file as artifact_file
+    from reeltag.artifact.file import Artifact
+    from reeltag.core.environment import versions
+    from reeltag.recipe.load import tagger_config
+    from reeltag.core.storage import megabytes, refuse_existing
+    from reeltag.artifact.tensorflow.convert import import_checkpoint
 
     refuse_existing(out)
     data = load_schema(schema)
@@ -90,6 +90,6 @@ def import_tf(
         checkpoint, data, out.stem, lambda table: tagger_config(str(checkpoint), table, set_, data.widths)
     )
     provenance = {"imported": str(checkpoint), "versions": versions()}
-    size = artifact.save(out, Artifact(data, None, (member,), provenance))
+    size = artifact_file.save(out, Artifact(data, None, (member,), provenance))
     text = [f"{out}: {megabytes(size)}", member.config.model_dump_json()]
     say({"file": out, "bytes": size, "config": member.config.model_dump(mode="json")}, text, json)

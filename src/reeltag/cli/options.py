@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from reeltag.errors import UsageError
+from reeltag.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from reeltag.processes import Pool
+    from reeltag.core.distributed.process_pool import Pool
 
 Devices = Annotated[
     str,
@@ -68,19 +68,19 @@ def pool_of(
     Raises:
         UsageError: options that exclude each other, or a device that is not there.
     """
-    from reeltag.distributed import world_size
+    from reeltag.core.distributed.process_group import world_size
 
     several, together = {count for count in processes if count > 1}, world_size()
     if together > 1 and (several - {together} or devices or executor != "local"):
         what = f"{together} processes were started together, which share each training"
         raise UsageError(f"{what}; set training.devices × training.nodes to {together}, and leave other options out")
     if executor == "ray":
-        from reeltag.cluster import ray_cluster
+        from reeltag.core.distributed.ray_pool import ray_cluster
 
         if devices:
             raise UsageError("--devices: are those of this machine; Ray knows its own, so leave one of the two out")
         return ray_cluster(address, gpu="cuda" in wanted)
-    from reeltag.environment import check_device
+    from reeltag.core.environment import check_device
 
     if address is not None:
         raise UsageError("--address: is that of a Ray cluster; add --executor ray")
@@ -90,7 +90,7 @@ def pool_of(
         return None
     if several:
         raise UsageError("--devices: gives a stage one device, and training.devices more; leave one of the two out")
-    from reeltag.processes import spawned
+    from reeltag.core.distributed.process_pool import spawned
 
     return spawned([_device(name.strip()) for name in devices.split(",")])
 
@@ -98,7 +98,7 @@ def pool_of(
 def _device(name: str) -> str:
     import torch
 
-    from reeltag.storage import counted
+    from reeltag.core.storage import counted
 
     if not re.fullmatch(r"cpu|cuda:\d+", name):
         raise UsageError(f"--devices: {name!r} is none; give cpu or cuda:N for each process, such as cuda:0,cuda:1")

@@ -9,12 +9,12 @@ from typing import Any
 
 from cyclopts import App
 
-from reeltag import shipped
-from reeltag.cli_data import OneOrMore, Overrides
-from reeltag.cli_output import Json, say
-from reeltag.errors import RecipeError, ReeltagError, UsageError
-from reeltag.tables import differences, keys_of, leaves, read_table, spell_out_grids
-from reeltag.text import toml
+from reeltag.recipe import shipped
+from reeltag.cli.data import OneOrMore, Overrides
+from reeltag.cli.output import Json, say
+from reeltag.core.errors import RecipeError, ReeltagError, UsageError
+from reeltag.recipe.tables import differences, keys_of, leaves, read_table, spell_out_grids
+from reeltag.core.text import toml
 
 recipe = App(name="recipe", help="List, show, copy, check and compare recipes.")
 
@@ -27,7 +27,7 @@ def list_recipes(*, json: Json = False) -> None:
 
     Example: reeltag recipe list
     """
-    from reeltag.storage import counted
+    from reeltag.core.storage import counted
 
     found = {name: _summary(shipped.FOLDER / f"{name}.toml") for name in shipped.names()}
     lines = []
@@ -55,7 +55,7 @@ def show(recipe: str, /, *, set_: Overrides = [], json: Json = False) -> None:  
     """
     import tomli_w
 
-    from reeltag.recipe_file import load_recipe
+    from reeltag.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, set_).dump()
     say(loaded, [tomli_w.dumps(_without_none(loaded)).rstrip()], json)
@@ -71,7 +71,7 @@ def copy(recipe: str, file: Path, /, *, json: Json = False) -> None:
         recipe: The name of a recipe that comes with reeltag, or a TOML file.
         file: A new file.
     """
-    from reeltag.storage import refuse_existing, regular, write_bytes
+    from reeltag.core.storage import refuse_existing, regular, write_bytes
 
     source = shipped.path_of(recipe)
     read_table(source)
@@ -89,8 +89,8 @@ def check(*recipes: OneOrMore, set_: Overrides = [], json: Json = False) -> None
     Args:
         recipes: TOML files, or names of recipes that come with reeltag.
     """
-    from reeltag.recipe_file import load_recipe
-    from reeltag.stages.plan import plan
+    from reeltag.recipe.load import load_recipe
+    from reeltag.pipeline.plan import plan
 
     faults: dict[str, list[str]] = {}
     for each in recipes:
@@ -121,7 +121,7 @@ def diff(one: str, other: str, /, *, json: Json = False) -> None:
         one: A TOML file, or the name of a recipe that comes with reeltag.
         other: The one to compare with.
     """
-    from reeltag.recipe_file import load_recipe
+    from reeltag.recipe.load import load_recipe
 
     before, after = (load_recipe(each).dump() for each in (one, other))
     left, right = dict(leaves(before)), dict(leaves(after))
@@ -140,7 +140,7 @@ def schema() -> None:
 
     Example: reeltag recipe schema > recipe.schema.json
     """
-    from reeltag.recipe_schema import recipe_schema
+    from reeltag.recipe.json_schema import recipe_schema
 
     say(recipe_schema(), (), json=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reeltag.cli_output import Json, say
+from reeltag.cli.output import Json, say
 
 
 def share(model: str, /, *, out: Path, licence: str | None = None, json: Json = False) -> None:
@@ -19,11 +19,12 @@ def share(model: str, /, *, out: Path, licence: str | None = None, json: Json = 
         out: A new folder.
         licence: The model's licence, as SPDX or the Hub calls it; without one the card says that none was stated.
     """
-    from reeltag import artifact, sharing
-    from reeltag.storage import megabytes
+    from reeltag.artifact import file as artifact_file
+    from reeltag.artifact import hub as sharing
+    from reeltag.core.storage import megabytes
 
-    file = artifact.local_file(model)
+    file = artifact_file.local_file(model)
     sharing.share(file, out, licence)
-    size, names = file.stat().st_size, [artifact.SHARED, sharing.CONFIG, sharing.CARD]
+    size, names = file.stat().st_size, [artifact_file.SHARED, sharing.CONFIG, sharing.CARD]
     text = [f"{out}: {megabytes(size)} in {names[0]}, with {names[1]} and {names[2]}"]
     say({"folder": out, "bytes": size, "files": names}, text, json)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from reeltag import shipped
-from reeltag.cli_data import Overrides
-from reeltag.cli_output import Json, say
-from reeltag.storage import megabytes
+from reeltag.recipe import shipped
+from reeltag.cli.data import Overrides
+from reeltag.cli.output import Json, say
+from reeltag.core.storage import megabytes
 
 if TYPE_CHECKING:
-    from reeltag.scaling import Scaling
+    from reeltag.pipeline.simulation.scaling import Scaling
 
 _UNITS = (("hours", "h", 1), ("minutes", "min", 60), ("seconds", "s", 3600))  # the largest that a whole one is taken of
 
@@ -34,16 +34,16 @@ def simulate(
         recipe: A TOML file, or the name of a recipe that comes with reeltag.
         machines: A TOML file that describes the machines, or eight-gpus or single-gpus, which come with reeltag.
     """
-    from reeltag.machines import load_machines
-    from reeltag.recipe_file import load_recipe
+    from reeltag.pipeline.simulation.machines import load_machines
+    from reeltag.recipe.load import load_recipe
 
     loaded, described = (
         load_recipe(recipe, set_),
         load_machines(shipped.path_of(machines, shipped.FOLDER / "machines")),
     )  # before the slow imports
-    from reeltag.scaling import scaling
-    from reeltag.stages.data import video_bytes
-    from reeltag.stages.plan import plan
+    from reeltag.pipeline.simulation.scaling import scaling
+    from reeltag.pipeline.stages.data import video_bytes
+    from reeltag.pipeline.plan import plan
 
     size, seen = video_bytes(loaded)
     found = scaling(plan(loaded, without_data=True), described, size)

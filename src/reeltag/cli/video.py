@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reeltag.cli_data import OneOrMore
-from reeltag.cli_output import Json, say
-from reeltag.cli_workers import Quiet
-from reeltag.errors import UsageError
+from reeltag.cli.data import OneOrMore
+from reeltag.cli.output import Json, say
+from reeltag.cli.options import Quiet
+from reeltag.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from reeltag.video.collect import Outcome
-    from reeltag.video.dataset import Dataset
+    from reeltag.data.video.extract import Outcome
+    from reeltag.data.video.dataset import Dataset
 
 
 def extract(
@@ -49,9 +49,9 @@ def extract(
             labels, and none without.
         workers: Processes that share the files; by default one a processor, or fewer for fewer than 8 files each.
     """
-    from reeltag.progress import default_progress
-    from reeltag.video.collect import Settings, collect, worthwhile_workers
-    from reeltag.video.dataset import gather
+    from reeltag.core.progress import default_progress
+    from reeltag.data.video.extract import Settings, collect, worthwhile_workers
+    from reeltag.data.video.dataset import gather
 
     if test_share is None:
         test_share = 0.2 if labels else 0.0
@@ -71,9 +71,9 @@ def extract(
 
 def _tell(data: Dataset, outcomes: Sequence[Outcome], out: Path, json: bool) -> None:
     """What became of the files, and what to do next."""
-    from reeltag.storage import counted, few
-    from reeltag.text import plain
-    from reeltag.video.dataset import untaught_classes
+    from reeltag.core.storage import counted, few
+    from reeltag.core.text import plain
+    from reeltag.data.video.dataset import untaught_classes
 
     train, test = ([each for each in outcomes if each.split == split] for split in ("train", "test"))
     seconds, left_out = sum(each.seconds for each in train + test), len(outcomes) - len(train + test)

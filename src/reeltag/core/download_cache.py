@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from reeltag.errors import ArtifactError
-from reeltag.storage import atomic_path, content_hash
-from reeltag.transfer import file_system, reason, refusal, refused, version
+from reeltag.core.errors import ArtifactError
+from reeltag.core.storage import atomic_path, content_hash
+from reeltag.core.transfer import file_system, reason, refusal, refused, version
 
 logger = logging.getLogger(__name__)
 

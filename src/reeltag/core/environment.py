@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from reeltag.errors import UsageError
+from reeltag.core.errors import UsageError
 
 SPINS = "1000"  # tens of microseconds
 PACKAGES = ("torch", "lightning-fabric", "numpy", "pydantic", "protobuf", "google-crc32c")

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, TextIO
 from uuid import uuid4
 
-from reeltag.errors import UsageError
-from reeltag.transfer import RemoteFile, expand, is_url
+from reeltag.core.errors import UsageError
+from reeltag.core.transfer import RemoteFile, expand, is_url
 
 Source = Path | RemoteFile  # a file here, or behind a URL
 Patterns = str | Path | Sequence[str | Path]  # one, or several

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from reeltag.errors import ArtifactError, UsageError
-from reeltag.storage import atomic_path, megabytes
-from reeltag.text import did_you_mean
+from reeltag.core.errors import ArtifactError, UsageError
+from reeltag.core.storage import atomic_path, megabytes
+from reeltag.core.text import did_you_mean
 
 Array = npt.NDArray[Any]
 

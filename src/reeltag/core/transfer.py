@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from reeltag.errors import ReeltagError, TransferError, UsageError
+from reeltag.core.errors import ReeltagError, TransferError, UsageError
 
 CONNECT_SECONDS, SILENT_SECONDS = 5, 20
 CHUNK_BYTES = 8 << 20

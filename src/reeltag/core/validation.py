@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, BeforeValidator
 from pydantic_core import ErrorDetails
 
-from reeltag.text import did_you_mean
+from reeltag.core.text import did_you_mean
 
 SHOWN = 100  # characters of a wrong value
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from reeltag.errors import DataError, UsageError
-from reeltag.storage import counted, few
+from reeltag.core.errors import DataError, UsageError
+from reeltag.core.storage import counted, few
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from reeltag.data.schema import Origin, Schema
-from reeltag.errors import UsageError
-from reeltag.storage import Source, read_json
+from reeltag.core.errors import UsageError
+from reeltag.core.storage import Source, read_json
 
 MANIFEST = "manifest.json"
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from reeltag.data.shards import Indices, id_hash
-from reeltag.errors import UsageError
-from reeltag.storage import regular
+from reeltag.core.errors import UsageError
+from reeltag.core.storage import regular
 
 COLUMNS = ("VideoId", "LabelConfidencePairs")
 LISTED = 3  # ids that an error names

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from reeltag.data.shards import Indices, Manifest, Shards
-from reeltag.errors import DataError, UsageError
-from reeltag.storage import counted
+from reeltag.core.errors import DataError, UsageError
+from reeltag.core.storage import counted
 
 
 def refuse_overlap(train: Manifest, test: Manifest) -> None:

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from reeltag import tensorfile
-from reeltag.errors import UsageError
-from reeltag.storage import content_hash
+from reeltag.core import tensorfile
+from reeltag.core.errors import UsageError
+from reeltag.core.storage import content_hash
 
 Values = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]

@@ -6,10 +6,10 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
-from reeltag import shardcache
-from reeltag.errors import ReeltagError
-from reeltag.storage import Source
-from reeltag.transfer import RemoteFile
+from reeltag.data import shard_cache
+from reeltag.core.errors import ReeltagError
+from reeltag.core.storage import Source
+from reeltag.core.transfer import RemoteFile
 
 AT_ONCE = 4  # shards that arrive at a time
 
@@ -29,7 +29,7 @@ class ReadAhead:
     """
 
     def __init__(self, needs: Iterable[Sequence[RemoteFile]] | None) -> None:
-        self._room = 0 if needs is None else shardcache.limit()
+        self._room = 0 if needs is None else shard_cache.limit()
         self._changed = threading.Condition()
         self._last: dict[RemoteFile, int] = {}  # the last step known to need each shard that has room
         self._held: dict[RemoteFile, str] = {}
@@ -59,11 +59,11 @@ class ReadAhead:
     def _work(self) -> None:
         while (file := self._take()) is not None:
             with suppress(ReeltagError, _StoppedError):
-                digest = shardcache.fetch(file, self._refuse_if_stopped).sha256
+                digest = shard_cache.fetch(file, self._refuse_if_stopped).sha256
                 with self._changed:
                     if file in self._last and file not in self._held:
                         self._held[file] = digest
-                        shardcache.hold(digest)
+                        shard_cache.hold(digest)
 
     def _take(self) -> RemoteFile | None:
         """The next shard, once there is room for it; None when there is no more."""
@@ -95,7 +95,7 @@ class ReadAhead:
         for file in files:
             del self._last[file]
             if digest := self._held.pop(file, None):
-                shardcache.release(digest)
+                shard_cache.release(digest)
 
     def _refuse_if_stopped(self, size: int) -> None:
         if self._stopped:

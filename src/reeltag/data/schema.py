@@ -17,8 +17,8 @@ from pydantic import (
     model_serializer,
 )
 
-from reeltag.errors import UsageError
-from reeltag.transfer import is_url, read
+from reeltag.core.errors import UsageError
+from reeltag.core.transfer import is_url, read
 
 MOST_FRAMES = 1_000_000  # of a video
 

@@ -20,11 +20,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from reeltag import transfer
-from reeltag.errors import DataError, UsageError
-from reeltag.remote import cache_folder
-from reeltag.storage import content_hash, file_hash, make_folder, megabytes
-from reeltag.transfer import RemoteFile
+from reeltag.core import transfer
+from reeltag.core.errors import DataError, UsageError
+from reeltag.core.download_cache import cache_folder
+from reeltag.core.storage import content_hash, file_hash, make_folder, megabytes
+from reeltag.core.transfer import RemoteFile
 
 LIMIT, DEFAULT_GB = "REELTAG_CACHE_GB", 32.0
 WAIT_SECONDS = 0.1

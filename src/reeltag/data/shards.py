@@ -14,18 +14,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from reeltag import tensorfile
-from reeltag.data.badrecords import BadRecord, BadRecords
-from reeltag.data.example import Video, decode
+from reeltag.core import tensorfile
+from reeltag.data.bad_records import BadRecord, BadRecords
+from reeltag.data.formats.example import Video, decode
 from reeltag.data.schema import Schema
 from reeltag.data.segments import cut, examples, refuse_unlabelled
-from reeltag.data.tfrecord import Record, Records, ShardBytes, ShardFile
-from reeltag.errors import ArtifactError, DataError
-from reeltag.readahead import ahead
-from reeltag.shardcache import fetch
-from reeltag.storage import Source, content_hash, file_hash
-from reeltag.tensorfile import TensorFile
-from reeltag.transfer import RemoteFile, is_url
+from reeltag.data.formats.tfrecord import Record, Records, ShardBytes, ShardFile
+from reeltag.core.errors import ArtifactError, DataError
+from reeltag.data.prefetch import ahead
+from reeltag.data.shard_cache import fetch
+from reeltag.core.storage import Source, content_hash, file_hash
+from reeltag.core.tensorfile import TensorFile
+from reeltag.core.transfer import RemoteFile, is_url
 
 Indices = npt.NDArray[np.int64]
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from reeltag.data.shards import Indices, Manifest, Shards
-from reeltag.errors import DataError, UsageError
-from reeltag.storage import atomic_path, content_hash, file_hash, inside, read_json, write_json
+from reeltag.core.errors import DataError, UsageError
+from reeltag.core.storage import atomic_path, content_hash, file_hash, inside, read_json, write_json
 
 INDEX = "targets.json"
 FORMAT = 1

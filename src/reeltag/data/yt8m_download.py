@@ -19,11 +19,11 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Literal, TypeVar
 
-from reeltag import transfer
-from reeltag.errors import TransferError, UsageError
-from reeltag.progress import Progress
-from reeltag.storage import counted, free_bytes, locked, make_folder, megabytes
-from reeltag.transfer import RemoteFile
+from reeltag.core import transfer
+from reeltag.core.errors import TransferError, UsageError
+from reeltag.core.progress import Progress
+from reeltag.core.storage import counted, free_bytes, locked, make_folder, megabytes
+from reeltag.core.transfer import RemoteFile
 
 Level = Literal["frame", "video"]
 Split = Literal["train", "validate", "test"]

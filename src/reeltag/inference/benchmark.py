@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from reeltag import artifact
+from reeltag.artifact import file as artifact_file
 from reeltag.data.schema import Schema
-from reeltag.environment import onnx_runtime
-from reeltag.errors import ReeltagError, UsageError
-from reeltag.export.session import OnnxMode, open_onnx
-from reeltag.predict import WEIGHTS, load
-from reeltag.processes import Needs, spawned
-from reeltag.progress import Progress
+from reeltag.core.environment import onnx_runtime
+from reeltag.core.errors import ReeltagError, UsageError
+from reeltag.inference.onnx import OnnxMode, open_onnx
+from reeltag.inference.predictor import WEIGHTS, load
+from reeltag.core.distributed.process_pool import Needs, spawned
+from reeltag.core.progress import Progress
 
 SECONDS, FEWEST, MOST = 1.0, 3, 50  # of measuring one number: how long, and how many calls
 Probabilities = list[npt.NDArray[np.float32]]
@@ -85,10 +85,10 @@ def benchmark(file: Path, batch_sizes: Sequence[int], progress: Progress) -> lis
 def _exported(file: Path, target: Path) -> tuple[Path, str]:
     """The model as ONNX, or why there is none."""
     try:
-        from reeltag.export import model as onnx_model
+        from reeltag.artifact.onnx import model as onnx_model
     except ModuleNotFoundError as error:
         return target, f"{error.name} is not installed; pip install 'reeltag[onnx]'"
-    shipped = artifact.load(file)
+    shipped = artifact_file.load(file)
     try:
         onnx_model.save(target, shipped, onnx_model.generated_batches(shipped.schema, videos=2))
     except ReeltagError as error:
@@ -110,7 +110,7 @@ def measure(
     Returns:
         Seconds a video by batch size, bytes of memory that loading took, and the probabilities of each batch [B, C].
     """
-    schema = artifact.load(file).schema
+    schema = artifact_file.load(file).schema
     if way.startswith("onnx "):
         onnx_runtime("onnx")  # whose code is not what is measured
     before = _resident()

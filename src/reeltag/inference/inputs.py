@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from reeltag.data.example import LARGEST, computable
+from reeltag.data.formats.example import LARGEST, computable
 from reeltag.data.schema import Schema
-from reeltag.errors import UsageError
+from reeltag.core.errors import UsageError
 
 
 def as_array(frames: npt.ArrayLike) -> npt.NDArray[Any]:
@@ -37,7 +37,7 @@ def check(frames: npt.NDArray[Any], lengths: npt.NDArray[Any], schema: Schema) -
         expected = f"[B, T, {schema.width}] {schema.dtype}"
         how = ""
         if frames.dtype.kind == "f" and schema.dtype == "uint8":
-            how = ", codes of values from -2 to 2, as `reeltag.video.codes.quantize(frames)` makes them"
+            how = ", codes of values from -2 to 2, as `reeltag.data.pca.quantize(frames)` makes them"
         elif frames.dtype.kind == "f" and frames.dtype != schema.dtype:
             how = f"; give frames.astype('{schema.dtype}')"
         raise UsageError(f"frames are {list(frames.shape)} {frames.dtype}; this model reads {expected}{how}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from reeltag.environment import onnx_runtime
-from reeltag.errors import ArtifactError, UsageError
-from reeltag.storage import regular
+from reeltag.core.environment import onnx_runtime
+from reeltag.core.errors import ArtifactError, UsageError
+from reeltag.core.storage import regular
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -15,23 +15,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from reeltag import artifact
-from reeltag.artifact import Artifact, Member
-from reeltag.coded import byte_state, coded_state, dense_state
-from reeltag.data.badrecords import BadRecords
-from reeltag.data.batches import Batch, stream_batches
-from reeltag.data.origins import refuse_other_origin
+from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.quantization.linear import byte_state, coded_state, dense_state
+from reeltag.data.bad_records import BadRecords
+from reeltag.data.loader import Batch, stream_batches
+from reeltag.data.extractor_origin import refuse_other_origin
 from reeltag.data.schema import Schema
 from reeltag.data.shards import read_all
-from reeltag.encodings import State
-from reeltag.environment import default_device
-from reeltag.errors import DataError, UsageError
-from reeltag.inputs import as_array, check
-from reeltag.memory import enough_memory
-from reeltag.metrics import Metrics, Scores, top_k
-from reeltag.quantize import is_large
-from reeltag.segment_metrics import SegmentRanking
-from reeltag.storage import Patterns, counted, find
+from reeltag.artifact.quantization.encodings import State
+from reeltag.core.environment import default_device
+from reeltag.core.errors import DataError, UsageError
+from reeltag.inference.inputs import as_array, check
+from reeltag.core.memory import enough_memory
+from reeltag.inference.metrics.gap import Metrics, Scores, top_k
+from reeltag.artifact.quantization.quantize import is_large
+from reeltag.inference.metrics.segments import SegmentRanking
+from reeltag.core.storage import Patterns, counted, find
 
 BATCH_SIZE = 64
 LESS_MEMORY = "end other programs, take fewer processes, a smaller model, or one of the modes bf16 and small"
@@ -203,13 +203,13 @@ class Predictor:
         self.source: Path | None = None  # the file, if it came from one
 
     def __repr__(self) -> str:
-        from reeltag.display import as_text
+        from reeltag.artifact.display import as_text
 
         return as_text(self)
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from reeltag.display import as_html
+        from reeltag.artifact.display import as_html
 
         return as_html(self)
 
@@ -317,7 +317,7 @@ class Predictor:
 
     def save_pretrained(self, folder: str | Path, licence: str | None = None) -> None:
         """Share the file that the model was loaded from; see `sharing.share`."""
-        from reeltag.sharing import share
+        from reeltag.artifact.hub import share
 
         share(file_of(self), Path(folder), licence)
 
@@ -355,8 +355,8 @@ def load(path: str | Path, mode: Mode = "exact", device: str = "auto") -> Predic
         ArtifactError: the file is missing, damaged, or from a newer reeltag, or cannot be fetched.
         UsageError: there is no such mode, or it is not for this device.
     """
-    file = artifact.local_file(path)
-    predictor = Predictor(*artifact.stream(file), mode, device)
+    file = artifact_file.local_file(path)
+    predictor = Predictor(*artifact_file.stream(file), mode, device)
     predictor.source = file
     return predictor
 
@@ -369,7 +369,7 @@ def file_of(model: str | Path | Predictor) -> Path:
         UsageError: the model did not come from a file.
     """
     if not isinstance(model, Predictor):
-        return artifact.local_file(model)
+        return artifact_file.local_file(model)
     if model.source is None:
         raise UsageError("the model was not loaded from a file; write one with `artifact.save` and load that")
     return model.source

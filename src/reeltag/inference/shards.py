@@ -20,21 +20,22 @@ from typing import Any
 
 import torch
 
-from reeltag import __version__, artifact
-from reeltag.data.badrecords import BadRecord, BadRecords
-from reeltag.data.batches import Batch, stream_batches
-from reeltag.data.example import Video
-from reeltag.data.flat import is_flat, rgb_place
-from reeltag.data.origins import refuse_other_origin
+from reeltag import __version__
+from reeltag.artifact import file as artifact_file
+from reeltag.data.bad_records import BadRecord, BadRecords
+from reeltag.data.loader import Batch, stream_batches
+from reeltag.data.formats.example import Video
+from reeltag.data.flat_videos import is_flat, rgb_place
+from reeltag.data.extractor_origin import refuse_other_origin
 from reeltag.data.shards import read_all
-from reeltag.environment import one_torch_thread
-from reeltag.errors import UsageError
-from reeltag.formats import output_format, refuse_ending
-from reeltag.predict import BATCH_SIZE, Mode, Predictions, Predictor, file_of, load, place, predict
-from reeltag.processes import PROCESS_BYTES, Needs, Pool, spawned
-from reeltag.progress import Progress
-from reeltag.readahead import ahead
-from reeltag.storage import (
+from reeltag.core.environment import one_torch_thread
+from reeltag.core.errors import UsageError
+from reeltag.inference.formats.table import output_format, refuse_ending
+from reeltag.inference.predictor import BATCH_SIZE, Mode, Predictions, Predictor, file_of, load, place, predict
+from reeltag.core.distributed.process_pool import PROCESS_BYTES, Needs, Pool, spawned
+from reeltag.core.progress import Progress
+from reeltag.data.prefetch import ahead
+from reeltag.core.storage import (
     LOCK,
     Patterns,
     Source,
@@ -223,7 +224,7 @@ def predict_to_file(
     refuse_ending(out)
     refuse_existing(out)
     total = Counts(bad=BadRecords(max_bad_records))
-    head, _ = artifact.stream(file)
+    head, _ = artifact_file.stream(file)
     output = output_format(out, head.schema)
     if drop_flat:
         rgb_place(head.schema)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import NotRequired, TypedDict
 
-from reeltag.data.example import Video
+from reeltag.data.formats.example import Video
 
 SEGMENTS = 40
 FAINT = 0.1  # a score that says that nothing is there

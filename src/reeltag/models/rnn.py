@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from reeltag.models.config import GatingConfig, HiddenWidth, TaggerConfig, feature_widths
 from reeltag.models.frames import Frames
 from reeltag.models.layers import FrameNorm, Pooling, glorot, shares
-from reeltag.wholebatch import drawn
+from reeltag.core.distributed.collectives import drawn
 
 Cell = Literal["lstm", "gru", "gru-torch"]
 

@@ -10,8 +10,8 @@ from pydantic import GetCoreSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema, core_schema
 from torch import Tensor, nn
 
-from reeltag.distributed import world_size
-from reeltag.errors import UsageError
+from reeltag.core.distributed.process_group import world_size
+from reeltag.core.errors import UsageError
 from reeltag.models.attention import AttentionConfig, AttentionPooling
 from reeltag.models.config import TaggerConfig
 from reeltag.models.dbof import DBoFConfig, build_dbof

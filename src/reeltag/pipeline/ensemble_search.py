@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reeltag.metrics import TOP_K, gap
+from reeltag.inference.metrics.gap import TOP_K, gap
 
 ROUNDS = 30  # picks of a greedy selection; a member that is picked twice weighs twice
 EXACT = 300  # subsets up to which all of them are tried

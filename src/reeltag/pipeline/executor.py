@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from reeltag import __version__
-from reeltag.distributed import broadcast, launch, rank, world_size
-from reeltag.errors import UsageError
-from reeltag.interrupts import ended_by_sigterm
-from reeltag.outputs import Outputs, outputs_at
-from reeltag.processes import PROCESS_BYTES, Needs, Pool
-from reeltag.progress import Progress
-from reeltag.storage import content_hash, counted, free_bytes, make_folder, megabytes, remove_partials
+from reeltag.core.distributed.process_group import broadcast, launch, rank, world_size
+from reeltag.core.errors import UsageError
+from reeltag.core.interrupts import ended_by_sigterm
+from reeltag.pipeline.run_folder import Outputs, outputs_at
+from reeltag.core.distributed.process_pool import PROCESS_BYTES, Needs, Pool
+from reeltag.core.progress import Progress
+from reeltag.core.storage import content_hash, counted, free_bytes, make_folder, megabytes, remove_partials
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,17 @@ So every stage's output can be inspected and evaluated like the file that is shi
 
 from __future__ import annotations
 
-from reeltag.artifact import over_budget
-from reeltag.errors import BudgetError
-from reeltag.executors import Stage
-from reeltag.recipe import Recipe
-from reeltag.stages.data import data_stages, with_videos
-from reeltag.stages.ensemble import beside_members, ensemble_stages, room
-from reeltag.stages.imported import ImportedStages
-from reeltag.stages.member import MemberStages
-from reeltag.stages.model import candidate
-from reeltag.stages.results import result_stages
-from reeltag.stages.students import Distillation
+from reeltag.artifact.file import over_budget
+from reeltag.core.errors import BudgetError
+from reeltag.pipeline.executor import Stage
+from reeltag.recipe.schema import Recipe
+from reeltag.pipeline.stages.data import data_stages, with_videos
+from reeltag.pipeline.stages.ensemble import beside_members, ensemble_stages, room
+from reeltag.pipeline.stages.imported import ImportedStages
+from reeltag.pipeline.stages.member import MemberStages
+from reeltag.pipeline.stages.candidate import candidate
+from reeltag.pipeline.stages.results import result_stages
+from reeltag.pipeline.stages.students import Distillation
 
 
 def plan(recipe: Recipe, *, without_data: bool = False) -> list[Stage]:

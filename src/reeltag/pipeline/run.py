@@ -11,36 +11,37 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reeltag import artifact, executors
-from reeltag import predict as prediction
-from reeltag.cli_workers import pool_of, seconds_of
-from reeltag.data.badrecords import BadRecords
-from reeltag.data.batches import stream_batches
+from reeltag.artifact import file as artifact_file
+from reeltag.pipeline import executor
+from reeltag.inference import predictor as prediction
+from reeltag.cli.options import pool_of, seconds_of
+from reeltag.data.bad_records import BadRecords
+from reeltag.data.loader import stream_batches
 from reeltag.data.shards import read_all
-from reeltag.distributed import rank, world_size
-from reeltag.environment import surroundings
-from reeltag.errors import UsageError
-from reeltag.interrupts import deadline
-from reeltag.metrics import Scores
-from reeltag.outputs import Outputs, outputs_at
-from reeltag.predict import Predictor, file_of
-from reeltag.progress import default_progress
-from reeltag.quantize import Encoding, stored_as
-from reeltag.recipe import Recipe
-from reeltag.recipe_file import load_recipe
-from reeltag.report.publish import write_page, write_timings
-from reeltag.shipped import path_of
-from reeltag.smoke import smoked
-from reeltag.stages.model import candidate
-from reeltag.stages.plan import plan
-from reeltag.stages.profile import profile_training
-from reeltag.storage import Patterns, each_of, find, read_json, refuse_existing, remove_partials_of, write_json
-from reeltag.text import did_you_mean
-from reeltag.traininglog import LOG
+from reeltag.core.distributed.process_group import rank, world_size
+from reeltag.core.environment import surroundings
+from reeltag.core.errors import UsageError
+from reeltag.core.interrupts import deadline
+from reeltag.inference.metrics.gap import Scores
+from reeltag.pipeline.run_folder import Outputs, outputs_at
+from reeltag.inference.predictor import Predictor, file_of
+from reeltag.core.progress import default_progress
+from reeltag.artifact.quantization.quantize import Encoding, stored_as
+from reeltag.recipe.schema import Recipe
+from reeltag.recipe.load import load_recipe
+from reeltag.pipeline.report.publish import write_page, write_timings
+from reeltag.recipe.shipped import path_of
+from reeltag.recipe.smoke import smoked
+from reeltag.pipeline.stages.candidate import candidate
+from reeltag.pipeline.plan import plan
+from reeltag.pipeline.stages.profile import profile_training
+from reeltag.core.storage import Patterns, each_of, find, read_json, refuse_existing, remove_partials_of, write_json
+from reeltag.core.text import did_you_mean
+from reeltag.training.log import LOG
 
 if TYPE_CHECKING:
-    from reeltag.executors import Stage
-    from reeltag.processes import Pool
+    from reeltag.pipeline.executor import Stage
+    from reeltag.core.distributed.process_pool import Pool
 
 CHECKED = 512  # videos on which an exported model is compared
 
@@ -111,7 +112,7 @@ def run(
         work: where and how long.
 
     Raises:
-        ReeltagError: bad input; see `reeltag.errors`.
+        ReeltagError: bad input; see `reeltag.core.errors`.
     """
     loaded = load_recipe(recipe, overrides)
     loaded, out = (smoked(loaded) if smoke else loaded), folder_of(loaded, out, smoke=smoke)
@@ -146,12 +147,12 @@ def train_models(
         The float32 file of each.
 
     Raises:
-        ReeltagError: bad input; see `reeltag.errors`.
+        ReeltagError: bad input; see `reeltag.core.errors`.
     """
     loaded, names = load_recipe(recipe, overrides), each_of(models)
     check_models(str(recipe), loaded, names)
     targets = {name: candidate(loaded, name).finished for name in names or loaded.models}
-    stages = executors.needed_for(targets.values(), plan(loaded))
+    stages = executor.needed_for(targets.values(), plan(loaded))
     place, pool = folder_of(loaded, out), work.pool(loaded, stages)
     with executed(loaded, path_of(recipe), stages, place, pool, work) as (outputs, folders):
         for name, stage in targets.items():
@@ -182,7 +183,7 @@ def profile(
         A table of what takes most time.
 
     Raises:
-        ReeltagError: bad input; see `reeltag.errors`.
+        ReeltagError: bad input; see `reeltag.core.errors`.
     """
     loaded = load_recipe(recipe, overrides)
     check_models(str(recipe), loaded, models)
@@ -191,7 +192,7 @@ def profile(
         how = "name it with --model, and leave --devices, --executor and torchrun out"
         raise UsageError(f"--profile: is of one model in this process; {how}")
     training = candidate(loaded, models[0]).training
-    stages = executors.needed_for(training.inputs, plan(loaded))
+    stages = executor.needed_for(training.inputs, plan(loaded))
     with executed(loaded, path_of(recipe), stages, folder_of(loaded, out), None, work) as (_, folders):
         return profile_training(training, folders, trace)
 
@@ -232,7 +233,7 @@ def executed(
     outputs, seconds = outputs_at(out), seconds_of(work.max_time)
     with outputs.claimed() if rank() == 0 else nullcontext():
         with deadline(seconds), pool or nullcontext() as workers:
-            folders = executors.run(stages, out, default_progress(quiet=work.quiet or rank() > 0), workers)
+            folders = executor.run(stages, out, default_progress(quiet=work.quiet or rank() > 0), workers)
         if rank() > 0:
             sys.exit(0)
         for name, content in (("recipe.json", recipe.dump()), ("environment.json", surroundings(file))):
@@ -263,7 +264,7 @@ def evaluate(
         max_bad_records: most records that are left out.
 
     Raises:
-        ReeltagError: bad input; see `reeltag.errors`.
+        ReeltagError: bad input; see `reeltag.core.errors`.
     """
     bad = BadRecords(max_bad_records)
     predictor = model if isinstance(model, Predictor) else prediction.load(model, mode)
@@ -284,8 +285,8 @@ def quantize_file(model: str | Path | Predictor, out: str | Path, encoding: Enco
     """
     refuse_existing(Path(out))
     file = file_of(model)
-    before = artifact.load(file)
-    small = artifact.quantized(before, encoding)
+    before = artifact_file.load(file)
+    small = artifact_file.quantized(before, encoding)
     stored = [stored_as(member.state) for member in before.members]
     if [stored_as(member.state) for member in small.members] != stored:
         # Whatever was measured was measured before.
@@ -296,7 +297,7 @@ def quantize_file(model: str | Path | Predictor, out: str | Path, encoding: Enco
             "float32 file: model.reeltag in stages/train.NAME-… of its run (stages/average.NAME-… where weights were "
             "averaged), or what `reeltag train` wrote; an ensemble takes the encodings of its recipe's [quantization]"
         )
-    return artifact.save(Path(out), small)
+    return artifact_file.save(Path(out), small)
 
 
 def export_onnx(
@@ -314,11 +315,11 @@ def export_onnx(
         The file's bytes, and the largest difference of a probability.
 
     Raises:
-        ReeltagError: bad input, onnx is missing, or the two differ; see `reeltag.errors`.
+        ReeltagError: bad input, onnx is missing, or the two differ; see `reeltag.core.errors`.
     """
     out = Path(out)
     try:
-        from reeltag.export import model as onnx_model
+        from reeltag.artifact.onnx import model as onnx_model
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; `pip install 'reeltag[onnx]'`") from error
     if out.suffix != ".onnx":
@@ -326,7 +327,7 @@ def export_onnx(
     refuse_existing(out)
     remove_partials_of(out)
     shards = find(check)
-    shipped = artifact.load(file_of(model))
+    shipped = artifact_file.load(file_of(model))
     batches = onnx_model.generated_batches(shipped.schema)
     if shards:
         videos = islice(read_all(shards, shipped.schema), CHECKED)

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from reeltag.errors import TransferError, UsageError
-from reeltag.remote import cache_folder
-from reeltag.storage import (
+from reeltag.core.errors import TransferError, UsageError
+from reeltag.core.download_cache import cache_folder
+from reeltag.core.storage import (
     atomic_path,
     content_hash,
     file_hash,
@@ -27,7 +27,7 @@ from reeltag.storage import (
     write_bytes,
     write_json,
 )
-from reeltag.transfer import RemoteFile, download, exists, is_url, list_files, read, stat, upload
+from reeltag.core.transfer import RemoteFile, download, exists, is_url, list_files, read, stat, upload
 
 logger = logging.getLogger(__name__)
 

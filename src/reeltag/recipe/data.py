@@ -9,8 +9,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 
 from reeltag.data.schema import Schema, with_preset
 from reeltag.data.synthetic import SyntheticSettings
-from reeltag.storage import beneath
-from reeltag.transfer import is_url
+from reeltag.core.storage import beneath
+from reeltag.core.transfer import is_url
 
 
 class RecipeTable(BaseModel):

@@ -6,7 +6,7 @@ from typing import Any
 
 from reeltag.data.schema import PRESETS
 from reeltag.models.tagger import FAMILIES
-from reeltag.recipe import Recipe
+from reeltag.recipe.schema import Recipe
 
 Node = dict[str, Any]
 

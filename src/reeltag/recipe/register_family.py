@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
-from reeltag.artifact import HEADERS
-from reeltag.errors import UsageError
+from reeltag.artifact.file import HEADERS
+from reeltag.core.errors import UsageError
 from reeltag.models.config import TaggerConfig
 from reeltag.models.layers import Pooling
 from reeltag.models.tagger import FAMILIES
-from reeltag.recipe import ModelSettings, Recipe, StudentSettings
-from reeltag.recipe_file import known_keys
+from reeltag.recipe.schema import ModelSettings, Recipe, StudentSettings
+from reeltag.recipe.load import known_keys
 
 
 def register_family(name: str, config: type[TaggerConfig], pooling: Callable[[Any, Sequence[int]], Pooling]) -> None:

@@ -12,8 +12,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from reeltag.errors import RecipeError
-from reeltag.storage import regular
+from reeltag.core.errors import RecipeError
+from reeltag.core.storage import regular
 
 if sys.version_info >= (3, 11):
     import tomllib

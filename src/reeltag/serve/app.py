@@ -18,10 +18,11 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from reeltag import __version__, artifact
-from reeltag.data.batches import Batch
-from reeltag.errors import RequestError, UsageError
-from reeltag.predict import Predictor, predict
+from reeltag import __version__
+from reeltag.artifact import file as artifact_file
+from reeltag.data.loader import Batch
+from reeltag.core.errors import RequestError, UsageError
+from reeltag.inference.predictor import Predictor, predict
 from reeltag.serve.answers import answers, clips
 from reeltag.serve.batching import Batcher
 from reeltag.serve.describe import PREDICT
@@ -30,7 +31,7 @@ from reeltag.serve.monitoring import Monitored, Monitoring
 from reeltag.serve.requests import JSON, RECORDS, VIDEO, Wanted, media_type, most_bytes, options, parse
 from reeltag.serve.samples import Sample
 from reeltag.serve.videos import VideoProcess
-from reeltag.timeline import Scores, Tagged
+from reeltag.inference.timeline import Scores, Tagged
 
 _PAGE = {
     "/": ("page.html", "text/html"),
@@ -62,7 +63,7 @@ class Service:
     def __init__(self, predictor: Predictor, name: str, limits: Limits, samples: Sequence[Sample]) -> None:
         self.limits, self.samples = limits, samples
         self.schema, self.label_names = predictor.schema, predictor.label_names
-        shipped = artifact.describe(predictor.artifact)
+        shipped = artifact_file.describe(predictor.artifact)
         self.about = {
             "name": name,
             "reeltag": __version__,

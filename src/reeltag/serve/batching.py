@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from reeltag.data.batches import Batch, collate
-from reeltag.data.example import Video
+from reeltag.data.loader import Batch, collate
+from reeltag.data.formats.example import Video
 from reeltag.data.schema import Schema
-from reeltag.errors import RequestError
-from reeltag.timeline import Scores
+from reeltag.core.errors import RequestError
+from reeltag.inference.timeline import Scores
 
 _PAUSE, _MOST = 0.002, 0.02  # seconds without a request, in a loop that has nothing to do, that end a gathering; of all
 _PATIENCE = 0.1  # seconds that a request waits before it is looked whether its client is still there

@@ -6,7 +6,7 @@ from typing import Any
 
 from reeltag.serve.answers import Fault, TaggedVideos
 from reeltag.serve.requests import JSON, RECORDS, VIDEO
-from reeltag.timeline import Tagged
+from reeltag.inference.timeline import Tagged
 
 _TOP = {"type": "integer", "minimum": 1, "default": 20, "description": "how many tags"}
 _TIMELINE = {"type": "boolean", "default": False, "description": "scores over time too"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from reeltag.errors import RequestError, UsageError
+from reeltag.core.errors import RequestError, UsageError
 
 MAX_CLIPS = 1024  # whose probabilities a request holds in memory until it is answered
 MAX_SCORES = 100_000  # in an answer, about 7 MB of JSON

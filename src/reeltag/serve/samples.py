@@ -8,8 +8,8 @@ from itertools import islice
 
 from reeltag.data.schema import Schema
 from reeltag.data.shards import walk
-from reeltag.data.tfrecord import ShardFile, framed
-from reeltag.storage import Source
+from reeltag.data.formats.tfrecord import ShardFile, framed
+from reeltag.core.storage import Source
 
 MOST = 12  # of each shard
 

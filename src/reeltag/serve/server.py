@@ -16,7 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from reeltag.errors import UsageError
+from reeltag.core.errors import UsageError
 
 _GRACE = 5  # seconds that requests in flight have when the service is to end
 _HEAD = 10  # seconds in which a request's head comes, from the connection or from the answer before

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reeltag import tensorfile
-from reeltag.averaging import WeightAverage
-from reeltag.errors import ArtifactError
-from reeltag.tensorfile import TensorFile
+from reeltag.core import tensorfile
+from reeltag.training.weight_averaging import WeightAverage
+from reeltag.core.errors import ArtifactError
+from reeltag.core.tensorfile import TensorFile
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from reeltag.distributed import broadcast, rank
-from reeltag.traininglog import TrainingLog, steps_a_row
+from reeltag.core.distributed.process_group import broadcast, rank
+from reeltag.training.log import TrainingLog, steps_a_row
 
 Weights = Mapping[str, Tensor]
 

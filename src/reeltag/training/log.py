@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reeltag.errors import UsageError
-from reeltag.storage import write_bytes
+from reeltag.core.errors import UsageError
+from reeltag.core.storage import write_bytes
 
 LOG = "log.csv"
 MOST_ROWS = 400

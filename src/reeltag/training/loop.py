@@ -18,23 +18,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reeltag import checkpoint, distributed
-from reeltag.averaging import WeightAverage, averaged_tensors
-from reeltag.checkpoint import TrainingState
-from reeltag.data.batches import Batch, count_frames, draw_frames, take_frames, training_batches
+from reeltag.training import checkpoint
+from reeltag.core.distributed import process_group
+from reeltag.training.weight_averaging import WeightAverage, averaged_tensors
+from reeltag.training.checkpoint import TrainingState
+from reeltag.data.loader import Batch, count_frames, draw_frames, take_frames, training_batches
 from reeltag.data.shards import Indices, Shards
-from reeltag.distributed import agreed, gathered, rank, world_size
-from reeltag.errors import TrainingError
-from reeltag.interrupts import held
-from reeltag.losses import cross_entropy, distillation_targets
+from reeltag.core.distributed.process_group import agreed, gathered, rank, world_size
+from reeltag.core.errors import TrainingError
+from reeltag.core.interrupts import held
+from reeltag.training.losses import cross_entropy, distillation_targets
 from reeltag.models.frames import frame_mask
 from reeltag.models.layers import dequantize
 from reeltag.models.tagger import Tagger
-from reeltag.progress import Progress
-from reeltag.schedule import Phase, TrainingSettings
-from reeltag.traininglog import LOG, TrainingLog
-from reeltag.watching import Course, Watch
-from reeltag.wholebatch import drawn, whole_mean, whole_rows
+from reeltag.core.progress import Progress
+from reeltag.training.schedule import Phase, TrainingSettings
+from reeltag.training.log import LOG, TrainingLog
+from reeltag.training.early_stopping import Course, Watch
+from reeltag.core.distributed.collectives import drawn, whole_mean, whole_rows
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -304,10 +305,10 @@ def _fabric(settings: TrainingSettings) -> Fabric:
         return Fabric(accelerator=settings.device, devices=1, precision=_precision(settings))
     if fault := settings.cannot_share(world_size()):
         raise TrainingError(f"training.{fault}")
-    here, gpus = distributed.local_world_size(), torch.cuda.device_count()
+    here, gpus = process_group.local_world_size(), torch.cuda.device_count()
     if settings.device != "cpu" and 0 < gpus < here:
         raise TrainingError(f"training.devices: {here} processes and {gpus} GPUs here; each needs one of its own")
-    distributed.join()
+    process_group.join()
     fabric = Fabric(
         accelerator="cpu" if settings.device == "auto" and not gpus else settings.device,
         devices=here,

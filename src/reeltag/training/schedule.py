@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from reeltag.wording import count_or
+from reeltag.core.validation import count_or
 
 # Settings that change where and how fast a training runs, but not what comes out, up to rounding. A device does decide
 # the precision where that is "auto": a run that moves to another one keeps what it has trained.

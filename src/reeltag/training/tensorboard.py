@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reeltag.errors import UsageError
-from reeltag.storage import remove_folder
-from reeltag.traininglog import LOG, read_rows
+from reeltag.core.errors import UsageError
+from reeltag.core.storage import remove_folder
+from reeltag.training.log import LOG, read_rows
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

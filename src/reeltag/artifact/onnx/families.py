@@ -9,10 +9,10 @@ from functools import singledispatch
 
 from torch import nn
 
-from reeltag.errors import UsageError
-from reeltag.export.graph import Value, concat
-from reeltag.export.layers import intra_normalize, l2_normalize, layer_norm, linear, normed
-from reeltag.export.weights import Weights
+from reeltag.core.errors import UsageError
+from reeltag.artifact.onnx.graph import Value, concat
+from reeltag.artifact.onnx.layers import intra_normalize, l2_normalize, layer_norm, linear, normed
+from reeltag.artifact.onnx.weights import Weights
 from reeltag.models.attention import AttentionPooling
 from reeltag.models.dbof import ClassicDBoF, GatedDBoF, SoftDBoF
 from reeltag.models.layers import Clusters, PerFeature
@@ -53,7 +53,7 @@ def pool(layer: nn.Module, frames: Frames, weights: Weights) -> Value:
         UsageError: the family has no ONNX form.
     """
     name = type(layer).__name__
-    raise UsageError(f"{weights.member}: {name} has no ONNX form; register one in reeltag.export.families.pool")
+    raise UsageError(f"{weights.member}: {name} has no ONNX form; register one in reeltag.artifact.onnx.families.pool")
 
 
 @pool.register

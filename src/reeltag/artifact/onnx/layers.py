@@ -9,8 +9,8 @@ import numpy.typing as npt
 from onnx import TensorProto
 from torch import nn
 
-from reeltag.export.graph import Value
-from reeltag.export.weights import Weights
+from reeltag.artifact.onnx.graph import Value
+from reeltag.artifact.onnx.weights import Weights
 from reeltag.models.gating import ContextGate, SqueezeExcitation
 from reeltag.models.heads import Logistic, MixtureOfExperts
 from reeltag.models.layers import BN_EPSILON, L2_EPSILON, Hidden

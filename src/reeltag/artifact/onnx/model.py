@@ -12,19 +12,19 @@ import torch
 from onnx import TensorProto, helper
 
 from reeltag import __version__
-from reeltag.artifact import Artifact, Member
-from reeltag.data.batches import Batch
+from reeltag.artifact.file import Artifact, Member
+from reeltag.data.loader import Batch
 from reeltag.data.schema import Schema
-from reeltag.errors import ArtifactError, BudgetError, UsageError
-from reeltag.export import recurrent as recurrent  # registers its forms
-from reeltag.export.families import Frames, pool
-from reeltag.export.graph import OPSET, Graph, Value, integers
-from reeltag.export.layers import dequantized, gate, head, hidden, normed
-from reeltag.export.session import open_onnx
-from reeltag.export.weights import Weights
+from reeltag.core.errors import ArtifactError, BudgetError, UsageError
+from reeltag.artifact.onnx import recurrent as recurrent  # registers its forms
+from reeltag.artifact.onnx.families import Frames, pool
+from reeltag.artifact.onnx.graph import OPSET, Graph, Value, integers
+from reeltag.artifact.onnx.layers import dequantized, gate, head, hidden, normed
+from reeltag.inference.onnx import open_onnx
+from reeltag.artifact.onnx.weights import Weights
 from reeltag.models.tagger import meta_tagger
-from reeltag.predict import Predictor, predict
-from reeltag.storage import atomic_path, megabytes
+from reeltag.inference.predictor import Predictor, predict
+from reeltag.core.storage import atomic_path, megabytes
 
 LARGEST = 2**31 - 1  # bytes that a protobuf may have
 ROOM = 1 << 24  # for all that is no weight

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from onnx import TensorProto
 from torch import nn
 
-from reeltag.export.families import Frames, pool
-from reeltag.export.graph import Value, concat
-from reeltag.export.layers import normed
-from reeltag.export.weights import Weights
+from reeltag.artifact.onnx.families import Frames, pool
+from reeltag.artifact.onnx.graph import Value, concat
+from reeltag.artifact.onnx.layers import normed
+from reeltag.artifact.onnx.weights import Weights
 from reeltag.models.rnn import RNN, CuDNNLayer, PublishedGRU, Stack
 
 # Where ONNX's gates stand among torch's: input, output, forget, cell; update, reset, hidden.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from reeltag.encodings import QuantizedTensor, State
-from reeltag.quantize import is_large, quantize_channels
+from reeltag.artifact.quantization.encodings import QuantizedTensor, State
+from reeltag.artifact.quantization.quantize import is_large, quantize_channels
 
 # Rows of a weight that are handled at a time: of floats what the cache holds, of 8-bit products what one scale of x
 # covers, whose sums stay below 2^31.

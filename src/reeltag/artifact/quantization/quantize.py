@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from reeltag.encodings import (
+from reeltag.artifact.quantization.encodings import (
     CHUNK,
     GROUP,
     LEVELS,
@@ -27,7 +27,7 @@ from reeltag.encodings import (
     State,
     channel_count,
 )
-from reeltag.errors import UsageError
+from reeltag.core.errors import UsageError
 
 # Tensors of at most this many elements (batch norm, biases) stay float32.
 MIN_ELEMENTS = 17_000

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reeltag.artifact import Member
+from reeltag.artifact.file import Member
 from reeltag.data.schema import Schema
-from reeltag.data.tensorbundle import Array, index_path, read_checkpoint
-from reeltag.encodings import LEVELS, CodebookTensor
-from reeltag.errors import ArtifactError
+from reeltag.artifact.tensorflow.bundle import Array, index_path, read_checkpoint
+from reeltag.artifact.quantization.encodings import LEVELS, CodebookTensor
+from reeltag.core.errors import ArtifactError
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import meta_tagger
 

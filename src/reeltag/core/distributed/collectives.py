@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from reeltag.distributed import rank, world_size
+from reeltag.core.distributed.process_group import rank, world_size
 
 
 def own_rows(count: int) -> slice:

@@ -19,9 +19,9 @@ from multiprocessing.context import SpawnContext
 from multiprocessing.resource_tracker import ensure_running
 from typing import Any, Protocol
 
-from reeltag.environment import keep_freed_memory, processors
-from reeltag.errors import WorkerError
-from reeltag.interrupts import held
+from reeltag.core.environment import keep_freed_memory, processors
+from reeltag.core.errors import WorkerError
+from reeltag.core.interrupts import held
 
 RETRIES = 3  # of a task whose process died
 PROCESS_BYTES = 1_000_000_000  # of memory, for torch and a batch

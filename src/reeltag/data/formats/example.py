@@ -17,10 +17,10 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from reeltag.data import ratings
-from reeltag.data.protos import Example, SequenceExample
+from reeltag.data.formats.protos import Example, SequenceExample
 from reeltag.data.ratings import Ratings
 from reeltag.data.schema import Feature, Schema
-from reeltag.errors import DataError
+from reeltag.core.errors import DataError
 
 Frames = npt.NDArray[Any]
 

@@ -18,10 +18,10 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from reeltag.errors import DataError
-from reeltag.shardcache import forget, opened
-from reeltag.storage import Source, atomic_path, regular
-from reeltag.transfer import RemoteFile
+from reeltag.core.errors import DataError
+from reeltag.data.shard_cache import forget, opened
+from reeltag.core.storage import Source, atomic_path, regular
+from reeltag.core.transfer import RemoteFile
 
 _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")

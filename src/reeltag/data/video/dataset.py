@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
-from reeltag.errors import UsageError
-from reeltag.storage import counted, few, regular
+from reeltag.core.errors import UsageError
+from reeltag.core.storage import counted, few, regular
 
 # Endings that a folder's videos and sounds have; files that are given by name may have any.
 ENDINGS = frozenset(

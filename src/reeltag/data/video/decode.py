@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from reeltag.errors import UsageError, VideoError
-from reeltag.storage import regular
+from reeltag.core.errors import UsageError, VideoError
+from reeltag.core.storage import regular
 
 if TYPE_CHECKING:
     from av.container import InputContainer

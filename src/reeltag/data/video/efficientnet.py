@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from reeltag.errors import UsageError
-from reeltag.storage import file_hash
+from reeltag.core.errors import UsageError
+from reeltag.core.storage import file_hash
 
 SIZE = 224
 WIDTH = 1280

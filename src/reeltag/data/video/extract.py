@@ -17,16 +17,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from reeltag import tensorfile
-from reeltag.data.example import Video, encode
-from reeltag.data.origins import MANIFEST
+from reeltag.core import tensorfile
+from reeltag.data.formats.example import Video, encode
+from reeltag.data.extractor_origin import MANIFEST
 from reeltag.data.schema import Schema
-from reeltag.data.tfrecord import write_shard
-from reeltag.environment import processors
-from reeltag.errors import ArtifactError, ReeltagError, UsageError, VideoError, WorkerError
-from reeltag.processes import Needs, spawned
-from reeltag.progress import Progress
-from reeltag.storage import (
+from reeltag.data.formats.tfrecord import write_shard
+from reeltag.core.environment import processors
+from reeltag.core.errors import ArtifactError, ReeltagError, UsageError, VideoError, WorkerError
+from reeltag.core.distributed.process_pool import Needs, spawned
+from reeltag.core.progress import Progress
+from reeltag.core.storage import (
     atomic_folder,
     claimed_parts,
     content_hash,
@@ -37,11 +37,11 @@ from reeltag.storage import (
     write_bytes,
     write_json,
 )
-from reeltag.video.codes import Moments, load_projections, save_projections
-from reeltag.video.dataset import Dataset, Item, label_names, split
-from reeltag.video.decode import MAX_SECONDS
-from reeltag.video.features import Extraction, Pipeline, open_pipeline
-from reeltag.video.recipe import recipe
+from reeltag.data.pca import Moments, load_projections, save_projections
+from reeltag.data.video.dataset import Dataset, Item, label_names, split
+from reeltag.data.video.decode import MAX_SECONDS
+from reeltag.data.video.features import Extraction, Pipeline, open_pipeline
+from reeltag.data.video.recipe_draft import recipe
 
 FORMAT = 1  # of parts and of the manifest; a change of decoding is a new one
 PROJECTIONS = "pca.safetensors"

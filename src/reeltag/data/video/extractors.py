@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 from reeltag.data.schema import Origin
-from reeltag.errors import UsageError
-from reeltag.storage import content_hash
-from reeltag.video import audio, efficientnet, onnx_models
-from reeltag.video.codes import Values
-from reeltag.video.decode import Picture, Samples
+from reeltag.core.errors import UsageError
+from reeltag.core.storage import content_hash
+from reeltag.data.video import audio
+from reeltag.data.video import efficientnet
+from reeltag.data.video import onnx_extractor
+from reeltag.data.pca import Values
+from reeltag.data.video.decode import Picture, Samples
 
 Input = TypeVar("Input", Picture, Samples)
 
@@ -81,13 +83,13 @@ def _logmel(rest: str) -> Extractor[Samples]:
 
 
 def _onnx_image(rest: str, preset: str = "onnx") -> Extractor[Picture]:
-    model = onnx_models.ImageModel(rest, preset)
+    model = onnx_extractor.ImageModel(rest, preset)
     settings = model.settings
     return Extractor(model.name, model.width, model.size, model.identity, settings.offset, settings.scale, model)
 
 
 def _onnx_sound(rest: str) -> Extractor[Samples]:
-    model = onnx_models.SoundModel(rest)
+    model = onnx_extractor.SoundModel(rest)
     settings = model.settings
     rate = (settings.rate,)
     return Extractor(model.name, model.width, rate, model.identity, settings.offset, settings.scale, model)

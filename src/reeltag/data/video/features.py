@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from reeltag.data.schema import Feature
-from reeltag.environment import one_torch_thread
-from reeltag.errors import UsageError, VideoError
-from reeltag.storage import counted
-from reeltag.video import decode
-from reeltag.video.codes import Codes, Projection, Values, quantize
-from reeltag.video.decode import MAX_SECONDS, Damage, Media, Picture, Samples
-from reeltag.video.extractors import Extractor, image_extractor, sound_extractor
+from reeltag.core.environment import one_torch_thread
+from reeltag.core.errors import UsageError, VideoError
+from reeltag.core.storage import counted
+from reeltag.data.video import decode
+from reeltag.data.pca import Codes, Projection, Values, quantize
+from reeltag.data.video.decode import MAX_SECONDS, Damage, Media, Picture, Samples
+from reeltag.data.video.extractors import Extractor, image_extractor, sound_extractor
 
 BATCH = 16  # pictures; what memory a video takes
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from reeltag.environment import onnx_runtime
-from reeltag.errors import UsageError
-from reeltag.storage import file_hash, regular
-from reeltag.video import audio
-from reeltag.video.codes import Values
-from reeltag.video.decode import Picture, Samples
-from reeltag.wording import worded
+from reeltag.core.environment import onnx_runtime
+from reeltag.core.errors import UsageError
+from reeltag.core.storage import file_hash, regular
+from reeltag.data.video import audio
+from reeltag.data.pca import Values
+from reeltag.data.video.decode import Picture, Samples
+from reeltag.core.validation import worded
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from reeltag.data.schema import Schema
-from reeltag.text import toml
+from reeltag.core.text import toml
 
 STEPS = 1500  # of training, at least
 BATCH = 64  # videos

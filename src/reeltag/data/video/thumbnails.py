@@ -6,8 +6,8 @@ from collections.abc import Collection
 from fractions import Fraction
 from pathlib import Path
 
-from reeltag.video import decode
-from reeltag.video.decode import Damage, Picture
+from reeltag.data.video import decode
+from reeltag.data.video.decode import Damage, Picture
 
 LONGEST = 160  # pixels of a side
 QUALITY = 5  # of JPEG as FFmpeg counts it: 1 is the best, 31 the smallest

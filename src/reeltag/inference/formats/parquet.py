@@ -7,10 +7,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from reeltag.errors import UsageError
-from reeltag.metrics import TOP_K, top_k
-from reeltag.predict import Predictions
-from reeltag.storage import atomic_path
+from reeltag.core.errors import UsageError
+from reeltag.inference.metrics.gap import TOP_K, top_k
+from reeltag.inference.predictor import Predictions
+from reeltag.core.storage import atomic_path
 
 GROUP_BATCHES = 128  # of predictions in a row group
 

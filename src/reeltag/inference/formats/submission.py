@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from reeltag import tensorfile
+from reeltag.core import tensorfile
 from reeltag.data.schema import Schema
-from reeltag.errors import UsageError
-from reeltag.predict import Predictions
-from reeltag.segment_metrics import TOP_SEGMENTS
-from reeltag.storage import atomic_path
-from reeltag.tensorfile import TensorFile
+from reeltag.core.errors import UsageError
+from reeltag.inference.predictor import Predictions
+from reeltag.inference.metrics.segments import TOP_SEGMENTS
+from reeltag.core.storage import atomic_path
+from reeltag.core.tensorfile import TensorFile
 
 _MARKS = frozenset(' ,"\r\n')  # what parts the cells of the file and the segments of a list
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Protocol
 
 from reeltag.data.schema import Schema
-from reeltag.errors import UsageError
-from reeltag.metrics import TOP_K, top_k
-from reeltag.parquet import Parquet
-from reeltag.predict import Predictions
-from reeltag.storage import atomic_path, write_bytes
-from reeltag.submission import Submission
+from reeltag.core.errors import UsageError
+from reeltag.inference.metrics.gap import TOP_K, top_k
+from reeltag.inference.formats.parquet import Parquet
+from reeltag.inference.predictor import Predictions
+from reeltag.core.storage import atomic_path, write_bytes
+from reeltag.inference.formats.submission import Submission
 
 
 def kaggle_lines(predictions: Iterable[Predictions], label_names: Sequence[str]) -> Iterator[str]:

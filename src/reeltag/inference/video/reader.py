@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reeltag.artifact import Artifact
-from reeltag.data.example import Video
-from reeltag.data.origins import difference
+from reeltag.artifact.file import Artifact
+from reeltag.data.formats.example import Video
+from reeltag.data.extractor_origin import difference
 from reeltag.data.schema import Feature, Schema
-from reeltag.errors import UsageError
-from reeltag.storage import counted
-from reeltag.video.extractors import IMAGE, SOUND, Extractor, image_extractor, sound_extractor
-from reeltag.video.features import Pipeline
+from reeltag.core.errors import UsageError
+from reeltag.core.storage import counted
+from reeltag.data.video.extractors import IMAGE, SOUND, Extractor, image_extractor, sound_extractor
+from reeltag.data.video.features import Pipeline
 
 # By feature: the option that names its extractor, the extractors there are, and what opens one.
 _KINDS: dict[str, tuple[str, dict[str, Any], Callable[[str], Extractor[Any] | None]]] = {

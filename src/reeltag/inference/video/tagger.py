@@ -9,16 +9,16 @@ from pathlib import Path
 
 import torch
 
-from reeltag.data.batches import stream_batches
-from reeltag.data.example import Video
-from reeltag.environment import processors
-from reeltag.errors import VideoError
-from reeltag.predict import BATCH_SIZE, Predictor, predict
-from reeltag.progress import Progress
-from reeltag.timeline import Tagged, segments, segments_of, tagged
-from reeltag.video.dataset import Item
-from reeltag.video.reading import VideoReader, open_reader
-from reeltag.video.thumbnails import thumbnails
+from reeltag.data.loader import stream_batches
+from reeltag.data.formats.example import Video
+from reeltag.core.environment import processors
+from reeltag.core.errors import VideoError
+from reeltag.inference.predictor import BATCH_SIZE, Predictor, predict
+from reeltag.core.progress import Progress
+from reeltag.inference.timeline import Tagged, segments, segments_of, tagged
+from reeltag.data.video.dataset import Item
+from reeltag.inference.video.reader import VideoReader, open_reader
+from reeltag.data.video.thumbnails import thumbnails
 
 
 @dataclass(frozen=True)

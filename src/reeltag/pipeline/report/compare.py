@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from reeltag.report.results import METRICS, Results, Run, best_single, best_single_tested, seconds_by_kind
-from reeltag.tables import differences as table_differences
-from reeltag.tables import keys_of
+from reeltag.pipeline.report.results import METRICS, Results, Run, best_single, best_single_tested, seconds_by_kind
+from reeltag.recipe.tables import differences as table_differences
+from reeltag.recipe.tables import keys_of
 
 SHOWN_KEYS = 3  # in which two models of one name differ
 

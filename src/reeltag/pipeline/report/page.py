@@ -13,12 +13,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from reeltag.data.badrecords import listed
-from reeltag.report.charts import curve_charts, frontier_chart, reliability_chart
-from reeltag.report.compare import class_changes, differences, recipe_changes
-from reeltag.report.measures import BINS
-from reeltag.report.remarks import remarks, weights
-from reeltag.report.results import (
+from reeltag.data.bad_records import listed
+from reeltag.pipeline.report.charts import curve_charts, frontier_chart, reliability_chart
+from reeltag.pipeline.report.compare import class_changes, differences, recipe_changes
+from reeltag.pipeline.report.measures import BINS
+from reeltag.pipeline.report.remarks import remarks, weights
+from reeltag.pipeline.report.results import (
     METRICS,
     ReliabilityBin,
     Run,
@@ -27,10 +27,10 @@ from reeltag.report.results import (
     noun_of,
     seconds_by_kind,
 )
-from reeltag.report.tables import NOTE, missing_tables, paper_tables
-from reeltag.storage import counted, megabytes
-from reeltag.text import plain
-from reeltag.timeline import segments
+from reeltag.pipeline.report.tables import NOTE, missing_tables, paper_tables
+from reeltag.core.storage import counted, megabytes
+from reeltag.core.text import plain
+from reeltag.inference.timeline import segments
 
 
 def render_run(run: Run) -> str:
@@ -140,8 +140,8 @@ def _classes(run: Run) -> list[tuple[str, float, int, int]]:
 
 
 def _page(template: str, runs: Sequence[Run], **content: Any) -> str:
-    script = files("reeltag.report").joinpath("templates/page.js").read_text(encoding="utf-8")
-    style = files("reeltag.report").joinpath("templates/page.css").read_text(encoding="utf-8")
+    script = files("reeltag.pipeline.report").joinpath("templates/page.js").read_text(encoding="utf-8")
+    style = files("reeltag.pipeline.report").joinpath("templates/page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     own = {"script": Markup(script), "style": Markup(style), "script_hash": digest}
     return _environment().get_template(template).render(runs=runs, **own, **content)
@@ -150,7 +150,7 @@ def _page(template: str, runs: Sequence[Run], **content: Any) -> str:
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("reeltag.report"),
+        loader=PackageLoader("reeltag.pipeline.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from reeltag.report.charts import log_ticks
+from reeltag.pipeline.report.charts import log_ticks
 
 BLUE, GREY, RED = "#2b6cb0", "#8a94a6", "#c53030"
 # Equal results are equal bytes: no date, and ids that do not change from run to run.

@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
-from reeltag.data.badrecords import BadRecord
-from reeltag.errors import UsageError
-from reeltag.wording import worded
+from reeltag.data.bad_records import BadRecord
+from reeltag.core.errors import UsageError
+from reeltag.core.validation import worded
 
 FORMAT = 1
 METRICS = {

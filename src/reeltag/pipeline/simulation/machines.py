@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from reeltag.errors import RecipeError
-from reeltag.recipe_file import describe
-from reeltag.tables import read_table
+from reeltag.core.errors import RecipeError
+from reeltag.recipe.load import describe
+from reeltag.recipe.tables import read_table
 
 
 class Machines(BaseModel):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reeltag.errors import UsageError
-from reeltag.executors import Stage
-from reeltag.machines import Machines
-from reeltag.simulate import HOUR, Task, alone, critical_path, schedule, stage_tasks
-from reeltag.train import CHECKPOINT_SECONDS, CHECKPOINT_SHARE
+from reeltag.core.errors import UsageError
+from reeltag.pipeline.executor import Stage
+from reeltag.pipeline.simulation.machines import Machines
+from reeltag.pipeline.simulation.simulate import HOUR, Task, alone, critical_path, schedule, stage_tasks
+from reeltag.training.loop import CHECKPOINT_SECONDS, CHECKPOINT_SHARE
 
 ENOUGH = 1.1  # as fast as it gets, but for so little
 

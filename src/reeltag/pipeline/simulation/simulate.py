@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from reeltag.executors import Stage, ways_to_the_end
-from reeltag.machines import Machines
-from reeltag.stages.estimate import FLOPS_A_SECOND
+from reeltag.pipeline.executor import Stage, ways_to_the_end
+from reeltag.pipeline.simulation.machines import Machines
+from reeltag.pipeline.stages.estimate import FLOPS_A_SECOND
 
 HOUR = 3600.0
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from reeltag import checkpoint
-from reeltag.distributed import rank
-from reeltag.executors import Job, Stage
-from reeltag.quantize import Encoding
-from reeltag.recipe import Recipe
-from reeltag.schedule import TrainingSettings, averaging_phase
-from reeltag.stages.files import CHECKPOINT, MODEL, SCORES, load_manifest, split
-from reeltag.stages.member import MemberStages
-from reeltag.stages.training import Given, Selected, Training
-from reeltag.storage import counted, read_json, write_json
-from reeltag.train import final_weights
+from reeltag.training import checkpoint
+from reeltag.core.distributed.process_group import rank
+from reeltag.pipeline.executor import Job, Stage
+from reeltag.artifact.quantization.quantize import Encoding
+from reeltag.recipe.schema import Recipe
+from reeltag.training.schedule import TrainingSettings, averaging_phase
+from reeltag.pipeline.stages.files import CHECKPOINT, MODEL, SCORES, load_manifest, split
+from reeltag.pipeline.stages.member import MemberStages
+from reeltag.pipeline.stages.training import Given, Selected, Training
+from reeltag.core.storage import counted, read_json, write_json
+from reeltag.training.loop import final_weights
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from reeltag import shardcache
-from reeltag.data.badrecords import summary
+from reeltag.data import shard_cache
+from reeltag.data.bad_records import summary
 from reeltag.data.holdout import refuse_overlap
 from reeltag.data.shards import scan
 from reeltag.data.synthetic import write_synthetic
-from reeltag.data.tfrecord import ShardFile
-from reeltag.errors import ReeltagError, TransferError, UsageError
-from reeltag.executors import Job, Stage, Traffic
-from reeltag.outputs import MARKER
-from reeltag.recipe import Recipe
-from reeltag.recipe_data import DataSettings
-from reeltag.stages.files import MANIFEST, load_manifest
-from reeltag.storage import (
+from reeltag.data.formats.tfrecord import ShardFile
+from reeltag.core.errors import ReeltagError, TransferError, UsageError
+from reeltag.pipeline.executor import Job, Stage, Traffic
+from reeltag.pipeline.run_folder import MARKER
+from reeltag.recipe.schema import Recipe
+from reeltag.recipe.data import DataSettings
+from reeltag.pipeline.stages.files import MANIFEST, load_manifest
+from reeltag.core.storage import (
     Source,
     content_hash,
     counted,
@@ -30,14 +30,14 @@ from reeltag.storage import (
     read_json,
     size_of,
 )
-from reeltag.transfer import RemoteFile
+from reeltag.core.transfer import RemoteFile
 
 
 def data_stages(recipe: Recipe, without_data: bool) -> list[Stage]:
     """Generate the data if need be, then read each split through once."""
     data = recipe.data
     if data.cache_gb is not None:
-        shardcache.limit_to(data.cache_gb)
+        shard_cache.limit_to(data.cache_gb)
     stages = []
     if data.synthetic is not None:
         videos = data.synthetic.train_videos + data.synthetic.test_videos
@@ -119,14 +119,14 @@ def _check_cache(data: DataSettings, split: str, files: Sequence[Source]) -> Non
     sizes = sorted((file.size for file in files if isinstance(file, RemoteFile)), reverse=True)
     window = data.mixed_shards if split == "train" else 1
     needed = sum(sizes if window is None else sizes[: 2 * window])  # one is read, and the next one comes
-    if needed > shardcache.limit():
+    if needed > shard_cache.limit():
         what = "all shards" if window is None else f"two windows of {counted(window, 'shard')}"
-        have = f"{megabytes(needed)}, and data.cache_gb allows {megabytes(shardcache.limit())}"
+        have = f"{megabytes(needed)}, and data.cache_gb allows {megabytes(shard_cache.limit())}"
         less = 'take data.order = "by-shard"' if window is None else "lower data.window"
         raise UsageError(f"data.{split}: the order needs {what} at hand, {have}; raise it, or {less}")
-    if needed and needed > (free := free_bytes(shardcache.folder()) + shardcache.size()):
+    if needed and needed > (free := free_bytes(shard_cache.folder()) + shard_cache.size()):
         room = f"{megabytes(needed)} of shards have to be at hand, and there is room for {megabytes(free)}"
-        raise UsageError(f"{shardcache.folder()}: {room}; make room, or set REELTAG_CACHE to a folder on another disk")
+        raise UsageError(f"{shard_cache.folder()}: {room}; make room, or set REELTAG_CACHE to a folder on another disk")
 
 
 def _do_data(recipe: Recipe, split: str, files: list[Source], job: Job) -> str:

@@ -12,23 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reeltag import artifact
-from reeltag.artifact import Artifact
+from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import Artifact
 from reeltag.data.holdout import split_halves
 from reeltag.data.schema import read_label_names
-from reeltag.ensemble import Option, Selection, contenders, ensemble_gap, frontier, select
-from reeltag.environment import versions
-from reeltag.errors import BudgetError, UsageError
-from reeltag.executors import Job, Stage
-from reeltag.metrics import gap
-from reeltag.recipe import QuantizationSettings, Recipe
-from reeltag.remote import fetch
-from reeltag.stages.files import MODEL, WEIGHTS, load_manifest, split
-from reeltag.stages.member import MemberStages
-from reeltag.stages.students import left_out
-from reeltag.storage import beneath, counted, megabytes, read_json, write_json
-from reeltag.transfer import is_url
-from reeltag.video.codes import Projection, read_projections
+from reeltag.pipeline.ensemble_search import Option, Selection, contenders, ensemble_gap, frontier, select
+from reeltag.core.environment import versions
+from reeltag.core.errors import BudgetError, UsageError
+from reeltag.pipeline.executor import Job, Stage
+from reeltag.inference.metrics.gap import gap
+from reeltag.recipe.schema import QuantizationSettings, Recipe
+from reeltag.core.download_cache import fetch
+from reeltag.pipeline.stages.files import MODEL, WEIGHTS, load_manifest, split
+from reeltag.pipeline.stages.member import MemberStages
+from reeltag.pipeline.stages.students import left_out
+from reeltag.core.storage import beneath, counted, megabytes, read_json, write_json
+from reeltag.core.transfer import is_url
+from reeltag.data.pca import Projection, read_projections
 
 # A member adds at most what its own file has, and a few more digits in the header. Its file has the schema and the
 # versions too, so only what the shipped file alone says is reserved beside the names.
@@ -222,7 +222,7 @@ def _do_pack(recipe: Recipe, members: Sequence[MemberStages], beside: Beside, jo
     by_name = {member.name: member for member in members}
     shipped = []
     for entry in found["members"]:
-        (member,) = artifact.load(by_name[entry["name"]].file(job, entry["encoding"])).members
+        (member,) = artifact_file.load(by_name[entry["name"]].file(job, entry["encoding"])).members
         shipped.append(replace(member, name=entry["name"], weight=entry["weight"]))
     provenance = {
         "recipe": recipe.name,
@@ -233,5 +233,5 @@ def _do_pack(recipe: Recipe, members: Sequence[MemberStages], beside: Beside, jo
         "holdout_gap": {key: value for key, value in found["holdout"].items() if key != "members"},
     }
     packed = Artifact(recipe.data.record_schema, beside.label_names, tuple(shipped), provenance, beside.projections)
-    size = artifact.save(job.folder / MODEL, packed, recipe.budget)
+    size = artifact_file.save(job.folder / MODEL, packed, recipe.budget)
     job.progress.say(f"  {megabytes(size)} of {megabytes(recipe.budget)}")

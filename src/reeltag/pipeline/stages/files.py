@@ -7,11 +7,11 @@ from pathlib import Path
 
 from reeltag.data.holdout import split_holdout
 from reeltag.data.shards import Indices, Manifest
-from reeltag.errors import TransferError, UsageError
-from reeltag.executors import Job
-from reeltag.predict import Predictor, load
-from reeltag.recipe import Recipe
-from reeltag.storage import find
+from reeltag.core.errors import TransferError, UsageError
+from reeltag.pipeline.executor import Job
+from reeltag.inference.predictor import Predictor, load
+from reeltag.recipe.schema import Recipe
+from reeltag.core.storage import find
 
 MODEL, CHECKPOINT, MANIFEST = "model.reeltag", "checkpoint.safetensors", "manifest.safetensors"
 SCORES, PREDICTIONS, WEIGHTS = "scores.json", "predictions.safetensors", "weights.json"

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from reeltag.data.predictions import read_predictions
-from reeltag.data.targets import TargetsWriter, row_bytes
-from reeltag.errors import UsageError
-from reeltag.executors import Job, Stage
-from reeltag.recipe import DistillationSettings, Recipe
-from reeltag.stages.files import load_manifest, split, split_parameters
-from reeltag.storage import file_hash, megabytes
+from reeltag.data.given_predictions import read_predictions
+from reeltag.data.soft_targets import TargetsWriter, row_bytes
+from reeltag.core.errors import UsageError
+from reeltag.pipeline.executor import Job, Stage
+from reeltag.recipe.schema import DistillationSettings, Recipe
+from reeltag.pipeline.stages.files import load_manifest, split, split_parameters
+from reeltag.core.storage import file_hash, megabytes
 
 
 def given_stage(recipe: Recipe, settings: DistillationSettings, name: str) -> Stage:

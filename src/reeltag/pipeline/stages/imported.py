@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 
-from reeltag import artifact
-from reeltag.artifact import Artifact
-from reeltag.errors import ArtifactError, UsageError
-from reeltag.executors import Job, Stage
-from reeltag.quantize import Encoding, quantized_bytes
-from reeltag.stages.files import MODEL
-from reeltag.stages.member import MemberStages
-from reeltag.storage import file_hash, megabytes
+from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import Artifact
+from reeltag.core.errors import ArtifactError, UsageError
+from reeltag.pipeline.executor import Job, Stage
+from reeltag.artifact.quantization.quantize import Encoding, quantized_bytes
+from reeltag.pipeline.stages.files import MODEL
+from reeltag.pipeline.stages.member import MemberStages
+from reeltag.core.storage import file_hash, megabytes
 
 
 class ImportedStages(MemberStages):
@@ -45,7 +45,7 @@ class ImportedStages(MemberStages):
         """
         path, key = self.recipe.imported[self.name], f"imported.{self.name}"
         try:
-            found = artifact.load(path)
+            found = artifact_file.load(path)
         except ArtifactError as error:
             raise ArtifactError(f"{key}: {error}") from error
         if len(found.members) != 1:
@@ -64,7 +64,7 @@ class ImportedStages(MemberStages):
     def _do_import(self, job: Job) -> None:
         (member,) = self._imported.members
         member = replace(member, name=self.name, weight=1.0)
-        artifact.save(job.folder / MODEL, replace(self._imported, schema=self.schema, members=(member,)))
+        artifact_file.save(job.folder / MODEL, replace(self._imported, schema=self.schema, members=(member,)))
 
 
 def _short(value: object) -> str:

@@ -10,17 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from reeltag import artifact, checkpoint
-from reeltag.data.batches import sequential_batches
+from reeltag.artifact import file as artifact_file
+from reeltag.training import checkpoint
+from reeltag.data.loader import sequential_batches
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Shards
-from reeltag.executors import Job, Stage
-from reeltag.metrics import gap
-from reeltag.predict import BATCH_SIZE, load, predict
-from reeltag.quantize import Encoding
-from reeltag.recipe import Recipe
-from reeltag.stages.files import MODEL, PREDICTIONS, SCORES, held_out, load_manifest, split, split_parameters
-from reeltag.storage import counted, inside, megabytes, read_json, write_json
+from reeltag.pipeline.executor import Job, Stage
+from reeltag.inference.metrics.gap import gap
+from reeltag.inference.predictor import BATCH_SIZE, load, predict
+from reeltag.artifact.quantization.quantize import Encoding
+from reeltag.recipe.schema import Recipe
+from reeltag.pipeline.stages.files import MODEL, PREDICTIONS, SCORES, held_out, load_manifest, split, split_parameters
+from reeltag.core.storage import counted, inside, megabytes, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,9 @@ class MemberStages(ABC):
         return found
 
     def _do_quantize(self, job: Job) -> None:
-        source = artifact.load(job.inputs[self.finished] / MODEL)
+        source = artifact_file.load(job.inputs[self.finished] / MODEL)
         for encoding in self.encodings[1:]:
-            artifact.save(job.folder / f"{encoding}.reeltag", artifact.quantized(source, encoding))
+            artifact_file.save(job.folder / f"{encoding}.reeltag", artifact_file.quantized(source, encoding))
 
     def _do_predict(self, job: Job) -> None:
         """Predict the hold-out with the very weights that would be shipped."""

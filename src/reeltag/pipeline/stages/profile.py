@@ -11,12 +11,12 @@ from tempfile import TemporaryDirectory
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from reeltag.executors import Job
-from reeltag.progress import Progress, Task
-from reeltag.schedule import training_phase
-from reeltag.stages.files import load_manifest
-from reeltag.stages.training import Training
-from reeltag.storage import atomic_path
+from reeltag.pipeline.executor import Job
+from reeltag.core.progress import Progress, Task
+from reeltag.training.schedule import training_phase
+from reeltag.pipeline.stages.files import load_manifest
+from reeltag.pipeline.stages.training import Training
+from reeltag.core.storage import atomic_path
 
 WARM_UP, MEASURED = 3, 10  # steps
 ROWS = 20

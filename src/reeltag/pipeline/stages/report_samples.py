@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reeltag.data.example import Video
+from reeltag.data.formats.example import Video
 from reeltag.data.shards import Shards
-from reeltag.environment import default_device, of_processor
-from reeltag.executors import Job
-from reeltag.metrics import top_k
+from reeltag.core.environment import default_device, of_processor
+from reeltag.pipeline.executor import Job
+from reeltag.inference.metrics.gap import top_k
 from reeltag.models.heads import MixtureOfExperts
 from reeltag.models.tagger import Tagger
-from reeltag.predict import Predictions, Predictor
-from reeltag.report.measures import FREQUENT_CLASSES, Together, gating_gain
-from reeltag.stages.model import ModelStages
-from reeltag.timeline import segments
-from reeltag.traininglog import LOG, Row, read_rows
+from reeltag.inference.predictor import Predictions, Predictor
+from reeltag.pipeline.report.measures import FREQUENT_CLASSES, Together, gating_gain
+from reeltag.pipeline.stages.candidate import ModelStages
+from reeltag.inference.timeline import segments
+from reeltag.training.log import LOG, Row, read_rows
 
 SHOWN = 5  # best videos, and as many worst ones
 CANDIDATES = 100  # from the top and from the bottom, of which those are shown whose labels differ

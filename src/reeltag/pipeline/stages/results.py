@@ -10,25 +10,25 @@ from typing import Any
 
 import torch
 
-from reeltag import artifact
-from reeltag.data.batches import sequential_batches
+from reeltag.artifact import file as artifact_file
+from reeltag.data.loader import sequential_batches
 from reeltag.data.shards import Manifest, Shards
-from reeltag.executors import Job, Stage
-from reeltag.predict import BATCH_SIZE, Evaluation, Predictions, Predictor, evaluate, load, predict
-from reeltag.recipe import Recipe
-from reeltag.report.markdown import render
-from reeltag.report.measures import FREQUENT_CLASSES, calibration, rounded
-from reeltag.report.plot import frontier_plot
-from reeltag.report.results import FORMAT
-from reeltag.report.tables import render_tables
-from reeltag.stages.ensemble import class_prior
-from reeltag.stages.files import MODEL, REPORT, RESULTS, SCORES, SELECTION, WEIGHTS, load_manifest
-from reeltag.stages.member import MemberStages
-from reeltag.stages.model import ModelStages
-from reeltag.stages.shown import SHOWN, GateWatch, curve, gate_of, machine, margins, shown_videos
-from reeltag.stages.training import Selected
-from reeltag.storage import read_json, write_bytes, write_json
-from reeltag.traininglog import LOG, read_rows
+from reeltag.pipeline.executor import Job, Stage
+from reeltag.inference.predictor import BATCH_SIZE, Evaluation, Predictions, Predictor, evaluate, load, predict
+from reeltag.recipe.schema import Recipe
+from reeltag.pipeline.report.markdown import render
+from reeltag.pipeline.report.measures import FREQUENT_CLASSES, calibration, rounded
+from reeltag.pipeline.report.plot import frontier_plot
+from reeltag.pipeline.report.results import FORMAT
+from reeltag.pipeline.report.tables import render_tables
+from reeltag.pipeline.stages.ensemble import class_prior
+from reeltag.pipeline.stages.files import MODEL, REPORT, RESULTS, SCORES, SELECTION, WEIGHTS, load_manifest
+from reeltag.pipeline.stages.member import MemberStages
+from reeltag.pipeline.stages.candidate import ModelStages
+from reeltag.pipeline.stages.report_samples import SHOWN, GateWatch, curve, gate_of, machine, margins, shown_videos
+from reeltag.pipeline.stages.training import Selected
+from reeltag.core.storage import read_json, write_bytes, write_json
+from reeltag.training.log import LOG, read_rows
 
 EXAMPLES = 5
 # Bytes of a report, as runs of 1 to 4 models and 12 to 527 classes left them: of each, and beside them.
@@ -113,8 +113,8 @@ def _do_test_file(recipe: Recipe, job: Job) -> None:
 def _do_report(recipe: Recipe, members: Sequence[MemberStages], job: Job) -> None:
     found = read_json(job.inputs["ensemble"] / WEIGHTS)
     test = read_json(job.inputs["test.file"] / SCORES)
-    shipped = artifact.load(job.inputs["pack"] / MODEL)
-    sizes = {member.name: artifact.stored_bytes(member.state) for member in shipped.members}
+    shipped = artifact_file.load(job.inputs["pack"] / MODEL)
+    sizes = {member.name: artifact_file.stored_bytes(member.state) for member in shipped.members}
     content = {
         "format": FORMAT,
         "recipe": recipe.name,

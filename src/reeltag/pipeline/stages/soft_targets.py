@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reeltag.data.batches import sequential_batches
+from reeltag.data.loader import sequential_batches
 from reeltag.data.holdout import split_folds
 from reeltag.data.shards import Indices, Manifest, Shards
-from reeltag.data.targets import TargetsWriter, row_bytes, targets_file
-from reeltag.ensemble import best_combination, contenders
-from reeltag.executors import Job, Pieces, Stage, Traffic
-from reeltag.predict import BATCH_SIZE, Ensemble, load, predict
-from reeltag.recipe import DistillationSettings, Recipe
-from reeltag.stages.estimate import FORWARD_AND_BACKWARD
-from reeltag.stages.files import MODEL, SELECTION, load_manifest, split, split_parameters
-from reeltag.stages.model import ModelStages, candidate
-from reeltag.stages.training import Selected, Training
-from reeltag.storage import content_hash, counted, file_hash, megabytes, read_json, write_json
+from reeltag.data.soft_targets import TargetsWriter, row_bytes, targets_file
+from reeltag.pipeline.ensemble_search import best_combination, contenders
+from reeltag.pipeline.executor import Job, Pieces, Stage, Traffic
+from reeltag.inference.predictor import BATCH_SIZE, Ensemble, load, predict
+from reeltag.recipe.schema import DistillationSettings, Recipe
+from reeltag.pipeline.stages.estimate import FORWARD_AND_BACKWARD
+from reeltag.pipeline.stages.files import MODEL, SELECTION, load_manifest, split, split_parameters
+from reeltag.pipeline.stages.candidate import ModelStages, candidate
+from reeltag.pipeline.stages.training import Selected, Training
+from reeltag.core.storage import content_hash, counted, file_hash, megabytes, read_json, write_json
 
 
 @dataclass(frozen=True)

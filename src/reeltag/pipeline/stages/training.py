@@ -12,28 +12,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reeltag import artifact
-from reeltag.artifact import Artifact, Member, load_tagger
-from reeltag.checkpoint import TrainingState
-from reeltag.data.batches import sequential_batches
+from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import Artifact, Member, load_tagger
+from reeltag.training.checkpoint import TrainingState
+from reeltag.data.loader import sequential_batches
 from reeltag.data.holdout import split_folds
 from reeltag.data.shards import Indices, Manifest, Shards
-from reeltag.data.targets import SoftTargets, row_bytes
-from reeltag.distributed import rank
-from reeltag.environment import default_device, versions
-from reeltag.executors import Job, Stage, Traffic
-from reeltag.memory import enough_memory
+from reeltag.data.soft_targets import SoftTargets, row_bytes
+from reeltag.core.distributed.process_group import rank
+from reeltag.core.environment import default_device, versions
+from reeltag.pipeline.executor import Job, Stage, Traffic
+from reeltag.core.memory import enough_memory
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import Tagger, build_tagger, meta_tagger
-from reeltag.predict import BATCH_SIZE, evaluate, predict
-from reeltag.quantize import Encoding, quantized_bytes
-from reeltag.recipe import ModelSettings, Recipe
-from reeltag.schedule import FORGOTTEN, NOT_DECISIVE, Phase, TrainingSettings, training_phase, watched_steps
-from reeltag.stages.estimate import gpu_hours
-from reeltag.stages.files import CHECKPOINT, MODEL, SELECTION, load_manifest, split, split_parameters
-from reeltag.storage import content_hash, counted, megabytes, read_json
-from reeltag.train import Teacher, final_weights, run_phase
-from reeltag.watching import Watch
+from reeltag.inference.predictor import BATCH_SIZE, evaluate, predict
+from reeltag.artifact.quantization.quantize import Encoding, quantized_bytes
+from reeltag.recipe.schema import ModelSettings, Recipe
+from reeltag.training.schedule import FORGOTTEN, NOT_DECISIVE, Phase, TrainingSettings, training_phase, watched_steps
+from reeltag.pipeline.stages.estimate import gpu_hours
+from reeltag.pipeline.stages.files import CHECKPOINT, MODEL, SELECTION, load_manifest, split, split_parameters
+from reeltag.core.storage import content_hash, counted, megabytes, read_json
+from reeltag.training.loop import Teacher, final_weights, run_phase
+from reeltag.training.early_stopping import Watch
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ class Training:
             return
         member = Member(self.name, config, 1.0, weights)
         provenance = {"recipe": self.recipe.name, "versions": versions()}
-        artifact.save(path, Artifact(self.recipe.data.record_schema, None, (member,), provenance))
+        artifact_file.save(path, Artifact(self.recipe.data.record_schema, None, (member,), provenance))
 
     def _parameters(self) -> dict[str, object]:
         parameters: dict[str, object] = {"split": split_parameters(self.recipe)}

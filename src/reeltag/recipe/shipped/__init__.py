@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from reeltag.errors import UsageError
-from reeltag.text import did_you_mean
+from reeltag.core.errors import UsageError
+from reeltag.core.text import did_you_mean
 
 FOLDER = Path(__file__).parent / "recipes"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

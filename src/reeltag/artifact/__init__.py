@@ -1,0 +1,1 @@
+"""A shipped model: one checked file, its quantized weights, and its forms elsewhere (ONNX, Hub, TensorFlow)."""

@@ -1,0 +1,1 @@
+"""Several processes: pools of them, and one training that they share."""

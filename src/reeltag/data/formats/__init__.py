@@ -1,0 +1,1 @@
+"""Records on disk: TFRecord framing, TensorFlow Example protos, and the videos in them."""

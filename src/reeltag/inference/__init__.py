@@ -1,0 +1,1 @@
+"""From a model file and videos to probabilities, tags and metrics."""

@@ -1,0 +1,1 @@
+"""Predictions as CSV, JSON Lines, Parquet and submission files."""

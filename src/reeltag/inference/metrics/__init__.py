@@ -1,0 +1,1 @@
+"""GAP, mAP and other metrics, over videos and over segments."""

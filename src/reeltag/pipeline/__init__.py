@@ -1,0 +1,1 @@
+"""A recipe as a graph of stages: plan, execution, run folder, report."""

@@ -1,0 +1,1 @@
+"""Estimates of a recipe's duration and price on given machines."""

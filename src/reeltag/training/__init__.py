@@ -1,0 +1,1 @@
+"""One model to its weights: loop, schedule, losses, averaging, checkpoints and logs."""
