@@ -18,14 +18,14 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from measure import HERE, options, print_json, print_table, rates, run_rounds, timed
-from reeltag.inference import predictor as prediction
+from reeltag.core.environment import default_device, keep_freed_memory
 from reeltag.data.loader import Batch
 from reeltag.data.schema import preset
-from reeltag.core.environment import default_device, keep_freed_memory
+from reeltag.inference import predictor as prediction
 from reeltag.models.tagger import Tagger, build_tagger
 from reeltag.recipe.load import load_recipe
-from reeltag.training.schedule import TrainingSettings
 from reeltag.training.loop import train_step
+from reeltag.training.schedule import TrainingSettings
 
 RECIPE, BASE, VIDEOS = HERE.parent / "recipes" / "audioset-families.toml", "netvlad", 1024
 SCHEMA = preset("audioset")

@@ -27,19 +27,19 @@ import torch
 from lightning_fabric import Fabric
 
 from measure import options, print_json, spread
-from reeltag.data.loader import Batch, training_batches
 from reeltag.data.formats.example import Video, encode
+from reeltag.data.formats.tfrecord import write_shard
+from reeltag.data.loader import Batch, training_batches
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Shards, scan
-from reeltag.data.formats.tfrecord import write_shard
+from reeltag.inference.ensemble import BATCH_SIZE, Ensemble, predict
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import Tagger, build_tagger, meta_tagger
-from reeltag.inference.predictor import BATCH_SIZE, Ensemble, predict
-from reeltag.recipe.schema import Recipe
-from reeltag.recipe.load import load_recipe
-from reeltag.training.schedule import TrainingSettings
 from reeltag.pipeline.stages.estimate import FORWARD_AND_BACKWARD, flops
+from reeltag.recipe.load import load_recipe
+from reeltag.recipe.schema import Recipe
 from reeltag.training.loop import ADAM_BETA2, train_step
+from reeltag.training.schedule import TrainingSettings
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "yt8m-2018.toml"
 VIDEOS = 4_769_202  # of YouTube-8M, that hours are projected for

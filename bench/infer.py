@@ -16,7 +16,8 @@ from torch import nn
 from measure import Peer, print_table, rates, run_rounds, timed
 from models import SCHEMA, TITLES, build, frames_of, hand_over, random_batch, refuse_difference, run, scaled_to
 from reeltag.artifact.file import Artifact, Member
-from reeltag.inference.predictor import BATCH_SIZE, Mode, Predictor, predict
+from reeltag.inference.ensemble import BATCH_SIZE, predict
+from reeltag.inference.predictor import Mode, Predictor
 
 MODELS = ("netvlad", "dbof", "lstm")
 SHORTEST = 0.4  # of the longest, so that the mean is 0.7

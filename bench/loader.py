@@ -20,11 +20,11 @@ from torch import Tensor
 
 import measure
 from measure import Passes, Peer
-from reeltag.data.loader import Batch, sequential_batches, training_batches
-from reeltag.data.formats.example import encode
-from reeltag.data.shards import Shards, scan
-from reeltag.data.formats.tfrecord import write_shard
 from reeltag.core.environment import keep_freed_memory
+from reeltag.data.formats.example import encode
+from reeltag.data.formats.tfrecord import write_shard
+from reeltag.data.loader import Batch, sequential_batches, training_batches
+from reeltag.data.shards import Shards, scan
 from reeltag.models.layers import dequantize
 from videos import FRAMES, SCHEMA, generate, random_video
 

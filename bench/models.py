@@ -12,12 +12,12 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from measure import Peer, options, pin, print_json
+from reeltag.core.environment import keep_freed_memory
 from reeltag.data.loader import Batch, draw_frames
 from reeltag.data.schema import preset
-from reeltag.core.environment import keep_freed_memory
 from reeltag.models.tagger import Tagger, build_tagger, parse_config
-from reeltag.training.schedule import TrainingSettings
 from reeltag.training.loop import adam_epsilon, train_step
+from reeltag.training.schedule import TrainingSettings
 
 SCHEMA = preset("yt8m-frame")
 keep_freed_memory()

@@ -21,13 +21,14 @@ import reeltag
 from measure import Peer, options, pin, print_json, print_table, run_rounds, seconds, serve, timed
 from reeltag.artifact import file as artifact_file
 from reeltag.artifact.file import Artifact, Member
+from reeltag.core.storage import find
 from reeltag.data.loader import stream_batches
 from reeltag.data.schema import preset
 from reeltag.data.shards import read_all
-from reeltag.artifact.onnx import model as onnx_model
+from reeltag.inference.convert import generated_batches, save_onnx
+from reeltag.inference.ensemble import Predictions
+from reeltag.inference.metrics.evaluation import evaluate
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.inference.predictor import Predictions, evaluate
-from reeltag.core.storage import find
 
 SCHEMA = preset("yt8m-frame")
 TABLE = {"family": "netvlad", "clusters": 192, "hidden": 992, "head": {"prob_gating": True}}
@@ -45,7 +46,7 @@ def write_models(folder: Path, table: dict[str, Any]) -> None:
     member = Member("netvlad1", tagger.config, 1.0, tagger.state_dict())
     shipped = artifact_file.quantized(Artifact(SCHEMA, None, (member,), {}))
     artifact_file.save(folder / "model.reeltag", shipped)
-    onnx_model.save(folder / "model.onnx", shipped, onnx_model.generated_batches(SCHEMA, videos=4))
+    save_onnx(folder / "model.onnx", shipped, generated_batches(SCHEMA, videos=4))
 
 
 def opened(engine: str, mode: str, reeltag_file: Path, onnx_file: Path) -> Run:
@@ -109,7 +110,7 @@ def gaps(model: Path, patterns: list[str]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         onnx_file = Path(folder, "model.onnx")
         shipped = artifact_file.load(model)
-        onnx_model.save(onnx_file, shipped, onnx_model.generated_batches(shipped.schema))
+        save_onnx(onnx_file, shipped, generated_batches(shipped.schema))
         for engine, mode in WAYS:
             predictions = tagged(opened(engine, mode, model, onnx_file), shipped, patterns)
             found[f"{engine}, {mode}"] = evaluate(predictions).compute().gap

@@ -24,8 +24,8 @@ import numpy as np
 import measure
 from measure import Passes, Peer
 from reeltag.data.formats.example import _read_general
-from reeltag.data.shards import read_all
 from reeltag.data.formats.tfrecord import ShardFile, write_shard
+from reeltag.data.shards import read_all
 from videos import FRAMES, SCHEMA, generate
 
 SHARDS = WORKERS = 2

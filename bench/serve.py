@@ -28,12 +28,13 @@ import torch
 from measure import options, print_json, print_table, spread
 from reeltag.artifact import file as artifact_file
 from reeltag.artifact.file import Artifact, Member
-from reeltag.data.loader import collate
 from reeltag.data.formats.example import Video, encode
-from reeltag.data.schema import Schema, preset
 from reeltag.data.formats.tfrecord import framed
+from reeltag.data.loader import collate
+from reeltag.data.schema import Schema, preset
+from reeltag.inference.ensemble import predict
+from reeltag.inference.predictor import Mode, Predictor, load
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.inference.predictor import Mode, Predictor, load, predict
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "audioset": ("audioset", {"family": "netvlad", "clusters": 48, "hidden": 512}),

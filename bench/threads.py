@@ -26,8 +26,8 @@ def worker() -> None:
 
     from reeltag.data.loader import Batch
     from reeltag.models.tagger import build_tagger, parse_config
-    from reeltag.training.schedule import TrainingSettings
     from reeltag.training.loop import train_step
+    from reeltag.training.schedule import TrainingSettings
 
     head = {"prob_gating": True}
     config = parse_config({"family": "netvlad", "clusters": 32, "hidden": 512, "dropout": 0.5, "head": head})

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from reeltag.data.formats.example import Video, encode
-from reeltag.data.schema import preset
 from reeltag.data.formats.tfrecord import write_shard
+from reeltag.data.schema import preset
 
 SCHEMA = preset("yt8m-frame")
 FRAMES = f"{SCHEMA.max_frames} × {SCHEMA.width} bytes"

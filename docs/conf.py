@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from sphinx.application import Sphinx
 
-from reeltag import __version__
 from reeltag.cli.main import app as commands
+from reeltag.core.version import __version__
 
 project = "reeltag"
 author = "The reeltag engineers"

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 import reeltag
+from reeltag.core.storage import find
 from reeltag.data.shards import read_all
 from reeltag.data.synthetic import SyntheticSettings, write_synthetic
-from reeltag.core.storage import find
 
 DATA = SyntheticSettings(train_videos=3000, test_videos=300, shards=5, classes=20, noise=2.0)
 RECIPE = """

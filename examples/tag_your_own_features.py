@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 import reeltag
 from reeltag.data.formats.example import Video, encode
-from reeltag.data.schema import Feature, Schema
 from reeltag.data.formats.tfrecord import write_shard
+from reeltag.data.schema import Feature, Schema
 
 NAMES = ["cat", "dog", "guitar", "rain", "speech", "train"]
 SCHEMA = Schema(features=(Feature(name="mine", width=32),), dtype="float32", classes=len(NAMES), max_frames=40)

@@ -11,10 +11,10 @@ import numpy as np
 from fuzz.forge import Tensor, plain, put_together, take_apart
 from reeltag.artifact import file as artifact_file
 from reeltag.artifact.file import Artifact, Member
-from reeltag.data.schema import Feature, Schema
 from reeltag.core.errors import ArtifactError
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.data.schema import Feature, Schema
 from reeltag.inference.predictor import load
+from reeltag.models.tagger import build_tagger, parse_config
 
 SCHEMA = Schema(features=(Feature(name="a", width=4),), classes=3)
 PATH = Path(tempfile.mkdtemp()) / "fuzzed.reeltag"

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from reeltag.core.errors import RecipeError, ReeltagError
-from reeltag.recipe.schema import Recipe
-from reeltag.recipe.load import load_recipe
 from reeltag.pipeline.plan import plan
+from reeltag.recipe.load import load_recipe
+from reeltag.recipe.schema import Recipe
 
 PATH = Path(tempfile.mkdtemp()) / "fuzzed.toml"
 QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart.toml"

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from reeltag.data.inspect import describe
+from reeltag.core.errors import DataError
 from reeltag.data.formats.example import Video, encode
+from reeltag.data.formats.tfrecord import framed
+from reeltag.data.inspect import describe
 from reeltag.data.ratings import Ratings
 from reeltag.data.schema import Feature, Schema
 from reeltag.data.segments import examples
 from reeltag.data.shards import read_bytes
-from reeltag.data.formats.tfrecord import framed
-from reeltag.core.errors import DataError
 
 FEATURES = (Feature(name="rgb", width=3), Feature(name="audio", width=2))
 SCHEMAS = (

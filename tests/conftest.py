@@ -18,10 +18,10 @@ from objectstores import gs, s3, store, web  # noqa: F401
 from reeltag.artifact import file as artifact_file
 from reeltag.artifact.file import Artifact, Member
 from reeltag.data.formats.example import Video
+from reeltag.data.formats.tfrecord import ShardFile
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Manifest, scan
 from reeltag.data.synthetic import SyntheticSettings, write_synthetic
-from reeltag.data.formats.tfrecord import ShardFile
 from reeltag.models.tagger import build_tagger, parse_config
 
 # A shell lets what it starts in the background ignore Ctrl-C, and all that it starts in turn.

@@ -18,11 +18,11 @@ from reeltag.artifact import file as artifact_file
 from reeltag.artifact.file import Artifact, Member
 from reeltag.cli.main import main
 from reeltag.core.errors import RecipeError, UsageError
+from reeltag.data.pca import quantize
 from reeltag.models.config import TaggerConfig
 from reeltag.models.mean import Mean
 from reeltag.models.tagger import FAMILIES, build_tagger, parse_config
 from reeltag.recipe.json_schema import recipe_schema
-from reeltag.data.pca import quantize
 
 
 @pytest.fixture

@@ -182,7 +182,7 @@ def test_every_expected_feature_is_answered():
 
 
 def test_pages_that_code_and_recipes_name_are_there():
-    places = [*SOURCES, *(REPO / "recipes").rglob("*.toml"), *(REPO / "tests").glob("*.py"), REPO / "Makefile"]
+    places = [*SOURCES, *(REPO / "recipes").rglob("*.toml"), *(REPO / "tests").rglob("*.py"), REPO / "Makefile"]
     named = {name for place in places for name in re.findall(r"\bdocs/[\w/-]+\.(?:md|svg|png)\b", place.read_text())}
     assert len(named) > 5
     assert [name for name in named if not (REPO / name).exists()] == []

@@ -16,27 +16,27 @@ import torch
 from badshards import KINDS, NEED_LABELS, REPEATED, SCHEMA, make_case, video_of
 from conftest import make_video
 from reeltag.artifact import file as artifact_file
-from reeltag.pipeline import executor
 from reeltag.artifact.file import Artifact, Member
-from reeltag.inference.shards import predict_to_file
 from reeltag.cli.main import main
-from reeltag.data.loader import sequential_batches, training_batches
+from reeltag.core.errors import DataError, RequestError
+from reeltag.core.progress import Progress
 from reeltag.data.formats.example import encode
-from reeltag.data.holdout import refuse_overlap
 from reeltag.data.formats.protos import SequenceExample
+from reeltag.data.formats.tfrecord import ShardFile, framed, write_shard
+from reeltag.data.holdout import refuse_overlap
+from reeltag.data.loader import sequential_batches, training_batches
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Shards, read_all, scan
 from reeltag.data.soft_targets import SoftTargets, TargetsWriter
-from reeltag.data.formats.tfrecord import ShardFile, framed, write_shard
-from reeltag.core.errors import DataError, RequestError
-from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.inference.predictor import load
-from reeltag.core.progress import Progress
+from reeltag.inference.shards import predict_to_file
+from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.pipeline import executor
+from reeltag.pipeline.stages.data import data_stages
 from reeltag.recipe.load import load_recipe
 from reeltag.serve.limits import Limits
 from reeltag.serve.requests import RECORDS, parse
 from reeltag.serve.samples import read_samples
-from reeltag.pipeline.stages.data import data_stages
 from reliability import Promise
 
 FLOATS = SCHEMA.model_copy(update={"dtype": "float32"})

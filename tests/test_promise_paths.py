@@ -33,14 +33,14 @@ from bundles import write_bundle
 from conftest import TINY_RUN
 from reeltag.artifact import file as artifact_file
 from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.tensorflow.bundle import read_checkpoint
 from reeltag.cli.main import main
+from reeltag.core.errors import ArtifactError, DataError, RecipeError, UsageError
+from reeltag.core.storage import content_hash, inside, write_json
 from reeltag.data.shards import Manifest, Shards, scan
 from reeltag.data.soft_targets import SoftTargets, TargetsWriter
-from reeltag.artifact.tensorflow.bundle import read_checkpoint
-from reeltag.core.errors import ArtifactError, DataError, RecipeError, UsageError
 from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.recipe.load import load_recipe
-from reeltag.core.storage import content_hash, inside, write_json
 from reliability import Promise
 
 

@@ -1,6 +1,7 @@
-"""reeltag trains video taggers from frame features and ships an ensemble of them as one small file.
+"""Train video taggers from frame features and ship an ensemble of them as one small file.
 
-`load` opens a model, `run` does a recipe; docs/python.md has the rest. The command line calls the same functions.
+Names in `__all__` are the public interface; every other module may change between versions. `load` opens a model,
+`run` runs a recipe; docs/python.md has the rest. The command line calls the same functions.
 """
 
 from __future__ import annotations
@@ -8,35 +9,36 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from reeltag.core.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from reeltag.pipeline.run import RunResult, Work, evaluate, export_onnx, quantize_file, run, train_models
-    from reeltag.inference.shards import predict_to_file
     from reeltag.core.errors import ReeltagError
+    from reeltag.inference.convert import export_onnx, quantize_file
+    from reeltag.inference.evaluate import evaluate
     from reeltag.inference.onnx import open_onnx
-    from reeltag.recipe.register_family import register_family
-    from reeltag.inference.predictor import Predictor, load
+    from reeltag.inference.predictor import Predictor, from_pretrained, load
+    from reeltag.inference.shards import predict_to_file
+    from reeltag.pipeline.run import RunResult, Work, run, train_models
     from reeltag.recipe.load import load_recipe
-    from reeltag.artifact.hub import from_pretrained
+    from reeltag.recipe.register_family import register_family
 
-__version__ = "0.1.0"
-
-# Where each name of the public interface is at home. What a command does has a name of its own where a module has its.
-_HOMES = {
-    "Predictor": "predict",
-    "ReeltagError": "errors",
-    "RunResult": "api",
-    "Work": "api",
-    "evaluate": "api",
-    "export_onnx": "api",
-    "from_pretrained": "sharing",
-    "load": "predict",
-    "load_recipe": "recipe_file",
-    "open_onnx": "export.session",
-    "predict_to_file": "bulk",
-    "quantize_file": "api",
-    "register_family": "families",
-    "run": "api",
-    "train_models": "api",
+# The module of each public name.
+_MODULES = {
+    "Predictor": "inference.predictor",
+    "ReeltagError": "core.errors",
+    "RunResult": "pipeline.run",
+    "Work": "pipeline.run",
+    "evaluate": "inference.evaluate",
+    "export_onnx": "inference.convert",
+    "from_pretrained": "inference.predictor",
+    "load": "inference.predictor",
+    "load_recipe": "recipe.load",
+    "open_onnx": "inference.onnx",
+    "predict_to_file": "inference.shards",
+    "quantize_file": "inference.convert",
+    "register_family": "recipe.register_family",
+    "run": "pipeline.run",
+    "train_models": "pipeline.run",
 }
 __all__ = [
     "Predictor",
@@ -63,6 +65,6 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import, so `import reeltag` and `reeltag --help` do without it.
-    if name in _HOMES:
-        return getattr(import_module(f"reeltag.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"reeltag.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'reeltag' has no attribute {name!r}")

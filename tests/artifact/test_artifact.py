@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from reeltag.artifact import file as artifact_file
-from reeltag.training import checkpoint
 from reeltag.artifact.file import Artifact, Member
-from reeltag.data.schema import Feature, Schema
-from reeltag.core.errors import ArtifactError, BudgetError, UsageError
-from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.inference.predictor import Predictor, load
 from reeltag.artifact.quantization.quantize import ENCODINGS, dequantize_state
+from reeltag.core.errors import ArtifactError, BudgetError, UsageError
+from reeltag.data.schema import Feature, Schema
+from reeltag.inference.predictor import Predictor, load
+from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.training import checkpoint
 
 SCHEMA = Schema(features=(Feature(name="rgb", width=48), Feature(name="audio", width=8)), classes=20)
 NAMES = tuple(f"class {number}" for number in range(20))

@@ -17,14 +17,14 @@ import onnx_alone
 from conftest import REPO
 from reeltag.artifact import file as artifact_file
 from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.quantization.quantize import ENCODINGS
 from reeltag.cli.main import main
+from reeltag.core.errors import ArtifactError, BudgetError, UsageError
+from reeltag.core.storage import find
 from reeltag.data.loader import stream_batches
 from reeltag.data.schema import Feature, Schema
 from reeltag.data.shards import read_all
-from reeltag.core.errors import ArtifactError, BudgetError, UsageError
 from reeltag.models.tagger import FAMILIES, build_tagger, parse_config
-from reeltag.artifact.quantization.quantize import ENCODINGS
-from reeltag.core.storage import find
 from small_models import CLASSES, SCHEMA, battery, in_mode, shipped, small_tagger, stirred, videos, with_options
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
@@ -32,6 +32,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 from reeltag.artifact.onnx import families  # noqa: E402
 from reeltag.artifact.onnx import model as onnx_model  # noqa: E402
 from reeltag.artifact.onnx import weights as onnx_weights  # noqa: E402
+from reeltag.inference import convert  # noqa: E402
 from reeltag.inference.onnx import DISABLED, ENTRIES, open_onnx  # noqa: E402
 
 FRAMES, LENGTHS = videos()[0].numpy(), np.array([7, 3, 7, 1, 5, 2])
@@ -140,8 +141,7 @@ def test_video_level_floats_whatever_stands_in_the_padding(tmp_path):
 def test_equal_models_are_equal_bytes_and_say_what_they_are(tmp_path):
     ensemble = replace(shipped("mean", {}), label_names=tuple("äbcdefghi"), provenance={"recipe": "r"})
     sizes = [
-        onnx_model.save(tmp_path / name, ensemble, onnx_model.generated_batches(SCHEMA))
-        for name in ("a.onnx", "b.onnx")
+        convert.save_onnx(tmp_path / name, ensemble, convert.generated_batches(SCHEMA)) for name in ("a.onnx", "b.onnx")
     ]
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     assert sizes[0][0] == (tmp_path / "a.onnx").stat().st_size and sizes[0][1] < 1e-5
@@ -153,27 +153,27 @@ def test_equal_models_are_equal_bytes_and_say_what_they_are(tmp_path):
 def test_a_file_that_differs_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_model, "hidden", lambda layer, x, weights: weights.product(x * 1.01, "weight"))
     with pytest.raises(ArtifactError, match="not kept, since its probabilities differ by"):
-        onnx_model.save(tmp_path / "m.onnx", shipped("netvlad", {"clusters": 4}), onnx_model.generated_batches(SCHEMA))
+        convert.save_onnx(tmp_path / "m.onnx", shipped("netvlad", {"clusters": 4}), convert.generated_batches(SCHEMA))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_computes_nan_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_model, "hidden", lambda layer, x, weights: weights.product(x * float("nan"), "weight"))
     with pytest.raises(ArtifactError, match="not kept, since its probabilities differ by nan"):
-        onnx_model.save(tmp_path / "m.onnx", shipped("netvlad", {"clusters": 4}), onnx_model.generated_batches(SCHEMA))
+        convert.save_onnx(tmp_path / "m.onnx", shipped("netvlad", {"clusters": 4}), convert.generated_batches(SCHEMA))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_larger_than_protobuf_can_be_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_model, "LARGEST", onnx_model.ROOM)
+    monkeypatch.setattr(convert, "LARGEST", convert.ROOM)
     with pytest.raises(BudgetError, match=r"m.onnx: would have 16.78 MB, .* over 16.78 MB"):
-        onnx_model.save(tmp_path / "m.onnx", shipped("mean", {}), [])
+        convert.save_onnx(tmp_path / "m.onnx", shipped("mean", {}), [])
 
 
 def test_the_budget_of_the_model_holds_for_the_onnx_file(tmp_path):
     ensemble = shipped("mean", {})
     size = len(onnx_model.build(replace(ensemble, provenance={"budget": 99_999})).SerializeToString())
-    save = onnx_model.save
+    save = convert.save_onnx
     assert save(tmp_path / "m.onnx", replace(ensemble, provenance={"budget": 99_999}), [])[0] == size
     with pytest.raises(BudgetError, match=r"m.onnx: would have .* over"):
         save(tmp_path / "m.onnx", replace(ensemble, provenance={"budget": size - 9}), [])
@@ -223,7 +223,9 @@ def test_without_onnx_the_command_says_what_to_install(tmp_path, monkeypatch, ca
             raise ModuleNotFoundError("No module named 'onnx'", name="onnx")
         return real(name, *arguments, **keywords)
 
-    for name in [name for name in sys.modules if name.startswith("reeltag.artifact.onnx") or name.split(".")[0] == "onnx"]:
+    for name in [
+        name for name in sys.modules if name.startswith("reeltag.artifact.onnx") or name.split(".")[0] == "onnx"
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(sys.modules["reeltag"], "export", raising=False)
     monkeypatch.setattr(builtins, "__import__", missing)

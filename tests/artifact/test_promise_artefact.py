@@ -14,12 +14,12 @@ from fuzz.forge import Tensor, plain, put_together, take_apart
 
 import tensor_mutants as mutants
 from reeltag.artifact import file as artifact_file
-from reeltag.training import checkpoint
-from reeltag.core import tensorfile
-from reeltag.data.shards import Manifest
-from reeltag.core.errors import ArtifactError, UsageError
 from reeltag.artifact.quantization.quantize import ENCODINGS
+from reeltag.core import tensorfile
+from reeltag.core.errors import ArtifactError, UsageError
 from reeltag.core.tensorfile import TensorFile
+from reeltag.data.shards import Manifest
+from reeltag.training import checkpoint
 from small_models import CLASSES, FORMS, shipped
 
 ROOM = 24 << 20  # bytes by which opening mutants of files of some kilobytes may let a process grow

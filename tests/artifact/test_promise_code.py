@@ -15,20 +15,20 @@ import pytest
 
 from conftest import REPO
 from reeltag.artifact import file as artifact_file
-from reeltag.training import checkpoint
+from reeltag.artifact.hub import model_card
 from reeltag.cli.main import main
+from reeltag.core.errors import ArtifactError, ReeltagError, UsageError
+from reeltag.core.storage import content_hash, file_hash
 from reeltag.data.schema import read_label_names
 from reeltag.data.shards import Manifest
 from reeltag.data.soft_targets import SoftTargets, TargetsWriter
-from reeltag.core.errors import ArtifactError, ReeltagError, UsageError
 from reeltag.inference.onnx import open_onnx
 from reeltag.pipeline.report.markdown import render
-from reeltag.artifact.hub import model_card
-from reeltag.core.storage import content_hash, file_hash
+from reeltag.training import checkpoint
 from reliability import peak_memory
 
 MODULES = sorted((REPO / "src" / "reeltag").rglob("*.py"))
-ATTACKS = Path(__file__).parent / "attacks"
+ATTACKS = REPO / "tests" / "attacks"
 REFUSED = {  # attack → what is said of it, beside its name
     "pickle.reeltag": "is cut short, or no file of reeltag",
     "torch.reeltag": "is cut short, or no file of reeltag",

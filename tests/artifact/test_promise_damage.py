@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import golden, make_video
+from conftest import REPO, golden, make_video
 from reeltag.data.formats.example import Video, encode
 from reeltag.data.formats.protos import SequenceExample
-from reeltag.data.schema import Feature, Schema, preset
 from reeltag.data.formats.tfrecord import write_shard
+from reeltag.data.schema import Feature, Schema, preset
 from reliability import Promise
 
 FRAMES = Schema(features=(Feature(name="rgb", width=24), Feature(name="audio", width=8)), classes=20, max_frames=40)
@@ -67,7 +67,7 @@ def test_damaged_shards_are_refused_or_read_for_what_they_hold(promise: Promise,
         for number, (path, schema) in enumerate(shards.items())
     ]
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    reader = Path(__file__).with_name("shard_mutants.py")
+    reader = REPO / "tests" / "support" / "shard_mutants.py"
     child = subprocess.run(
         [sys.executable, reader, tmp_path / "plan.json"], capture_output=True, text=True, timeout=600, check=False
     )

@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 
 from conftest import golden
 from reeltag.artifact.quantization.encodings import assemble
-from reeltag.core.errors import UsageError
-from reeltag.models.tagger import meta_tagger, parse_config
 from reeltag.artifact.quantization.quantize import (
     ENCODINGS,
     dequantize_state,
@@ -21,6 +19,8 @@ from reeltag.artifact.quantization.quantize import (
     quantized_bytes,
     stored_as,
 )
+from reeltag.core.errors import UsageError
+from reeltag.models.tagger import meta_tagger, parse_config
 
 ARRAYS = golden("quant_uniform")
 NAMES = [key[2:] for key in ARRAYS if key.startswith("x:")]

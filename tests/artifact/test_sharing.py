@@ -11,15 +11,16 @@ from markdown_it import MarkdownIt
 
 import reeltag
 from reeltag.artifact import file as artifact_file
-from reeltag.artifact import hub as sharing
+from reeltag.artifact import hub
 from reeltag.artifact.file import Artifact, Member
-from reeltag.cli.main import main
-from reeltag.data.schema import Feature, Schema
-from reeltag.core.errors import ArtifactError, UsageError
-from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.inference.predictor import Predictor
 from reeltag.artifact.quantization.quantize import stored_as
-from reeltag.core.storage import megabytes, remove_partials
+from reeltag.cli.main import main
+from reeltag.core.errors import ArtifactError, UsageError
+from reeltag.core.storage import remove_partials
+from reeltag.core.text import megabytes
+from reeltag.data.schema import Feature, Schema
+from reeltag.inference.predictor import Predictor
+from reeltag.models.tagger import build_tagger, parse_config
 
 SCHEMA = Schema(features=(Feature(name="rgb", width=48), Feature(name="audio", width=8)), classes=20)
 ODD = 'a: "b" # c'
@@ -149,7 +150,7 @@ def test_odd_names_are_shown_as_they_are(folder):
     "name", ["- x\n---\n# y", "\x85\u2028\ufffe tab\t", "😀 'quoted' \\ {a: [b]}", "null", "0.1", "\ud800"]
 )
 def test_no_recipe_name_breaks_the_metadata(shipped, name):
-    card = sharing.model_card(replace(shipped, provenance={**PROVENANCE, "recipe": name}), 1)
+    card = hub.model_card(replace(shipped, provenance={**PROVENANCE, "recipe": name}), 1)
     found = metadata(card)["model-index"][0]["name"]
     assert found.split() == "".join(c if c.isprintable() else " " for c in name).split()
     assert card.encode().decode() == card
@@ -179,7 +180,7 @@ def test_a_video_level_cards_code_runs(tmp_path, monkeypatch):
 
 
 def test_what_nobody_stated_is_not_made_up(shipped):
-    card = sharing.model_card(replace(shipped, provenance={}), 1)
+    card = hub.model_card(replace(shipped, provenance={}), 1)
     assert not {"license", "model-index", "datasets"} & set(metadata(card))
     assert "The authors have not stated a licence." in card
     assert "The file holds no measurements of itself." in card
@@ -190,9 +191,9 @@ def test_measurements_from_before_quantising_are_not_those_of_the_small_file(shi
     whole, small = tmp_path / "float.reeltag", tmp_path / "small.reeltag"
     only = member("c", 1.0, {"family": "mean", "hidden": 400})
     artifact_file.save(whole, replace(shipped, members=(only,)))
-    assert "0.81235" in sharing.model_card(artifact_file.load(whole), 1)
+    assert "0.81235" in hub.model_card(artifact_file.load(whole), 1)
     assert main(["quantize", str(whole), "--out", str(small), "--encoding", "uniform-8"]) == 0
-    card = sharing.model_card(artifact_file.load(small), 1)
+    card = hub.model_card(artifact_file.load(small), 1)
     assert "0.81235" not in card
     assert "model-index" not in metadata(card)
 
@@ -200,7 +201,7 @@ def test_measurements_from_before_quantising_are_not_those_of_the_small_file(shi
 @pytest.mark.parametrize("licence", ["my own words", "", "a: b"])
 def test_a_licence_must_be_an_identifier(file, tmp_path, licence):
     with pytest.raises(UsageError, match="is no identifier; give one such as"):
-        sharing.share(file, tmp_path / "shared", licence)
+        hub.share(file, tmp_path / "shared", licence)
     assert not list(tmp_path.iterdir())
 
 
@@ -218,9 +219,9 @@ def test_a_failed_write_leaves_nothing(file, tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sharing, "write_bytes", full)
+    monkeypatch.setattr(hub, "write_bytes", full)
     with pytest.raises(UsageError, match=r"cannot be written .No space left on device"):
-        sharing.share(file, tmp_path / "shared")
+        hub.share(file, tmp_path / "shared")
     assert not list(tmp_path.iterdir())
 
 

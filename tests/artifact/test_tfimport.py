@@ -9,14 +9,14 @@ import reeltag
 from bundles import write_bundle
 from conftest import DATA, REPO
 from reeltag.artifact import file as artifact_file
-from reeltag.cli.main import main
-from reeltag.data.schema import Feature, Schema
-from reeltag.artifact.tensorflow.bundle import read_checkpoint
 from reeltag.artifact.quantization.encodings import CodebookTensor
-from reeltag.core.errors import ArtifactError, DataError
-from reeltag.models.tagger import parse_config
-from reeltag.inference.predictor import Predictor
+from reeltag.artifact.tensorflow.bundle import read_checkpoint
 from reeltag.artifact.tensorflow.convert import import_checkpoint
+from reeltag.cli.main import main
+from reeltag.core.errors import ArtifactError, DataError
+from reeltag.data.schema import Feature, Schema
+from reeltag.inference.predictor import Predictor
+from reeltag.models.tagger import parse_config
 from slow_models import slow_tag
 
 OWN = REPO / "tests" / "golden" / "tf_checkpoints"

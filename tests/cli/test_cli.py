@@ -13,16 +13,16 @@ import torch
 
 import reeltag
 from reeltag.artifact import file as artifact_file
-from reeltag.inference import predictor as prediction
 from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.quantization.quantize import ENCODINGS
 from reeltag.cli.main import Mode, main
 from reeltag.cli.models import Encoding
-from reeltag.data.formats.example import Video, encode
-from reeltag.data.shards import Shards
-from reeltag.data.formats.tfrecord import ShardFile, write_shard
 from reeltag.core.errors import UsageError
+from reeltag.data.formats.example import Video, encode
+from reeltag.data.formats.tfrecord import ShardFile, write_shard
+from reeltag.data.shards import Shards
+from reeltag.inference import predictor as prediction
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.artifact.quantization.quantize import ENCODINGS
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +299,9 @@ def test_quantize_and_average_write_models_that_tag(model, tmp_path, capsys):
 
 @pytest.mark.parametrize("mode", ["bf16", "fast"])
 def test_other_modes_give_nearly_the_same_tags(model, tiny_shards, tmp_path, mode, monkeypatch):
-    monkeypatch.setattr("reeltag.artifact.quantization.quantize.MIN_ELEMENTS", 8)  # so that the small model's weights count as large
+    monkeypatch.setattr(
+        "reeltag.artifact.quantization.quantize.MIN_ELEMENTS", 8
+    )  # so that the small model's weights count as large
     pattern, scores = str(tiny_shards / "test-*"), []
     for each in ("exact", mode):
         path = tmp_path / f"{each}.jsonl"

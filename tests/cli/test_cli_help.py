@@ -12,7 +12,7 @@ import pytest
 
 from reeltag.cli.main import app, main
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # Commands whose output is no result: they go on until they are stopped, or print a file as it is.
 NO_RESULT = {"serve", "tensorboard", "completion", "recipe schema"}
 
@@ -179,7 +179,9 @@ def test_other_shells_are_told_of_every_command(capsys, shell):
 
 
 def test_completion_needs_no_torch():
-    code = "import sys; from reeltag.cli.main import main; main(['completion', 'bash']); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from reeltag.cli.main import main; main(['completion', 'bash']); sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 

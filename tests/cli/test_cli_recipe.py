@@ -9,14 +9,14 @@ import pytest
 import tomllib
 from jsonschema import Draft7Validator
 
-from reeltag.recipe import shipped
 from reeltag.cli.main import main
 from reeltag.core.errors import RecipeError, UsageError
 from reeltag.models.tagger import FAMILIES
-from reeltag.recipe.load import load_recipe
+from reeltag.recipe import shipped
 from reeltag.recipe.json_schema import recipe_schema
+from reeltag.recipe.load import load_recipe
 
-REPO = Path(__file__).parent.parent
+REPO = Path(__file__).parents[2]
 NAMES = shipped.names()
 
 

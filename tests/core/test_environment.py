@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from conftest import SMALL_RECIPE
-from reeltag import __version__
 from reeltag.cli.main import main
 from reeltag.core.environment import SPINS, of_processor, surroundings
+from reeltag.core.version import __version__
 from reeltag.pipeline.stages import report_samples as shown
 
 
@@ -78,7 +78,9 @@ def test_a_commit_changes_no_byte_of_what_is_trained(tmp_path, monkeypatch, caps
     ],
 )
 def test_the_command_line_says_how_threads_wait_before_torch_reads_it(given, found):
-    program = "import os, sys\nfrom reeltag.cli.main import main\nmain(['--version'])\nassert 'torch' not in sys.modules\n"
+    program = (
+        "import os, sys\nfrom reeltag.cli.main import main\nmain(['--version'])\nassert 'torch' not in sys.modules\n"
+    )
     program += "print(os.environ.get('GOMP_SPINCOUNT'))"
     environment = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     done = subprocess.run(

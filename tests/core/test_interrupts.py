@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from reeltag.training import checkpoint
-from reeltag.pipeline import executor
 from reeltag.cli.main import main
-from reeltag.core.interrupts import SAME_SECONDS, OutOfTime, Terminated, deadline, held
 from reeltag.core.distributed.process_pool import without_interrupts
+from reeltag.core.interrupts import SAME_SECONDS, OutOfTime, Terminated, deadline, held
+from reeltag.pipeline import executor
+from reeltag.training import checkpoint
 from runs import COMMAND, long_recipe, started
 
 

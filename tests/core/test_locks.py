@@ -9,16 +9,16 @@ import sys
 import pytest
 
 from conftest import TINY
-from reeltag.pipeline import executor
 from reeltag.cli.main import main
 from reeltag.core.errors import UsageError
-from reeltag.pipeline.executor import Stage
-from reeltag.pipeline.run_folder import outputs_at
 from reeltag.core.progress import Progress
-from reeltag.recipe.load import load_recipe
-from reeltag.pipeline.stages.data import with_videos
-from reeltag.pipeline.plan import plan
 from reeltag.core.storage import LOCK, locked
+from reeltag.pipeline import executor
+from reeltag.pipeline.executor import Stage
+from reeltag.pipeline.plan import plan
+from reeltag.pipeline.run_folder import outputs_at
+from reeltag.pipeline.stages.data import with_videos
+from reeltag.recipe.load import load_recipe
 from runs import COMMAND, long_recipe, started
 
 

@@ -9,10 +9,10 @@ import torch
 
 from conftest import TINY_RUN
 from reeltag.cli.main import main
-from reeltag.data.loader import Batch
 from reeltag.core.errors import OutOfMemoryError
 from reeltag.core.memory import enough_memory
-from reeltag.inference.predictor import predict
+from reeltag.data.loader import Batch
+from reeltag.inference.ensemble import predict
 
 # A command whose process may take so many bytes more than it has when all is imported.
 LIMITED = """

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import pytest
 
 import tasks
+from reeltag.core.distributed.process_pool import Needs, spawned
 from reeltag.core.distributed.ray_pool import ray_cluster
 from reeltag.core.errors import UsageError, WorkerError
-from reeltag.core.distributed.process_pool import Needs, spawned
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from fsspec.registry import _registry
 import reeltag
 from reeltag.artifact import file as artifact_file
 from reeltag.cli.main import main
-from reeltag.core.errors import ArtifactError, UsageError
 from reeltag.core.download_cache import cache_folder
+from reeltag.core.errors import ArtifactError, UsageError
 
 
 class Handler(BaseHTTPRequestHandler):

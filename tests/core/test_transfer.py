@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from reeltag.core import transfer
 from reeltag.cli.main import main
+from reeltag.core import transfer
 from reeltag.core.errors import TransferError, UsageError
 
 CONTENT = random.Random(1).randbytes(40_500)

@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from conftest import TINY, golden, make_video
+from reeltag.core.errors import DataError
+from reeltag.data.formats.example import Video, encode
+from reeltag.data.formats.tfrecord import write_shard
 from reeltag.data.loader import (
     Batch,
     collate,
@@ -20,11 +23,8 @@ from reeltag.data.loader import (
     take_frames,
     training_batches,
 )
-from reeltag.data.formats.example import Video, encode
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Manifest, Shards, read_all, scan
-from reeltag.data.formats.tfrecord import write_shard
-from reeltag.core.errors import DataError
 
 BYTES = TINY.record_schema
 FLOATS = Schema(**BYTES.model_dump() | {"dtype": "float32"})

@@ -9,13 +9,13 @@ from itertools import product
 import numpy as np
 import pytest
 
-from reeltag.core import transfer
 from reeltag.cli.main import main
-from reeltag.data import yt8m_download
-from reeltag.data.yt8m_download import OFFICIAL, Part, Planned, Source, download, parse_part, read_plan
-from reeltag.data.shards import scan
+from reeltag.core import transfer
 from reeltag.core.errors import TransferError, UsageError
 from reeltag.core.progress import Progress
+from reeltag.data import yt8m_download
+from reeltag.data.shards import scan
+from reeltag.data.yt8m_download import OFFICIAL, Part, Planned, Source, download, parse_part, read_plan
 from yt8m_server import serving
 
 LETTERS = string.ascii_lowercase + string.ascii_uppercase + string.digits
@@ -246,7 +246,7 @@ def test_a_plan_that_is_none(shards, tmp_path, plan):
 def test_a_mirror_out_of_reach_is_one_message(capsys, tmp_path, monkeypatch):
     nobody = "http://127.0.0.1:9/"
     monkeypatch.setattr(
-        official, "OFFICIAL", Source(nobody + "{level}_{split}", nobody + "{mirror}{level}{split}{name}")
+        yt8m_download, "OFFICIAL", Source(nobody + "{level}_{split}", nobody + "{mirror}{level}{split}{name}")
     )
     assert main(["data", "download", "yt8m", "--split", "train", "--out", str(tmp_path)]) == 2
     message = capsys.readouterr().err

@@ -8,13 +8,13 @@ import tomllib
 
 from conftest import data_file, make_video
 from reeltag.cli.main import main
-from reeltag.data.schema_draft import draft
 from reeltag.data.formats.example import decode, encode
 from reeltag.data.formats.protos import SequenceExample
+from reeltag.data.formats.tfrecord import write_shard
 from reeltag.data.ratings import Ratings
 from reeltag.data.schema import Feature, Schema, preset
+from reeltag.data.schema_draft import draft
 from reeltag.data.shards import scan
-from reeltag.data.formats.tfrecord import write_shard
 
 WIDE = (Feature(name="seen", width=9), Feature(name="heard", width=4))
 

@@ -18,11 +18,11 @@ from hypothesis.extra.numpy import arrays
 
 from conftest import TINY, assert_same, data_file, golden, make_video, records_of
 from oracle import agree
-from reeltag.data.inspect import describe
+from reeltag.core.errors import DataError
 from reeltag.data.formats.example import Video, decode, encode
 from reeltag.data.formats.protos import Example, SequenceExample
+from reeltag.data.inspect import describe
 from reeltag.data.schema import Schema, preset
-from reeltag.core.errors import DataError
 from reeltag.models.layers import dequantize
 
 BYTES = TINY.record_schema

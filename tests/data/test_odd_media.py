@@ -7,13 +7,13 @@ from itertools import islice
 import pytest
 
 import oddmedia
-from reeltag.inference import predictor as predict
-from reeltag.data.schema import Schema
 from reeltag.core.progress import Progress, Task
+from reeltag.data.schema import Schema
 from reeltag.data.video.dataset import gather
 from reeltag.data.video.decode import STALLED_SECONDS
 from reeltag.data.video.extractors import image_extractor, sound_extractor
 from reeltag.data.video.features import Pipeline
+from reeltag.inference import predictor as predict
 from reeltag.inference.video.tagger import open_tagger, tag_files
 from tagged import write_untrained
 

@@ -16,11 +16,11 @@ from conftest import assert_same
 from reeltag.artifact import file as artifact_file
 from reeltag.artifact.file import Artifact, Member
 from reeltag.cli.main import main
-from reeltag.data.loader import training_batches
-from reeltag.data.holdout import split_holdout
-from reeltag.data.shards import Manifest, Shards, scan
-from reeltag.data.formats.tfrecord import ShardFile
 from reeltag.core.errors import DataError, UsageError
+from reeltag.data.formats.tfrecord import ShardFile
+from reeltag.data.holdout import split_holdout
+from reeltag.data.loader import training_batches
+from reeltag.data.shards import Manifest, Shards, scan
 from reeltag.models.tagger import build_tagger, parse_config
 from reliability import Promise
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from oddrecords import BYTES, FLOATS, ODD, REFUSED, by_protobuf
-from reeltag.data.loader import stream_batches
-from reeltag.data.formats.example import Video, decode
-from reeltag.data.flat_videos import is_flat
-from reeltag.data.schema import Schema
 from reeltag.core.errors import DataError, UsageError
+from reeltag.data.flat_videos import is_flat
+from reeltag.data.formats.example import Video, decode
+from reeltag.data.loader import stream_batches
+from reeltag.data.schema import Schema
+from reeltag.inference.ensemble import Predictions, predict
 from reeltag.inference.formats.table import output_format
-from reeltag.inference.predictor import Predictions, predict
 from reliability import PAGE, Promise
 from small_models import ALL, OPTIONS, in_mode, shipped
 

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 
 from conftest import make_video
-from reeltag.pipeline import executor
 from reeltag.cli.main import main
+from reeltag.core.errors import DataError, ReeltagError
+from reeltag.core.progress import Progress
 from reeltag.data import shards
-from reeltag.data.loader import sequential_batches
 from reeltag.data.formats.example import Video, encode
+from reeltag.data.formats.tfrecord import ShardFile, write_shard
+from reeltag.data.loader import sequential_batches
 from reeltag.data.schema import Feature, Schema
 from reeltag.data.shards import Manifest, Shards
-from reeltag.data.formats.tfrecord import ShardFile, write_shard
-from reeltag.core.errors import DataError, ReeltagError
+from reeltag.pipeline import executor
 from reeltag.pipeline.executor import Stage
-from reeltag.core.progress import Progress
-from reeltag.recipe.load import load_recipe
 from reeltag.pipeline.stages.data import data_stages
+from reeltag.recipe.load import load_recipe
 from reliability import Promise
 
 SCHEMA = Schema(features=(Feature(name="rgb", width=6),), classes=20, max_frames=9)
@@ -283,7 +283,7 @@ def test_a_run_ends_with_the_name_of_the_shard(folder: Path, capsys: pytest.Capt
 
 
 def test_part_of_a_tagged_set_that_changed_is_tagged_anew(folder: Path, tiny_schema: Schema) -> None:
-    """Whatever its size and its time of change; see tests/test_bulk.py for all else that makes a part stale."""
+    """Whatever its size and its time of change; see tests/inference/test_bulk.py for all else that makes a part stale."""
     from reeltag.inference import shards as bulk
 
     path = folder / "data" / "train-a"

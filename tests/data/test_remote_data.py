@@ -7,13 +7,13 @@ import sys
 import pytest
 
 from conftest import TINY
-from reeltag.data import shard_cache
 from reeltag.cli.main import main
-from reeltag.data.synthetic import write_synthetic
 from reeltag.core.errors import UsageError
-from reeltag.recipe.load import load_recipe
-from reeltag.pipeline.plan import plan
 from reeltag.core.transfer import RemoteFile
+from reeltag.data import shard_cache
+from reeltag.data.synthetic import write_synthetic
+from reeltag.pipeline.plan import plan
+from reeltag.recipe.load import load_recipe
 
 RECIPE = """name = "tiny"
 budget_mb = 0.3

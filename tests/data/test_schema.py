@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from conftest import data_file
-from reeltag.data.schema import PRESETS, Feature, Schema, preset, read_label_names, with_preset
 from reeltag.core.errors import UsageError
+from reeltag.data.schema import PRESETS, Feature, Schema, preset, read_label_names, with_preset
 
 RGB = {"name": "rgb", "width": 4}
 

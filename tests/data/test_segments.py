@@ -22,21 +22,21 @@ from pydantic import ValidationError
 from conftest import assert_same, make_video
 from distributed_cases import CASES, Recorded, one_case
 from oracle import agree
-from reeltag.data.loader import collate, sequential_batches, training_batches
+from reeltag.core.distributed.process_group import launch
+from reeltag.core.errors import DataError
 from reeltag.data.formats.example import Video, decode, encode
-from reeltag.data.holdout import refuse_overlap, split_halves, split_holdout
 from reeltag.data.formats.protos import SequenceExample
+from reeltag.data.formats.tfrecord import write_shard
+from reeltag.data.holdout import refuse_overlap, split_halves, split_holdout
+from reeltag.data.loader import collate, sequential_batches, training_batches
 from reeltag.data.ratings import Ratings
 from reeltag.data.schema import Feature, Schema
 from reeltag.data.segments import examples
 from reeltag.data.shards import Manifest, Shards, read_all, scan
-from reeltag.data.formats.tfrecord import write_shard
-from reeltag.core.distributed.process_group import launch
-from reeltag.core.errors import DataError
-from reeltag.training.losses import cross_entropy
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.training.schedule import TrainingSettings
 from reeltag.training.loop import _fabric, train_step
+from reeltag.training.losses import cross_entropy
+from reeltag.training.schedule import TrainingSettings
 
 SCHEMA = Schema(
     features=(Feature(name="rgb", width=6), Feature(name="audio", width=2)), classes=9, max_frames=40, segments=5

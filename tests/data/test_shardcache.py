@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 
 from conftest import TINY
-from reeltag.data import shard_cache
 from reeltag.core import transfer
-from reeltag.data import shards
+from reeltag.core.errors import DataError, TransferError, UsageError
+from reeltag.core.storage import find
+from reeltag.data import shard_cache, shards
 from reeltag.data.loader import sequential_batches, training_batches
+from reeltag.data.prefetch import ReadAhead
 from reeltag.data.shards import Manifest, Shards, read_all, scan
 from reeltag.data.synthetic import write_synthetic
-from reeltag.core.errors import DataError, TransferError, UsageError
-from reeltag.data.prefetch import ReadAhead
-from reeltag.core.storage import find
 
 SCHEMA = TINY.record_schema
 SETTINGS = TINY.model_copy(update={"train_videos": 60, "shards": 6})

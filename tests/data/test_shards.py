@@ -14,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import TINY, assert_same, make_video
+from reeltag.core.errors import ArtifactError, DataError, UsageError
+from reeltag.core.storage import file_hash
 from reeltag.data.formats.example import Video, encode
+from reeltag.data.formats.tfrecord import ShardFile, write_shard
 from reeltag.data.holdout import refuse_overlap, split_holdout
 from reeltag.data.sampler import epoch_order, step_positions
 from reeltag.data.shards import (
@@ -23,9 +26,6 @@ from reeltag.data.shards import (
     read_all,
     scan,
 )
-from reeltag.data.formats.tfrecord import ShardFile, write_shard
-from reeltag.core.errors import ArtifactError, DataError, UsageError
-from reeltag.core.storage import file_hash
 
 SCHEMA = TINY.record_schema
 

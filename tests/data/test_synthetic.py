@@ -9,10 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from conftest import TINY
+from reeltag.core.storage import file_hash
 from reeltag.data.holdout import refuse_overlap
 from reeltag.data.shards import scan
 from reeltag.data.synthetic import SyntheticSettings, _World, write_synthetic
-from reeltag.core.storage import file_hash
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from conftest import TINY, make_video
-from reeltag.data.loader import training_batches
+from reeltag.core.errors import DataError, UsageError
 from reeltag.data.formats.example import encode
+from reeltag.data.formats.tfrecord import write_shard
 from reeltag.data.holdout import split_folds
+from reeltag.data.loader import training_batches
 from reeltag.data.schema import preset
 from reeltag.data.shards import Shards, scan
-from reeltag.data.synthetic import write_synthetic
 from reeltag.data.soft_targets import SoftTargets, TargetsWriter
-from reeltag.data.formats.tfrecord import write_shard
-from reeltag.core.errors import DataError, UsageError
+from reeltag.data.synthetic import write_synthetic
 
 
 @pytest.fixture(scope="module")

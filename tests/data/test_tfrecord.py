@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import data_file, golden, records_of
-from reeltag.data.formats.tfrecord import ShardFile, masked_crc, write_shard
 from reeltag.core.errors import DataError, UsageError
+from reeltag.data.formats.tfrecord import ShardFile, masked_crc, write_shard
 
 PAYLOADS = [b"first", b"", b"the third"]
 BEGINS = [0, 21, 37]

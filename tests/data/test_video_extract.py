@@ -15,17 +15,17 @@ import pytest
 from clips import tone, write_clip
 from processgroup import all_end
 from reeltag.cli.main import main
-from reeltag.data.schema import read_label_names
-from reeltag.data.shards import read_all, scan
 from reeltag.core.errors import UsageError, VideoError, WorkerError
 from reeltag.core.progress import Progress
-from reeltag.recipe.load import load_recipe
 from reeltag.core.storage import find
 from reeltag.core.tensorfile import TensorFile
+from reeltag.data.schema import read_label_names
+from reeltag.data.shards import read_all, scan
 from reeltag.data.video import extract as collecting
-from reeltag.data.video.extract import Settings, collect
 from reeltag.data.video.dataset import Item, gather, split
+from reeltag.data.video.extract import Settings, collect
 from reeltag.data.video.features import open_pipeline
+from reeltag.recipe.load import load_recipe
 
 HEARD = ["--image", "none"]  # the sound alone, which needs no network
 

@@ -11,12 +11,11 @@ from onnx import TensorProto, helper
 
 from clips import tone
 from reeltag.core.errors import UsageError
-from reeltag.models.layers import dequantize
-from reeltag.data.video import audio
-from reeltag.data.video import efficientnet
 from reeltag.data.pca import Moments, Projection, load_projections, quantize, save_projections
+from reeltag.data.video import audio, efficientnet
 from reeltag.data.video.extractors import image_extractor, sound_extractor
 from reeltag.data.video.features import Pipeline
+from reeltag.models.layers import dequantize
 
 RNG = np.random.default_rng(0)
 

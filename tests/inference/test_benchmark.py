@@ -7,9 +7,9 @@ import pytest
 
 import reeltag
 from reeltag.artifact import file as artifact_file
-from reeltag.inference import benchmark
 from reeltag.artifact.file import Artifact, Member
 from reeltag.cli.main import main
+from reeltag.inference import benchmark
 from reeltag.models.tagger import build_tagger, parse_config
 
 WAYS = ["exact", "bf16", "small", "fast", "onnx exact", "onnx small", "onnx fast"]

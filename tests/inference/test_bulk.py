@@ -16,18 +16,18 @@ import pytest
 from conftest import make_video
 from processgroup import all_end, living
 from reeltag.artifact import file as artifact_file
-from reeltag.inference import shards as bulk
 from reeltag.artifact.file import Artifact, Member
-from reeltag.inference.shards import predict_to_file
 from reeltag.cli.main import main
-from reeltag.data.formats.example import Video, encode
-from reeltag.data.flat_videos import is_flat, rgb_place
-from reeltag.data.schema import Feature, Schema, preset
-from reeltag.data.formats.tfrecord import write_shard
 from reeltag.core.errors import DataError, UsageError
-from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.inference.predictor import load
 from reeltag.core.progress import Progress
+from reeltag.data.flat_videos import is_flat, rgb_place
+from reeltag.data.formats.example import Video, encode
+from reeltag.data.formats.tfrecord import write_shard
+from reeltag.data.schema import Feature, Schema, preset
+from reeltag.inference import shards as bulk
+from reeltag.inference.predictor import load
+from reeltag.inference.shards import predict_to_file
+from reeltag.models.tagger import build_tagger, parse_config
 
 WITH_PYARROW = find_spec("pyarrow") is not None
 needs_pyarrow = pytest.mark.skipif(not WITH_PYARROW, reason="pyarrow is missing: pip install 'reeltag[parquet]'")
@@ -77,7 +77,7 @@ def launch(model, shards, out, workers):
     """Start the command in a process group of its own."""
     code = "import sys; from reeltag.cli.main import main; __name__ == '__main__' and sys.exit(main())"
     command = [sys.executable, "-c", code, "predict", model, f"{shards}/*", "--out", out, "--workers", str(workers)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent / "src")}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     return subprocess.Popen(
         command,
         env=environment,

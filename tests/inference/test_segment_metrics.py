@@ -11,13 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reeltag.data.schema import Feature, Schema
 from reeltag.core.errors import DataError, UsageError
-from reeltag.inference.formats.table import output_format
-from reeltag.inference.metrics.gap import Metrics
-from reeltag.inference.predictor import Predictions, evaluate
-from reeltag.inference.metrics.segments import SegmentRanking
+from reeltag.data.schema import Feature, Schema
+from reeltag.inference.ensemble import Predictions
 from reeltag.inference.formats.submission import Submission
+from reeltag.inference.formats.table import output_format
+from reeltag.inference.metrics.evaluation import evaluate
+from reeltag.inference.metrics.gap import Metrics
+from reeltag.inference.metrics.segments import SegmentRanking
 
 CLASSES = 5
 SCHEMA = Schema(features=(Feature(name="rgb", width=4),), classes=CLASSES, segments=5)

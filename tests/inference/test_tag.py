@@ -17,13 +17,13 @@ import pytest
 from clips import number_of, numbered, write_clip
 from conftest import DATA
 from reeltag.artifact import file as artifact_file
-from reeltag.inference import predictor as predict
 from reeltag.cli.main import main
-from reeltag.data.shards import read_all
 from reeltag.core.storage import find
-from reeltag.inference.video.formats import lines
-from reeltag.inference.timeline import holding, segments
+from reeltag.data.shards import read_all
 from reeltag.data.video.thumbnails import thumbnails
+from reeltag.inference import predictor as predict
+from reeltag.inference.timeline import holding, segments
+from reeltag.inference.video.formats import lines
 from tagged import NAMES, SECONDS, clips, model, schema_of, shards, write_untrained  # noqa: F401 - fixtures
 
 

@@ -11,17 +11,18 @@ import pytest
 import torch
 
 from reeltag.artifact import file as artifact_file
-from reeltag.artifact.quantization import quantize
 from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.quantization import quantize
 from reeltag.data.loader import Batch, count_frames, draw_frames, take_frames
 from reeltag.data.schema import Feature, Schema
-from reeltag.training.losses import cross_entropy
+from reeltag.inference.ensemble import Ensemble
+from reeltag.inference.predictor import Predictor
 from reeltag.models import tagger as tagger_module
 from reeltag.models.frames import Frames
 from reeltag.models.layers import dequantize, l2_normalize
 from reeltag.models.rnn import PublishedGRU, shuffle_frames
 from reeltag.models.tagger import FAMILIES, build_tagger, meta_tagger
-from reeltag.inference.predictor import Ensemble, Predictor
+from reeltag.training.losses import cross_entropy
 from slow_models import POOLINGS, slow_tag
 from small_models import ALL, CLASSES, FORMS, OPTIONS, WIDTHS, battery, small_tagger, stirred, videos, with_options
 
@@ -31,7 +32,9 @@ from small_models import ALL, CLASSES, FORMS, OPTIONS, WIDTHS, battery, small_ta
 def as_numpy_says(tagger, schema, frames, lengths):
     """Probabilities of the slow implementation, and of ours on the padded batch."""
     config, state = tagger.config, tagger.state_dict()
-    assert config.family in POOLINGS, "write it again, slowly, in tests/slow_models.py and name it in POOLINGS there"
+    assert config.family in POOLINGS, (
+        "write it again, slowly, in tests/support/slow_models.py and name it in POOLINGS there"
+    )
     shipped = Artifact(schema, None, (Member("m", config, 1.0, state),), {})
     ours = Predictor(shipped, shipped.members).predict(frames, lengths)
     cut = [row[: min(length, schema.max_frames)] for row, length in zip(frames, lengths, strict=True)]
@@ -337,7 +340,7 @@ sys.exit("torch._dynamo" in sys.modules)
 
 
 def test_the_example_of_the_docs_is_a_family(monkeypatch, tmp_path):
-    page = (Path(__file__).parent.parent / "docs" / "models.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
     code = page.partition("## Adding a family")[2].split("```python\n")[1].partition("```")[0]
     (tmp_path / "maximum_family.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)

@@ -7,11 +7,12 @@ import pytest
 import onnx_alone
 from conftest import DATA, REPO
 from reeltag.cli.main import main
+from reeltag.core.storage import find
 from reeltag.data.loader import stream_batches
 from reeltag.data.schema import preset
 from reeltag.data.shards import read_all, scan
-from reeltag.inference.predictor import evaluate, load
-from reeltag.core.storage import find
+from reeltag.inference.metrics.evaluation import evaluate
+from reeltag.inference.predictor import load
 
 FOLDER = DATA / "audioset"
 pytestmark = [

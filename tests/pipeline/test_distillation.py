@@ -11,20 +11,20 @@ import torch
 import reeltag
 from conftest import TINY_RUN
 from reeltag.artifact import file as artifact_file
-from reeltag.training import checkpoint
-from reeltag.pipeline import executor
 from reeltag.cli.main import main
+from reeltag.core.errors import DataError
+from reeltag.core.progress import Progress
 from reeltag.data.holdout import split_folds
 from reeltag.data.shards import Manifest, Shards
 from reeltag.data.soft_targets import SoftTargets
-from reeltag.core.errors import DataError
 from reeltag.inference.metrics.gap import Metrics
-from reeltag.core.progress import Progress
-from reeltag.recipe.load import load_recipe
+from reeltag.pipeline import executor
+from reeltag.pipeline.plan import plan
 from reeltag.pipeline.stages.ensemble import MEMBER_ROOM, Beside, room
 from reeltag.pipeline.stages.files import split
-from reeltag.pipeline.plan import plan
 from reeltag.pipeline.stages.soft_targets import family_teacher
+from reeltag.recipe.load import load_recipe
+from reeltag.training import checkpoint
 
 RECIPE = (
     """

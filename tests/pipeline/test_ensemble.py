@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from reeltag.inference.metrics.gap import Metrics, gap
 from reeltag.pipeline.ensemble_search import (
     Option,
     best_combination,
@@ -17,7 +18,6 @@ from reeltag.pipeline.ensemble_search import (
     select,
     weighted,
 )
-from reeltag.inference.metrics.gap import Metrics, gap
 
 VIDEOS, CLASSES = 40, 30
 

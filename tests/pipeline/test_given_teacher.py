@@ -6,13 +6,13 @@ import torch
 
 import reeltag
 from reeltag.cli.main import main
+from reeltag.core.errors import RecipeError, UsageError
 from reeltag.data.given_predictions import read_predictions
 from reeltag.data.shards import Manifest, id_hash
 from reeltag.data.soft_targets import SoftTargets
-from reeltag.core.errors import RecipeError, UsageError
-from reeltag.recipe.load import load_recipe
-from reeltag.pipeline.stages.files import split
 from reeltag.pipeline.plan import plan
+from reeltag.pipeline.stages.files import split
+from reeltag.recipe.load import load_recipe
 
 RECIPE = """name = "given"
 budget_mb = 1

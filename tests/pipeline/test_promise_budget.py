@@ -7,22 +7,22 @@ import pytest
 import torch
 
 from reeltag.artifact import file as artifact_file
-from reeltag.training import checkpoint
 from reeltag.artifact.file import Artifact, Member
-from reeltag.data.schema import Feature, Schema
-from reeltag.data.shards import Manifest
+from reeltag.artifact.quantization.quantize import ENCODINGS
 from reeltag.core.environment import versions
 from reeltag.core.errors import BudgetError
-from reeltag.pipeline.executor import Job
-from reeltag.models.tagger import FAMILIES, build_tagger, parse_config
-from reeltag.inference.predictor import load
 from reeltag.core.progress import Progress
-from reeltag.artifact.quantization.quantize import ENCODINGS
-from reeltag.recipe.schema import Recipe
+from reeltag.core.storage import write_json
+from reeltag.data.schema import Feature, Schema
+from reeltag.data.shards import Manifest
+from reeltag.inference.predictor import load
+from reeltag.models.tagger import FAMILIES, build_tagger, parse_config
+from reeltag.pipeline.executor import Job
 from reeltag.pipeline.stages import ensemble
 from reeltag.pipeline.stages.files import MANIFEST, MODEL, PREDICTIONS, SCORES
 from reeltag.pipeline.stages.member import MemberStages
-from reeltag.core.storage import write_json
+from reeltag.recipe.schema import Recipe
+from reeltag.training import checkpoint
 from small_models import ALL, SCHEMA, small_tagger, stirred, videos
 
 VIDEOS = 40  # of which a third is held out

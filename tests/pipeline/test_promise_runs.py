@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from processgroup import all_end
+from reeltag.core.progress import Progress
 from reeltag.data.shards import Shards
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.core.progress import Progress
 from reeltag.recipe.load import load_recipe
-from reeltag.training.schedule import TrainingSettings, training_phase
 from reeltag.training.loop import run_phase
+from reeltag.training.schedule import TrainingSettings, training_phase
 from whole_runs import RUN, commands, contents, folder
 
 __all__ = ["commands", "folder"]

@@ -6,16 +6,15 @@ import shutil
 import pytest
 
 from conftest import TINY_RUN
-from reeltag.training import checkpoint
-from reeltag.pipeline import executor
-from reeltag.pipeline import run_folder
-from reeltag.core import transfer
 from reeltag.cli.main import main
+from reeltag.core import transfer
 from reeltag.core.errors import UsageError
-from reeltag.pipeline.executor import Stage
-from reeltag.pipeline.run_folder import RemoteOutputs, outputs_at
 from reeltag.core.progress import Progress
 from reeltag.core.transfer import list_files, read
+from reeltag.pipeline import executor, run_folder
+from reeltag.pipeline.executor import Stage
+from reeltag.pipeline.run_folder import RemoteOutputs, outputs_at
+from reeltag.training import checkpoint
 from runs import KilledError
 
 RECIPE = f"""name = "tiny"

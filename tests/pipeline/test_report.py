@@ -17,8 +17,8 @@ from htmlpage import Page
 from reeltag.cli.main import main
 from reeltag.data.shards import Shards, scan
 from reeltag.data.synthetic import SyntheticSettings, write_synthetic
-from reeltag.models.tagger import Tagger
 from reeltag.inference.predictor import load
+from reeltag.models.tagger import Tagger
 from reeltag.pipeline.report.measures import Together, gating_gain
 from reeltag.training.log import read_rows
 

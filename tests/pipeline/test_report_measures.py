@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reeltag.inference.predictor import Predictions
+from reeltag.inference.ensemble import Predictions
 from reeltag.pipeline.report.charts import Point, Series, chart, log_ticks
 from reeltag.pipeline.report.compare import recipe_changes
 from reeltag.pipeline.report.measures import BINS, MIN_VIDEOS, PAIRS, Together, calibration, gating_gain

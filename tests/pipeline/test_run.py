@@ -11,15 +11,15 @@ import torch
 import reeltag
 from conftest import TINY_RUN
 from reeltag.artifact import file as artifact_file
-from reeltag.pipeline import executor
 from reeltag.artifact.file import Artifact, Member
-from reeltag.cli.main import main
 from reeltag.artifact.quantization.encodings import CodebookTensor
-from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.pipeline.run_folder import outputs_at
+from reeltag.cli.main import main
 from reeltag.core.progress import Progress
-from reeltag.recipe.load import load_recipe
+from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.pipeline import executor
 from reeltag.pipeline.plan import plan
+from reeltag.pipeline.run_folder import outputs_at
+from reeltag.recipe.load import load_recipe
 
 RECIPE = (
     """

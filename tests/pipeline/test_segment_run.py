@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_segment_metrics import as_the_starter_code_does
 
 import reeltag
 from conftest import records_of
 from reeltag.artifact import file as artifact_file
 from reeltag.cli.main import main
+from reeltag.core.errors import RecipeError, UsageError
 from reeltag.data.formats.example import decode
 from reeltag.data.formats.protos import SequenceExample
 from reeltag.data.segments import examples
-from reeltag.core.errors import RecipeError, UsageError
 from reeltag.recipe.load import load_recipe
-from test_segment_metrics import as_the_starter_code_does
 
 RECIPE = """name = "segments"
 budget_mb = 1

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from conftest import TINY_RUN
-from reeltag.pipeline import executor
 from reeltag.cli.main import main
-from reeltag.core.errors import UsageError
-from reeltag.pipeline.executor import Pieces, Stage
 from reeltag.core.distributed.process_pool import spawned
+from reeltag.core.errors import UsageError
 from reeltag.core.progress import Progress
+from reeltag.pipeline import executor
+from reeltag.pipeline.executor import Pieces, Stage
 
 
 def note(job):

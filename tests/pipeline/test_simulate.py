@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from reeltag.cli.main import main
-from reeltag.data.formats.tfrecord import ShardFile
 from reeltag.core.errors import RecipeError
+from reeltag.data.formats.tfrecord import ShardFile
 from reeltag.pipeline.executor import Stage, Traffic
+from reeltag.pipeline.plan import plan
 from reeltag.pipeline.simulation.machines import Machines, load_machines
-from reeltag.recipe.load import load_recipe
 from reeltag.pipeline.simulation.scaling import scaling
 from reeltag.pipeline.simulation.simulate import Task, alone, critical_path, fair_shares, schedule, stage_tasks
-from reeltag.pipeline.plan import plan
+from reeltag.recipe.load import load_recipe
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 DESCRIPTION = {
     "name": "x", "nodes": 2, "gpus": 4, "tflops": 10, "link_gb_s": 100, "network_gb_s": 10, "read_gb_s": 2,
     "write_gb_s": 1, "processors": 8, "load_gb_s": 0.5, "price": 3,

@@ -6,12 +6,12 @@ import pytest
 
 from reeltag.core.errors import BudgetError, RecipeError, UsageError
 from reeltag.models.tagger import FAMILIES
+from reeltag.pipeline.plan import plan
+from reeltag.pipeline.stages.candidate import candidate
 from reeltag.recipe.load import known_keys, load_recipe
 from reeltag.training.schedule import TrainingSettings
-from reeltag.pipeline.stages.candidate import candidate
-from reeltag.pipeline.plan import plan
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 GOOD = """
 name = "small"
 budget_mb = 1

@@ -6,14 +6,14 @@ import re
 import pytest
 
 from conftest import TINY_RUN, records_of
-from reeltag.training import checkpoint
 from reeltag.cli.main import main
-from reeltag.data.shards import Manifest, Shards, scan
 from reeltag.data.formats.tfrecord import write_shard
+from reeltag.data.shards import Manifest, Shards, scan
 from reeltag.pipeline.executor import statuses
+from reeltag.pipeline.plan import plan
 from reeltag.recipe.load import load_recipe
 from reeltag.recipe.smoke import smoked
-from reeltag.pipeline.plan import plan
+from reeltag.training import checkpoint
 from reeltag.training.log import LOG, read_rows
 
 RECIPE = f"""

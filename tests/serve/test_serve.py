@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from conftest import make_video, records_of
-from reeltag.inference import predictor as predict
+from reeltag.core.errors import DataError, UsageError
 from reeltag.data.formats.example import decode, encode
 from reeltag.data.formats.tfrecord import write_shard
-from reeltag.core.errors import DataError, UsageError
+from reeltag.inference import predictor as predict
+from reeltag.inference.timeline import segments
 from reeltag.serve.limits import Limits
 from reeltag.serve.samples import read_samples
-from reeltag.inference.timeline import segments
 from serving import (
     FLOATS,
     SCHEMA,

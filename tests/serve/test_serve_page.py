@@ -10,9 +10,9 @@ import pytest
 
 import chromium
 from conftest import make_video
-from reeltag.inference import predictor as predict
 from reeltag.data.formats.example import encode
 from reeltag.data.formats.tfrecord import write_shard
+from reeltag.inference import predictor as predict
 from reeltag.serve.app import create_app
 from reeltag.serve.samples import read_samples
 from serving import SCHEMA, frames_of, limits, record, write_model

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import make_video
-from reeltag.inference import predictor as predict
 from reeltag.data.formats.tfrecord import framed
+from reeltag.inference import predictor as predict
 from reeltag.inference.metrics.gap import top_k
 from reeltag.inference.timeline import best_classes
 from serving import FLOATS, SCHEMA, client, client_of, frames_of, post_records, predictor, record, write_model

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_serve_page import browse, running, texts
 
 import chromium
 from reeltag.inference import predictor as predict
+from reeltag.inference.video.tagger import open_tagger
 from reeltag.serve import videos
 from reeltag.serve.app import create_app
 from reeltag.serve.videos import VideoProcess
-from reeltag.inference.video.tagger import open_tagger
 from serving import client_of, concurrent_client, limits, predictor  # noqa: F401 - fixtures
 from tagged import SECONDS, clips, model, shards  # noqa: F401 - fixtures
-from test_serve_page import browse, running, texts
 
 MP4 = {"Content-Type": "video/mp4"}
 

@@ -12,8 +12,8 @@ import numpy as np
 from conftest import make_video
 from reeltag.data.formats.example import Video, encode
 from reeltag.data.formats.protos import SequenceExample
-from reeltag.data.schema import Feature, Schema
 from reeltag.data.formats.tfrecord import framed, write_shard
+from reeltag.data.schema import Feature, Schema
 
 SCHEMA = Schema(features=(Feature(name="rgb", width=6), Feature(name="audio", width=2)), classes=8, max_frames=9)
 

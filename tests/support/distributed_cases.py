@@ -13,14 +13,14 @@ import torch
 import reeltag.training.loop
 from conftest import TINY
 from reeltag.core.distributed import process_group
-from reeltag.training.checkpoint import TrainingState
-from reeltag.data.shards import Shards, scan
 from reeltag.core.errors import DataError, ReeltagError, TrainingError
 from reeltag.core.interrupts import Terminated, ended_by_sigterm
-from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.core.progress import Progress, Task
-from reeltag.training.schedule import AveragingSettings, Phase, TrainingSettings, averaging_phase, training_phase
+from reeltag.data.shards import Shards, scan
+from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.training.checkpoint import TrainingState
 from reeltag.training.loop import run_phase
+from reeltag.training.schedule import AveragingSettings, Phase, TrainingSettings, averaging_phase, training_phase
 
 SETTINGS = {"batch_size": 8, "epochs": 2, "frames": 6, "rate": 3e-3, "device": "cpu", "precision": "32-true"}
 SMALL = {"hidden": 8, "bn_decay": 0.9, "dropout": 0.5, "head": {"l2": 1e-3}}
@@ -116,7 +116,12 @@ def in_a_pair(manifest, folder):
     """All that the pair does: what came of it, by what it was."""
     return {
         "who": process_group.gathered(
-            (process_group.rank(), process_group.world_size(), torch.get_num_threads(), process_group.broadcast(os.getpid()))
+            (
+                process_group.rank(),
+                process_group.world_size(),
+                torch.get_num_threads(),
+                process_group.broadcast(os.getpid()),
+            )
         ),
         "agreed": process_group.gathered(process_group.agreed(3 - process_group.rank(), 5 * process_group.rank())),
         "cases": every_case(manifest, folder),

@@ -19,20 +19,20 @@ import torch
 
 from conftest import TINY, TINY_RUN
 from reeltag.artifact import file as artifact_file
-from reeltag.inference import shards as bulk
-from reeltag.training import checkpoint
-from reeltag.artifact import hub as sharing
+from reeltag.artifact import hub
 from reeltag.artifact.file import Artifact, Member
-from reeltag.training.checkpoint import TrainingState
 from reeltag.cli.main import main
+from reeltag.core.errors import UsageError
+from reeltag.core.storage import LOCK, write_bytes, write_json
+from reeltag.data.formats.tfrecord import write_shard
 from reeltag.data.schema import Schema
 from reeltag.data.shards import scan
-from reeltag.data.synthetic import write_synthetic
 from reeltag.data.soft_targets import TargetsWriter
-from reeltag.data.formats.tfrecord import write_shard
-from reeltag.core.errors import UsageError
+from reeltag.data.synthetic import write_synthetic
+from reeltag.inference import shards as bulk
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.core.storage import LOCK, write_bytes, write_json
+from reeltag.training import checkpoint
+from reeltag.training.checkpoint import TrainingState
 
 LIBRARY = ctypes.CDLL(None)
 RECIPE = (
@@ -110,7 +110,7 @@ def model(schema: Schema, seed: int) -> Artifact:
 
 def share(file: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    sharing.share(file, folder)
+    hub.share(file, folder)
 
 
 def try_all(name: str, write, work: Path, code: int) -> tuple[int, list[str]]:

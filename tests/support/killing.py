@@ -70,8 +70,8 @@ class Moments:
 def watch(moments, every_step):
     """Have the moments of this process counted."""
     import reeltag.training.loop
-    from reeltag.pipeline import executor
     from reeltag.core.progress import PlainProgress, Task
+    from reeltag.pipeline import executor
 
     def before(call, first, then=lambda: None):
         def wrapped(*arguments, **named):
@@ -148,7 +148,7 @@ class Killer:
 
     def __init__(self, folder, **environment):
         self.log, self.report = folder / "log", folder / "report"
-        source = Path(__file__).parent.parent / "src"
+        source = Path(__file__).parents[2] / "src"
         everything = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"} | environment
         self.process = subprocess.Popen(
             [sys.executable, __file__], env=everything, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -8,8 +8,7 @@ from typing import Any
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
-from reeltag.data.formats import example
-from reeltag.data.formats import protos
+from reeltag.data.formats import example, protos
 from reeltag.data.ratings import FEATURES
 from reeltag.data.schema import Schema
 

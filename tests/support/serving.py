@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from reeltag.artifact import file as artifact_file
-from reeltag.inference import predictor as predict
 from reeltag.artifact.file import Artifact, Member
 from reeltag.data.formats.example import encode
-from reeltag.data.schema import Schema
 from reeltag.data.formats.tfrecord import framed
+from reeltag.data.schema import Schema
+from reeltag.inference import predictor as predict
 from reeltag.models.tagger import build_tagger, parse_config
 
 MISSING = "the extra 'serve' is not installed"

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from oracle import agree
+from reeltag.core.errors import DataError
 from reeltag.data.formats.example import Video
+from reeltag.data.formats.tfrecord import ShardFile, framed, masked_crc
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Manifest, Shards, scan, walk
-from reeltag.data.formats.tfrecord import ShardFile, framed, masked_crc
-from reeltag.core.errors import DataError
 from reliability import peak_memory
 
 TELLING = b"\x00\x01\x02\x08\x0a\x0d\x12\x1a\x7f\x80\xff"  # tags, and bytes at which a varint goes on

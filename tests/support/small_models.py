@@ -6,8 +6,8 @@ import torch
 from reeltag.artifact import file as artifact_file
 from reeltag.artifact.file import Artifact, Member
 from reeltag.data.schema import Feature, Schema
-from reeltag.models.tagger import FAMILIES, build_tagger, parse_config
 from reeltag.inference.predictor import Predictor
+from reeltag.models.tagger import FAMILIES, build_tagger, parse_config
 
 WIDTHS, CLASSES = (12, 4), 9
 SCHEMA = Schema(

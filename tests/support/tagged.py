@@ -9,10 +9,10 @@ from clips import numbered, tone, write_clip
 from reeltag.artifact import file as artifact_file
 from reeltag.artifact.file import Artifact, Member
 from reeltag.cli.main import main
-from reeltag.data.schema import Schema, read_label_names
-from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.core.storage import read_json
 from reeltag.data.pca import read_projections
+from reeltag.data.schema import Schema, read_label_names
+from reeltag.models.tagger import build_tagger, parse_config
 
 SECONDS = {"beach.mp4": 5, "hall.mp4": 3, "song.m4a": 4, "tram.mp4": 43}
 # What the page must not take for more than text.

@@ -12,9 +12,9 @@ import pytest
 from killing import killer
 from reeltag.artifact import file as artifact_file
 from reeltag.artifact.file import Artifact, Member
+from reeltag.core.storage import LOCK
 from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.recipe.load import load_recipe
-from reeltag.core.storage import LOCK
 
 RUN = ("run", "recipe.toml", "--out")
 RECIPE = """
@@ -77,7 +77,7 @@ def folder(tmp_path_factory):
     schema, config = load_recipe(folder / "recipe.toml").data.record_schema, parse_config({"family": "mean"})
     state = build_tagger(config, schema.widths, schema.classes, 1).state_dict()
     artifact_file.save(folder / "other.reeltag", Artifact(schema, None, (Member("other", config, 1.0, state),), {}))
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent / "src"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src"), "OMP_NUM_THREADS": "1"}
     code = "import sys; from reeltag.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "run", "recipe.toml", "--out", "whole"]
     subprocess.run(command, env=environment, cwd=folder, check=True, capture_output=True)

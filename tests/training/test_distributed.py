@@ -16,13 +16,13 @@ import torch
 from conftest import TINY, TINY_RUN
 from distributed_cases import CASES, FOLLOWED_BY_A_NORM, SETTINGS, Recorded, fails_in_one, in_a_pair, resumed
 from processgroup import all_end
-from reeltag.training import checkpoint
 from reeltag.cli.main import main
-from reeltag.data.synthetic import write_synthetic
 from reeltag.core.distributed.process_group import launch
 from reeltag.core.errors import DataError
 from reeltag.core.interrupts import SAME_SECONDS
+from reeltag.data.synthetic import write_synthetic
 from reeltag.inference.metrics.gap import Metrics, gap
+from reeltag.training import checkpoint
 
 STEPS = 6  # of a case: two epochs of 24 videos in batches of 8
 

@@ -8,8 +8,8 @@ import pytest
 from reeltag.cli import logs as logs_command
 from reeltag.cli.main import main
 from reeltag.core.errors import UsageError
-from reeltag.training.tensorboard import EventFiles
 from reeltag.training.log import LOG, TrainingLog, read_rows
+from reeltag.training.tensorboard import EventFiles
 
 pytest.importorskip("tensorboard")
 STAGES = ("train.a-0123", "average.a-4567")

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from conftest import golden
-from reeltag.training.weight_averaging import WeightAverage, mean_weights
+from reeltag.artifact.file import mean_weights
 from reeltag.training.losses import cross_entropy, distillation_targets
+from reeltag.training.weight_averaging import WeightAverage
 
 
 def test_cross_entropy_and_its_gradient_are_the_authors():

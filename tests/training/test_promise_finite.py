@@ -11,18 +11,18 @@ import torch
 
 import reeltag.training.loop
 from conftest import TINY_RUN, make_video
-from reeltag.training import checkpoint
 from reeltag.cli.main import main
-from reeltag.data.loader import training_batches
+from reeltag.core.errors import DataError, TrainingError
+from reeltag.core.progress import Progress
 from reeltag.data.formats.example import encode
+from reeltag.data.formats.tfrecord import write_shard
+from reeltag.data.loader import training_batches
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Shards, scan
-from reeltag.data.formats.tfrecord import write_shard
-from reeltag.core.errors import DataError, TrainingError
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.core.progress import Progress
-from reeltag.training.schedule import AveragingSettings, TrainingSettings, averaging_phase, training_phase
+from reeltag.training import checkpoint
 from reeltag.training.loop import Teacher, run_phase, step_seed
+from reeltag.training.schedule import AveragingSettings, TrainingSettings, averaging_phase, training_phase
 from runs import KillAfter, KilledError
 
 SEED = 3

@@ -9,17 +9,17 @@ from lightning_fabric import Fabric
 
 from conftest import SMALL_RECIPE, golden
 from peer_arrays import peer_state
-from reeltag.training import checkpoint
-from reeltag.training.weight_averaging import averaged_tensors
 from reeltag.cli.main import main
+from reeltag.core.errors import ArtifactError
+from reeltag.core.progress import Progress
 from reeltag.data.loader import Batch, sequential_batches
 from reeltag.data.shards import Shards
-from reeltag.core.errors import ArtifactError
 from reeltag.models.layers import dequantize
 from reeltag.models.tagger import Tagger, build_tagger, parse_config
-from reeltag.core.progress import Progress
-from reeltag.training.schedule import AveragingSettings, TrainingSettings, averaging_phase, training_phase
+from reeltag.training import checkpoint
 from reeltag.training.loop import Teacher, adam_epsilon, clip_gradients, mix_videos, run_phase, train_step
+from reeltag.training.schedule import AveragingSettings, TrainingSettings, averaging_phase, training_phase
+from reeltag.training.weight_averaging import averaged_tensors
 from runs import KillAfter, KilledError
 
 SETTINGS = TrainingSettings(batch_size=10, epochs=2.5, frames=8, rate=1e-3, device="cpu")

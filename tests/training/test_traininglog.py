@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 import reeltag.training.loop
-from reeltag.training import checkpoint
+from reeltag.core.progress import Progress
 from reeltag.data.shards import Shards
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.core.progress import Progress
-from reeltag.training.schedule import AveragingSettings, TrainingSettings, averaging_phase, training_phase
-from reeltag.training.loop import run_phase
+from reeltag.training import checkpoint
 from reeltag.training.log import LOG, TrainingLog, steps_a_row
+from reeltag.training.loop import run_phase
+from reeltag.training.schedule import AveragingSettings, TrainingSettings, averaging_phase, training_phase
 from runs import KillAfter, KilledError
 
 SETTINGS = TrainingSettings(batch_size=10, epochs=2.5, frames=8, rate=1e-3, schedule="cosine", device="cpu")

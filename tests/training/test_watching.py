@@ -9,18 +9,25 @@ import torch
 
 from conftest import TINY_RUN
 from reeltag.cli.main import main
-from reeltag.data.shards import Manifest, Shards
 from reeltag.core.errors import RecipeError
-from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.inference.predictor import evaluate, load
 from reeltag.core.progress import PlainProgress, Progress
-from reeltag.recipe.load import load_recipe
-from reeltag.training.schedule import AveragingSettings, TrainingSettings, averaging_phase, training_phase, watched_steps
-from reeltag.pipeline.stages.files import split
+from reeltag.data.shards import Manifest, Shards
+from reeltag.inference.metrics.evaluation import evaluate
+from reeltag.inference.predictor import load
+from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.pipeline.plan import plan
-from reeltag.training.loop import run_phase
-from reeltag.training.log import LOG, read_rows
+from reeltag.pipeline.stages.files import split
+from reeltag.recipe.load import load_recipe
 from reeltag.training.early_stopping import Watch
+from reeltag.training.log import LOG, read_rows
+from reeltag.training.loop import run_phase
+from reeltag.training.schedule import (
+    AveragingSettings,
+    TrainingSettings,
+    averaging_phase,
+    training_phase,
+    watched_steps,
+)
 from runs import KillAfter, KilledError
 
 SETTINGS = TrainingSettings(batch_size=8, epochs=6, frames=8, rate=1e-2, schedule="cosine", device="cpu")

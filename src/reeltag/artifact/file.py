@@ -16,19 +16,19 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from reeltag.training import checkpoint
-from reeltag.training.weight_averaging import mean_weights
-from reeltag.data.schema import Schema
 from reeltag.artifact.quantization.encodings import QuantizedTensor, State, assemble
+from reeltag.artifact.quantization.quantize import Encoding, dequantize_state, quantize_state
+from reeltag.core import tensorfile
+from reeltag.core.download_cache import fetch
 from reeltag.core.errors import ArtifactError, BudgetError, UsageError
+from reeltag.core.storage import atomic_path
+from reeltag.core.text import megabytes
+from reeltag.core.transfer import is_url
+from reeltag.core.validation import worded
+from reeltag.data.pca import ARRAYS, Projection
+from reeltag.data.schema import Schema
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import AnyTaggerConfig, Tagger, meta_tagger
-from reeltag.artifact.quantization.quantize import Encoding, dequantize_state, quantize_state
-from reeltag.core.download_cache import fetch
-from reeltag.core.storage import atomic_path, megabytes
-from reeltag.core.transfer import is_url
-from reeltag.data.pca import ARRAYS, Projection
-from reeltag.core.validation import worded
 
 FORMAT = 2
 SHARED = "model.safetensors"  # what a shared folder calls the file
@@ -138,7 +138,7 @@ def save(path: Path, artifact: Artifact, budget: int | None = None) -> int:
     for feature, projection in artifact.projections.items():
         tensors |= {f"{_PCA}/{feature}.{name}": torch.from_numpy(getattr(projection, name)) for name in ARRAYS}
     with atomic_path(path) as temporary:
-        checkpoint.save_tensors(temporary, tensors, describe(artifact))
+        tensorfile.save_tensors(temporary, tensors, describe(artifact))
         size = temporary.stat().st_size
         if budget is not None and size > budget:
             overhead = size - weights
@@ -193,7 +193,7 @@ def stream(path: Path) -> tuple[Artifact, Iterator[Member]]:
     Raises:
         ArtifactError: missing, damaged, altered, or from a newer reeltag; also when a member is read.
     """
-    content, names, read = checkpoint.open_tensors(path)
+    content, names, read = tensorfile.open_tensors(path)
     if "format" not in content:
         raise ArtifactError(f"{path}: is a reeltag file but no model; give the path of a .reeltag file")
     try:
@@ -354,3 +354,8 @@ def _value(name: str, parts: Mapping[str, Tensor], path: Path) -> Tensor | Quant
         kinds = ", ".join(f"{part or name} {tensor.dtype} {list(tensor.shape)}" for part, tensor in parts.items())
         raise ArtifactError(f"{path}: tensor {name!r} is stored as {kinds}, which this reeltag does not know")
     return value
+
+
+def mean_weights(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The plain mean of several checkpoints of one architecture, batch-norm statistics included."""
+    return {name: torch.stack([state[name].double() for state in states]).mean(0).float() for name in states[0]}

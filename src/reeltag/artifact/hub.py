@@ -13,11 +13,10 @@ from typing import Any
 
 from reeltag.artifact import file as artifact_file
 from reeltag.artifact.file import SHARED, Artifact
-from reeltag.core.errors import UsageError
-from reeltag.inference.predictor import Predictor, load
 from reeltag.artifact.quantization.quantize import stored_as
-from reeltag.core.storage import atomic_folder, counted, megabytes, refuse_filled, write_bytes, write_json
-from reeltag.core.text import BETWEEN, escaped, plain
+from reeltag.core.errors import UsageError
+from reeltag.core.storage import atomic_folder, refuse_filled, write_bytes, write_json
+from reeltag.core.text import BETWEEN, counted, escaped, megabytes, plain
 from reeltag.core.transfer import LATER
 
 CONFIG, CARD = "config.json", "README.md"
@@ -49,27 +48,19 @@ def share(file: Path, folder: Path, licence: str | None = None) -> None:
         write_bytes(temporary / CARD, model_card(shipped, file.stat().st_size, licence).encode())
 
 
-def from_pretrained(model: str | Path, revision: str | None = None, **arguments: Any) -> Predictor:
-    """Open a model that `share` wrote.
+def download(name: str, revision: str | None = None) -> Path:
+    """Download a model from the Hugging Face Hub into the Hub's own cache.
 
     Args:
-        model: the folder, or user/name on the Hugging Face Hub.
-        revision: branch, tag or commit on the Hub.
-        arguments: as `reeltag.load` takes them.
+        name: user/name on the Hub.
+        revision: branch, tag or commit.
+
+    Returns:
+        The folder in the cache.
 
     Raises:
-        UsageError: there is no such folder and no such model, or the Hub cannot be reached and has no cached copy.
-        ArtifactError: the file in the folder is missing or damaged.
+        UsageError: there is no such model, or the Hub cannot be reached and has no cached copy.
     """
-    if Path(model).is_dir():
-        if revision is not None:
-            raise UsageError(f"{model}: is a folder, so revision {revision!r} means nothing; leave it out")
-        return load(model, **arguments)
-    return load(_from_hub(str(model), revision), **arguments)
-
-
-def _from_hub(name: str, revision: str | None) -> Path:
-    """The folder into which the Hub's own cache puts a model."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UsageError(f"{name}: no such folder; give one that `reeltag share` wrote, or user/name on the Hub")
     try:

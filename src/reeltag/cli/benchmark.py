@@ -32,10 +32,10 @@ def benchmark(
         batch_size: Videos of a call; repeat for several, 1 and 64 by default.
     """
     from reeltag.artifact import file as artifact_file
+    from reeltag.core.progress import default_progress
+    from reeltag.core.text import counted
     from reeltag.inference.benchmark import benchmark as measured
     from reeltag.inference.benchmark import frames_of
-    from reeltag.core.progress import default_progress
-    from reeltag.core.storage import counted
 
     file = artifact_file.local_file(model)
     rows, (head, _) = measured(file, batch_size, default_progress()), artifact_file.stream(file)

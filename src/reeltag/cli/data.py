@@ -17,8 +17,8 @@ from reeltag.core.text import plain, toml
 
 if TYPE_CHECKING:
     from reeltag.data.bad_records import BadRecords
-    from reeltag.data.schema_draft import Draft
     from reeltag.data.schema import Schema
+    from reeltag.data.schema_draft import Draft
 
 data = App(name="data", help="Look at, check and generate shards.")
 
@@ -56,10 +56,11 @@ def data_inspect(*shards: OneOrMore, json: Json = False) -> None:
     Args:
         shards: Paths, URLs or glob patterns of TFRecord files.
     """
+    from reeltag.core.storage import find, size_of
+    from reeltag.core.text import counted, megabytes
+    from reeltag.data.formats.tfrecord import ShardFile
     from reeltag.data.inspect import describe
     from reeltag.data.schema_draft import draft
-    from reeltag.data.formats.tfrecord import ShardFile
-    from reeltag.core.storage import counted, find, megabytes, size_of
 
     paths = find(shards)
     files = [ShardFile(path) for path in paths]
@@ -86,9 +87,10 @@ def verify(*shards: OneOrMore, schema: str, max_bad_records: MaxBad = 0, json: J
         shards: Paths, URLs or glob patterns of TFRecord files.
         schema: A preset (yt8m-frame, yt8m-video, audioset), or a recipe whose data.schema holds.
     """
-    from reeltag.data.shards import scan
     from reeltag.core.progress import default_progress
-    from reeltag.core.storage import counted, find, megabytes, size_of
+    from reeltag.core.storage import find, size_of
+    from reeltag.core.text import counted, megabytes
+    from reeltag.data.shards import scan
 
     paths = find(shards)
     loaded = load_schema(schema)
@@ -135,9 +137,9 @@ def synth(out: Path, /, *, set_: Overrides = [], json: Json = False) -> None:  #
     Args:
         out: A new folder.
     """
+    from reeltag.core.storage import refuse_filled
     from reeltag.data.synthetic import write_synthetic
     from reeltag.recipe.load import synthetic_settings
-    from reeltag.core.storage import refuse_filled
 
     refuse_filled(out)
     settings = synthetic_settings(set_)
@@ -181,9 +183,9 @@ def download(
         part: i/n, the i-th of n parts, which are disjoint and about equal.
         mirror: The nearest.
     """
-    from reeltag.data import yt8m_download
     from reeltag.core.progress import default_progress
-    from reeltag.core.storage import counted, megabytes
+    from reeltag.core.text import counted, megabytes
+    from reeltag.data import yt8m_download
 
     chosen = yt8m_download.parse_part(part)
     shards = yt8m_download.download(out, level, split, chosen, mirror, default_progress(), yt8m_download.OFFICIAL)
@@ -197,7 +199,7 @@ def download(
 
 def _draft_lines(drafted: Draft) -> list[str]:
     """A draft for people, with what it follows from."""
-    from reeltag.core.storage import counted
+    from reeltag.core.text import counted
 
     label = "no labels" if drafted.highest_label is None else f"highest label {drafted.highest_label:,}"
     facts = [label, *([f"{drafted.most_frames:,} frames at most"] if drafted.most_frames else [])]

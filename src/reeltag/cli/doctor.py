@@ -1,21 +1,22 @@
-"""What works on this machine, and what to do about what does not."""
+"""The command `reeltag doctor`: check this machine, and say what to do about what is missing."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distribution, requires
 from pathlib import Path
 
-import torch
 from packaging.requirements import Requirement
 
-from reeltag.data import shard_cache
-from reeltag.core.environment import default_device, of_processor, processors, versions
+from reeltag.cli.output import Json, say
 from reeltag.core.download_cache import cache_folder
-from reeltag.core.storage import free_bytes, megabytes
+from reeltag.core.environment import default_device, of_processor, processors, versions
+from reeltag.core.storage import free_bytes
+from reeltag.core.text import megabytes
+from reeltag.data import shard_cache
 
 LITTLE_DISK, LITTLE_SHARED, LITTLE_MEMORY = 5e9, 1e9, 2e9  # bytes
 
@@ -33,6 +34,20 @@ class Finding:
     name: str
     value: str
     hint: str = ""
+
+
+def doctor(*, json: Json = False) -> None:
+    """Say what works on this machine, what would make it faster, and what to do about what is missing.
+
+    Example: reeltag doctor
+    """
+    found = findings()
+    width = max(len(each.name) for each in found)
+    text = []
+    for each in found:
+        text.append(f"{'hint' if each.hint else 'ok':<4}  {each.name:<{width}}  {each.value}")
+        text += [f"{'':<{width + 6}}  → {each.hint}"] if each.hint else []
+    say({"findings": [asdict(each) for each in found]}, text, json)
 
 
 def findings() -> list[Finding]:
@@ -63,6 +78,8 @@ def processor_flags() -> set[str] | None:
 
 
 def _threads() -> Iterator[Finding]:
+    import torch
+
     allowed, threads = allowed_processors(), torch.get_num_threads()
     given = ", ".join(f"{key}={os.environ[key]}" for key in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY") if key in os.environ)
     hint = ""
@@ -85,6 +102,8 @@ def allowed_processors(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
 
 def _gpu() -> Iterator[Finding]:
     if default_device() == "cuda":
+        import torch
+
         size = torch.cuda.get_device_properties(0).total_memory
         yield Finding("GPU", f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}, {_gb(size)}")
     elif shutil.which("nvidia-smi"):

@@ -32,8 +32,8 @@ def export(
         check: Shards whose first 512 videos both must tag alike (differences up to 1e-4); random frames by default.
     """
     from reeltag.artifact import file as artifact_file
-    from reeltag.pipeline.run import export_onnx
-    from reeltag.core.storage import megabytes
+    from reeltag.core.text import megabytes
+    from reeltag.inference.convert import export_onnx
 
     size, difference = export_onnx(model, out, top=top, check=check)
     file = artifact_file.local_file(model)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from reeltag.cli.output import Json, say
-from reeltag.recipe.tables import leaves
 from reeltag.core.text import plain, toml
+from reeltag.recipe.tables import leaves
 
 if TYPE_CHECKING:
     from reeltag.artifact.file import Artifact, Member
@@ -28,7 +28,7 @@ def inspect(model: str, /, *, json: Json = False) -> None:
         model: A .reeltag file, a folder that `share` wrote, or a URL.
     """
     from reeltag.artifact import file as artifact_file
-    from reeltag.core.storage import counted, megabytes
+    from reeltag.core.text import counted, megabytes
 
     file = artifact_file.local_file(model)
     shipped, size = artifact_file.load(file), file.stat().st_size
@@ -64,7 +64,7 @@ def _member(member: Member) -> list[str]:
     """A line for the whole, and the settings that are not the defaults."""
     from reeltag.artifact.file import stored_bytes
     from reeltag.artifact.quantization.quantize import stored_as
-    from reeltag.core.storage import megabytes
+    from reeltag.core.text import megabytes
 
     size = f"{megabytes(stored_bytes(member.state))}, {stored_as(member.state)}"
     settings = member.config.model_dump(mode="json", exclude_defaults=True) | {"family": member.config.family}

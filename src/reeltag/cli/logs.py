@@ -20,8 +20,8 @@ def tensorboard(run: Path, /, *, follow: bool = False) -> None:
         run: Folder of a run, which may still be at work.
         follow: Go on with what the trainings write, until Ctrl-C.
     """
+    from reeltag.core.text import counted
     from reeltag.training.tensorboard import EventFiles
-    from reeltag.core.storage import counted
 
     files = EventFiles(run)
     print(f"{files.folder}: {counted(files.update(), 'row')}; tensorboard --logdir {files.folder}", flush=True)

@@ -9,14 +9,14 @@ from typing import Literal
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
-from reeltag import __version__
 from reeltag.cli.benchmark import benchmark
 from reeltag.cli.data import MaxBad, Mode, OneOrMore, Overrides, data, say_left_out
-from reeltag.cli.doctor_command import doctor
+from reeltag.cli.doctor import doctor
 from reeltag.cli.export import export
 from reeltag.cli.inspect import inspect
 from reeltag.cli.logs import tensorboard
 from reeltag.cli.models import average, import_tf, quantize
+from reeltag.cli.options import Address, Devices, Executor, MaxTime, Quiet
 from reeltag.cli.output import Json, say
 from reeltag.cli.recipe import recipe
 from reeltag.cli.report import report
@@ -25,12 +25,13 @@ from reeltag.cli.share import share
 from reeltag.cli.simulate import simulate
 from reeltag.cli.tag import tag
 from reeltag.cli.video import extract
-from reeltag.cli.options import Address, Devices, Executor, MaxTime, Quiet, pool_of
+from reeltag.core.distributed.pools import pool_of
 from reeltag.core.environment import keep_freed_memory, spin_briefly
 from reeltag.core.errors import ReeltagError, UsageError
 from reeltag.core.interrupts import OutOfTime, Terminated, ended_by_sigterm
 from reeltag.core.memory import enough_memory
 from reeltag.core.text import printable
+from reeltag.core.version import __version__
 
 
 def _shown_default(value: object) -> str | None:
@@ -112,22 +113,22 @@ def run(
     from reeltag.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, set_)  # its faults are told before the slow imports
+    from reeltag.core.text import counted
     from reeltag.pipeline import run as api
-    from reeltag.pipeline import executor
+    from reeltag.pipeline.executor import listing, planned
+    from reeltag.pipeline.plan import plan
     from reeltag.pipeline.report.markdown import examples, headline
     from reeltag.recipe.smoke import smoked
-    from reeltag.pipeline.plan import plan
-    from reeltag.core.storage import counted
 
     if dry_run:
         stages = plan(smoked(loaded) if smoke else loaded, without_data=True)
         place = api.folder_of(loaded, out, smoke=smoke)
-        lines = executor.listing(stages, place)
+        lines = listing(stages, place)
         if loaded.models and not any(stage.gpu_hours for stage in stages):
             lines.append(
                 "GPU hours are not estimated: no shards are here, and data.videos does not say how many videos"
             )
-        say({"stages": executor.planned(stages, place)}, lines, json)
+        say({"stages": planned(stages, place)}, lines, json)
         return
     work = api.Work(devices, executor, address, max_time, quiet)
     done = api.run(recipe, out=out, overrides=set_, smoke=smoke, work=work)
@@ -201,15 +202,15 @@ def evaluate(
         all_scores: Also mAP over all scores (map_all), as AudioSet reports it; takes 10 bytes a video and class.
         per_class: Write the average precision of each class to this CSV file.
     """
-    from reeltag.inference import predictor as prediction
+    from reeltag.core.storage import refuse_existing
     from reeltag.data.bad_records import BadRecords
     from reeltag.inference.formats.table import write_class_ap
-    from reeltag.core.storage import refuse_existing
+    from reeltag.inference.predictor import load
 
     if per_class is not None:
         refuse_existing(per_class)
     bad = BadRecords(max_bad_records)
-    predictor = prediction.load(model, mode)
+    predictor = load(model, mode)
     scores = predictor.evaluate_shards(shards, bad, all_scores=all_scores)
     if per_class is not None:
         write_class_ap(per_class, scores.class_ap.tolist(), predictor.label_names)
@@ -248,24 +249,24 @@ def predict(
         drop_flat: Leave out the challenge's fake test videos: those whose mean rgb hardly varies.
     """
     from reeltag.artifact import file as artifact_file
-    from reeltag.inference import shards as bulk
-    from reeltag.inference import predictor as prediction
-    from reeltag.inference.formats.table import json_lines
     from reeltag.core.progress import default_progress
-    from reeltag.core.storage import counted
+    from reeltag.core.text import counted
+    from reeltag.inference.formats.table import json_lines
+    from reeltag.inference.predictor import load
+    from reeltag.inference.shards import predict_to_file, stream
 
     if out is None:
         if workers != 1 or executor != "local":
             raise UsageError("workers: share whole shards, which takes a file; give --out")
         if json:
             raise UsageError("--json: tells of a file that was written; without --out the output is JSON Lines anyway")
-        predictor = prediction.load(model, mode)
-        predictions, counts = bulk.stream(predictor, shards, drop_flat=drop_flat, max_bad_records=max_bad_records)
+        predictor = load(model, mode)
+        predictions, counts = stream(predictor, shards, drop_flat=drop_flat, max_bad_records=max_bad_records)
         for line in json_lines(predictions, predictor.label_names):
             print(line)
     else:
         file = artifact_file.local_file(model)
-        counts = bulk.predict_to_file(
+        counts = predict_to_file(
             file,
             shards,
             out,

@@ -25,9 +25,9 @@ def quantize(model: Path, /, *, out: Path, encoding: Encoding = "uniform-8", jso
         out: A new .reeltag file.
         encoding: How to store them.
     """
-    from reeltag.pipeline.run import quantize_file
     from reeltag.artifact.quantization.quantize import MIN_ELEMENTS
-    from reeltag.core.storage import megabytes
+    from reeltag.core.text import megabytes
+    from reeltag.inference.convert import quantize_file
 
     size = quantize_file(model, out, encoding)
     was = model.stat().st_size
@@ -46,7 +46,8 @@ def average(*models: Annotated[Path, Parameter(required=True)], out: Path, json:
         out: A new .reeltag file.
     """
     from reeltag.artifact import file as artifact_file
-    from reeltag.core.storage import counted, megabytes, refuse_existing
+    from reeltag.core.storage import refuse_existing
+    from reeltag.core.text import counted, megabytes
 
     refuse_existing(out)
     if twice := {str(model) for model in models if models.count(model) > 1}:
@@ -79,10 +80,11 @@ def import_tf(
     """
     from reeltag.artifact import file as artifact_file
     from reeltag.artifact.file import Artifact
-    from reeltag.core.environment import versions
-    from reeltag.recipe.load import tagger_config
-    from reeltag.core.storage import megabytes, refuse_existing
     from reeltag.artifact.tensorflow.convert import import_checkpoint
+    from reeltag.core.environment import versions
+    from reeltag.core.storage import refuse_existing
+    from reeltag.core.text import megabytes
+    from reeltag.recipe.load import tagger_config
 
     refuse_existing(out)
     data = load_schema(schema)

@@ -9,12 +9,12 @@ from typing import Any
 
 from cyclopts import App
 
-from reeltag.recipe import shipped
 from reeltag.cli.data import OneOrMore, Overrides
 from reeltag.cli.output import Json, say
 from reeltag.core.errors import RecipeError, ReeltagError, UsageError
-from reeltag.recipe.tables import differences, keys_of, leaves, read_table, spell_out_grids
 from reeltag.core.text import toml
+from reeltag.recipe import shipped
+from reeltag.recipe.tables import differences, keys_of, leaves, read_table, spell_out_grids
 
 recipe = App(name="recipe", help="List, show, copy, check and compare recipes.")
 
@@ -27,7 +27,7 @@ def list_recipes(*, json: Json = False) -> None:
 
     Example: reeltag recipe list
     """
-    from reeltag.core.storage import counted
+    from reeltag.core.text import counted
 
     found = {name: _summary(shipped.FOLDER / f"{name}.toml") for name in shipped.names()}
     lines = []
@@ -89,8 +89,8 @@ def check(*recipes: OneOrMore, set_: Overrides = [], json: Json = False) -> None
     Args:
         recipes: TOML files, or names of recipes that come with reeltag.
     """
-    from reeltag.recipe.load import load_recipe
     from reeltag.pipeline.plan import plan
+    from reeltag.recipe.load import load_recipe
 
     faults: dict[str, list[str]] = {}
     for each in recipes:

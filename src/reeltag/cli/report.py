@@ -20,9 +20,9 @@ def report(run: Path, other: Path | None = None, /, *, out: Path | None = None, 
         other: Folder of the run to compare it with.
         out: A new file; by default RUN.html or RUN-OTHER.html in the current folder.
     """
+    from reeltag.core.storage import at_work, refuse_existing, write_bytes
     from reeltag.pipeline.report.page import render_comparison, render_run
     from reeltag.pipeline.report.results import read_run
-    from reeltag.core.storage import at_work, refuse_existing, write_bytes
 
     runs = [read_run(folder) for folder in (run, other) if folder is not None]
     for folder in (run, other):

@@ -57,12 +57,12 @@ def serve(
         raise UsageError(f"serve needs {error.name}, which is not installed; pip install 'reeltag[serve]'") from error
     import torch
 
-    from reeltag.inference import predictor as predict
     from reeltag.core.environment import default_device
-    from reeltag.serve.limits import Limits
-    from reeltag.serve.samples import read_samples
     from reeltag.core.storage import find
     from reeltag.core.transfer import is_url
+    from reeltag.inference import predictor as predict
+    from reeltag.serve.limits import Limits
+    from reeltag.serve.samples import read_samples
 
     if "OMP_NUM_THREADS" not in os.environ:  # one core is HTTP's; threads that wait for it would spin
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))

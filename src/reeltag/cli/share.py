@@ -20,11 +20,11 @@ def share(model: str, /, *, out: Path, licence: str | None = None, json: Json = 
         licence: The model's licence, as SPDX or the Hub calls it; without one the card says that none was stated.
     """
     from reeltag.artifact import file as artifact_file
-    from reeltag.artifact import hub as sharing
-    from reeltag.core.storage import megabytes
+    from reeltag.artifact import hub
+    from reeltag.core.text import megabytes
 
     file = artifact_file.local_file(model)
-    sharing.share(file, out, licence)
-    size, names = file.stat().st_size, [artifact_file.SHARED, sharing.CONFIG, sharing.CARD]
+    hub.share(file, out, licence)
+    size, names = file.stat().st_size, [artifact_file.SHARED, hub.CONFIG, hub.CARD]
     text = [f"{out}: {megabytes(size)} in {names[0]}, with {names[1]} and {names[2]}"]
     say({"folder": out, "bytes": size, "files": names}, text, json)

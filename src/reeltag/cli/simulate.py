@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from reeltag.recipe import shipped
 from reeltag.cli.data import Overrides
 from reeltag.cli.output import Json, say
-from reeltag.core.storage import megabytes
+from reeltag.core.text import megabytes
+from reeltag.recipe import shipped
 
 if TYPE_CHECKING:
     from reeltag.pipeline.simulation.scaling import Scaling
@@ -41,9 +41,9 @@ def simulate(
         load_recipe(recipe, set_),
         load_machines(shipped.path_of(machines, shipped.FOLDER / "machines")),
     )  # before the slow imports
+    from reeltag.pipeline.plan import plan
     from reeltag.pipeline.simulation.scaling import scaling
     from reeltag.pipeline.stages.data import video_bytes
-    from reeltag.pipeline.plan import plan
 
     size, seen = video_bytes(loaded)
     found = scaling(plan(loaded, without_data=True), described, size)

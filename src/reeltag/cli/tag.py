@@ -7,8 +7,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from reeltag.cli.data import Mode, OneOrMore
-from reeltag.cli.output import Json, say
 from reeltag.cli.options import Quiet
+from reeltag.cli.output import Json, say
 from reeltag.core.errors import UsageError
 
 
@@ -44,12 +44,13 @@ def tag(
     """
     if top < 1:
         raise UsageError(f"--top: {top} is no number of tags; give 1 or more")
-    from reeltag.inference import predictor as predict
-    from reeltag.inference.video import formats as tagformats
     from reeltag.core.progress import default_progress
-    from reeltag.core.storage import counted, refuse_existing, write_bytes
+    from reeltag.core.storage import refuse_existing, write_bytes
+    from reeltag.core.text import counted
     from reeltag.core.transfer import is_url
     from reeltag.data.video.dataset import gather
+    from reeltag.inference import predictor as predict
+    from reeltag.inference.video import formats as tagformats
     from reeltag.inference.video.tagger import open_tagger, tag_files
 
     for file in filter(None, (csv, html)):

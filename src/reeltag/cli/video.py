@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reeltag.cli.data import OneOrMore
-from reeltag.cli.output import Json, say
 from reeltag.cli.options import Quiet
+from reeltag.cli.output import Json, say
 from reeltag.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from reeltag.data.video.extract import Outcome
     from reeltag.data.video.dataset import Dataset
+    from reeltag.data.video.extract import Outcome
 
 
 def extract(
@@ -50,8 +50,8 @@ def extract(
         workers: Processes that share the files; by default one a processor, or fewer for fewer than 8 files each.
     """
     from reeltag.core.progress import default_progress
-    from reeltag.data.video.extract import Settings, collect, worthwhile_workers
     from reeltag.data.video.dataset import gather
+    from reeltag.data.video.extract import Settings, collect, worthwhile_workers
 
     if test_share is None:
         test_share = 0.2 if labels else 0.0
@@ -71,8 +71,7 @@ def extract(
 
 def _tell(data: Dataset, outcomes: Sequence[Outcome], out: Path, json: bool) -> None:
     """What became of the files, and what to do next."""
-    from reeltag.core.storage import counted, few
-    from reeltag.core.text import plain
+    from reeltag.core.text import counted, few, plain
     from reeltag.data.video.dataset import untaught_classes
 
     train, test = ([each for each in outcomes if each.split == split] for split in ("train", "test"))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from reeltag.core.errors import OutOfMemoryError
-from reeltag.core.storage import megabytes
+from reeltag.core.text import megabytes
 
 # What torch says on a processor and on a GPU, and NumPy.
 _RAN_OUT = re.compile(r"can't allocate memory|not enough memory|out of memory|std::bad_alloc")

@@ -25,23 +25,6 @@ Source = Path | RemoteFile  # a file here, or behind a URL
 Patterns = str | Path | Sequence[str | Path]  # one, or several
 
 LOCK = ".lock"
-SHOWN = 5  # lines of a list
-
-
-def megabytes(size: int) -> str:
-    """Format a size in bytes, with MB = 10⁶ bytes."""
-    return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size:,} bytes"
-
-
-def counted(count: int, noun: str) -> str:
-    """A number and its noun, in the plural where it has to be."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def few(lines: Sequence[str]) -> list[str]:
-    """The first lines of a list for people, and how many more there are."""
-    more = len(lines) - SHOWN
-    return [*lines[:SHOWN], *([f"and {more:,} more"] if more > 0 else [])]
 
 
 def each_of(given: Patterns) -> list[str]:

@@ -10,9 +10,9 @@ import errno
 import glob
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import google_crc32c
 import numpy as np
@@ -20,8 +20,11 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reeltag.core.errors import ArtifactError, UsageError
-from reeltag.core.storage import atomic_path, megabytes
-from reeltag.core.text import did_you_mean
+from reeltag.core.storage import atomic_path
+from reeltag.core.text import did_you_mean, megabytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Array = npt.NDArray[Any]
 
@@ -229,3 +232,38 @@ def _bytes(array: Array) -> npt.NDArray[np.uint8]:
 def _crc(array: Array) -> int:
     crc: int = google_crc32c.value(_bytes(array))
     return crc
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write tensors and JSON; see `tensorfile`."""
+    write(path, {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}, header)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors and JSON.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or was not written by this version of reeltag.
+    """
+    header, names, read = open_tensors(path)
+    return {name: read(name) for name in names}, header
+
+
+def open_tensors(path: Path) -> tuple[dict[str, Any], list[str], Callable[[str], Tensor]]:
+    """The JSON, the tensors' names, and what reads one of them.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or was not written by this version of reeltag; also when a tensor
+            is read.
+    """
+    import torch  # slow to import, and files of arrays do without it
+
+    file = TensorFile(path)
+
+    def read(name: str) -> Tensor:
+        tensor = torch.from_numpy(file.read(name))
+        # Floats are copied, because in the file they are not aligned, and matrix products round differently then.
+        # Codes are pages of the file until something else is made of them.
+        return tensor.clone() if tensor.is_floating_point() else tensor
+
+    return file.content, file.names, read

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+SHOWN = 5  # lines of a list
 
 BETWEEN = " · "  # names of classes, which may have commas
 
@@ -40,3 +42,19 @@ def toml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(toml, value))}]"
     return "none" if value is None else tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip()
+
+
+def megabytes(size: int) -> str:
+    """Format a size in bytes, with MB = 10⁶ bytes."""
+    return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size:,} bytes"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number and its noun, in the plural where it has to be."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def few(lines: Sequence[str]) -> list[str]:
+    """The first lines of a list for people, and how many more there are."""
+    more = len(lines) - SHOWN
+    return [*lines[:SHOWN], *([f"and {more:,} more"] if more > 0 else [])]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from reeltag.core.errors import DataError, UsageError
-from reeltag.core.storage import counted, few
+from reeltag.core.text import counted, few
 
 
 @dataclass(frozen=True)

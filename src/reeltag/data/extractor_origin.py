@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from reeltag.data.schema import Origin, Schema
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import Source, read_json
+from reeltag.data.schema import Origin, Schema
 
 MANIFEST = "manifest.json"
 

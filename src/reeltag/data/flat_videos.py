@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from reeltag.core.errors import UsageError
 from reeltag.data.formats.example import Video
 from reeltag.data.schema import Schema
-from reeltag.core.errors import UsageError
 
 RGB = ("rgb", "mean_rgb")  # what YouTube-8M calls it, by frame and by video
 SPREAD = 0.1

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from reeltag.data.shards import Indices, id_hash
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import regular
+from reeltag.data.shards import Indices, id_hash
 
 COLUMNS = ("VideoId", "LabelConfidencePairs")
 LISTED = 3  # ids that an error names

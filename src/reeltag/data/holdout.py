@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from reeltag.data.shards import Indices, Manifest, Shards
 from reeltag.core.errors import DataError, UsageError
-from reeltag.core.storage import counted
+from reeltag.core.text import counted
+from reeltag.data.shards import Indices, Manifest, Shards
 
 
 def refuse_overlap(train: Manifest, test: Manifest) -> None:

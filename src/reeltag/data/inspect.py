@@ -6,9 +6,9 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from reeltag.data.formats.protos import SequenceExample
 from reeltag.core.errors import DataError
-from reeltag.core.storage import counted
+from reeltag.core.text import counted
+from reeltag.data.formats.protos import SequenceExample
 
 SHOWN = 4  # values of a list
 

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from reeltag.core.distributed.collectives import drawn, own_rows
+from reeltag.core.distributed.process_pool import without_interrupts
+from reeltag.core.errors import ReeltagError
+from reeltag.core.transfer import RemoteFile
 from reeltag.data.formats.example import Video
+from reeltag.data.prefetch import ReadAhead
 from reeltag.data.sampler import ByShard, Order, epoch_order, step_positions
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Indices, Shards
-from reeltag.core.errors import ReeltagError
-from reeltag.core.distributed.process_pool import without_interrupts
-from reeltag.data.prefetch import ReadAhead
-from reeltag.core.transfer import RemoteFile
-from reeltag.core.distributed.collectives import drawn, own_rows
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
-from reeltag.data import shard_cache
 from reeltag.core.errors import ReeltagError
 from reeltag.core.storage import Source
 from reeltag.core.transfer import RemoteFile
+from reeltag.data import shard_cache
 
 AT_ONCE = 4  # shards that arrive at a time
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from reeltag.data.schema import Schema
 from reeltag.core.errors import DataError
+from reeltag.data.schema import Schema
 
 STARTS, ENDS, CLASSES, SCORES = "segment_start_times", "segment_end_times", "segment_labels", "segment_scores"
 FEATURES = {STARTS: "int64_list", ENDS: "int64_list", CLASSES: "int64_list", SCORES: "float_list"}

@@ -8,10 +8,10 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from reeltag.core.text import counted
 from reeltag.data.formats.protos import SequenceExample
 from reeltag.data.ratings import CLASSES, ENDS, FEATURES, STARTS
 from reeltag.data.schema import PRESETS, Schema, preset
-from reeltag.core.storage import counted
 
 _DTYPES = {"bytes_list": "uint8", "float_list": "float32"}
 _NOUNS = {"bytes_list": "bytes", "float_list": "floats", "int64_list": "whole numbers"}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from reeltag.data.inspect import context_names
+from reeltag.core.errors import DataError
 from reeltag.data.formats.example import Video
+from reeltag.data.inspect import context_names
 from reeltag.data.ratings import CLASSES
 from reeltag.data.schema import Schema
-from reeltag.core.errors import DataError
 
 SHOWN = 20  # names of what a record has
 

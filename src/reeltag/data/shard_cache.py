@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from reeltag.core import transfer
-from reeltag.core.errors import DataError, UsageError
 from reeltag.core.download_cache import cache_folder
-from reeltag.core.storage import content_hash, file_hash, make_folder, megabytes
+from reeltag.core.errors import DataError, UsageError
+from reeltag.core.storage import content_hash, file_hash, make_folder
+from reeltag.core.text import megabytes
 from reeltag.core.transfer import RemoteFile
 
 LIMIT, DEFAULT_GB = "REELTAG_CACHE_GB", 32.0

@@ -15,17 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from reeltag.core import tensorfile
-from reeltag.data.bad_records import BadRecord, BadRecords
-from reeltag.data.formats.example import Video, decode
-from reeltag.data.schema import Schema
-from reeltag.data.segments import cut, examples, refuse_unlabelled
-from reeltag.data.formats.tfrecord import Record, Records, ShardBytes, ShardFile
 from reeltag.core.errors import ArtifactError, DataError
-from reeltag.data.prefetch import ahead
-from reeltag.data.shard_cache import fetch
 from reeltag.core.storage import Source, content_hash, file_hash
 from reeltag.core.tensorfile import TensorFile
 from reeltag.core.transfer import RemoteFile, is_url
+from reeltag.data.bad_records import BadRecord, BadRecords
+from reeltag.data.formats.example import Video, decode
+from reeltag.data.formats.tfrecord import Record, Records, ShardBytes, ShardFile
+from reeltag.data.prefetch import ahead
+from reeltag.data.schema import Schema
+from reeltag.data.segments import cut, examples, refuse_unlabelled
+from reeltag.data.shard_cache import fetch
 
 Indices = npt.NDArray[np.int64]
 

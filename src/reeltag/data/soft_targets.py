@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from reeltag.data.shards import Indices, Manifest, Shards
 from reeltag.core.errors import DataError, UsageError
 from reeltag.core.storage import atomic_path, content_hash, file_hash, inside, read_json, write_json
+from reeltag.data.shards import Indices, Manifest, Shards
 
 INDEX = "targets.json"
 FORMAT = 1

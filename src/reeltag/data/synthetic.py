@@ -16,9 +16,9 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from reeltag.data.formats.example import Video, encode
+from reeltag.data.formats.tfrecord import write_shard
 from reeltag.data.ratings import Ratings
 from reeltag.data.schema import MOST_FRAMES, Feature, Schema
-from reeltag.data.formats.tfrecord import write_shard
 
 Floats = npt.NDArray[np.float64]
 

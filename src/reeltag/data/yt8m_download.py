@@ -22,7 +22,8 @@ from typing import Literal, TypeVar
 from reeltag.core import transfer
 from reeltag.core.errors import TransferError, UsageError
 from reeltag.core.progress import Progress
-from reeltag.core.storage import counted, free_bytes, locked, make_folder, megabytes
+from reeltag.core.storage import free_bytes, locked, make_folder
+from reeltag.core.text import counted, megabytes
 from reeltag.core.transfer import RemoteFile
 
 Level = Literal["frame", "video"]

@@ -15,13 +15,14 @@ import numpy.typing as npt
 import torch
 
 from reeltag.artifact import file as artifact_file
-from reeltag.data.schema import Schema
+from reeltag.core.distributed.process_pool import Needs, spawned
 from reeltag.core.environment import onnx_runtime
 from reeltag.core.errors import ReeltagError, UsageError
+from reeltag.core.progress import Progress
+from reeltag.data.schema import Schema
+from reeltag.inference.convert import generated_batches, save_onnx
 from reeltag.inference.onnx import OnnxMode, open_onnx
 from reeltag.inference.predictor import WEIGHTS, load
-from reeltag.core.distributed.process_pool import Needs, spawned
-from reeltag.core.progress import Progress
 
 SECONDS, FEWEST, MOST = 1.0, 3, 50  # of measuring one number: how long, and how many calls
 Probabilities = list[npt.NDArray[np.float32]]
@@ -84,13 +85,9 @@ def benchmark(file: Path, batch_sizes: Sequence[int], progress: Progress) -> lis
 
 def _exported(file: Path, target: Path) -> tuple[Path, str]:
     """The model as ONNX, or why there is none."""
-    try:
-        from reeltag.artifact.onnx import model as onnx_model
-    except ModuleNotFoundError as error:
-        return target, f"{error.name} is not installed; pip install 'reeltag[onnx]'"
     shipped = artifact_file.load(file)
     try:
-        onnx_model.save(target, shipped, onnx_model.generated_batches(shipped.schema, videos=2))
+        save_onnx(target, shipped, generated_batches(shipped.schema, videos=2))
     except ReeltagError as error:
         return target, str(error).replace(f"{target}: ", "")
     return target, ""

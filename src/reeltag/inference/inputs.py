@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from reeltag.core.errors import UsageError
 from reeltag.data.formats.example import LARGEST, computable
 from reeltag.data.schema import Schema
-from reeltag.core.errors import UsageError
 
 
 def as_array(frames: npt.ArrayLike) -> npt.NDArray[Any]:

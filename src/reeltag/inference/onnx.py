@@ -1,4 +1,4 @@
-"""An ONNX file of ours in onnxruntime, in the three ways of `reeltag.load`."""
+"""Open exported ONNX files in onnxruntime, in the modes of `reeltag.load`."""
 
 from __future__ import annotations
 

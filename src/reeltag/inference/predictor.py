@@ -1,40 +1,37 @@
-"""Model + batches → predictions. All real frames take part, masked, so that the result is deterministic."""
+"""Load a shipped model and tag with it: from arrays, from shards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reeltag.artifact import file as artifact_file
+from reeltag.artifact.display import as_html, as_text
 from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.hub import download, share
+from reeltag.artifact.quantization.encodings import State
 from reeltag.artifact.quantization.linear import byte_state, coded_state, dense_state
+from reeltag.core.environment import default_device
+from reeltag.core.errors import UsageError
+from reeltag.core.storage import Patterns, find
 from reeltag.data.bad_records import BadRecords
-from reeltag.data.loader import Batch, stream_batches
 from reeltag.data.extractor_origin import refuse_other_origin
+from reeltag.data.loader import Batch, stream_batches
 from reeltag.data.schema import Schema
 from reeltag.data.shards import read_all
-from reeltag.artifact.quantization.encodings import State
-from reeltag.core.environment import default_device
-from reeltag.core.errors import DataError, UsageError
+from reeltag.inference.ensemble import BATCH_SIZE, Ensemble, Predictions, predict
 from reeltag.inference.inputs import as_array, check
-from reeltag.core.memory import enough_memory
-from reeltag.inference.metrics.gap import Metrics, Scores, top_k
-from reeltag.artifact.quantization.quantize import is_large
-from reeltag.inference.metrics.segments import SegmentRanking
-from reeltag.core.storage import Patterns, counted, find
-
-BATCH_SIZE = 64
-LESS_MEMORY = "end other programs, take fewer processes, a smaller model, or one of the modes bf16 and small"
+from reeltag.inference.metrics.evaluation import evaluate
+from reeltag.inference.metrics.gap import Scores, top_k
 
 Mode = Literal["exact", "bf16", "small", "fast"]
 # What a member computes with.
@@ -44,132 +41,6 @@ WEIGHTS: dict[Mode, Callable[[State], Mapping[str, Tensor]]] = {
     "small": coded_state,
     "fast": byte_state,
 }
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a model says of B videos, or of their segments.
-
-    Attributes:
-        ids: names of the videos.
-        probabilities: [B, C] float32.
-        labels: [B, C] bool, or None.
-        rated: [B, C] bool, which classes the labels tell of; None: all.
-    """
-
-    ids: tuple[str, ...]
-    probabilities: Tensor
-    labels: Tensor | None
-    rated: Tensor | None = None
-
-    @property
-    def comparable(self) -> Tensor:
-        """[B, C], the probabilities, but -1 where no label tells what is right, so that it ranks behind all others."""
-        return self.probabilities if self.rated is None else self.probabilities.masked_fill(~self.rated, -1)
-
-
-class Ensemble(nn.Module):
-    """The weighted mean of models' probabilities.
-
-    Args:
-        taggers: the members, or ensembles of them; theirs are the weights whose type changes.
-        weights: their shares; sum to 1.
-        bf16: compute matrix products in bf16, and keep the large weights in it too, in half the memory, but for those
-            of `torch.nn.LSTM` and `GRU`.
-    """
-
-    def __init__(self, taggers: Iterable[nn.Module], weights: Sequence[float], bf16: bool = False) -> None:
-        super().__init__()
-        self.weights, self.bf16 = list(weights), bf16
-        self.taggers = nn.ModuleList(self._arranged(tagger) for tagger in taggers)
-
-    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """Frames [B, T, D] and lengths [B] to probabilities [B, C]."""
-        parts = zip(self.taggers, self.weights, strict=True)
-        with torch.autocast(frames.device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            return torch.stack([weight * tagger(frames, lengths) for tagger, weight in parts]).sum(0)
-
-    def _arranged(self, tagger: nn.Module) -> nn.Module:
-        for module in tagger.modules():
-            if self.bf16 and not isinstance(module, nn.RNNBase):  # whose kernels want weights and biases of one type
-                for parameter in module.parameters(recurse=False):
-                    if parameter.ndim > 1 and is_large(parameter):
-                        parameter.data = parameter.data.bfloat16()
-        return tagger
-
-
-@torch.inference_mode()
-def predict(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Predictions]:
-    """Tag batches, in their order; the model must be in evaluation mode.
-
-    Raises:
-        OutOfMemoryError: a batch takes more memory than there is.
-    """
-    device = next(model.parameters()).device
-    for batch in batches:
-        with enough_memory(f"tagging {counted(len(batch), 'video')} at once", LESS_MEMORY):
-            there = batch.to(device)
-            probabilities = model(there.frames, there.lengths).cpu()
-        yield Predictions(batch.ids, probabilities, batch.labels, batch.rated)
-
-
-class Evaluation:
-    """Labelled predictions, measured as they come.
-
-    Args:
-        all_scores: keep them all in memory, for `Scores.map_all`.
-        classes: that segments can be rated in; all by default.
-    """
-
-    def __init__(self, *, all_scores: bool = False, classes: Sequence[int] | None = None) -> None:
-        self._all_scores, self._classes = all_scores, classes
-        self._parts: list[Metrics] = []
-        self._ranking: SegmentRanking | None = None
-
-    def add(self, part: Predictions) -> None:
-        """Measure some; segments without a rating take part in the ranking of each class alone.
-
-        Raises:
-            DataError: one has no labels.
-        """
-        if part.labels is None:
-            raise DataError(
-                f"video {part.ids[0]!r} or one beside it has no labels, so nothing can be measured; "
-                "evaluate on labelled shards, or use `reeltag predict`"
-            )
-        scores, labels = part.comparable, part.labels
-        if part.rated is not None:
-            self._ranking = self._ranking or SegmentRanking(labels.shape[1], self._classes)
-            self._ranking.add(part.probabilities, labels, part.rated)
-            told = part.rated.any(1)
-            scores, labels = scores[told], labels[told]
-        if len(labels):
-            self._parts.append(Metrics.of(scores, labels, all_scores=self._all_scores))
-
-    def metrics(self) -> Metrics:
-        """Metrics of all that was added.
-
-        Raises:
-            DataError: there was nothing.
-        """
-        if not self._parts:
-            raise DataError("no videos to evaluate")
-        segment_ap = self._ranking.class_ap() if self._ranking else None
-        return replace(Metrics.merge(self._parts), segment_ap=segment_ap)
-
-
-def evaluate(
-    predictions: Iterable[Predictions], *, all_scores: bool = False, classes: Sequence[int] | None = None
-) -> Metrics:
-    """Metrics of labelled predictions; the arguments are those of `Evaluation`.
-
-    Raises:
-        DataError: a video has no labels, or there is no video.
-    """
-    evaluation = Evaluation(all_scores=all_scores, classes=classes)
-    for part in predictions:
-        evaluation.add(part)
-    return evaluation.metrics()
 
 
 class Predictor:
@@ -203,15 +74,11 @@ class Predictor:
         self.source: Path | None = None  # the file, if it came from one
 
     def __repr__(self) -> str:
-        from reeltag.artifact.display import as_text
-
-        return as_text(self)
+        return as_text(self.artifact, self.source)
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from reeltag.artifact.display import as_html
-
-        return as_html(self)
+        return as_html(self.artifact, self.source)
 
     @property
     def schema(self) -> Schema:
@@ -317,8 +184,6 @@ class Predictor:
 
     def save_pretrained(self, folder: str | Path, licence: str | None = None) -> None:
         """Share the file that the model was loaded from; see `sharing.share`."""
-        from reeltag.artifact.hub import share
-
         share(file_of(self), Path(folder), licence)
 
 
@@ -359,6 +224,25 @@ def load(path: str | Path, mode: Mode = "exact", device: str = "auto") -> Predic
     predictor = Predictor(*artifact_file.stream(file), mode, device)
     predictor.source = file
     return predictor
+
+
+def from_pretrained(model: str | Path, revision: str | None = None, **arguments: Any) -> Predictor:
+    """Open a model that `share` wrote.
+
+    Args:
+        model: the folder, or user/name on the Hugging Face Hub.
+        revision: branch, tag or commit on the Hub.
+        arguments: as `reeltag.load` takes them.
+
+    Raises:
+        UsageError: there is no such folder and no such model, or the Hub cannot be reached and has no cached copy.
+        ArtifactError: the file in the folder is missing or damaged.
+    """
+    if Path(model).is_dir():
+        if revision is not None:
+            raise UsageError(f"{model}: is a folder, so revision {revision!r} means nothing; leave it out")
+        return load(model, **arguments)
+    return load(download(str(model), revision), **arguments)
 
 
 def file_of(model: str | Path | Predictor) -> Path:

@@ -20,28 +20,17 @@ from typing import Any
 
 import torch
 
-from reeltag import __version__
 from reeltag.artifact import file as artifact_file
-from reeltag.data.bad_records import BadRecord, BadRecords
-from reeltag.data.loader import Batch, stream_batches
-from reeltag.data.formats.example import Video
-from reeltag.data.flat_videos import is_flat, rgb_place
-from reeltag.data.extractor_origin import refuse_other_origin
-from reeltag.data.shards import read_all
+from reeltag.core.distributed.process_pool import PROCESS_BYTES, Needs, Pool, spawned
 from reeltag.core.environment import one_torch_thread
 from reeltag.core.errors import UsageError
-from reeltag.inference.formats.table import output_format, refuse_ending
-from reeltag.inference.predictor import BATCH_SIZE, Mode, Predictions, Predictor, file_of, load, place, predict
-from reeltag.core.distributed.process_pool import PROCESS_BYTES, Needs, Pool, spawned
 from reeltag.core.progress import Progress
-from reeltag.data.prefetch import ahead
 from reeltag.core.storage import (
     LOCK,
     Patterns,
     Source,
     claimed_parts,
     content_hash,
-    counted,
     file_hash,
     find,
     identity,
@@ -51,6 +40,18 @@ from reeltag.core.storage import (
     size_of,
     write_json,
 )
+from reeltag.core.text import counted
+from reeltag.core.version import __version__
+from reeltag.data.bad_records import BadRecord, BadRecords
+from reeltag.data.extractor_origin import refuse_other_origin
+from reeltag.data.flat_videos import is_flat, rgb_place
+from reeltag.data.formats.example import Video
+from reeltag.data.loader import Batch, stream_batches
+from reeltag.data.prefetch import ahead
+from reeltag.data.shards import read_all
+from reeltag.inference.ensemble import BATCH_SIZE, Predictions, predict
+from reeltag.inference.formats.table import output_format, refuse_ending
+from reeltag.inference.predictor import Mode, Predictor, file_of, load, place
 
 _PARTS = re.compile(rf"\.?part-.*|{re.escape(LOCK)}")
 

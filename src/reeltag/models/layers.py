@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reeltag.core.distributed.collectives import drawn, whole_sums
 from reeltag.core.distributed.process_group import world_size
 from reeltag.models.frames import Frames
-from reeltag.core.distributed.collectives import drawn, whole_sums
 
 BN_EPSILON = 1e-3
 L2_EPSILON = 1e-12  # on the squared norm, as TensorFlow has it

@@ -16,10 +16,10 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from reeltag.core.distributed.collectives import drawn
 from reeltag.models.config import GatingConfig, HiddenWidth, TaggerConfig, feature_widths
 from reeltag.models.frames import Frames
 from reeltag.models.layers import FrameNorm, Pooling, glorot, shares
-from reeltag.core.distributed.collectives import drawn
 
 Cell = Literal["lstm", "gru", "gru-torch"]
 

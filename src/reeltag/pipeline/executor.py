@@ -17,14 +17,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from reeltag import __version__
 from reeltag.core.distributed.process_group import broadcast, launch, rank, world_size
+from reeltag.core.distributed.process_pool import PROCESS_BYTES, Needs, Pool
 from reeltag.core.errors import UsageError
 from reeltag.core.interrupts import ended_by_sigterm
-from reeltag.pipeline.run_folder import Outputs, outputs_at
-from reeltag.core.distributed.process_pool import PROCESS_BYTES, Needs, Pool
 from reeltag.core.progress import Progress
-from reeltag.core.storage import content_hash, counted, free_bytes, make_folder, megabytes, remove_partials
+from reeltag.core.storage import content_hash, free_bytes, make_folder, remove_partials
+from reeltag.core.text import counted, megabytes
+from reeltag.core.version import __version__
+from reeltag.pipeline.run_folder import Outputs, outputs_at
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from __future__ import annotations
 from reeltag.artifact.file import over_budget
 from reeltag.core.errors import BudgetError
 from reeltag.pipeline.executor import Stage
-from reeltag.recipe.schema import Recipe
+from reeltag.pipeline.stages.candidate import candidate
 from reeltag.pipeline.stages.data import data_stages, with_videos
 from reeltag.pipeline.stages.ensemble import beside_members, ensemble_stages, room
 from reeltag.pipeline.stages.imported import ImportedStages
 from reeltag.pipeline.stages.member import MemberStages
-from reeltag.pipeline.stages.candidate import candidate
 from reeltag.pipeline.stages.results import result_stages
 from reeltag.pipeline.stages.students import Distillation
+from reeltag.recipe.schema import Recipe
 
 
 def plan(recipe: Recipe, *, without_data: bool = False) -> list[Stage]:

@@ -5,45 +5,34 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reeltag.artifact import file as artifact_file
-from reeltag.pipeline import executor
-from reeltag.inference import predictor as prediction
-from reeltag.cli.options import pool_of, seconds_of
-from reeltag.data.bad_records import BadRecords
-from reeltag.data.loader import stream_batches
-from reeltag.data.shards import read_all
+from reeltag.core.distributed.pools import pool_of, seconds_of
 from reeltag.core.distributed.process_group import rank, world_size
 from reeltag.core.environment import surroundings
 from reeltag.core.errors import UsageError
 from reeltag.core.interrupts import deadline
-from reeltag.inference.metrics.gap import Scores
-from reeltag.pipeline.run_folder import Outputs, outputs_at
-from reeltag.inference.predictor import Predictor, file_of
 from reeltag.core.progress import default_progress
-from reeltag.artifact.quantization.quantize import Encoding, stored_as
-from reeltag.recipe.schema import Recipe
-from reeltag.recipe.load import load_recipe
+from reeltag.core.storage import each_of, read_json, refuse_existing, write_json
+from reeltag.core.text import did_you_mean
+from reeltag.pipeline import executor
+from reeltag.pipeline.plan import plan
 from reeltag.pipeline.report.publish import write_page, write_timings
+from reeltag.pipeline.run_folder import Outputs, outputs_at
+from reeltag.pipeline.stages.candidate import candidate
+from reeltag.pipeline.stages.profile import profile_training
+from reeltag.recipe.load import load_recipe
+from reeltag.recipe.schema import Recipe
 from reeltag.recipe.shipped import path_of
 from reeltag.recipe.smoke import smoked
-from reeltag.pipeline.stages.candidate import candidate
-from reeltag.pipeline.plan import plan
-from reeltag.pipeline.stages.profile import profile_training
-from reeltag.core.storage import Patterns, each_of, find, read_json, refuse_existing, remove_partials_of, write_json
-from reeltag.core.text import did_you_mean
 from reeltag.training.log import LOG
 
 if TYPE_CHECKING:
-    from reeltag.pipeline.executor import Stage
     from reeltag.core.distributed.process_pool import Pool
-
-CHECKED = 512  # videos on which an exported model is compared
+    from reeltag.pipeline.executor import Stage
 
 
 @dataclass(frozen=True)
@@ -244,92 +233,3 @@ def executed(
             if (folder / LOG).exists():
                 outputs.publish(folder / LOG, f"logs/{name}.csv")
         yield outputs, brought
-
-
-def evaluate(
-    model: str | Path | Predictor,
-    shards: Patterns,
-    *,
-    all_scores: bool = False,
-    mode: prediction.Mode = "exact",
-    max_bad_records: int = 0,
-) -> Scores:
-    """Measure a model on labelled shards, as `reeltag evaluate` does.
-
-    Args:
-        model: a `.reeltag` file, a folder that `share` wrote, a URL, or what `load` gave, whose mode counts.
-        shards: paths, URLs or glob patterns, one or several.
-        all_scores: mAP over all scores too.
-        mode: how the model computes.
-        max_bad_records: most records that are left out.
-
-    Raises:
-        ReeltagError: bad input; see `reeltag.core.errors`.
-    """
-    bad = BadRecords(max_bad_records)
-    predictor = model if isinstance(model, Predictor) else prediction.load(model, mode)
-    return predictor.evaluate_shards(shards, bad, all_scores=all_scores)
-
-
-def quantize_file(model: str | Path | Predictor, out: str | Path, encoding: Encoding = "uniform-8") -> int:
-    """Store the large weights of a model in fewer bits, as `reeltag quantize` does; returns the new file's bytes.
-
-    Args:
-        model: a `.reeltag` file, a folder that `share` wrote, a URL, or what `load` gave.
-        out: a new file.
-        encoding: how to store them; those that are quantised already stay.
-
-    Raises:
-        ArtifactError: the model is missing or damaged.
-        UsageError: `out` exists, or all large weights are quantised already.
-    """
-    refuse_existing(Path(out))
-    file = file_of(model)
-    before = artifact_file.load(file)
-    small = artifact_file.quantized(before, encoding)
-    stored = [stored_as(member.state) for member in before.members]
-    if [stored_as(member.state) for member in small.members] != stored:
-        # Whatever was measured was measured before.
-        small = replace(small, provenance={**small.provenance, "quantized": encoding})
-    elif already := sorted({*stored} - {"float32"}):
-        raise UsageError(
-            f"{file}: its large weights are stored in {' and '.join(already)} already, so nothing would change; give a "
-            "float32 file: model.reeltag in stages/train.NAME-… of its run (stages/average.NAME-… where weights were "
-            "averaged), or what `reeltag train` wrote; an ensemble takes the encodings of its recipe's [quantization]"
-        )
-    return artifact_file.save(Path(out), small)
-
-
-def export_onnx(
-    model: str | Path | Predictor, out: str | Path, *, top: int | None = None, check: Patterns = ()
-) -> tuple[int, float]:
-    """Write a model as ONNX, as `reeltag export` does, once it was seen to say the same.
-
-    Args:
-        model: a `.reeltag` file, a folder that `share` wrote, a URL, or what `load` gave.
-        out: a new .onnx file.
-        top: give the so many most probable classes instead of all probabilities.
-        check: shards on whose first 512 videos both are compared; random frames by default.
-
-    Returns:
-        The file's bytes, and the largest difference of a probability.
-
-    Raises:
-        ReeltagError: bad input, onnx is missing, or the two differ; see `reeltag.core.errors`.
-    """
-    out = Path(out)
-    try:
-        from reeltag.artifact.onnx import model as onnx_model
-    except ModuleNotFoundError as error:
-        raise UsageError(f"{error.name} is not installed; `pip install 'reeltag[onnx]'`") from error
-    if out.suffix != ".onnx":
-        raise UsageError(f"{out}: should end in .onnx")
-    refuse_existing(out)
-    remove_partials_of(out)
-    shards = find(check)
-    shipped = artifact_file.load(file_of(model))
-    batches = onnx_model.generated_batches(shipped.schema)
-    if shards:
-        videos = islice(read_all(shards, shipped.schema), CHECKED)
-        batches = stream_batches(videos, shipped.schema, prediction.BATCH_SIZE)
-    return onnx_model.save(out, shipped, batches, top)

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from reeltag.core.errors import TransferError, UsageError
 from reeltag.core.download_cache import cache_folder
+from reeltag.core.errors import TransferError, UsageError
 from reeltag.core.storage import (
     atomic_path,
     content_hash,

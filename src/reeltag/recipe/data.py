@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from reeltag.data.schema import Schema, with_preset
-from reeltag.data.synthetic import SyntheticSettings
 from reeltag.core.storage import beneath
 from reeltag.core.transfer import is_url
+from reeltag.data.schema import Schema, with_preset
+from reeltag.data.synthetic import SyntheticSettings
 
 
 class RecipeTable(BaseModel):

@@ -11,17 +11,17 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from reeltag.core.errors import RecipeError
+from reeltag.core.storage import each_of
+from reeltag.core.text import did_you_mean
+from reeltag.core.validation import shown, worded
 from reeltag.data.schema import with_preset
 from reeltag.data.synthetic import SyntheticSettings
-from reeltag.core.errors import RecipeError
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import FAMILIES, parse_config
 from reeltag.recipe.schema import NAME, Recipe
 from reeltag.recipe.shipped import path_of
-from reeltag.core.storage import each_of
 from reeltag.recipe.tables import VARIABLE, Table, from_environment, grid_names, override, read_table, spell_out_grids
-from reeltag.core.text import did_you_mean
-from reeltag.core.validation import shown, worded
 
 
 def load_recipe(source: str | Path, overrides: str | Sequence[str] = ()) -> Recipe:

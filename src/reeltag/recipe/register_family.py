@@ -10,8 +10,8 @@ from reeltag.core.errors import UsageError
 from reeltag.models.config import TaggerConfig
 from reeltag.models.layers import Pooling
 from reeltag.models.tagger import FAMILIES
-from reeltag.recipe.schema import ModelSettings, Recipe, StudentSettings
 from reeltag.recipe.load import known_keys
+from reeltag.recipe.schema import ModelSettings, Recipe, StudentSettings
 
 
 def register_family(name: str, config: type[TaggerConfig], pooling: Callable[[Any, Sequence[int]], Pooling]) -> None:

@@ -15,13 +15,13 @@ from pydantic import (
     model_validator,
 )
 
-from reeltag.data.soft_targets import TopK
-from reeltag.models.tagger import FAMILIES, AnyTaggerConfig
 from reeltag.artifact.quantization.quantize import ENCODINGS, Encoding
-from reeltag.recipe.data import DataSettings, LimitSettings, RecipeTable
-from reeltag.training.schedule import NOT_DECISIVE, AveragingSettings, TrainingSettings
 from reeltag.core.storage import content_hash
 from reeltag.core.validation import count_or
+from reeltag.data.soft_targets import TopK
+from reeltag.models.tagger import FAMILIES, AnyTaggerConfig
+from reeltag.recipe.data import DataSettings, LimitSettings, RecipeTable
+from reeltag.training.schedule import NOT_DECISIVE, AveragingSettings, TrainingSettings
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]

@@ -6,13 +6,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from reeltag.recipe.data import HoldoutSettings, LimitSettings
 from reeltag.recipe.schema import (
     DistillationSettings,
     ModelSettings,
     Recipe,
     StudentSettings,
 )
-from reeltag.recipe.data import HoldoutSettings, LimitSettings
 
 Table = TypeVar("Table", bound=BaseModel)
 Trained = TypeVar("Trained", ModelSettings, StudentSettings, DistillationSettings)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from typing_extensions import TypedDict
 
-from reeltag.data.formats.example import Video
 from reeltag.core.errors import RequestError
-from reeltag.serve.requests import Wanted
+from reeltag.data.formats.example import Video
 from reeltag.inference.timeline import Scores, Tagged, segments, segments_of, tagged
+from reeltag.serve.requests import Wanted
 
 
 class TaggedVideos(TypedDict):

@@ -18,11 +18,13 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from reeltag import __version__
 from reeltag.artifact import file as artifact_file
-from reeltag.data.loader import Batch
 from reeltag.core.errors import RequestError, UsageError
-from reeltag.inference.predictor import Predictor, predict
+from reeltag.core.version import __version__
+from reeltag.data.loader import Batch
+from reeltag.inference.ensemble import predict
+from reeltag.inference.predictor import Predictor
+from reeltag.inference.timeline import Scores, Tagged
 from reeltag.serve.answers import answers, clips
 from reeltag.serve.batching import Batcher
 from reeltag.serve.describe import PREDICT
@@ -31,7 +33,6 @@ from reeltag.serve.monitoring import Monitored, Monitoring
 from reeltag.serve.requests import JSON, RECORDS, VIDEO, Wanted, media_type, most_bytes, options, parse
 from reeltag.serve.samples import Sample
 from reeltag.serve.videos import VideoProcess
-from reeltag.inference.timeline import Scores, Tagged
 
 _PAGE = {
     "/": ("page.html", "text/html"),

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from reeltag.data.loader import Batch, collate
-from reeltag.data.formats.example import Video
-from reeltag.data.schema import Schema
 from reeltag.core.errors import RequestError
+from reeltag.data.formats.example import Video
+from reeltag.data.loader import Batch, collate
+from reeltag.data.schema import Schema
 from reeltag.inference.timeline import Scores
 
 _PAUSE, _MOST = 0.002, 0.02  # seconds without a request, in a loop that has nothing to do, that end a gathering; of all

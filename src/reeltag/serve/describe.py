@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from reeltag.inference.timeline import Tagged
 from reeltag.serve.answers import Fault, TaggedVideos
 from reeltag.serve.requests import JSON, RECORDS, VIDEO
-from reeltag.inference.timeline import Tagged
 
 _TOP = {"type": "integer", "minimum": 1, "default": 20, "description": "how many tags"}
 _TIMELINE = {"type": "boolean", "default": False, "description": "scores over time too"}

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from reeltag.core.errors import DataError, RequestError
 from reeltag.data.formats.example import LARGEST, Frames, Video, computable
 from reeltag.data.schema import Schema
 from reeltag.data.shards import read_bytes
-from reeltag.core.errors import DataError, RequestError
 from reeltag.inference.metrics.gap import TOP_K
 from reeltag.serve.limits import Limits
 

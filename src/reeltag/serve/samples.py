@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from reeltag.core.storage import Source
+from reeltag.data.formats.tfrecord import ShardFile, framed
 from reeltag.data.schema import Schema
 from reeltag.data.shards import walk
-from reeltag.data.formats.tfrecord import ShardFile, framed
-from reeltag.core.storage import Source
 
 MOST = 12  # of each shard
 

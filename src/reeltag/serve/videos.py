@@ -17,10 +17,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from reeltag.artifact.file import Artifact
+from reeltag.core.distributed.process_pool import spawning, without_interrupts
+from reeltag.core.errors import ReeltagError, RequestError, UsageError
 from reeltag.data.formats.example import Video
 from reeltag.data.schema import Schema
-from reeltag.core.errors import ReeltagError, RequestError, UsageError
-from reeltag.core.distributed.process_pool import spawning, without_interrupts
 from reeltag.inference.video.reader import open_reader, refuse_unreadable
 
 _ANSWER = 64_000  # most bytes of what is said beside the values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reeltag.core import tensorfile
-from reeltag.training.weight_averaging import WeightAverage
 from reeltag.core.errors import ArtifactError
-from reeltag.core.tensorfile import TensorFile
+from reeltag.core.tensorfile import load_tensors, save_tensors
+from reeltag.training.weight_averaging import WeightAverage
 
 
 @dataclass(frozen=True)
@@ -97,36 +95,3 @@ def load(path: Path) -> TrainingState:
         part, _, rest = name.partition("/")
         parts[part][rest] = tensor
     return TrainingState(header["step"], **parts, log=header.get("log", {}))  # none before there were logs
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write tensors and JSON; see `tensorfile`."""
-    tensorfile.write(path, {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}, header)
-
-
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read tensors and JSON.
-
-    Raises:
-        ArtifactError: the file is missing, damaged, or was not written by this version of reeltag.
-    """
-    header, names, read = open_tensors(path)
-    return {name: read(name) for name in names}, header
-
-
-def open_tensors(path: Path) -> tuple[dict[str, Any], list[str], Callable[[str], Tensor]]:
-    """The JSON, the tensors' names, and what reads one of them.
-
-    Raises:
-        ArtifactError: the file is missing, damaged, or was not written by this version of reeltag; also when a tensor
-            is read.
-    """
-    file = TensorFile(path)
-
-    def read(name: str) -> Tensor:
-        tensor = torch.from_numpy(file.read(name))
-        # Floats are copied, because in the file they are not aligned, and matrix products round differently then.
-        # Codes are pages of the file until something else is made of them.
-        return tensor.clone() if tensor.is_floating_point() else tensor
-
-    return file.content, file.names, read

@@ -18,24 +18,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reeltag.training import checkpoint
 from reeltag.core.distributed import process_group
-from reeltag.training.weight_averaging import WeightAverage, averaged_tensors
-from reeltag.training.checkpoint import TrainingState
-from reeltag.data.loader import Batch, count_frames, draw_frames, take_frames, training_batches
-from reeltag.data.shards import Indices, Shards
+from reeltag.core.distributed.collectives import drawn, whole_mean, whole_rows
 from reeltag.core.distributed.process_group import agreed, gathered, rank, world_size
 from reeltag.core.errors import TrainingError
 from reeltag.core.interrupts import held
-from reeltag.training.losses import cross_entropy, distillation_targets
+from reeltag.core.progress import Progress
+from reeltag.data.loader import Batch, count_frames, draw_frames, take_frames, training_batches
+from reeltag.data.shards import Indices, Shards
 from reeltag.models.frames import frame_mask
 from reeltag.models.layers import dequantize
 from reeltag.models.tagger import Tagger
-from reeltag.core.progress import Progress
-from reeltag.training.schedule import Phase, TrainingSettings
-from reeltag.training.log import LOG, TrainingLog
+from reeltag.training import checkpoint
+from reeltag.training.checkpoint import TrainingState
 from reeltag.training.early_stopping import Course, Watch
-from reeltag.core.distributed.collectives import drawn, whole_mean, whole_rows
+from reeltag.training.log import LOG, TrainingLog
+from reeltag.training.losses import cross_entropy, distillation_targets
+from reeltag.training.schedule import Phase, TrainingSettings
+from reeltag.training.weight_averaging import WeightAverage, averaged_tensors
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

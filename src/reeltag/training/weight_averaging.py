@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -11,11 +9,6 @@ from torch import Tensor, nn
 def averaged_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The tensors that are averaged: weights and batch-norm statistics, but no counters."""
     return {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
-
-
-def mean_weights(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The plain mean of several checkpoints of one architecture, batch-norm statistics included."""
-    return {name: torch.stack([state[name].double() for state in states]).mean(0).float() for name in states[0]}
 
 
 class WeightAverage:

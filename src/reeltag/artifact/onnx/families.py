@@ -9,10 +9,10 @@ from functools import singledispatch
 
 from torch import nn
 
-from reeltag.core.errors import UsageError
 from reeltag.artifact.onnx.graph import Value, concat
 from reeltag.artifact.onnx.layers import intra_normalize, l2_normalize, layer_norm, linear, normed
 from reeltag.artifact.onnx.weights import Weights
+from reeltag.core.errors import UsageError
 from reeltag.models.attention import AttentionPooling
 from reeltag.models.dbof import ClassicDBoF, GatedDBoF, SoftDBoF
 from reeltag.models.layers import Clusters, PerFeature

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto, helper
 
-from reeltag import __version__
 from reeltag.artifact.file import Artifact, Member
-from reeltag.data.loader import Batch
-from reeltag.data.schema import Schema
-from reeltag.core.errors import ArtifactError, BudgetError, UsageError
 from reeltag.artifact.onnx import recurrent as recurrent  # registers its forms
 from reeltag.artifact.onnx.families import Frames, pool
 from reeltag.artifact.onnx.graph import OPSET, Graph, Value, integers
 from reeltag.artifact.onnx.layers import dequantized, gate, head, hidden, normed
-from reeltag.inference.onnx import open_onnx
 from reeltag.artifact.onnx.weights import Weights
+from reeltag.core.errors import UsageError
+from reeltag.core.version import __version__
+from reeltag.data.schema import Schema
 from reeltag.models.tagger import meta_tagger
-from reeltag.inference.predictor import Predictor, predict
-from reeltag.core.storage import atomic_path, megabytes
-
-LARGEST = 2**31 - 1  # bytes that a protobuf may have
-ROOM = 1 << 24  # for all that is no weight
-TOLERANCE = 1e-4
 
 
 def build(shipped: Artifact, top: int | None = None) -> onnx.ModelProto:
@@ -98,67 +87,3 @@ def _properties(shipped: Artifact) -> dict[str, str]:
         "provenance": dict(shipped.provenance),
     }
     return {f"reeltag.{key}": json.dumps(value, ensure_ascii=False) for key, value in known.items()}
-
-
-def save(path: Path, shipped: Artifact, batches: Iterable[Batch], top: int | None = None) -> tuple[int, float]:
-    """Write the ONNX file, once it was seen to give what the artefact gives; whole or not at all.
-
-    Args:
-        path: where.
-        shipped: what a `.reeltag` file holds.
-        batches: videos on which both are compared.
-        top: give the most probable classes only.
-
-    Returns:
-        The file's size in bytes, and the largest difference of a probability.
-
-    Raises:
-        BudgetError: the file would exceed the budget that the artefact was packed for.
-        ArtifactError: the probabilities differ by more than 1e-4.
-        UsageError: `top` is no number of classes, a family has no ONNX form, or onnx or onnxruntime is missing.
-    """
-    model = build(shipped, top)
-    size, budget = _size(model), min(shipped.provenance.get("budget", LARGEST), LARGEST)
-    if size > budget:
-        raise BudgetError(f"{path}: would have {megabytes(size)}, {megabytes(size - budget)} over {megabytes(budget)}")
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
-        del model
-        difference = largest_difference(temporary, shipped, batches, top)
-        if not difference <= TOLERANCE:
-            raise ArtifactError(
-                f"{path}: not kept, since its probabilities differ by {difference:.1e} from the model's, which is more "
-                f"than {TOLERANCE:.0e}; please report this with the versions that `reeltag doctor` prints"
-            )
-    return size, difference
-
-
-def _size(model: onnx.ModelProto) -> int:
-    """Bytes of the file; of one beyond the largest, those of its weights, since protobuf counts no further."""
-    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    return model.ByteSize() if weights < LARGEST - ROOM else weights + ROOM
-
-
-def generated_batches(schema: Schema, videos: int = 64) -> Iterator[Batch]:
-    """Videos of random frames and lengths, for where no others are at hand."""
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(1, schema.max_frames + 1, videos)
-    lengths[0] = schema.max_frames
-    for some in np.array_split(lengths, max(1, videos // 16)):
-        shape = (len(some), int(some.max()), schema.width)
-        frames = rng.integers(0, 256, shape, np.uint8) if schema.dtype == "uint8" else rng.normal(size=shape)
-        tensor = torch.from_numpy(frames.astype(schema.dtype))
-        yield Batch(("",) * len(some), tensor, torch.from_numpy(some), None)
-
-
-def largest_difference(path: Path, shipped: Artifact, batches: Iterable[Batch], top: int | None) -> float:
-    """The largest difference between what the two files say, |Δp|; with `top`, of the classes that ONNX names."""
-    session, ours = open_onnx(path), Predictor(shipped, shipped.members, device="cpu")
-    largest = 0.0
-    for batch, expected in ((batch, predict(ours.model, [batch])) for batch in batches):
-        (probabilities,) = (part.probabilities.numpy() for part in expected)
-        found = session.run(None, {"frames": batch.frames.numpy(), "lengths": batch.lengths.numpy()})
-        if top is not None:
-            probabilities, found = np.take_along_axis(probabilities, found[0], 1), found[1:]
-        largest = float(np.maximum(largest, np.abs(found[0] - probabilities).max()))  # NaN stays NaN
-    return largest

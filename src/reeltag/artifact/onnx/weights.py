@@ -12,8 +12,15 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from reeltag.artifact.quantization.encodings import GROUP, CodebookTensor, GroupTensor, HalfTensor, QuantizedTensor, State
 from reeltag.artifact.onnx.graph import Graph, Value
+from reeltag.artifact.quantization.encodings import (
+    GROUP,
+    CodebookTensor,
+    GroupTensor,
+    HalfTensor,
+    QuantizedTensor,
+    State,
+)
 
 # A larger matrix is multiplied in pieces of so many elements, so that what dequantises it in every call needs little
 # memory; of 256 rows or a multiple, which is what 8-bit kernels take at a time.

@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
-from reeltag.data.formats.protos import BundleEntry, BundleHeader
-from reeltag.data.formats.tfrecord import masked_crc
 from reeltag.core.errors import DataError
 from reeltag.core.storage import regular
+from reeltag.data.formats.protos import BundleEntry, BundleHeader
+from reeltag.data.formats.tfrecord import masked_crc
 
 Array = npt.NDArray[Any]
 

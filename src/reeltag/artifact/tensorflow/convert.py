@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from reeltag.artifact.file import Member
-from reeltag.data.schema import Schema
-from reeltag.artifact.tensorflow.bundle import Array, index_path, read_checkpoint
 from reeltag.artifact.quantization.encodings import LEVELS, CodebookTensor
+from reeltag.artifact.tensorflow.bundle import Array, index_path, read_checkpoint
 from reeltag.core.errors import ArtifactError
+from reeltag.data.schema import Schema
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import meta_tagger
 

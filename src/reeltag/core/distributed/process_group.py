@@ -19,9 +19,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
+from reeltag.core.distributed.process_pool import begin, spawning, without_interrupts
 from reeltag.core.errors import ReeltagError, WorkerError
 from reeltag.core.interrupts import ended_by_sigterm, held
-from reeltag.core.distributed.process_pool import begin, spawning, without_interrupts
 
 T = TypeVar("T")
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reeltag.core.errors import ReeltagError, UsageError
 from reeltag.core.distributed.process_pool import SAVING_SECONDS, Needs, Pool, died_too_often
-from reeltag.core.storage import megabytes
+from reeltag.core.errors import ReeltagError, UsageError
+from reeltag.core.text import megabytes
 
 RETRIES = 10  # of a task whose worker or machine died; machines that may be taken away are many
 KNOCK_SECONDS = 10.0

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
+from reeltag.core.errors import DataError
 from reeltag.data import ratings
 from reeltag.data.formats.protos import Example, SequenceExample
 from reeltag.data.ratings import Ratings
 from reeltag.data.schema import Feature, Schema
-from reeltag.core.errors import DataError
 
 Frames = npt.NDArray[Any]
 

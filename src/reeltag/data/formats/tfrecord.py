@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from reeltag.core.errors import DataError
-from reeltag.data.shard_cache import forget, opened
 from reeltag.core.storage import Source, atomic_path, regular
 from reeltag.core.transfer import RemoteFile
+from reeltag.data.shard_cache import forget, opened
 
 _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")

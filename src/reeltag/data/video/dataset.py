@@ -10,7 +10,8 @@ from io import StringIO
 from pathlib import Path
 
 from reeltag.core.errors import UsageError
-from reeltag.core.storage import counted, few, regular
+from reeltag.core.storage import regular
+from reeltag.core.text import counted, few
 
 # Endings that a folder's videos and sounds have; files that are given by name may have any.
 ENDINGS = frozenset(

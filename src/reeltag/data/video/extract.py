@@ -18,13 +18,9 @@ from typing import Any, Literal
 import numpy as np
 
 from reeltag.core import tensorfile
-from reeltag.data.formats.example import Video, encode
-from reeltag.data.extractor_origin import MANIFEST
-from reeltag.data.schema import Schema
-from reeltag.data.formats.tfrecord import write_shard
+from reeltag.core.distributed.process_pool import Needs, spawned
 from reeltag.core.environment import processors
 from reeltag.core.errors import ArtifactError, ReeltagError, UsageError, VideoError, WorkerError
-from reeltag.core.distributed.process_pool import Needs, spawned
 from reeltag.core.progress import Progress
 from reeltag.core.storage import (
     atomic_folder,
@@ -37,7 +33,11 @@ from reeltag.core.storage import (
     write_bytes,
     write_json,
 )
+from reeltag.data.extractor_origin import MANIFEST
+from reeltag.data.formats.example import Video, encode
+from reeltag.data.formats.tfrecord import write_shard
 from reeltag.data.pca import Moments, load_projections, save_projections
+from reeltag.data.schema import Schema
 from reeltag.data.video.dataset import Dataset, Item, label_names, split
 from reeltag.data.video.decode import MAX_SECONDS
 from reeltag.data.video.features import Extraction, Pipeline, open_pipeline

@@ -13,13 +13,11 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from reeltag.data.schema import Origin
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import content_hash
-from reeltag.data.video import audio
-from reeltag.data.video import efficientnet
-from reeltag.data.video import onnx_extractor
 from reeltag.data.pca import Values
+from reeltag.data.schema import Origin
+from reeltag.data.video import audio, efficientnet, onnx_extractor
 from reeltag.data.video.decode import Picture, Samples
 
 Input = TypeVar("Input", Picture, Samples)

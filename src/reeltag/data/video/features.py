@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from reeltag.data.schema import Feature
 from reeltag.core.environment import one_torch_thread
 from reeltag.core.errors import UsageError, VideoError
-from reeltag.core.storage import counted
-from reeltag.data.video import decode
+from reeltag.core.text import counted
 from reeltag.data.pca import Codes, Projection, Values, quantize
+from reeltag.data.schema import Feature
+from reeltag.data.video import decode
 from reeltag.data.video.decode import MAX_SECONDS, Damage, Media, Picture, Samples
 from reeltag.data.video.extractors import Extractor, image_extractor, sound_extractor
 

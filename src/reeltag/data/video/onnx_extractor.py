@@ -13,10 +13,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from reeltag.core.environment import onnx_runtime
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import file_hash, regular
-from reeltag.data.video import audio
-from reeltag.data.pca import Values
-from reeltag.data.video.decode import Picture, Samples
 from reeltag.core.validation import worded
+from reeltag.data.pca import Values
+from reeltag.data.video import audio
+from reeltag.data.video.decode import Picture, Samples
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from reeltag.data.schema import Schema
 from reeltag.core.text import toml
+from reeltag.data.schema import Schema
 
 STEPS = 1500  # of training, at least
 BATCH = 64  # videos

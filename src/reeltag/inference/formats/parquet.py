@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from reeltag.core.errors import UsageError
-from reeltag.inference.metrics.gap import TOP_K, top_k
-from reeltag.inference.predictor import Predictions
 from reeltag.core.storage import atomic_path
+from reeltag.inference.ensemble import Predictions
+from reeltag.inference.metrics.gap import TOP_K, top_k
 
 GROUP_BATCHES = 128  # of predictions in a row group
 

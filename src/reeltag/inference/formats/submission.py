@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from reeltag.core import tensorfile
-from reeltag.data.schema import Schema
 from reeltag.core.errors import UsageError
-from reeltag.inference.predictor import Predictions
-from reeltag.inference.metrics.segments import TOP_SEGMENTS
 from reeltag.core.storage import atomic_path
 from reeltag.core.tensorfile import TensorFile
+from reeltag.data.schema import Schema
+from reeltag.inference.ensemble import Predictions
+from reeltag.inference.metrics.segments import TOP_SEGMENTS
 
 _MARKS = frozenset(' ,"\r\n')  # what parts the cells of the file and the segments of a list
 

@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from reeltag.data.schema import Schema
 from reeltag.core.errors import UsageError
-from reeltag.inference.metrics.gap import TOP_K, top_k
-from reeltag.inference.formats.parquet import Parquet
-from reeltag.inference.predictor import Predictions
 from reeltag.core.storage import atomic_path, write_bytes
+from reeltag.data.schema import Schema
+from reeltag.inference.ensemble import Predictions
+from reeltag.inference.formats.parquet import Parquet
 from reeltag.inference.formats.submission import Submission
+from reeltag.inference.metrics.gap import TOP_K, top_k
 
 
 def kaggle_lines(predictions: Iterable[Predictions], label_names: Sequence[str]) -> Iterator[str]:

@@ -14,8 +14,7 @@ from io import StringIO
 from string import Template
 
 from reeltag.core.progress import clock
-from reeltag.core.storage import counted
-from reeltag.core.text import plain
+from reeltag.core.text import counted, plain
 from reeltag.inference.timeline import Tagged, Timeline, holding
 from reeltag.inference.video.tagger import Result
 
@@ -76,14 +75,14 @@ def page(model: str, results: Sequence[Result], left_out: Mapping[str, str]) -> 
         ],
         "left_out": dict(left_out),
     }
-    modules = (("reeltag.serve", "chart.js"), ("reeltag.data.video", "page/page.js"))
+    modules = (("reeltag.serve", "chart.js"), ("reeltag.inference.video", "page/page.js"))
     script = "".join(_without_imports(_file(*module)) for module in modules)
     facts = [model, counted(len(results), "video")]
     facts += [f"{len(left_out):,} left out"] if left_out else []
-    return Template(_file("reeltag.data.video", "page/page.html")).substitute(
+    return Template(_file("reeltag.inference.video", "page/page.html")).substitute(
         model=escape(model),
         facts=escape(" · ".join(facts)),
-        style=_file("reeltag.serve", "page.css") + _file("reeltag.data.video", "page/page.css"),
+        style=_file("reeltag.serve", "page.css") + _file("reeltag.inference.video", "page/page.css"),
         data=json.dumps(content, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),  # nothing can end it
         script=script,
         hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from reeltag.artifact.file import Artifact
-from reeltag.data.formats.example import Video
-from reeltag.data.extractor_origin import difference
-from reeltag.data.schema import Feature, Schema
 from reeltag.core.errors import UsageError
-from reeltag.core.storage import counted
+from reeltag.core.text import counted
+from reeltag.data.extractor_origin import difference
+from reeltag.data.formats.example import Video
+from reeltag.data.schema import Feature, Schema
 from reeltag.data.video.extractors import IMAGE, SOUND, Extractor, image_extractor, sound_extractor
 from reeltag.data.video.features import Pipeline
 

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import torch
 
-from reeltag.data.loader import stream_batches
-from reeltag.data.formats.example import Video
 from reeltag.core.environment import processors
 from reeltag.core.errors import VideoError
-from reeltag.inference.predictor import BATCH_SIZE, Predictor, predict
 from reeltag.core.progress import Progress
-from reeltag.inference.timeline import Tagged, segments, segments_of, tagged
+from reeltag.data.formats.example import Video
+from reeltag.data.loader import stream_batches
 from reeltag.data.video.dataset import Item
-from reeltag.inference.video.reader import VideoReader, open_reader
 from reeltag.data.video.thumbnails import thumbnails
+from reeltag.inference.ensemble import BATCH_SIZE, predict
+from reeltag.inference.predictor import Predictor
+from reeltag.inference.timeline import Tagged, segments, segments_of, tagged
+from reeltag.inference.video.reader import VideoReader, open_reader
 
 
 @dataclass(frozen=True)

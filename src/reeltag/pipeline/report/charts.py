@@ -10,8 +10,8 @@ from typing import Literal
 
 from matplotlib.ticker import LogLocator, MaxNLocator
 
+from reeltag.core.text import megabytes
 from reeltag.pipeline.report.results import Curve, Results, Run
-from reeltag.core.storage import megabytes
 
 WIDTH, HEIGHT = 640, 330
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 36, 50

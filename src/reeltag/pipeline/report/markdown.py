@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reeltag.core.text import BETWEEN, counted, escaped, megabytes, plain
 from reeltag.data.bad_records import BadRecord, listed
 from reeltag.pipeline.report.remarks import remarks, weights
 from reeltag.pipeline.report.results import METRICS, best_single, best_single_tested, noun_of
-from reeltag.core.storage import counted, megabytes
-from reeltag.core.text import BETWEEN, escaped, plain
 
 SHOWN_CLASSES = 10  # best and worst
 

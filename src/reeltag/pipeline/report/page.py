@@ -13,7 +13,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from reeltag.core.text import counted, megabytes, plain
 from reeltag.data.bad_records import listed
+from reeltag.inference.timeline import segments
 from reeltag.pipeline.report.charts import curve_charts, frontier_chart, reliability_chart
 from reeltag.pipeline.report.compare import class_changes, differences, recipe_changes
 from reeltag.pipeline.report.measures import BINS
@@ -28,9 +30,6 @@ from reeltag.pipeline.report.results import (
     seconds_by_kind,
 )
 from reeltag.pipeline.report.tables import NOTE, missing_tables, paper_tables
-from reeltag.core.storage import counted, megabytes
-from reeltag.core.text import plain
-from reeltag.inference.timeline import segments
 
 
 def render_run(run: Run) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from reeltag.pipeline.run_folder import Outputs
+from reeltag.core.storage import write_bytes, write_json
 from reeltag.pipeline.report.page import render_run
 from reeltag.pipeline.report.results import TIMINGS, read_run
-from reeltag.core.storage import write_bytes, write_json
+from reeltag.pipeline.run_folder import Outputs
 
 PAGE = "report/report.html"
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from statistics import mean
 from typing import Any
 
+from reeltag.core.text import counted, few, megabytes
 from reeltag.pipeline.report.results import noun_of
 from reeltag.training.schedule import FORGOTTEN
-from reeltag.core.storage import counted, few, megabytes
 
 FEW = 20  # examples of which a figure means little
 CLEARLY = 0.01  # GAP; more than two seeds of a recipe differ by

@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
-from reeltag.data.bad_records import BadRecord
 from reeltag.core.errors import UsageError
 from reeltag.core.validation import worded
+from reeltag.data.bad_records import BadRecord
 
 FORMAT = 1
 METRICS = {

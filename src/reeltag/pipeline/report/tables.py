@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from reeltag.artifact.quantization.quantize import ENCODINGS
-from reeltag.core.storage import megabytes
+from reeltag.core.text import megabytes
 
 PAPER_AVERAGING = {"rnn": 0.00339, "netfv": -0.00186, "dbof": 0.00216, "netvlad": 0.00072}
 PAPER_DISTILLATION = {"rnn": 0.01290, "netfv": 0.00772, "dbof": 0.00409, "netvlad": 0.00684}

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from reeltag.training import checkpoint
-from reeltag.core.distributed.process_group import rank
-from reeltag.pipeline.executor import Job, Stage
 from reeltag.artifact.quantization.quantize import Encoding
-from reeltag.recipe.schema import Recipe
-from reeltag.training.schedule import TrainingSettings, averaging_phase
+from reeltag.core.distributed.process_group import rank
+from reeltag.core.storage import read_json, write_json
+from reeltag.core.text import counted
+from reeltag.pipeline.executor import Job, Stage
 from reeltag.pipeline.stages.files import CHECKPOINT, MODEL, SCORES, load_manifest, split
 from reeltag.pipeline.stages.member import MemberStages
 from reeltag.pipeline.stages.training import Given, Selected, Training
-from reeltag.core.storage import counted, read_json, write_json
+from reeltag.recipe.schema import Recipe
+from reeltag.training import checkpoint
 from reeltag.training.loop import final_weights
+from reeltag.training.schedule import TrainingSettings, averaging_phase
 
 
 @dataclass(frozen=True)

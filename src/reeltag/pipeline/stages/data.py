@@ -6,31 +6,21 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from reeltag.core.errors import ReeltagError, TransferError, UsageError
+from reeltag.core.storage import Source, content_hash, find, free_bytes, identity, read_json, size_of
+from reeltag.core.text import counted, few, megabytes
+from reeltag.core.transfer import RemoteFile
 from reeltag.data import shard_cache
 from reeltag.data.bad_records import summary
+from reeltag.data.formats.tfrecord import ShardFile
 from reeltag.data.holdout import refuse_overlap
 from reeltag.data.shards import scan
 from reeltag.data.synthetic import write_synthetic
-from reeltag.data.formats.tfrecord import ShardFile
-from reeltag.core.errors import ReeltagError, TransferError, UsageError
 from reeltag.pipeline.executor import Job, Stage, Traffic
 from reeltag.pipeline.run_folder import MARKER
-from reeltag.recipe.schema import Recipe
-from reeltag.recipe.data import DataSettings
 from reeltag.pipeline.stages.files import MANIFEST, load_manifest
-from reeltag.core.storage import (
-    Source,
-    content_hash,
-    counted,
-    few,
-    find,
-    free_bytes,
-    identity,
-    megabytes,
-    read_json,
-    size_of,
-)
-from reeltag.core.transfer import RemoteFile
+from reeltag.recipe.data import DataSettings
+from reeltag.recipe.schema import Recipe
 
 
 def data_stages(recipe: Recipe, without_data: bool) -> list[Stage]:

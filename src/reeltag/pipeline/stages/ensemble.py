@@ -14,21 +14,22 @@ from torch import Tensor
 
 from reeltag.artifact import file as artifact_file
 from reeltag.artifact.file import Artifact
-from reeltag.data.holdout import split_halves
-from reeltag.data.schema import read_label_names
-from reeltag.pipeline.ensemble_search import Option, Selection, contenders, ensemble_gap, frontier, select
+from reeltag.core.download_cache import fetch
 from reeltag.core.environment import versions
 from reeltag.core.errors import BudgetError, UsageError
-from reeltag.pipeline.executor import Job, Stage
+from reeltag.core.storage import beneath, read_json, write_json
+from reeltag.core.text import counted, megabytes
+from reeltag.core.transfer import is_url
+from reeltag.data.holdout import split_halves
+from reeltag.data.pca import Projection, read_projections
+from reeltag.data.schema import read_label_names
 from reeltag.inference.metrics.gap import gap
-from reeltag.recipe.schema import QuantizationSettings, Recipe
-from reeltag.core.download_cache import fetch
+from reeltag.pipeline.ensemble_search import Option, Selection, contenders, ensemble_gap, frontier, select
+from reeltag.pipeline.executor import Job, Stage
 from reeltag.pipeline.stages.files import MODEL, WEIGHTS, load_manifest, split
 from reeltag.pipeline.stages.member import MemberStages
 from reeltag.pipeline.stages.students import left_out
-from reeltag.core.storage import beneath, counted, megabytes, read_json, write_json
-from reeltag.core.transfer import is_url
-from reeltag.data.pca import Projection, read_projections
+from reeltag.recipe.schema import QuantizationSettings, Recipe
 
 # A member adds at most what its own file has, and a few more digits in the header. Its file has the schema and the
 # versions too, so only what the shipped file alone says is reserved beside the names.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
+from reeltag.core.errors import TransferError, UsageError
+from reeltag.core.storage import find
 from reeltag.data.holdout import split_holdout
 from reeltag.data.shards import Indices, Manifest
-from reeltag.core.errors import TransferError, UsageError
-from reeltag.pipeline.executor import Job
 from reeltag.inference.predictor import Predictor, load
+from reeltag.pipeline.executor import Job
 from reeltag.recipe.schema import Recipe
-from reeltag.core.storage import find
 
 MODEL, CHECKPOINT, MANIFEST = "model.reeltag", "checkpoint.safetensors", "manifest.safetensors"
 SCORES, PREDICTIONS, WEIGHTS = "scores.json", "predictions.safetensors", "weights.json"

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
+from reeltag.core.errors import UsageError
+from reeltag.core.storage import file_hash
+from reeltag.core.text import megabytes
 from reeltag.data.given_predictions import read_predictions
 from reeltag.data.soft_targets import TargetsWriter, row_bytes
-from reeltag.core.errors import UsageError
 from reeltag.pipeline.executor import Job, Stage
-from reeltag.recipe.schema import DistillationSettings, Recipe
 from reeltag.pipeline.stages.files import load_manifest, split, split_parameters
-from reeltag.core.storage import file_hash, megabytes
+from reeltag.recipe.schema import DistillationSettings, Recipe
 
 
 def given_stage(recipe: Recipe, settings: DistillationSettings, name: str) -> Stage:

@@ -7,12 +7,13 @@ from functools import cached_property
 
 from reeltag.artifact import file as artifact_file
 from reeltag.artifact.file import Artifact
-from reeltag.core.errors import ArtifactError, UsageError
-from reeltag.pipeline.executor import Job, Stage
 from reeltag.artifact.quantization.quantize import Encoding, quantized_bytes
+from reeltag.core.errors import ArtifactError, UsageError
+from reeltag.core.storage import file_hash
+from reeltag.core.text import megabytes
+from reeltag.pipeline.executor import Job, Stage
 from reeltag.pipeline.stages.files import MODEL
 from reeltag.pipeline.stages.member import MemberStages
-from reeltag.core.storage import file_hash, megabytes
 
 
 class ImportedStages(MemberStages):

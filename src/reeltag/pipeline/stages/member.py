@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 
 from reeltag.artifact import file as artifact_file
-from reeltag.training import checkpoint
+from reeltag.artifact.quantization.quantize import Encoding
+from reeltag.core import tensorfile
+from reeltag.core.storage import inside, read_json, write_json
+from reeltag.core.text import counted, megabytes
 from reeltag.data.loader import sequential_batches
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Shards
-from reeltag.pipeline.executor import Job, Stage
+from reeltag.inference.ensemble import BATCH_SIZE, predict
 from reeltag.inference.metrics.gap import gap
-from reeltag.inference.predictor import BATCH_SIZE, load, predict
-from reeltag.artifact.quantization.quantize import Encoding
-from reeltag.recipe.schema import Recipe
+from reeltag.inference.predictor import load
+from reeltag.pipeline.executor import Job, Stage
 from reeltag.pipeline.stages.files import MODEL, PREDICTIONS, SCORES, held_out, load_manifest, split, split_parameters
-from reeltag.core.storage import counted, inside, megabytes, read_json, write_json
+from reeltag.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class MemberStages(ABC):
 
     def holdout(self, job: Job) -> tuple[dict[str, Tensor], Tensor]:
         """Predictions [N, C] of the hold-out by encoding, -1 for classes that were not rated; and its labels."""
-        tensors, _ = checkpoint.load_tensors(job.inputs[self.predicted] / PREDICTIONS)
+        tensors, _ = tensorfile.load_tensors(job.inputs[self.predicted] / PREDICTIONS)
         return tensors, tensors.pop("labels")
 
     def scores(self, job: Job) -> dict[str, dict[str, float]]:
@@ -116,7 +118,7 @@ class MemberStages(ABC):
             scores[encoding] = {**found, "seconds": round(seconds, 3)}
         gaps = ", ".join(f"{key} {each['gap']:.5f}" for key, each in scores.items())
         job.progress.say(f"  GAP on all {counted(len(holdout), f'hold-out {self.schema.example}')}: {gaps}")
-        checkpoint.save_tensors(job.folder / PREDICTIONS, tensors, {"videos": len(holdout)})
+        tensorfile.save_tensors(job.folder / PREDICTIONS, tensors, {"videos": len(holdout)})
         write_json(job.folder / SCORES, scores)
 
 

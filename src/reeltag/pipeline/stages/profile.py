@@ -11,12 +11,12 @@ from tempfile import TemporaryDirectory
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from reeltag.pipeline.executor import Job
 from reeltag.core.progress import Progress, Task
-from reeltag.training.schedule import training_phase
+from reeltag.core.storage import atomic_path
+from reeltag.pipeline.executor import Job
 from reeltag.pipeline.stages.files import load_manifest
 from reeltag.pipeline.stages.training import Training
-from reeltag.core.storage import atomic_path
+from reeltag.training.schedule import training_phase
 
 WARM_UP, MEASURED = 3, 10  # steps
 ROWS = 20

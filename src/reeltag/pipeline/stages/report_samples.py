@@ -13,17 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reeltag.core.environment import default_device, of_processor
 from reeltag.data.formats.example import Video
 from reeltag.data.shards import Shards
-from reeltag.core.environment import default_device, of_processor
-from reeltag.pipeline.executor import Job
+from reeltag.inference.ensemble import Predictions
 from reeltag.inference.metrics.gap import top_k
+from reeltag.inference.predictor import Predictor
+from reeltag.inference.timeline import segments
 from reeltag.models.heads import MixtureOfExperts
 from reeltag.models.tagger import Tagger
-from reeltag.inference.predictor import Predictions, Predictor
+from reeltag.pipeline.executor import Job
 from reeltag.pipeline.report.measures import FREQUENT_CLASSES, Together, gating_gain
 from reeltag.pipeline.stages.candidate import ModelStages
-from reeltag.inference.timeline import segments
 from reeltag.training.log import LOG, Row, read_rows
 
 SHOWN = 5  # best videos, and as many worst ones

@@ -11,23 +11,25 @@ from typing import Any
 import torch
 
 from reeltag.artifact import file as artifact_file
+from reeltag.core.storage import read_json, write_bytes, write_json
 from reeltag.data.loader import sequential_batches
 from reeltag.data.shards import Manifest, Shards
+from reeltag.inference.ensemble import BATCH_SIZE, Predictions, predict
+from reeltag.inference.metrics.evaluation import Evaluation, evaluate
+from reeltag.inference.predictor import Predictor, load
 from reeltag.pipeline.executor import Job, Stage
-from reeltag.inference.predictor import BATCH_SIZE, Evaluation, Predictions, Predictor, evaluate, load, predict
-from reeltag.recipe.schema import Recipe
 from reeltag.pipeline.report.markdown import render
 from reeltag.pipeline.report.measures import FREQUENT_CLASSES, calibration, rounded
 from reeltag.pipeline.report.plot import frontier_plot
 from reeltag.pipeline.report.results import FORMAT
 from reeltag.pipeline.report.tables import render_tables
+from reeltag.pipeline.stages.candidate import ModelStages
 from reeltag.pipeline.stages.ensemble import class_prior
 from reeltag.pipeline.stages.files import MODEL, REPORT, RESULTS, SCORES, SELECTION, WEIGHTS, load_manifest
 from reeltag.pipeline.stages.member import MemberStages
-from reeltag.pipeline.stages.candidate import ModelStages
 from reeltag.pipeline.stages.report_samples import SHOWN, GateWatch, curve, gate_of, machine, margins, shown_videos
 from reeltag.pipeline.stages.training import Selected
-from reeltag.core.storage import read_json, write_bytes, write_json
+from reeltag.recipe.schema import Recipe
 from reeltag.training.log import LOG, read_rows
 
 EXAMPLES = 5

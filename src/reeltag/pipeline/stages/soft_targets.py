@@ -11,19 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reeltag.data.loader import sequential_batches
+from reeltag.core.storage import content_hash, file_hash, read_json, write_json
+from reeltag.core.text import counted, megabytes
 from reeltag.data.holdout import split_folds
+from reeltag.data.loader import sequential_batches
 from reeltag.data.shards import Indices, Manifest, Shards
 from reeltag.data.soft_targets import TargetsWriter, row_bytes, targets_file
+from reeltag.inference.ensemble import BATCH_SIZE, Ensemble, predict
+from reeltag.inference.predictor import load
 from reeltag.pipeline.ensemble_search import best_combination, contenders
 from reeltag.pipeline.executor import Job, Pieces, Stage, Traffic
-from reeltag.inference.predictor import BATCH_SIZE, Ensemble, load, predict
-from reeltag.recipe.schema import DistillationSettings, Recipe
+from reeltag.pipeline.stages.candidate import ModelStages, candidate
 from reeltag.pipeline.stages.estimate import FORWARD_AND_BACKWARD
 from reeltag.pipeline.stages.files import MODEL, SELECTION, load_manifest, split, split_parameters
-from reeltag.pipeline.stages.candidate import ModelStages, candidate
 from reeltag.pipeline.stages.training import Selected, Training
-from reeltag.core.storage import content_hash, counted, file_hash, megabytes, read_json, write_json
+from reeltag.recipe.schema import DistillationSettings, Recipe
 
 
 @dataclass(frozen=True)

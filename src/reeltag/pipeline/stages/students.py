@@ -8,14 +8,14 @@ from functools import partial
 
 import numpy as np
 
+from reeltag.core.storage import read_json, write_json
 from reeltag.pipeline.executor import Job, Stage
-from reeltag.recipe.schema import DistillationSettings, Recipe, StudentSettings
+from reeltag.pipeline.stages.candidate import ModelStages
 from reeltag.pipeline.stages.files import KEPT
 from reeltag.pipeline.stages.given_targets import given_stage
-from reeltag.pipeline.stages.candidate import ModelStages
 from reeltag.pipeline.stages.soft_targets import family_teacher, student_teacher, teacher_slots
 from reeltag.pipeline.stages.training import Given
-from reeltag.core.storage import read_json, write_json
+from reeltag.recipe.schema import DistillationSettings, Recipe, StudentSettings
 
 
 class Distillation:

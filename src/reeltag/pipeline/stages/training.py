@@ -14,26 +14,28 @@ from torch import Tensor
 
 from reeltag.artifact import file as artifact_file
 from reeltag.artifact.file import Artifact, Member, load_tagger
-from reeltag.training.checkpoint import TrainingState
-from reeltag.data.loader import sequential_batches
-from reeltag.data.holdout import split_folds
-from reeltag.data.shards import Indices, Manifest, Shards
-from reeltag.data.soft_targets import SoftTargets, row_bytes
+from reeltag.artifact.quantization.quantize import Encoding, quantized_bytes
 from reeltag.core.distributed.process_group import rank
 from reeltag.core.environment import default_device, versions
-from reeltag.pipeline.executor import Job, Stage, Traffic
 from reeltag.core.memory import enough_memory
+from reeltag.core.storage import content_hash, read_json
+from reeltag.core.text import counted, megabytes
+from reeltag.data.holdout import split_folds
+from reeltag.data.loader import sequential_batches
+from reeltag.data.shards import Indices, Manifest, Shards
+from reeltag.data.soft_targets import SoftTargets, row_bytes
+from reeltag.inference.ensemble import BATCH_SIZE, predict
+from reeltag.inference.metrics.evaluation import evaluate
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import Tagger, build_tagger, meta_tagger
-from reeltag.inference.predictor import BATCH_SIZE, evaluate, predict
-from reeltag.artifact.quantization.quantize import Encoding, quantized_bytes
-from reeltag.recipe.schema import ModelSettings, Recipe
-from reeltag.training.schedule import FORGOTTEN, NOT_DECISIVE, Phase, TrainingSettings, training_phase, watched_steps
+from reeltag.pipeline.executor import Job, Stage, Traffic
 from reeltag.pipeline.stages.estimate import gpu_hours
 from reeltag.pipeline.stages.files import CHECKPOINT, MODEL, SELECTION, load_manifest, split, split_parameters
-from reeltag.core.storage import content_hash, counted, megabytes, read_json
-from reeltag.training.loop import Teacher, final_weights, run_phase
+from reeltag.recipe.schema import ModelSettings, Recipe
+from reeltag.training.checkpoint import TrainingState
 from reeltag.training.early_stopping import Watch
+from reeltag.training.loop import Teacher, final_weights, run_phase
+from reeltag.training.schedule import FORGOTTEN, NOT_DECISIVE, Phase, TrainingSettings, training_phase, watched_steps
 
 
 @dataclass(frozen=True)

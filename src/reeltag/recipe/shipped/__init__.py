@@ -8,7 +8,7 @@ from pathlib import Path
 from reeltag.core.errors import UsageError
 from reeltag.core.text import did_you_mean
 
-FOLDER = Path(__file__).parent / "recipes"
+FOLDER = Path(__file__).parent
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 

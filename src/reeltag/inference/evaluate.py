@@ -1,0 +1,35 @@
+"""Evaluate a model file on labelled shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reeltag.core.storage import Patterns
+from reeltag.data.bad_records import BadRecords
+from reeltag.inference.metrics.gap import Scores
+from reeltag.inference.predictor import Mode, Predictor, load
+
+
+def evaluate(
+    model: str | Path | Predictor,
+    shards: Patterns,
+    *,
+    all_scores: bool = False,
+    mode: Mode = "exact",
+    max_bad_records: int = 0,
+) -> Scores:
+    """Measure a model on labelled shards, as `reeltag evaluate` does.
+
+    Args:
+        model: a `.reeltag` file, a folder that `share` wrote, a URL, or what `load` gave, whose mode counts.
+        shards: paths, URLs or glob patterns, one or several.
+        all_scores: mAP over all scores too.
+        mode: how the model computes.
+        max_bad_records: most records that are left out.
+
+    Raises:
+        ReeltagError: bad input; see `reeltag.core.errors`.
+    """
+    bad = BadRecords(max_bad_records)
+    predictor = model if isinstance(model, Predictor) else load(model, mode)
+    return predictor.evaluate_shards(shards, bad, all_scores=all_scores)

@@ -1,0 +1,70 @@
+"""Metrics of labelled predictions, accumulated batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from reeltag.core.errors import DataError
+from reeltag.inference.ensemble import Predictions
+from reeltag.inference.metrics.gap import Metrics
+from reeltag.inference.metrics.segments import SegmentRanking
+
+
+class Evaluation:
+    """Labelled predictions, measured as they come.
+
+    Args:
+        all_scores: keep them all in memory, for `Scores.map_all`.
+        classes: that segments can be rated in; all by default.
+    """
+
+    def __init__(self, *, all_scores: bool = False, classes: Sequence[int] | None = None) -> None:
+        self._all_scores, self._classes = all_scores, classes
+        self._parts: list[Metrics] = []
+        self._ranking: SegmentRanking | None = None
+
+    def add(self, part: Predictions) -> None:
+        """Measure some; segments without a rating take part in the ranking of each class alone.
+
+        Raises:
+            DataError: one has no labels.
+        """
+        if part.labels is None:
+            raise DataError(
+                f"video {part.ids[0]!r} or one beside it has no labels, so nothing can be measured; "
+                "evaluate on labelled shards, or use `reeltag predict`"
+            )
+        scores, labels = part.comparable, part.labels
+        if part.rated is not None:
+            self._ranking = self._ranking or SegmentRanking(labels.shape[1], self._classes)
+            self._ranking.add(part.probabilities, labels, part.rated)
+            told = part.rated.any(1)
+            scores, labels = scores[told], labels[told]
+        if len(labels):
+            self._parts.append(Metrics.of(scores, labels, all_scores=self._all_scores))
+
+    def metrics(self) -> Metrics:
+        """Metrics of all that was added.
+
+        Raises:
+            DataError: there was nothing.
+        """
+        if not self._parts:
+            raise DataError("no videos to evaluate")
+        segment_ap = self._ranking.class_ap() if self._ranking else None
+        return replace(Metrics.merge(self._parts), segment_ap=segment_ap)
+
+
+def evaluate(
+    predictions: Iterable[Predictions], *, all_scores: bool = False, classes: Sequence[int] | None = None
+) -> Metrics:
+    """Metrics of labelled predictions; the arguments are those of `Evaluation`.
+
+    Raises:
+        DataError: a video has no labels, or there is no video.
+    """
+    evaluation = Evaluation(all_scores=all_scores, classes=classes)
+    for part in predictions:
+        evaluation.add(part)
+    return evaluation.metrics()
