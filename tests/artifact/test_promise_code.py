@@ -9,7 +9,6 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr
 from io import StringIO
 from multiprocessing import get_context
-from pathlib import Path
 
 import pytest
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parents[1] / "support"
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +20,16 @@ def library(tmp_path_factory):
     if compiler is None or sys.platform != "linux":
         pytest.skip("needs Linux and a C compiler")
     path = tmp_path_factory.mktemp("library") / "failing_writes.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", path, TESTS / "failing_writes.c", "-ldl"], check=True)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", path, SUPPORT / "failing_writes.c", "-ldl"], check=True)
     return path
 
 
 def test_whatever_write_fails_files_are_old_or_new_and_the_path_is_named(library, tmp_path, promise):
     runs = promise.amount(2, 60)
-    environment = os.environ | {"LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join(sys.path)
+    environment = os.environ | {"LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     codes = [errno.ENOSPC, errno.EIO][: promise.amount(1, 2)]
-    command = [sys.executable, TESTS / "failing_writes.py", tmp_path, str(runs), *map(str, codes)]
+    command = [sys.executable, SUPPORT / "failing_writes.py", tmp_path, str(runs), *map(str, codes)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
