@@ -30,7 +30,7 @@ stress: setup
 SECONDS := 300
 
 fuzz: .fuzz-venv/ready
-	for target in artefact recipe shards; do \
+	for target in artifact recipe shards; do \
 		mkdir -p .fuzz/$$target && .fuzz-venv/bin/python -m fuzz $$target .fuzz/$$target -max_total_time=$(SECONDS) \
 			-timeout=20 -rss_limit_mb=3000 -artifact_prefix=.fuzz/$$target- || exit 1; \
 	done

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from fuzz import artefact, recipe, shards
+from fuzz import artifact, recipe, shards
 
-TARGETS = [artefact, recipe, shards]
+TARGETS = [artifact, recipe, shards]
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.__name__)
@@ -21,7 +21,7 @@ def test_a_target_takes_its_seeds_and_damage_to_them(target):
         target.one_input(odd)
 
 
-@pytest.mark.parametrize(("target", "broken"), [(artefact, "load"), (recipe, "load_recipe"), (shards, "read_bytes")])
+@pytest.mark.parametrize(("target", "broken"), [(artifact, "load"), (recipe, "load_recipe"), (shards, "read_bytes")])
 def test_a_target_lets_no_other_error_pass(target, broken, monkeypatch):
     def fails(*arguments):
         raise KeyError("a mistake of ours")

@@ -19,7 +19,7 @@ from reeltag.data.shards import Shards, scan
 from reeltag.data.synthetic import SyntheticSettings, write_synthetic
 from reeltag.inference.predictor import load
 from reeltag.models.tagger import Tagger
-from reeltag.pipeline.report.measures import Together, gating_gain
+from reeltag.pipeline.report.gating import Together, gating_gain
 from reeltag.training.log import read_rows
 
 HOSTILE = "<img src=x onerror=\"document.title='hit'\"> & "

@@ -9,7 +9,7 @@ import torch
 from reeltag.inference.ensemble import Predictions
 from reeltag.pipeline.report.charts import Point, Series, chart, log_ticks
 from reeltag.pipeline.report.compare import recipe_changes
-from reeltag.pipeline.report.measures import BINS, MIN_VIDEOS, PAIRS, Together, calibration, gating_gain
+from reeltag.pipeline.report.gating import BINS, MIN_VIDEOS, PAIRS, Together, calibration, gating_gain
 from reeltag.pipeline.stages.report_samples import _mean_row, margins
 from reeltag.training.log import Row
 

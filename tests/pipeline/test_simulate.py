@@ -13,9 +13,9 @@ from reeltag.core.errors import RecipeError
 from reeltag.data.formats.tfrecord import ShardFile
 from reeltag.pipeline.executor import Stage, Traffic
 from reeltag.pipeline.plan import plan
+from reeltag.pipeline.simulation.list_scheduling import Task, alone, critical_path, fair_shares, schedule, stage_tasks
 from reeltag.pipeline.simulation.machines import Machines, load_machines
 from reeltag.pipeline.simulation.scaling import scaling
-from reeltag.pipeline.simulation.simulate import Task, alone, critical_path, fair_shares, schedule, stage_tasks
 from reeltag.recipe.load import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"

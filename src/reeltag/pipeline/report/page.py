@@ -18,7 +18,8 @@ from reeltag.data.bad_records import listed
 from reeltag.inference.timeline import segments
 from reeltag.pipeline.report.charts import curve_charts, frontier_chart, reliability_chart
 from reeltag.pipeline.report.compare import class_changes, differences, recipe_changes
-from reeltag.pipeline.report.measures import BINS
+from reeltag.pipeline.report.gating import BINS
+from reeltag.pipeline.report.paper_tables import NOTE, missing_tables, paper_tables
 from reeltag.pipeline.report.remarks import remarks, weights
 from reeltag.pipeline.report.results import (
     METRICS,
@@ -29,7 +30,6 @@ from reeltag.pipeline.report.results import (
     noun_of,
     seconds_by_kind,
 )
-from reeltag.pipeline.report.tables import NOTE, missing_tables, paper_tables
 
 
 def render_run(run: Run) -> str:

@@ -23,7 +23,7 @@ from reeltag.inference.timeline import segments
 from reeltag.models.heads import MixtureOfExperts
 from reeltag.models.tagger import Tagger
 from reeltag.pipeline.executor import Job
-from reeltag.pipeline.report.measures import FREQUENT_CLASSES, Together, gating_gain
+from reeltag.pipeline.report.gating import FREQUENT_CLASSES, Together, gating_gain
 from reeltag.pipeline.stages.candidate import ModelStages
 from reeltag.training.log import LOG, Row, read_rows
 

@@ -18,11 +18,11 @@ from reeltag.inference.ensemble import BATCH_SIZE, Predictions, predict
 from reeltag.inference.metrics.evaluation import Evaluation, evaluate
 from reeltag.inference.predictor import Predictor, load
 from reeltag.pipeline.executor import Job, Stage
+from reeltag.pipeline.report.gating import FREQUENT_CLASSES, calibration, rounded
 from reeltag.pipeline.report.markdown import render
-from reeltag.pipeline.report.measures import FREQUENT_CLASSES, calibration, rounded
+from reeltag.pipeline.report.paper_tables import render_tables
 from reeltag.pipeline.report.plot import frontier_plot
 from reeltag.pipeline.report.results import FORMAT
-from reeltag.pipeline.report.tables import render_tables
 from reeltag.pipeline.stages.candidate import ModelStages
 from reeltag.pipeline.stages.ensemble import class_prior
 from reeltag.pipeline.stages.files import MODEL, REPORT, RESULTS, SCORES, SELECTION, WEIGHTS, load_manifest

@@ -10,9 +10,9 @@ from htmlpage import Page
 from reeltag.cli.main import main
 from reeltag.pipeline.report.markdown import examples, headline, render
 from reeltag.pipeline.report.page import render_run
+from reeltag.pipeline.report.paper_tables import render_tables
 from reeltag.pipeline.report.remarks import CLEARLY, FEW, remarks
 from reeltag.pipeline.report.results import FORMAT, read_run
-from reeltag.pipeline.report.tables import render_tables
 from reeltag.training.schedule import FORGOTTEN
 
 BINS = [
