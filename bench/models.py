@@ -97,7 +97,7 @@ class Trainer:
 
 def adam(tagger: Tagger) -> torch.optim.Adam:
     """Adam with the published settings."""
-    return torch.optim.Adam(tagger.parameters(), lr=TrainingSettings().rate, betas=(0.9, 0.999), fused=True)
+    return torch.optim.Adam(tagger.parameters(), lr=TrainingSettings().learning_rate, betas=(0.9, 0.999), fused=True)
 
 
 def hand_over(tagger: Tagger, path: Path, given: Mapping[str, Tensor] | None = None) -> Path:

@@ -35,7 +35,7 @@ classes = 20
 epochs = 5
 batch_size = 32
 frames = 20
-rate = 5e-3
+learning_rate = 5e-3
 schedule = "cosine"
 
 [models.maximum]

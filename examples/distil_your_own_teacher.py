@@ -38,7 +38,7 @@ max_frames = 60
 epochs = 40
 batch_size = 32
 frames = 20
-rate = 5e-3
+learning_rate = 5e-3
 schedule = "cosine"
 
 [models.alone]
@@ -47,7 +47,7 @@ bn_decay = 0.9
 
 [distillation]
 families = []
-label_share = 0.2
+label_weight = 0.2
 predictions = {{ mine = "{predictions}" }}
 
 [students.taught]

@@ -41,7 +41,7 @@ max_frames = 40
 epochs = 6
 batch_size = 16
 frames = 10
-rate = 5e-3
+learning_rate = 5e-3
 schedule = "cosine"
 
 [models.netvlad]

@@ -39,12 +39,13 @@ def seeds() -> Iterator[bytes]:
         b'name = "y"\nbudget_mb = 1.5\nseed = 3\n[data]\nroot = "/no"\ntrain = ["a-*"]\ntest = ["b"]\nvideos = 100\n'
         b'schema = { preset = "audioset", ids = ["id"] }\nholdout = { shards = 1 }\n[training]\nframes = 3\n'
         b'[averaging]\nepochs = 0.5\n[models.a]\nfamily = "mean"\nhidden = 8\nhead = { kind = "logistic" }\n'
-        b'[models.a.training]\nrate = 0.1\n[models.b]\nfamily = "rnn"\ncells = 4\n[distillation]\ntop_k = "dense"\n'
+        b'[models.a.training]\nlearning_rate = 0.1\n[models.b]\nfamily = "rnn"\ncells = 4\n'
+        b'[distillation]\ntop_k = "dense"\n'
         b'[students.s]\nfamily = "mean"\nteachers = ["rnn"]\n[students.t]\nfamily = "mean"\nlevel = 2\n'
         b'[quantization]\nencodings = "auto"\n'
     )
     yield (
         b'name = "x"\nbudget_mb = 1\n[data.synthetic]\n[models.a]\nfamily = "netvlad"\n'
         b'grid = { clusters = [4, 8], "training.epochs" = [1, 2] }\n'
-        b"--set training.rate=1e-2\n--set models.b.family=mean\n--set distillation.folds=3\n"
+        b"--set training.learning_rate=1e-2\n--set models.b.family=mean\n--set distillation.folds=3\n"
     )

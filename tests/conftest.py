@@ -48,7 +48,7 @@ frames = [5, 12]
 epochs = 6
 batch_size = 32
 frames = 12
-rate = 5e-3
+learning_rate = 5e-3
 schedule = "cosine"
 device = "cpu"
 [averaging]

@@ -35,7 +35,9 @@ def validator():
 def test_the_wheel_has_every_recipe_and_the_clone_has_them_at_their_old_place():
     assert {path.name for path in (REPO / "recipes").glob("*.toml")} == {f"{name}.toml" for name in NAMES}
     assert (REPO / "src" / "reeltag") in shipped.FOLDER.parents
-    assert not [path for path in shipped.FOLDER.rglob("*") if path.is_file() and path.suffix != ".toml"]
+    assert not [
+        path for path in shipped.FOLDER.rglob("*") if path.is_file() and path.suffix not in (".toml", ".py", ".pyc")
+    ]
 
 
 def test_a_name_is_looked_up_and_a_path_is_not(tmp_path, monkeypatch):
@@ -109,7 +111,7 @@ def test_a_difference_is_that_of_the_resolved_recipes(capsys, tmp_path):
     other.write_text(text.replace("seed = 1\n", "seed = 1 # a comment\n"))
     assert printed(capsys, "recipe", "diff", "quickstart", str(other)) == "no difference\n"
     lines = printed(capsys, "recipe", "diff", "audioset", "audioset-small").splitlines()
-    assert "averaging: only in audioset (epochs = 1.0, time_constant = 100, rate_divisor = 5.0)" in lines
+    assert "averaging: only in audioset (epochs = 1.0, time_constant = 100, learning_rate_divisor = 5.0)" in lines
     assert [line for line in lines if line.startswith("models.rnn")] == [
         *(f"models.rnn-{cells}: only in audioset (23 keys)" for cells in (128, 192, 256)),
         "models.rnn: only in audioset-small (23 keys)",
@@ -167,9 +169,9 @@ def test_the_schema_knows_each_familys_keys(validator, family):
 
 def test_the_environment_stands_between_the_file_and_the_command(monkeypatch):
     before = load_recipe("quickstart")
-    monkeypatch.setenv("REELTAG_SET", "training.epochs=3; training.rate = 1e-2; data.synthetic.classes=12;")
+    monkeypatch.setenv("REELTAG_SET", "training.epochs=3; training.learning_rate = 1e-2; data.synthetic.classes=12;")
     changed = load_recipe("quickstart", ["training.epochs=4"])
-    assert (changed.training.epochs, changed.training.rate) == (4, 1e-2)
+    assert (changed.training.epochs, changed.training.learning_rate) == (4, 1e-2)
     assert changed.data.synthetic.classes == 12
     assert changed.training.batch_size == before.training.batch_size
 

@@ -22,7 +22,7 @@ root = "{root}"
 train = ["train-*"]
 test = ["test-*"]
 label_names = "labels.csv"
-window = 2
+shuffle_window = 2
 holdout = {{ shards = 1 }}
 [data.schema]
 features = [{{ name = "rgb", width = 6 }}, {{ name = "audio", width = 2 }}]
@@ -32,7 +32,7 @@ max_frames = {max_frames}
 epochs = 3
 batch_size = 8
 frames = 4
-rate = 5e-3
+learning_rate = 5e-3
 device = "cpu"
 [averaging]
 epochs = 1
@@ -117,10 +117,10 @@ def test_the_order_decides_a_training_and_where_the_shards_lie_does_not(web, fol
         return recipe.fingerprint, training
 
     plain = decisive(here)
-    assert "window" not in plain[1]
-    assert decisive(here, "data.window=5") == plain == decisive(here, "data.cache_gb=9")
+    assert "shuffle_window" not in plain[1]
+    assert decisive(here, "data.shuffle_window=5") == plain == decisive(here, "data.cache_gb=9")
     assert decisive(here, "data.order=by-shard") == decisive(there) != plain
-    assert decisive(there, "data.window=3") != decisive(there)
+    assert decisive(there, "data.shuffle_window=3") != decisive(there)
     assert decisive(there, "data.order=shuffled") == plain
 
 
@@ -133,9 +133,11 @@ def test_a_cache_too_small_for_the_order_is_one_message_before_anything_is_fetch
         return plan(load_recipe(tmp_path / "r.toml", [f"data.cache_gb={size / 1e9}", *overrides]))
 
     assert planned(needed)
-    with pytest.raises(UsageError, match=r"data.train: the order needs two windows of 2 shards .*lower data.window"):
+    with pytest.raises(
+        UsageError, match=r"data.train: the order needs two windows of 2 shards .*lower data.shuffle_window"
+    ):
         planned(needed - 1)
-    assert planned(needed - 1, "data.window=1")
+    assert planned(needed - 1, "data.shuffle_window=1")
     with pytest.raises(UsageError, match=r"the order needs all shards at hand, .* or take data.order = \"by-shard\""):
         planned(sum(sizes) - 1, "data.order=shuffled")
     monkeypatch.setattr("reeltag.pipeline.stages.data.free_bytes", lambda folder: 10)

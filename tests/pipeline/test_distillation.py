@@ -312,7 +312,7 @@ ALL_STUDENTS = STUDENTS | stages_of("mean-student-1") | OF_STUDENTS
             ENDS | (ALL_STUDENTS - stages_of("cross")),
         ),
         ("distillation.dropout=0.1", ENDS | (ALL_STUDENTS - stages_of("cross"))),
-        ("distillation.label_share=0.3", ENDS | ALL_STUDENTS),
+        ("distillation.label_weight=0.3", ENDS | ALL_STUDENTS),
         ("distillation.training.epochs=8", ENDS | ALL_STUDENTS),
         ("distillation.top_k=4", ENDS | ALL_STUDENTS | {"targets.netvlad", "targets.mean"}),
         ("distillation.tolerance=0.5", ENDS | {"keep.netvlad"}),

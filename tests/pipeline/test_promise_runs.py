@@ -200,7 +200,7 @@ max_frames = {schema.max_frames}
 def threads_apart(shards, folder):
     """The largest difference of a weight after a training with 1 thread and with 2, which share large products."""
     config = parse_config({"family": "netvlad", "clusters": 32, "hidden": 512, "bn_decay": 0.9})
-    settings = TrainingSettings(batch_size=24, epochs=20, frames=9, rate=1e-3, device="cpu")
+    settings = TrainingSettings(batch_size=24, epochs=20, frames=9, learning_rate=1e-3, device="cpu")
     before, states = torch.get_num_threads(), []
     for threads in (1, 2):
         torch.set_num_threads(threads)

@@ -38,8 +38,8 @@ epochs = 3
 batch_size = 16
 workers = 0
 frames = 12
-rate = 5e-3
-watch = 0.5
+learning_rate = 5e-3
+evaluate_every = 0.5
 device = "cpu"
 [averaging]
 epochs = 1

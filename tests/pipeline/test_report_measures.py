@@ -137,12 +137,12 @@ def test_a_short_logarithmic_axis_has_more_ticks(low, high, ticks):
 
 
 def test_what_differs_between_recipes():
-    added = {"b": {"hidden": 5, "dropout": None, "training": {"rate": 0.1}}, "c": dict.fromkeys("abcdefg", 1)}
-    before = {"seed": 1, "training": {"rate": 0.1, "epochs": 3}, "models": {"a": {"hidden": 4}}, "same": [1]}
-    after = {"seed": 1, "training": {"rate": 0.2, "epochs": 3}, "models": added, "same": [1]}
+    added = {"b": {"hidden": 5, "dropout": None, "training": {"learning_rate": 0.1}}, "c": dict.fromkeys("abcdefg", 1)}
+    before = {"seed": 1, "training": {"learning_rate": 0.1, "epochs": 3}, "models": {"a": {"hidden": 4}}, "same": [1]}
+    after = {"seed": 1, "training": {"learning_rate": 0.2, "epochs": 3}, "models": added, "same": [1]}
     assert recipe_changes(before, after) == [
-        ("training.rate", "0.1", "0.2"),
+        ("training.learning_rate", "0.1", "0.2"),
         ("models.a", "only here: hidden = 4", "none"),
-        ("models.b", "none", "only here: hidden = 5, training.rate = 0.1"),
+        ("models.b", "none", "only here: hidden = 5, training.learning_rate = 0.1"),
         ("models.c", "none", "only here: 7 keys"),
     ]

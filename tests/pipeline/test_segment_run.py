@@ -38,7 +38,7 @@ holdout = { fraction = 0.2 }
 epochs = 4
 batch_size = 64
 frames = "all"
-rate = 1.5e-2
+learning_rate = 1.5e-2
 schedule = "cosine"
 device = "cpu"
 [averaging]

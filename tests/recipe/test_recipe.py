@@ -127,10 +127,10 @@ def test_groups_are_held_against_the_features_of_the_data(tmp_path):
 
 
 def test_a_model_may_be_trained_otherwise_than_the_rest(tmp_path):
-    text = GOOD.replace("[models.a]", "[training]\nrate = 0.5\nepochs = 7\n[models.a]")
+    text = GOOD.replace("[models.a]", "[training]\nlearning_rate = 0.5\nepochs = 7\n[models.a]")
     recipe = load_recipe(write(tmp_path, text), ["models.a.training.epochs=3", "models.b.family=mean"])
     a, b = (recipe.training_with(recipe.models[name].training) for name in "ab")
-    assert (a.epochs, a.rate) == (3, 0.5)
+    assert (a.epochs, a.learning_rate) == (3, 0.5)
     assert b == recipe.training
     assert recipe.training_with(recipe.models["a"].training, TrainingSettings(epochs=4)).epochs == 4
     assert recipe.dump()["models"]["a"]["training"] == {"epochs": 3.0}
@@ -277,7 +277,7 @@ STUDENT = "[students.s]\nfamily = 'mean'\n"
         ("[distillation]\ntop_k = 'all'\n", "distillation.top_k: must be a whole number, 1 or more"),
         ("[distillation]\nfolds = 40\n", "distillation.folds: must be 20 or less, not 40"),
         ("[distillation]\n" + STUDENT + "teachers = 'netvlad'\n", r"teachers: must be a list, such as \['netvlad'\]"),
-        ("[distillation]\nlabel_share = 1.5\n", "distillation.label_share: must be 1 or less, not 1.5"),
+        ("[distillation]\nlabel_weight = 1.5\n", "distillation.label_weight: must be 1 or less, not 1.5"),
         ("[distillation.training]\nepoch = 3\n", "distillation.training.epoch: unknown key; did you mean 'epochs'"),
         ("[quantization]\nencodings = []\n", "quantization.encodings: give a list of different ones of float32, "),
         ("[quantization]\nencodings = ['uniform-9']\n", "quantization.encodings"),
@@ -296,13 +296,13 @@ def test_a_missing_recipe_is_one_message(tmp_path):
 
 def test_overrides_set_any_key_and_their_faults_are_listed_too(tmp_path):
     path = write(tmp_path, GOOD)
-    recipe = load_recipe(path, ["training.rate=1e-2", "training.frames=all", "models.a.head.kind=logistic"])
-    assert recipe.training.rate == 0.01
+    recipe = load_recipe(path, ["training.learning_rate=1e-2", "training.frames=all", "models.a.head.kind=logistic"])
+    assert recipe.training.learning_rate == 0.01
     assert recipe.training.frames == "all"
     assert recipe.models["a"].config.head.kind == "logistic"
     with pytest.raises(RecipeError) as caught:
-        load_recipe(path, ["training.rat=1", "nonsense", "name.first=x"])
-    assert "did you mean 'rate'" in str(caught.value)
+        load_recipe(path, ["training.learning_rat=1", "nonsense", "name.first=x"])
+    assert "did you mean 'learning_rate'" in str(caught.value)
     assert "--set nonsense" in str(caught.value)
     assert "name is a value" in str(caught.value)
 
@@ -311,7 +311,7 @@ def test_the_fingerprint_covers_everything_but_the_place_of_the_data(tmp_path):
     path = write(tmp_path, GOOD)
     recipe = load_recipe(path)
     assert load_recipe(path, ["data.root=/elsewhere"]).fingerprint == recipe.fingerprint
-    assert load_recipe(path, ["training.rate=3e-4"]).fingerprint != recipe.fingerprint
+    assert load_recipe(path, ["training.learning_rate=3e-4"]).fingerprint != recipe.fingerprint
 
 
 def test_weights_that_cannot_fit_the_budget_are_refused_before_anything_is_read(tmp_path):

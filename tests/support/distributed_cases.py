@@ -22,7 +22,7 @@ from reeltag.training.checkpoint import TrainingState
 from reeltag.training.loop import run_phase
 from reeltag.training.schedule import AveragingSettings, Phase, TrainingSettings, averaging_phase, training_phase
 
-SETTINGS = {"batch_size": 8, "epochs": 2, "frames": 6, "rate": 3e-3, "device": "cpu", "precision": "32-true"}
+SETTINGS = {"batch_size": 8, "epochs": 2, "frames": 6, "learning_rate": 3e-3, "device": "cpu", "precision": "32-true"}
 SMALL = {"hidden": 8, "bn_decay": 0.9, "dropout": 0.5, "head": {"l2": 1e-3}}
 # Each family with all that is drawn or normalised somewhere; what differs from SMALL and SETTINGS.
 # A shift before another batch norm changes nothing: its gradient is rounding errors, which Adam scales up to whole
@@ -84,7 +84,7 @@ class Recorded:
 
         phase = self.phase
         if until is not None:
-            phase = Phase(phase.steps[:until], phase.rate, phase.time_constant)
+            phase = Phase(phase.steps[:until], phase.learning_rate, phase.time_constant)
         reeltag.training.loop.train_step = noted
         try:
             return run_phase(

@@ -36,7 +36,7 @@ order_pairs = 1
 epochs = 1
 batch_size = 16
 frames = 6
-rate = 5e-3
+learning_rate = 5e-3
 schedule = "cosine"
 device = "cpu"
 [averaging]
@@ -51,7 +51,7 @@ family = "netvlad"
 hidden = 16
 bn_decay = 0.9
 grid = { clusters = [4, 6] }
-training = { watch = 0.5, patience = 2 }
+training = { evaluate_every = 0.5, patience = 2 }
 [distillation]
 teachers = 1
 folds = 2

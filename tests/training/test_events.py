@@ -40,7 +40,7 @@ def scalars(run, stage):
 
 
 def expected(rows):
-    columns = {tag: [(row.step, getattr(row, tag)) for row in rows] for tag in ("epoch", "loss", "rate")}
+    columns = {tag: [(row.step, getattr(row, tag)) for row in rows] for tag in ("epoch", "loss", "learning_rate")}
     return columns | {"holdout_gap": [(2, 0.25)]}
 
 

@@ -26,7 +26,7 @@ from reeltag.training.schedule import AveragingSettings, TrainingSettings, avera
 from runs import KillAfter, KilledError
 
 SEED = 3
-SETTINGS = TrainingSettings(batch_size=10, epochs=1.5, frames=8, rate=1e-3, device="cpu")
+SETTINGS = TrainingSettings(batch_size=10, epochs=1.5, frames=8, learning_rate=1e-3, device="cpu")
 CONFIG = parse_config({"family": "netvlad", "clusters": 4, "hidden": 8, "dropout": 0.3, "bn_decay": 0.9})
 
 
@@ -64,8 +64,8 @@ def stops(step, shards, words, *arguments, **given):
     ids = ", ".join(batch_of(shards, step).ids)
     epoch = step * SETTINGS.batch_size // len(shards)
     assert re.fullmatch(
-        rf"{words} at step {step} \(epoch {epoch}\), and nothing of that step is kept; lower training.rate, or check "
-        rf"the videos of its batch: {re.escape(ids)}",
+        rf"{words} at step {step} \(epoch {epoch}\), and nothing of that step is kept; lower "
+        rf"training.learning_rate, or check the videos of its batch: {re.escape(ids)}",
         message,
     )
 
@@ -100,7 +100,7 @@ def test_finite_values_whose_variance_is_not(shards, tmp_path):
 @pytest.mark.parametrize("family", [{"family": "netvlad", "clusters": 4, "hidden": 8}, {"family": "mean"}])
 def test_weights_that_explode(shards, tmp_path, rate, family):
     """At once, or at the next loss."""
-    settings = SETTINGS.model_copy(update={"rate": rate, "epochs": 30})
+    settings = SETTINGS.model_copy(update={"learning_rate": rate, "epochs": 30})
     arguments = (shards, tmp_path / "state", settings, training_phase(settings, len(shards)))
     with pytest.raises(TrainingError, match=r"(is (nan|inf)|is not finite) at step [01] "):
         train(*arguments, config=parse_config(family))
@@ -111,14 +111,16 @@ def test_the_command_says_it_in_one_message_and_leaves_no_file(tmp_path, capsys)
     (tmp_path / "r.toml").write_text(
         f'name = "r"\nbudget_mb = 1\n{TINY_RUN}[models.a]\nfamily = "netvlad"\nclusters = 4\nhidden = 8\n'
     )
-    command = ["run", str(tmp_path / "r.toml"), "--out", str(tmp_path / "out"), "--set", "training.rate=1e30"]
+    command = ["run", str(tmp_path / "r.toml"), "--out", str(tmp_path / "out"), "--set", "training.learning_rate=1e30"]
     errors = set()
     for _ in range(2):
         assert main(command) == 2
         (error,) = (line for line in capsys.readouterr().err.splitlines() if "error" in line)
         errors.add(error)
     (error,) = errors
-    assert re.match(r"error: .* is (nan|inf) at step \d+ \(epoch \d+\), .* lower training.rate, .*: train-", error)
+    assert re.match(
+        r"error: .* is (nan|inf) at step \d+ \(epoch \d+\), .* lower training.learning_rate, .*: train-", error
+    )
     assert not list((tmp_path / "out").rglob("*.reeltag"))
     assert all(all_finite(path) for path in (tmp_path / "out").rglob("checkpoint*"))
 

@@ -22,7 +22,7 @@ from reeltag.training.schedule import AveragingSettings, TrainingSettings, avera
 from reeltag.training.weight_averaging import averaged_tensors
 from runs import KillAfter, KilledError
 
-SETTINGS = TrainingSettings(batch_size=10, epochs=2.5, frames=8, rate=1e-3, device="cpu")
+SETTINGS = TrainingSettings(batch_size=10, epochs=2.5, frames=8, learning_rate=1e-3, device="cpu")
 CONFIG = parse_config({"family": "netvlad", "clusters": 4, "hidden": 8, "dropout": 0.3, "bn_decay": 0.9})
 
 
@@ -45,7 +45,9 @@ def test_three_steps_are_the_authors():
     arrays = golden("train_steps_netvlad")
     head = {"prob_gating": True, "l2": 1e-3}
     config = parse_config({"family": "netvlad", "clusters": 4, "hidden": 16, "head": head})
-    settings = TrainingSettings(batch_size=6, rate=0.01, decay_examples=12, frames="all", device="cpu")
+    settings = TrainingSettings(
+        batch_size=6, learning_rate=0.01, learning_rate_decay_examples=12, frames="all", device="cpu"
+    )
     tagger = Tagger(config, (1024, 128), 10).train()
     tagger.load_state_dict(peer_state(arrays, "w0:"))
     batch = Batch(tuple("abcdef"), torch.from_numpy(arrays["x_uint8"]), torch.full((6,), 8),
@@ -53,7 +55,7 @@ def test_three_steps_are_the_authors():
     fabric = Fabric(accelerator="cpu", devices=1)
     optimizer = torch.optim.Adam(tagger.parameters())
     model, wrapped = fabric.setup(tagger, optimizer)
-    rate = training_phase(settings, 6).rate
+    rate = training_phase(settings, 6).learning_rate
     for step in range(3):
         optimizer.param_groups[0].update(lr=rate(step), eps=adam_epsilon(step))
         loss = train_step(fabric, model, wrapped, batch, settings, seed=0)
@@ -112,7 +114,7 @@ def test_mixing_is_a_function_of_the_step_and_changes_the_loss(shards, tmp_path)
 def test_a_student_without_labels_in_its_loss_learns_what_its_teacher_says(shards, tmp_path):
     """With λ = 0 it follows the teacher, who says the opposite of the labels, and with λ = 1 the labels."""
     said = torch.linspace(0.9, 0.1, shards.manifest.schema.classes)
-    settings = SETTINGS.model_copy(update={"epochs": 60, "rate": 2e-2})
+    settings = SETTINGS.model_copy(update={"epochs": 60, "learning_rate": 2e-2})
     found = {}
     for share in (0.0, 1.0):
         teacher = Teacher(lambda indices: said.expand(len(indices), -1), share)
@@ -189,15 +191,17 @@ def test_a_checkpoint_of_another_model_is_refused(shards, tmp_path):
 
 
 def test_staircase_drops_at_each_stair():
-    settings = TrainingSettings(batch_size=100, epochs=10, rate=1.0, decay=0.8, decay_examples=1000)
-    rate = training_phase(settings, 1000).rate
+    settings = TrainingSettings(
+        batch_size=100, epochs=10, learning_rate=1.0, learning_rate_decay=0.8, learning_rate_decay_examples=1000
+    )
+    rate = training_phase(settings, 1000).learning_rate
     assert [rate(step) for step in (0, 9, 10, 19, 20)] == pytest.approx([1, 1, 0.8, 0.8, 0.64])
 
 
 def test_cosine_warms_up_and_ends_near_zero():
-    settings = TrainingSettings(batch_size=10, epochs=10, rate=2.0, schedule="cosine", warmup=0.1)
+    settings = TrainingSettings(batch_size=10, epochs=10, learning_rate=2.0, schedule="cosine", warmup_ratio=0.1)
     phase = training_phase(settings, 100)
-    rates = [phase.rate(step) for step in phase.steps]
+    rates = [phase.learning_rate(step) for step in phase.steps]
     assert rates[0] == pytest.approx(0.2)
     assert max(rates) == rates[10] == pytest.approx(2.0)
     assert rates[55] == pytest.approx(1.0)
@@ -206,10 +210,12 @@ def test_cosine_warms_up_and_ends_near_zero():
 
 
 def test_averaging_goes_on_where_training_ended_with_a_fifth_of_the_rate():
-    settings = TrainingSettings(batch_size=100, epochs=2, rate=1.0, decay=0.5, decay_examples=1000)
+    settings = TrainingSettings(
+        batch_size=100, epochs=2, learning_rate=1.0, learning_rate_decay=0.5, learning_rate_decay_examples=1000
+    )
     phase = averaging_phase(settings, AveragingSettings(epochs=1), 1000)
     assert phase.steps == range(20, 30)
-    assert phase.rate(20) == phase.rate(29) == pytest.approx(0.25 / 5)
+    assert phase.learning_rate(20) == phase.learning_rate(29) == pytest.approx(0.25 / 5)
 
 
 @pytest.mark.parametrize("clip", ["tensor", "global", "none"])

@@ -15,7 +15,7 @@ from reeltag.training.loop import run_phase
 from reeltag.training.schedule import AveragingSettings, TrainingSettings, averaging_phase, training_phase
 from runs import KillAfter, KilledError
 
-SETTINGS = TrainingSettings(batch_size=10, epochs=2.5, frames=8, rate=1e-3, schedule="cosine", device="cpu")
+SETTINGS = TrainingSettings(batch_size=10, epochs=2.5, frames=8, learning_rate=1e-3, schedule="cosine", device="cpu")
 CONFIG = parse_config({"family": "netvlad", "clusters": 4, "hidden": 8, "dropout": 0.3, "bn_decay": 0.9})
 
 
@@ -65,7 +65,7 @@ def test_rows_hold_the_mean_loss_of_their_steps(shards, tmp_path, monkeypatch, f
     assert [int(row["step"]) for row in found] == ends
     for begin, end, row in zip([0, *ends], ends, found, strict=False):
         assert float(row["loss"]) == pytest.approx(np.mean(losses[begin:end]), rel=1e-6)
-        assert float(row["rate"]) == pytest.approx(phase.rate(end - 1), rel=1e-6)
+        assert float(row["learning_rate"]) == pytest.approx(phase.learning_rate(end - 1), rel=1e-6)
         assert float(row["epoch"]) == pytest.approx(end * 10 / len(shards), rel=1e-6)
         assert row["holdout_gap"] == ""
 
@@ -94,7 +94,7 @@ def test_averaging_has_a_log_of_its_own_that_goes_on_counting(shards, tmp_path, 
     steps = [int(row["step"]) for row in rows(tmp_path / "average")]
     assert steps[0] == phase.steps.start + 3
     assert steps[-1] == phase.steps.stop
-    assert [float(row["rate"]) for row in rows(tmp_path / "average")] == pytest.approx([1e-3 / 5] * len(steps))
+    assert [float(row["learning_rate"]) for row in rows(tmp_path / "average")] == pytest.approx([1e-3 / 5] * len(steps))
 
 
 def test_a_checkpoint_from_before_there_were_logs_goes_on(shards, tmp_path):

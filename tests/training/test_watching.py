@@ -30,7 +30,7 @@ from reeltag.training.schedule import (
 )
 from runs import KillAfter, KilledError
 
-SETTINGS = TrainingSettings(batch_size=8, epochs=6, frames=8, rate=1e-2, schedule="cosine", device="cpu")
+SETTINGS = TrainingSettings(batch_size=8, epochs=6, frames=8, learning_rate=1e-2, schedule="cosine", device="cpu")
 CONFIG = parse_config({"family": "netvlad", "clusters": 4, "hidden": 8, "dropout": 0.3, "bn_decay": 0.9})
 AVERAGING = AveragingSettings(epochs=4, time_constant=5)
 RECIPE = f'name = "tiny"\nbudget_mb = 0.3\n{TINY_RUN}[models.a]\nfamily = "netvlad"\nclusters = 4\nhidden = 16\n'
@@ -139,7 +139,7 @@ def test_a_watched_training_stopped_after_any_step_ends_with_the_same_bytes(shar
 
 def test_epochs_between_measurements_become_steps():
     for watch, steps in ((None, None), (1.0, 10), (0.25, 2), (1e-6, 1), (3.0, 30)):
-        assert watched_steps(TrainingSettings(batch_size=10, watch=watch), 100) == steps
+        assert watched_steps(TrainingSettings(batch_size=10, evaluate_every=watch), 100) == steps
 
 
 # --- in a recipe ----------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def gaps(log):
 
 
 def test_the_gap_of_the_log_is_that_of_the_models_file_on_the_held_out_shard(tmp_path):
-    keys = ["data.holdout={ shards = 1 }", "training.epochs=5", "training.watch=2", "training.patience=2"]
+    keys = ["data.holdout={ shards = 1 }", "training.epochs=5", "training.evaluate_every=2", "training.patience=2"]
     loaded, out = recipe(tmp_path, *keys), tmp_path / "out"
     sets = [part for key in keys for part in ("--set", key)]
     assert main(["train", str(tmp_path / "tiny.toml"), "--out", str(out), *sets]) == 0
@@ -171,19 +171,19 @@ def test_the_gap_of_the_log_is_that_of_the_models_file_on_the_held_out_shard(tmp
 
 
 def test_watching_is_decisive_and_its_absence_changes_no_hash(tmp_path):
-    plain, watched = recipe(tmp_path), recipe(tmp_path, "training.watch=1", "training.patience=3")
+    plain, watched = recipe(tmp_path), recipe(tmp_path, "training.evaluate_every=1", "training.patience=3")
     assert plain.fingerprint != watched.fingerprint
-    assert "watch" not in json.dumps(plain.dump())
+    assert "evaluate_every" not in json.dumps(plain.dump())
     stages = {stage.name: stage for stage in plan(plain)}
-    assert not {"watch", "patience"} & stages["train.a"].parameters["training"].keys()
+    assert not {"evaluate_every", "patience"} & stages["train.a"].parameters["training"].keys()
     assert {stage.name: stage for stage in plan(watched)}["train.a"].bytes > stages["train.a"].bytes
 
 
 def test_patience_without_a_watch_is_a_fault_wherever_it_stands(tmp_path):
     for keys in (["training.patience=3"], ["models.a.training.patience=3"]):
-        with pytest.raises(RecipeError, match="patience = 3 counts measurements on the hold-out; give watch"):
+        with pytest.raises(RecipeError, match="patience = 3 counts measurements on the hold-out; give evaluate_every"):
             recipe(tmp_path, *keys)
-    assert recipe(tmp_path, "training.watch=0.5", "models.a.training.patience=3")
+    assert recipe(tmp_path, "training.evaluate_every=0.5", "models.a.training.patience=3")
 
 
 @pytest.mark.slow
@@ -192,7 +192,12 @@ def test_processes_that_share_a_watched_training_end_it_together(tmp_path):
     logs = []
     for devices in (1, 2):
         out = tmp_path / f"{devices}"
-        keys = ["training.watch=0.5", "training.patience=1", f"training.devices={devices}", "training.epochs=30"]
+        keys = [
+            "training.evaluate_every=0.5",
+            "training.patience=1",
+            f"training.devices={devices}",
+            "training.epochs=30",
+        ]
         sets = [part for key in keys for part in ("--set", key)]
         assert main(["train", str(tmp_path / "tiny.toml"), "--out", str(out), *sets]) == 0
         logs.append(read_rows(out / "logs" / "train.a.csv"))

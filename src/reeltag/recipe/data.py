@@ -57,7 +57,7 @@ class DataSettings(RecipeTable):
     limit: LimitSettings = LimitSettings()
     max_bad_records: int = Field(0, ge=0, description="most bad records of each split that are left out")
     order: Literal["auto", "shuffled", "by-shard"] = Field("auto", description="auto: by-shard behind URLs alone")
-    window: int = Field(8, gt=0, description="by-shard: how many shards are mixed at a time")
+    shuffle_window: int = Field(8, gt=0, description="by-shard: how many shards are mixed at a time")
     cache_gb: float | None = Field(None, gt=0, description="most gigabytes of the cache of shards behind URLs")
 
     @field_validator("root", mode="before")
@@ -88,7 +88,7 @@ class DataSettings(RecipeTable):
     def mixed_shards(self) -> int | None:
         """How many training shards are mixed at a time; None for all of them."""
         remote = any(is_url(beneath(self.root, pattern)) for pattern in self.train)
-        return self.window if self.order == "by-shard" or (self.order == "auto" and remote) else None
+        return self.shuffle_window if self.order == "by-shard" or (self.order == "auto" and remote) else None
 
     @property
     def record_schema(self) -> Schema:

@@ -19,6 +19,7 @@ from reeltag.data.schema import with_preset
 from reeltag.data.synthetic import SyntheticSettings
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import FAMILIES, parse_config
+from reeltag.recipe.renamed_keys import rename_old_keys
 from reeltag.recipe.schema import NAME, Recipe
 from reeltag.recipe.shipped import path_of
 from reeltag.recipe.tables import VARIABLE, Table, from_environment, grid_names, override, read_table, spell_out_grids
@@ -39,13 +40,16 @@ def load_recipe(source: str | Path, overrides: str | Sequence[str] = ()) -> Reci
     table = read_table(path_of(source))
     environment = from_environment()
     faults = override(table, environment, VARIABLE) + override(table, each_of(overrides))
+    faults += [
+        f"{old} is called {new} now{_origin(old.split('.'), environment)}" for old, new in rename_old_keys(table)
+    ]
     grids = {section: grid_names(table, section) for section in ("models", "students")}
     faults += [fault for section in grids for fault in spell_out_grids(table, section)]
     try:
         recipe = Recipe.model_validate(table, context={"widths": _widths(table)})
     except ValidationError as error:
         found = _of_whole_grids(error.errors(), grids)
-        faults += [describe(fault) + _origin(fault, environment) for fault in found]
+        faults += [describe(fault) + _origin(fault["loc"], environment) for fault in found]
     if faults:
         raise RecipeError(str(source), faults)
     return recipe
@@ -79,9 +83,9 @@ def _of_whole_grids(
     return list(told.values())
 
 
-def _origin(fault: ErrorDetails, environment: Sequence[str]) -> str:
-    """Where a fault comes from, if not from the file or the command."""
-    place = [key for key in map(str, fault["loc"]) if key != "config" and key not in FAMILIES]
+def _origin(location: Sequence[int | str], environment: Sequence[str]) -> str:
+    """Name `$REELTAG_SET` where that sets the key at a location; empty where the file or the command does."""
+    place = [key for key in map(str, location) if key != "config" and key not in FAMILIES]
     keys = [text.partition("=")[0].strip() for text in environment]
     blamed = any([part for part in key.split(".") if part not in FAMILIES] == place for key in keys)
     return f" ({VARIABLE} sets it)" if blamed else ""

@@ -126,7 +126,7 @@ class DistillationSettings(RecipeTable):
         0, ge=0, le=20, description="F: each video's targets come from teachers trained without its fold; 0: in-sample"
     )
     top_k: Annotated[TopK, count_or("dense")] = Field(100, description="probabilities kept a video, or dense")
-    label_share: float = Field(0.5, ge=0, le=1, description="λ, share of the labels in a student's loss")
+    label_weight: float = Field(0.5, ge=0, le=1, description="λ, share of the labels in a student's loss")
     dropout: float | None = Field(
         None, ge=0, lt=1, description="of students with a teacher's architecture, otherwise the teacher's"
     )
@@ -290,14 +290,14 @@ class Recipe(RecipeTable):
         del content["imported"], content["test"]
         if content["distillation"] is not None:
             del content["distillation"]["predictions"]
-        for key in ("root", "videos", "max_bad_records", "order", "window", "cache_gb"):
+        for key in ("root", "videos", "max_bad_records", "order", "shuffle_window", "cache_gb"):
             del content["data"][key]
         if self.data.limit == LimitSettings():  # a recipe from before there were limits is the same
             del content["data"]["limit"]
         if self.data.pca is None:
             del content["data"]["pca"]
         if self.data.mixed_shards is not None:
-            content["data"]["window"] = self.data.mixed_shards
+            content["data"]["shuffle_window"] = self.data.mixed_shards
         trained = [*content["models"].values(), *content["students"].values()]
         for table in (content, content["distillation"] or {}, *trained):
             training: dict[str, Any] = table.get("training", {})

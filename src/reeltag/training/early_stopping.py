@@ -48,21 +48,21 @@ class Course:
         self.steps, self.watch, self.log, self.best, self.note = steps, watch, log, best, ""
         self._row = steps_a_row(len(steps))
 
-    def took(self, step: int, epoch: float, loss: float, rate: float, weights: Callable[[], Weights]) -> bool:
+    def took(self, step: int, epoch: float, loss: float, learning_rate: float, weights: Callable[[], Weights]) -> bool:
         """Take note of a step, and say whether the phase ends with it.
 
         Args:
             step: its number.
             epoch: passes through the videos done with it.
             loss: of its batch.
-            rate: Adam's.
+            learning_rate: Adam's.
             weights: what the phase would leave.
         """
         ends, gap, watch = step == self.steps[-1], None, self.watch
         if watch is not None and (ends or (step + 1 - self.steps.start) % watch.every == 0):
             now = weights()
             gap = broadcast(watch.gap(now) if rank() == 0 else 0.0)
-        self.log.add(step + 1, epoch, loss, rate, self._row, gap, ends)
+        self.log.add(step + 1, epoch, loss, learning_rate, self._row, gap, ends)
         self.note = f"loss {loss:.3f}" + (f", hold-out GAP {gap:.5f}" if gap is not None else "")
         if watch is None or gap is None or watch.patience is None:
             return ends

@@ -25,14 +25,14 @@ class Row(NamedTuple):
         step: steps done when it was written.
         epoch: passes through the videos done by then.
         loss: mean over the steps since the row before.
-        rate: Adam's, at the last of them.
+        learning_rate: Adam's, at the last of them.
         holdout_gap: GAP@20 on the hold-out, where it was measured after that step.
     """
 
     step: int
     epoch: float
     loss: float
-    rate: float
+    learning_rate: float
     holdout_gap: float | None
 
 
@@ -50,14 +50,16 @@ class TrainingLog:
     total: float = 0.0
     count: int = 0
 
-    def add(self, step: int, epoch: float, loss: float, rate: float, every: int, gap: float | None, ends: bool) -> None:
+    def add(
+        self, step: int, epoch: float, loss: float, learning_rate: float, every: int, gap: float | None, ends: bool
+    ) -> None:
         """Take note of a step.
 
         Args:
             step: steps done with it.
             epoch: passes through the videos done with it.
             loss: of its batch.
-            rate: Adam's.
+            learning_rate: Adam's.
             every: steps a row.
             gap: on the hold-out, where it was measured now.
             ends: whether it is the last one.
@@ -65,7 +67,7 @@ class TrainingLog:
         self.total += loss
         self.count += 1
         if self.count == every or gap is not None or ends:
-            self.rows.append(Row(step, epoch, self.total / self.count, rate, gap))
+            self.rows.append(Row(step, epoch, self.total / self.count, learning_rate, gap))
             self.total, self.count = 0.0, 0
 
     def dump(self) -> dict[str, Any]:
@@ -92,7 +94,9 @@ def read_rows(path: Path) -> list[Row]:
     try:
         with path.open(newline="") as file:
             return [
-                Row(int(row["step"]), float(row["epoch"]), float(row["loss"]), float(row["rate"]), _number(row))
+                Row(
+                    int(row["step"]), float(row["epoch"]), float(row["loss"]), float(row["learning_rate"]), _number(row)
+                )
                 for row in csv.DictReader(file)
             ]
     except (OSError, ValueError, KeyError, TypeError) as error:

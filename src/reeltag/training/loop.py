@@ -51,11 +51,11 @@ class Teacher:
 
     Attributes:
         targets: [B, C] probabilities of videos by their indices.
-        label_share: λ, the share of the labels in the loss.
+        label_weight: λ, the share of the labels in the loss.
     """
 
     targets: Callable[[Indices], Tensor]
-    label_share: float
+    label_weight: float
 
 
 def run_phase(
@@ -133,7 +133,7 @@ def run_phase(
     model.train()
     pace = _Pace(checkpoint_seconds)
     progress = progress if rank() == 0 else Progress()
-    label_share = teacher.label_share if teacher else 1.0
+    label_weight = teacher.label_weight if teacher else 1.0
     # The global generator drives dropout; it is seeded anew at every step and given back at the end.
     with (
         torch.random.fork_rng(),
@@ -145,13 +145,13 @@ def run_phase(
             begin = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - begin
-            optimizer.param_groups[0].update(lr=phase.rate(step), eps=adam_epsilon(step))
+            optimizer.param_groups[0].update(lr=phase.learning_rate(step), eps=adam_epsilon(step))
             try:
-                loss = train_step(fabric, model, fabric_optimizer, batch, settings, step_seed(seed, step), label_share)
+                loss = train_step(fabric, model, fabric_optimizer, batch, settings, step_seed(seed, step), label_weight)
                 if average is not None:
                     average.update(averaged_tensors(tagger))
                 epoch = (step + 1) * settings.batch_size / len(indices)
-                ends = course.took(step, epoch, loss, phase.rate(step), partial(_left, tagger, average))
+                ends = course.took(step, epoch, loss, phase.learning_rate(step), partial(_left, tagger, average))
                 task.advance(settings.batch_size, waited=waited, note=course.note)
                 # All save at the same step: where a signal came to one of them, or by the first one's clock.
                 came, due = agreed(interrupt.number, rank() == 0 and pace.due())
@@ -182,7 +182,7 @@ def train_step(
     batch: Batch,
     settings: TrainingSettings,
     seed: int,
-    label_share: float = 1.0,
+    label_weight: float = 1.0,
 ) -> float:
     """One step of Adam; returns the loss of the whole batch.
 
@@ -191,7 +191,7 @@ def train_step(
     """
     generator = torch.manual_seed(seed)
     batch = batch.to(fabric.device)
-    targets = _targets(batch, label_share)
+    targets = _targets(batch, label_weight)
     # A single frame has only itself to draw.
     if settings.frames != "all" and not model.pooling.ordered and batch.frames.shape[1] > 1:
         rows = draw_frames(batch.lengths, settings.frames, generator)
@@ -220,13 +220,13 @@ def _finite(loss: Tensor, length: Tensor, module: nn.Module) -> float:
     return values[0]
 
 
-def _targets(batch: Batch, label_share: float) -> Tensor:
+def _targets(batch: Batch, label_weight: float) -> Tensor:
     """What the loss compares with: the labels, or labels and a teacher's probabilities mixed."""
     if batch.labels is None:
         raise TrainingError(f"videos without labels cannot train, such as {batch.ids[0]!r} or one beside it")
     if batch.targets is None:
         return batch.labels.float()
-    return distillation_targets(batch.labels, batch.targets, label_share)
+    return distillation_targets(batch.labels, batch.targets, label_weight)
 
 
 def mix_videos(batch: Batch, targets: Tensor, alpha: float, seed: int) -> tuple[Batch, Tensor]:
@@ -363,8 +363,8 @@ def _refuse_not_finite(state: TrainingState) -> None:
 def _stopped(error: FloatingPointError, step: int, ids: Sequence[str], videos: int) -> TrainingError:
     epoch = step * len(ids) // videos
     return TrainingError(
-        f"{error} at step {step} (epoch {epoch}), and nothing of that step is kept; lower training.rate, or check "
-        f"the videos of its batch: {', '.join(ids)}"
+        f"{error} at step {step} (epoch {epoch}), and nothing of that step is kept; lower "
+        f"training.learning_rate, or check the videos of its batch: {', '.join(ids)}"
     )
 
 

@@ -26,12 +26,12 @@ def cross_entropy(probabilities: Tensor, targets: Tensor, rated: Tensor | None =
     return -(terms if rated is None else terms * rated).sum(1).mean()
 
 
-def distillation_targets(labels: Tensor, teacher: Tensor, label_share: float) -> Tensor:
+def distillation_targets(labels: Tensor, teacher: Tensor, label_weight: float) -> Tensor:
     """λ·labels + (1 − λ)·teacher; cross-entropy being linear in its targets, that mixes the losses (paper section 3.1).
 
     Args:
         labels: [B, C] bool.
         teacher: [B, C] probabilities.
-        label_share: λ; the authors' program lets λ weigh the teacher's term instead.
+        label_weight: λ; the authors' program lets λ weigh the teacher's term instead.
     """
-    return torch.lerp(teacher, labels.float(), label_share)
+    return torch.lerp(teacher, labels.float(), label_weight)

@@ -32,11 +32,11 @@ class TrainingSettings(BaseModel):
     frames: Annotated[Annotated[int, Field(gt=0)] | Literal["all"], count_or("all")] = Field(
         300, description="drawn a video with replacement, or all real ones"
     )
-    rate: float = Field(2e-4, gt=0, description="Adam's base rate")
+    learning_rate: float = Field(2e-4, gt=0, description="of Adam, before the schedule")
     schedule: Literal["staircase", "cosine"] = "staircase"
-    decay: float = Field(0.8, gt=0, le=1, description="staircase: factor a stair")
-    decay_examples: int = Field(4_000_000, gt=0, description="staircase: examples a stair")
-    warmup: float = Field(0.05, ge=0, lt=1, description="cosine: share of the steps that warm up")
+    learning_rate_decay: float = Field(0.8, gt=0, le=1, description="staircase: factor a stair")
+    learning_rate_decay_examples: int = Field(4_000_000, gt=0, description="staircase: examples a stair")
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="cosine: share of the steps that warm up")
     clip: Literal["tensor", "global", "none"] = Field("tensor", description="each gradient tensor, or all as one")
     clip_norm: float = Field(1.0, gt=0)
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
@@ -46,7 +46,7 @@ class TrainingSettings(BaseModel):
     workers: int = Field(0, ge=0, description="loader processes beside each process of the training")
     mixup: float = Field(0.0, ge=0, description="a of the Beta(a, a) by which pairs of videos are mixed; 0 for none")
     # Left out of hashes where they are not given, so that trainings from before there were such keys stay.
-    watch: float | None = Field(
+    evaluate_every: float | None = Field(
         None, gt=0, exclude_if=_is_none, description="epochs between two measurements of hold-out GAP"
     )
     patience: int | None = Field(
@@ -60,8 +60,10 @@ class TrainingSettings(BaseModel):
 
     def fault(self) -> str:
         """What these settings contradict each other in; empty where they do not."""
-        if self.patience is not None and self.watch is None:
-            return f"patience = {self.patience} counts measurements on the hold-out; give watch, such as 1.0, too"
+        if self.patience is not None and self.evaluate_every is None:
+            return (
+                f"patience = {self.patience} counts measurements on the hold-out; give evaluate_every, such as 1.0, too"
+            )
         return self.cannot_share(self.processes)
 
     def cannot_share(self, processes: int) -> str:
@@ -84,7 +86,7 @@ class AveragingSettings(BaseModel):
 
     epochs: float = Field(1.0, gt=0)
     time_constant: int = Field(2000, gt=0, description="in steps; d = 1 − 1/time_constant")
-    rate_divisor: float = Field(5.0, gt=0)
+    learning_rate_divisor: float = Field(5.0, gt=0)
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,12 @@ class Phase:
 
     Attributes:
         steps: numbers of its steps; a later phase goes on counting.
-        rate: Adam's rate at a step.
+        learning_rate: of Adam at a step.
         time_constant: of the weight average in steps, or None for none.
     """
 
     steps: range
-    rate: Callable[[int], float]
+    learning_rate: Callable[[int], float]
     time_constant: int | None = None
 
 
@@ -106,23 +108,27 @@ def training_phase(settings: TrainingSettings, videos: int) -> Phase:
     """The first phase, over `epochs` passes through `videos` videos."""
     total = _steps(settings.epochs, settings, videos)
     if settings.schedule == "cosine":
-        warmup = max(1, round(settings.warmup * total))
-        return Phase(range(total), lambda step: settings.rate * _cosine(step, warmup, total))
-    return Phase(range(total), lambda step: settings.rate * _stair(step, settings))
+        warmup = max(1, round(settings.warmup_ratio * total))
+        return Phase(range(total), lambda step: settings.learning_rate * _cosine(step, warmup, total))
+    return Phase(range(total), lambda step: settings.learning_rate * _stair(step, settings))
 
 
 def averaging_phase(settings: TrainingSettings, averaging: AveragingSettings, videos: int) -> Phase:
     """The second phase: the base rate, or the stair that was reached, divided; constant."""
     first = _steps(settings.epochs, settings, videos)
     stair = _stair(first, settings) if settings.schedule == "staircase" else 1.0
-    rate = settings.rate * stair / averaging.rate_divisor
+    rate = settings.learning_rate * stair / averaging.learning_rate_divisor
     steps = range(first, first + _steps(averaging.epochs, settings, videos))
     return Phase(steps, lambda step: rate, averaging.time_constant)
 
 
 def watched_steps(settings: TrainingSettings, videos: int) -> int | None:
     """Steps between two measurements on the hold-out; None for no measurement."""
-    return None if settings.watch is None else max(1, round(settings.watch * videos / settings.batch_size))
+    return (
+        None
+        if settings.evaluate_every is None
+        else max(1, round(settings.evaluate_every * videos / settings.batch_size))
+    )
 
 
 def _steps(epochs: float, settings: TrainingSettings, videos: int) -> int:
@@ -130,7 +136,7 @@ def _steps(epochs: float, settings: TrainingSettings, videos: int) -> int:
 
 
 def _stair(step: int, settings: TrainingSettings) -> float:
-    return float(settings.decay ** (step * settings.batch_size // settings.decay_examples))
+    return float(settings.learning_rate_decay ** (step * settings.batch_size // settings.learning_rate_decay_examples))
 
 
 def _cosine(step: int, warmup: int, total: int) -> float:

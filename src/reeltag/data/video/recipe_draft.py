@@ -51,7 +51,7 @@ max_frames = {schema.max_frames}
 epochs = {max(1, STEPS * batch // max(videos, 1))}
 batch_size = {batch}
 frames = 60
-rate = 1e-3
+learning_rate = 1e-3
 
 [models.netvlad]
 family = "netvlad"

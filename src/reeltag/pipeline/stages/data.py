@@ -112,7 +112,7 @@ def _check_cache(data: DataSettings, split: str, files: Sequence[Source]) -> Non
     if needed > shard_cache.limit():
         what = "all shards" if window is None else f"two windows of {counted(window, 'shard')}"
         have = f"{megabytes(needed)}, and data.cache_gb allows {megabytes(shard_cache.limit())}"
-        less = 'take data.order = "by-shard"' if window is None else "lower data.window"
+        less = 'take data.order = "by-shard"' if window is None else "lower data.shuffle_window"
         raise UsageError(f"data.{split}: the order needs {what} at hand, {have}; raise it, or {less}")
     if needed and needed > (free := free_bytes(shard_cache.folder()) + shard_cache.size()):
         room = f"{megabytes(needed)} of shards have to be at hand, and there is room for {megabytes(free)}"

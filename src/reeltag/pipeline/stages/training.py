@@ -141,7 +141,7 @@ class Training:
         ends = [counts[0], counts[-1]] if len(counts) > 1 else counts
         weights, sizes = " to ".join(f"{count:,}" for count in ends), " to ".join(megabytes(4 * c) for c in ends)
         settings = self.settings(self.source.candidates[-1])
-        how = f"{settings.epochs:g} epochs of batches of {settings.batch_size}, rate {settings.rate:g}"
+        how = f"{settings.epochs:g} epochs of batches of {settings.batch_size}, rate {settings.learning_rate:g}"
         teachers = ", ".join(self.taught_by)
         return f"{weights} parameters, {sizes} float, {how}" + (f", taught by {teachers}" if teachers else "")
 
@@ -274,7 +274,7 @@ class Training:
                 "dropout": self.source.dropout,
             }
         if self.recipe.distillation is not None:
-            parameters |= {"label_share": self.recipe.distillation.label_share} if self.targets else {}
+            parameters |= {"label_weight": self.recipe.distillation.label_weight} if self.targets else {}
             parameters |= {"fold": self.fold, "folds": self.recipe.distillation.folds} if self.fold is not None else {}
         return parameters
 
@@ -289,7 +289,7 @@ class Training:
             return None
         assert self.recipe.distillation is not None
         targets = [SoftTargets(job.inputs[stage], manifest) for stage in self.targets]
-        return Teacher(partial(_mean_rows, targets), self.recipe.distillation.label_share)
+        return Teacher(partial(_mean_rows, targets), self.recipe.distillation.label_weight)
 
     def _do_train(self, job: Job) -> None:
         own = self.source.resolve(job)
