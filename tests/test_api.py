@@ -113,7 +113,7 @@ def test_what_is_neither_text_nor_path_is_told(call, message):
 def test_values_that_are_no_codes_yet_are_told_how_to_become_them(tiny_model):
     tagger = reeltag.load(tiny_model)
     values = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
-    with pytest.raises(UsageError, match=r"codes of values from -2 to 2, as `reeltag\.video\.codes\.quantize"):
+    with pytest.raises(UsageError, match=r"codes of values from -2 to 2, as `reeltag\.data\.pca\.quantize"):
         tagger.predict(values)
     assert tagger.predict(quantize(values)).shape == (8,)
 

@@ -215,7 +215,7 @@ def test_telemetry_is_off_before_onnxruntime_is_imported(tmp_path):
     assert [path.name for path in sources] == ["environment.py"]
 
 
-def test_without_onnx_the_command_says_what_to_install(tmp_path, monkeypatch, capsys):
+def test_without_onnx_the_command_says_what_to_install(tiny_model, tmp_path, monkeypatch, capsys):
     real = builtins.__import__
 
     def missing(name, *arguments, **keywords):
@@ -229,7 +229,7 @@ def test_without_onnx_the_command_says_what_to_install(tmp_path, monkeypatch, ca
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(sys.modules["reeltag"], "export", raising=False)
     monkeypatch.setattr(builtins, "__import__", missing)
-    assert main(["export", "m.reeltag", "--out", str(tmp_path / "m.onnx")]) == 2
+    assert main(["export", str(tiny_model), "--out", str(tmp_path / "m.onnx")]) == 2
     assert "pip install 'reeltag[onnx]'" in capsys.readouterr().err
 
 

@@ -105,7 +105,7 @@ def test_the_documented_form_is_the_form(models):
 
 
 def test_codes_are_pages_of_the_file_and_floats_are_not(models):
-    _, names, read = checkpoint.open_tensors(models[ENCODINGS.index("uniform-8")])
+    _, names, read = tensorfile.open_tensors(models[ENCODINGS.index("uniform-8")])
     kinds = {read(name).dtype: read(name) for name in names}
     assert set(kinds) == {torch.uint8, torch.float32}
     assert is_mapped(kinds[torch.uint8])

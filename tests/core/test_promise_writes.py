@@ -26,7 +26,7 @@ def library(tmp_path_factory):
 
 def test_whatever_write_fails_files_are_old_or_new_and_the_path_is_named(library, tmp_path, promise):
     runs = promise.amount(2, 60)
-    paths = os.pathsep.join(sys.path)
+    paths = os.pathsep.join([str(SUPPORT.parent), *sys.path])
     environment = os.environ | {"LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     codes = [errno.ENOSPC, errno.EIO][: promise.amount(1, 2)]
     command = [sys.executable, SUPPORT / "failing_writes.py", tmp_path, str(runs), *map(str, codes)]

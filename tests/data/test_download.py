@@ -179,8 +179,8 @@ def test_a_killed_download_goes_on_where_it_was(tmp_path):
         server.faults = {"train99.tfrecord": [None, "stall"]}  # of the last shard one chunk arrives
         program = (
             "from pathlib import Path\n"
-            "from reeltag import transfer\n"
-            "from reeltag.data import download\n"
+            "from reeltag.core import transfer\n"
+            "from reeltag.data import yt8m_download as download\n"
             "from reeltag.core.progress import Progress\n"
             "transfer.CHUNK_BYTES, download.SIDE_BY_SIDE = 20_000, 1\n"
             f"source = download.Source({server.source.plan!r}, {server.source.shard!r})\n"

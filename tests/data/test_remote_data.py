@@ -182,9 +182,9 @@ def test_a_killed_run_leaves_nothing_in_the_way(s3, folder, tmp_path, capsys, mo
     write(tmp_path / "r.toml", s3.root)
     shard_cache.folder().mkdir(parents=True)
     (shard_cache.folder() / f"{'0' * 64}-2000.partial").write_bytes(b"of a killed process")
-    code = "import os, sys; from reeltag import shardcache, transfer\n"
+    code = "import os, sys; from reeltag.data import shard_cache\n"
     code += "from reeltag.core.storage import find\n"
-    code += "shardcache.fetch(find([sys.argv[1]])[0], lambda size: size and os.kill(os.getpid(), 9))"
+    code += "shard_cache.fetch(find([sys.argv[1]])[0], lambda size: size and os.kill(os.getpid(), 9))"
     url = f"{s3.root}/test-00000-of-00006.tfrecord"
     assert subprocess.run([sys.executable, "-c", code, url], env=os.environ).returncode == -9
     assert len(list(shard_cache.folder().glob("*.partial"))) == 2

@@ -101,7 +101,7 @@ def test_threads_share_a_predictor(mode, everything_is_large):
 
 
 def test_videos_of_an_iterator_get_what_each_gets_alone(monkeypatch):
-    monkeypatch.setattr("reeltag.inference.ensemble.BATCH_SIZE", 3)
+    monkeypatch.setattr("reeltag.inference.predictor.BATCH_SIZE", 3)
     predictor = in_mode(shipped("netvlad", {"clusters": 4}), "exact")
     frames = [video[:length] for video, length in zip(videos(8)[0].numpy(), (7, 1, 3, 7, 2, 5, 6, 4), strict=True)]
     taken = []
