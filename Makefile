@@ -1,16 +1,17 @@
 # Two commands do everything on a fresh machine: `make quickstart` and `make test`.
 VENV := .venv
 BIN := $(VENV)/bin
+CONSTRAINTS := constraints.txt
 
-.PHONY: setup quickstart test test-slow stress fuzz lint docs bench bench-env clean
+.PHONY: setup quickstart test test-avx2 test-slow stress fuzz lint docs package bench bench-env clean
 
 setup: $(VENV)/ready
 
-$(VENV)/ready: pyproject.toml constraints.txt
+$(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	python3 -c 'import sys; sys.exit(sys.version_info < (3, 10) and "reeltag needs Python 3.10 or newer")'
 	python3 -m venv $(VENV)
 	@echo 'installing into $(VENV), about 2 GB: some minutes'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
 quickstart: setup
@@ -19,6 +20,11 @@ quickstart: setup
 # Two processes of one thread: the tests are small, and a file's tests stay together.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+# The tests of vector code as on a CPU with AVX2 alone: without kernels for AVX-512 and bfloat16.
+test-avx2: setup
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile \
+		-m 'not slow' tests/models tests/training tests/artifact/test_quantize.py tests/inference/test_modes.py
 
 test-slow: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
@@ -44,6 +50,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Wheel and sdist in dist/, the wheel tried in a fresh environment.
+package: setup
+	.ci/package $(BIN)/python $(CONSTRAINTS)
 
 # The documentation, to be opened as site/index.html; any warning is an error.
 docs: setup

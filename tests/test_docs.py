@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from datetime import date
 from functools import cache
 from html.parser import HTMLParser
 from itertools import takewhile
@@ -15,14 +16,21 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+import yaml
 from cyclopts import CycloptsError, MissingArgumentError
 from markdown_it import MarkdownIt
 
 import chromium
 from conftest import REPO
 from reeltag.cli.main import app
+from reeltag.core.version import __version__
 from reeltag.data.schema import Feature, Schema
 from reeltag.data.shards import read_all
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 PAGES = sorted(
     path for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md", "recipes/**/*.md") for path in REPO.glob(pattern)
@@ -222,6 +230,39 @@ def test_the_shard_that_the_questions_page_writes_is_read(tmp_path, monkeypatch)
     (video,) = read_all([tmp_path / "train-0.tfrecord"], schema)
     assert (video.id, video.labels.tolist(), video.length) == ("my-first", [2, 7], 30)
     np.testing.assert_array_equal(video.frames()[0, :2], np.random.default_rng(0).normal(size=512)[:2].astype("f4"))
+
+
+def test_changelog_and_citation_have_the_version_of_the_package():
+    release = re.search(r"(?m)^## (\S+) \((\d{4}-\d\d-\d\d)\)$", (REPO / "CHANGELOG.md").read_text())
+    citation = yaml.safe_load((REPO / "CITATION.cff").read_text())
+    assert release is not None and release[1] == citation["version"] == __version__
+    assert date.fromisoformat(release[2]) == citation["date-released"]
+
+
+def workflows() -> list[Path]:
+    return sorted((REPO / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", workflows(), ids=lambda path: path.name)
+def test_workflows_pin_actions_by_commit_and_run_targets_that_exist(path):
+    targets = set(re.findall(r"(?m)^([\w-]+):(?!=)", (REPO / "Makefile").read_text()))
+    workflow = yaml.safe_load(path.read_text())
+    assert set(workflow["permissions"].items()) <= {("contents", "read")}
+    for name, job in workflow["jobs"].items():
+        for step in job.get("steps", ()):
+            if "uses" in step:
+                assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", step["uses"]), f"{name}: {step['uses']}"
+            elif step["run"].startswith("make "):
+                assert step["run"].split()[1] in targets, f"{name}: {step['run']}"
+
+
+def test_the_lowest_versions_that_are_tested_are_those_that_the_package_requires():
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    lowest = dict(re.findall(r"(?m)^([\w-]+)==(\S+)$", (REPO / "constraints-lowest.txt").read_text()))
+    required = [re.match(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", line) for line in project["dependencies"]]
+    assert {found[1] for found in required if found} == set(lowest)
+    for found in required:
+        assert found is not None and lowest[found[1]].startswith(found[2]), f"{found[1]} {lowest[found[1]]}"
 
 
 class Fetched(HTMLParser):

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import tomllib
 from jsonschema import Draft7Validator
 
 from reeltag.cli.main import main
@@ -15,6 +14,11 @@ from reeltag.models.tagger import FAMILIES
 from reeltag.recipe import shipped
 from reeltag.recipe.json_schema import recipe_schema
 from reeltag.recipe.load import load_recipe
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 REPO = Path(__file__).parents[2]
 NAMES = shipped.names()
