@@ -1,7 +1,7 @@
-"""Attention pooling: learned queries look at all frames (Lee et al. 2019, pooling by multihead attention).
+"""Attention pooling: learned queries attend to all frames (Lee et al. 2019, pooling by multihead attention).
 
-The form is today's usual one for frozen features: a projection, layer norm, queries that attend with several
-heads, and a gated residual layer on each query's answer.
+It is the usual attentive probe on frozen features: a projection, layer norm, multihead attention of learned queries,
+and a gated residual layer on each query's output.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class AttentionConfig(TaggerConfig):
 
 
 class AttentionPooling(Pooling):
-    """Q queries attend to the frames of all features.
+    """Pooling by Q learned queries that attend to the frames of all features.
 
     Args:
         config: sizes.
@@ -54,7 +54,7 @@ class AttentionPooling(Pooling):
         self.project = nn.Linear(sum(widths), width)
         self.frame_norm = nn.LayerNorm(width)
         self.queries = normal(config.queries, width, scale=1.0)
-        # Without biases: one on the keys would change nothing.
+        # No biases: one on the keys would change nothing.
         self.keys = nn.Linear(width, width, bias=False)
         self.values = nn.Linear(width, width, bias=False)
         self.mix = nn.Linear(width, width)
@@ -66,7 +66,7 @@ class AttentionPooling(Pooling):
         """Pool frames to [B, Q·W]."""
         x_BTW = self.frame_norm(self.project(frames.x))
         queries = self.queries.to(x_BTW.dtype).expand(len(x_BTW), -1, -1)
-        # A frame that counts n times has n times the weight in the softmax; padding, with log 0, has none.
+        # A frame that counts n times gets n times the weight in the softmax; padding, with log 0, gets none.
         bias_B11T = None if frames.weights is None else frames.weights.log()[:, None, None].to(x_BTW.dtype)
         answers = F.scaled_dot_product_attention(
             self._by_head(queries),
@@ -79,5 +79,5 @@ class AttentionPooling(Pooling):
         return torch.flatten(y_BQW + self.reduce(F.silu(gate) * value), 1)
 
     def _by_head(self, x: Tensor) -> Tensor:
-        """[B, N, W] to [B, heads, N, W/heads]."""
+        """Reshape [B, N, W] to [B, heads, N, W/heads]."""
         return torch.unflatten(x, 2, (self.heads, -1)).transpose(1, 2)

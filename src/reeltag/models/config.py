@@ -1,7 +1,7 @@
-"""What every tagger's configuration has; each family adds its own keys (see its file).
+"""Configuration that all taggers share; each family adds its own keys in its file.
 
-A rule between two keys is a validator of the later one, so that every fault is found in one pass.
-Rules that need the width of the features read it from pydantic's validation context.
+A rule between two keys is a validator of the later key, so that one pass finds every fault. Rules that need the widths
+of the features read them from pydantic's validation context.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 
 class _Config(BaseModel):
-    # Defaults are validated too: a rule between keys may be broken by the one that was not given.
+    # Defaults are validated too, because a key that was not given may break a rule between keys.
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @classmethod
@@ -23,7 +23,7 @@ class _Config(BaseModel):
 
 
 class HeadConfig(_Config):
-    """The classifier that turns a vector into C probabilities."""
+    """Configuration of the classifier that turns a vector into C probabilities."""
 
     kind: Literal["logistic", "moe"] = "moe"
     experts: int = Field(2, gt=0, description="M, experts a class; moe only")
@@ -60,7 +60,7 @@ class HeadConfig(_Config):
 
 
 class GatingConfig(_Config):
-    """How the vector before the head gates itself."""
+    """Configuration of the gate on the vector before the head."""
 
     kind: Literal["none", "context", "se"] = Field("context", description="se: squeeze and excitation")
     norm: bool = Field(True, description="batch norm before the sigmoid, otherwise a bias; context only")
@@ -84,14 +84,14 @@ Activation = Annotated[
 
 
 class TaggerConfig(_Config):
-    """Keys that every family has; a family may have other defaults."""
+    """Keys that every family has; a family may override defaults."""
 
     family: str
     input_norm: bool = Field(True, description="batch norm over the normalised frames")
     hidden: HiddenWidth = 1024
     activation: Activation = "bias"
     gating: GatingConfig = GatingConfig()
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of the units before the head dropped in training")
+    dropout: float = Field(0.0, ge=0, lt=1, description="fraction of the units before the head dropped in training")
     bn_decay: float = Field(
         0.999,
         ge=0,
@@ -117,16 +117,16 @@ class TaggerConfig(_Config):
 
 
 def feature_widths(info: ValidationInfo) -> Sequence[int]:
-    """Widths D_f of the features that a configuration is validated for; empty where they are not known."""
+    """Return the widths D_f of the features that a configuration is validated for; empty if they are unknown."""
     widths: Sequence[int] = (info.context or {}).get("widths", ())
     return widths
 
 
 def at_least_for_further_features(value: int, info: ValidationInfo, share: int) -> int:
-    """A number of clusters of which each further feature gets 1/share.
+    """Check a number of clusters of which each further feature gets 1/share, and return it.
 
     Raises:
-        ValueError: there are further features, and they would get none.
+        ValueError: there are further features, and they would get no cluster.
     """
     if len(feature_widths(info)) > 1 and value < share:
         raise ValueError(f"{value} must be at least {share}, because each further feature gets 1/{share} of it")

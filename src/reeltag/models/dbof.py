@@ -43,12 +43,12 @@ class DBoFConfig(TaggerConfig):
 
 
 class ClassicDBoF(Clusters, Pooling):
-    """relu6(BN(xW)) over the joint vector of all features, maximum or mean over the frames (golden `model_dbof`).
+    """Classic DBoF: maximum or mean over frames of relu6(BN(xW)), on all features jointly (golden `model_dbof`).
 
     Args:
         features: D.
         clusters: K.
-        mean: mean instead of maximum.
+        mean: pool by the mean instead of the maximum.
     """
 
     def __init__(self, features: int, clusters: int, mean: bool) -> None:
@@ -58,17 +58,17 @@ class ClassicDBoF(Clusters, Pooling):
     def forward(self, frames: Frames) -> Tensor:
         """Pool frames to [B, K]."""
         a_BTK = frames.spread(F.relu6(super().forward(frames)))
-        # relu6 is never below 0, so padded frames at 0 leave the maximum as it is
+        # relu6 is never negative, so padded frames, which are 0, do not change the maximum.
         return frames.mean(a_BTK) if self.mean else a_BTK.amax(1)
 
 
 class SoftDBoF(nn.Module):
-    """s = Σ_t softmax(BN(xW)), norm 1; optionally beside the maximum over frames, norm 1.
+    """Soft DBoF: s = Σ_t softmax(BN(xW)), scaled to norm 1; optionally with the maximum over frames, scaled likewise.
 
     Args:
         features: D.
         clusters: K.
-        maximum: with the maximum.
+        maximum: append the maximum.
     """
 
     def __init__(self, features: int, clusters: int, maximum: bool = False) -> None:
@@ -84,7 +84,7 @@ class SoftDBoF(nn.Module):
 
 
 class GatedDBoF(nn.Module):
-    """sigmoid(BN(m R W₂)) ⊙ Σ_t softmax(BN(xW)), norm 1, where m is the softmax's maximum over frames, norm 1.
+    """Gated DBoF: sigmoid(BN(m R W₂)) ⊙ Σ_t a_t with a = softmax(BN(xW)), m = max_t a_t; both scaled to norm 1.
 
     Args:
         features: D, also the width of the bottleneck between R and W₂.
@@ -109,7 +109,12 @@ class GatedDBoF(nn.Module):
 
 
 def build_dbof(config: DBoFConfig, widths: Sequence[int]) -> Pooling:
-    """The pooling that a configuration names; only the first feature is gated, the others are soft."""
+    """Build the pooling that a configuration names; of `gated` only the first feature is gated, the others are soft.
+
+    Args:
+        config: kind of pooling, and number of clusters.
+        widths: D_f of each feature.
+    """
     if config.pooling in ("max", "mean"):
         return ClassicDBoF(sum(widths), config.clusters, config.pooling == "mean")
     clusters = shares(config.clusters, len(widths), 8)

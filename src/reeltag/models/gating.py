@@ -1,4 +1,4 @@
-"""Gating: a vector scaled by sigmoids that are computed from it, or from another."""
+"""Gating layers: scale a vector by sigmoids that are computed from itself or from another vector."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class ContextGate(nn.Module):
 
     Args:
         features: width of x.
-        inputs: width of s, where s is not x itself.
-        norm: batch norm before the sigmoid; otherwise a bias.
-        diagonal: whether x takes part in its own gate through G's diagonal.
+        inputs: width of s; None if s is x itself.
+        norm: apply batch norm before the sigmoid; otherwise add a bias.
+        diagonal: keep G's diagonal, through which each feature of x takes part in its own gate.
     """
 
     def __init__(self, features: int, inputs: int | None = None, *, norm: bool = True, diagonal: bool = True) -> None:
@@ -31,7 +31,7 @@ class ContextGate(nn.Module):
         self.bias = None if norm else normal(features, scale=scale)
 
     def forward(self, x: Tensor, source: Tensor | None = None) -> Tensor:
-        """Gate x [B, features] by a source [B, inputs], by default by itself."""
+        """Gate x [B, features] by a source [B, inputs]; by default by itself."""
         gates = (x if source is None else source) @ self.weight
         if not self.diagonal:
             gates = gates - x * self.weight.diagonal()
@@ -40,11 +40,11 @@ class ContextGate(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """y = x ⊙ sigmoid(relu(BN(xW₁)) W₂) with a bottleneck (Lin et al. 2018, section 3.3).
+    """Squeeze and excitation, y = x ⊙ sigmoid(relu(BN(xW₁)) W₂) (Lin et al. 2018, section 3.3).
 
     Args:
         features: width of x.
-        reduction: features over the bottleneck's width.
+        reduction: ratio of features to the bottleneck's width.
     """
 
     def __init__(self, features: int, reduction: int) -> None:
@@ -60,7 +60,12 @@ class SqueezeExcitation(nn.Module):
 
 
 def build_gate(features: int, config: GatingConfig) -> nn.Module:
-    """The gate that a configuration names."""
+    """Build the gate that a configuration names; the identity for kind `none`.
+
+    Args:
+        features: width of the gated vector.
+        config: kind of gate and its settings.
+    """
     if config.kind == "se":
         return SqueezeExcitation(features, config.reduction)
     if config.kind == "context":

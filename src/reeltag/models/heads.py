@@ -1,4 +1,4 @@
-"""Heads: a vector to C probabilities, always in float32."""
+"""Classifier heads: from a vector to C independent probabilities, always in float32."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from reeltag.models.layers import glorot
 
 
 def l2_penalty(l2: float, *weights: Tensor) -> Tensor:
-    """l2·Σw²/2 over all weights."""
-    # By way of the norm, whose gradient takes fewer passes over the weights than that of a sum of squares.
+    """Return the penalty l2·Σw²/2 over all weights."""
+    # The gradient of a norm takes fewer passes over the weights than that of a sum of squares.
     return torch.stack([torch.linalg.vector_norm(weight).square() for weight in weights]).sum() * (l2 / 2)
 
 
 class Logistic(nn.Module):
-    """p = sigmoid(xW + b) (golden `logistic`).
+    """Logistic head, p = sigmoid(xW + b) (golden `logistic`).
 
     Args:
         inputs: width of x.
         classes: C.
-        config: only `l2` matters.
+        config: only `l2` is used.
     """
 
     def __init__(self, inputs: int, classes: int, config: HeadConfig) -> None:
@@ -32,23 +32,24 @@ class Logistic(nn.Module):
         self.bias = nn.Parameter(torch.zeros(classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs] to probabilities [B, C]."""
+        """Return probabilities [B, C] of x [B, inputs]."""
         return torch.sigmoid((x @ self.weight).float() + self.bias)
 
     def penalty(self) -> Tensor:
-        """The L2 penalty, l2·Σw²/2."""
+        """Return the L2 penalty, l2·Σw²/2."""
         return l2_penalty(self.l2, self.weight)
 
 
 class MixtureOfExperts(nn.Module):
-    """p = Σ_m softmax(gates)_m · sigmoid(experts)_m, with one gate more than experts (golden `moe2_probgating`).
+    """Mixture of experts, p = Σ_m softmax(gates)_m · sigmoid(experts)_m (golden `moe2_probgating`).
 
-    The last gate leads to an expert that says 0. Columns are class-major: class c's gates are neighbours.
+    There is one gate more than experts: the last gate selects a dummy expert with probability 0. Columns are
+    class-major: the gates of a class are adjacent.
 
     Args:
         inputs: width of x.
         classes: C.
-        config: experts, L2, the gates' rank, and how the probabilities are gated.
+        config: number of experts, L2, rank of the gates, gating of the probabilities.
     """
 
     def __init__(self, inputs: int, classes: int, config: HeadConfig) -> None:
@@ -66,9 +67,9 @@ class MixtureOfExperts(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs] to probabilities [B, C]."""
+        """Return probabilities [B, C] of x [B, inputs]."""
         gates = (x if self.gates_in is None else x @ self.gates_in) @ self.gates
-        # The few ways of a class come first, where softmax is 15 times faster than over neighbours.
+        # The small dimension M comes first: softmax over it is 15 times faster than over adjacent elements.
         gates_MBC = torch.unflatten(gates.float(), 1, (self.classes, -1)).movedim(2, 0).softmax(0)
         experts = torch.sigmoid((x @ self.experts).float() + self.bias)
         experts_MBC = torch.unflatten(experts, 1, (self.classes, -1)).movedim(2, 0)
@@ -78,11 +79,17 @@ class MixtureOfExperts(nn.Module):
         return probabilities
 
     def penalty(self) -> Tensor:
-        """The L2 penalty on gates and experts, l2·Σw²/2."""
+        """Return the L2 penalty on gates and experts, l2·Σw²/2."""
         weights = [self.gates, self.experts] + ([] if self.gates_in is None else [self.gates_in])
         return l2_penalty(self.l2, *weights)
 
 
 def build_head(inputs: int, classes: int, config: HeadConfig) -> Logistic | MixtureOfExperts:
-    """The head that a configuration names."""
+    """Build the head that a configuration names.
+
+    Args:
+        inputs: width of the vector.
+        classes: C.
+        config: kind of head and its settings.
+    """
     return (Logistic if config.kind == "logistic" else MixtureOfExperts)(inputs, classes, config)

@@ -1,4 +1,4 @@
-"""Parts that the families share.
+"""Layers that the families share.
 
 Shapes: B videos, T frames, D features, K clusters, H hidden units, C classes.
 """
@@ -22,9 +22,9 @@ L2_EPSILON = 1e-12  # on the squared norm, as TensorFlow has it
 
 
 def dequantize(codes: Tensor) -> Tensor:
-    """Map `uint8` codes to float32 values in [-2, 2] (algorithms: x = q·4/255 + 4/512 − 2; golden `dequantize`)."""
+    """Dequantize `uint8` codes to float32 values in [-2, 2], x = q·4/255 + 4/512 − 2 (golden `dequantize`)."""
     values = torch.empty(codes.shape, dtype=torch.float32, device=codes.device)
-    # In parts that a processor's cache holds for all three passes; to a GPU each would be three launches.
+    # In blocks that stay in the CPU's cache for all three passes; a GPU would need three launches a block.
     size = _PART if codes.device.type == "cpu" else max(1, codes.numel())
     for out, part in zip(torch.split(values.view(-1), size), torch.split(codes.flatten(), size), strict=True):
         out.copy_(part).mul_(4 / 255).add_(4 / 512 - 2)
@@ -35,13 +35,13 @@ _PART = 1 << 20  # values
 
 
 def l2_normalize(x: Tensor, dim: int) -> Tensor:
-    """Scale to norm 1 along a dimension; zero stays zero (TensorFlow's epsilon)."""
+    """Scale to L2 norm 1 along a dimension, with TensorFlow's epsilon; zero stays zero."""
     return x * x.square().sum(dim, keepdim=True).clamp_min(L2_EPSILON).rsqrt()
 
 
 def intra_normalize(v_BDK: Tensor) -> Tensor:
-    """Scale each column [D] to norm 1 and then the whole to norm 1; flattened D-major, [B, D·K]."""
-    # Both scales come out of one pass over the squares, which is most of what this costs.
+    """Scale each column [D] to norm 1, then the whole to norm 1; return it flattened D-major, [B, D·K]."""
+    # One pass over the squares, the most expensive part, gives both scales.
     squares_BK = v_BDK.square().sum(1)
     columns_BK = squares_BK.clamp_min(L2_EPSILON).rsqrt()
     whole_B1 = (squares_BK * columns_BK.square()).sum(1, keepdim=True).clamp_min(L2_EPSILON).rsqrt()
@@ -49,22 +49,22 @@ def intra_normalize(v_BDK: Tensor) -> Tensor:
 
 
 def normal(*shape: int, scale: float, mean: float = 0.0) -> nn.Parameter:
-    """A parameter drawn from N(mean, scale²)."""
+    """Create a parameter sampled from N(mean, scale²)."""
     values = torch.empty(*shape)
-    # To draw nothing, on the meta device, torch would import its compiler first: 1.2 s whenever a model is opened.
+    # On the meta device, torch would import its compiler to sample nothing: 1.2 s whenever a model is opened.
     return nn.Parameter(values if values.is_meta else values.normal_().mul_(scale).add_(mean))
 
 
 def glorot(inputs: int, outputs: int) -> nn.Parameter:
-    """A parameter [inputs, outputs] drawn from TensorFlow's default, U(±√(6/(inputs + outputs)))."""
+    """Create a parameter [inputs, outputs] sampled from TensorFlow's default, U(±√(6/(inputs + outputs)))."""
     return nn.Parameter(nn.init.xavier_uniform_(torch.empty(inputs, outputs)))
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch norm over [N, features], whose statistics in training are those of the whole batch."""
+    """Batch norm over [N, features] whose training statistics are those of the global batch."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise rows."""
+        """Normalise rows [N, features]."""
         if not self.training or world_size() == 1:
             return super().forward(x)
         assert self.num_batches_tracked is not None
@@ -73,27 +73,27 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 def batch_norm(features: int) -> BatchNorm:
-    """Batch norm over [N, features] with the published epsilon; the tagger sets the decay."""
+    """Build batch norm over [N, features] with the published epsilon; the tagger sets the decay."""
     return BatchNorm(features, eps=BN_EPSILON)
 
 
 class Dropout(nn.Dropout):
-    """Dropout that drops in a shared batch what it would drop in the whole."""
+    """Dropout whose mask is sampled for the global batch, so that ranks drop what one process would."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop in training."""
+        """Drop units of x [B, features] in training."""
         if not self.training or world_size() == 1:
             return super().forward(x)
         return x * drawn(lambda rows: F.dropout(x.new_ones(rows, *x.shape[1:]), self.p), len(x))
 
 
 class Pooling(nn.Module):
-    """What a family is: normalised frames to one vector [B, outputs].
+    """Base class of poolings, which turn normalised frames into one vector [B, outputs]; a family is its pooling.
 
     Attributes:
         outputs: width of the vector.
         scale: standard deviation of the hidden layer's initial weights.
-        ordered: needs the frames in order, so training draws none of them at random: none counts more than once.
+        ordered: needs the frames in order, so training samples no frames and none counts more than once.
     """
 
     outputs: int
@@ -102,11 +102,11 @@ class Pooling(nn.Module):
 
 
 class PerFeature(Pooling):
-    """Pools each feature apart and concatenates.
+    """Pooling that pools each feature separately and concatenates the results.
 
     Args:
         widths: D_f of each feature.
-        parts: the pooling of each, with an attribute `outputs`.
+        parts: one pooling for each feature, with an attribute `outputs`.
         scale: standard deviation of the hidden layer's initial weights.
     """
 
@@ -123,12 +123,12 @@ class PerFeature(Pooling):
 
 
 def shares(count: int, features: int, divisor: int) -> list[int]:
-    """`count` clusters for the first feature, 1/divisor of it for each further one."""
+    """Return the number of clusters of each feature: `count` for the first, count/divisor for each further one."""
     return [count, *[count // divisor] * (features - 1)]
 
 
 class FrameNorm(nn.Module):
-    """Batch norm over all frames of a batch, each as often as its weight says.
+    """Batch norm over all frames of a batch, each weighted by its count.
 
     Args:
         features: D, the width of a frame.
@@ -139,14 +139,14 @@ class FrameNorm(nn.Module):
         self.norm = batch_norm(features)
 
     def forward(self, x: Tensor, weights: Tensor | None) -> Tensor:
-        """Normalise frames [..., D]; weights [...], or None where every frame counts once."""
+        """Normalise frames [..., D] with weights [...]; None if every frame counts once."""
         if weights is None or not self.training:
             normed: Tensor = self.norm(x.flatten(0, -2))
             return normed.view_as(x)
         return torch.addcmul(self.norm.bias, standardize(x, weights, self.norm), self.norm.weight)
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift [D] that are the whole norm outside training."""
+        """Return the scale and shift [D] that equal this norm in evaluation mode."""
         norm = self.norm
         assert norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
@@ -154,7 +154,7 @@ class FrameNorm(nn.Module):
 
 
 class InputNorm(nn.Module):
-    """Batch norm of the input, whose scale and shift stay apart.
+    """Batch norm of the input; its scale and shift are kept apart from the normalised values.
 
     Args:
         features: D, the width of a frame.
@@ -165,13 +165,13 @@ class InputNorm(nn.Module):
         self.norm = batch_norm(features)
 
     def forward(self, frames: Frames) -> Frames:
-        """Normalise frames as they came."""
+        """Normalise the frames' values and attach scale and shift."""
         values = standardize(frames.values, frames.weights, self.norm)
         return replace(frames, values=values, scale=self.norm.weight, shift=self.norm.bias)
 
 
 def standardize(x: Tensor, weights: Tensor | None, norm: nn.BatchNorm1d) -> Tensor:
-    """Batch norm without its scale and shift; [..., D] and weights [...], or None where every row counts once."""
+    """Apply batch norm without its scale and shift to x [..., D]; weights [...], or None if every row counts once."""
     rows = x.flatten(0, -2)
     if norm.training and weights is None and world_size() > 1:
         weights = rows.new_ones(len(rows), dtype=torch.float32)
@@ -182,7 +182,7 @@ def standardize(x: Tensor, weights: Tensor | None, norm: nn.BatchNorm1d) -> Tens
 
 
 def _standardize_weighted(rows_NF: Tensor, weights_N: Tensor, norm: nn.BatchNorm1d) -> Tensor:
-    """As if each row stood there as often as it weighs; in float32, whatever autocast would choose."""
+    """Standardize rows as if each occurred as often as it weighs; in float32 even under autocast."""
     assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
     with torch.autocast(rows_NF.device.type, enabled=False):
         rows_NF = rows_NF.float()
@@ -199,7 +199,7 @@ def _standardize_weighted(rows_NF: Tensor, weights_N: Tensor, norm: nn.BatchNorm
 
 
 class Clusters(nn.Module):
-    """BN(xW) of the real frames.
+    """Projection of the real frames to K clusters, BN(xW).
 
     Args:
         features: D.
@@ -212,7 +212,7 @@ class Clusters(nn.Module):
         self.norm = FrameNorm(clusters)
 
     def forward(self, frames: Frames) -> Tensor:
-        """Frames to [N, K]; outside training the norm is part of the product."""
+        """Return the projected real frames [N, K]; in evaluation mode the norm is folded into the product."""
         if self.training:
             return self.norm(frames.product(self.weight), frames.row_weights)  # type: ignore[no-any-return]
         scale_K, shift_K = self.norm.folded()
@@ -220,15 +220,15 @@ class Clusters(nn.Module):
 
 
 class SoftAssignment(Clusters):
-    """Shares of each frame in K clusters, a = softmax(BN(xW)); padded frames have none."""
+    """Soft assignment of frames to K clusters, a = softmax(BN(xW)); 0 for padded frames."""
 
     def forward(self, frames: Frames) -> Tensor:
-        """Frames to shares [B, T, K], whatever their counts."""
+        """Return assignments [B, T, K], not weighted by counts."""
         return frames.spread(super().forward(frames).softmax(1))
 
 
 class Hidden(nn.Module):
-    """Fully connected layer, then a bias, batch norm, or batch norm and relu6.
+    """Fully connected layer followed by a bias, batch norm, or batch norm and relu6.
 
     Args:
         inputs: width of the pooled vector.
@@ -245,7 +245,7 @@ class Hidden(nn.Module):
         self.relu6 = activation == "relu6"
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs] to [B, outputs]."""
+        """Return the layer's output [B, outputs] of x [B, inputs]."""
         x = x @ self.weight
         if self.bias is not None:
             x = x + self.bias

@@ -1,4 +1,4 @@
-"""The mean of the frames: the frame-average baseline, and video-level models, whose record is the mean already.
+"""Mean pooling: the frame-average baseline, and video-level models, whose records hold one mean frame.
 
 With a logistic or mixture head this is `FrameLevelLogisticModel`, `LogisticModel` and `MoeModel` of the
 challenge's starter code.
@@ -30,7 +30,7 @@ class Mean(Pooling):
     """Mean over the real frames.
 
     Args:
-        config: has nothing that matters here.
+        config: unused; the mean has no settings.
         widths: D_f of each feature.
     """
 

@@ -39,15 +39,15 @@ class NetFVConfig(TaggerConfig):
 
 
 class NetFVFeature(nn.Module):
-    """First and second order statistics of one feature's frames around K centres c with variances σ².
+    """NetFV of one feature: first and second order statistics of its frames around K centres c with variances σ².
 
     With a = Σ_t a_tk: first order (Σ a_t x − a·c)/σ², second order (a·c² + Σ a_t x² − 2c Σ a_t x)/σ⁴ − a.
-    The first is scaled to norm 1 by column and then whole, the second only whole.
+    The first order is scaled to norm 1 by column, then as a whole; the second order only as a whole.
 
     Args:
         features: D.
         clusters: K.
-        coupling: c = coupling·W, tied to the assignment; None for free centres.
+        coupling: ties the centres to the assignment's weights, c = coupling·W; None for free centres.
     """
 
     def __init__(self, features: int, clusters: int, coupling: float | None) -> None:
@@ -64,8 +64,8 @@ class NetFVFeature(nn.Module):
         a_B1K = a_BTK.sum(1)[:, None]
         x_BDK, square_BDK = frames.values.mT @ a_BTK, frames.values.square().mT @ a_BTK
         c_DK = self.assign.weight * self.coupling if self.centres is None else self.centres
-        # x − c = scale ⊙ (values − c'), so this is in terms of values; what has no B is multiplied first, since
-        # passes over [B, D, K] are what takes the time.
+        # x − c = scale ⊙ (values − c'), so this is in terms of values. Factors without B are multiplied first, because
+        # passes over [B, D, K] take the time.
         scale_D1, c_DK = frames.scale[:, None], c_DK - frames.shift[:, None]
         precision_DK = 1 / (self.deviation.square() + VARIANCE_FLOOR)
         first = torch.addcmul(x_BDK * (scale_D1 * precision_DK), a_B1K, -c_DK * precision_DK)
@@ -78,10 +78,10 @@ class NetFVFeature(nn.Module):
 
 
 class NetFV(PerFeature):
-    """Each feature's statistics; the first has K clusters, each further one K/2.
+    """NetFV of each feature; the first has K clusters, each further one K/2.
 
     Args:
-        config: sizes and how the centres are tied.
+        config: number of clusters, and coupling of the centres.
         widths: D_f of each feature.
     """
 

@@ -29,14 +29,14 @@ class NetVLADConfig(TaggerConfig):
 
 
 class NetVLADFeature(nn.Module):
-    """Residuals of one feature's frames to K centres, softly assigned.
+    """NetVLAD of one feature: softly assigned residuals of its frames to K centres.
 
-    V_dk = Σ_t a_tk (x_td − c_dk); each column and then the whole has norm 1. LightVLAD leaves c out.
+    V_dk = Σ_t a_tk (x_td − c_dk); each column, then the whole, is scaled to norm 1. LightVLAD leaves c out.
 
     Args:
         features: D.
         clusters: K.
-        light: without centres.
+        light: leave out the centres (LightVLAD).
     """
 
     def __init__(self, features: int, clusters: int, light: bool = False) -> None:
@@ -55,10 +55,10 @@ class NetVLADFeature(nn.Module):
 
 
 class NetVLAD(PerFeature):
-    """Each feature's residuals; the first has K clusters, each further one K/2.
+    """NetVLAD of each feature; the first has K clusters, each further one K/2.
 
     Args:
-        config: sizes.
+        config: number of clusters, and kind of centres.
         widths: D_f of each feature.
     """
 

@@ -28,7 +28,7 @@ class NeXtVLADConfig(TaggerConfig):
     clusters: int = Field(64, gt=1, description="K of the first feature; each further one gets K/2")
     expansion: int = Field(2, gt=0, description="λ, a frame is projected from D to λ·D first")
     groups: int = Field(8, gt=0, description="G of the first feature; each further one gets G/2")
-    vlad_dropout: float = Field(0.5, ge=0, lt=1, description="share of the pooled vector dropped in training")
+    vlad_dropout: float = Field(0.5, ge=0, lt=1, description="fraction of the pooled vector dropped in training")
     input_norm: bool = False
     activation: Activation = "norm"
     gating: GatingConfig = GatingConfig(kind="se")
@@ -55,7 +55,7 @@ class NeXtVLADConfig(TaggerConfig):
 
 
 def groups_of(count: int, features: int) -> list[int]:
-    """Groups of each feature: G for the first, G/2 but at least one for each further one."""
+    """Return the number of groups of each feature: G for the first, max(1, G/2) for each further one."""
     return [max(1, groups) for groups in shares(count, features, 2)]
 
 
@@ -64,18 +64,18 @@ def _fits(count: int, widths: Sequence[int], expansion: int) -> bool:
 
 
 class NeXtVLADFeature(nn.Module):
-    """VLAD of one feature's frames, each split into G groups that attend and are assigned apart.
+    """NeXtVLAD of one feature: VLAD of frames that are split into G groups, each with its own attention and assignment.
 
-    x̃ = xW + b of width λD, cut into G groups of width λD/G; group g of frame t has attention
-    α = sigmoid(x̃U + u)_g and shares a = softmax(BN(x̃V))_gk. V_dk = Σ_tg α a (x̃_gd − c_dk); columns have
-    norm 1, then batch norm and dropout.
+    x̃ = xW + b of width λD is split into G groups of width λD/G. Group g of frame t has attention
+    α = sigmoid(x̃U + u)_g and assignments a = softmax(BN(x̃V))_gk. V_dk = Σ_tg α a (x̃_gd − c_dk); columns are scaled
+    to norm 1, then follow batch norm and dropout.
 
     Args:
         features: D.
         clusters: K.
         expansion: λ.
         groups: G.
-        dropout: share of the vector dropped in training.
+        dropout: fraction of the vector that is dropped in training.
     """
 
     def __init__(self, features: int, clusters: int, expansion: int, groups: int, dropout: float) -> None:
@@ -106,7 +106,7 @@ class NeXtVLADFeature(nn.Module):
 
 
 class NeXtVLAD(PerFeature):
-    """Each feature's grouped residuals; the first has K clusters and G groups, each further one half of them.
+    """NeXtVLAD of each feature; the first has K clusters and G groups, each further one half as many.
 
     Args:
         config: sizes.

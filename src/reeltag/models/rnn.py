@@ -1,7 +1,7 @@
 """Recurrent taggers: a bidirectional layer, then one forwards (paper section 2.1; golden `model_bi*`).
 
-Frames are read in order with their true length. The feature is the last layer's state after the last frame,
-the cell state where it is an LSTM.
+Frames are read in order up to their true length. The pooled vector is the last layer's state after the last frame;
+of an LSTM its cell state.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class RNNConfig(TaggerConfig):
 
 
 class CuDNNLayer(nn.Module):
-    """`torch.nn.LSTM` or `torch.nn.GRU` over ragged sequences, starting as TensorFlow's cells do.
+    """`torch.nn.LSTM` or `torch.nn.GRU` over ragged sequences, initialised as TensorFlow's cells are.
 
     Args:
         cell: `lstm` or `gru-torch`.
         inputs: width of a frame.
-        cells: H, each way.
-        bidirectional: also backwards; outputs are concatenated.
+        cells: H of each direction.
+        bidirectional: also read backwards; outputs are concatenated.
     """
 
     def __init__(self, cell: Cell, inputs: int, cells: int, bidirectional: bool) -> None:
@@ -79,7 +79,7 @@ class CuDNNLayer(nn.Module):
                     (gates[1:2] if cell == "lstm" else gates[:2]).fill_(1.0)
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Outputs [B, T, cells or twice that] and the final state [B, cells]; an LSTM's is the cell state."""
+        """Return outputs [B, T, cells or twice that] and the final state [B, cells]; of an LSTM its cell state."""
         frames = x_BTD.shape[1]
         x: Tensor | PackedSequence = x_BTD
         if mask_BT is not None:
@@ -109,8 +109,8 @@ class PublishedGRU(nn.Module):
         self.candidate_bias = nn.Parameter(torch.zeros(cells))
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Outputs [B, T, H] and the final state [B, H]; in padded frames the state stays as it is."""
-        # What does not depend on the state is one product for all frames.
+        """Return outputs [B, T, H] and the final state [B, H]; padded frames keep the state."""
+        # The products that do not depend on the state are computed for all frames at once.
         gates_BT = x_BTD @ self.gates[: self.inputs] + self.gates_bias
         candidate_BT = x_BTD @ self.candidate[: self.inputs] + self.candidate_bias
         weights = (w[self.inputs :] for w in (self.gates, self.candidate))
@@ -119,10 +119,10 @@ class PublishedGRU(nn.Module):
 
 
 class GRURecurrence(torch.autograd.Function):
-    """What of `PublishedGRU` follows the state from frame to frame.
+    """The recurrence of `PublishedGRU`, with a gradient of its own.
 
-    Its own gradient, since autograd's would add up [H, 2·H] for every frame, in bfloat16 under autocast. This one forms
-    the weights' in one product over all frames.
+    Autograd would accumulate a gradient [H, 2·H] for every frame, in bfloat16 under autocast. This one computes the
+    gradients of the weights in one product over all frames.
     """
 
     @staticmethod
@@ -135,10 +135,20 @@ class GRURecurrence(torch.autograd.Function):
         mask_BT: Tensor | None,
         backwards: bool,
     ) -> Tensor:
-        """States [B, T, H], of float32 products [B, T, 2·H] and [B, T, H] with the frames, and weights of the state."""
+        """Return states [B, T, H].
+
+        Args:
+            ctx: of autograd.
+            gates_BTG: [B, T, 2·H] float32, products of the frames for both gates.
+            candidate_BTH: [B, T, H] float32, products of the frames for the candidate state.
+            gates_HG: [H, 2·H], recurrent weights of the gates.
+            candidate_HH: [H, H], recurrent weights of the candidate state.
+            mask_BT: true for real frames; None if all are real.
+            backwards: from the last frame to the first.
+        """
         device, frames = gates_BTG.device.type, gates_BTG.shape[1]
-        # Autocast would convert the weights for every frame, and nothing in the backward pass.
-        # A plan's estimate runs this on the meta device, which has no autocast.
+        # Converted here once: autocast would convert the weights for every frame, and nothing in the backward pass.
+        # The plan's FLOP estimate runs on the meta device, which has no autocast.
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else gates_BTG.dtype
         weights = gates_HG.to(dtype), candidate_HH.to(dtype)
@@ -159,7 +169,7 @@ class GRURecurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_BTH: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the products and of the weights."""
+        """Return the gradients of the products and of the recurrent weights."""
         before, resets, updates, candidates, gates_HG, candidate_HH, *mask = ctx.saved_tensors
         dtype, dh = gates_HG.dtype, torch.zeros_like(before[:, 0])
         gates_GH, candidate_T = gates_HG.T.contiguous(), candidate_HH.T.contiguous()
@@ -179,10 +189,10 @@ class GRURecurrence(torch.autograd.Function):
 
 
 class Stack(nn.Module):
-    """A bidirectional layer with H/2 cells each way, then a layer with H.
+    """A bidirectional layer with H/2 cells in each direction, followed by a forward layer with H cells.
 
     Args:
-        cell: kind of the cells.
+        cell: kind of cell.
         inputs: width of a frame.
         cells: H.
     """
@@ -197,14 +207,14 @@ class Stack(nn.Module):
             self.second = CuDNNLayer(cell, cells, cells, bidirectional=False)
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
-        """The final state [B, H]."""
+        """Return the final state [B, H]."""
         outputs = torch.cat([layer(x_BTD, mask_BT)[0] for layer in self.first], 2)
         final: Tensor = self.second(outputs, mask_BT)[1]
         return final
 
 
 class FrameLayer(nn.Module):
-    """BN, FC without bias, BN and relu6, frame by frame, before a path of its own.
+    """BN, fully connected layer without bias, BN and relu6 on each frame; before each path of a dual RNN.
 
     Args:
         features: D, also the layer's width.
@@ -217,16 +227,16 @@ class FrameLayer(nn.Module):
         self.norm = FrameNorm(features)
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
-        """Frames to frames."""
+        """Return transformed frames [B, T, D]."""
         weights_BT = None if mask_BT is None else mask_BT.float()
         return F.relu6(self.norm(self.input_norm(x_BTD, weights_BT) @ self.weight, weights_BT))
 
 
 class RNN(Pooling):
-    """One stack over the joint frames, or one for each feature.
+    """Recurrent pooling: one stack over all features jointly, or one stack for each feature.
 
     Args:
-        config: cells and paths.
+        config: cells, paths and shuffling.
         widths: D_f of each feature.
     """
 
@@ -242,7 +252,7 @@ class RNN(Pooling):
         self.stacks = nn.ModuleList([Stack(config.cell, d, h) for d, h in zip(self.widths, cells, strict=True)])
 
     def forward(self, frames: Frames) -> Tensor:
-        """Read normalised frames to [B, outputs]."""
+        """Pool normalised frames to [B, outputs]."""
         x_BTD, mask_BT = frames.x, frames.mask
         if self.shuffle and self.training:
             x_BTD = shuffle_frames(x_BTD, mask_BT)
@@ -253,7 +263,7 @@ class RNN(Pooling):
 
 
 def shuffle_frames(x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
-    """The real frames of each video in random order; padded ones stay behind them."""
+    """Shuffle the real frames of each video; padded frames stay behind them."""
     keys_BT = drawn(lambda videos: torch.rand(videos, x_BTD.shape[1], device=x_BTD.device), len(x_BTD))
     if mask_BT is not None:
         keys_BT = keys_BT.masked_fill(~mask_BT, 2.0)

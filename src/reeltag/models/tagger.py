@@ -1,4 +1,4 @@
-"""The tagger: input → pooling → hidden layer → gating → head. And the registry of families."""
+"""The tagger, input → pooling → hidden layer → gating → head, and the registry of families."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from reeltag.models.netvlad import NetVLAD, NetVLADConfig
 from reeltag.models.nextvlad import NeXtVLAD, NeXtVLADConfig
 from reeltag.models.rnn import RNN, RNNConfig
 
-# The registry: one line a family, its configuration and what makes its pooling.
+# The registry: for each family its configuration and the class or function that builds its pooling.
 FAMILIES: dict[str, tuple[type[TaggerConfig], Callable[[Any, Sequence[int]], Pooling]]] = {
     "attention": (AttentionConfig, AttentionPooling),
     "dbof": (DBoFConfig, build_dbof),
@@ -37,12 +37,12 @@ FAMILIES: dict[str, tuple[type[TaggerConfig], Callable[[Any, Sequence[int]], Poo
 }
 
 
-# Frames that are tagged at a time on a processor; fewer make its matrix products slower.
+# Frames that are tagged at a time on a CPU; with fewer, its matrix products are slower.
 CHUNK_FRAMES = 4800
 
 
 class _ByFamily:
-    """Tells pydantic to choose the configuration's class by its `family` key."""
+    """Annotation that makes pydantic choose the configuration's class by its `family` key."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         choices = {name: handler.generate_schema(config) for name, (config, _) in FAMILIES.items()}
@@ -53,21 +53,21 @@ AnyTaggerConfig = Annotated[TaggerConfig, _ByFamily()]
 
 
 def parse_config(table: Any, widths: Sequence[int] = ()) -> TaggerConfig:
-    """The configuration that a table with a `family` key describes.
+    """Parse the configuration of a tagger.
 
     Args:
-        table: the keys.
-        widths: D_f of the features it is meant for, so that what does not fit them is found.
+        table: its keys, `family` among them.
+        widths: D_f of the features that the tagger will read, so that sizes that do not fit them are reported too.
 
     Raises:
-        pydantic.ValidationError: unknown family, unknown key, wrong or contradictory value; lists them all.
+        pydantic.ValidationError: unknown family, unknown key, wrong or contradictory values; lists all of them.
     """
     adapter: TypeAdapter[TaggerConfig] = TypeAdapter(AnyTaggerConfig)
     return adapter.validate_python(table, context={"widths": tuple(widths)})
 
 
 class Tagger(nn.Module):
-    """Frames of a video to probabilities of classes.
+    """Model from the frames of videos to probabilities of classes.
 
     Args:
         config: one family's configuration.
@@ -92,12 +92,12 @@ class Tagger(nn.Module):
                 module.momentum = 1 - config.bn_decay
 
     def forward(self, frames: Tensor, lengths: Tensor, counts: Tensor | None = None) -> Tensor:
-        """Tag videos.
+        """Return the probabilities of classes.
 
         Args:
             frames: [B, T, D], `uint8` codes or float32 values.
-            lengths: [B] int64, real frames of each video; the others are ignored.
-            counts: [B, T] int64, how often each frame counts, 0 past a video's length; by default each real one
+            lengths: [B] int64, number of real frames of each video; frames past it are ignored.
+            counts: [B, T] int64, weight of each frame, 0 past a video's length; by default each real frame counts
                 once.
 
         Returns:
@@ -111,15 +111,15 @@ class Tagger(nn.Module):
         return self._classify(vector)
 
     def tag(self, x_BTD: Tensor) -> Tensor:
-        """Tag dequantised frames that are all real."""
+        """Return probabilities [B, C] of dequantized frames [B, T, D] without padding."""
         return self._classify(self._pool(Frames.plain(l2_normalize(x_BTD, 2))))
 
     def penalty(self) -> Tensor:
-        """L2 penalty, to be added to the loss."""
+        """Return the L2 penalty that is added to the loss."""
         return self.head.penalty()
 
     def _vector_by_chunks(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """Pool a few videos of about one length at a time, so that little of the work is on padding."""
+        """Pool videos of similar length together, a few at a time, so that little work goes into padding."""
         order = lengths.argsort(stable=True)
         chunks = torch.split(order, max(1, CHUNK_FRAMES // frames.shape[1]))
         vectors = [self._vector(frames[some, : int(lengths[some[-1]])], lengths[some]) for some in chunks]
@@ -128,10 +128,10 @@ class Tagger(nn.Module):
     def _vector(self, frames: Tensor, lengths: Tensor, counts: Tensor | None = None) -> Tensor:
         x_BTD = dequantize(frames) if frames.dtype == torch.uint8 else frames
         mask_BT = frame_mask(lengths, frames.shape[1])
-        # Processes that share a batch send each other the same messages, so none takes a shorter way than the others.
+        # Ranks that share a batch must call the same collectives, so none may skip the mask on its own.
         shared = self.training and world_size() > 1
         mask = None if not shared and bool(mask_BT.all()) else mask_BT
-        # Padding is 0 after dequantising, not before.
+        # Padding has to be 0 after dequantizing, not before.
         x_BTD = x_BTD if mask is None else x_BTD.masked_fill(~mask[..., None], 0)
         return self._pool(Frames.plain(l2_normalize(x_BTD, 2), mask, None if counts is None else counts.float()))
 
@@ -149,21 +149,21 @@ class Tagger(nn.Module):
 
 
 def build_tagger(config: TaggerConfig, widths: Sequence[int], classes: int, seed: int) -> Tagger:
-    """A tagger with initial weights drawn from a seed; leaves the global generator as it was."""
+    """Build a tagger with initial weights sampled from a seed; the global generator keeps its state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Tagger(config, widths, classes)
 
 
 def meta_tagger(config: TaggerConfig, widths: Sequence[int], classes: int) -> Tagger:
-    """A tagger without memory for its weights: for shapes, sizes and loading.
+    """Build a tagger on the meta device, without memory for its weights: for shapes, sizes and loading.
 
     Raises:
-        UsageError: the sizes are more than torch can count.
+        UsageError: a tensor would be larger than torch can address.
     """
     try:
         with torch.device("meta"):
             return Tagger(config, widths, classes)
-    except (RuntimeError, TypeError) as error:  # TypeError: a single one of them is
+    except (RuntimeError, TypeError) as error:  # TypeError: a single size is too large
         reason = str(error).splitlines()[0]
         raise UsageError(f"{config.family}: is larger than any memory ({reason}); make its sizes smaller") from error
