@@ -19,8 +19,7 @@ import torch
 
 import reeltag
 from measure import Peer, options, pin, print_json, print_table, run_rounds, seconds, serve, timed
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import Artifact, Member, load_artifact, quantize_artifact, save_artifact
 from reeltag.core.storage import find
 from reeltag.data.loader import stream_batches
 from reeltag.data.schema import preset
@@ -44,8 +43,8 @@ def write_models(folder: Path, table: dict[str, Any]) -> None:
     """The model in 8 bits, and as ONNX."""
     tagger = build_tagger(parse_config(table, SCHEMA.widths), SCHEMA.widths, SCHEMA.classes, 7)
     member = Member("netvlad1", tagger.config, 1.0, tagger.state_dict())
-    shipped = artifact_file.quantized(Artifact(SCHEMA, None, (member,), {}))
-    artifact_file.save(folder / "model.reeltag", shipped)
+    shipped = quantize_artifact(Artifact(SCHEMA, None, (member,), {}))
+    save_artifact(folder / "model.reeltag", shipped)
     save_onnx(folder / "model.onnx", shipped, generated_batches(SCHEMA, videos=4))
 
 
@@ -109,7 +108,7 @@ def gaps(model: Path, patterns: list[str]) -> dict[str, float]:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         onnx_file = Path(folder, "model.onnx")
-        shipped = artifact_file.load(model)
+        shipped = load_artifact(model)
         save_onnx(onnx_file, shipped, generated_batches(shipped.schema))
         for engine, mode in WAYS:
             predictions = tagged(opened(engine, mode, model, onnx_file), shipped, patterns)

@@ -26,8 +26,7 @@ import numpy as np
 import torch
 
 from measure import options, print_json, print_table, spread
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.data.formats.example import Video, encode
 from reeltag.data.formats.tfrecord import framed
 from reeltag.data.loader import collate
@@ -193,7 +192,7 @@ def write_model(name: str, folder: Path) -> Path:
     schema, config = preset(schema_name), parse_config(table)
     state = build_tagger(config, schema.widths, schema.classes, 0).state_dict()
     path = folder / f"{name}.reeltag"
-    artifact_file.save(path, Artifact(schema, None, (Member(name, config, 1.0, state),), {}))
+    save_artifact(path, Artifact(schema, None, (Member(name, config, 1.0, state),), {}))
     return path
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fuzz.forge import Tensor, plain, put_together, take_apart
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.core.errors import ArtifactError
 from reeltag.data.schema import Feature, Schema
 from reeltag.inference.predictor import load
@@ -24,7 +23,7 @@ def model(**table: object) -> bytes:
     """A sound file."""
     config = parse_config({"hidden": 4, **table})
     state = build_tagger(config, SCHEMA.widths, SCHEMA.classes, 0).state_dict()
-    artifact_file.save(PATH, Artifact(SCHEMA, ("x", "y", "z"), (Member("m", config, 1.0, state),), {"recipe": "r"}))
+    save_artifact(PATH, Artifact(SCHEMA, ("x", "y", "z"), (Member("m", config, 1.0, state),), {"recipe": "r"}))
     return PATH.read_bytes()
 
 

@@ -15,8 +15,7 @@ from hypothesis import settings
 
 import reliability
 from objectstores import gs, s3, store, web  # noqa: F401
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.data.formats.example import Video
 from reeltag.data.formats.tfrecord import ShardFile
 from reeltag.data.schema import Schema
@@ -141,7 +140,7 @@ def tiny_model(tiny_schema: Schema, tmp_path_factory: pytest.TempPathFactory) ->
     config = parse_config({"family": "netvlad", "clusters": 4, "hidden": 8})
     state = build_tagger(config, tiny_schema.widths, tiny_schema.classes, 0).state_dict()
     path = tmp_path_factory.mktemp("model") / "tiny.reeltag"
-    artifact_file.save(path, Artifact(tiny_schema, None, (Member("a", config, 1.0, state),), {}))
+    save_artifact(path, Artifact(tiny_schema, None, (Member("a", config, 1.0, state),), {}))
     return path
 
 

@@ -14,8 +14,7 @@ from torch import nn
 
 import reeltag
 from conftest import SMALL_RECIPE
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.cli.main import main
 from reeltag.core.errors import RecipeError, UsageError
 from reeltag.data.pca import quantize
@@ -142,7 +141,7 @@ def test_a_predictor_shows_its_members_shapes_parameters_and_bytes(tiny_model, t
     config = parse_config({"family": "mean"})
     state = build_tagger(config, tiny_schema.widths, 8, 0).state_dict()
     path = tmp_path / "odd.reeltag"
-    artifact_file.save(path, Artifact(tiny_schema, None, (Member("<script>alert(1)", config, 1.0, state),), {}))
+    save_artifact(path, Artifact(tiny_schema, None, (Member("<script>alert(1)", config, 1.0, state),), {}))
     page = reeltag.load(path)._repr_html_()
     tags = []
     parser = html.parser.HTMLParser()

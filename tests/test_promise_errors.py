@@ -15,8 +15,7 @@ import torch
 
 from badshards import KINDS, NEED_LABELS, REPEATED, SCHEMA, make_case, video_of
 from conftest import make_video
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.cli.main import main
 from reeltag.core.errors import DataError, RequestError
 from reeltag.core.progress import Progress
@@ -100,7 +99,7 @@ def make_fault(folder: Path, reason: str, rng: random.Random) -> Fault:
 def model_for(folder: Path, schema: Schema) -> Path:
     config = parse_config({"family": "mean", "hidden": 3})
     state = build_tagger(config, schema.widths, schema.classes, 0).state_dict()
-    artifact_file.save(folder / "m.reeltag", Artifact(schema, None, (Member("a", config, 1.0, state),), {}))
+    save_artifact(folder / "m.reeltag", Artifact(schema, None, (Member("a", config, 1.0, state),), {}))
     return folder / "m.reeltag"
 
 

@@ -31,8 +31,7 @@ import reeltag
 from badshards import SCHEMA, make_case
 from bundles import write_bundle
 from conftest import TINY_RUN
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import Artifact, Member, load_artifact, save_artifact
 from reeltag.artifact.tensorflow.bundle import read_checkpoint
 from reeltag.cli.main import main
 from reeltag.core.errors import ArtifactError, DataError, RecipeError, UsageError
@@ -216,9 +215,9 @@ def test_members_of_a_file_are_never_paths(tmp_path: Path) -> None:
     config = parse_config({"family": "mean", "hidden": 3})
     state = build_tagger(config, SCHEMA.widths, SCHEMA.classes, 0).state_dict()
     with pytest.raises(ArtifactError):
-        artifact_file.save(tmp_path / "m", Artifact(SCHEMA, None, (Member("../a", config, 1.0, state),), {}))
-        artifact_file.load(tmp_path / "m")
-    artifact_file.save(tmp_path / "m", Artifact(SCHEMA, None, (Member("..", config, 1.0, state),), {}))
+        save_artifact(tmp_path / "m", Artifact(SCHEMA, None, (Member("../a", config, 1.0, state),), {}))
+        load_artifact(tmp_path / "m")
+    save_artifact(tmp_path / "m", Artifact(SCHEMA, None, (Member("..", config, 1.0, state),), {}))
     before = sorted(tmp_path.parent.iterdir())
     assert main(["share", str(tmp_path / "m"), "--out", str(tmp_path / "shared")]) == 0
     assert main(["quantize", str(tmp_path / "m"), "--out", str(tmp_path / "q.reeltag")]) == 0
@@ -282,7 +281,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("typed")
     config = parse_config({"family": "mean", "hidden": 3})
     state = build_tagger(config, SCHEMA.widths, SCHEMA.classes, 0).state_dict()
-    artifact_file.save(folder / "m.reeltag", Artifact(SCHEMA, None, (Member("a", config, 1.0, state),), {}))
+    save_artifact(folder / "m.reeltag", Artifact(SCHEMA, None, (Member("a", config, 1.0, state),), {}))
     (folder / "s").write_bytes(make_case(folder, random.Random(0), ()).clean[0].read_bytes())
     (folder / "r.toml").write_text((RECIPE % "a").replace('"t"', f'"{folder / "s"}"'))
     os.mkfifo(folder / "pipe")

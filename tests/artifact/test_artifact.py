@@ -9,8 +9,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import (
+    Artifact,
+    Member,
+    artifact_header,
+    average_artifacts,
+    load_artifact,
+    quantize_artifact,
+    save_artifact,
+    stored_bytes,
+)
 from reeltag.artifact.quantization.quantize import ENCODINGS, dequantize_state
 from reeltag.core.errors import ArtifactError, BudgetError, UsageError
 from reeltag.data.schema import Feature, Schema
@@ -31,13 +39,13 @@ def member(name, weight=1.0, hidden=40, seed=0):
 @pytest.fixture(scope="module")
 def ensemble():
     members = (member("a", 0.25), member("b", 0.75, hidden=56, seed=1))
-    return artifact_file.quantized(Artifact(SCHEMA, NAMES, members, {"recipe": "test"}))
+    return quantize_artifact(Artifact(SCHEMA, NAMES, members, {"recipe": "test"}))
 
 
 @pytest.fixture(scope="module")
 def file(ensemble, tmp_path_factory):
     path = tmp_path_factory.mktemp("artifact") / "model.reeltag"
-    artifact_file.save(path, ensemble)
+    save_artifact(path, ensemble)
     return path
 
 
@@ -49,14 +57,14 @@ def probabilities(shipped):
 
 
 def test_what_is_saved_is_what_is_loaded(ensemble, file):
-    back = artifact_file.load(file)
-    assert artifact_file.describe(back) == artifact_file.describe(ensemble)
+    back = load_artifact(file)
+    assert artifact_header(back) == artifact_header(ensemble)
     assert back.label_names == NAMES
     np.testing.assert_array_equal(probabilities(back), probabilities(ensemble))
 
 
 def test_equal_models_are_equal_bytes(ensemble, file, tmp_path):
-    artifact_file.save(tmp_path / "again.reeltag", ensemble)
+    save_artifact(tmp_path / "again.reeltag", ensemble)
     assert (tmp_path / "again.reeltag").read_bytes() == file.read_bytes()
 
 
@@ -70,21 +78,21 @@ def test_large_weights_are_stored_as_bytes(ensemble):
     floats = Artifact(SCHEMA, None, (member("a"),), {})
     large = {n: t.numel() for n, t in floats.members[0].state.items() if t.numel() > 17_000}
     assert large
-    saved = artifact_file.stored_bytes(floats.members[0].state) - artifact_file.stored_bytes(ensemble.members[0].state)
+    saved = stored_bytes(floats.members[0].state) - stored_bytes(ensemble.members[0].state)
     assert saved == sum(3 * count - 1024 for count in large.values())
 
 
 def test_a_file_of_exactly_the_budget_is_written_and_one_byte_less_is_refused(ensemble, file, tmp_path):
     size = file.stat().st_size
-    assert artifact_file.save(tmp_path / "fits.reeltag", ensemble, budget=size) == size
+    assert save_artifact(tmp_path / "fits.reeltag", ensemble, budget=size) == size
     with pytest.raises(BudgetError, match=r"1 bytes over the budget .* b would fit"):
-        artifact_file.save(tmp_path / "over.reeltag", ensemble, budget=size - 1)
+        save_artifact(tmp_path / "over.reeltag", ensemble, budget=size - 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fits.reeltag"]
 
 
 def test_a_budget_that_nothing_fits_says_so(ensemble, tmp_path):
     with pytest.raises(BudgetError, match="no single member would fit"):
-        artifact_file.save(tmp_path / "over.reeltag", ensemble, budget=1000)
+        save_artifact(tmp_path / "over.reeltag", ensemble, budget=1000)
 
 
 def test_every_flipped_bit_and_every_cut_is_refused(file, tmp_path):
@@ -111,12 +119,12 @@ def test_a_header_that_claims_more_than_the_file_is_refused_before_memory_is_tak
     header = json.dumps(entry).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(ArtifactError):
-        artifact_file.load(path)
+        load_artifact(path)
 
 
 def rewrite(ensemble, path, change):
     """A file with a changed header whose checksums all hold, as a newer reeltag might write."""
-    artifact_file.save(path, ensemble)
+    save_artifact(path, ensemble)
     tensors, content = checkpoint.load_tensors(path)
     change(content)
     checkpoint.save_tensors(path, tensors, content)
@@ -144,15 +152,15 @@ def test_foreign_files_are_refused(tmp_path):
     path = tmp_path / "foreign.safetensors"
     save_file({"x": torch.zeros(3)}, path)
     with pytest.raises(ArtifactError, match="no file of reeltag"):
-        artifact_file.load(path)
+        load_artifact(path)
     with pytest.raises(ArtifactError, match="nowhere"):
-        artifact_file.load(tmp_path / "nowhere.reeltag")
+        load_artifact(tmp_path / "nowhere.reeltag")
     with pytest.raises(ArtifactError, match="is a folder; give the path"):
-        artifact_file.load(tmp_path)
+        load_artifact(tmp_path)
 
 
 def test_quantising_twice_changes_nothing(ensemble):
-    again = artifact_file.quantized(ensemble)
+    again = quantize_artifact(ensemble)
     for name, value in ensemble.members[0].state.items():
         other = again.members[0].state[name]
         if isinstance(value, torch.Tensor):
@@ -165,22 +173,22 @@ def test_quantising_twice_changes_nothing(ensemble):
 def test_every_encoding_comes_back_from_the_file(tmp_path, encoding):
     config = parse_config({"family": "mean", "hidden": 400})
     state = build_tagger(config, SCHEMA.widths, 20, 0).state_dict()
-    shipped = artifact_file.quantized(Artifact(SCHEMA, None, (Member("m", config, 1.0, state),), {}), encoding)
-    artifact_file.save(tmp_path / "m.reeltag", shipped)
-    back = artifact_file.load(tmp_path / "m.reeltag")
+    shipped = quantize_artifact(Artifact(SCHEMA, None, (Member("m", config, 1.0, state),), {}), encoding)
+    save_artifact(tmp_path / "m.reeltag", shipped)
+    back = load_artifact(tmp_path / "m.reeltag")
     for name, value in dequantize_state(shipped.members[0].state).items():
         if value.is_floating_point():
             assert torch.equal(dequantize_state(back.members[0].state)[name], value)
-    assert artifact_file.stored_bytes(back.members[0].state) == artifact_file.stored_bytes(shipped.members[0].state)
+    assert stored_bytes(back.members[0].state) == stored_bytes(shipped.members[0].state)
 
 
 def test_parts_that_are_no_encoding_are_refused(tmp_path):
     config = parse_config({"family": "mean", "hidden": 400})
     state = dict(build_tagger(config, SCHEMA.widths, 20, 0).state_dict())
     state["hidden.weight"] = state["hidden.weight"].double()
-    artifact_file.save(tmp_path / "m.reeltag", Artifact(SCHEMA, None, (Member("m", config, 1.0, state),), {}))
+    save_artifact(tmp_path / "m.reeltag", Artifact(SCHEMA, None, (Member("m", config, 1.0, state),), {}))
     with pytest.raises(ArtifactError, match=r"is stored as hidden.weight torch.float64 .* does not know"):
-        artifact_file.load(tmp_path / "m.reeltag")
+        load_artifact(tmp_path / "m.reeltag")
 
 
 def test_averaged_models_must_be_two_of_one_architecture(tmp_path):
@@ -189,13 +197,13 @@ def test_averaged_models_must_be_two_of_one_architecture(tmp_path):
         name: Artifact(SCHEMA, None, (Member("m", c, 1.0, build_tagger(c, SCHEMA.widths, 20, seed).state_dict()),), {})
         for name, c, seed in (("a", config, 0), ("b", config, 1), ("c", other, 0))
     }
-    mean = artifact_file.averaged({name: made[name] for name in "ab"})
+    mean = average_artifacts({name: made[name] for name in "ab"})
     weights = [made[name].members[0].state["hidden.weight"] for name in "ab"]
     torch.testing.assert_close(mean.members[0].state["hidden.weight"], (weights[0] + weights[1]) / 2)
     with pytest.raises(UsageError, match="two or more"):
-        artifact_file.averaged({"a": made["a"]})
+        average_artifacts({"a": made["a"]})
     with pytest.raises(UsageError, match="c: has another architecture or other data than a"):
-        artifact_file.averaged(made)
+        average_artifacts(made)
     two = replace(made["b"], members=made["b"].members * 2)
     with pytest.raises(UsageError, match="b: is an ensemble of 2 members"):
-        artifact_file.averaged({"a": made["a"], "b": two})
+        average_artifacts({"a": made["a"], "b": two})

@@ -15,8 +15,7 @@ import torch
 
 import onnx_alone
 from conftest import REPO
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import Artifact, Member, quantize_artifact, save_artifact
 from reeltag.artifact.quantization.quantize import ENCODINGS
 from reeltag.cli.main import main
 from reeltag.core.errors import ArtifactError, BudgetError, UsageError
@@ -239,8 +238,8 @@ def test_the_file_alone_gives_the_csv_of_the_command(everything_is_large, tmp_pa
         build_tagger(parse_config({"family": "netvlad", "clusters": 4}), tiny_schema.widths, tiny_schema.classes, 0)
     )
     member = Member("m", tagger.config, 1.0, tagger.state_dict())
-    ensemble = artifact_file.quantized(Artifact(tiny_schema, None, (member,), {}))
-    artifact_file.save(tmp_path / "m.reeltag", ensemble)
+    ensemble = quantize_artifact(Artifact(tiny_schema, None, (member,), {}))
+    save_artifact(tmp_path / "m.reeltag", ensemble)
     pattern = str(tiny_shards / "test-*")
     assert main(["predict", str(tmp_path / "m.reeltag"), pattern, "--out", str(tmp_path / "tags.csv")]) == 0
     assert main(["export", str(tmp_path / "m.reeltag"), "--out", str(tmp_path / "m.onnx"), "--check", pattern]) == 0

@@ -13,7 +13,7 @@ import torch
 from fuzz.forge import Tensor, plain, put_together, take_apart
 
 import tensor_mutants as mutants
-from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import load_artifact, save_artifact
 from reeltag.artifact.quantization.quantize import ENCODINGS
 from reeltag.core import tensorfile
 from reeltag.core.errors import ArtifactError, UsageError
@@ -32,16 +32,16 @@ def models(tmp_path, everything_is_large):
     paths = []
     for family, encoding in zip(FAMILIES, ENCODINGS, strict=True):
         paths.append(tmp_path / f"{encoding}.reeltag")
-        artifact_file.save(paths[-1], shipped(family, FORMS.get(family, [{}])[0], encoding))
+        save_artifact(paths[-1], shipped(family, FORMS.get(family, [{}])[0], encoding))
     members = [
-        replace(artifact_file.load(path).members[0], name=f"m{number}", weight=weight)
+        replace(load_artifact(path).members[0], name=f"m{number}", weight=weight)
         for number, (path, weight) in enumerate(zip(paths[:3], (0.5, 0.25, 0.25), strict=True))
     ]
-    one = artifact_file.load(paths[0])
+    one = load_artifact(paths[0])
     names = tuple(f"Klasse {number} é" for number in range(CLASSES))
     provenance = {"recipe": "x", "versions": {"reeltag": "0"}, "holdout_gap": {"file": 0.5}, "list": [1, [2.5, None]]}
     together = replace(one, members=tuple(members), label_names=names, provenance=provenance)
-    artifact_file.save(tmp_path / "ensemble.reeltag", together)
+    save_artifact(tmp_path / "ensemble.reeltag", together)
     return [*paths, tmp_path / "ensemble.reeltag"]
 
 
@@ -134,7 +134,7 @@ def test_a_forged_length_is_refused_before_the_header_is_read(tmp_path, length, 
         file.write(length.to_bytes(8, "little"))
         file.truncate(3_000_000_000)  # a hole: reading it would take 3 GB
     with pytest.raises(ArtifactError, match=rf"forged\.reeltag: {message}"):
-        artifact_file.load(path)
+        load_artifact(path)
 
 
 SIZES = {
@@ -156,7 +156,7 @@ def test_sizes_that_no_tensor_has_are_refused_though_every_checksum_holds(models
     path = tmp_path / "huge.reeltag"
     path.write_bytes(put_together(tensors, plain(content)))
     with pytest.raises(ArtifactError, match=r"huge\.reeltag: (the weights .* do not fit|needs another|.* any memory)"):
-        artifact_file.load(path)
+        load_artifact(path)
 
 
 def test_weights_that_are_not_finite_are_refused(models, tmp_path):
@@ -166,14 +166,14 @@ def test_weights_that_are_not_finite_are_refused(models, tmp_path):
     tensors[name] = Tensor("F32", tensor.shape, tensor.data[:-4] + np.float32(np.nan).tobytes())
     (tmp_path / "nan.reeltag").write_bytes(put_together(tensors, plain(content)))
     with pytest.raises(ArtifactError, match=rf"tensor {name} is not finite"):
-        artifact_file.load(tmp_path / "nan.reeltag")
+        load_artifact(tmp_path / "nan.reeltag")
 
 
 def test_a_file_of_the_first_format_says_so(tmp_path):
     text = json.dumps({"checksum": 1, "content": {"format": 1, "members": []}})
     safetensors.numpy.save_file({"m/x": np.zeros(3, np.float32)}, tmp_path / "old.reeltag", {"reeltag": text})
     with pytest.raises(ArtifactError, match="no file of reeltag, or one of another version"):
-        artifact_file.load(tmp_path / "old.reeltag")
+        load_artifact(tmp_path / "old.reeltag")
 
 
 def test_what_could_not_be_read_again_is_not_written(tmp_path):

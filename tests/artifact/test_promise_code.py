@@ -13,7 +13,7 @@ from multiprocessing import get_context
 import pytest
 
 from conftest import REPO
-from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import load_artifact
 from reeltag.artifact.hub import model_card
 from reeltag.cli.main import main
 from reeltag.core.errors import ArtifactError, ReeltagError, UsageError
@@ -180,7 +180,7 @@ def test_every_attack_is_tried():
     assert names == {*REFUSED, *BESIDE, *SHOWN, "objects.npy"}
 
 
-@pytest.mark.parametrize("opener", [checkpoint.load, Manifest.load, artifact_file.load])
+@pytest.mark.parametrize("opener", [checkpoint.load, Manifest.load, load_artifact])
 @pytest.mark.parametrize("name", ["pickle.reeltag", "torch.reeltag", "objects.npy"])
 def test_a_pickle_is_nothing_that_a_run_reads(tmp_path, monkeypatch, opener, name):
     monkeypatch.chdir(tmp_path)
@@ -206,7 +206,7 @@ def test_soft_targets_that_are_objects_are_refused_though_every_hash_holds(tmp_p
 
 
 def test_names_in_a_file_mean_nothing_to_a_terminal_or_a_page(capsys):
-    shipped = artifact_file.load(ATTACKS / "names-sealed.reeltag")
+    shipped = load_artifact(ATTACKS / "names-sealed.reeltag")
     assert "<script>" in shipped.label_names[0]
     card = model_card(shipped, 1)
     assert harmless(card)

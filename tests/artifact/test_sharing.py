@@ -10,9 +10,16 @@ import pytest
 from markdown_it import MarkdownIt
 
 import reeltag
-from reeltag.artifact import file as artifact_file
 from reeltag.artifact import hub
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import (
+    Artifact,
+    Member,
+    artifact_header,
+    load_artifact,
+    quantize_artifact,
+    save_artifact,
+    stored_bytes,
+)
 from reeltag.artifact.quantization.quantize import stored_as
 from reeltag.cli.main import main
 from reeltag.core.errors import ArtifactError, UsageError
@@ -45,13 +52,13 @@ def shipped():
         member("a|b", 0.25, {"family": "netvlad", "clusters": 16, "hidden": 40}),
         member("c", 0.75, {"family": "mean", "hidden": 400}),
     )
-    return artifact_file.quantized(Artifact(SCHEMA, LABELS, members, PROVENANCE))
+    return quantize_artifact(Artifact(SCHEMA, LABELS, members, PROVENANCE))
 
 
 @pytest.fixture(scope="module")
 def file(shipped, tmp_path_factory):
     path = tmp_path_factory.mktemp("share") / "model.reeltag"
-    artifact_file.save(path, shipped)
+    save_artifact(path, shipped)
     return path
 
 
@@ -100,7 +107,7 @@ def test_the_folder_holds_the_same_bytes_and_predicts_the_same_without_network(f
 def test_config_json_is_the_header(shipped, folder):
     content = json.loads((folder / "config.json").read_text())
     assert content.pop("library_name") == "reeltag"
-    assert content == json.loads(json.dumps(artifact_file.describe(shipped)))
+    assert content == json.loads(json.dumps(artifact_header(shipped)))
 
 
 def test_the_metadata_are_what_the_hub_reads(folder):
@@ -128,7 +135,7 @@ def test_the_card_says_what_the_artefact_holds(shipped, file, folder):
     assert "rgb 48 + audio 8, uint8, at most 300 frames" in card
     assert f"2 members in one file of {megabytes(file.stat().st_size)}" in card
     assert cells(card, "Members") == [
-        [m.name, m.config.family, stored_as(m.state), f"{m.weight:.5f}", megabytes(artifact_file.stored_bytes(m.state))]
+        [m.name, m.config.family, stored_as(m.state), f"{m.weight:.5f}", megabytes(stored_bytes(m.state))]
         for m in shipped.members
     ]
 
@@ -171,7 +178,7 @@ def test_a_video_level_cards_code_runs(tmp_path, monkeypatch):
     schema = Schema(level="video", dtype="float32", features=(Feature(name="mean", width=8),), classes=5)
     config = parse_config({"family": "mean", "hidden": 4})
     only = Member("m", config, 1.0, build_tagger(config, (8,), 5, 0).state_dict())
-    artifact_file.save(tmp_path / "m.reeltag", Artifact(schema, None, (only,), {}))
+    save_artifact(tmp_path / "m.reeltag", Artifact(schema, None, (only,), {}))
     assert main(["share", str(tmp_path / "m.reeltag"), "--out", str(tmp_path / "shared")]) == 0
     card = (tmp_path / "shared" / "README.md").read_text()
     monkeypatch.chdir(tmp_path / "shared")
@@ -190,10 +197,10 @@ def test_what_nobody_stated_is_not_made_up(shipped):
 def test_measurements_from_before_quantising_are_not_those_of_the_small_file(shipped, tmp_path):
     whole, small = tmp_path / "float.reeltag", tmp_path / "small.reeltag"
     only = member("c", 1.0, {"family": "mean", "hidden": 400})
-    artifact_file.save(whole, replace(shipped, members=(only,)))
-    assert "0.81235" in hub.model_card(artifact_file.load(whole), 1)
+    save_artifact(whole, replace(shipped, members=(only,)))
+    assert "0.81235" in hub.model_card(load_artifact(whole), 1)
     assert main(["quantize", str(whole), "--out", str(small), "--encoding", "uniform-8"]) == 0
-    card = hub.model_card(artifact_file.load(small), 1)
+    card = hub.model_card(load_artifact(small), 1)
     assert "0.81235" not in card
     assert "model-index" not in metadata(card)
 

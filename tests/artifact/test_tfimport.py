@@ -8,7 +8,7 @@ import pytest
 import reeltag
 from bundles import write_bundle
 from conftest import DATA, REPO
-from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import Artifact, load_artifact
 from reeltag.artifact.quantization.encodings import CodebookTensor
 from reeltag.artifact.tensorflow.bundle import read_checkpoint
 from reeltag.artifact.tensorflow.convert import import_checkpoint
@@ -46,7 +46,7 @@ def test_an_imported_checkpoint_tags_as_the_authors_program_does(name, tmp_path,
 def test_quantised_weights_keep_their_codes_and_stay_small(tmp_path):
     folder, out = peer_checkpoint("netvlad_quant"), tmp_path / "small.reeltag"
     main(["import-tf", str(folder), "--out", str(out)])
-    (member,) = artifact_file.load(out).members
+    (member,) = load_artifact(out).members
     value = member.state["hidden.weight"]
     peer = read_checkpoint(folder)
     assert isinstance(value, CodebookTensor)
@@ -156,7 +156,7 @@ def test_every_program_of_the_authors_is_recognised_by_its_variables(name, tmp_p
     assert member.config == parse_config(expected, WIDTHS)
     # and the weights stand where they belong
     frames = np.random.default_rng(1).standard_normal((2, 5, 24)).astype(np.float32)
-    shipped = artifact_file.Artifact(SCHEMA, None, (member,), {})
+    shipped = Artifact(SCHEMA, None, (member,), {})
     slow = np.stack([slow_tag(member.config, WIDTHS, member.state, row) for row in frames])
     np.testing.assert_allclose(Predictor(shipped, shipped.members).predict(frames), slow, atol=1e-5)
 
@@ -189,7 +189,7 @@ def test_what_the_variables_do_not_tell_can_be_set(tmp_path, capsys):
     out = tmp_path / "mean.reeltag"
     arguments = ["import-tf", str(prefix), "--schema", str(recipe), "--out", str(out)]
     assert main([*arguments, "--set", "pooling=mean"]) == 0
-    assert artifact_file.load(out).members[0].config.pooling == "mean"
+    assert load_artifact(out).members[0].config.pooling == "mean"
     assert main([*arguments[:-1], str(tmp_path / "b.reeltag"), "--set", "pooling=median", "--set", "clustres=3"]) == 2
     message = capsys.readouterr().err
     assert "2 faults" in message

@@ -23,7 +23,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "support"), str(HERE.parent.
 from fuzz.forge import Tensor, framed, plain, put_together, take_apart  # noqa: E402
 
 from bundles import block, entry, field, message, table, varint  # noqa: E402
-from reeltag.artifact import file as artifact_file  # noqa: E402
+from reeltag.artifact.file import save_artifact  # noqa: E402
 from reeltag.data.formats.tfrecord import framed as record  # noqa: E402
 from small_models import shipped  # noqa: E402
 
@@ -40,7 +40,7 @@ class Payload:
 def model():
     """A sound small model, taken apart."""
     path = HERE / "model.tmp"
-    artifact_file.save(path, shipped("mean", {}))
+    save_artifact(path, shipped("mean", {}))
     content = path.read_bytes()
     path.unlink()
     return take_apart(content)

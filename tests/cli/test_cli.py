@@ -12,8 +12,7 @@ import pytest
 import torch
 
 import reeltag
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.artifact.quantization.quantize import ENCODINGS
 from reeltag.cli.main import Mode, main
 from reeltag.cli.models import Encoding
@@ -250,7 +249,7 @@ def test_inspect_shows_settings_and_provenance_in_lines_to_read(capsys, tiny_sch
         "gap": {"file": 1 / 3, "of": []},
         "versions": {f"package-{n}": n for n in range(30)},
     }
-    artifact_file.save(tmp_path / "m.reeltag", Artifact(tiny_schema, None, (Member("a", config, 1.0, state),), made))
+    save_artifact(tmp_path / "m.reeltag", Artifact(tiny_schema, None, (Member("a", config, 1.0, state),), made))
     assert main(["inspect", str(tmp_path / "m.reeltag")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[1:])) <= 100

@@ -10,7 +10,7 @@ import pytest
 from fsspec.registry import _registry
 
 import reeltag
-from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import Artifact, load_artifact, quantize_artifact, save_artifact
 from reeltag.cli.main import main
 from reeltag.core.download_cache import cache_folder
 from reeltag.core.errors import ArtifactError, UsageError
@@ -78,9 +78,9 @@ def files(cache):
 
 
 def other_model(tiny_model, path):
-    artifact_file.save(path, artifact_file.quantized(artifact_file.load(tiny_model), "float16"))
-    shipped = artifact_file.load(path)
-    artifact_file.save(path, artifact_file.Artifact(shipped.schema, None, shipped.members, {"recipe": "other"}))
+    save_artifact(path, quantize_artifact(load_artifact(tiny_model), "float16"))
+    shipped = load_artifact(path)
+    save_artifact(path, Artifact(shipped.schema, None, shipped.members, {"recipe": "other"}))
     return path.read_bytes()
 
 

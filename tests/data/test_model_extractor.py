@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clips import tone, write_clip
-from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import load_artifact, save_artifact
 from reeltag.cli.main import main
 from reeltag.core.errors import ArtifactError, BudgetError
 from reeltag.core.tensorfile import TensorFile
@@ -64,14 +64,14 @@ def fails(capsys, *arguments):
 
 def test_the_file_holds_the_pca_of_the_shards(shards, model, tmp_path, capsys):
     stored = TensorFile(shards / "pca.safetensors")
-    found = artifact_file.load(model).projections
+    found = load_artifact(model).projections
     assert list(found) == ["audio"]
     for name in ARRAYS:
         np.testing.assert_array_equal(getattr(found["audio"], name), stored.read(f"audio.{name}"))
     assert main(["inspect", str(model)]) == 0
     assert "extracted audio by logmel and a PCA" in capsys.readouterr().out
     assert main(["quantize", str(model), "--out", str(tmp_path / "small.reeltag")]) == 0
-    assert artifact_file.load(tmp_path / "small.reeltag").projections["audio"].hash == found["audio"].hash
+    assert load_artifact(tmp_path / "small.reeltag").projections["audio"].hash == found["audio"].hash
 
 
 def test_the_budget_counts_the_pca(shards, model, tmp_path):
@@ -79,20 +79,20 @@ def test_the_budget_counts_the_pca(shards, model, tmp_path):
     beside = beside_members(recipe)
     bytes_of_it = 4 * (128 + 128 * 4 + 4)
     assert room(recipe, replace(beside, projections={})) - room(recipe, beside) >= bytes_of_it
-    shipped = artifact_file.load(model)
-    without = artifact_file.save(tmp_path / "without.reeltag", replace(shipped, projections={}))
-    size = artifact_file.save(tmp_path / "with.reeltag", shipped)
+    shipped = load_artifact(model)
+    without = save_artifact(tmp_path / "without.reeltag", replace(shipped, projections={}))
+    size = save_artifact(tmp_path / "with.reeltag", shipped)
     assert bytes_of_it <= size - without <= bytes_of_it + 1024  # what `room` reserves beside the arrays
     with pytest.raises(BudgetError, match="over the budget"):
-        artifact_file.save(tmp_path / "tight.reeltag", shipped, without)
+        save_artifact(tmp_path / "tight.reeltag", shipped, without)
 
 
 def test_a_file_from_before_opens(model, tmp_path):
-    shipped = artifact_file.load(model)
+    shipped = load_artifact(model)
     plain = tuple(feature.model_copy(update={"extractor": None}) for feature in shipped.schema.features)
     old = replace(shipped, schema=shipped.schema.model_copy(update={"features": plain}), projections={})
-    artifact_file.save(tmp_path / "old.reeltag", old)
-    assert artifact_file.load(tmp_path / "old.reeltag").projections == {}
+    save_artifact(tmp_path / "old.reeltag", old)
+    assert load_artifact(tmp_path / "old.reeltag").projections == {}
     assert b"#pca" not in (tmp_path / "old.reeltag").read_bytes()
 
 
@@ -101,7 +101,7 @@ def other(projection):
 
 
 def test_another_pca_is_refused_before_anything_trains(shards, model, tmp_path, capsys):
-    found = artifact_file.load(model).projections["audio"]
+    found = load_artifact(model).projections["audio"]
     save_projections(tmp_path / "other.safetensors", {"audio": other(found)}, {"audio": {"name": "logmel"}})
     message = fails(
         capsys, "run", shards / "recipe.toml", "--out", tmp_path / "run", "--set", f"data.root={shards}",
@@ -114,14 +114,14 @@ def test_another_pca_is_refused_before_anything_trains(shards, model, tmp_path, 
 
 @pytest.mark.parametrize("kept", [("mean",), ("mean", "components", "scale")])
 def test_a_file_with_a_part_of_a_pca_or_another_is_refused(model, tmp_path, monkeypatch, kept):
-    shipped = artifact_file.load(model)
-    monkeypatch.setattr(artifact_file, "ARRAYS", kept)
+    shipped = load_artifact(model)
+    monkeypatch.setattr("reeltag.artifact.file.ARRAYS", kept)
     altered = replace(shipped, projections={"audio": other(shipped.projections["audio"])})
-    artifact_file.save(tmp_path / "altered.reeltag", altered)
-    monkeypatch.setattr(artifact_file, "ARRAYS", ARRAYS)
+    save_artifact(tmp_path / "altered.reeltag", altered)
+    monkeypatch.setattr("reeltag.artifact.file.ARRAYS", ARRAYS)
     expected = "not the one that its schema names" if kept == ARRAYS else "a part of a PCA, audio.mean"
     with pytest.raises(ArtifactError, match=expected):
-        artifact_file.load(tmp_path / "altered.reeltag")
+        load_artifact(tmp_path / "altered.reeltag")
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ import pytest
 
 from badshards import KINDS, NEED_LABELS, REPEATED, SCHEMA, Case, make_case
 from conftest import assert_same
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.cli.main import main
 from reeltag.core.errors import DataError, UsageError
 from reeltag.data.formats.tfrecord import ShardFile
@@ -33,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = parse_config({"family": "mean", "hidden": 3})
     state = build_tagger(config, SCHEMA.widths, SCHEMA.classes, 0).state_dict()
     path = tmp_path_factory.mktemp("model") / "m.reeltag"
-    artifact_file.save(path, Artifact(SCHEMA, None, (Member("a", config, 1.0, state),), {}))
+    save_artifact(path, Artifact(SCHEMA, None, (Member("a", config, 1.0, state),), {}))
     return path
 
 

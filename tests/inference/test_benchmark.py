@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import reeltag
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import Artifact, Member, load_artifact, quantize_artifact, save_artifact
 from reeltag.cli.main import main
 from reeltag.inference import benchmark
 from reeltag.models.tagger import build_tagger, parse_config
@@ -22,7 +21,7 @@ def model(tiny_schema, tmp_path_factory):
     state = build_tagger(config, tiny_schema.widths, tiny_schema.classes, 0).state_dict()
     path = tmp_path_factory.mktemp("model") / "m.reeltag"
     shipped = Artifact(tiny_schema, None, (Member("a", config, 1.0, state),), {})
-    artifact_file.save(path, artifact_file.quantized(shipped, "channel-8"))
+    save_artifact(path, quantize_artifact(shipped, "channel-8"))
     return path
 
 
@@ -31,7 +30,7 @@ def test_every_way_is_measured_beside_exact(model, capsys):
     assert main(["benchmark", str(model), "--batch-size", "1", "--batch-size", "5", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     rows = {row["way"]: row for row in told["ways"]}
-    assert told["frames"] == artifact_file.load(model).schema.max_frames
+    assert told["frames"] == load_artifact(model).schema.max_frames
     assert list(rows) == WAYS
     for row in rows.values():
         assert not row["failed"]
@@ -42,7 +41,7 @@ def test_every_way_is_measured_beside_exact(model, capsys):
             assert row["ratios"][size] == pytest.approx(expected)
     assert rows["exact"]["difference"] == 0
     # Independently: what the predictors say in this process.
-    schema = artifact_file.load(model).schema
+    schema = load_artifact(model).schema
     for way in ("bf16", "fast"):
         pairs = [
             (reeltag.load(model, way).predict(*videos), reeltag.load(model).predict(*videos))
@@ -86,7 +85,7 @@ def test_a_model_of_segments_is_measured_on_segments(tiny_schema, tmp_path, caps
     schema = tiny_schema.model_copy(update={"segments": 2})
     config = parse_config({"family": "mean"})
     state = build_tagger(config, schema.widths, schema.classes, 0).state_dict()
-    artifact_file.save(tmp_path / "s.reeltag", Artifact(schema, None, (Member("a", config, 1.0, state),), {}))
+    save_artifact(tmp_path / "s.reeltag", Artifact(schema, None, (Member("a", config, 1.0, state),), {}))
     frames, lengths = benchmark.generated(schema, 3)
     assert frames.shape == (3, 2, schema.width)
     assert reeltag.load(tmp_path / "s.reeltag").predict(frames, lengths).shape == (3, schema.classes)

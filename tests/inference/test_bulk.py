@@ -15,8 +15,7 @@ import pytest
 
 from conftest import make_video
 from processgroup import all_end, living
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.cli.main import main
 from reeltag.core.errors import DataError, UsageError
 from reeltag.core.progress import Progress
@@ -37,7 +36,7 @@ ENDINGS = ["csv", "jsonl", pytest.param("parquet", marks=needs_pyarrow)]
 def save_model(path, schema, **table):
     config = parse_config(table)
     state = build_tagger(config, schema.widths, schema.classes, 0).state_dict()
-    artifact_file.save(path, Artifact(schema, None, (Member("a", config, 1.0, state),), {}))
+    save_artifact(path, Artifact(schema, None, (Member("a", config, 1.0, state),), {}))
     return path
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import reeltag
-from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import _state, save_artifact
 from reeltag.artifact.quantization.encodings import QuantizedTensor
 from reeltag.artifact.quantization.linear import BYTE_ROWS, ByteWeight, CodedWeight, byte_state, coded_state
 from reeltag.artifact.quantization.quantize import ENCODINGS, quantize
@@ -121,7 +121,7 @@ def test_members_are_read_one_by_one_and_let_go(tmp_path, monkeypatch):
     single = shipped("mean", {})
     members = tuple(replace(shipped("mean", {}).members[0], name=f"m{number}", weight=0.25) for number in range(4))
     path = tmp_path / "four.reeltag"
-    artifact_file.save(path, replace(single, members=members))
+    save_artifact(path, replace(single, members=members))
     alive, most = [0], [0]
 
     class Counted(dict):
@@ -133,8 +133,8 @@ def test_members_are_read_one_by_one_and_let_go(tmp_path, monkeypatch):
         def __del__(self):
             alive[0] -= 1
 
-    original = artifact_file._state
-    monkeypatch.setattr(artifact_file, "_state", lambda *arguments: Counted(original(*arguments)))
+    original = _state
+    monkeypatch.setattr("reeltag.artifact.file._state", lambda *arguments: Counted(original(*arguments)))
     predictor = reeltag.load(path)
     assert len(predictor.model.taggers) == 4
     assert most[0] <= 2 and alive[0] == 0
@@ -144,7 +144,7 @@ def test_a_damaged_member_that_has_no_weight_is_still_refused(tmp_path):
     single = shipped("mean", {})
     unused = replace(shipped("mean", {}).members[0], name="unused", weight=0.0)
     path = tmp_path / "m.reeltag"
-    artifact_file.save(path, replace(single, members=(*single.members, unused)))
+    save_artifact(path, replace(single, members=(*single.members, unused)))
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -173,4 +173,4 @@ def test_what_is_no_array_of_frames_is_refused():
 def test_a_description_without_weights_is_not_saved(tmp_path):
     predictor = in_mode(shipped("mean", {}), "exact")
     with pytest.raises(UsageError, match="m has no weights"):
-        artifact_file.save(tmp_path / "m.reeltag", predictor.artifact)
+        save_artifact(tmp_path / "m.reeltag", predictor.artifact)

@@ -16,7 +16,7 @@ import pytest
 
 from clips import number_of, numbered, write_clip
 from conftest import DATA
-from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import load_artifact, save_artifact
 from reeltag.cli.main import main
 from reeltag.core.storage import find
 from reeltag.data.shards import read_all
@@ -168,10 +168,10 @@ def test_names_that_are_no_utf_8(clips, model, tmp_path, capsys):
 
 def altered(model, path, change, **others):
     """The model with another schema."""
-    shipped = artifact_file.load(model)
+    shipped = load_artifact(model)
     features = tuple(change(feature) for feature in shipped.schema.features)
     schema = shipped.schema.model_copy(update={"features": features})
-    artifact_file.save(path, replace(shipped, schema=schema, **others))
+    save_artifact(path, replace(shipped, schema=schema, **others))
     return path
 
 
@@ -195,9 +195,9 @@ def test_a_model_whose_features_cannot_be_made_is_refused(clips, model, tmp_path
 
 
 def test_what_else_cannot_work_is_refused(clips, model, tmp_path, capsys):
-    shipped = artifact_file.load(model)
+    shipped = load_artifact(model)
     segments_of_five = shipped.schema.model_copy(update={"segments": 5})
-    artifact_file.save(tmp_path / "s.reeltag", replace(shipped, schema=segments_of_five))
+    save_artifact(tmp_path / "s.reeltag", replace(shipped, schema=segments_of_five))
     assert "tags segments of 5 frames" in fails(capsys, clips, "--model", tmp_path / "s.reeltag")
     assert "--top: 0" in fails(capsys, clips, "--model", model, "--top", 0)
     assert "VIDEOS is missing" in fails(capsys, "--model", model)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import Artifact, Member, load_artifact, save_artifact
 from reeltag.artifact.quantization import quantize
 from reeltag.data.loader import Batch, count_frames, draw_frames, take_frames
 from reeltag.data.schema import Feature, Schema
@@ -288,14 +287,14 @@ def test_a_model_saved_and_loaded_is_bit_equal(family, form, tmp_path, tiny_sche
     config = small_tagger(family, form).config
     tagger = stirred(build_tagger(config, widths, classes, 0))
     path = tmp_path / "one.reeltag"
-    artifact_file.save(path, Artifact(tiny_schema, None, (Member("one", config, 1.0, tagger.state_dict()),), {}))
-    (member,) = artifact_file.load(path).members
+    save_artifact(path, Artifact(tiny_schema, None, (Member("one", config, 1.0, tagger.state_dict()),), {}))
+    (member,) = load_artifact(path).members
     assert member.config == config
     loaded = member.build(tiny_schema)
     frames = torch.randint(0, 256, (5, 8, sum(widths)), dtype=torch.uint8)
     lengths = torch.tensor([8, 1, 3, 8, 5])
     assert torch.equal(loaded(frames, lengths), tagger(frames, lengths))
-    artifact_file.save(tmp_path / "two.reeltag", artifact_file.load(path))
+    save_artifact(tmp_path / "two.reeltag", load_artifact(path))
     assert (tmp_path / "two.reeltag").read_bytes() == path.read_bytes()
 
 

@@ -10,7 +10,7 @@ import torch
 
 import reeltag
 from conftest import TINY_RUN
-from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import load_artifact
 from reeltag.cli.main import main
 from reeltag.core.errors import DataError
 from reeltag.core.progress import Progress
@@ -99,7 +99,7 @@ def manifest(folder):
 def test_the_file_holds_the_budget_and_beats_the_prior(folder, results):
     assert (folder / "out" / "model.reeltag").stat().st_size == results["bytes"] <= 250_000
     assert results["test"]["file"]["gap"] > results["test"]["prior"]["gap"] + 0.1
-    shipped = artifact_file.load(folder / "out" / "model.reeltag")
+    shipped = load_artifact(folder / "out" / "model.reeltag")
     assert [member.name for member in shipped.members] == [entry["name"] for entry in results["shipped"]]
     assert sum(entry["weight"] for entry in results["shipped"]) == pytest.approx(1)
 
@@ -140,8 +140,8 @@ def test_the_teachers_are_the_best_combination_on_the_hold_out(folder):
 def test_a_student_has_its_teachers_architecture(folder, results):
     for number in (1, 2):
         name = f"netvlad-student-{number}"
-        (student,) = artifact_file.load(stage_folder(folder, f"average.{name}") / "model.reeltag").members
-        (teacher,) = artifact_file.load(
+        (student,) = load_artifact(stage_folder(folder, f"average.{name}") / "model.reeltag").members
+        (teacher,) = load_artifact(
             stage_folder(folder, f"average.{results['members'][name]['like']}") / "model.reeltag"
         ).members
         assert student.config == teacher.config

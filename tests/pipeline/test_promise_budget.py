@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import Artifact, Member, load_artifact, quantize_artifact, save_artifact
 from reeltag.artifact.quantization.quantize import ENCODINGS
 from reeltag.core.environment import versions
 from reeltag.core.errors import BudgetError
@@ -45,7 +44,7 @@ def parity(path, models, seed):
         Member(f"m{number}", tagger.config, share, tagger.state_dict())
         for number, (tagger, share) in enumerate(zip(taggers, shares, strict=True))
     ]
-    artifact_file.save(path, Artifact(SCHEMA, None, tuple(members), {}))
+    save_artifact(path, Artifact(SCHEMA, None, tuple(members), {}))
     frames, _, _ = videos(5, int(rng.integers(1, 30)), seed)
     expected = in_float64(zip(taggers, shares, strict=True), frames)
     return float(np.abs(load(path).predict(frames.numpy()) - expected).max())
@@ -85,7 +84,7 @@ class Ready(MemberStages):
             plain = encoding == "float32"
             path = job.inputs[self.finished] / MODEL if plain else job.inputs[self.quantized] / f"{encoding}.reeltag"
             path.parent.mkdir(exist_ok=True)
-            artifact_file.save(path, artifact_file.quantized(one, encoding))
+            save_artifact(path, quantize_artifact(one, encoding))
             noise = torch.from_numpy(rng.normal(0, 0.4, labels.shape)).float()
             tensors[encoding] = (0.5 * labels + noise).sigmoid()
             scores[encoding] = {"gap": 0.5, "bytes": path.stat().st_size, "seconds": 0.0}
@@ -160,7 +159,7 @@ def outcome(recipe, beside, job):
         assert "no member fits" in str(error)
         return None
     ensemble._do_pack(recipe, members, beside, job)  # has no reason to refuse what was chosen
-    assert len(artifact_file.load(job.folder / MODEL).members) <= len(members)
+    assert len(load_artifact(job.folder / MODEL).members) <= len(members)
     return (job.folder / MODEL).stat().st_size
 
 
@@ -206,7 +205,7 @@ def test_no_file_is_over_its_budget_and_none_differs_from_its_members(tmp_path, 
 def test_a_file_that_would_be_too_large_is_refused_and_nothing_is_left(tmp_path, missing):
     tagger = small_tagger("netvlad", {"clusters": 4})
     shipped = Artifact(SCHEMA, None, (Member("m", tagger.config, 1.0, tagger.state_dict()),), {})
-    size = artifact_file.save(tmp_path / "fits.reeltag", shipped)
+    size = save_artifact(tmp_path / "fits.reeltag", shipped)
     with pytest.raises(BudgetError, match=f"{missing:,} bytes over the budget"):
-        artifact_file.save(tmp_path / "over.reeltag", shipped, size - missing)
+        save_artifact(tmp_path / "over.reeltag", shipped, size - missing)
     assert [path.name for path in tmp_path.iterdir()] == ["fits.reeltag"]

@@ -10,8 +10,7 @@ import torch
 
 import reeltag
 from conftest import TINY_RUN
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import Artifact, Member, load_artifact, quantize_artifact, save_artifact
 from reeltag.artifact.quantization.encodings import CodebookTensor
 from reeltag.cli.main import main
 from reeltag.core.progress import Progress
@@ -161,7 +160,7 @@ def imported(tmp_path_factory):
         config = parse_config(table)
         state = build_tagger(config, schema.widths, schema.classes, 1).state_dict()
         shipped = Artifact(schema, None, (Member("elsewhere", config, 1.0, state),), {})
-        artifact_file.save(folder / f"{name}.reeltag", artifact_file.quantized(shipped) if name == "x" else shipped)
+        save_artifact(folder / f"{name}.reeltag", quantize_artifact(shipped) if name == "x" else shipped)
     return folder
 
 
@@ -169,13 +168,13 @@ def test_members_trained_elsewhere_ship_like_any_other(imported):
     out = imported / "out"
     assert main(["run", str(imported / "tiny.toml"), "--out", str(out)]) == 0
     weights = {entry["name"]: entry["weight"] for entry in read_results(out)["shipped"]}
-    shipped = artifact_file.load(out / "model.reeltag")
+    shipped = load_artifact(out / "model.reeltag")
     assert {member.name: member.weight for member in shipped.members} == pytest.approx(weights)
     frames = np.random.default_rng(0).integers(0, 256, (3, 9, 32), dtype=np.uint8)
     expected = 0.0
     for member in shipped.members:
         path = imported / f"{member.name}.reeltag"
-        (source,) = artifact_file.load(path).members
+        (source,) = load_artifact(path).members
         for name, value in source.state.items():
             if isinstance(value, CodebookTensor):  # what is in 8 bits already stays as it is
                 assert torch.equal(member.state[name].codes, value.codes)
@@ -221,7 +220,7 @@ schema = {{ features = [{features}], classes = 12, max_frames = 12 }}
     executor.run(plan(recipes[0]), tmp_path / "out", Progress())
     folders = set((tmp_path / "out" / "stages").iterdir())
     (packed,) = (tmp_path / "out" / "stages").glob("pack-*/model.reeltag")
-    told = artifact_file.load(packed).provenance
+    told = load_artifact(packed).provenance
     held_out = told["holdout_gap"]["videos"] + told["holdout_gap"]["chosen_on"]
     assert told["data"] == {"shards": ["train-*"], "videos": 300 - held_out}
     executor.run(plan(recipes[1]), tmp_path / "out", Progress())

@@ -11,7 +11,7 @@ from test_segment_metrics import as_the_starter_code_does
 
 import reeltag
 from conftest import records_of
-from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import Artifact, load_artifact, save_artifact
 from reeltag.cli.main import main
 from reeltag.core.errors import RecipeError, UsageError
 from reeltag.data.formats.example import decode
@@ -166,9 +166,9 @@ def test_a_file_of_videos_does_not_join_an_ensemble_of_segments(
     recipe: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     member = next(out.glob("stages/train.mean-*")) / "model.reeltag"
-    shipped = artifact_file.load(member)
+    shipped = load_artifact(member)
     videos = shipped.schema.model_copy(update={"segments": None})
-    artifact_file.save(tmp_path / "videos.reeltag", artifact_file.Artifact(videos, None, shipped.members, {}))
+    save_artifact(tmp_path / "videos.reeltag", Artifact(videos, None, shipped.members, {}))
     for file, code in ((tmp_path / "videos.reeltag", 2), (member, 0)):
         arguments = ["run", str(recipe), "--out", str(tmp_path / "run"), "--set", f'imported.other="{file}"']
         assert main([*arguments, "--dry-run"]) == code

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 
 from conftest import TINY, TINY_RUN
-from reeltag.artifact import file as artifact_file
 from reeltag.artifact import hub
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.cli.main import main
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import LOCK, write_bytes, write_json
@@ -67,7 +66,7 @@ def ways(work: Path) -> dict[str, object]:
     manifest = scan(paths, schema)
     models = {version: model(schema, version) for version in (1, 2)}
     for version, shipped in models.items():
-        artifact_file.save(work / f"{version}.reeltag", shipped)
+        save_artifact(work / f"{version}.reeltag", shipped)
 
     def trained(version: int) -> TrainingState:
         weights = {"w": torch.full((50_000,), float(version))}
@@ -87,7 +86,7 @@ def ways(work: Path) -> dict[str, object]:
         "bytes": lambda folder, version: write_bytes(folder / "b", bytes([version]) * 3_000_000),
         "json": lambda folder, version: write_json(folder / "j.json", {"version": version}),
         "checkpoint": lambda folder, version: checkpoint.save(folder / "c", trained(version)),
-        "model": lambda folder, version: artifact_file.save(folder / "m.reeltag", models[version]),
+        "model": lambda folder, version: save_artifact(folder / "m.reeltag", models[version]),
         "manifest": lambda folder, version: scan(paths[:version], schema).save(folder / "s"),
         "shard": lambda folder, version: write_shard(folder / "r", [bytes([version]) * 100_000] * 3),
         "shared folder": lambda folder, version: share(work / f"{version}.reeltag", folder / "hub"),

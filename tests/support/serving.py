@@ -12,8 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 import numpy as np
 import pytest
 
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.data.formats.example import encode
 from reeltag.data.formats.tfrecord import framed
 from reeltag.data.schema import Schema
@@ -43,7 +42,7 @@ def write_model(path, schema=SCHEMA, label_names=None, config=SMALL):
     """A file with one untrained member whose probabilities differ from video to video."""
     config = parse_config({"family": "mean"} if schema.level == "video" else config)
     state = build_tagger(config, schema.widths, schema.classes, 0).state_dict()
-    artifact_file.save(path, Artifact(schema, label_names, (Member("a", config, 1.0, state),), {"recipe": "none"}))
+    save_artifact(path, Artifact(schema, label_names, (Member("a", config, 1.0, state),), {"recipe": "none"}))
     return path
 
 

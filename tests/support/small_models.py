@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import Artifact, Member, quantize_artifact
 from reeltag.data.schema import Feature, Schema
 from reeltag.inference.predictor import Predictor
 from reeltag.models.tagger import FAMILIES, build_tagger, parse_config
@@ -74,7 +73,7 @@ def shipped(family, form, encoding="uniform-8", **options):
     """An artefact with one member; tests that want its small weights quantised ask for `everything_is_large`."""
     tagger = stirred(small_tagger(family, form, **options))
     member = Member("m", tagger.config, 1.0, tagger.state_dict())
-    return artifact_file.quantized(Artifact(SCHEMA, None, (member,), {}), encoding)
+    return quantize_artifact(Artifact(SCHEMA, None, (member,), {}), encoding)
 
 
 def in_mode(ensemble, mode):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from clips import numbered, tone, write_clip
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.cli.main import main
 from reeltag.core.storage import read_json
 from reeltag.data.pca import read_projections
@@ -24,7 +23,7 @@ def write_untrained(path, schema, projections=None, names=None, **changes):
     config = parse_config({"family": "netvlad", "clusters": 4, "hidden": 8})
     state = build_tagger(config, schema.widths, schema.classes, 0).state_dict()
     shipped = Artifact(schema, names, (Member("a", config, 1.0, state),), {}, projections or {})
-    artifact_file.save(path, shipped, **changes)
+    save_artifact(path, shipped, **changes)
     return path
 
 

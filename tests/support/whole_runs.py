@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from killing import killer
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.core.storage import LOCK
 from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.recipe.load import load_recipe
@@ -76,7 +75,7 @@ def folder(tmp_path_factory):
     (folder / "recipe.toml").write_text(RECIPE)
     schema, config = load_recipe(folder / "recipe.toml").data.record_schema, parse_config({"family": "mean"})
     state = build_tagger(config, schema.widths, schema.classes, 1).state_dict()
-    artifact_file.save(folder / "other.reeltag", Artifact(schema, None, (Member("other", config, 1.0, state),), {}))
+    save_artifact(folder / "other.reeltag", Artifact(schema, None, (Member("other", config, 1.0, state),), {}))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src"), "OMP_NUM_THREADS": "1"}
     code = "import sys; from reeltag.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "run", "recipe.toml", "--out", "whole"]

@@ -31,7 +31,7 @@ from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import AnyTaggerConfig, Tagger, meta_tagger
 
 FORMAT = 2
-SHARED = "model.safetensors"  # what a shared folder calls the file
+SHARED_FILE = "model.safetensors"  # what a shared folder calls the file
 _PCA = "#pca"  # no member can be called so
 
 
@@ -114,7 +114,7 @@ class _Header(BaseModel):
 HEADERS = (_MemberHeader, _Header)  # built anew when a family comes
 
 
-def save(path: Path, artifact: Artifact, budget: int | None = None) -> int:
+def save_artifact(path: Path, artifact: Artifact, budget: int | None = None) -> int:
     """Write the file, whole or not at all.
 
     Args:
@@ -130,7 +130,7 @@ def save(path: Path, artifact: Artifact, budget: int | None = None) -> int:
         UsageError: a member has no weights, as those that a `Predictor` describes.
     """
     if empty := [member.name for member in artifact.members if not member.state]:
-        raise UsageError(f"{path}: {', '.join(empty)} has no weights; save what `artifact.load` gave")
+        raise UsageError(f"{path}: {', '.join(empty)} has no weights; save what `load_artifact` returned")
     tensors: dict[str, Tensor] = {}
     for member in artifact.members:
         tensors |= {f"{member.name}/{name}": tensor for name, tensor in _stored_tensors(member.state).items()}
@@ -138,7 +138,7 @@ def save(path: Path, artifact: Artifact, budget: int | None = None) -> int:
     for feature, projection in artifact.projections.items():
         tensors |= {f"{_PCA}/{feature}.{name}": torch.from_numpy(getattr(projection, name)) for name in ARRAYS}
     with atomic_path(path) as temporary:
-        tensorfile.save_tensors(temporary, tensors, describe(artifact))
+        tensorfile.save_tensors(temporary, tensors, artifact_header(artifact))
         size = temporary.stat().st_size
         if budget is not None and size > budget:
             overhead = size - weights
@@ -148,7 +148,7 @@ def save(path: Path, artifact: Artifact, budget: int | None = None) -> int:
     return size
 
 
-def describe(artifact: Artifact) -> dict[str, Any]:
+def artifact_header(artifact: Artifact) -> dict[str, Any]:
     """Everything but the tensors, as JSON."""
     return {
         "format": FORMAT,
@@ -177,17 +177,17 @@ def over_budget(size: int, budget: int, overhead: int, sizes: Mapping[str, int],
     )
 
 
-def load(path: Path) -> Artifact:
-    """Read a file that `save` wrote; nothing in it is executed.
+def load_artifact(path: Path) -> Artifact:
+    """Read a file that `save_artifact` wrote; nothing in it is executed.
 
     Raises:
         ArtifactError: missing, damaged, altered, or from a newer reeltag.
     """
-    head, members = stream(path)
+    head, members = stream_artifact(path)
     return replace(head, members=tuple(members))
 
 
-def stream(path: Path) -> tuple[Artifact, Iterator[Member]]:
+def stream_artifact(path: Path) -> tuple[Artifact, Iterator[Member]]:
     """What a file holds but for the weights, and its members one by one, so that they need not be in memory together.
 
     Raises:
@@ -261,7 +261,7 @@ def _shape(value: Tensor | QuantizedTensor) -> tuple[int, ...]:
     return tuple(value.size if isinstance(value, QuantizedTensor) else value.shape)
 
 
-def local_file(model: str | Path) -> Path:
+def resolve_artifact(model: str | Path) -> Path:
     """The file of a model that is given as a file, as a folder that `reeltag share` wrote, or as a URL.
 
     Raises:
@@ -271,25 +271,25 @@ def local_file(model: str | Path) -> Path:
     if not isinstance(model, str | Path):
         raise UsageError(f"{model!r}: is no model; give the path of a .reeltag file, a shared folder, or a URL")
     if is_url(str(model)):
-        return fetch(str(model), load)
+        return fetch(str(model), load_artifact)
     path = Path(model)
     if not path.is_dir():
         return path
-    if not (path / SHARED).is_file():
-        what = f"{path}: is a folder without {SHARED}"
+    if not (path / SHARED_FILE).is_file():
+        what = f"{path}: is a folder without {SHARED_FILE}"
         if (path / "model.reeltag").is_file():
             raise ArtifactError(f"{what}; did you mean {path / 'model.reeltag'}?")
         raise ArtifactError(f"{what}; give a .reeltag file, or a folder that `reeltag share` wrote")
-    return path / SHARED
+    return path / SHARED_FILE
 
 
-def quantized(artifact: Artifact, encoding: Encoding = "uniform-8") -> Artifact:
+def quantize_artifact(artifact: Artifact, encoding: Encoding = "uniform-8") -> Artifact:
     """The same with every large tensor in an encoding; those that are quantised already stay."""
     members = (replace(member, state=quantize_state(member.state, encoding)) for member in artifact.members)
     return replace(artifact, members=tuple(members))
 
 
-def averaged(artifacts: Mapping[str, Artifact]) -> Artifact:
+def average_artifacts(artifacts: Mapping[str, Artifact]) -> Artifact:
     """The mean of the weights of models of one architecture.
 
     Args:

@@ -11,8 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import SHARED, Artifact
+from reeltag.artifact.file import SHARED_FILE, Artifact, artifact_header, load_artifact, stored_bytes
 from reeltag.artifact.quantization.quantize import stored_as
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import atomic_folder, refuse_filled, write_bytes, write_json
@@ -41,10 +40,10 @@ def share(file: Path, folder: Path, licence: str | None = None) -> None:
     refuse_filled(folder)
     if licence is not None and not re.fullmatch(r"[A-Za-z0-9.+-]+", licence):
         raise UsageError(f"licence: {licence!r} is no identifier; give one such as Apache-2.0 or cc-by-4.0")
-    shipped = artifact_file.load(file)
+    shipped = load_artifact(file)
     with atomic_folder(folder) as temporary:
-        shutil.copyfile(file, temporary / SHARED)
-        write_json(temporary / CONFIG, {"library_name": "reeltag", **artifact_file.describe(shipped)})
+        shutil.copyfile(file, temporary / SHARED_FILE)
+        write_json(temporary / CONFIG, {"library_name": "reeltag", **artifact_header(shipped)})
         write_bytes(temporary / CARD, model_card(shipped, file.stat().st_size, licence).encode())
 
 
@@ -78,7 +77,10 @@ def download(name: str, revision: str | None = None) -> Path:
         unreachable = error
     try:
         folder = hub.snapshot_download(
-            name, revision=revision, local_files_only=unreachable is not None, allow_patterns=[SHARED, CONFIG, CARD]
+            name,
+            revision=revision,
+            local_files_only=unreachable is not None,
+            allow_patterns=[SHARED_FILE, CONFIG, CARD],
         )
     except Exception as error:
         if unreachable is None:
@@ -243,7 +245,7 @@ def _measured(provenance: Mapping[str, Any]) -> str:
 def _rows(shipped: Artifact) -> list[str]:
     return [
         f"| {escaped(member.name)} | {member.config.family} | {stored_as(member.state)} | {member.weight:.5f} "
-        f"| {megabytes(artifact_file.stored_bytes(member.state))} |"
+        f"| {megabytes(stored_bytes(member.state))} |"
         for member in shipped.members
     ]
 

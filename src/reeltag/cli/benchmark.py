@@ -31,14 +31,14 @@ def benchmark(
         model: A .reeltag file, a folder that `share` wrote, or a URL.
         batch_size: Videos of a call; repeat for several, 1 and 64 by default.
     """
-    from reeltag.artifact import file as artifact_file
+    from reeltag.artifact.file import resolve_artifact, stream_artifact
     from reeltag.core.progress import default_progress
     from reeltag.core.text import counted
     from reeltag.inference.benchmark import benchmark as measured
     from reeltag.inference.benchmark import frames_of
 
-    file = artifact_file.local_file(model)
-    rows, (head, _) = measured(file, batch_size, default_progress()), artifact_file.stream(file)
+    file = resolve_artifact(model)
+    rows, (head, _) = measured(file, batch_size, default_progress()), stream_artifact(file)
     frames, example = frames_of(head.schema), head.schema.example
     text = [f"on generated {example}s of {counted(frames, 'frame')} each"]
     say({"frames": frames, "ways": [asdict(row) for row in rows]}, [*text, *_lines(rows, batch_size)], json)

@@ -31,12 +31,12 @@ def export(
         top: Give the so many most probable classes and their scores instead of all probabilities.
         check: Shards whose first 512 videos both must tag alike (differences up to 1e-4); random frames by default.
     """
-    from reeltag.artifact import file as artifact_file
+    from reeltag.artifact.file import resolve_artifact
     from reeltag.core.text import megabytes
     from reeltag.inference.convert import export_onnx
 
     size, difference = export_onnx(model, out, top=top, check=check)
-    file = artifact_file.local_file(model)
+    file = resolve_artifact(model)
     of = "videos of the shards" if check else "random frames; give --check shards to use real ones"
     before = file.stat().st_size
     text = [

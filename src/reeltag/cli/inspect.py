@@ -27,11 +27,11 @@ def inspect(model: str, /, *, json: Json = False) -> None:
     Args:
         model: A .reeltag file, a folder that `share` wrote, or a URL.
     """
-    from reeltag.artifact import file as artifact_file
+    from reeltag.artifact.file import artifact_header, load_artifact, resolve_artifact
     from reeltag.core.text import counted, megabytes
 
-    file = artifact_file.local_file(model)
-    shipped, size = artifact_file.load(file), file.stat().st_size
+    file = resolve_artifact(model)
+    shipped, size = load_artifact(file), file.stat().st_size
     lines = [f"{model}: {megabytes(size)}, {counted(len(shipped.members), 'member')}", *_data(shipped)]
     for member in shipped.members:
         lines += _member(member)
@@ -40,7 +40,7 @@ def inspect(model: str, /, *, json: Json = False) -> None:
         width = max(map(len, map(plain, shipped.provenance)))
         for key, value in shipped.provenance.items():
             lines += _wrapped(f"  {plain(key):<{width}}  ", _values(value))
-    say(artifact_file.describe(shipped) | {"bytes": size}, lines, json)
+    say(artifact_header(shipped) | {"bytes": size}, lines, json)
 
 
 def _data(shipped: Artifact) -> list[str]:

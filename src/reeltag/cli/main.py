@@ -248,7 +248,7 @@ def predict(
         workers: Processes that share the shards and the processor's threads; each holds the model.
         drop_flat: Leave out the challenge's fake test videos: those whose mean rgb hardly varies.
     """
-    from reeltag.artifact import file as artifact_file
+    from reeltag.artifact.file import resolve_artifact, stream_artifact
     from reeltag.core.progress import default_progress
     from reeltag.core.text import counted
     from reeltag.inference.formats.table import json_lines
@@ -265,7 +265,7 @@ def predict(
         for line in json_lines(predictions, predictor.label_names):
             print(line)
     else:
-        file = artifact_file.local_file(model)
+        file = resolve_artifact(model)
         counts = predict_to_file(
             file,
             shards,
@@ -278,7 +278,7 @@ def predict(
             pool=pool_of("", executor, address),
         )
         told = {"file": out, "videos": counts.videos, "dropped": counts.dropped, "left_out": len(counts.bad.found)}
-        example = artifact_file.stream(file)[0].schema.example
+        example = stream_artifact(file)[0].schema.example
         say(told, [f"{out}: {counted(counts.videos, example)}"], json)
     if drop_flat:
         print(f"{counted(counts.dropped, 'flat video')} dropped", file=sys.stderr)

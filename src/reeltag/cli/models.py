@@ -45,14 +45,14 @@ def average(*models: Annotated[Path, Parameter(required=True)], out: Path, json:
         models: .reeltag files with one member each.
         out: A new .reeltag file.
     """
-    from reeltag.artifact import file as artifact_file
+    from reeltag.artifact.file import average_artifacts, load_artifact, save_artifact
     from reeltag.core.storage import refuse_existing
     from reeltag.core.text import counted, megabytes
 
     refuse_existing(out)
     if twice := {str(model) for model in models if models.count(model) > 1}:
         raise UsageError(f"{', '.join(sorted(twice))}: is given twice; the mean takes each model once")
-    size = artifact_file.save(out, artifact_file.averaged({str(model): artifact_file.load(model) for model in models}))
+    size = save_artifact(out, average_artifacts({str(model): load_artifact(model) for model in models}))
     text = [f"{out}: {megabytes(size)}, the mean of {counted(len(models), 'model')}"]
     say({"file": out, "bytes": size, "models": len(models)}, text, json)
 
@@ -78,8 +78,7 @@ def import_tf(
         out: A new .reeltag file.
         schema: A preset (yt8m-frame, yt8m-video), or a recipe whose data.schema holds.
     """
-    from reeltag.artifact import file as artifact_file
-    from reeltag.artifact.file import Artifact
+    from reeltag.artifact.file import Artifact, save_artifact
     from reeltag.artifact.tensorflow.convert import import_checkpoint
     from reeltag.core.environment import versions
     from reeltag.core.storage import refuse_existing
@@ -92,6 +91,6 @@ def import_tf(
         checkpoint, data, out.stem, lambda table: tagger_config(str(checkpoint), table, set_, data.widths)
     )
     provenance = {"imported": str(checkpoint), "versions": versions()}
-    size = artifact_file.save(out, Artifact(data, None, (member,), provenance))
+    size = save_artifact(out, Artifact(data, None, (member,), provenance))
     text = [f"{out}: {megabytes(size)}", member.config.model_dump_json()]
     say({"file": out, "bytes": size, "config": member.config.model_dump(mode="json")}, text, json)

@@ -19,12 +19,12 @@ def share(model: str, /, *, out: Path, licence: str | None = None, json: Json = 
         out: A new folder.
         licence: The model's licence, as SPDX or the Hub calls it; without one the card says that none was stated.
     """
-    from reeltag.artifact import file as artifact_file
     from reeltag.artifact import hub
+    from reeltag.artifact.file import SHARED_FILE, resolve_artifact
     from reeltag.core.text import megabytes
 
-    file = artifact_file.local_file(model)
+    file = resolve_artifact(model)
     hub.share(file, out, licence)
-    size, names = file.stat().st_size, [artifact_file.SHARED, hub.CONFIG, hub.CARD]
+    size, names = file.stat().st_size, [SHARED_FILE, hub.CONFIG, hub.CARD]
     text = [f"{out}: {megabytes(size)} in {names[0]}, with {names[1]} and {names[2]}"]
     say({"folder": out, "bytes": size, "files": names}, text, json)

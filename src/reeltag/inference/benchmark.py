@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import load_artifact
 from reeltag.core.distributed.process_pool import Needs, spawned
 from reeltag.core.environment import onnx_runtime
 from reeltag.core.errors import ReeltagError, UsageError
@@ -85,7 +85,7 @@ def benchmark(file: Path, batch_sizes: Sequence[int], progress: Progress) -> lis
 
 def _exported(file: Path, target: Path) -> tuple[Path, str]:
     """The model as ONNX, or why there is none."""
-    shipped = artifact_file.load(file)
+    shipped = load_artifact(file)
     try:
         save_onnx(target, shipped, generated_batches(shipped.schema, videos=2))
     except ReeltagError as error:
@@ -107,7 +107,7 @@ def measure(
     Returns:
         Seconds a video by batch size, bytes of memory that loading took, and the probabilities of each batch [B, C].
     """
-    schema = artifact_file.load(file).schema
+    schema = load_artifact(file).schema
     if way.startswith("onnx "):
         onnx_runtime("onnx")  # whose code is not what is measured
     before = _resident()

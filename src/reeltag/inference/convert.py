@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact
+from reeltag.artifact.file import Artifact, load_artifact, quantize_artifact, save_artifact
 from reeltag.artifact.quantization.quantize import Encoding, stored_as
 from reeltag.core.errors import ArtifactError, BudgetError, UsageError
 from reeltag.core.storage import Patterns, atomic_path, find, refuse_existing, remove_partials_of
@@ -48,8 +47,8 @@ def quantize_file(model: str | Path | Predictor, out: str | Path, encoding: Enco
     """
     refuse_existing(Path(out))
     file = file_of(model)
-    before = artifact_file.load(file)
-    small = artifact_file.quantized(before, encoding)
+    before = load_artifact(file)
+    small = quantize_artifact(before, encoding)
     stored = [stored_as(member.state) for member in before.members]
     if [stored_as(member.state) for member in small.members] != stored:
         # Whatever was measured was measured before.
@@ -60,7 +59,7 @@ def quantize_file(model: str | Path | Predictor, out: str | Path, encoding: Enco
             "float32 file: model.reeltag in stages/train.NAME-… of its run (stages/average.NAME-… where weights were "
             "averaged), or what `reeltag train` wrote; an ensemble takes the encodings of its recipe's [quantization]"
         )
-    return artifact_file.save(Path(out), small)
+    return save_artifact(Path(out), small)
 
 
 def export_onnx(
@@ -86,7 +85,7 @@ def export_onnx(
     refuse_existing(out)
     remove_partials_of(out)
     shards = find(check)
-    shipped = artifact_file.load(file_of(model))
+    shipped = load_artifact(file_of(model))
     batches = generated_batches(shipped.schema)
     if shards:
         videos = islice(read_all(shards, shipped.schema), CHECKED)

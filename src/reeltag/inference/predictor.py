@@ -14,9 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from reeltag.artifact import file as artifact_file
 from reeltag.artifact.display import as_html, as_text
-from reeltag.artifact.file import Artifact, Member
+from reeltag.artifact.file import Artifact, Member, resolve_artifact, stream_artifact
 from reeltag.artifact.hub import download, share
 from reeltag.artifact.quantization.encodings import State
 from reeltag.artifact.quantization.linear import byte_state, coded_state, dense_state
@@ -220,8 +219,8 @@ def load(path: str | Path, mode: Mode = "exact", device: str = "auto") -> Predic
         ArtifactError: the file is missing, damaged, or from a newer reeltag, or cannot be fetched.
         UsageError: there is no such mode, or it is not for this device.
     """
-    file = artifact_file.local_file(path)
-    predictor = Predictor(*artifact_file.stream(file), mode, device)
+    file = resolve_artifact(path)
+    predictor = Predictor(*stream_artifact(file), mode, device)
     predictor.source = file
     return predictor
 
@@ -253,7 +252,9 @@ def file_of(model: str | Path | Predictor) -> Path:
         UsageError: the model did not come from a file.
     """
     if not isinstance(model, Predictor):
-        return artifact_file.local_file(model)
+        return resolve_artifact(model)
     if model.source is None:
-        raise UsageError("the model was not loaded from a file; write one with `artifact.save` and load that")
+        raise UsageError(
+            "the model was not loaded from a file; write one with `reeltag.artifact.file.save_artifact` and load that"
+        )
     return model.source

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import stream_artifact
 from reeltag.core.distributed.process_pool import PROCESS_BYTES, Needs, Pool, spawned
 from reeltag.core.environment import one_torch_thread
 from reeltag.core.errors import UsageError
@@ -225,7 +225,7 @@ def predict_to_file(
     refuse_ending(out)
     refuse_existing(out)
     total = Counts(bad=BadRecords(max_bad_records))
-    head, _ = artifact_file.stream(file)
+    head, _ = stream_artifact(file)
     output = output_format(out, head.schema)
     if drop_flat:
         rgb_place(head.schema)

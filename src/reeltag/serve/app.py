@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import artifact_header
 from reeltag.core.errors import RequestError, UsageError
 from reeltag.core.version import __version__
 from reeltag.data.loader import Batch
@@ -64,7 +64,7 @@ class Service:
     def __init__(self, predictor: Predictor, name: str, limits: Limits, samples: Sequence[Sample]) -> None:
         self.limits, self.samples = limits, samples
         self.schema, self.label_names = predictor.schema, predictor.label_names
-        shipped = artifact_file.describe(predictor.artifact)
+        shipped = artifact_header(predictor.artifact)
         self.about = {
             "name": name,
             "reeltag": __version__,

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact
+from reeltag.artifact.file import Artifact, load_artifact, save_artifact
 from reeltag.core.download_cache import fetch
 from reeltag.core.environment import versions
 from reeltag.core.errors import BudgetError, UsageError
@@ -223,7 +222,7 @@ def _do_pack(recipe: Recipe, members: Sequence[MemberStages], beside: Beside, jo
     by_name = {member.name: member for member in members}
     shipped = []
     for entry in found["members"]:
-        (member,) = artifact_file.load(by_name[entry["name"]].file(job, entry["encoding"])).members
+        (member,) = load_artifact(by_name[entry["name"]].file(job, entry["encoding"])).members
         shipped.append(replace(member, name=entry["name"], weight=entry["weight"]))
     provenance = {
         "recipe": recipe.name,
@@ -234,5 +233,5 @@ def _do_pack(recipe: Recipe, members: Sequence[MemberStages], beside: Beside, jo
         "holdout_gap": {key: value for key, value in found["holdout"].items() if key != "members"},
     }
     packed = Artifact(recipe.data.record_schema, beside.label_names, tuple(shipped), provenance, beside.projections)
-    size = artifact_file.save(job.folder / MODEL, packed, recipe.budget)
+    size = save_artifact(job.folder / MODEL, packed, recipe.budget)
     job.progress.say(f"  {megabytes(size)} of {megabytes(recipe.budget)}")

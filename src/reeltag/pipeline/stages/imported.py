@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact
+from reeltag.artifact.file import Artifact, load_artifact, save_artifact
 from reeltag.artifact.quantization.quantize import Encoding, quantized_bytes
 from reeltag.core.errors import ArtifactError, UsageError
 from reeltag.core.storage import file_hash
@@ -46,7 +45,7 @@ class ImportedStages(MemberStages):
         """
         path, key = self.recipe.imported[self.name], f"imported.{self.name}"
         try:
-            found = artifact_file.load(path)
+            found = load_artifact(path)
         except ArtifactError as error:
             raise ArtifactError(f"{key}: {error}") from error
         if len(found.members) != 1:
@@ -65,7 +64,7 @@ class ImportedStages(MemberStages):
     def _do_import(self, job: Job) -> None:
         (member,) = self._imported.members
         member = replace(member, name=self.name, weight=1.0)
-        artifact_file.save(job.folder / MODEL, replace(self._imported, schema=self.schema, members=(member,)))
+        save_artifact(job.folder / MODEL, replace(self._imported, schema=self.schema, members=(member,)))
 
 
 def _short(value: object) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import load_artifact, quantize_artifact, save_artifact
 from reeltag.artifact.quantization.quantize import Encoding
 from reeltag.core import tensorfile
 from reeltag.core.storage import inside, read_json, write_json
@@ -97,9 +97,9 @@ class MemberStages(ABC):
         return found
 
     def _do_quantize(self, job: Job) -> None:
-        source = artifact_file.load(job.inputs[self.finished] / MODEL)
+        source = load_artifact(job.inputs[self.finished] / MODEL)
         for encoding in self.encodings[1:]:
-            artifact_file.save(job.folder / f"{encoding}.reeltag", artifact_file.quantized(source, encoding))
+            save_artifact(job.folder / f"{encoding}.reeltag", quantize_artifact(source, encoding))
 
     def _do_predict(self, job: Job) -> None:
         """Predict the hold-out with the very weights that would be shipped."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from reeltag.artifact import file as artifact_file
+from reeltag.artifact.file import load_artifact, stored_bytes
 from reeltag.core.storage import read_json, write_bytes, write_json
 from reeltag.data.loader import sequential_batches
 from reeltag.data.shards import Manifest, Shards
@@ -115,8 +115,8 @@ def _do_test_file(recipe: Recipe, job: Job) -> None:
 def _do_report(recipe: Recipe, members: Sequence[MemberStages], job: Job) -> None:
     found = read_json(job.inputs["ensemble"] / WEIGHTS)
     test = read_json(job.inputs["test.file"] / SCORES)
-    shipped = artifact_file.load(job.inputs["pack"] / MODEL)
-    sizes = {member.name: artifact_file.stored_bytes(member.state) for member in shipped.members}
+    shipped = load_artifact(job.inputs["pack"] / MODEL)
+    sizes = {member.name: stored_bytes(member.state) for member in shipped.members}
     content = {
         "format": FORMAT,
         "recipe": recipe.name,

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reeltag.artifact import file as artifact_file
-from reeltag.artifact.file import Artifact, Member, load_tagger
+from reeltag.artifact.file import Artifact, Member, load_tagger, save_artifact
 from reeltag.artifact.quantization.quantize import Encoding, quantized_bytes
 from reeltag.core.distributed.process_group import rank
 from reeltag.core.environment import default_device, versions
@@ -254,7 +253,7 @@ class Training:
             return
         member = Member(self.name, config, 1.0, weights)
         provenance = {"recipe": self.recipe.name, "versions": versions()}
-        artifact_file.save(path, Artifact(self.recipe.data.record_schema, None, (member,), provenance))
+        save_artifact(path, Artifact(self.recipe.data.record_schema, None, (member,), provenance))
 
     def _parameters(self) -> dict[str, object]:
         parameters: dict[str, object] = {"split": split_parameters(self.recipe)}
