@@ -21,7 +21,8 @@ from measure import HERE, options, print_json, print_table, rates, run_rounds, t
 from reeltag.core.environment import default_device, keep_freed_memory
 from reeltag.data.loader import Batch
 from reeltag.data.schema import preset
-from reeltag.inference import predictor as prediction
+from reeltag.inference.ensemble import BATCH_SIZE, predict_batches
+from reeltag.inference.predictor import load
 from reeltag.models.tagger import Tagger, build_tagger
 from reeltag.recipe.load import load_recipe
 from reeltag.training.loop import train_step
@@ -49,8 +50,8 @@ def training(tagger: Tagger, settings: TrainingSettings) -> Step:
 def tagging(model: nn.Module) -> Step:
     """A batch of tagging."""
     device = torch.device(default_device())
-    model, batch = model.to(device).eval(), random_batch(prediction.BATCH_SIZE).to(device)
-    return lambda: list(prediction.predict(model, [batch]))
+    model, batch = model.to(device).eval(), random_batch(BATCH_SIZE).to(device)
+    return lambda: list(predict_batches(model, [batch]))
 
 
 def measure(title: str, steps: Mapping[str, tuple[Step, int]], rounds: int) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def main() -> None:
     models: dict[str, nn.Module] = {}
     results = {}
     for path in given.files:
-        predictor = prediction.load(path)
+        predictor = load(path)
         names = [member.name for member in predictor.artifact.members]
         models[names[0] if len(names) == 1 else path.stem] = predictor.model
     if not models:
@@ -92,7 +93,7 @@ def main() -> None:
             )
             models[name], steps[name] = tagger, (training(tagger, settings), settings.batch_size)
         results["training"] = measure("Training", steps, given.rounds)
-    steps = {name: (tagging(model), prediction.BATCH_SIZE) for name, model in models.items()}
+    steps = {name: (tagging(model), BATCH_SIZE) for name, model in models.items()}
     results["tagging"] = measure("Tagging", steps, given.rounds)
     print_json(given.json, "families", rounds=given.rounds, **results)
 

@@ -32,7 +32,7 @@ from reeltag.data.formats.tfrecord import write_shard
 from reeltag.data.loader import Batch, training_batches
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Shards, scan
-from reeltag.inference.ensemble import BATCH_SIZE, Ensemble, predict
+from reeltag.inference.ensemble import BATCH_SIZE, Ensemble, predict_batches
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import Tagger, build_tagger, meta_tagger
 from reeltag.pipeline.stages.estimate import FORWARD_AND_BACKWARD, flops
@@ -209,7 +209,7 @@ def tagging(bench: Bench, config: TaggerConfig, *, compiled: bool) -> dict[str, 
     if compiled:
         tagger.compile()
     model = Ensemble([tagger], [1.0], "bf16").to(bench.device).eval()
-    predictions = predict(model, bench.random_batches(BATCH_SIZE))
+    predictions = predict_batches(model, bench.random_batches(BATCH_SIZE))
     return spread(bench.rates(lambda: len(next(predictions).ids)))
 
 

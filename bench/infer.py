@@ -16,7 +16,7 @@ from torch import nn
 from measure import Peer, print_table, rates, run_rounds, timed
 from models import SCHEMA, TITLES, build, frames_of, hand_over, random_batch, refuse_difference, run, scaled_to
 from reeltag.artifact.file import Artifact, Member
-from reeltag.inference.ensemble import BATCH_SIZE, predict
+from reeltag.inference.ensemble import BATCH_SIZE, predict_batches
 from reeltag.inference.predictor import Mode, Predictor
 
 MODELS = ("netvlad", "dbof", "lstm")
@@ -52,7 +52,7 @@ def opened(name: str, mode: Mode) -> nn.Module:
 
 
 def tag(model, batch) -> None:
-    for _ in predict(model, [batch]):
+    for _ in predict_batches(model, [batch]):
         pass
 
 

@@ -24,9 +24,9 @@ from reeltag.core.storage import find
 from reeltag.data.loader import stream_batches
 from reeltag.data.schema import preset
 from reeltag.data.shards import read_all
-from reeltag.inference.convert import generated_batches, save_onnx
 from reeltag.inference.ensemble import Predictions
-from reeltag.inference.metrics.evaluation import evaluate
+from reeltag.inference.metrics.evaluation import evaluate_predictions
+from reeltag.inference.onnx_export import generated_batches, save_onnx
 from reeltag.models.tagger import build_tagger, parse_config
 
 SCHEMA = preset("yt8m-frame")
@@ -112,7 +112,7 @@ def gaps(model: Path, patterns: list[str]) -> dict[str, float]:
         save_onnx(onnx_file, shipped, generated_batches(shipped.schema))
         for engine, mode in WAYS:
             predictions = tagged(opened(engine, mode, model, onnx_file), shipped, patterns)
-            found[f"{engine}, {mode}"] = evaluate(predictions).compute().gap
+            found[f"{engine}, {mode}"] = evaluate_predictions(predictions).compute().gap
     print("| | GAP@20 | less than float32 |\n|---|---|---|")
     for name, gap in found.items():
         print(f"| {name} | {gap:.5f} | {found['PyTorch, exact'] - gap:+.5f} |")

@@ -16,7 +16,7 @@ import torch
 
 from measure import Peer, Times, options, pin, print_json, print_table, run_rounds, seconds, timed
 from reeltag.artifact.quantization.encodings import QuantizedTensor
-from reeltag.artifact.quantization.quantize import quantize, quantize_uniform
+from reeltag.artifact.quantization.quantize import quantize_tensor, quantize_uniform
 from reeltag.core.tensorfile import _crc
 
 PEER = "the authors' way, uniform-8"
@@ -31,9 +31,9 @@ def ours(weights: torch.Tensor, few: torch.Tensor) -> dict[str, Callable[[], Tim
     rows: dict[str, Callable[[], Times]] = {}
     for encoding in (*FAST, *SORTING):
         tensor = weights if encoding in FAST else few
-        rows[encoding] = partial(timed, partial(quantize, tensor, encoding), tensor.numel() / 1e6)
+        rows[encoding] = partial(timed, partial(quantize_tensor, tensor, encoding), tensor.numel() / 1e6)
     for encoding in FAST:
-        coded = quantize(weights, encoding)
+        coded = quantize_tensor(weights, encoding)
         assert isinstance(coded, QuantizedTensor)
         rows[f"{encoding}, back to float32"] = partial(timed, coded.dequantize, weights.numel() / 1e6)
     rows["checksum of uniform-8"] = partial(

@@ -31,7 +31,7 @@ from reeltag.data.formats.example import Video, encode
 from reeltag.data.formats.tfrecord import framed
 from reeltag.data.loader import collate
 from reeltag.data.schema import Schema, preset
-from reeltag.inference.ensemble import predict
+from reeltag.inference.ensemble import predict_batches
 from reeltag.inference.predictor import Mode, Predictor, load
 from reeltag.models.tagger import build_tagger, parse_config
 
@@ -161,7 +161,7 @@ def model_alone(model: Predictor, video: Video, size: int) -> float:
     times = []
     for _ in range(20):
         begin = time.perf_counter()
-        list(predict(model.model, [batch]))
+        list(predict_batches(model.model, [batch]))
         times.append(time.perf_counter() - begin)
     return median(times)
 

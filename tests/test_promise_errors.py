@@ -28,7 +28,7 @@ from reeltag.data.schema import Schema
 from reeltag.data.shards import Shards, read_all, scan
 from reeltag.data.soft_targets import SoftTargets, TargetsWriter
 from reeltag.inference.predictor import load
-from reeltag.inference.shards import predict_to_file
+from reeltag.inference.shard_tagger import predict_to_file
 from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.pipeline import executor
 from reeltag.pipeline.stages.data import data_stages

@@ -13,11 +13,12 @@ from reeltag.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from reeltag.core.errors import ReeltagError
-    from reeltag.inference.convert import export_onnx, quantize_file
     from reeltag.inference.evaluate import evaluate
-    from reeltag.inference.onnx import open_onnx
+    from reeltag.inference.onnx_export import export_onnx
+    from reeltag.inference.onnx_session import open_onnx
     from reeltag.inference.predictor import Predictor, from_pretrained, load
-    from reeltag.inference.shards import predict_to_file
+    from reeltag.inference.quantize_file import quantize_file
+    from reeltag.inference.shard_tagger import predict_to_file
     from reeltag.pipeline.run import RunResult, Work, run, train_models
     from reeltag.recipe.load import load_recipe
     from reeltag.recipe.register_family import register_family
@@ -29,13 +30,13 @@ _MODULES = {
     "RunResult": "pipeline.run",
     "Work": "pipeline.run",
     "evaluate": "inference.evaluate",
-    "export_onnx": "inference.convert",
+    "export_onnx": "inference.onnx_export",
     "from_pretrained": "inference.predictor",
     "load": "inference.predictor",
     "load_recipe": "recipe.load",
-    "open_onnx": "inference.onnx",
-    "predict_to_file": "inference.shards",
-    "quantize_file": "inference.convert",
+    "open_onnx": "inference.onnx_session",
+    "predict_to_file": "inference.shard_tagger",
+    "quantize_file": "inference.quantize_file",
     "register_family": "recipe.register_family",
     "run": "pipeline.run",
     "train_models": "pipeline.run",

@@ -28,18 +28,19 @@ from small_models import CLASSES, SCHEMA, battery, in_mode, shipped, small_tagge
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-from reeltag.artifact.onnx import families  # noqa: E402
 from reeltag.artifact.onnx import model as onnx_model  # noqa: E402
+from reeltag.artifact.onnx import poolings  # noqa: E402
 from reeltag.artifact.onnx import weights as onnx_weights  # noqa: E402
-from reeltag.inference import convert  # noqa: E402
-from reeltag.inference.onnx import DISABLED, ENTRIES, open_onnx  # noqa: E402
+from reeltag.inference import onnx_export  # noqa: E402
+from reeltag.inference.onnx_export import generated_batches, save_onnx  # noqa: E402
+from reeltag.inference.onnx_session import DISABLED, ENTRIES, open_onnx  # noqa: E402
 
 FRAMES, LENGTHS = videos()[0].numpy(), np.array([7, 3, 7, 1, 5, 2])
 
 
 def onnx_file(ensemble, folder, top=None):
     path = folder / "model.onnx"
-    path.write_bytes(onnx_model.build(ensemble, top).SerializeToString())
+    path.write_bytes(onnx_model.build_onnx(ensemble, top).SerializeToString())
     return path
 
 
@@ -113,7 +114,7 @@ def test_the_most_probable_classes_alone(tmp_path):
     np.testing.assert_array_equal(classes, np.argsort(-expected, axis=1)[:, :4])
     np.testing.assert_allclose(scores, -np.sort(-expected, axis=1)[:, :4], atol=1e-6)
     with pytest.raises(UsageError, match=f"from 1 to {CLASSES}"):
-        onnx_model.build(ensemble, top=CLASSES + 1)
+        onnx_model.build_onnx(ensemble, top=CLASSES + 1)
 
 
 def test_frames_beyond_the_limit_are_cut(tmp_path):
@@ -139,9 +140,7 @@ def test_video_level_floats_whatever_stands_in_the_padding(tmp_path):
 
 def test_equal_models_are_equal_bytes_and_say_what_they_are(tmp_path):
     ensemble = replace(shipped("mean", {}), label_names=tuple("äbcdefghi"), provenance={"recipe": "r"})
-    sizes = [
-        convert.save_onnx(tmp_path / name, ensemble, convert.generated_batches(SCHEMA)) for name in ("a.onnx", "b.onnx")
-    ]
+    sizes = [save_onnx(tmp_path / name, ensemble, generated_batches(SCHEMA)) for name in ("a.onnx", "b.onnx")]
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     assert sizes[0][0] == (tmp_path / "a.onnx").stat().st_size and sizes[0][1] < 1e-5
     known = open_onnx(tmp_path / "a.onnx").get_modelmeta().custom_metadata_map
@@ -152,27 +151,27 @@ def test_equal_models_are_equal_bytes_and_say_what_they_are(tmp_path):
 def test_a_file_that_differs_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_model, "hidden", lambda layer, x, weights: weights.product(x * 1.01, "weight"))
     with pytest.raises(ArtifactError, match="not kept, since its probabilities differ by"):
-        convert.save_onnx(tmp_path / "m.onnx", shipped("netvlad", {"clusters": 4}), convert.generated_batches(SCHEMA))
+        save_onnx(tmp_path / "m.onnx", shipped("netvlad", {"clusters": 4}), generated_batches(SCHEMA))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_computes_nan_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_model, "hidden", lambda layer, x, weights: weights.product(x * float("nan"), "weight"))
     with pytest.raises(ArtifactError, match="not kept, since its probabilities differ by nan"):
-        convert.save_onnx(tmp_path / "m.onnx", shipped("netvlad", {"clusters": 4}), convert.generated_batches(SCHEMA))
+        save_onnx(tmp_path / "m.onnx", shipped("netvlad", {"clusters": 4}), generated_batches(SCHEMA))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_larger_than_protobuf_can_be_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(convert, "LARGEST", convert.ROOM)
+    monkeypatch.setattr(onnx_export, "LARGEST", onnx_export.ROOM)
     with pytest.raises(BudgetError, match=r"m.onnx: would have 16.78 MB, .* over 16.78 MB"):
-        convert.save_onnx(tmp_path / "m.onnx", shipped("mean", {}), [])
+        save_onnx(tmp_path / "m.onnx", shipped("mean", {}), [])
 
 
 def test_the_budget_of_the_model_holds_for_the_onnx_file(tmp_path):
     ensemble = shipped("mean", {})
-    size = len(onnx_model.build(replace(ensemble, provenance={"budget": 99_999})).SerializeToString())
-    save = convert.save_onnx
+    size = len(onnx_model.build_onnx(replace(ensemble, provenance={"budget": 99_999})).SerializeToString())
+    save = onnx_export.save_onnx
     assert save(tmp_path / "m.onnx", replace(ensemble, provenance={"budget": 99_999}), [])[0] == size
     with pytest.raises(BudgetError, match=r"m.onnx: would have .* over"):
         save(tmp_path / "m.onnx", replace(ensemble, provenance={"budget": size - 9}), [])
@@ -184,7 +183,7 @@ def test_a_family_without_a_form_is_named(monkeypatch):
     tagger.pooling = torch.nn.Identity()
     monkeypatch.setattr(onnx_model, "meta_tagger", lambda *arguments: tagger)
     with pytest.raises(UsageError, match="m: Identity has no ONNX form"):
-        onnx_model.build(ensemble)
+        onnx_model.build_onnx(ensemble)
 
 
 def test_files_that_are_no_onnx_are_refused(tmp_path):
@@ -274,7 +273,7 @@ def test_the_form_of_a_family_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     maximum = importlib.import_module("maximum_export")
     monkeypatch.setitem(FAMILIES, "maximum", (maximum.MaximumConfig, maximum.Maximum))
-    exec("from __future__ import annotations\n" + form, {**vars(families), "Maximum": maximum.Maximum})
+    exec("from __future__ import annotations\n" + form, {**vars(poolings), "Maximum": maximum.Maximum})
     tagger = stirred(build_tagger(maximum.MaximumConfig(family="maximum"), SCHEMA.widths, CLASSES, 0))
     ensemble = Artifact(SCHEMA, None, (Member("m", tagger.config, 1.0, tagger.state_dict()),), {})
     expected = in_mode(ensemble, "exact").predict(FRAMES, LENGTHS)

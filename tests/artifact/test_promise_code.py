@@ -21,7 +21,7 @@ from reeltag.core.storage import content_hash, file_hash
 from reeltag.data.schema import read_label_names
 from reeltag.data.shards import Manifest
 from reeltag.data.soft_targets import SoftTargets, TargetsWriter
-from reeltag.inference.onnx import open_onnx
+from reeltag.inference.onnx_session import open_onnx
 from reeltag.pipeline.report.markdown import render
 from reeltag.training import checkpoint
 from reliability import peak_memory

@@ -13,8 +13,8 @@ from reeltag.artifact.quantization.quantize import (
     dequantize_state,
     is_large,
     kmeans_codebook,
-    quantize,
     quantize_state,
+    quantize_tensor,
     quantize_uniform,
     quantized_bytes,
     stored_as,
@@ -108,7 +108,7 @@ HALVES = golden("float16")
 
 @pytest.mark.parametrize("name", [key[5:-7] for key in HALVES if key.endswith("float16") and key.startswith("ckpt:")])
 def test_float16_is_the_authors(name):
-    half = quantize(torch.from_numpy(HALVES[f"x:{name}"]), "float16")
+    half = quantize_tensor(torch.from_numpy(HALVES[f"x:{name}"]), "float16")
     np.testing.assert_array_equal(half.half.numpy(), HALVES[f"ckpt:{name}float16"])
 
 
@@ -123,7 +123,7 @@ def weights():
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_bytes_are_known_from_the_shape_alone(weights, encoding):
     for tensor in (weights, weights.flatten(), weights.view(7, 43, 97)):
-        coded = quantize(tensor, encoding)
+        coded = quantize_tensor(tensor, encoding)
         assert coded.nbytes == quantized_bytes({"w": tensor.to("meta")}, encoding)
         back = dequantize_state({"w": coded})["w"]
         assert (back.shape, back.dtype) == (tensor.shape, torch.float32)
@@ -134,7 +134,7 @@ def test_bytes_are_known_from_the_shape_alone(weights, encoding):
 
 
 def squared_error(weights, encoding):
-    return (quantize(weights, encoding).dequantize() - weights).square().mean().item()
+    return (quantize_tensor(weights, encoding).dequantize() - weights).square().mean().item()
 
 
 def test_k_means_ends_where_every_value_is_the_mean_of_its_elements(weights):
@@ -149,16 +149,16 @@ def test_k_means_ends_where_every_value_is_the_mean_of_its_elements(weights):
 
 
 def test_quantiles_put_equally_many_elements_around_each_value(weights):
-    counts = np.bincount(quantize(weights, "quantile-8").codes.flatten().numpy(), minlength=256)
+    counts = np.bincount(quantize_tensor(weights, "quantile-8").codes.flatten().numpy(), minlength=256)
     assert counts.sum() == weights.numel()
     assert counts[1:-1].max() < 2 * weights.numel() / 256
 
 
 def test_no_element_is_further_than_half_a_step_of_its_channel_or_group(weights):
-    channel = quantize(weights, "channel-8").dequantize()
+    channel = quantize_tensor(weights, "channel-8").dequantize()
     steps = (weights.amax(0) - weights.amin(0)) / 255
     assert ((channel - weights).abs() <= steps * 0.501).all()
-    group = (quantize(weights, "group-4").dequantize() - weights).flatten()
+    group = (quantize_tensor(weights, "group-4").dequantize() - weights).flatten()
     for begin in range(0, weights.numel(), 64):
         part = weights.flatten()[begin : begin + 64]
         reach = part.abs().max().item()
@@ -170,12 +170,12 @@ def test_no_element_is_further_than_half_a_step_of_its_channel_or_group(weights)
 @pytest.mark.parametrize("encoding", ["float16", "group-4"])
 def test_what_float16_cannot_hold_is_refused(encoding):
     with pytest.raises(UsageError, match=f"{encoding} holds values up to 65,504"):
-        quantize(torch.full((200, 100), 1e6), encoding)
+        quantize_tensor(torch.full((200, 100), 1e6), encoding)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS[1:])
 def test_parts_that_do_not_fit_each_other_are_no_encoding(weights, encoding):
-    parts = quantize(weights, encoding).parts()
+    parts = quantize_tensor(weights, encoding).parts()
     assert assemble({**parts, "more": torch.zeros(1)}) is None
     for name, part in parts.items():
         assert assemble({**parts, name: part.double()}) is None
@@ -188,7 +188,7 @@ def test_parts_that_do_not_fit_each_other_are_no_encoding(weights, encoding):
 @given(st.sampled_from(ENCODINGS), st.floats(-10, 10, width=32), st.floats(0.125, 8, width=32))
 def test_ranges_of_any_size_survive_every_encoding(encoding, middle, width):
     tensor = torch.full((20, 13), middle) + torch.rand(20, 13, generator=torch.Generator().manual_seed(1)) * width
-    back = dequantize_state({"w": quantize(tensor, encoding)})["w"]
+    back = dequantize_state({"w": quantize_tensor(tensor, encoding)})["w"]
     assert torch.isfinite(back).all()
     assert (back - tensor).abs().max() <= width / 15 + 2e-3 * tensor.abs().max()
 

@@ -208,7 +208,7 @@ def test_measurements_from_before_quantising_are_not_those_of_the_small_file(shi
 @pytest.mark.parametrize("licence", ["my own words", "", "a: b"])
 def test_a_licence_must_be_an_identifier(file, tmp_path, licence):
     with pytest.raises(UsageError, match="is no identifier; give one such as"):
-        hub.share(file, tmp_path / "shared", licence)
+        hub.share_artifact(file, tmp_path / "shared", licence)
     assert not list(tmp_path.iterdir())
 
 
@@ -228,7 +228,7 @@ def test_a_failed_write_leaves_nothing(file, tmp_path, monkeypatch):
 
     monkeypatch.setattr(hub, "write_bytes", full)
     with pytest.raises(UsageError, match=r"cannot be written .No space left on device"):
-        hub.share(file, tmp_path / "shared")
+        hub.share_artifact(file, tmp_path / "shared")
     assert not list(tmp_path.iterdir())
 
 

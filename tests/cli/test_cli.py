@@ -20,7 +20,7 @@ from reeltag.core.errors import UsageError
 from reeltag.data.formats.example import Video, encode
 from reeltag.data.formats.tfrecord import ShardFile, write_shard
 from reeltag.data.shards import Shards
-from reeltag.inference import predictor as prediction
+from reeltag.inference import predictor
 from reeltag.models.tagger import build_tagger, parse_config
 
 
@@ -282,7 +282,7 @@ def test_settings_that_contradict_each_other_are_one_message(capsys, tmp_path):
 
 def test_the_command_offers_every_encoding_but_that_of_no_change():
     assert get_args(Encoding) == ENCODINGS[1:]
-    assert get_args(Mode)[0] == prediction.Mode
+    assert get_args(Mode)[0] == predictor.Mode
 
 
 def test_quantize_and_average_write_models_that_tag(model, tmp_path, capsys):

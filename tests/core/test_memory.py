@@ -12,7 +12,7 @@ from reeltag.cli.main import main
 from reeltag.core.errors import OutOfMemoryError
 from reeltag.core.memory import enough_memory
 from reeltag.data.loader import Batch
-from reeltag.inference.ensemble import predict
+from reeltag.inference.ensemble import predict_batches
 
 # A command whose process may take so many bytes more than it has when all is imported.
 LIMITED = """
@@ -68,7 +68,7 @@ def test_tagging_that_takes_too_much_says_what_takes_less():
 
     batch = Batch(("a", "b"), torch.zeros(2, 1, 4, dtype=torch.uint8), torch.ones(2, dtype=torch.long), None)
     with pytest.raises(OutOfMemoryError, match=r"tagging 2 videos at once: memory ran out.* modes bf16 and small"):
-        list(predict(Absurd(1, 1), [batch]))
+        list(predict_batches(Absurd(1, 1), [batch]))
 
 
 @pytest.mark.slow

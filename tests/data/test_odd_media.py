@@ -13,7 +13,7 @@ from reeltag.data.video.dataset import gather
 from reeltag.data.video.decode import STALLED_SECONDS
 from reeltag.data.video.extractors import image_extractor, sound_extractor
 from reeltag.data.video.features import Pipeline
-from reeltag.inference import predictor as predict
+from reeltag.inference.predictor import load
 from reeltag.inference.video.tagger import open_tagger, tag_files
 from tagged import write_untrained
 
@@ -33,7 +33,7 @@ def tagger(tmp_path_factory):
     image = f"onnx:{folder / 'mean.onnx'}"
     features = Pipeline(image_extractor(image), sound_extractor("logmel")).features
     model = write_untrained(folder / "m.reeltag", Schema(features=features, classes=4))
-    return open_tagger(predict.load(model), "m.reeltag", image)
+    return open_tagger(load(model), "m.reeltag", image)
 
 
 class Times(Progress):

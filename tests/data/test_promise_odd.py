@@ -17,7 +17,7 @@ from reeltag.data.flat_videos import is_flat
 from reeltag.data.formats.example import Video, decode
 from reeltag.data.loader import stream_batches
 from reeltag.data.schema import Schema
-from reeltag.inference.ensemble import Predictions, predict
+from reeltag.inference.ensemble import Predictions, predict_batches
 from reeltag.inference.formats.table import output_format
 from reliability import PAGE, Promise
 from small_models import ALL, OPTIONS, in_mode, shipped
@@ -64,7 +64,7 @@ def test_predictions_of_odd_records_are_finite_in_every_family(promise: Promise)
                 models += 1
                 for schema, videos in videos_by_schema().items():
                     for size in (64, 1):  # side by side, and each alone
-                        for part in predict(model, stream_batches(videos, schema, size)):
+                        for part in predict_batches(model, stream_batches(videos, schema, size)):
                             assert torch.isfinite(part.probabilities).all(), (family, form, chosen, mode, part.ids)
                             assert ((part.probabilities >= 0) & (part.probabilities <= 1)).all()
     promise.found(
@@ -78,7 +78,7 @@ def test_the_largest_values_still_tell_frames_apart() -> None:
     """A frame whose squares overflowed would be scaled to zeros, and tagged like an empty one."""
     model = in_mode(shipped(*ALL[0]), "exact").model
     videos = [decode(ODD[kind][1], FLOATS) for kind in ("floats of ±1e15, the largest", "floats of zero")]
-    (part,) = predict(model, stream_batches(videos, FLOATS, 2))
+    (part,) = predict_batches(model, stream_batches(videos, FLOATS, 2))
     assert not torch.equal(part.probabilities[0], part.probabilities[1])
     predictor = in_mode(replace(shipped(*ALL[0]), schema=FLOATS), "exact")
     with pytest.raises(UsageError, match="some beyond"):

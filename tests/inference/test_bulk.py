@@ -23,9 +23,9 @@ from reeltag.data.flat_videos import is_flat, rgb_place
 from reeltag.data.formats.example import Video, encode
 from reeltag.data.formats.tfrecord import write_shard
 from reeltag.data.schema import Feature, Schema, preset
-from reeltag.inference import shards as bulk
+from reeltag.inference import shard_tagger
 from reeltag.inference.predictor import load
-from reeltag.inference.shards import predict_to_file
+from reeltag.inference.shard_tagger import ShardTagger, TagCounts, predict_to_file
 from reeltag.models.tagger import build_tagger, parse_config
 
 WITH_PYARROW = find_spec("pyarrow") is not None
@@ -173,10 +173,10 @@ def test_a_cluster_does_not_change_a_bit(capsys, model, shards, whole, tmp_path)
 
 def test_workers_and_threads_do_not_change_a_bit(model, shards, whole, tmp_path):
     counts = predict_to_file(model, [f"{shards}/*"], tmp_path / "p.parquet", workers=2)
-    assert counts == bulk.Counts(videos=sum(40 + 5 * number for number in range(40)))
+    assert counts == TagCounts(videos=sum(40 + 5 * number for number in range(40)))
     assert (tmp_path / "p.parquet").read_bytes() == (whole / "p.parquet").read_bytes()
     shard = sorted(shards.iterdir())[-1]
-    one, three = (list(bulk.ShardTagger(load(model), threads).tag(shard, bulk.Counts())) for threads in (1, 3))
+    one, three = (list(ShardTagger(load(model), threads).tag(shard, TagCounts())) for threads in (1, 3))
     assert [part.ids for part in one] == [part.ids for part in three]
     for part, other in zip(one, three, strict=True):
         np.testing.assert_array_equal(part.probabilities.numpy(), other.probabilities.numpy())
@@ -208,7 +208,7 @@ def test_a_damaged_shard_stops_all_with_its_place_and_once_mended_the_rest_is_do
     assert len(kept) >= 30
     shutil.copy(shards / bad.name, bad)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bulk, "remove_folder", lambda folder: None)  # to see what was made anew
+        patch.setattr(shard_tagger, "remove_folder", lambda folder: None)  # to see what was made anew
         assert main(command[:-2]) == 0
     assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in parts_of(out).iterdir()}.items()
     assert out.read_bytes() == (whole / "p.csv").read_bytes()
@@ -260,7 +260,7 @@ def test_a_marker_without_its_part_is_not_done(tiny_schema, tmp_path):
     make_shard(tmp_path / "s-0.tfrecord", tiny_schema, 6)
     out, shards = tmp_path / "p.csv", [str(tmp_path / "s-0.tfrecord")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bulk, "remove_folder", lambda folder: None)
+        patch.setattr(shard_tagger, "remove_folder", lambda folder: None)
         predict_to_file(model, shards, out)
     whole = out.read_bytes()
     out.unlink()

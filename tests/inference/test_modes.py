@@ -11,7 +11,7 @@ import reeltag
 from reeltag.artifact.file import _state, save_artifact
 from reeltag.artifact.quantization.encodings import QuantizedTensor
 from reeltag.artifact.quantization.linear import BYTE_ROWS, ByteWeight, CodedWeight, byte_state, coded_state
-from reeltag.artifact.quantization.quantize import ENCODINGS, quantize
+from reeltag.artifact.quantization.quantize import ENCODINGS, quantize_tensor
 from reeltag.core.errors import ArtifactError, UsageError
 from reeltag.inference.predictor import Predictor
 from small_models import battery, in_mode, shipped, videos
@@ -45,7 +45,7 @@ def test_the_large_products_use_the_codes(mode, kind, everything_is_large, monke
 
 @pytest.mark.parametrize("encoding", [encoding for encoding in ENCODINGS if encoding != "float32"])
 def test_rows_of_a_quantised_matrix_are_rows_of_its_floats(encoding):
-    stored = quantize(matrix(200, 24), encoding)
+    stored = quantize_tensor(matrix(200, 24), encoding)
     assert isinstance(stored, QuantizedTensor) and stored.size == (200, 24)
     torch.testing.assert_close(stored.rows(slice(64, 192)).dequantize(), stored.dequantize()[64:192], rtol=0, atol=0)
     torch.testing.assert_close(stored.rows(slice(192, 448)).dequantize(), stored.dequantize()[192:], rtol=0, atol=0)
@@ -53,14 +53,14 @@ def test_rows_of_a_quantised_matrix_are_rows_of_its_floats(encoding):
 
 @pytest.mark.parametrize(("encoding", "loss"), [("uniform-8", 2e-6), ("channel-8", 2e-6), ("kmeans-8", 0.02)])
 def test_what_is_evenly_spaced_stays_and_what_is_not_comes_near(encoding, loss):
-    stored = quantize(matrix(200, 90), encoding)
+    stored = quantize_tensor(matrix(200, 90), encoding)
     weight = byte_state({"w": stored})["w"]
     assert 0 < (weight.stored.dequantize() - stored.dequantize()).abs().max() <= loss
 
 
 def test_8_bit_products_are_those_of_the_rounded_numbers():
     """By hand in exact integers: what is rounded is x alone, to 255 steps for each part of each row."""
-    weight = byte_state({"w": quantize(matrix(BYTE_ROWS + 100, 5), "channel-8")})["w"]
+    weight = byte_state({"w": quantize_tensor(matrix(BYTE_ROWS + 100, 5), "channel-8")})["w"]
     x = matrix(3, BYTE_ROWS + 100, seed=1) * torch.tensor([[1.0], [1e-3], [50.0]])
     floats = weight.stored.dequantize().double().numpy()
     rounded = np.empty(x.shape)
@@ -75,7 +75,7 @@ def test_8_bit_products_are_those_of_the_rounded_numbers():
 
 def test_the_extremes_do_not_overflow():
     rows = 9 * BYTE_ROWS
-    weight = byte_state({"w": quantize(matrix(rows, 2), "channel-8")})["w"]
+    weight = byte_state({"w": quantize_tensor(matrix(rows, 2), "channel-8")})["w"]
     for part in weight.stored.parts:
         part.fill_(-128)
     expected = weight.stored.dequantize().double().sum(0)

@@ -16,7 +16,7 @@ from reeltag.data.schema import Feature, Schema
 from reeltag.inference.ensemble import Predictions
 from reeltag.inference.formats.submission import Submission
 from reeltag.inference.formats.table import output_format
-from reeltag.inference.metrics.evaluation import evaluate
+from reeltag.inference.metrics.evaluation import evaluate_predictions
 from reeltag.inference.metrics.gap import Metrics
 from reeltag.inference.metrics.segments import SegmentRanking
 
@@ -127,7 +127,7 @@ def test_evaluation_of_segments_is_map_at_k_and_the_metrics_of_rated_pairs() -> 
     rated = rng.random((80, CLASSES)) < 0.3
     rated[:, 3] = False
     labels = rated & (rng.random((80, CLASSES)) < scores)
-    found = evaluate(predictions(scores, labels, rated, (30,)), all_scores=True).compute()
+    found = evaluate_predictions(predictions(scores, labels, rated, (30,)), all_scores=True).compute()
     aps = by_formula(scores, labels, rated, 100_000)
     assert aps[3] is None
     known = [each for each in aps if each is not None]
@@ -142,7 +142,7 @@ def test_evaluation_of_segments_is_map_at_k_and_the_metrics_of_rated_pairs() -> 
     assert found.gap == pytest.approx(precisions[hits].sum() / labels.sum())
     # What is said of classes that nobody rated changes nothing but K's list, which is not full.
     noise = np.where(rated, scores, rng.random(scores.shape).astype(np.float32))
-    assert evaluate(predictions(noise, labels, rated)).compute().summary() == {
+    assert evaluate_predictions(predictions(noise, labels, rated)).compute().summary() == {
         name: value for name, value in found.summary().items() if name != "map_all"
     }
 
@@ -150,7 +150,7 @@ def test_evaluation_of_segments_is_map_at_k_and_the_metrics_of_rated_pairs() -> 
 def test_only_the_classes_of_the_schema_are_ranked_and_listed(tmp_path: Path) -> None:
     scores = np.random.default_rng(1).random((6, CLASSES)).astype(np.float32)
     rated = np.ones_like(scores, bool)
-    found = evaluate(predictions(scores, rated, rated), classes=[1, 4])
+    found = evaluate_predictions(predictions(scores, rated, rated), classes=[1, 4])
     assert np.isnan(found.segment_ap).tolist() == [True, False, True, True, False]
     chosen = Schema(**SCHEMA.model_dump() | {"segment_classes": [4, 1]})
     output = output_format(tmp_path / "out.csv", chosen)
@@ -164,13 +164,13 @@ def test_only_the_classes_of_the_schema_are_ranked_and_listed(tmp_path: Path) ->
 def test_a_class_without_positives_does_not_count_and_nothing_rated_is_an_error() -> None:
     scores = np.full((4, CLASSES), 0.5, np.float32)
     rated = np.ones_like(scores, bool)
-    assert evaluate(predictions(scores, ~rated, rated)).compute().map_at_k == 0.0
+    assert evaluate_predictions(predictions(scores, ~rated, rated)).compute().map_at_k == 0.0
     with pytest.raises(DataError, match="no videos to evaluate"):
-        evaluate(predictions(scores, ~rated, ~rated))
+        evaluate_predictions(predictions(scores, ~rated, ~rated))
     videos = [Predictions(("a",), torch.full((1, CLASSES), 0.5), torch.ones(1, CLASSES, dtype=torch.bool))]
-    assert evaluate(videos).compute().map_at_k is None
-    assert "map_at_k" not in evaluate(videos).compute().summary()
-    assert isinstance(evaluate(videos), Metrics)
+    assert evaluate_predictions(videos).compute().map_at_k is None
+    assert "map_at_k" not in evaluate_predictions(videos).compute().summary()
+    assert isinstance(evaluate_predictions(videos), Metrics)
 
 
 def test_an_id_that_would_end_its_cell_is_refused_and_nothing_is_left(tmp_path: Path) -> None:

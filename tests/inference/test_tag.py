@@ -21,9 +21,9 @@ from reeltag.cli.main import main
 from reeltag.core.storage import find
 from reeltag.data.shards import read_all
 from reeltag.data.video.thumbnails import thumbnails
-from reeltag.inference import predictor as predict
-from reeltag.inference.timeline import holding, segments
-from reeltag.inference.video.formats import lines
+from reeltag.inference.predictor import load
+from reeltag.inference.timeline import segment_spans, tag_spans
+from reeltag.inference.video.tag_formats import as_lines
 from tagged import NAMES, SECONDS, clips, model, schema_of, shards, write_untrained  # noqa: F401 - fixtures
 
 
@@ -43,7 +43,7 @@ def fails(capsys, *arguments):
 
 def predicted(model, shards):
     """By id, what `reeltag predict` computes of shards."""
-    parts = predict.load(model).predict_shards([str(shards / "*.tfrecord")])
+    parts = load(model).predict_shards([str(shards / "*.tfrecord")])
     return {name: row for part in parts for name, row in zip(part.ids, part.probabilities.numpy(), strict=True)}
 
 
@@ -88,12 +88,12 @@ def test_real_clips_too(tmp_path, capsys):
 
 
 def test_a_timeline_tags_each_stretch_as_a_video_of_its_own(clips, shards, model, capsys):
-    predictor = predict.load(model)
+    predictor = load(model)
     videos = {video.id: video.frames() for video in read_all(find([str(shards / "*.tfrecord")]), predictor.schema)}
     found = told(capsys, clips / "tram.mp4", clips / "hall.mp4", "--model", model, "--timeline", "--top", 2)["videos"]
     assert {video["id"]: len(video["timeline"]["segments"]) for video in found} == {"tram.mp4": 40, "hall.mp4": 3}
     for video in found:
-        assert video["timeline"]["segments"] == [list(span) for span in segments(video["frames"])]
+        assert video["timeline"]["segments"] == [list(span) for span in segment_spans(video["frames"])]
         rows = [predictor.predict(videos[video["id"]][begin:end]) for begin, end in video["timeline"]["segments"]]
         for tag, scores in zip(video["tags"], video["timeline"]["scores"], strict=True):
             np.testing.assert_allclose(scores, [row[tag["class"]] for row in rows], rtol=0, atol=1e-6)
@@ -101,15 +101,15 @@ def test_a_timeline_tags_each_stretch_as_a_video_of_its_own(clips, shards, model
 
 
 def test_when_a_tag_holds_is_where_it_has_half_of_its_highest_score():
-    spans = segments(90)
+    spans = segment_spans(90)
     scores = np.random.default_rng(3).random((4, len(spans))).round(2).tolist()
     for tag, row in enumerate(scores):
         held = {
-            frame for begin, end in holding({"segments": spans, "scores": scores}, tag) for frame in range(begin, end)
+            frame for begin, end in tag_spans({"segments": spans, "scores": scores}, tag) for frame in range(begin, end)
         }
         expected = {f for (a, b), score in zip(spans, row, strict=True) if score >= max(row) / 2 for f in range(a, b)}
         assert held == expected
-        runs = holding({"segments": spans, "scores": scores}, tag)
+        runs = tag_spans({"segments": spans, "scores": scores}, tag)
         assert all(end < begin for (_, end), (begin, _) in pairwise(runs))
 
 
@@ -118,8 +118,8 @@ def test_text_for_people():
     spans = [(0, 30), (30, 60), (60, 90), (90, 120), (120, 150)]
     scores = [[0.9, 0.1, 0.99, 0.98, 0.1], [0.0, 0.06, 0.0, 0.05, 0.06]]  # the second holds nowhere
     video = {"id": "a\x1b[31m.mp4", "frames": 150, "cut": 0, "tags": tags}
-    assert list(lines(video)) == ["a [31m.mp4: 150 seconds", "  0.93  sea", "  0.06  people"]
-    assert list(lines(video | {"timeline": {"segments": spans, "scores": scores}}))[1:] == [
+    assert list(as_lines(video)) == ["a [31m.mp4: 150 seconds", "  0.93  sea", "  0.06  people"]
+    assert list(as_lines(video | {"timeline": {"segments": spans, "scores": scores}}))[1:] == [
         "  0.93  sea     █▁██▁  0:00–0:30, 1:00–2:00",
         "  0.06  people  ▁▁▁▁▁",
     ]

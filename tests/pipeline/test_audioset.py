@@ -11,7 +11,7 @@ from reeltag.core.storage import find
 from reeltag.data.loader import stream_batches
 from reeltag.data.schema import preset
 from reeltag.data.shards import read_all, scan
-from reeltag.inference.metrics.evaluation import evaluate
+from reeltag.inference.metrics.evaluation import evaluate_predictions
 from reeltag.inference.predictor import load
 
 FOLDER = DATA / "audioset"
@@ -53,7 +53,9 @@ def test_two_epochs_beat_the_prior_by_far_and_8_bits_cost_next_to_nothing(tmp_pa
 def check_modes(model, gap):
     pattern = str(FOLDER / "eval-0000[0-3]-*.tfrecord")
     for mode, loss in (("small", 0.0005), ("fast", 0.002), ("bf16", 0.002)):
-        assert evaluate(load(model, mode).predict_shards([pattern])).compute().gap == pytest.approx(gap, abs=loss)
+        assert evaluate_predictions(load(model, mode).predict_shards([pattern])).compute().gap == pytest.approx(
+            gap, abs=loss
+        )
 
 
 def check_onnx(model, folder):

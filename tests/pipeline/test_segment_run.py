@@ -137,7 +137,7 @@ def test_what_segments_are_not_for_is_refused(out: Path, shards: list[Path], tmp
     with pytest.raises(UsageError, match="this model tags segments of 5 frames"):
         tagger.predict(np.zeros((6, 32), np.uint8))
     with pytest.raises(UsageError, match=r"drop_flat: .* this model tags segments"):
-        from reeltag.inference.shards import predict_to_file
+        from reeltag.inference.shard_tagger import predict_to_file
 
         predict_to_file(model, list(map(str, shards)), tmp_path / "s.csv", drop_flat=True)
     app = pytest.importorskip("reeltag.serve.app")

@@ -11,8 +11,8 @@ from conftest import make_video, records_of
 from reeltag.core.errors import DataError, UsageError
 from reeltag.data.formats.example import decode, encode
 from reeltag.data.formats.tfrecord import write_shard
-from reeltag.inference import predictor as predict
-from reeltag.inference.timeline import segments
+from reeltag.inference.predictor import load
+from reeltag.inference.timeline import segment_spans
 from reeltag.serve.limits import Limits
 from reeltag.serve.samples import read_samples
 from serving import (
@@ -55,7 +55,7 @@ def test_base64_is_the_same_video_as_a_list(schema, tmp_path):
     frames = frames_of(7, schema=schema) / schema.classes if schema is FLOATS else frames_of(7)
     frames = frames.astype(schema.dtype)
     coded = {"frames_base64": base64.b64encode(frames.astype("<f4" if schema is FLOATS else "u1")).decode()}
-    with client_of(predict.load(write_model(tmp_path / "m.reeltag", schema))) as client:
+    with client_of(load(write_model(tmp_path / "m.reeltag", schema))) as client:
         listed = client.post("/predict", json={"frames": frames.tolist()})
         assert listed.status_code == 200
         assert client.post("/predict", json=coded | {"shape": list(frames.shape)}).json() == listed.json()
@@ -76,7 +76,7 @@ def test_records_are_tagged_one_by_one_in_order(client, predictor, tmp_path):
 
 @pytest.mark.parametrize("length", [1, 2, 39, 40, 41, 97, 300])
 def test_segments_are_a_partition_into_equal_parts(length):
-    spans = segments(length)
+    spans = segment_spans(length)
     assert len(spans) == min(length, 40)
     assert [frame for begin, end in spans for frame in range(begin, end)] == list(range(length))
     assert max(end - begin for begin, end in spans) - min(end - begin for begin, end in spans) <= 1
@@ -87,7 +87,7 @@ def test_a_timeline_tags_each_segment_as_a_video_of_its_own(client, predictor):
     answer = post_records(client, b"".join(map(record, videos)), timeline="true", top=4)
     for video, tagged in zip(videos, answer.json()["videos"], strict=True):
         timeline = tagged["timeline"]
-        assert timeline["segments"] == [list(span) for span in segments(video.length)]
+        assert timeline["segments"] == [list(span) for span in segment_spans(video.length)]
         whole = predictor.predict(video.frames())
         np.testing.assert_allclose([tag["score"] for tag in tagged["tags"]], np.sort(whole)[::-1][:4], atol=1e-6)
         for place, (begin, end) in enumerate(timeline["segments"]):
@@ -98,7 +98,7 @@ def test_a_timeline_tags_each_segment_as_a_video_of_its_own(client, predictor):
 
 def test_video_level_features_and_names(tmp_path):
     names = tuple(f"<img src=x onerror=alert({n})>" for n in range(8))
-    model = predict.load(write_model(tmp_path / "m.reeltag", VECTORS, names))
+    model = load(write_model(tmp_path / "m.reeltag", VECTORS, names))
     vector = np.linspace(-2, 2, 8, dtype=np.float32)[None]
     with client_of(model) as client:
         tagged = client.post("/predict", json={"frames": vector.tolist(), "timeline": True}).json()
@@ -110,7 +110,7 @@ def test_video_level_features_and_names(tmp_path):
 
 
 def test_scores_that_are_no_numbers_are_the_request_s_fault(tmp_path):
-    model = predict.load(write_model(tmp_path / "m.reeltag", FLOATS))
+    model = load(write_model(tmp_path / "m.reeltag", FLOATS))
     for parameter in model.model.parameters():
         parameter.data.mul_(1e30)  # so that values which the service takes overflow on their way
     with client_of(model) as client:

@@ -12,7 +12,7 @@ import chromium
 from conftest import make_video
 from reeltag.data.formats.example import encode
 from reeltag.data.formats.tfrecord import write_shard
-from reeltag.inference import predictor as predict
+from reeltag.inference.predictor import load
 from reeltag.serve.app import create_app
 from reeltag.serve.samples import read_samples
 from serving import SCHEMA, frames_of, limits, record, write_model
@@ -40,7 +40,7 @@ def running(app):
 def served(tmp_path_factory):
     """A service with two samples: its address and its model."""
     folder = tmp_path_factory.mktemp("page")
-    model = predict.load(write_model(folder / "m.reeltag", label_names=NAMES))
+    model = load(write_model(folder / "m.reeltag", label_names=NAMES))
     videos = [make_video(SCHEMA, 45, name="<b>first</b>"), make_video(SCHEMA, 1, name="second")]
     write_shard(folder / "shard", (encode(video, SCHEMA) for video in videos))
     samples = read_samples([folder / "shard"], SCHEMA)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from conftest import make_video
 from reeltag.data.formats.tfrecord import framed
-from reeltag.inference import predictor as predict
 from reeltag.inference.metrics.gap import top_k
+from reeltag.inference.predictor import load
 from reeltag.inference.timeline import best_classes
 from serving import FLOATS, SCHEMA, client, client_of, frames_of, post_records, predictor, record, write_model
 
@@ -106,7 +106,7 @@ def test_bytes_that_are_no_json(client, content, words):
 
 
 def test_float32_takes_what_a_model_can_square(tmp_path):
-    with client_of(predict.load(write_model(tmp_path / "m.reeltag", FLOATS))) as client:
+    with client_of(load(write_model(tmp_path / "m.reeltag", FLOATS))) as client:
         refuses(post_json(client, json.dumps({"frames": [[0.0] * 7 + [1e39]]})), 400, "value 7 is 1e+39", "1e+15")
         coded = base64.b64encode(np.full(8, np.nan, "<f4").tobytes()).decode()
         refuses(post_json(client, json.dumps({"frames_base64": coded, "shape": [1, 8]})), 400, "NaN")

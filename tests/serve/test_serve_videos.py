@@ -14,7 +14,7 @@ import pytest
 from test_serve_page import browse, running, texts
 
 import chromium
-from reeltag.inference import predictor as predict
+from reeltag.inference.predictor import load
 from reeltag.inference.video.tagger import open_tagger
 from reeltag.serve import videos
 from reeltag.serve.app import create_app
@@ -28,7 +28,7 @@ MP4 = {"Content-Type": "video/mp4"}
 @pytest.fixture(scope="module")
 def knowing(model):
     """A model that knows its extractors."""
-    return predict.load(model)
+    return load(model)
 
 
 @pytest.fixture(scope="module")

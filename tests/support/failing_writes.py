@@ -28,7 +28,7 @@ from reeltag.data.schema import Schema
 from reeltag.data.shards import scan
 from reeltag.data.soft_targets import TargetsWriter
 from reeltag.data.synthetic import write_synthetic
-from reeltag.inference import shards as bulk
+from reeltag.inference import shard_tagger
 from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.training import checkpoint
 from reeltag.training.checkpoint import TrainingState
@@ -80,7 +80,7 @@ def ways(work: Path) -> dict[str, object]:
     def predictions(ending: str, folder: Path, version: int) -> None:
         out = folder / f"p{ending}"
         out.unlink(missing_ok=True)
-        bulk.predict_to_file(work / f"{version}.reeltag", [str(path) for path in paths], out)
+        shard_tagger.predict_to_file(work / f"{version}.reeltag", [str(path) for path in paths], out)
 
     return {
         "bytes": lambda folder, version: write_bytes(folder / "b", bytes([version]) * 3_000_000),
@@ -109,7 +109,7 @@ def model(schema: Schema, seed: int) -> Artifact:
 
 def share(file: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    hub.share(file, folder)
+    hub.share_artifact(file, folder)
 
 
 def try_all(name: str, write, work: Path, code: int) -> tuple[int, list[str]]:

@@ -182,7 +182,7 @@ def killer(folder, **environment):
 
 LATE = (
     "matplotlib.backends.backend_svg",
-    "reeltag.inference.shards",
+    "reeltag.inference.shard_tagger",
     "reeltag.cli.main",
     "reeltag.recipe.load",
     "reeltag.pipeline.report.markdown",

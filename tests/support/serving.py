@@ -16,7 +16,7 @@ from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.data.formats.example import encode
 from reeltag.data.formats.tfrecord import framed
 from reeltag.data.schema import Schema
-from reeltag.inference import predictor as predict
+from reeltag.inference.predictor import load
 from reeltag.models.tagger import build_tagger, parse_config
 
 MISSING = "the extra 'serve' is not installed"
@@ -53,7 +53,7 @@ def limits(schema=SCHEMA, **changes):
 
 @pytest.fixture(scope="session")
 def predictor(tmp_path_factory):
-    return predict.load(write_model(tmp_path_factory.mktemp("served") / "m.reeltag"))
+    return load(write_model(tmp_path_factory.mktemp("served") / "m.reeltag"))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from reeltag.cli.main import main
 from reeltag.core.errors import RecipeError
 from reeltag.core.progress import PlainProgress, Progress
 from reeltag.data.shards import Manifest, Shards
-from reeltag.inference.metrics.evaluation import evaluate
+from reeltag.inference.metrics.evaluation import evaluate_predictions
 from reeltag.inference.predictor import load
 from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.pipeline.plan import plan
@@ -164,7 +164,7 @@ def test_the_gap_of_the_log_is_that_of_the_models_file_on_the_held_out_shard(tmp
     (stage,), (average,) = out.glob("stages/train.a-*"), out.glob("stages/average.a-*")
     predictions = load(stage / "model.reeltag").predict_shards([manifest.shards[shard].path])
     assert len(gaps(stage / LOG)) == 3  # after two epochs, four, and at the end
-    assert max(gaps(stage / LOG)) == pytest.approx(evaluate(predictions).gap(), abs=1e-6)
+    assert max(gaps(stage / LOG)) == pytest.approx(evaluate_predictions(predictions).gap(), abs=1e-6)
     scores = json.loads((average / "scores.json").read_text())
     assert max(gaps(stage / LOG)) == pytest.approx(scores["plain"], abs=1e-6)
     assert max(gaps(average / LOG)) == pytest.approx(scores["averaged"], abs=1e-6)

@@ -144,7 +144,7 @@ def save_artifact(path: Path, artifact: Artifact, budget: int | None = None) -> 
             overhead = size - weights
             sizes = {member.name: stored_bytes(member.state) for member in artifact.members}
             by_weight = sorted(artifact.members, key=lambda member: -member.weight)
-            raise BudgetError(over_budget(size, budget, overhead, sizes, [member.name for member in by_weight]))
+            raise BudgetError(explain_over_budget(size, budget, overhead, sizes, [member.name for member in by_weight]))
     return size
 
 
@@ -162,7 +162,7 @@ def artifact_header(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def over_budget(size: int, budget: int, overhead: int, sizes: Mapping[str, int], order: Sequence[str]) -> str:
+def explain_over_budget(size: int, budget: int, overhead: int, sizes: Mapping[str, int], order: Sequence[str]) -> str:
     """Say how far a file is over its budget and which members would fit, tried in the given order."""
     fitting, total = [], overhead
     for name in order:

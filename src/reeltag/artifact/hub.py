@@ -25,7 +25,7 @@ SHOWN_FRAMES = 30
 logger = logging.getLogger(__name__)
 
 
-def share(file: Path, folder: Path, licence: str | None = None) -> None:
+def share_artifact(file: Path, folder: Path, licence: str | None = None) -> None:
     """Write the folder, whole or not at all.
 
     Args:
@@ -47,7 +47,7 @@ def share(file: Path, folder: Path, licence: str | None = None) -> None:
         write_bytes(temporary / CARD, model_card(shipped, file.stat().st_size, licence).encode())
 
 
-def download(name: str, revision: str | None = None) -> Path:
+def download_from_hub(name: str, revision: str | None = None) -> Path:
     """Download a model from the Hugging Face Hub into the Hub's own cache.
 
     Args:

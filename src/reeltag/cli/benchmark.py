@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from reeltag.cli.output import Json, say
 
 if TYPE_CHECKING:
-    from reeltag.inference.benchmark import Row
+    from reeltag.inference.benchmark import BenchmarkRow
 
 
 def benchmark(
@@ -34,17 +34,16 @@ def benchmark(
     from reeltag.artifact.file import resolve_artifact, stream_artifact
     from reeltag.core.progress import default_progress
     from reeltag.core.text import counted
-    from reeltag.inference.benchmark import benchmark as measured
-    from reeltag.inference.benchmark import frames_of
+    from reeltag.inference.benchmark import benchmark_model, frames_of
 
     file = resolve_artifact(model)
-    rows, (head, _) = measured(file, batch_size, default_progress()), stream_artifact(file)
+    rows, (head, _) = benchmark_model(file, batch_size, default_progress()), stream_artifact(file)
     frames, example = frames_of(head.schema), head.schema.example
     text = [f"on generated {example}s of {counted(frames, 'frame')} each"]
     say({"frames": frames, "ways": [asdict(row) for row in rows]}, [*text, *_lines(rows, batch_size)], json)
 
 
-def _lines(rows: list[Row], sizes: tuple[int, ...]) -> list[str]:
+def _lines(rows: list[BenchmarkRow], sizes: tuple[int, ...]) -> list[str]:
     """A table for people."""
     heads = "".join(f"{f'ms a video of {size}':>17}  ratio" for size in sizes)
     lines = [f"{'':<10}{heads}{'memory':>12}  largest |Δp|"]

@@ -33,7 +33,7 @@ def export(
     """
     from reeltag.artifact.file import resolve_artifact
     from reeltag.core.text import megabytes
-    from reeltag.inference.convert import export_onnx
+    from reeltag.inference.onnx_export import export_onnx
 
     size, difference = export_onnx(model, out, top=top, check=check)
     file = resolve_artifact(model)

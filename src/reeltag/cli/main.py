@@ -253,7 +253,7 @@ def predict(
     from reeltag.core.text import counted
     from reeltag.inference.formats.table import json_lines
     from reeltag.inference.predictor import load
-    from reeltag.inference.shards import predict_to_file, stream
+    from reeltag.inference.shard_tagger import predict_to_file, stream_predictions
 
     if out is None:
         if workers != 1 or executor != "local":
@@ -261,7 +261,9 @@ def predict(
         if json:
             raise UsageError("--json: tells of a file that was written; without --out the output is JSON Lines anyway")
         predictor = load(model, mode)
-        predictions, counts = stream(predictor, shards, drop_flat=drop_flat, max_bad_records=max_bad_records)
+        predictions, counts = stream_predictions(
+            predictor, shards, drop_flat=drop_flat, max_bad_records=max_bad_records
+        )
         for line in json_lines(predictions, predictor.label_names):
             print(line)
     else:

@@ -27,7 +27,7 @@ def quantize(model: Path, /, *, out: Path, encoding: Encoding = "uniform-8", jso
     """
     from reeltag.artifact.quantization.quantize import MIN_ELEMENTS
     from reeltag.core.text import megabytes
-    from reeltag.inference.convert import quantize_file
+    from reeltag.inference.quantize_file import quantize_file
 
     size = quantize_file(model, out, encoding)
     was = model.stat().st_size

@@ -60,13 +60,13 @@ def serve(
     from reeltag.core.environment import default_device
     from reeltag.core.storage import find
     from reeltag.core.transfer import is_url
-    from reeltag.inference import predictor as predict
+    from reeltag.inference.predictor import load
     from reeltag.serve.limits import Limits
     from reeltag.serve.samples import read_samples
 
     if "OMP_NUM_THREADS" not in os.environ:  # one core is HTTP's; threads that wait for it would spin
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))
-    predictor = predict.load(model, mode or ("fast" if default_device() == "cpu" else "exact"))
+    predictor = load(model, mode or ("fast" if default_device() == "cpu" else "exact"))
     frames = 256 * predictor.schema.max_frames if max_frames is None else max_frames
     max_body = int(max_body_mb * 1e6) if math.isfinite(max_body_mb) else 0
     limits = Limits(max_batch, max_body, frames, timeout, max_waiting)

@@ -24,7 +24,7 @@ def share(model: str, /, *, out: Path, licence: str | None = None, json: Json = 
     from reeltag.core.text import megabytes
 
     file = resolve_artifact(model)
-    hub.share(file, out, licence)
+    hub.share_artifact(file, out, licence)
     size, names = file.stat().st_size, [SHARED_FILE, hub.CONFIG, hub.CARD]
     text = [f"{out}: {megabytes(size)} in {names[0]}, with {names[1]} and {names[2]}"]
     say({"folder": out, "bytes": size, "files": names}, text, json)

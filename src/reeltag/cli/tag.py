@@ -49,26 +49,26 @@ def tag(
     from reeltag.core.text import counted
     from reeltag.core.transfer import is_url
     from reeltag.data.video.dataset import gather
-    from reeltag.inference import predictor as predict
-    from reeltag.inference.video import formats as tagformats
+    from reeltag.inference.predictor import load
+    from reeltag.inference.video.tag_formats import as_csv, as_html, as_lines
     from reeltag.inference.video.tagger import open_tagger, tag_files
 
     for file in filter(None, (csv, html)):
         refuse_existing(file)
     items = gather(videos, None).items
     name = Path(urlsplit(model).path if is_url(model) else model).name
-    tagger = open_tagger(predict.load(model, mode), name, image, audio)
+    tagger = open_tagger(load(model, mode), name, image, audio)
     shown = {"timeline": timeline or html is not None, "pictures": html is not None}
     results, left_out = tag_files(tagger, items, top, default_progress(quiet=quiet), **shown)
     faults = [f"{id_}: {reason}" for id_, reason in left_out.items()]
     if not results:
         raise UsageError("\n  ".join(["no video could be tagged", *faults]))
     if csv is not None:
-        write_bytes(csv, tagformats.rows(results).encode())
+        write_bytes(csv, as_csv(results).encode())
     if html is not None:
-        write_bytes(html, tagformats.page(name, results, left_out).encode())
+        write_bytes(html, as_html(name, results, left_out).encode())
     told = {"videos": [result.tagged | {"remarks": result.remarks} for result in results], "left_out": left_out}
-    say(told, [line for result in results for line in tagformats.lines(result.tagged)], json)
+    say(told, [line for result in results for line in as_lines(result.tagged)], json)
     for line in [f"{result.tagged['id']}: {'; '.join(result.remarks)}" for result in results if result.remarks]:
         print(line, file=sys.stderr)
     if faults:

@@ -20,8 +20,8 @@ from reeltag.core.environment import onnx_runtime
 from reeltag.core.errors import ReeltagError, UsageError
 from reeltag.core.progress import Progress
 from reeltag.data.schema import Schema
-from reeltag.inference.convert import generated_batches, save_onnx
-from reeltag.inference.onnx import OnnxMode, open_onnx
+from reeltag.inference.onnx_export import generated_batches, save_onnx
+from reeltag.inference.onnx_session import OnnxMode, open_onnx
 from reeltag.inference.predictor import WEIGHTS, load
 
 SECONDS, FEWEST, MOST = 1.0, 3, 50  # of measuring one number: how long, and how many calls
@@ -29,7 +29,7 @@ Probabilities = list[npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """What one way takes.
 
     Attributes:
@@ -49,7 +49,7 @@ class Row:
     failed: str = ""
 
 
-def benchmark(file: Path, batch_sizes: Sequence[int], progress: Progress) -> list[Row]:
+def benchmark_model(file: Path, batch_sizes: Sequence[int], progress: Progress) -> list[BenchmarkRow]:
     """Measure a model on this machine's processors, each way in a process of its own, one after the other.
 
     Args:
@@ -64,13 +64,13 @@ def benchmark(file: Path, batch_sizes: Sequence[int], progress: Progress) -> lis
     if not batch_sizes or min(batch_sizes) < 1:
         raise UsageError("batch_size: give one number or more, each 1 or more")
     ways = [*WEIGHTS, *(f"onnx {mode}" for mode in get_args(OnnxMode))]
-    rows: list[Row] = []
+    rows: list[BenchmarkRow] = []
     exact: tuple[dict[int, float], Probabilities] | None = None
     with tempfile.TemporaryDirectory() as folder, progress.task("benchmark", len(ways), "ways") as task:
         onnx_file, why = _exported(file, Path(folder, "model.onnx"))
         for way in ways:
             if way.startswith("onnx ") and why:
-                rows.append(Row(way, {}, {}, None, None, why))
+                rows.append(BenchmarkRow(way, {}, {}, None, None, why))
             else:
                 with spawned(["cpu"]) as pool:
                     where = onnx_file if way.startswith("onnx ") else file
@@ -78,7 +78,9 @@ def benchmark(file: Path, batch_sizes: Sequence[int], progress: Progress) -> lis
                 exact = exact or (times, found)
                 ratios = {size: times[size] / exact[0][size] for size in times}
                 difference = max(float(np.abs(a - b).max()) for a, b in zip(found, exact[1], strict=True))
-                rows.append(Row(way, {size: 1000 * each for size, each in times.items()}, ratios, resident, difference))
+                rows.append(
+                    BenchmarkRow(way, {size: 1000 * each for size, each in times.items()}, ratios, resident, difference)
+                )
             task.advance(1, note=way)
     return rows
 

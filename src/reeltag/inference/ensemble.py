@@ -74,7 +74,7 @@ class Ensemble(nn.Module):
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Predictions]:
+def predict_batches(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Predictions]:
     """Tag batches, in their order; the model must be in evaluation mode.
 
     Raises:

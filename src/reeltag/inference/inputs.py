@@ -12,7 +12,7 @@ from reeltag.data.formats.example import LARGEST, computable
 from reeltag.data.schema import Schema
 
 
-def as_array(frames: npt.ArrayLike) -> npt.NDArray[Any]:
+def as_frames(frames: npt.ArrayLike) -> npt.NDArray[Any]:
     """Frames of one video [T, D], or of several [B, T, D].
 
     Raises:
@@ -27,7 +27,7 @@ def as_array(frames: npt.ArrayLike) -> npt.NDArray[Any]:
     return array
 
 
-def check(frames: npt.NDArray[Any], lengths: npt.NDArray[Any], schema: Schema) -> None:
+def check_frames(frames: npt.NDArray[Any], lengths: npt.NDArray[Any], schema: Schema) -> None:
     """Refuse frames [B, T, D] and lengths [B] that a model of this schema does not read.
 
     Raises:

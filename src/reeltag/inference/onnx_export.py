@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,17 +10,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from reeltag.artifact.file import Artifact, load_artifact, quantize_artifact, save_artifact
-from reeltag.artifact.quantization.quantize import Encoding, stored_as
+from reeltag.artifact.file import Artifact, load_artifact
 from reeltag.core.errors import ArtifactError, BudgetError, UsageError
 from reeltag.core.storage import Patterns, atomic_path, find, refuse_existing, remove_partials_of
 from reeltag.core.text import megabytes
 from reeltag.data.loader import Batch, stream_batches
 from reeltag.data.schema import Schema
 from reeltag.data.shards import read_all
-from reeltag.inference.ensemble import BATCH_SIZE, predict
-from reeltag.inference.onnx import open_onnx
-from reeltag.inference.predictor import Predictor, file_of
+from reeltag.inference.ensemble import BATCH_SIZE, predict_batches
+from reeltag.inference.onnx_session import open_onnx
+from reeltag.inference.predictor import Predictor, resolve_model
 
 if TYPE_CHECKING:
     import onnx
@@ -31,35 +29,6 @@ ROOM = 1 << 24  # for all that is no weight
 TOLERANCE = 1e-4
 
 CHECKED = 512  # videos on which an exported model is compared
-
-
-def quantize_file(model: str | Path | Predictor, out: str | Path, encoding: Encoding = "uniform-8") -> int:
-    """Store the large weights of a model in fewer bits, as `reeltag quantize` does; returns the new file's bytes.
-
-    Args:
-        model: a `.reeltag` file, a folder that `share` wrote, a URL, or what `load` gave.
-        out: a new file.
-        encoding: how to store them; those that are quantised already stay.
-
-    Raises:
-        ArtifactError: the model is missing or damaged.
-        UsageError: `out` exists, or all large weights are quantised already.
-    """
-    refuse_existing(Path(out))
-    file = file_of(model)
-    before = load_artifact(file)
-    small = quantize_artifact(before, encoding)
-    stored = [stored_as(member.state) for member in before.members]
-    if [stored_as(member.state) for member in small.members] != stored:
-        # Whatever was measured was measured before.
-        small = replace(small, provenance={**small.provenance, "quantized": encoding})
-    elif already := sorted({*stored} - {"float32"}):
-        raise UsageError(
-            f"{file}: its large weights are stored in {' and '.join(already)} already, so nothing would change; give a "
-            "float32 file: model.reeltag in stages/train.NAME-… of its run (stages/average.NAME-… where weights were "
-            "averaged), or what `reeltag train` wrote; an ensemble takes the encodings of its recipe's [quantization]"
-        )
-    return save_artifact(Path(out), small)
 
 
 def export_onnx(
@@ -85,7 +54,7 @@ def export_onnx(
     refuse_existing(out)
     remove_partials_of(out)
     shards = find(check)
-    shipped = load_artifact(file_of(model))
+    shipped = load_artifact(resolve_model(model))
     batches = generated_batches(shipped.schema)
     if shards:
         videos = islice(read_all(shards, shipped.schema), CHECKED)
@@ -111,10 +80,10 @@ def save_onnx(path: Path, shipped: Artifact, batches: Iterable[Batch], top: int 
         UsageError: `top` is no number of classes, a family has no ONNX form, or onnx or onnxruntime is missing.
     """
     try:
-        from reeltag.artifact.onnx.model import build
+        from reeltag.artifact.onnx.model import build_onnx
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'reeltag[onnx]'") from error
-    model = build(shipped, top)
+    model = build_onnx(shipped, top)
     size, budget = _size(model), min(shipped.provenance.get("budget", LARGEST), LARGEST)
     if size > budget:
         raise BudgetError(f"{path}: would have {megabytes(size)}, {megabytes(size - budget)} over {megabytes(budget)}")
@@ -152,7 +121,7 @@ def largest_difference(path: Path, shipped: Artifact, batches: Iterable[Batch], 
     """The largest difference between what the two files say, |Δp|; with `top`, of the classes that ONNX names."""
     session, ours = open_onnx(path), Predictor(shipped, shipped.members, device="cpu")
     largest = 0.0
-    for batch, expected in ((batch, predict(ours.model, [batch])) for batch in batches):
+    for batch, expected in ((batch, predict_batches(ours.model, [batch])) for batch in batches):
         (probabilities,) = (part.probabilities.numpy() for part in expected)
         found = session.run(None, {"frames": batch.frames.numpy(), "lengths": batch.lengths.numpy()})
         if top is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from reeltag.artifact.display import as_html, as_text
 from reeltag.artifact.file import Artifact, Member, resolve_artifact, stream_artifact
-from reeltag.artifact.hub import download, share
+from reeltag.artifact.hub import download_from_hub, share_artifact
 from reeltag.artifact.quantization.encodings import State
 from reeltag.artifact.quantization.linear import byte_state, coded_state, dense_state
 from reeltag.core.environment import default_device
@@ -27,9 +27,9 @@ from reeltag.data.extractor_origin import refuse_other_origin
 from reeltag.data.loader import Batch, stream_batches
 from reeltag.data.schema import Schema
 from reeltag.data.shards import read_all
-from reeltag.inference.ensemble import BATCH_SIZE, Ensemble, Predictions, predict
-from reeltag.inference.inputs import as_array, check
-from reeltag.inference.metrics.evaluation import evaluate
+from reeltag.inference.ensemble import BATCH_SIZE, Ensemble, Predictions, predict_batches
+from reeltag.inference.inputs import as_frames, check_frames
+from reeltag.inference.metrics.evaluation import evaluate_predictions
 from reeltag.inference.metrics.gap import Scores, top_k
 
 Mode = Literal["exact", "bf16", "small", "fast"]
@@ -63,7 +63,7 @@ class Predictor:
     def __init__(
         self, shipped: Artifact, members: Iterable[Member], mode: Mode = "exact", device: str = "auto"
     ) -> None:
-        self.mode, self.device = mode, place(mode, device)
+        self.mode, self.device = mode, resolve_device(mode, device)
         self.artifact = replace(shipped, members=tuple(replace(member, state={}) for member in shipped.members))
         taggers = (member.build(shipped.schema, WEIGHTS[mode]) for member in members if member.weight > 0)
         shares = [member.weight for member in shipped.members if member.weight > 0]
@@ -103,10 +103,10 @@ class Predictor:
         Raises:
             UsageError: wrong shape, dtype or length, no frames, or values that are not finite.
         """
-        array = as_array(frames)
+        array = as_frames(frames)
         several = array if array.ndim == 3 else array[None]
         counts = np.full(len(several), several.shape[1]) if lengths is None else np.asarray(lengths)
-        check(several, counts, self.schema)
+        check_frames(several, counts, self.schema)
         cut = several[:, : self.schema.max_frames]
         batch = Batch(
             ids=("",) * len(cut),
@@ -114,7 +114,7 @@ class Predictor:
             lengths=torch.from_numpy(counts.astype(np.int64)).clamp_max(self.schema.max_frames),
             labels=None,
         )
-        (result,) = predict(self.model, [batch])
+        (result,) = predict_batches(self.model, [batch])
         probabilities: npt.NDArray[np.float32] = result.probabilities.numpy()
         return probabilities if array.ndim == 3 else probabilities[0]
 
@@ -135,8 +135,8 @@ class Predictor:
             chunk = []
             for number, frames in taken:
                 try:
-                    chunk.append(as_array(frames))
-                    check(chunk[-1][None], np.array(chunk[-1].shape[:1]), self.schema)
+                    chunk.append(as_frames(frames))
+                    check_frames(chunk[-1][None], np.array(chunk[-1].shape[:1]), self.schema)
                 except UsageError as error:
                     raise UsageError(f"video {number}: {error}") from error
             lengths = np.array(list(map(len, chunk)))
@@ -174,19 +174,19 @@ class Predictor:
         shards = find(patterns)
         refuse_other_origin(self.schema, shards)
         videos = read_all(shards, self.schema, bad, labelled=labelled)
-        return predict(self.model, stream_batches(videos, self.schema, BATCH_SIZE))
+        return predict_batches(self.model, stream_batches(videos, self.schema, BATCH_SIZE))
 
     def evaluate_shards(self, patterns: Patterns, bad: BadRecords | None = None, *, all_scores: bool = False) -> Scores:
         """Measure on labelled shards; arguments and errors are those of `predict_shards` and `Evaluation`."""
         predictions = self.predict_shards(patterns, bad, labelled=True)
-        return evaluate(predictions, all_scores=all_scores, classes=self.schema.segment_classes).compute()
+        return evaluate_predictions(predictions, all_scores=all_scores, classes=self.schema.segment_classes).compute()
 
     def save_pretrained(self, folder: str | Path, licence: str | None = None) -> None:
         """Share the file that the model was loaded from; see `sharing.share`."""
-        share(file_of(self), Path(folder), licence)
+        share_artifact(resolve_model(self), Path(folder), licence)
 
 
-def place(mode: Mode, device: str) -> str:
+def resolve_device(mode: Mode, device: str) -> str:
     """The device that a mode computes on, where "auto" leaves it open.
 
     Raises:
@@ -241,10 +241,10 @@ def from_pretrained(model: str | Path, revision: str | None = None, **arguments:
         if revision is not None:
             raise UsageError(f"{model}: is a folder, so revision {revision!r} means nothing; leave it out")
         return load(model, **arguments)
-    return load(download(str(model), revision), **arguments)
+    return load(download_from_hub(str(model), revision), **arguments)
 
 
-def file_of(model: str | Path | Predictor) -> Path:
+def resolve_model(model: str | Path | Predictor) -> Path:
     """The file of a model, which may be open already.
 
     Raises:

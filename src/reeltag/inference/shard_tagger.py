@@ -49,22 +49,22 @@ from reeltag.data.formats.example import Video
 from reeltag.data.loader import Batch, stream_batches
 from reeltag.data.prefetch import ahead
 from reeltag.data.shards import read_all
-from reeltag.inference.ensemble import BATCH_SIZE, Predictions, predict
+from reeltag.inference.ensemble import BATCH_SIZE, Predictions, predict_batches
 from reeltag.inference.formats.table import output_format, refuse_ending
-from reeltag.inference.predictor import Mode, Predictor, file_of, load, place
+from reeltag.inference.predictor import Mode, Predictor, load, resolve_device, resolve_model
 
 _PARTS = re.compile(rf"\.?part-.*|{re.escape(LOCK)}")
 
 
 @dataclass
-class Counts:
+class TagCounts:
     """Videos or segments that were tagged, videos that were dropped as flat, and records that were left out as bad."""
 
     videos: int = 0
     dropped: int = 0
     bad: BadRecords = field(default_factory=BadRecords)
 
-    def add(self, other: Counts) -> None:
+    def add(self, other: TagCounts) -> None:
         """Count those of another shard too.
 
         Raises:
@@ -80,7 +80,7 @@ class Counts:
         return {"videos": self.videos, "dropped": self.dropped, "bad": [vars(record) for record in self.bad.found]}
 
     @classmethod
-    def load(cls, content: dict[str, Any]) -> Counts:
+    def load(cls, content: dict[str, Any]) -> TagCounts:
         """What `dump` gave."""
         found = [BadRecord(**record) for record in content["bad"]]
         return cls(content["videos"], content["dropped"], BadRecords(len(found), found))
@@ -134,7 +134,7 @@ class ShardTagger:
         self.predictor, self.threads = predictor, threads
         self._rgb = rgb_place(predictor.schema) if drop_flat else None
 
-    def tag(self, shard: Source, counts: Counts) -> Iterator[Predictions]:
+    def tag(self, shard: Source, counts: TagCounts) -> Iterator[Predictions]:
         """Tag the videos of a shard, in order, and count them.
 
         Raises:
@@ -149,7 +149,7 @@ class ShardTagger:
                     yield waiting.popleft().result()
             yield from (future.result() for future in waiting)
 
-    def _videos(self, shard: Source, counts: Counts) -> Iterator[Video]:
+    def _videos(self, shard: Source, counts: TagCounts) -> Iterator[Video]:
         for video in read_all([shard], self.predictor.schema, counts.bad):
             if self._rgb is not None and is_flat(video, self._rgb):
                 counts.dropped += 1
@@ -158,13 +158,13 @@ class ShardTagger:
                 yield video
 
     def _predict(self, batch: Batch) -> Predictions:
-        (predictions,) = predict(self.predictor.model, [batch])
+        (predictions,) = predict_batches(self.predictor.model, [batch])
         return predictions
 
 
-def stream(
+def stream_predictions(
     predictor: Predictor, patterns: Patterns, *, drop_flat: bool = False, max_bad_records: int = 0
-) -> tuple[Iterator[Predictions], Counts]:
+) -> tuple[Iterator[Predictions], TagCounts]:
     """Tag every video of shards as they are asked for; the same numbers that `predict_to_file` writes.
 
     Returns:
@@ -175,7 +175,7 @@ def stream(
             videos by.
     """
     threads = _threads(next(predictor.model.parameters()).device.type, 1)
-    counts, tagger = Counts(bad=BadRecords(max_bad_records)), ShardTagger(predictor, threads, drop_flat=drop_flat)
+    counts, tagger = TagCounts(bad=BadRecords(max_bad_records)), ShardTagger(predictor, threads, drop_flat=drop_flat)
     shards = find(patterns)
     refuse_other_origin(predictor.schema, shards)
     return chain.from_iterable(tagger.tag(shard, counts) for shard in ahead(shards)), counts
@@ -193,7 +193,7 @@ def predict_to_file(
     max_bad_records: int = 0,
     progress: Progress | None = None,
     pool: AbstractContextManager[Pool] | None = None,
-) -> Counts:
+) -> TagCounts:
     """Tag every video of shards into one file, whose bytes do not depend on the workers or on interruptions.
 
     Args:
@@ -216,15 +216,15 @@ def predict_to_file(
         DataError: a record is bad and may not be left out; finished shards are kept.
         WorkerError: a worker was killed; finished shards are kept.
     """
-    progress, out, file = progress or Progress(), Path(out), file_of(model)
+    progress, out, file = progress or Progress(), Path(out), resolve_model(model)
     if workers < 1:
         raise UsageError(f"workers: must be 1 or more, not {workers}")
     if isinstance(model, Predictor):
         mode, device = model.mode, model.device
-    device = place(mode, device)
+    device = resolve_device(mode, device)
     refuse_ending(out)
     refuse_existing(out)
-    total = Counts(bad=BadRecords(max_bad_records))
+    total = TagCounts(bad=BadRecords(max_bad_records))
     head, _ = stream_artifact(file)
     output = output_format(out, head.schema)
     if drop_flat:
@@ -247,7 +247,7 @@ def predict_to_file(
 def _tag_missing(
     job: _Job,
     parts: Sequence[_Part],
-    total: Counts,
+    total: TagCounts,
     progress: Progress,
     pool: AbstractContextManager[Pool] | None,
 ) -> None:
@@ -256,7 +256,7 @@ def _tag_missing(
     if done:
         progress.say(f"{len(done):,} of {counted(len(parts), 'shard')} were done before")
     for part in done:
-        total.add(Counts.load(read_json(part.marker)))
+        total.add(TagCounts.load(read_json(part.marker)))
     with progress.task("predict", sum(part.size for part in parts), "bytes") as task:
         task.resume_at(sum(part.size for part in done))
         with _finished(job, todo, pool) as results:
@@ -286,7 +286,7 @@ def _part(shard: Source, folder: Path, deciding: Sequence[object]) -> _Part:
 @contextmanager
 def _finished(
     job: _Job, todo: Sequence[_Part], pool: AbstractContextManager[Pool] | None
-) -> Iterator[Iterator[tuple[_Part, Counts]]]:
+) -> Iterator[Iterator[tuple[_Part, TagCounts]]]:
     """The parts as they are finished, in this process or by several."""
     if not todo:
         yield iter(())
@@ -316,12 +316,12 @@ def _open(job: _Job, threads: int) -> ShardTagger:
 _open_once = lru_cache(maxsize=1)(_open)
 
 
-def _write_in_worker(job: _Job, threads: int, part: _Part) -> Counts:
+def _write_in_worker(job: _Job, threads: int, part: _Part) -> TagCounts:
     return _write(_open_once(job, threads), part, job.max_bad_records)
 
 
-def _write(tagger: ShardTagger, part: _Part, max_bad_records: int) -> Counts:
-    counts = Counts(bad=BadRecords(max_bad_records))
+def _write(tagger: ShardTagger, part: _Part, max_bad_records: int) -> TagCounts:
+    counts = TagCounts(bad=BadRecords(max_bad_records))
     predictor = tagger.predictor
     output = output_format(part.path, predictor.schema)
     output.write(part.path, tagger.tag(part.shard, counts), predictor.label_names)

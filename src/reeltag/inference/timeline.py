@@ -14,7 +14,7 @@ from reeltag.data.formats.example import Video
 SEGMENTS = 40
 FAINT = 0.1  # a score that says that nothing is there
 
-Scores = npt.NDArray[np.float32]
+ScoreArray = npt.NDArray[np.float32]
 Tag = TypedDict("Tag", {"class": int, "name": str, "score": float})  # `class` is a word of Python's
 
 
@@ -50,26 +50,26 @@ class Tagged(TypedDict):
     remarks: NotRequired[list[str]]
 
 
-def segments(length: int) -> list[tuple[int, int]]:
+def segment_spans(length: int) -> list[tuple[int, int]]:
     """Begin and end of at most 40 segments of equal length, or a frame more."""
     count = min(SEGMENTS, length)
     return [(number * length // count, (number + 1) * length // count) for number in range(count)]
 
 
-def segments_of(video: Video) -> list[Video]:
+def split_segments(video: Video) -> list[Video]:
     """The segments of a video as videos of their own."""
-    spans = segments(video.length)
+    spans = segment_spans(video.length)
     return [replace(video, features=tuple(part[begin:end] for part in video.features)) for begin, end in spans]
 
 
-def best_classes(scores: Scores, count: int) -> npt.NDArray[np.int64]:
+def best_classes(scores: ScoreArray, count: int) -> npt.NDArray[np.int64]:
     """The classes of the highest scores [C], equal ones in class order, as `metrics.top_k` finds them for a batch."""
     least = np.partition(scores, -count)[-count]
     classes = np.flatnonzero(scores >= least)
     return classes[np.argsort(-scores[classes], kind="stable")][:count]
 
 
-def tagged(video: Video, scores: Scores, top: int, label_names: Sequence[str]) -> Tagged:
+def build_tagged(video: Video, scores: ScoreArray, top: int, label_names: Sequence[str]) -> Tagged:
     """What is said of a video.
 
     Args:
@@ -86,11 +86,11 @@ def tagged(video: Video, scores: Scores, top: int, label_names: Sequence[str]) -
     found: Tagged = {"id": video.id, "frames": video.length, "cut": video.cut, "tags": tags}
     if len(scores) > 1:
         rows = scores[1:, classes].T.astype(float)
-        found["timeline"] = {"segments": segments(video.length), "scores": rows.round(6).tolist()}
+        found["timeline"] = {"segments": segment_spans(video.length), "scores": rows.round(6).tolist()}
     return found
 
 
-def holding(timeline: Timeline, tag: int) -> list[tuple[int, int]]:
+def tag_spans(timeline: Timeline, tag: int) -> list[tuple[int, int]]:
     """Where a tag holds: runs of segments with at least half of its highest score, and FAINT; from frame to frame."""
     scores, found = timeline["scores"][tag], list[tuple[int, int]]()
     for (begin, end), score in zip(timeline["segments"], scores, strict=True):

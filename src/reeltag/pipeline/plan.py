@@ -5,7 +5,7 @@ So every stage's output can be inspected and evaluated like the file that is shi
 
 from __future__ import annotations
 
-from reeltag.artifact.file import over_budget
+from reeltag.artifact.file import explain_over_budget
 from reeltag.core.errors import BudgetError
 from reeltag.pipeline.executor import Stage
 from reeltag.pipeline.stages.candidate import candidate
@@ -51,4 +51,4 @@ def _check_budget(recipe: Recipe, members: list[MemberStages], left: int) -> Non
     smallest = min(sizes.values())
     if smallest > left:
         header = recipe.budget - left
-        raise BudgetError(over_budget(header + smallest, recipe.budget, header, sizes, list(sizes)))
+        raise BudgetError(explain_over_budget(header + smallest, recipe.budget, header, sizes, list(sizes)))

@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from reeltag.core.errors import RequestError
 from reeltag.data.formats.example import Video
-from reeltag.inference.timeline import Scores, Tagged, segments, segments_of, tagged
+from reeltag.inference.timeline import ScoreArray, Tagged, build_tagged, segment_spans, split_segments
 from reeltag.serve.requests import Wanted
 
 
@@ -29,11 +29,11 @@ def clips(wanted: Wanted) -> list[Video]:
     """What is computed: each video, followed by its segments as videos of their own where there is to be a timeline."""
     found = []
     for video in wanted.videos:
-        found += [video, *segments_of(video)] if wanted.timeline else [video]
+        found += [video, *split_segments(video)] if wanted.timeline else [video]
     return found
 
 
-def answers(wanted: Wanted, scores: Scores, label_names: Sequence[str]) -> list[Tagged]:
+def answers(wanted: Wanted, scores: ScoreArray, label_names: Sequence[str]) -> list[Tagged]:
     """What is said of each video.
 
     Args:
@@ -48,9 +48,9 @@ def answers(wanted: Wanted, scores: Scores, label_names: Sequence[str]) -> list[
         raise RequestError(
             422, "the model's scores are not finite: are the frames on the scale that it was trained on?"
         )
-    counts = [1 + (len(segments(video.length)) if wanted.timeline else 0) for video in wanted.videos]
+    counts = [1 + (len(segment_spans(video.length)) if wanted.timeline else 0) for video in wanted.videos]
     places = np.cumsum([0, *counts])
     return [
-        tagged(video, scores[begin : begin + count], wanted.top, label_names)
+        build_tagged(video, scores[begin : begin + count], wanted.top, label_names)
         for video, begin, count in zip(wanted.videos, places.tolist(), counts, strict=False)
     ]

@@ -22,9 +22,9 @@ from reeltag.artifact.file import artifact_header
 from reeltag.core.errors import RequestError, UsageError
 from reeltag.core.version import __version__
 from reeltag.data.loader import Batch
-from reeltag.inference.ensemble import predict
+from reeltag.inference.ensemble import predict_batches
 from reeltag.inference.predictor import Predictor
-from reeltag.inference.timeline import Scores, Tagged
+from reeltag.inference.timeline import ScoreArray, Tagged
 from reeltag.serve.answers import answers, clips
 from reeltag.serve.batching import Batcher
 from reeltag.serve.describe import PREDICT
@@ -181,10 +181,10 @@ def create_app(predictor: Predictor, name: str, limits: Limits, samples: Sequenc
     return Monitored(app, service.monitoring)
 
 
-def _tagging(predictor: Predictor) -> Callable[[Batch], Scores]:
-    def tag(batch: Batch) -> Scores:
-        (result,) = predict(predictor.model, [batch])
-        scores: Scores = result.probabilities.numpy()
+def _tagging(predictor: Predictor) -> Callable[[Batch], ScoreArray]:
+    def tag(batch: Batch) -> ScoreArray:
+        (result,) = predict_batches(predictor.model, [batch])
+        scores: ScoreArray = result.probabilities.numpy()
         return scores
 
     return tag

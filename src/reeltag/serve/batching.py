@@ -19,7 +19,7 @@ from reeltag.core.errors import RequestError
 from reeltag.data.formats.example import Video
 from reeltag.data.loader import Batch, collate
 from reeltag.data.schema import Schema
-from reeltag.inference.timeline import Scores
+from reeltag.inference.timeline import ScoreArray
 
 _PAUSE, _MOST = 0.002, 0.02  # seconds without a request, in a loop that has nothing to do, that end a gathering; of all
 _PATIENCE = 0.1  # seconds that a request waits before it is looked whether its client is still there
@@ -30,7 +30,7 @@ class _Job:
     """A request's videos, some of which may be computed already."""
 
     videos: Sequence[Video]
-    scores: Scores
+    scores: ScoreArray
     left: Callable[[], Awaitable[bool]]
     done: asyncio.Future[None]
     since: float = field(default_factory=time.monotonic)
@@ -48,7 +48,7 @@ class Batcher:
     """
 
     def __init__(
-        self, tag: Callable[[Batch], Scores], schema: Schema, max_batch: int, observe: Callable[[int], None]
+        self, tag: Callable[[Batch], ScoreArray], schema: Schema, max_batch: int, observe: Callable[[int], None]
     ) -> None:
         self._tag, self._schema, self._max_batch, self._observe = tag, schema, max_batch, observe
         self._thread = ThreadPoolExecutor(1, "reeltag-compute")
@@ -62,7 +62,7 @@ class Batcher:
         """Requests of which something is still to be computed."""
         return len(self._waiting)
 
-    async def tag(self, videos: Sequence[Video], late: float, left: Callable[[], Awaitable[bool]]) -> Scores:
+    async def tag(self, videos: Sequence[Video], late: float, left: Callable[[], Awaitable[bool]]) -> ScoreArray:
         """Probabilities [N, C] of a request's videos, which must be valid.
 
         Args:
@@ -160,7 +160,7 @@ class Batcher:
             if not job.done.done():
                 job.done.set_exception(error)
 
-    def _compute(self, videos: Sequence[Video]) -> Scores:
+    def _compute(self, videos: Sequence[Video]) -> ScoreArray:
         lengths = [video.length for video in videos]
         scores = np.empty((len(videos), self._schema.classes), np.float32)
         for group in groups(lengths):

@@ -10,9 +10,9 @@ from onnx import TensorProto, helper
 
 from reeltag.artifact.file import Artifact, Member
 from reeltag.artifact.onnx import recurrent as recurrent  # registers its forms
-from reeltag.artifact.onnx.families import Frames, pool
 from reeltag.artifact.onnx.graph import OPSET, Graph, Value, integers
 from reeltag.artifact.onnx.layers import dequantized, gate, head, hidden, normed
+from reeltag.artifact.onnx.poolings import OnnxFrames, pool
 from reeltag.artifact.onnx.weights import Weights
 from reeltag.core.errors import UsageError
 from reeltag.core.version import __version__
@@ -20,7 +20,7 @@ from reeltag.data.schema import Schema
 from reeltag.models.tagger import meta_tagger
 
 
-def build(shipped: Artifact, top: int | None = None) -> onnx.ModelProto:
+def build_onnx(shipped: Artifact, top: int | None = None) -> onnx.ModelProto:
     """The model as ONNX.
 
     Its inputs are `frames` [B, T, D] in the schema's dtype and `lengths` [B] int64; B and T are free. Its output is
@@ -56,22 +56,22 @@ def build(shipped: Artifact, top: int | None = None) -> onnx.ModelProto:
     return model
 
 
-def _frames(schema: Schema, frames: Value, lengths: Value) -> Frames:
+def _frames(schema: Schema, frames: Value, lengths: Value) -> OnnxFrames:
     """Frames beyond the schema's limit are cut, as everywhere."""
     graph, lengths = frames.graph, lengths.at_most(schema.max_frames)
     frames = frames.slice(1, 0, schema.max_frames)
     count = graph.add("Shape", frames, start=1, end=2).squeeze(0)
     places = graph.add("Range", np.array(0), count, np.array(1))
     mask_BT1 = graph.add("Less", places, lengths.unsqueeze(1)).cast(TensorProto.FLOAT).unsqueeze(2)
-    return Frames(dequantized(frames, mask_BT1, schema.dtype == "uint8"), mask_BT1, lengths)
+    return OnnxFrames(dequantized(frames, mask_BT1, schema.dtype == "uint8"), mask_BT1, lengths)
 
 
-def _tag(member: Member, schema: Schema, frames: Frames, graph: Graph) -> Value:
+def _tag(member: Member, schema: Schema, frames: OnnxFrames, graph: Graph) -> Value:
     """Probabilities [B, C] that a member gives."""
     tagger = meta_tagger(member.config, schema.widths, schema.classes)
     weights = Weights(graph, member.state, member.name)
     if tagger.input_norm is not None:
-        frames = Frames(normed(frames.x, weights.of("input_norm", "norm")), frames.mask, frames.lengths)
+        frames = OnnxFrames(normed(frames.x, weights.of("input_norm", "norm")), frames.mask, frames.lengths)
     vector = pool(tagger.pooling, frames, weights.of("pooling"))
     if tagger.hidden is not None:
         vector = hidden(tagger.hidden, vector, weights.of("hidden"))

@@ -23,7 +23,7 @@ from reeltag.models.nextvlad import NeXtVLADFeature
 
 
 @dataclass(frozen=True)
-class Frames:
+class OnnxFrames:
     """Frames that a pooling gets.
 
     Attributes:
@@ -36,7 +36,7 @@ class Frames:
     mask: Value
     lengths: Value
 
-    def split(self, widths: Sequence[int]) -> list[Frames]:
+    def split(self, widths: Sequence[int]) -> list[OnnxFrames]:
         """Each feature's own."""
         return [replace(self, x=piece) for piece in self.x.split(list(widths), axis=2)]
 
@@ -46,39 +46,39 @@ class Frames:
 
 
 @singledispatch
-def pool(layer: nn.Module, frames: Frames, weights: Weights) -> Value:
+def pool(layer: nn.Module, frames: OnnxFrames, weights: Weights) -> Value:
     """The pooled vector.
 
     Raises:
         UsageError: the family has no ONNX form.
     """
     name = type(layer).__name__
-    raise UsageError(f"{weights.member}: {name} has no ONNX form; register one in reeltag.artifact.onnx.families.pool")
+    raise UsageError(f"{weights.member}: {name} has no ONNX form; register one in reeltag.artifact.onnx.poolings.pool")
 
 
 @pool.register
-def _(layer: PerFeature, frames: Frames, weights: Weights) -> Value:
+def _(layer: PerFeature, frames: OnnxFrames, weights: Weights) -> Value:
     pieces = zip(layer.parts, frames.split(layer.widths), strict=True)
     return concat([pool(part, piece, weights.of("parts", n)) for n, (part, piece) in enumerate(pieces)], axis=1)
 
 
 @pool.register
-def _(layer: Mean, frames: Frames, weights: Weights) -> Value:
+def _(layer: Mean, frames: OnnxFrames, weights: Weights) -> Value:
     return frames.mean(frames.x)
 
 
-def clusters(layer: Clusters, frames: Frames, weights: Weights) -> Value:
+def clusters(layer: Clusters, frames: OnnxFrames, weights: Weights) -> Value:
     """BN(xW), [B, T, K], padding included."""
     return normed(weights.product(frames.x, "weight"), weights.of("norm", "norm"))
 
 
-def assign(layer: Clusters, frames: Frames, weights: Weights) -> Value:
+def assign(layer: Clusters, frames: OnnxFrames, weights: Weights) -> Value:
     """Shares of each frame in K clusters, [B, T, K]; padded frames have none."""
     return clusters(layer, frames, weights).softmax() * frames.mask
 
 
 @pool.register
-def _(layer: NetVLADFeature, frames: Frames, weights: Weights) -> Value:
+def _(layer: NetVLADFeature, frames: OnnxFrames, weights: Weights) -> Value:
     a_BTK = assign(layer.assign, frames, weights.of("assign"))
     v_BDK = frames.x.transpose(0, 2, 1) @ a_BTK
     if layer.centres is not None:
@@ -87,7 +87,7 @@ def _(layer: NetVLADFeature, frames: Frames, weights: Weights) -> Value:
 
 
 @pool.register
-def _(layer: NetFVFeature, frames: Frames, weights: Weights) -> Value:
+def _(layer: NetFVFeature, frames: OnnxFrames, weights: Weights) -> Value:
     a_BTK = assign(layer.assign, frames, weights.of("assign"))
     a_B1K, x_BTD = a_BTK.sum(1), frames.x
     x_BDK, square_BDK = x_BTD.transpose(0, 2, 1) @ a_BTK, (x_BTD * x_BTD).transpose(0, 2, 1) @ a_BTK
@@ -101,20 +101,20 @@ def _(layer: NetFVFeature, frames: Frames, weights: Weights) -> Value:
 
 
 @pool.register
-def _(layer: ClassicDBoF, frames: Frames, weights: Weights) -> Value:
+def _(layer: ClassicDBoF, frames: OnnxFrames, weights: Weights) -> Value:
     a_BTK = clusters(layer, frames, weights).clip(0.0, 6.0)
     return frames.mean(a_BTK) if layer.mean else (a_BTK * frames.mask).max(1)
 
 
 @pool.register
-def _(layer: SoftDBoF, frames: Frames, weights: Weights) -> Value:
+def _(layer: SoftDBoF, frames: OnnxFrames, weights: Weights) -> Value:
     a_BTK = assign(layer.assign, frames, weights.of("assign"))
     total = l2_normalize(a_BTK.sum(1, keep=False), 1)
     return concat([total, l2_normalize(a_BTK.max(1), 1)], axis=1) if layer.maximum else total
 
 
 @pool.register
-def _(layer: GatedDBoF, frames: Frames, weights: Weights) -> Value:
+def _(layer: GatedDBoF, frames: OnnxFrames, weights: Weights) -> Value:
     a_BTK = assign(layer.assign, frames, weights.of("assign"))
     reduced = weights.product(l2_normalize(a_BTK.max(1), 1), "reduce")
     gates_BK = normed(weights.product(reduced, "expand"), weights.of("norm")).sigmoid()
@@ -122,7 +122,7 @@ def _(layer: GatedDBoF, frames: Frames, weights: Weights) -> Value:
 
 
 @pool.register
-def _(layer: NeXtVLADFeature, frames: Frames, weights: Weights) -> Value:
+def _(layer: NeXtVLADFeature, frames: OnnxFrames, weights: Weights) -> Value:
     wide = linear(frames.x, weights.of("expand"))
     attention_BTG1 = (linear(wide, weights.of("attend")).sigmoid() * frames.mask).unsqueeze(3)
     logits = normed(weights.product(wide, "assign"), weights.of("norm", "norm"))
@@ -134,7 +134,7 @@ def _(layer: NeXtVLADFeature, frames: Frames, weights: Weights) -> Value:
 
 
 @pool.register
-def _(layer: AttentionPooling, frames: Frames, weights: Weights) -> Value:
+def _(layer: AttentionPooling, frames: OnnxFrames, weights: Weights) -> Value:
     x_BTW = layer_norm(linear(frames.x, weights.of("project")), weights.of("frame_norm"))
     queries, width = layer.queries.shape
     part = width // layer.heads

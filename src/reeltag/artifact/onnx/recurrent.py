@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from onnx import TensorProto
 from torch import nn
 
-from reeltag.artifact.onnx.families import Frames, pool
 from reeltag.artifact.onnx.graph import Value, concat
 from reeltag.artifact.onnx.layers import normed
+from reeltag.artifact.onnx.poolings import OnnxFrames, pool
 from reeltag.artifact.onnx.weights import Weights
 from reeltag.models.rnn import RNN, CuDNNLayer, PublishedGRU, Stack
 
@@ -18,7 +18,7 @@ _LSTM, _GRU = (0, 3, 1, 2), (1, 0, 2)
 
 
 @pool.register
-def _(layer: RNN, frames: Frames, weights: Weights) -> Value:
+def _(layer: RNN, frames: OnnxFrames, weights: Weights) -> Value:
     paths = [path.x for path in frames.split(layer.widths)]
     for number in range(len(layer.before)):
         part = weights.of("before", number)

@@ -42,7 +42,7 @@ ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 Floats = npt.NDArray[np.float64]
 
 
-def quantize(tensor: Tensor, encoding: Encoding) -> Tensor | QuantizedTensor:
+def quantize_tensor(tensor: Tensor, encoding: Encoding) -> Tensor | QuantizedTensor:
     """A tensor in an encoding; float32 leaves it as it is.
 
     Raises:
@@ -162,7 +162,7 @@ def is_large(tensor: Tensor) -> bool:
 def quantize_state(state: State, encoding: Encoding = "uniform-8") -> dict[str, Tensor | QuantizedTensor]:
     """Quantise the large tensors of a state dict; keep the others, and those that are quantised already."""
     return {
-        name: quantize(value, encoding) if isinstance(value, Tensor) and is_large(value) else value
+        name: quantize_tensor(value, encoding) if isinstance(value, Tensor) and is_large(value) else value
         for name, value in state.items()
     }
 

@@ -56,7 +56,7 @@ class Evaluation:
         return replace(Metrics.merge(self._parts), segment_ap=segment_ap)
 
 
-def evaluate(
+def evaluate_predictions(
     predictions: Iterable[Predictions], *, all_scores: bool = False, classes: Sequence[int] | None = None
 ) -> Metrics:
     """Metrics of labelled predictions; the arguments are those of `Evaluation`.

@@ -18,7 +18,7 @@ from torch import Tensor
 TOP_K = 20
 
 Floats = npt.NDArray[np.float64]
-Counts = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Metrics:
     classes: npt.NDArray[np.int64]
     hits: npt.NDArray[np.bool_]
     precisions: Floats
-    positives: Counts
+    positives: Integers
     everything: tuple[Tensor, Tensor] | None = None
     segment_ap: Floats | None = None
 
@@ -113,7 +113,7 @@ class Metrics:
         )
 
     @cached_property
-    def _by_score(self) -> Counts:
+    def _by_score(self) -> Integers:
         """Places of the scores from the highest down; equal ones in their order."""
         return np.argsort(-self.scores, axis=None, kind="stable")
 
@@ -199,7 +199,7 @@ def _mean_over_all(probabilities: Tensor, labels: Tensor) -> float:
     return float(np.mean(found)) if found else 0.0
 
 
-def _label_counts(labels: Tensor) -> tuple[Counts, Counts]:
+def _label_counts(labels: Tensor) -> tuple[Integers, Integers]:
     """How many labels each video [N] and each class [C] has."""
     # By way of the few that there are: summing a wide bool tensor takes longer than finding the 20 highest scores.
     videos, classes = np.divmod(np.flatnonzero(labels.cpu().numpy()), labels.shape[1])
@@ -207,7 +207,7 @@ def _label_counts(labels: Tensor) -> tuple[Counts, Counts]:
 
 
 def _precision_at_label_count(
-    probabilities: Tensor, labels: Tensor, scores: Tensor, hits: Tensor, a_video: Counts
+    probabilities: Tensor, labels: Tensor, scores: Tensor, hits: Tensor, a_video: Integers
 ) -> Floats:
     counts = torch.from_numpy(a_video).to(labels.device)
     if int(counts.max()) > scores.shape[1]:  # more labels than top k

@@ -15,14 +15,14 @@ from string import Template
 
 from reeltag.core.progress import clock
 from reeltag.core.text import counted, plain
-from reeltag.inference.timeline import Tagged, Timeline, holding
-from reeltag.inference.video.tagger import Result
+from reeltag.inference.timeline import Tagged, Timeline, tag_spans
+from reeltag.inference.video.tagger import TaggedFile
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _RUNS = 3  # of the times at which a tag holds, in a line
 
 
-def lines(tagged: Tagged) -> Iterator[str]:
+def as_lines(tagged: Tagged) -> Iterator[str]:
     """A video and its tags, for people; with a timeline also when they hold."""
     yield f"{plain(tagged['id'])}: {counted(tagged['frames'], 'second')}"
     names = [plain(tag["name"]) for tag in tagged["tags"]]
@@ -38,11 +38,11 @@ def _strip(scores: Sequence[float]) -> str:
 
 
 def _times(timeline: Timeline, tag: int) -> str:
-    runs = [f"{clock(begin)}–{clock(end)}" for begin, end in holding(timeline, tag)]
+    runs = [f"{clock(begin)}–{clock(end)}" for begin, end in tag_spans(timeline, tag)]
     return ", ".join(runs[:_RUNS] + ["…"] * (len(runs) > _RUNS))
 
 
-def rows(results: Sequence[Result]) -> str:
+def as_csv(results: Sequence[TaggedFile]) -> str:
     """CSV with a row a tag of each video; with a timeline also a row a tag and segment. Times are in seconds."""
     text = StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -56,7 +56,7 @@ def rows(results: Sequence[Result]) -> str:
     return text.getvalue()
 
 
-def page(model: str, results: Sequence[Result], left_out: Mapping[str, str]) -> str:
+def as_html(model: str, results: Sequence[TaggedFile], left_out: Mapping[str, str]) -> str:
     """HTML with everything in it.
 
     Args:

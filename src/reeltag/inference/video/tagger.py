@@ -16,14 +16,14 @@ from reeltag.data.formats.example import Video
 from reeltag.data.loader import stream_batches
 from reeltag.data.video.dataset import Item
 from reeltag.data.video.thumbnails import thumbnails
-from reeltag.inference.ensemble import BATCH_SIZE, predict
+from reeltag.inference.ensemble import BATCH_SIZE, predict_batches
 from reeltag.inference.predictor import Predictor
-from reeltag.inference.timeline import Tagged, segments, segments_of, tagged
+from reeltag.inference.timeline import Tagged, build_tagged, segment_spans, split_segments
 from reeltag.inference.video.reader import VideoReader, open_reader
 
 
 @dataclass(frozen=True)
-class Result:
+class TaggedFile:
     """What is said of a file.
 
     Attributes:
@@ -58,10 +58,10 @@ class VideoTagger:
             timeline: whether segments are tagged.
         """
         schema = self.predictor.schema
-        groups = [[video], segments_of(video) if timeline else []]  # apart, so that segments are not padded
+        groups = [[video], split_segments(video) if timeline else []]  # apart, so that segments are not padded
         batches = chain.from_iterable(stream_batches(group, schema, BATCH_SIZE) for group in groups)
-        scores = torch.cat([part.probabilities for part in predict(self.predictor.model, batches)]).numpy()
-        return tagged(video, scores, min(top, schema.classes), self.predictor.label_names)
+        scores = torch.cat([part.probabilities for part in predict_batches(self.predictor.model, batches)]).numpy()
+        return build_tagged(video, scores, min(top, schema.classes), self.predictor.label_names)
 
 
 def open_tagger(predictor: Predictor, name: str, image: str | None = None, audio: str | None = None) -> VideoTagger:
@@ -87,7 +87,7 @@ def tag_files(
     *,
     timeline: bool = False,
     pictures: bool = False,
-) -> tuple[list[Result], dict[str, str]]:
+) -> tuple[list[TaggedFile], dict[str, str]]:
     """Tag files one after the other.
 
     Args:
@@ -101,7 +101,7 @@ def tag_files(
     Returns:
         The results, and of each file that cannot be read its name and the reason.
     """
-    results, left_out = list[Result](), dict[str, str]()
+    results, left_out = list[TaggedFile](), dict[str, str]()
     threads = processors()
     with progress.task("tag", len(items), "files") as task:
         for item in items:
@@ -111,12 +111,12 @@ def tag_files(
             except VideoError as error:
                 left_out[item.id] = str(error).removeprefix(f"{item.path}: ")
             else:
-                results.append(Result(tagger.tag(video, top, timeline=timeline), remarks, found))
+                results.append(TaggedFile(tagger.tag(video, top, timeline=timeline), remarks, found))
             task.advance(1, note=item.id)
     return results, left_out
 
 
 def _middles(path: Path, length: int, threads: int) -> tuple[bytes, ...]:
-    wanted = [(begin + end) // 2 for begin, end in segments(length)]
+    wanted = [(begin + end) // 2 for begin, end in segment_spans(length)]
     found = thumbnails(path, wanted, threads)
     return tuple(found[second] for second in wanted) if found else ()

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from reeltag.core.text import counted, megabytes, plain
 from reeltag.data.bad_records import listed
-from reeltag.inference.timeline import segments
+from reeltag.inference.timeline import segment_spans
 from reeltag.pipeline.report.charts import curve_charts, frontier_chart, reliability_chart
 from reeltag.pipeline.report.compare import class_changes, differences, recipe_changes
 from reeltag.pipeline.report.gating import BINS
@@ -157,7 +157,7 @@ def _environment() -> Environment:
         finalize=lambda value: value if isinstance(value, Markup) else plain(value),
     )
     environment.filters |= {"gap": _gap, "change": change, "mb": megabytes, "duration": _duration, "counted": counted}
-    environment.filters |= {"listed": _listed, "segments": segments}
+    environment.filters |= {"listed": _listed, "segments": segment_spans}
     return environment
 
 

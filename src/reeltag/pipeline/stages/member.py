@@ -18,7 +18,7 @@ from reeltag.core.text import counted, megabytes
 from reeltag.data.loader import sequential_batches
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Shards
-from reeltag.inference.ensemble import BATCH_SIZE, predict
+from reeltag.inference.ensemble import BATCH_SIZE, predict_batches
 from reeltag.inference.metrics.gap import gap
 from reeltag.inference.predictor import load
 from reeltag.pipeline.executor import Job, Stage
@@ -110,7 +110,7 @@ class MemberStages(ABC):
         for encoding in self.encodings:
             path, begin = self.file(job, encoding), time.perf_counter()
             model = load(path).model
-            parts = list(predict(model, sequential_batches(Shards(manifest), holdout, batch_size=BATCH_SIZE)))
+            parts = list(predict_batches(model, sequential_batches(Shards(manifest), holdout, batch_size=BATCH_SIZE)))
             tensors[encoding] = torch.cat([part.comparable for part in parts])
             seconds = time.perf_counter() - begin
             tensors["labels"] = torch.cat([part.labels for part in parts if part.labels is not None])

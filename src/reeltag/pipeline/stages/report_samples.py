@@ -19,7 +19,7 @@ from reeltag.data.shards import Shards
 from reeltag.inference.ensemble import Predictions
 from reeltag.inference.metrics.gap import top_k
 from reeltag.inference.predictor import Predictor
-from reeltag.inference.timeline import segments
+from reeltag.inference.timeline import segment_spans
 from reeltag.models.heads import MixtureOfExperts
 from reeltag.models.tagger import Tagger
 from reeltag.pipeline.executor import Job
@@ -69,7 +69,7 @@ def _tagged(predictor: Predictor, video: Video, margin: float) -> dict[str, Any]
     """A video's labels and most probable other classes, at most eight: for the whole, and for each segment alone."""
     assert video.labels is not None
     frames = video.frames()
-    spans = segments(len(frames)) if len(frames) > 1 else []
+    spans = segment_spans(len(frames)) if len(frames) > 1 else []
     whole, *parts = predictor.predict_each([frames, *(frames[begin:end] for begin, end in spans)])
     labels = video.labels.tolist()[:TAGS]
     ranked = top_k(torch.from_numpy(whole)[None], TAGS)[1][0].tolist()

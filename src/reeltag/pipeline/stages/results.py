@@ -14,8 +14,8 @@ from reeltag.artifact.file import load_artifact, stored_bytes
 from reeltag.core.storage import read_json, write_bytes, write_json
 from reeltag.data.loader import sequential_batches
 from reeltag.data.shards import Manifest, Shards
-from reeltag.inference.ensemble import BATCH_SIZE, Predictions, predict
-from reeltag.inference.metrics.evaluation import Evaluation, evaluate
+from reeltag.inference.ensemble import BATCH_SIZE, Predictions, predict_batches
+from reeltag.inference.metrics.evaluation import Evaluation, evaluate_predictions
 from reeltag.inference.predictor import Predictor, load
 from reeltag.pipeline.executor import Job, Stage
 from reeltag.pipeline.report.gating import FREQUENT_CLASSES, calibration, rounded
@@ -60,7 +60,7 @@ def result_stages(recipe: Recipe, members: Sequence[MemberStages]) -> list[Stage
 def _test_predictions(job: Job, predictor: Predictor, name: str) -> Iterator[Predictions]:
     shards = Shards(load_manifest(job, "test"))
     with job.progress.task(f"test {name}", len(shards), f"{predictor.schema.example}s") as task:
-        for part in predict(predictor.model, sequential_batches(shards, batch_size=BATCH_SIZE)):
+        for part in predict_batches(predictor.model, sequential_batches(shards, batch_size=BATCH_SIZE)):
             yield part
             task.advance(len(part.ids))
 
@@ -76,7 +76,7 @@ def _do_test_member(member: MemberStages, job: Job) -> None:
             watch = GateWatch(gate, torch.from_numpy(load_manifest(job, "test").class_counts))
             predictions = watch.watch(predictions)
         all_scores, classes = member.recipe.test.all_scores, predictor.schema.segment_classes
-        scores = evaluate(predictions, all_scores=all_scores, classes=classes).compute()
+        scores = evaluate_predictions(predictions, all_scores=all_scores, classes=classes).compute()
         tested[encoding] = scores.summary() | {"bytes": path.stat().st_size}
     gain = watch.gain() if watch else None
     write_json(job.folder / SCORES, {"test": tested} | ({"gating": gain} if gain else {}))

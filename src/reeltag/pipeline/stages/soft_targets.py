@@ -17,7 +17,7 @@ from reeltag.data.holdout import split_folds
 from reeltag.data.loader import sequential_batches
 from reeltag.data.shards import Indices, Manifest, Shards
 from reeltag.data.soft_targets import TargetsWriter, row_bytes, targets_file
-from reeltag.inference.ensemble import BATCH_SIZE, Ensemble, predict
+from reeltag.inference.ensemble import BATCH_SIZE, Ensemble, predict_batches
 from reeltag.inference.predictor import load
 from reeltag.pipeline.ensemble_search import best_combination, contenders
 from reeltag.pipeline.executor import Job, Pieces, Stage, Traffic
@@ -134,7 +134,7 @@ def _ensemble(files: tuple[Path, ...]) -> Ensemble:
 def _probabilities(files: tuple[Path, ...], manifest: Manifest, indices: Indices) -> Tensor:
     """What the mean of the models says of videos, [N, C]; in batches of one shard, so that none depends on others."""
     batches = sequential_batches(Shards(manifest), indices, batch_size=BATCH_SIZE)
-    return torch.cat([part.probabilities for part in predict(_ensemble(files), batches)])
+    return torch.cat([part.probabilities for part in predict_batches(_ensemble(files), batches)])
 
 
 def select_stage(family: str) -> str:

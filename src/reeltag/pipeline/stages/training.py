@@ -23,8 +23,8 @@ from reeltag.data.holdout import split_folds
 from reeltag.data.loader import sequential_batches
 from reeltag.data.shards import Indices, Manifest, Shards
 from reeltag.data.soft_targets import SoftTargets, row_bytes
-from reeltag.inference.ensemble import BATCH_SIZE, predict
-from reeltag.inference.metrics.evaluation import evaluate
+from reeltag.inference.ensemble import BATCH_SIZE, predict_batches
+from reeltag.inference.metrics.evaluation import evaluate_predictions
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import Tagger, build_tagger, meta_tagger
 from reeltag.pipeline.executor import Job, Stage, Traffic
@@ -245,7 +245,7 @@ class Training:
         schema, (_, holdout) = self.recipe.data.record_schema, split(self.recipe, manifest)
         tagger = load_tagger(config, schema, weights, self.name).to(default_device())
         batches = sequential_batches(Shards(manifest), holdout, batch_size=BATCH_SIZE)
-        return evaluate(predict(tagger, batches), classes=schema.segment_classes).gap()
+        return evaluate_predictions(predict_batches(tagger, batches), classes=schema.segment_classes).gap()
 
     def save(self, path: Path, config: TaggerConfig, weights: dict[str, Tensor]) -> None:
         """Write a model's file; of several processes the first does."""
