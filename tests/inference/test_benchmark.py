@@ -89,7 +89,7 @@ def test_a_model_of_segments_is_measured_on_segments(tiny_schema, tmp_path, caps
     frames, lengths = benchmark.generated(schema, 3)
     assert frames.shape == (3, 2, schema.width)
     assert reeltag.load(tmp_path / "s.reeltag").predict(frames, lengths).shape == (3, schema.classes)
-    monkeypatch.setattr(benchmark, "benchmark", lambda *arguments: [])
+    monkeypatch.setattr(benchmark, "benchmark_model", lambda *arguments: [])
     assert main(["benchmark", str(tmp_path / "s.reeltag")]) == 0
     assert capsys.readouterr().out.startswith("on generated segments of 2 frames each\n")
 
