@@ -1,1 +1,1 @@
-"""From video files to frame features."""
+"""From video files to frame features: decoding, extractors, and data sets of shards."""

@@ -1,6 +1,6 @@
-"""Seconds of sound → energies in mel bands; in torch, whose one thread adds in one order.
+"""Log-mel spectrograms of sound, second by second; computed in torch, whose single thread adds in a fixed order.
 
-Mel is HTK's: 1127 · ln(1 + f / 700). A band is a triangle over it between its neighbours' peaks.
+The mel scale is HTK's, 1127 · ln(1 + f / 700). Each band is a triangular filter between the peaks of its neighbours.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from torch import Tensor
 
 RATE = 16000  # samples a second
 BANDS = 128
-FLOOR = 1e-6  # of an energy, below which it is silence
+FLOOR = 1e-6  # energies below it count as silence
 WINDOW, HOP, FFT = 1024, 160, 2048
 
 
 def log_mel(seconds: Tensor) -> Tensor:
-    """The mean over each second of the logarithm of its energies in 128 mel bands.
+    """Return the log energies in 128 mel bands, averaged over each second.
 
-    Windows of 64 ms (Hann) every 10 ms lie wholly within their second. A band's energy is the weighted sum of squares
-    of the spectrum, which is divided by the window's sum, so that loudness 1 is an energy of about 0.25.
+    Hann windows of 64 ms, every 10 ms, lie within one second. The spectrum is divided by the window's sum, and a band's
+    energy is the weighted sum of its squares, so that a full-scale sine has an energy of about 0.25.
 
     Args:
         seconds: [T, 16000] samples in [-1, 1].
 
     Returns:
-        [T, 128] in about [-14, 0].
+        [T, 128] float32, in about [-14, 0].
     """
     spectrum = _spectrum(seconds, WINDOW, HOP, FFT) / _hann(WINDOW).sum()
     energies = spectrum.square() @ _mel_bands(BANDS, FFT, 60.0, 7600.0)
@@ -35,7 +35,7 @@ def log_mel(seconds: Tensor) -> Tensor:
 
 
 def vggish_patches(seconds: Tensor) -> Tensor:
-    """The log-mel patches that VGGish reads: windows of 25 ms every 10 ms, 64 bands of 125 to 7500 Hz, log(x + 0.01).
+    """Return the log-mel patches that VGGish reads: windows of 25 ms every 10 ms, 64 bands, 125–7500 Hz, log(x + 0.01).
 
     Args:
         seconds: [T, 16000] samples in [-1, 1].
@@ -48,7 +48,7 @@ def vggish_patches(seconds: Tensor) -> Tensor:
 
 
 def _spectrum(seconds: Tensor, window: int, hop: int, fft: int) -> Tensor:
-    """Magnitudes, [T, frames, fft / 2 + 1]."""
+    """Return magnitudes of the spectrum, [T, windows, fft / 2 + 1]."""
     windows: Tensor = seconds.unfold(1, window, hop) * _hann(window)
     magnitudes: Tensor = torch.fft.rfft(windows, fft).abs()
     return magnitudes
@@ -61,12 +61,12 @@ def _hann(window: int) -> Tensor:
 
 @lru_cache
 def _mel_bands(bands: int, fft: int, lowest: float, highest: float) -> Tensor:
-    """Weights of the spectrum in each band, [fft / 2 + 1, bands]."""
+    """Return the weights of the spectrum in each band, [fft / 2 + 1, bands]."""
     mels = 1127 * (1 + torch.arange(fft // 2 + 1, dtype=torch.float64) * RATE / fft / 700).log()[:, None]
     low, high = (1127 * math.log(1 + hertz / 700) for hertz in (lowest, highest))
     edges = torch.linspace(low, high, bands + 2, dtype=torch.float64)
     rising = (mels - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - mels) / (edges[2:] - edges[1:-1])
     weights = torch.minimum(rising, falling).clamp_min(0)
-    weights[0] = 0  # the mean of the samples is no sound
+    weights[0] = 0  # a constant offset of the samples is not sound
     return weights.float()

@@ -1,4 +1,4 @@
-"""Which videos there are, what they are called, their labels, and which are for tests."""
+"""Find the videos of a data set, their ids and labels, and split them into training and test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reeltag.core.errors import UsageError
 from reeltag.core.storage import regular
 from reeltag.core.text import counted, few
 
-# Endings that a folder's videos and sounds have; files that are given by name may have any.
+# Suffixes by which media files are found in a folder; files given by name may have any suffix.
 ENDINGS = frozenset(
     {".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf"}
     | {".ogv", ".ts", ".vob", ".webm", ".wmv"}
@@ -27,9 +27,9 @@ class Item:
     """A video of the data set.
 
     Attributes:
-        id: its name there: that of its file, or its path from the folder that was given.
+        id: name in the data set: its file name, or its path relative to the folder that was given.
         path: the file.
-        labels: class indices, sorted; None where there are no labels at all.
+        labels: class indices, sorted; None if the data set has no labels.
     """
 
     id: str
@@ -38,7 +38,7 @@ class Item:
 
     @property
     def order(self) -> bytes:
-        """By what the records are ordered: a hash of the name, which mixes classes and makes splits that stay."""
+        """Sort key of the records: a hash of the id, which mixes classes and keeps splits stable."""
         return hashlib.sha256(self.id.encode()).digest()
 
 
@@ -47,9 +47,9 @@ class Dataset:
     """Videos and their labels.
 
     Attributes:
-        items: sorted by id.
-        classes: names of the classes, by index; None where there are no labels at all.
-        left_out: ids that are no items, with the reason.
+        items: the videos, sorted by id.
+        classes: names of the classes, by index; None if the data set has no labels.
+        left_out: ids of videos that are left out, with the reason.
     """
 
     items: tuple[Item, ...]
@@ -58,14 +58,14 @@ class Dataset:
 
 
 def gather(inputs: Sequence[str], labels: Path | None) -> Dataset:
-    """Find the videos, and their labels.
+    """Find videos and their labels.
 
     Args:
-        inputs: folders, files, or glob patterns of them.
-        labels: CSV with the columns `file` and `labels`; without it videos have none.
+        inputs: folders, files, or glob patterns.
+        labels: CSV file with the columns `file` and `labels`; None for videos without labels.
 
     Raises:
-        UsageError: an input matches nothing, two videos have one name, or the labels cannot be read.
+        UsageError: an input matches nothing, two videos have the same id, or the labels cannot be read.
     """
     paths = _paths(inputs)
     if labels is None:
@@ -88,17 +88,20 @@ def gather(inputs: Sequence[str], labels: Path | None) -> Dataset:
 
 
 def split(items: Sequence[Item], test_share: float) -> tuple[list[Item], list[Item]]:
-    """Training and test videos, each in the order of their hashes.
+    """Split videos into training and test, each ordered by hash.
 
-    A video's hash alone decides, so that it stays where it is when others come; only where a split would be empty it
-    gets the nearest video.
+    The hash of a video's id decides its split, so adding videos moves no other video. Only a split that would be empty
+    gets the video with the nearest hash.
 
     Args:
         items: the videos.
-        test_share: of the videos, in [0, 1).
+        test_share: fraction of the videos for the test, in [0, 1).
+
+    Returns:
+        Training videos and test videos.
 
     Raises:
-        UsageError: there are too few videos to share out.
+        UsageError: there are too few videos to split.
     """
     ordered = sorted(items, key=lambda item: item.order)
     if not test_share:
@@ -111,18 +114,18 @@ def split(items: Sequence[Item], test_share: float) -> tuple[list[Item], list[It
 
 
 def untaught_classes(data: Dataset, trained: Container[str]) -> list[str]:
-    """Names of the classes that no training video has.
+    """Return the names of classes without a training video.
 
     Args:
         data: the videos.
-        trained: ids of those that train.
+        trained: ids of the training videos.
     """
     taught = {label for item in data.items if item.id in trained for label in item.labels or ()}
     return [name for label, name in enumerate(data.classes or ()) if label not in taught]
 
 
 def label_names(classes: Iterable[str]) -> str:
-    """A CSV file that a recipe's `data.label_names` reads."""
+    """Format class names as the CSV file that a recipe's `data.label_names` reads."""
     text = StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["index", "name"])
@@ -158,14 +161,14 @@ def _named(given: str) -> Iterator[tuple[str, Path]]:
 
 
 def _text(name: str) -> str:
-    """A name in UTF-8, with question marks for what is none in it."""
+    """Replace what cannot be encoded as UTF-8 by question marks."""
     return name.encode(errors="replace").decode()
 
 
 def _read_labels(path: Path) -> dict[str, tuple[str, ...]]:
-    """Labels by the name of a video."""
+    """Read the labels of each video, by its id."""
     try:
-        text = regular(path).read_text(encoding="utf-8-sig")  # spreadsheets put a mark before the text
+        text = regular(path).read_text(encoding="utf-8-sig")  # spreadsheets write a byte-order mark
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -187,7 +190,7 @@ def _read_labels(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _classes(labels: set[str], path: Path) -> tuple[str, ...]:
-    """Names of the classes: the labels in order, or where all are numbers, every number up to the highest."""
+    """Return the names of the classes: the sorted labels, or, if all are numbers, every number up to the highest."""
     if not labels:
         raise UsageError(f"{path}: gives no video a label")
     if all(label.isascii() and label.isdigit() for label in labels):

