@@ -227,7 +227,7 @@ def _frames(path: Path, damage: Damage, seconds: int, threads: int) -> Iterator[
 
 
 def _wanted(path: Path, seconds: int) -> frozenset[int] | None:
-    """Return the time stamps of packets with the pictures of seconds, the first and the last; None if they are unknown."""
+    """Return time stamps of packets to decode: pictures of seconds, the first and the last; None if unknown."""
     times: list[int] = []
     with _opened(path) as container:
         stream = _stream(container, "video")
