@@ -172,7 +172,8 @@ def test_files_and_functions_are_where_the_page_says(page, least):
 
 def test_every_golden_file_has_a_place_in_the_paper():
     named = {place for place in named_places(REPO / "docs" / "paper-to-code.md") if "::" not in place}
-    assert {path.name for path in (REPO / "tests" / "golden").iterdir()} <= named
+    own = {"written_before"}  # by reeltag itself; tests/artifact/test_files_written_before.py compares with it
+    assert {path.name for path in (REPO / "tests" / "golden").iterdir()} - own <= named
 
 
 def feature_rows() -> list[list[str]]:
