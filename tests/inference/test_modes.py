@@ -10,7 +10,14 @@ import torch
 import reeltag
 from reeltag.artifact.file import _state, save_artifact
 from reeltag.artifact.quantization.encodings import QuantizedTensor
-from reeltag.artifact.quantization.linear import BYTE_ROWS, ByteWeight, CodedWeight, byte_state, coded_state
+from reeltag.artifact.quantization.linear import (
+    INT8_ROWS,
+    Int8Weight,
+    QuantizedWeight,
+    int8_state,
+    multiply_int8,
+    quantized_state,
+)
 from reeltag.artifact.quantization.quantize import ENCODINGS, quantize_tensor
 from reeltag.core.errors import ArtifactError, UsageError
 from reeltag.inference.predictor import Predictor
@@ -25,20 +32,20 @@ def matrix(rows, columns, seed=0):
 @pytest.mark.parametrize("encoding", ["uniform-8", "group-4"])
 def test_small_is_exact_and_fast_is_near_for_every_family(family, form, encoding, everything_is_large):
     ensemble = shipped(family, form, encoding)
-    coded = [value for value in coded_state(ensemble.members[0].state).values() if isinstance(value, CodedWeight)]
-    assert coded
+    weights = quantized_state(ensemble.members[0].state).values()
+    assert any(isinstance(weight, QuantizedWeight) for weight in weights)
     frames, lengths = videos()[0].numpy(), np.array([7, 3, 7, 1, 5, 2])
     exact, small, fast = (in_mode(ensemble, mode).predict(frames, lengths) for mode in ("exact", "small", "fast"))
     np.testing.assert_allclose(small, exact, atol=2e-6)
     assert np.abs(fast - exact).max() < 0.2 * exact.std()
 
 
-@pytest.mark.parametrize(("mode", "kind"), [("small", CodedWeight), ("fast", ByteWeight)])
+@pytest.mark.parametrize(("mode", "kind"), [("small", QuantizedWeight), ("fast", Int8Weight)])
 def test_the_large_products_use_the_codes(mode, kind, everything_is_large, monkeypatch):
     """Pooling weights aside, which are scaled first, every product of a NetVLAD with a mixture of experts."""
     predictor, shapes = in_mode(shipped("netvlad", {"clusters": 4}), mode), []
-    product = kind.product
-    monkeypatch.setattr(kind, "product", lambda self, x: shapes.append(tuple(self.shape)) or product(self, x))
+    product = kind.left_multiply
+    monkeypatch.setattr(kind, "left_multiply", lambda self, x: shapes.append(tuple(self.shape)) or product(self, x))
     predictor.predict(videos()[0].numpy())
     assert shapes == [(56, 8), (8, 8), (8, 27), (8, 18)]
 
@@ -54,17 +61,17 @@ def test_rows_of_a_quantised_matrix_are_rows_of_its_floats(encoding):
 @pytest.mark.parametrize(("encoding", "loss"), [("uniform-8", 2e-6), ("channel-8", 2e-6), ("kmeans-8", 0.02)])
 def test_what_is_evenly_spaced_stays_and_what_is_not_comes_near(encoding, loss):
     stored = quantize_tensor(matrix(200, 90), encoding)
-    weight = byte_state({"w": stored})["w"]
+    weight = int8_state({"w": stored})["w"]
     assert 0 < (weight.stored.dequantize() - stored.dequantize()).abs().max() <= loss
 
 
 def test_8_bit_products_are_those_of_the_rounded_numbers():
     """By hand in exact integers: what is rounded is x alone, to 255 steps for each part of each row."""
-    weight = byte_state({"w": quantize_tensor(matrix(BYTE_ROWS + 100, 5), "channel-8")})["w"]
-    x = matrix(3, BYTE_ROWS + 100, seed=1) * torch.tensor([[1.0], [1e-3], [50.0]])
+    weight = int8_state({"w": quantize_tensor(matrix(INT8_ROWS + 100, 5), "channel-8")})["w"]
+    x = matrix(3, INT8_ROWS + 100, seed=1) * torch.tensor([[1.0], [1e-3], [50.0]])
     floats = weight.stored.dequantize().double().numpy()
     rounded = np.empty(x.shape)
-    for part in (slice(0, BYTE_ROWS), slice(BYTE_ROWS, None)):
+    for part in (slice(0, INT8_ROWS), slice(INT8_ROWS, None)):
         step = np.abs(x[:, part].numpy()).max(1, keepdims=True) / np.float32(127)
         rounded[:, part] = np.rint(x[:, part].numpy() / step) * step
     zero = weight.stored.zero.double().numpy()
@@ -73,9 +80,31 @@ def test_8_bit_products_are_those_of_the_rounded_numbers():
     np.testing.assert_allclose((x @ weight).numpy(), expected, rtol=1e-4, atol=1e-3 * np.abs(expected).mean())
 
 
+def test_torch_multiplies_8_bit_integers_with_exact_sums():
+    assert hasattr(torch, "_int_mm"), "this torch has no _int_mm: mode fast needs another int8 product (multiply_int8)"
+    a, b = (torch.randint(-128, 128, shape, dtype=torch.int8) for shape in ((3, INT8_ROWS), (INT8_ROWS, 5)))
+    for rows in (a, a[:1]):
+        expected = rows.numpy().astype(np.int64) @ b.numpy().astype(np.int64)
+        np.testing.assert_array_equal(multiply_int8(rows, b.t().contiguous().t()).numpy(), expected)
+
+
+@pytest.mark.parametrize("build", [quantized_state, int8_state])
+def test_whatever_is_no_product_sees_the_floats(build):
+    weight = build({"w": quantize_tensor(matrix(200, 90), "channel-8")})["w"]
+    floats, x = weight.stored.dequantize(), matrix(90, 3)
+    torch.testing.assert_close(weight.T, floats.T, rtol=0, atol=0)
+    torch.testing.assert_close(torch.cat([weight, weight]), torch.cat([floats, floats]), rtol=0, atol=0)
+    torch.testing.assert_close(torch.nn.functional.linear(x.T, weight), x.T @ floats.T, rtol=0, atol=0)
+    torch.testing.assert_close(weight @ x, floats @ x, rtol=0, atol=0)
+    parameter = torch.nn.Parameter(weight, requires_grad=False)
+    assert isinstance(parameter, torch.nn.Parameter) and parameter.stored is weight.stored
+    assert (parameter.shape, parameter.dtype, parameter.device.type) == ((200, 90), torch.float32, "cpu")
+    assert not any(type(each) is not torch.Tensor for each in (weight.T, weight + 1, weight[0], weight.clone()))
+
+
 def test_the_extremes_do_not_overflow():
-    rows = 9 * BYTE_ROWS
-    weight = byte_state({"w": quantize_tensor(matrix(rows, 2), "channel-8")})["w"]
+    rows = 9 * INT8_ROWS
+    weight = int8_state({"w": quantize_tensor(matrix(rows, 2), "channel-8")})["w"]
     for part in weight.stored.parts:
         part.fill_(-128)
     expected = weight.stored.dequantize().double().sum(0)

@@ -18,7 +18,7 @@ from reeltag.artifact.display import as_html, as_text
 from reeltag.artifact.file import Artifact, Member, resolve_artifact, stream_artifact
 from reeltag.artifact.hub import download_from_hub, share_artifact
 from reeltag.artifact.quantization.encodings import State
-from reeltag.artifact.quantization.linear import byte_state, coded_state, dense_state
+from reeltag.artifact.quantization.linear import dequantized_state, int8_state, quantized_state
 from reeltag.core.environment import default_device
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import Patterns, find
@@ -35,10 +35,10 @@ from reeltag.inference.metrics.gap import Scores, top_k
 Mode = Literal["exact", "bf16", "small", "fast"]
 # What a member computes with.
 WEIGHTS: dict[Mode, Callable[[State], Mapping[str, Tensor]]] = {
-    "exact": dense_state,
-    "bf16": partial(dense_state, dtype=torch.bfloat16),
-    "small": coded_state,
-    "fast": byte_state,
+    "exact": dequantized_state,
+    "bf16": partial(dequantized_state, dtype=torch.bfloat16),
+    "small": quantized_state,
+    "fast": int8_state,
 }
 
 

@@ -1,4 +1,4 @@
-"""What a model computes with: weights dequantised once, or on processors their codes, in a quarter of the memory."""
+"""Weights as a model computes with them: dequantized once, or as codes, which take a quarter of the memory on CPUs."""
 
 from __future__ import annotations
 
@@ -8,27 +8,23 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from reeltag.artifact.quantization.encodings import QuantizedTensor, State
 from reeltag.artifact.quantization.quantize import is_large, quantize_channels
 
-# Rows of a weight that are handled at a time: of floats what the cache holds, of 8-bit products what one scale of x
-# covers, whose sums stay below 2^31.
-FLOAT_ROWS, BYTE_ROWS = 256, 16_384
+# Rows of a weight that are processed at a time. Float products take what the cache holds; an 8-bit product takes the
+# rows that share one scale of x, and its sums of codes stay below 2^31.
+FLOAT_ROWS, INT8_ROWS = 256, 16_384
 COPIED_ROWS = 4096
 HIDDEN = "hidden.weight"
-FEW = 4  # up to so many rows of x are faster one by one
+FEW = 4  # up to this many rows of x are multiplied faster one by one
 PRODUCTS = {"matmul", "__matmul__"}
-# What modules do to their parameters.
-WITHOUT_FLOATS = {"__get__", "__set__", "detach", "requires_grad_"}
 
 
-class CodedWeight(Tensor):
-    """A weight [D, H] that is float32 to whoever uses it, and holds codes.
+class QuantizedWeight(Tensor):
+    """A weight [D, H] that looks like a float32 tensor and stores codes.
 
-    In a product xW never more than some rows are floats; whatever else is done with it gets all of them, for that
-    moment.
+    A product xW dequantizes only some rows of W at a time. Any other operation dequantizes all of W for its duration.
 
     Args:
         stored: the codes.
@@ -37,9 +33,9 @@ class CodedWeight(Tensor):
     stored: QuantizedTensor | SignedColumns
 
     @staticmethod
-    def __new__(cls, stored: QuantizedTensor | SignedColumns) -> CodedWeight:
-        """A tensor of the shape, without memory of its own."""
-        return Tensor._make_wrapper_subclass(cls, stored.size, dtype=torch.float32)
+    def __new__(cls, stored: QuantizedTensor | SignedColumns) -> QuantizedWeight:
+        """Return a tensor of the right shape whose elements share one NaN, so that it takes no memory of its own."""
+        return torch.full((1, 1), torch.nan).expand(stored.size).as_subclass(cls)
 
     def __init__(self, stored: QuantizedTensor | SignedColumns) -> None:
         self.stored = stored
@@ -49,27 +45,21 @@ class CodedWeight(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        """Multiply, or dequantise for whatever is no product."""
-        name = func.__name__
-        if name in PRODUCTS and len(args) == 2 and isinstance(args[1], CodedWeight) and args[0].ndim > 1:
-            x = _floats(args[0])
-            return args[1].product(x.flatten(0, -2)).view(*x.shape[:-1], args[1].shape[1])
-        if name not in WITHOUT_FLOATS:
-            args, kwargs = tree_map(_floats, (args, kwargs))
-        with torch._C.DisableTorchFunctionSubclass():  # what comes out is a plain tensor
-            return func(*args, **(kwargs or {}))
+        """Multiply by the codes, or run any other operation on the dequantized weight."""
+        name, kwargs = func.__name__, kwargs or {}
+        if name in PRODUCTS and len(args) == 2 and isinstance(args[1], QuantizedWeight) and args[0].ndim > 1:
+            x = _dequantized(args[0])
+            return args[1].left_multiply(x.flatten(0, -2)).view(*x.shape[:-1], args[1].shape[1])
+        if name == "detach":  # how a tensor becomes a parameter
+            return type(args[0])(args[0].stored)
+        if name in ("__get__", "__set__", "requires_grad_"):
+            result = super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+            if result is None or result is args[0] or not isinstance(result, Tensor):
+                return result  # metadata such as the shape; a property such as `.T` is computed below
+        return func(*_dequantized(args), **_dequantized(kwargs))
 
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """The same codes on their way to a parameter."""
-        if func is torch.ops.aten.detach.default:
-            return cls(args[0].stored)
-        return func(*tree_map(_floats, args), **tree_map(_floats, kwargs or {}))
-
-    def product(self, x_ND: Tensor) -> Tensor:
-        """xW, [N, H]."""
+    def left_multiply(self, x_ND: Tensor) -> Tensor:
+        """Return xW, [N, H] float32."""
         assert isinstance(self.stored, QuantizedTensor)
         y_NH = x_ND.new_zeros(len(x_ND), self.shape[1])
         for rows in _parts(self.shape[0], FLOAT_ROWS):
@@ -79,12 +69,12 @@ class CodedWeight(Tensor):
 
 @dataclass(frozen=True)
 class SignedColumns:
-    """A matrix [D, H] in `int8` codes, as 8-bit products take it.
+    """A matrix [D, H] in `int8` codes, in the layout of 8-bit products.
 
     Attributes:
-        parts: [H, ≤ 16,384] each, a column's codes beside each other.
-        zero: [H], value of code 0.
-        step: [H], from a code to the next.
+        parts: [H, at most 16,384] each; the codes of a column are contiguous.
+        zero: [H] float32, the value of code 0.
+        step: [H] float32, the difference between the values of neighbouring codes.
     """
 
     encoding: ClassVar[str] = "8-bit products"
@@ -94,30 +84,30 @@ class SignedColumns:
 
     @classmethod
     def of(cls, stored: QuantizedTensor) -> SignedColumns:
-        """The same matrix where it is stored in 8 bits, evenly spaced; quantised once more where it is not."""
+        """Convert a stored matrix: exactly if it has evenly spaced 8-bit codes, otherwise by quantizing it again."""
         spacing = stored.spacing()
         if spacing is None:
             return cls.of(quantize_channels(stored.dequantize()))
         low, step = (each.double().expand(stored.size[1]) for each in spacing)
-        parts = torch.split(stored.parts()[""], BYTE_ROWS)
+        parts = torch.split(stored.parts()[""], INT8_ROWS)
         signed = tuple((part.t().contiguous() ^ 0x80).view(torch.int8) for part in parts)
         return cls(signed, (low + 128 * step).float(), step.float())
 
     @property
     def size(self) -> torch.Size:
-        """The matrix's shape."""
+        """Shape of the matrix."""
         return torch.Size([sum(part.shape[1] for part in self.parts), len(self.zero)])
 
     def dequantize(self) -> Tensor:
-        """The matrix in float32."""
+        """Return the matrix [D, H] in float32."""
         return torch.cat([part.t() for part in self.parts]).float().mul_(self.step).add_(self.zero)
 
 
-class ByteWeight(CodedWeight):
-    """A coded weight whose products are of 8-bit numbers.
+class Int8Weight(QuantizedWeight):
+    """A quantized weight whose products multiply 8-bit integers.
 
-    Each row of x is rounded, a part at a time, to 255 steps of a scale of its own, so what one video gets does not
-    depend on those beside it. The sums of codes are exact.
+    Each row of x is rounded, a part at a time, to 255 steps of its own scale, so the result of a video does not depend
+    on the other videos of its batch. Sums of codes are exact.
 
     Args:
         stored: the codes.
@@ -125,24 +115,37 @@ class ByteWeight(CodedWeight):
 
     stored: SignedColumns
 
-    def product(self, x_ND: Tensor) -> Tensor:
-        """xW, [N, H]."""
+    def left_multiply(self, x_ND: Tensor) -> Tensor:
+        """Return xW, [N, H] float32."""
         y_NH = x_ND.new_zeros(len(x_ND), self.shape[1])
-        for x, part in zip(torch.split(x_ND, BYTE_ROWS, 1), self.stored.parts, strict=True):
+        for x, part in zip(torch.split(x_ND, INT8_ROWS, 1), self.stored.parts, strict=True):
             scale_N1 = x.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
             codes = (x / scale_N1).round_().to(torch.int8)
             rows = torch.split(codes, 1 if len(codes) <= FEW else len(codes))
-            y_NH.addcmul_(torch.cat([torch._int_mm(row, part.t()) for row in rows]).float(), scale_N1)
+            y_NH.addcmul_(torch.cat([multiply_int8(row, part.t()) for row in rows]).float(), scale_N1)
         return torch.addcmul(x_ND.sum(1, keepdim=True) * self.stored.zero, y_NH, self.stored.step)
 
 
-def dense_state(state: State, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """A state dict that is dequantised once.
+def multiply_int8(a_NK: Tensor, b_KM: Tensor) -> Tensor:
+    """Return the product of two `int8` matrices, summed exactly in `int32`.
 
-    The hidden layer's weight is most of a model, so it is never there twice: it is written at once in the layout in
-    which a product with few rows is fastest, column by column, and where it is large in a type of its own.
+    `torch._int_mm` is private. No public function of torch multiplies 8-bit integers with 32-bit sums; see
+    docs/architecture.md for the alternatives that were measured.
     """
-    return {name: _by_columns(value, dtype) if name == HIDDEN else _floats(value) for name, value in state.items()}
+    return torch._int_mm(a_NK, b_KM)
+
+
+def dequantized_state(state: State, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Dequantize a state dict once.
+
+    The hidden layer's weight is most of a model, so it is never in memory twice: it is written directly in the layout
+    in which a product with few rows is fastest, column by column.
+
+    Args:
+        state: the weights as they are stored.
+        dtype: of the hidden layer's weight, if that is large; all other weights are float32.
+    """
+    return {name: _by_columns(value, dtype) if name == HIDDEN else _dequantized(value) for name, value in state.items()}
 
 
 def _by_columns(value: Tensor | QuantizedTensor, dtype: torch.dtype) -> Tensor:
@@ -155,36 +158,41 @@ def _by_columns(value: Tensor | QuantizedTensor, dtype: torch.dtype) -> Tensor:
     return columns.T
 
 
-def coded_state(state: State) -> dict[str, Tensor]:
-    """A state dict whose quantised matrices stay as they are stored, in memory of their own."""
+def quantized_state(state: State) -> dict[str, Tensor]:
+    """Keep the quantized matrices of a state dict as they are stored, in memory of their own; dequantize the others."""
     return {
-        name: CodedWeight(_copied(value))
+        name: QuantizedWeight(_copied(value))
         if isinstance(value, QuantizedTensor) and len(value.size) == 2
-        else _floats(value)
+        else _dequantized(value)
         for name, value in state.items()
     }
 
 
 def _copied(stored: QuantizedTensor) -> QuantizedTensor:
-    # What may be pages of the file would go if the file was cut.
+    # The tensors may be mapped pages of the file, which vanish if another process truncates it.
     return type(stored)(*(part.clone() for part in stored.parts().values()))
 
 
-def byte_state(state: State) -> dict[str, Tensor]:
-    """A state dict whose large matrices multiply in 8 bits; those that are not stored so are quantised once more."""
-    return {name: _byte_weight(value) for name, value in state.items()}
+def int8_state(state: State) -> dict[str, Tensor]:
+    """Prepare the large matrices of a state dict for 8-bit products, quantizing those that are stored otherwise."""
+    return {name: _int8_weight(value) for name, value in state.items()}
 
 
-def _byte_weight(value: Tensor | QuantizedTensor) -> Tensor:
+def _int8_weight(value: Tensor | QuantizedTensor) -> Tensor:
     if isinstance(value, QuantizedTensor):
-        return ByteWeight(SignedColumns.of(value)) if len(value.size) == 2 else value.dequantize()
-    return ByteWeight(SignedColumns.of(quantize_channels(value))) if value.ndim == 2 and is_large(value) else value
+        return Int8Weight(SignedColumns.of(value)) if len(value.size) == 2 else value.dequantize()
+    return Int8Weight(SignedColumns.of(quantize_channels(value))) if value.ndim == 2 and is_large(value) else value
 
 
-def _floats(value: Any) -> Any:
-    if isinstance(value, CodedWeight):
+def _dequantized(value: Any) -> Any:
+    """Return an argument with all quantized tensors in it, nested ones too, replaced by float32 tensors."""
+    if isinstance(value, QuantizedWeight):
         return value.stored.dequantize()
-    return value.dequantize() if isinstance(value, QuantizedTensor) else value
+    if isinstance(value, QuantizedTensor):
+        return value.dequantize()
+    if isinstance(value, list | tuple):
+        return type(value)(map(_dequantized, value))
+    return {name: _dequantized(each) for name, each in value.items()} if isinstance(value, dict) else value
 
 
 def _parts(count: int, size: int) -> Iterator[slice]:
