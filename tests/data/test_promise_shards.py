@@ -283,7 +283,7 @@ def test_a_run_ends_with_the_name_of_the_shard(folder: Path, capsys: pytest.Capt
 
 
 def test_part_of_a_tagged_set_that_changed_is_tagged_anew(folder: Path, tiny_schema: Schema) -> None:
-    """Whatever its size and its time of change; tests/inference/test_bulk.py has all else."""
+    """Whatever its size and its time of change; tests/inference/test_shard_tagger.py has all else."""
     from reeltag.inference import shard_tagger
 
     path = folder / "data" / "train-a"
