@@ -21,7 +21,10 @@ HEAD = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {TFRECORD}\r\n".enco
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
 GOOD = record(make_video(SCHEMA))
 WHOLE = HEAD + b"Content-Length: %d\r\n\r\n" % len(GOOD) + GOOD
-IN_SHORT = "from reeltag.serve import server; server._HEAD, server._REST, server._UNREAD = 1.5, 0.5, 2"
+IN_SHORT = (
+    "from reeltag.serve import connection, server; "
+    "connection.HEAD_SECONDS, connection.REST_SECONDS, server.UNREAD_SECONDS = 1.5, 0.5, 2"
+)
 SLACK = 4  # seconds, on a machine that has other work
 MOST_MB = 60  # that memory may grow: of what the allocator keeps, and of what is loaded late
 
