@@ -80,13 +80,13 @@ def extra_of(path):
 
 def undeclared(folder):
     local = {path.stem for shared in ("bench", "tests", "tests/support") for path in (ROOT / shared).glob("*.py")}
+    local |= {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
     for path in sorted((ROOT / folder).rglob("*.py")):
-        siblings = {sibling.stem for sibling in path.parent.glob("test_*.py")}
         known = declared(extra_of(path.relative_to(ROOT)))
         if folder in ("bench", "fuzz"):
             known = known.union(*(names for start, names in elsewhere().items() if path.name.startswith(start)))
         for line, module in imported(path):
-            if module in sys.stdlib_module_names or module in {"reeltag", *FOLDERS, *local, *siblings}:
+            if module in sys.stdlib_module_names or module in {"reeltag", *FOLDERS, *local}:
                 continue
             if known.isdisjoint(map(normalized, packages_distributions().get(module, [module]))):
                 yield f"{path.relative_to(ROOT)}:{line}: {module}"
