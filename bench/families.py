@@ -20,7 +20,7 @@ from torch import nn
 from measure import HERE, options, print_json, print_table, rates, run_rounds, timed
 from reeltag.core.environment import default_device, keep_freed_memory
 from reeltag.data.loader import Batch
-from reeltag.data.schema import preset
+from reeltag.data.schema import preset_schema
 from reeltag.inference.ensemble import BATCH_SIZE, predict_batches
 from reeltag.inference.predictor import load
 from reeltag.models.tagger import Tagger, build_tagger
@@ -29,7 +29,7 @@ from reeltag.training.loop import train_step
 from reeltag.training.schedule import TrainingSettings
 
 RECIPE, BASE, VIDEOS = HERE.parent / "recipes" / "audioset-families.toml", "netvlad", 1024
-SCHEMA = preset("audioset")
+SCHEMA = preset_schema("audioset")
 Step = Callable[[], object]
 
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from measure import Peer, options, pin, print_json
 from reeltag.core.environment import keep_freed_memory
-from reeltag.data.loader import Batch, draw_frames
-from reeltag.data.schema import preset
+from reeltag.data.loader import Batch, sample_frames
+from reeltag.data.schema import preset_schema
 from reeltag.models.tagger import Tagger, build_tagger, parse_config
 from reeltag.training.loop import adam_epsilon, train_step
 from reeltag.training.schedule import TrainingSettings
 
-SCHEMA = preset("yt8m-frame")
+SCHEMA = preset_schema("yt8m-frame")
 keep_freed_memory()
 MODELS: dict[str, dict[str, Any]] = {
     "netvlad": {"family": "netvlad", "clusters": 256, "hidden": 1024, "head": {"prob_gating": True}},
@@ -112,7 +112,7 @@ def refuse_difference(name: str, peer: Peer, folder: Path) -> None:
     """Stop unless the peer's graph has our probabilities, and our losses over three steps of training."""
     batch = random_batch(torch.tensor([300, 120, 7, 1]))
     ordered = MODELS[name]["family"] == "rnn"
-    draws = draw_frames(batch.lengths, SCHEMA.max_frames, torch.manual_seed(SEED))
+    draws = sample_frames(batch.lengths, SCHEMA.max_frames, torch.manual_seed(SEED))
     tagger = build(name, small=True)
     mask = torch.arange(SCHEMA.max_frames) < batch.lengths[:, None]
     given = {

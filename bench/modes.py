@@ -20,16 +20,16 @@ import torch
 import reeltag
 from measure import Peer, options, pin, print_json, print_table, run_rounds, seconds, serve, timed
 from reeltag.artifact.file import Artifact, Member, load_artifact, quantize_artifact, save_artifact
-from reeltag.core.storage import find
+from reeltag.core.storage import find_files
 from reeltag.data.loader import stream_batches
-from reeltag.data.schema import preset
-from reeltag.data.shards import read_all
+from reeltag.data.schema import preset_schema
+from reeltag.data.shards import read_examples
 from reeltag.inference.ensemble import Predictions
 from reeltag.inference.metrics.evaluation import evaluate_predictions
 from reeltag.inference.onnx_export import generated_batches, save_onnx
 from reeltag.models.tagger import build_tagger, parse_config
 
-SCHEMA = preset("yt8m-frame")
+SCHEMA = preset_schema("yt8m-frame")
 TABLE = {"family": "netvlad", "clusters": 192, "hidden": 992, "head": {"prob_gating": True}}
 SMALL = {"family": "netvlad", "clusters": 4, "hidden": 128}
 BATCHES = (1, 64)
@@ -122,7 +122,7 @@ def gaps(model: Path, patterns: list[str]) -> dict[str, float]:
 
 def tagged(run: Run, shipped: Artifact, patterns: list[str]) -> Iterator[Predictions]:
     """All videos of shards."""
-    for batch in stream_batches(read_all(find(patterns), shipped.schema), shipped.schema, 64):
+    for batch in stream_batches(read_examples(find_files(patterns), shipped.schema), shipped.schema, 64):
         yield Predictions(batch.ids, torch.from_numpy(run(batch.frames.numpy(), batch.lengths.numpy())), batch.labels)
 
 

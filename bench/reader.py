@@ -25,7 +25,7 @@ import measure
 from measure import Passes, Peer
 from reeltag.data.formats.example import _read_general
 from reeltag.data.formats.tfrecord import ShardFile, write_shard
-from reeltag.data.shards import read_all
+from reeltag.data.shards import read_examples
 from videos import FRAMES, SCHEMA, generate
 
 SHARDS = WORKERS = 2
@@ -35,12 +35,12 @@ TFRECORD = "tfrecord (PyPI), no CRC"
 
 
 def read_views(paths: list[Path]) -> None:
-    for video in read_all(paths, SCHEMA):
+    for video in read_examples(paths, SCHEMA):
         _ = len(video.labels), [frames[-1, -1] for frames in video.features]
 
 
 def read_copies(paths: list[Path]) -> None:
-    for video in read_all(paths, SCHEMA):
+    for video in read_examples(paths, SCHEMA):
         _ = len(video.labels), video.frames()
 
 
@@ -77,7 +77,7 @@ def refuse_difference(paths: list[Path], name: str, theirs: Any) -> None:
     """Stop unless a peer sees the same ids, labels and frames."""
     ours = (
         [video.id, video.labels.tolist(), *(zlib.crc32(frames.tobytes()) for frames in video.features)]
-        for video in read_all(paths, SCHEMA)
+        for video in read_examples(paths, SCHEMA)
     )
     for pair in zip_longest(ours, theirs):
         if pair[0] != pair[1]:

@@ -28,9 +28,9 @@ import torch
 from measure import options, print_json, print_table, spread
 from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.data.formats.example import Video, encode
-from reeltag.data.formats.tfrecord import framed
+from reeltag.data.formats.tfrecord import frame_record
 from reeltag.data.loader import collate
-from reeltag.data.schema import Schema, preset
+from reeltag.data.schema import Schema, preset_schema
 from reeltag.inference.ensemble import predict_batches
 from reeltag.inference.predictor import Mode, Predictor, load
 from reeltag.models.tagger import build_tagger, parse_config
@@ -189,7 +189,7 @@ def one_round(port: int, request: bytes, count: int, model: Predictor, video: Vi
 def write_model(name: str, folder: Path) -> Path:
     """A file with random weights."""
     schema_name, table = MODELS[name]
-    schema, config = preset(schema_name), parse_config(table)
+    schema, config = preset_schema(schema_name), parse_config(table)
     state = build_tagger(config, schema.widths, schema.classes, 0).state_dict()
     path = folder / f"{name}.reeltag"
     save_artifact(path, Artifact(schema, None, (Member(name, config, 1.0, state),), {}))
@@ -200,7 +200,7 @@ def measure(path: Path, mode: Mode, rounds: int, count: int, bad: int, log: Path
     """Time one model, see to its memory and send it malformed requests."""
     model = load(path, mode)
     schema, video = model.schema, random_video(model.schema)
-    record = framed(encode(video, schema))
+    record = frame_record(encode(video, schema))
     with serving(path, mode, log) as (process, port):
         one_round(port, http(record), count, model, video)  # warms up
         resident, passes = [memory(process)], []

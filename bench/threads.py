@@ -12,11 +12,15 @@ import sys
 from functools import partial
 
 from measure import Times, options, print_json, print_table, rates, run_rounds, timed
-from reeltag.core.environment import SPINS
+from reeltag.core.environment import OPENMP_SPIN_COUNT
 
 STEPS = 15
 SPINNER = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"  # ends with a bench that is killed
-WAYS = {"spinning": {}, "sleeping": {"OMP_WAIT_POLICY": "PASSIVE"}, "spinning briefly": {"GOMP_SPINCOUNT": SPINS}}
+WAYS = {
+    "spinning": {},
+    "sleeping": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "spinning briefly": {"GOMP_SPINCOUNT": OPENMP_SPIN_COUNT},
+}
 
 
 def worker() -> None:

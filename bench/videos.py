@@ -8,9 +8,9 @@ import numpy as np
 
 from reeltag.data.formats.example import Video, encode
 from reeltag.data.formats.tfrecord import write_shard
-from reeltag.data.schema import preset
+from reeltag.data.schema import preset_schema
 
-SCHEMA = preset("yt8m-frame")
+SCHEMA = preset_schema("yt8m-frame")
 FRAMES = f"{SCHEMA.max_frames} × {SCHEMA.width} bytes"
 
 

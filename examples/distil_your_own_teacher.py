@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 import reeltag
-from reeltag.core.storage import find
-from reeltag.data.shards import read_all
+from reeltag.core.storage import find_files
+from reeltag.data.shards import read_examples
 from reeltag.data.synthetic import SyntheticSettings, write_synthetic
 
 DATA = SyntheticSettings(train_videos=3000, test_videos=300, shards=5, classes=20, noise=2.0)
@@ -60,7 +60,7 @@ teachers = ["mine"]
 def teach(folder: Path) -> Path:
     """A teacher's predictions of the videos that it was fitted to."""
     ids, means, labels = [], [], []
-    for video in read_all(find([str(folder / "train-*.tfrecord")]), DATA.record_schema):
+    for video in read_examples(find_files([str(folder / "train-*.tfrecord")]), DATA.record_schema):
         ids.append(video.id)
         means.append(video.frames().astype(np.float32).mean(0))
         labels.append(np.isin(np.arange(DATA.classes), video.labels))

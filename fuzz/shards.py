@@ -8,12 +8,12 @@ import numpy as np
 
 from reeltag.core.errors import DataError
 from reeltag.data.formats.example import Video, encode
-from reeltag.data.formats.tfrecord import framed
-from reeltag.data.inspect import describe
+from reeltag.data.formats.tfrecord import frame_record
+from reeltag.data.inspect import describe_record
 from reeltag.data.ratings import Ratings
 from reeltag.data.schema import Feature, Schema
-from reeltag.data.segments import examples
-from reeltag.data.shards import read_bytes
+from reeltag.data.segments import iter_examples
+from reeltag.data.shards import read_shard_bytes
 
 FEATURES = (Feature(name="rgb", width=3), Feature(name="audio", width=2))
 SCHEMAS = (
@@ -26,15 +26,17 @@ SCHEMAS = (
 
 def one_input(data: bytes) -> None:
     """Read what the bytes make: after a first byte of 0 they are the shard, otherwise one record in each line."""
-    content = data[1:] if data[:1] == b"\x00" else b"".join(framed(record) for record in data[1:].split(b"\n--\n"))
+    content = (
+        data[1:] if data[:1] == b"\x00" else b"".join(frame_record(record) for record in data[1:].split(b"\n--\n"))
+    )
     for schema in SCHEMAS:
         try:
-            for video in read_bytes(content, schema):
+            for video in read_shard_bytes(content, schema):
                 check(video, schema)
         except DataError as error:
             assert error.reason
     try:
-        describe(data[1:])
+        describe_record(data[1:])
     except DataError as error:
         assert error.reason
 
@@ -45,10 +47,10 @@ def check(video: Video, schema: Schema) -> None:
     assert frames.shape == (video.length, schema.width) and frames.dtype == schema.dtype
     assert 0 < video.length <= schema.max_frames and np.isfinite(frames).all()
     assert video.labels is None or all(0 <= label < schema.classes for label in video.labels.tolist())
-    (again,) = read_bytes(framed(encode(video, schema)), schema)
+    (again,) = read_shard_bytes(frame_record(encode(video, schema)), schema)
     assert again.id == video.id and np.array_equal(again.frames(), frames)
     assert video.labels is None or np.array_equal(again.labels, video.labels)
-    for one, other in zip(examples(video, schema), examples(again, schema), strict=True):
+    for one, other in zip(iter_examples(video, schema), iter_examples(again, schema), strict=True):
         assert str(one) == str(other)  # with labels and ratings, if it is a segment
 
 
@@ -60,5 +62,5 @@ def seeds() -> Iterator[bytes]:
         rated = Ratings(np.array([0, 2]), np.array([4, 1]), np.array([True, False])) if schema.segments else None
         for labels in (None, np.array([1, 4])):
             record = encode(Video("name", labels, features, ratings=rated), schema)
-            yield b"\x00" + framed(record) + framed(record)
+            yield b"\x00" + frame_record(record) + frame_record(record)
             yield b"\x01" + record + b"\n--\n" + record

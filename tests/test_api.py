@@ -17,7 +17,7 @@ from conftest import SMALL_RECIPE
 from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.cli.main import main
 from reeltag.core.errors import RecipeError, UsageError
-from reeltag.data.pca import quantize
+from reeltag.data.pca import to_codes
 from reeltag.models.config import TaggerConfig
 from reeltag.models.mean import Mean
 from reeltag.models.tagger import FAMILIES, build_tagger, parse_config
@@ -114,7 +114,7 @@ def test_values_that_are_no_codes_yet_are_told_how_to_become_them(tiny_model):
     values = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
     with pytest.raises(UsageError, match=r"codes of values from -2 to 2, as `reeltag\.data\.pca\.quantize"):
         tagger.predict(values)
-    assert tagger.predict(quantize(values)).shape == (8,)
+    assert tagger.predict(to_codes(values)).shape == (8,)
 
 
 def test_models_are_trained_and_made_small_as_by_the_command(recipe, tmp_path):

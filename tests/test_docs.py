@@ -25,7 +25,7 @@ from conftest import REPO
 from reeltag.cli.main import app
 from reeltag.core.version import __version__
 from reeltag.data.schema import Feature, Schema
-from reeltag.data.shards import read_all
+from reeltag.data.shards import read_examples
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -229,7 +229,7 @@ def test_the_shard_that_the_questions_page_writes_is_read(tmp_path, monkeypatch)
     (code,) = [token.content for token in tokens(REPO / "docs" / "faq.md") if token.info == "python"]
     exec(code, {})
     schema = Schema(features=(Feature(name="rgb", width=512),), dtype="float32", classes=10)
-    (video,) = read_all([tmp_path / "train-0.tfrecord"], schema)
+    (video,) = read_examples([tmp_path / "train-0.tfrecord"], schema)
     assert (video.id, video.labels.tolist(), video.length) == ("my-first", [2, 7], 30)
     np.testing.assert_array_equal(video.frames()[0, :2], np.random.default_rng(0).normal(size=512)[:2].astype("f4"))
 

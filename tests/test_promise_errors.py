@@ -21,11 +21,11 @@ from reeltag.core.errors import DataError, RequestError
 from reeltag.core.progress import Progress
 from reeltag.data.formats.example import encode
 from reeltag.data.formats.protos import SequenceExample
-from reeltag.data.formats.tfrecord import ShardFile, framed, write_shard
+from reeltag.data.formats.tfrecord import ShardFile, frame_record, write_shard
 from reeltag.data.holdout import refuse_overlap
 from reeltag.data.loader import sequential_batches, training_batches
 from reeltag.data.schema import Schema
-from reeltag.data.shards import Shards, read_all, scan
+from reeltag.data.shards import Shards, read_examples, scan
 from reeltag.data.soft_targets import SoftTargets, TargetsWriter
 from reeltag.inference.predictor import load
 from reeltag.inference.shard_tagger import predict_to_file
@@ -45,24 +45,24 @@ def float_record(value: float) -> bytes:
     video = make_video(FLOATS, 3, [1], "floats")
     frames = video.features[0].copy()
     frames[1, 2] = value
-    return framed(encode(replace(video, features=(frames, video.features[1])), FLOATS))
+    return frame_record(encode(replace(video, features=(frames, video.features[1])), FLOATS))
 
 
 def with_id(name: bytes) -> bytes:
     message = SequenceExample.FromString(encode(video_of("x"), SCHEMA))
     message.context.feature["id"].bytes_list.value[:] = [name]
-    return framed(message.SerializeToString())
+    return frame_record(message.SerializeToString())
 
 
 MORE: dict[str, Callable[[str], bytes]] = {
     "the id b'caf\\xe9' is not UTF-8": lambda name: with_id(b"caf\xe9"),
-    "CRC of the length does not match": lambda name: b"\x01" + framed(b"")[1:],
-    "bytes are missing": lambda name: framed(bytes(10**6))[:12],
+    "CRC of the length does not match": lambda name: b"\x01" + frame_record(b"")[1:],
+    "bytes are missing": lambda name: frame_record(bytes(10**6))[:12],
 }
 IN_FLOATS: dict[str, Callable[[str], bytes]] = {
     "NaN or infinite values": lambda name: float_record(np.nan),
     "or some beyond ±1e+15": lambda name: float_record(-1e16),
-    "'rgb', frame 0: is a bytes_list, expected a float_list": lambda name: framed(encode(video_of("x"), SCHEMA)),
+    "'rgb', frame 0: is a bytes_list, expected a float_list": lambda name: frame_record(encode(video_of("x"), SCHEMA)),
 }
 
 
@@ -89,7 +89,7 @@ def make_fault(folder: Path, reason: str, rng: random.Random) -> Fault:
     schema = FLOATS if reason in IN_FLOATS else SCHEMA
     number = rng.randrange(1, 9)
     names = [f"video-{n}" for n in range(9)]
-    sound = [framed(encode(make_video(schema, 2 + n % 4, [n % 8], name), schema)) for n, name in enumerate(names)]
+    sound = [frame_record(encode(make_video(schema, 2 + n % 4, [n % 8], name), schema)) for n, name in enumerate(names)]
     bad = (KINDS | MORE | IN_FLOATS)[reason](names[0])
     before, path = b"".join(sound[:number]), folder / "bad.tfrecord"
     path.write_bytes(before + bad + b"".join(sound[number:]))
@@ -137,7 +137,7 @@ def tagged_by_two(fault: Fault, folder: Path) -> None:
 
 WAYS: dict[str, Callable[[Fault, Path], object]] = {
     "scan": lambda fault, folder: scan([fault.path], fault.schema, labelled=True),
-    "read_all": lambda fault, folder: list(read_all([fault.path], fault.schema, labelled=True)),
+    "read_all": lambda fault, folder: list(read_examples([fault.path], fault.schema, labelled=True)),
     "a run": staged,
     "predict --out": lambda fault, folder: tagged(fault, folder, 1),
     "predict_shards": lambda fault, folder: list(
@@ -198,7 +198,7 @@ def test_commands_print_the_place(command: str, tmp_path: Path, capsys: pytest.C
 def test_a_first_record_that_is_nothing_is_shown_with_its_place(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "s").write_bytes(framed(b"These are notes."))
+    (tmp_path / "s").write_bytes(frame_record(b"These are notes."))
     assert main(["data", "inspect", str(tmp_path / "s")]) == 2
     assert f"error: {tmp_path / 's'}, record 0, byte 0: is neither" in capsys.readouterr().err
 
@@ -251,7 +251,7 @@ def test_soft_targets_tell_the_place_of_the_video_that_has_none(tmp_path: Path, 
                 workers=workers,
             )
         )
-    expected = Shards(manifest).place(20)
+    expected = Shards(manifest).location(20)
     assert (caught.value.file, caught.value.record, caught.value.offset) == expected
     assert ShardFile(Path(expected[0])).offsets()[expected[1]] == expected[2]
 

@@ -35,7 +35,7 @@ from reeltag.artifact.file import Artifact, Member, load_artifact, save_artifact
 from reeltag.artifact.tensorflow.bundle import read_checkpoint
 from reeltag.cli.main import main
 from reeltag.core.errors import ArtifactError, DataError, RecipeError, UsageError
-from reeltag.core.storage import content_hash, inside, write_json
+from reeltag.core.storage import content_hash, file_inside, write_json
 from reeltag.data.shards import Manifest, Shards, scan
 from reeltag.data.soft_targets import SoftTargets, TargetsWriter
 from reeltag.models.tagger import build_tagger, parse_config
@@ -97,13 +97,13 @@ def test_a_name_of_a_file_stays_in_its_folder(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "good").touch()
     (folder / "alias").symlink_to("good")
-    assert inside(folder, "good") == folder / "good"
-    assert inside(folder, "alias") == folder / "alias"
+    assert file_inside(folder, "good") == folder / "good"
+    assert file_inside(folder, "alias") == folder / "alias"
     (tmp_path / "by-link").symlink_to(folder)
-    assert inside(tmp_path / "by-link", "good") == tmp_path / "by-link" / "good"
+    assert file_inside(tmp_path / "by-link", "good") == tmp_path / "by-link" / "good"
     for name in odd_names(folder, secret(tmp_path)):
         with pytest.raises(UsageError, match="cannot be read"):
-            inside(folder, name)
+            file_inside(folder, name)
 
 
 def test_soft_targets_open_files_of_their_folder_alone(promise: Promise, tmp_path: Path) -> None:

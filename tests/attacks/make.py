@@ -24,7 +24,7 @@ from fuzz.forge import Tensor, framed, plain, put_together, take_apart  # noqa: 
 
 from bundles import block, entry, field, message, table, varint  # noqa: E402
 from reeltag.artifact.file import save_artifact  # noqa: E402
-from reeltag.data.formats.tfrecord import framed as record  # noqa: E402
+from reeltag.data.formats.tfrecord import frame_record as record  # noqa: E402
 from small_models import shipped  # noqa: E402
 
 ZEROS = 10_000_000  # bytes, which compress to some kilobytes

@@ -230,7 +230,7 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(capsys, monkeypatch, tmp
     assert {f"extra {name}" for name in doctor.extras()} <= set(before)
     monkeypatch.setattr(doctor, "_installed", lambda name: name != "pyarrow")
     monkeypatch.setattr(doctor, "processor_flags", lambda: {"avx2"})
-    monkeypatch.setattr(doctor, "allowed_processors", lambda: 0.5)
+    monkeypatch.setattr(doctor, "allowed_cpus", lambda: 0.5)
     monkeypatch.setenv("REELTAG_CACHE", str(tmp_path / "c"))
     after = found()
     assert after["extra parquet"]["hint"] == "pip install 'reeltag[parquet]'"
@@ -246,9 +246,9 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(capsys, monkeypatch, tmp
     ("text", "expected"), [("max 100000\n", None), ("150000 100000\n", 1.5), ("10000 100000\n", 1), ("nonsense", None)]
 )
 def test_a_containers_quota_counts(tmp_path, text, expected):
-    from reeltag.cli.doctor import allowed_processors
+    from reeltag.cli.doctor import allowed_cpus
 
     limit = tmp_path / "cpu.max"
     limit.write_text(text)
-    everything = allowed_processors(tmp_path / "none")
-    assert allowed_processors(limit) == (everything if expected is None else min(everything, expected))
+    everything = allowed_cpus(tmp_path / "none")
+    assert allowed_cpus(limit) == (everything if expected is None else min(everything, expected))

@@ -10,7 +10,7 @@ import torch
 
 from conftest import SMALL_RECIPE
 from reeltag.cli.main import main
-from reeltag.core.environment import SPINS, of_processor, surroundings
+from reeltag.core.environment import OPENMP_SPIN_COUNT, cpuinfo_value, describe_environment
 from reeltag.core.version import __version__
 from reeltag.pipeline.stages import report_samples as shown
 
@@ -25,28 +25,28 @@ def test_the_repository_of_a_recipe_is_told_with_what_differs_from_it(tmp_path, 
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     recipe = tmp_path / "r.toml"
     recipe.write_text(SMALL_RECIPE)
-    assert surroundings(recipe)["git"] is None
+    assert describe_environment(recipe)["git"] is None
     git(tmp_path, "init")
-    assert surroundings(recipe)["git"] is None  # nothing was committed yet
+    assert describe_environment(recipe)["git"] is None  # nothing was committed yet
     (tmp_path / "other.py").write_text("1")
     git(tmp_path, "add", "other.py")
     git(tmp_path, "commit", "-m", "first")
     commit = git(tmp_path, "rev-parse", "HEAD")
-    assert surroundings(recipe)["git"] == {"commit": commit, "dirty": True}  # it knows no such recipe
+    assert describe_environment(recipe)["git"] == {"commit": commit, "dirty": True}  # it knows no such recipe
     git(tmp_path, "add", "r.toml")
     git(tmp_path, "commit", "-m", "second")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "made").write_text("")
-    clean = surroundings(recipe)["git"]
+    clean = describe_environment(recipe)["git"]
     assert clean == {"commit": git(tmp_path, "rev-parse", "HEAD"), "dirty": False}
     assert clean["commit"] != commit
     (tmp_path / "other.py").write_text("2")
-    assert surroundings(recipe)["git"] == {**clean, "dirty": True}
+    assert describe_environment(recipe)["git"] == {**clean, "dirty": True}
 
 
 def test_without_git_a_run_has_versions_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = surroundings(tmp_path / "r.toml")
+    found = describe_environment(tmp_path / "r.toml")
     assert found["git"] is None
     assert found["versions"]["reeltag"] == __version__
 
@@ -72,7 +72,7 @@ def test_a_commit_changes_no_byte_of_what_is_trained(tmp_path, monkeypatch, caps
 @pytest.mark.parametrize(
     ("given", "found"),
     [
-        ({}, SPINS),
+        ({}, OPENMP_SPIN_COUNT),
         ({"GOMP_SPINCOUNT": "7"}, "7"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
     ],
@@ -94,13 +94,13 @@ def test_what_linux_says_of_its_processor_is_found(tmp_path):
     told.write_text(
         "processor\t: 0\nmodel name\t: Some CPU @ 2: fast\nflags\t\t: fpu avx2\n\nprocessor\t: 1\nflags\t: none\n"
     )
-    assert of_processor("model name", told) == "Some CPU @ 2: fast"
-    assert of_processor("flags", told) == "fpu avx2"
-    assert of_processor("model", told) == of_processor("flags", tmp_path / "none") == ""
+    assert cpuinfo_value("model name", told) == "Some CPU @ 2: fast"
+    assert cpuinfo_value("flags", told) == "fpu avx2"
+    assert cpuinfo_value("model", told) == cpuinfo_value("flags", tmp_path / "none") == ""
 
 
 def test_a_report_names_the_processor_and_the_threads(monkeypatch):
-    monkeypatch.setattr(shown, "of_processor", lambda key: {"model name": "Some CPU"}[key])
+    monkeypatch.setattr(shown, "cpuinfo_value", lambda key: {"model name": "Some CPU"}[key])
     found = shown.machine()
     assert found["processor"] == "Some CPU"
     assert found["threads"] == str(torch.get_num_threads())

@@ -10,7 +10,7 @@ import pytest
 
 from reeltag.cli.main import main
 from reeltag.core.distributed.process_pool import without_interrupts
-from reeltag.core.interrupts import SAME_SECONDS, OutOfTime, Terminated, deadline, held
+from reeltag.core.interrupts import REPEAT_SECONDS, Terminated, TimeLimitReached, deadline, hold_signals
 from reeltag.pipeline import executor
 from reeltag.training import checkpoint
 from runs import COMMAND, long_recipe, started
@@ -43,18 +43,18 @@ def test_a_signal_saves_the_last_step_and_says_how_to_go_on(tmp_path, number, co
 
 
 def test_a_block_holds_the_first_signal_and_the_second_ends_it():
-    with pytest.raises(KeyboardInterrupt), held() as interrupt:
+    with pytest.raises(KeyboardInterrupt), hold_signals() as interrupt:
         signal.raise_signal(signal.SIGINT)
         assert interrupt.number == signal.SIGINT
         interrupt.release()
-    with pytest.raises(KeyboardInterrupt), held():  # at the block's end
+    with pytest.raises(KeyboardInterrupt), hold_signals():  # at the block's end
         signal.raise_signal(signal.SIGINT)
     reached = False
-    with pytest.raises(KeyboardInterrupt), held():
+    with pytest.raises(KeyboardInterrupt), hold_signals():
         signal.raise_signal(signal.SIGINT)
         reached = True
         signal.raise_signal(signal.SIGINT)  # the same, told by someone else
-        time.sleep(SAME_SECONDS)
+        time.sleep(REPEAT_SECONDS)
         signal.raise_signal(signal.SIGINT)
         pytest.fail("the second signal was held")
     assert reached
@@ -63,8 +63,8 @@ def test_a_block_holds_the_first_signal_and_the_second_ends_it():
 
 def test_a_block_in_another_leaves_the_signal_to_it():
     reached = False
-    with pytest.raises(KeyboardInterrupt), held() as outer:
-        with held() as inner:
+    with pytest.raises(KeyboardInterrupt), hold_signals() as outer:
+        with hold_signals() as inner:
             signal.raise_signal(signal.SIGINT)
             assert (inner.number, outer.number) == (signal.SIGINT, 0)
         reached = outer.number == signal.SIGINT
@@ -90,7 +90,7 @@ def test_signals_are_left_alone_outside_the_main_thread():
     handlers = []
 
     def work():
-        with held():
+        with hold_signals():
             handlers.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=work)
@@ -155,13 +155,13 @@ def test_the_end_of_the_time_is_told_to_the_processes_that_train(tmp_path, optio
 
 
 def test_a_deadline_waits_for_the_safe_point_and_is_no_second_signal():
-    with pytest.raises(OutOfTime), deadline(0.05), held() as interrupt:
+    with pytest.raises(TimeLimitReached), deadline(0.05), hold_signals() as interrupt:
         while not interrupt.number:
             time.sleep(0.01)
         interrupt.release()
-    with pytest.raises(KeyboardInterrupt) as ended, deadline(SAME_SECONDS + 0.1), held() as interrupt:
+    with pytest.raises(KeyboardInterrupt) as ended, deadline(REPEAT_SECONDS + 0.1), hold_signals() as interrupt:
         signal.raise_signal(signal.SIGINT)
-        time.sleep(SAME_SECONDS + 0.3)  # it saves
+        time.sleep(REPEAT_SECONDS + 0.3)  # it saves
         interrupt.release()
     assert type(ended.value) is KeyboardInterrupt
     with deadline(None), deadline(60):

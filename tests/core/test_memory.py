@@ -10,7 +10,7 @@ import torch
 from conftest import TINY_RUN
 from reeltag.cli.main import main
 from reeltag.core.errors import OutOfMemoryError
-from reeltag.core.memory import enough_memory
+from reeltag.core.memory import explain_out_of_memory
 from reeltag.data.loader import Batch
 from reeltag.inference.ensemble import predict_batches
 
@@ -43,20 +43,20 @@ def told(ended):
 @pytest.mark.parametrize("ask", [lambda: torch.empty(2**50), lambda: np.empty(2**50), lambda: bytearray(2**60)])
 def test_whoever_says_so_is_understood(ask):
     message = r"^work: memory ran out(, with .* asked for at once)?; take less$"
-    with pytest.raises(OutOfMemoryError, match=message), enough_memory("work", "take less"):
+    with pytest.raises(OutOfMemoryError, match=message), explain_out_of_memory("work", "take less"):
         ask()
 
 
 def test_a_gpu_that_says_so_is_named():
     said = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.19 GiB"
     message = r"a GPU's memory ran out, with 20\.00 MiB asked for at once"
-    with pytest.raises(OutOfMemoryError, match=message), enough_memory("work", "take less"):
+    with pytest.raises(OutOfMemoryError, match=message), explain_out_of_memory("work", "take less"):
         raise torch.OutOfMemoryError(said)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError(2, "no such file"), ValueError("memory")])
 def test_other_errors_stay_what_they_are(error):
-    with pytest.raises(type(error)) as caught, enough_memory("work", "take less"):
+    with pytest.raises(type(error)) as caught, explain_out_of_memory("work", "take less"):
         raise error
     assert caught.value is error
 

@@ -15,7 +15,7 @@ from conftest import REPO, golden, make_video
 from reeltag.data.formats.example import Video, encode
 from reeltag.data.formats.protos import SequenceExample
 from reeltag.data.formats.tfrecord import write_shard
-from reeltag.data.schema import Feature, Schema, preset
+from reeltag.data.schema import Feature, Schema, preset_schema
 from reliability import Promise
 
 FRAMES = Schema(features=(Feature(name="rgb", width=24), Feature(name="audio", width=8)), classes=20, max_frames=40)
@@ -55,7 +55,7 @@ def sources(folder: Path) -> dict[Path, Schema]:
         paths[folder / f"{name}.tfrecord"] = schema
         write_shard(folder / f"{name}.tfrecord", records)
     (folder / "theirs.tfrecord").write_bytes(golden("tfrecord_frame")["tfrecord_bytes"].tobytes())
-    return paths | {folder / "theirs.tfrecord": preset("yt8m-frame")}
+    return paths | {folder / "theirs.tfrecord": preset_schema("yt8m-frame")}
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc, which Linux has")

@@ -21,8 +21,8 @@ from oracle import agree
 from reeltag.core.errors import DataError
 from reeltag.data.formats.example import Video, decode, encode
 from reeltag.data.formats.protos import Example, SequenceExample
-from reeltag.data.inspect import describe
-from reeltag.data.schema import Schema, preset
+from reeltag.data.inspect import describe_record
+from reeltag.data.schema import Schema, preset_schema
 from reeltag.models.layers import dequantize
 
 BYTES = TINY.record_schema
@@ -41,7 +41,7 @@ def videos(draw: st.DrawFn, schema: Schema) -> Video:
 
 
 def test_tensorflows_records_decode_to_what_the_winners_program_reads(tmp_path: Path) -> None:
-    expected, schema = golden("tfrecord_frame"), preset("yt8m-frame")
+    expected, schema = golden("tfrecord_frame"), preset_schema("yt8m-frame")
     (tmp_path / "shard").write_bytes(expected["tfrecord_bytes"].tobytes())
     records = records_of(tmp_path / "shard")
     assert all(agree(record, schema) for record in records)
@@ -68,8 +68,8 @@ def test_tensorflows_records_decode_to_what_the_winners_program_reads(tmp_path: 
 )
 def test_real_records_are_read_alike_by_both_readers(name: str, schema: str, count: int) -> None:
     records = records_of(data_file(name))
-    assert len({decode(record, preset(schema)).id for record in records}) == count
-    assert all(agree(record, preset(schema)) for record in records[:100])
+    assert len({decode(record, preset_schema(schema)).id for record in records}) == count
+    assert all(agree(record, preset_schema(schema)) for record in records[:100])
 
 
 def field(number: int, *contents: bytes) -> bytes:
@@ -255,6 +255,6 @@ def test_equal_videos_give_equal_bytes_however_they_lie_in_memory() -> None:
 
 
 def test_describe_names_what_a_record_holds() -> None:
-    text = "\n".join(describe(by_hand()))
+    text = "\n".join(describe_record(by_hand()))
     for part in ("frame level", "'labels': int64_list with 2 values, 1, 3", "'rgb': 2 frames", "1 value of 6 bytes"):
         assert part in text

@@ -9,7 +9,7 @@ import pytest
 import oddmedia
 from reeltag.core.progress import Progress, Task
 from reeltag.data.schema import Schema
-from reeltag.data.video.dataset import gather
+from reeltag.data.video.dataset import find_videos
 from reeltag.data.video.decode import STALLED_SECONDS
 from reeltag.data.video.extractors import image_extractor, sound_extractor
 from reeltag.data.video.features import Pipeline
@@ -58,7 +58,7 @@ class _Timed(Task):
 
 
 def tagged(tagger, paths, pictures):
-    times, items = Times(), gather([str(path) for path in paths], None).items
+    times, items = Times(), find_videos([str(path) for path in paths], None).items
     results, left_out = tag_files(tagger, items, 2, times, timeline=True, pictures=pictures)
     assert len(times.seconds) == len(paths)
     assert max(times.seconds) < STALLED_SECONDS

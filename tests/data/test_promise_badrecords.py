@@ -57,7 +57,7 @@ def check_manifest(case: Case, folder: Path) -> None:
     shards, others = Shards(again), Shards(clean)
     for index in range(len(again)):
         assert_same(shards.read(index), others.read(index))
-        path, number, offset = shards.place(index)
+        path, number, offset = shards.location(index)
         assert ShardFile(Path(path)).offsets()[number] == offset  # numbers are those in the shard
     one, other = (split_holdout(manifest, 7, fraction=0.2) for manifest in (again, clean))
     for indices, same in zip(one, other, strict=True):

@@ -76,7 +76,7 @@ def test_a_run_gives_the_bytes_of_the_same_run_here(s3, folder, tmp_path, capsys
     models = [(tmp_path / place / "model.reeltag").read_bytes() for place in ("here", "there")]
     assert models[0] == models[1]
     assert s3.faults.injected
-    assert shard_cache.size() <= 4.5 * largest
+    assert shard_cache.size_bytes() <= 4.5 * largest
     s3.faults.rate, held = 0, len(s3.faults.requests)
     said(capsys, "run", there, "--out", tmp_path / "there", *cache)
     assert not [path for _, path, span in s3.faults.requests[held:] if span and "tfrecord" in path]
@@ -183,8 +183,8 @@ def test_a_killed_run_leaves_nothing_in_the_way(s3, folder, tmp_path, capsys, mo
     shard_cache.folder().mkdir(parents=True)
     (shard_cache.folder() / f"{'0' * 64}-2000.partial").write_bytes(b"of a killed process")
     code = "import os, sys; from reeltag.data import shard_cache\n"
-    code += "from reeltag.core.storage import find\n"
-    code += "shard_cache.fetch(find([sys.argv[1]])[0], lambda size: size and os.kill(os.getpid(), 9))"
+    code += "from reeltag.core.storage import find_files\n"
+    code += "shard_cache.fetch(find_files([sys.argv[1]])[0], lambda size: size and os.kill(os.getpid(), 9))"
     url = f"{s3.root}/test-00000-of-00006.tfrecord"
     assert subprocess.run([sys.executable, "-c", code, url], env=os.environ).returncode == -9
     assert len(list(shard_cache.folder().glob("*.partial"))) == 2

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from conftest import data_file
 from reeltag.core.errors import UsageError
-from reeltag.data.schema import PRESETS, Feature, Schema, preset, read_label_names, with_preset
+from reeltag.data.schema import PRESETS, Feature, Schema, expand_preset, preset_schema, read_label_names
 
 RGB = {"name": "rgb", "width": 4}
 
@@ -25,7 +25,7 @@ RGB = {"name": "rgb", "width": 4}
 def test_presets_follow_the_published_data_sets(
     name: str, level: str, dtype: str, widths: tuple[int, ...], classes: int, max_frames: int
 ) -> None:
-    schema = preset(name)
+    schema = preset_schema(name)
     assert (schema.level, schema.dtype, schema.widths) == (level, dtype, widths)
     assert (schema.classes, schema.max_frames, schema.width) == (classes, max_frames, sum(widths))
 
@@ -35,28 +35,28 @@ def test_every_preset_is_covered_above() -> None:
 
 
 def test_a_preset_can_be_overridden_and_stays_as_it_was() -> None:
-    schema = Schema.model_validate(with_preset({"preset": "audioset", "classes": 12, "max_frames": 3}))
+    schema = Schema.model_validate(expand_preset({"preset": "audioset", "classes": 12, "max_frames": 3}))
     assert (schema.classes, schema.max_frames) == (12, 3)
     assert schema.features == (Feature(name="audio_embedding", width=128),)
-    assert preset("audioset").classes == 527
+    assert preset_schema("audioset").classes == 527
 
 
 def test_a_name_alone_is_a_preset_and_a_table_without_one_is_left_alone() -> None:
-    assert Schema.model_validate(with_preset("yt8m-frame")) == preset("yt8m-frame")
+    assert Schema.model_validate(expand_preset("yt8m-frame")) == preset_schema("yt8m-frame")
     table = {"features": [RGB], "classes": 3}
-    assert with_preset(table) == table
+    assert expand_preset(table) == table
 
 
 def test_an_unknown_preset_names_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"no preset 'yt9m'; there are yt8m-frame, yt8m-video, audioset"):
-        preset("yt9m")
+        preset_schema("yt9m")
     with pytest.raises(ValueError, match="no preset 'yt9m'"):
-        with_preset({"preset": "yt9m", "classes": 3})
+        expand_preset({"preset": "yt9m", "classes": 3})
 
 
 def test_a_preset_that_is_no_name_is_refused_like_an_unknown_one() -> None:
     with pytest.raises(ValueError, match="preset"):
-        with_preset({"preset": ["audioset"]})
+        expand_preset({"preset": ["audioset"]})
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_contradictory_schema_is_refused_by_name(change: dict[str, object], fa
 
 def test_a_schema_survives_json() -> None:
     for name in PRESETS:
-        assert Schema(**preset(name).model_dump(mode="json")) == preset(name)
+        assert Schema(**preset_schema(name).model_dump(mode="json")) == preset_schema(name)
 
 
 def label_file(folder: Path, text: str, encoding: str = "utf-8") -> Path:

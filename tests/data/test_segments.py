@@ -31,8 +31,8 @@ from reeltag.data.holdout import refuse_overlap, split_halves, split_holdout
 from reeltag.data.loader import collate, sequential_batches, training_batches
 from reeltag.data.ratings import Ratings
 from reeltag.data.schema import Feature, Schema
-from reeltag.data.segments import examples
-from reeltag.data.shards import Manifest, Shards, read_all, scan
+from reeltag.data.segments import iter_examples
+from reeltag.data.shards import Manifest, Shards, read_examples, scan
 from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.training.loop import _fabric, train_step
 from reeltag.training.losses import cross_entropy
@@ -192,7 +192,7 @@ def test_contradictions_in_a_schema_are_named(changes: dict[str, Any], fault: st
 
 def test_a_video_is_cut_into_segments_that_make_it_up_again() -> None:
     video = decode(tensorflows(RATINGS), SCHEMA)
-    found = dict(examples(video, SCHEMA))
+    found = dict(iter_examples(video, SCHEMA))
     assert {start: (each.id, each.length) for start, each in found.items()} == {
         0: ("ab:0", 5),
         5: ("ab:5", 5),
@@ -204,7 +204,7 @@ def test_a_video_is_cut_into_segments_that_make_it_up_again() -> None:
         5: ([], []),
         10: ([3], [0, 3]),
     }
-    assert [start for start, _ in examples(video, SCHEMA, rated_only=True)] == [0, 10]
+    assert [start for start, _ in iter_examples(video, SCHEMA, rated_only=True)] == [0, 10]
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def paths(tmp_path: Path) -> list[Path]:
 def test_random_access_gives_the_segments_that_one_walk_gives(paths: list[Path], tmp_path: Path) -> None:
     manifest = scan(paths, SCHEMA)
     manifest.save(tmp_path / "manifest")
-    shards, walked = Shards(Manifest.load(tmp_path / "manifest")), list(read_all(paths, SCHEMA))
+    shards, walked = Shards(Manifest.load(tmp_path / "manifest")), list(read_examples(paths, SCHEMA))
     assert len(walked) == len(shards) > 100
     for index in np.random.default_rng(0).permutation(len(walked)).tolist():
         found = shards.read(index)
@@ -296,7 +296,7 @@ def test_batches_say_which_classes_were_rated(paths: list[Path]) -> None:
     drawn = next(training_batches(shards, indices, seed=1, batch_size=8, steps=range(3, 4)))
     assert drawn.rated.any(1).all()
     unrated = decode(encode(make_video(SCHEMA, 4), SCHEMA), SCHEMA)
-    batch = collate([each for _, each in examples(unrated, SCHEMA)], [4], SCHEMA)
+    batch = collate([each for _, each in iter_examples(unrated, SCHEMA)], [4], SCHEMA)
     assert batch.labels is None
     assert batch.rated is None
 

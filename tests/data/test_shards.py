@@ -23,7 +23,7 @@ from reeltag.data.sampler import epoch_order, step_positions
 from reeltag.data.shards import (
     Manifest,
     Shards,
-    read_all,
+    read_examples,
     scan,
 )
 
@@ -79,7 +79,7 @@ def test_the_fingerprint_tells_content_and_nothing_else(paths: list[Path], tmp_p
     moved = [Path(shutil.copyfile(path, tmp_path / "elsewhere" / f"{path.name}.copy")) for path in paths]
     assert scan(moved, SCHEMA).fingerprint == expected
     assert scan(moved[::-1], SCHEMA).fingerprint != expected
-    videos = list(read_all(moved[1:], SCHEMA))
+    videos = list(read_examples(moved[1:], SCHEMA))
     changed = videos[0].features[0].copy()
     changed[0, 0] ^= 1
     videos[0] = replace(videos[0], features=(changed, videos[0].features[1]))
@@ -146,7 +146,7 @@ def test_test_videos_in_training_are_refused(paths: list[Path], tmp_path: Path) 
 
 def test_random_access_reads_what_sequential_reading_reads(tiny_shards: Path) -> None:
     paths = sorted(tiny_shards.glob("train-*"))
-    shards, videos = Shards(scan(paths, SCHEMA)), list(read_all(paths, SCHEMA))
+    shards, videos = Shards(scan(paths, SCHEMA)), list(read_examples(paths, SCHEMA))
     assert len(shards) == len(videos) == TINY.train_videos
     again = pickle.loads(pickle.dumps(shards))
     for index in np.random.default_rng(0).permutation(len(videos)).tolist():

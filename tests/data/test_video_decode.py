@@ -177,7 +177,7 @@ def test_damaged_packets_are_counted_and_passed_over(tmp_path, monkeypatch):
     assert list(pictures(clip, SIZE, damage))
     sound(clip, 16000, damage)
     assert damage.packets > 0
-    monkeypatch.setattr(decode, "MOST_DAMAGED", 0)
+    monkeypatch.setattr(decode, "MAX_DAMAGED", 0)
     with pytest.raises(VideoError, match="packets are damaged"):
         sound(clip, 16000, Damage())
 

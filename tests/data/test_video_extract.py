@@ -17,13 +17,13 @@ from processgroup import all_end
 from reeltag.cli.main import main
 from reeltag.core.errors import UsageError, VideoError, WorkerError
 from reeltag.core.progress import Progress
-from reeltag.core.storage import find
+from reeltag.core.storage import find_files
 from reeltag.core.tensorfile import TensorFile
 from reeltag.data.schema import read_label_names
-from reeltag.data.shards import read_all, scan
+from reeltag.data.shards import read_examples, scan
 from reeltag.data.video import extract as collecting
-from reeltag.data.video.dataset import Item, gather, split
-from reeltag.data.video.extract import Settings, collect
+from reeltag.data.video.dataset import Item, find_videos, split
+from reeltag.data.video.extract import Settings, extract_dataset
 from reeltag.data.video.features import open_pipeline
 from reeltag.recipe.load import load_recipe
 
@@ -65,7 +65,7 @@ def shards(videos, tmp_path_factory):
 
 def test_the_shards_hold_the_videos_and_their_labels(shards):
     schema = load_recipe(shards / "recipe.toml", [f"data.root={shards}"]).data.record_schema
-    found = {video.id: video for video in read_all(find([str(shards / "*.tfrecord")]), schema)}
+    found = {video.id: video for video in read_examples(find_files([str(shards / "*.tfrecord")]), schema)}
     names = read_label_names(shards / "labels.csv", schema.classes)
     assert names == ("even", "high", "low")
     labels = {name: {names[label] for label in video.labels} for name, video in found.items()}
@@ -80,7 +80,7 @@ def test_the_shards_hold_the_videos_and_their_labels(shards):
 
 def test_the_shards_hold_what_the_extractors_give(shards, videos):
     schema = load_recipe(shards / "recipe.toml", []).data.record_schema
-    found = {video.id: video for video in read_all(find([str(shards / "*.tfrecord")]), schema)}
+    found = {video.id: video for video in read_examples(find_files([str(shards / "*.tfrecord")]), schema)}
     pipeline = open_pipeline("efficientnet-lite0", "logmel")
     for name in ("3.mp4", "silent.mp4", "heard.m4a"):
         for codes, expected in zip(found[name].features, pipeline.codes(pipeline.extract(videos / name)), strict=True):
@@ -89,7 +89,7 @@ def test_the_shards_hold_what_the_extractors_give(shards, videos):
 
 def test_each_split_is_sound(shards, capsys):
     schema = load_recipe(shards / "recipe.toml", []).data.record_schema
-    train, test = (scan(find([str(shards / f"{name}-*.tfrecord")]), schema) for name in ("train", "test"))
+    train, test = (scan(find_files([str(shards / f"{name}-*.tfrecord")]), schema) for name in ("train", "test"))
     assert len(train) + len(test) == 8
     assert len(test) >= 1
     assert main(["data", "verify", str(shards / "*.tfrecord"), "--schema", str(shards / "recipe.toml")]) == 0
@@ -150,7 +150,7 @@ def test_a_pca_is_learned_and_applied(videos, tmp_path):
     schema = load_recipe(tmp_path / "a" / "recipe.toml", []).data.record_schema
     assert schema.widths == (4,)
     assert schema.features[0].extractor.projection is not None
-    train = list(read_all(find([str(tmp_path / "a" / "train-*.tfrecord")]), schema))
+    train = list(read_examples(find_files([str(tmp_path / "a" / "train-*.tfrecord")]), schema))
     values = np.concatenate([video.features[0] for video in train]) * (4 / 255) + 4 / 512 - 2
     np.testing.assert_allclose(values.mean(0), 0, atol=0.3)  # whitened but for what the 8 bits clip
     np.testing.assert_allclose(values.std(0), 1, atol=0.35)
@@ -163,7 +163,7 @@ def test_numbers_are_classes(tmp_path):
     for name in ("a.mp4", "b.mp4"):
         write_clip(tmp_path / name, 1, 5, sound=tone(1))
     (tmp_path / "labels.csv").write_text("file,labels\na.mp4,3\nb.mp4,\n")
-    data = gather([str(tmp_path)], tmp_path / "labels.csv")
+    data = find_videos([str(tmp_path)], tmp_path / "labels.csv")
     assert data.classes == ("0", "1", "2", "3")
     assert [item.labels for item in data.items] == [(3,), ()]
 
@@ -172,10 +172,10 @@ def test_names_tell_files_apart(tmp_path):
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.mp4").write_bytes(b"")
-    assert [item.id for item in gather([str(tmp_path)], None).items] == ["x/a.mp4", "y/a.mp4"]
+    assert [item.id for item in find_videos([str(tmp_path)], None).items] == ["x/a.mp4", "y/a.mp4"]
     with pytest.raises(UsageError, match=r"are both called 'a\.mp4'"):
-        gather([str(tmp_path / "x"), str(tmp_path / "y")], None)
-    assert [item.id for item in gather([str(tmp_path / "x" / "*.mp4")], None).items] == ["a.mp4"]
+        find_videos([str(tmp_path / "x"), str(tmp_path / "y")], None)
+    assert [item.id for item in find_videos([str(tmp_path / "x" / "*.mp4")], None).items] == ["a.mp4"]
 
 
 def test_a_video_stays_in_its_split_when_others_come():
@@ -208,7 +208,7 @@ def test_what_is_wrong_with_labels_is_said(tmp_path, text, message):
     (tmp_path / "a.mp4").write_bytes(b"")
     (tmp_path / "labels.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(UsageError, match=message):
-        gather([str(tmp_path)], tmp_path / "labels.csv")
+        find_videos([str(tmp_path)], tmp_path / "labels.csv")
 
 
 @pytest.mark.parametrize(
@@ -247,18 +247,18 @@ def test_a_folder_with_other_things_is_left_alone(videos, tmp_path, capsys):
 def test_shards_are_of_limited_size(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(collecting, "SHARD_BYTES", 900)  # two of three seconds of 128 bytes
     assert extract(videos, tmp_path / "out", *HEARD, "--test-share", "0") == 0
-    shards = find([str(tmp_path / "out" / "train-*.tfrecord")])
+    shards = find_files([str(tmp_path / "out" / "train-*.tfrecord")])
     assert len(shards) >= 4
     schema = load_recipe(tmp_path / "out" / "recipe.toml", ["data.test=['x']"]).data.record_schema
-    frames = [sum(video.length for video in read_all([shard], schema)) for shard in shards]
+    frames = [sum(video.length for video in read_examples([shard], schema)) for shard in shards]
     assert max(frames) * 128 <= 900
     assert sum(frames) == 6 * 3 + 2
 
 
 def test_more_seconds_than_fit_are_reported(tmp_path):
     write_clip(tmp_path / "long.m4a", pictures=(), sound=tone(310))
-    data = gather([str(tmp_path / "long.m4a")], None)
-    (outcome,) = collect(data, tmp_path / "out", Settings(image="none"), 1, Progress())
+    data = find_videos([str(tmp_path / "long.m4a")], None)
+    (outcome,) = extract_dataset(data, tmp_path / "out", Settings(image="none"), 1, Progress())
     assert (outcome.seconds, outcome.remarks) == (300, ("the first 300 of 310 seconds",))
 
 
@@ -288,8 +288,8 @@ class _PoolOfOneCrash:
 
 def test_a_video_that_crashes_its_process_is_left_out(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(collecting, "spawned", lambda devices: nullcontext(_PoolOfOneCrash()))
-    data = gather([str(videos)], videos / "labels.csv")
-    found = collect(data, tmp_path / "out", Settings(image="none"), 2, Progress())
+    data = find_videos([str(videos)], videos / "labels.csv")
+    found = extract_dataset(data, tmp_path / "out", Settings(image="none"), 2, Progress())
     left_out = {outcome.id: outcome.remarks[0] for outcome in found if outcome.split is None}
     assert left_out.keys() == {"3.mp4", "broken.mp4", "silent.mp4", "gone.mp4"}
     assert "ended the process that read it" in left_out["3.mp4"]
@@ -301,8 +301,8 @@ class Killed(Exception):  # noqa: N818
 
 def test_what_is_finished_is_not_extracted_again(videos, tmp_path, monkeypatch):
     """Broken off after three files; the same command does the rest and ends with the bytes of an undisturbed run."""
-    data, settings = gather([str(videos)], videos / "labels.csv"), Settings(image="none", fit={"audio": 3})
-    collect(data, tmp_path / "whole", settings, 1, Progress())
+    data, settings = find_videos([str(videos)], videos / "labels.csv"), Settings(image="none", fit={"audio": 3})
+    extract_dataset(data, tmp_path / "whole", settings, 1, Progress())
     done, real = [], collecting._extract_part
 
     def interrupted(*arguments):
@@ -313,7 +313,7 @@ def test_what_is_finished_is_not_extracted_again(videos, tmp_path, monkeypatch):
 
     monkeypatch.setattr(collecting, "_extract_part", interrupted)
     with pytest.raises(Killed):
-        collect(data, tmp_path / "out", settings, 1, Progress())
+        extract_dataset(data, tmp_path / "out", settings, 1, Progress())
     assert not (tmp_path / "out").exists()
 
     def counted(*arguments):
@@ -321,7 +321,7 @@ def test_what_is_finished_is_not_extracted_again(videos, tmp_path, monkeypatch):
         real(*arguments)
 
     monkeypatch.setattr(collecting, "_extract_part", counted)
-    collect(data, tmp_path / "out", settings, 1, Progress())
+    extract_dataset(data, tmp_path / "out", settings, 1, Progress())
     assert len(done) == len(set(done)) == len(data.items)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -329,8 +329,8 @@ def test_what_is_finished_is_not_extracted_again(videos, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes_with_several_workers(videos, tmp_path):
     out = tmp_path / "out"
-    data, settings = gather([str(videos)], videos / "labels.csv"), Settings(image="none", test_share=0.3)
-    collect(data, tmp_path / "whole", settings, 1, Progress())
+    data, settings = find_videos([str(videos)], videos / "labels.csv"), Settings(image="none", test_share=0.3)
+    extract_dataset(data, tmp_path / "whole", settings, 1, Progress())
     command = [sys.executable, "-m", "reeltag", "extract", str(videos), "--labels", str(videos / "labels.csv")]
     command += ["--out", str(out), "--test-share", "0.3", "--workers", "2", *HEARD]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

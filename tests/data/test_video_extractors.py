@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from clips import tone
 from reeltag.core.errors import UsageError
-from reeltag.data.pca import Moments, Projection, load_projections, quantize, save_projections
+from reeltag.data.pca import Moments, Projection, load_projections, save_projections, to_codes
 from reeltag.data.video import audio, efficientnet
 from reeltag.data.video.extractors import image_extractor, sound_extractor
 from reeltag.data.video.features import Pipeline
@@ -287,9 +287,9 @@ def test_onnx_sound_models_of_each_form(tmp_path):
 
 def test_codes_are_the_inverse_of_what_models_read():
     codes = torch.arange(256, dtype=torch.uint8)
-    np.testing.assert_array_equal(quantize(dequantize(codes).numpy()), codes.numpy())
+    np.testing.assert_array_equal(to_codes(dequantize(codes).numpy()), codes.numpy())
     values = np.linspace(-2.5, 2.5, 1001, dtype=np.float32)
-    back = dequantize(torch.from_numpy(quantize(values))).numpy()
+    back = dequantize(torch.from_numpy(to_codes(values))).numpy()
     assert np.abs(back - values.clip(-2, 2)).max() <= 2 / 255 + 1e-3  # half a step, and the middle's 1/512
 
 

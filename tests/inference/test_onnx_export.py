@@ -19,10 +19,10 @@ from reeltag.artifact.file import Artifact, Member, quantize_artifact, save_arti
 from reeltag.artifact.quantization.quantize import ENCODINGS
 from reeltag.cli.main import main
 from reeltag.core.errors import ArtifactError, BudgetError, UsageError
-from reeltag.core.storage import find
+from reeltag.core.storage import find_files
 from reeltag.data.loader import stream_batches
 from reeltag.data.schema import Feature, Schema
-from reeltag.data.shards import read_all
+from reeltag.data.shards import read_examples
 from reeltag.models.tagger import FAMILIES, build_tagger, parse_config
 from small_models import CLASSES, SCHEMA, battery, in_mode, shipped, small_tagger, stirred, videos, with_options
 
@@ -242,7 +242,7 @@ def test_the_file_alone_gives_the_csv_of_the_command(everything_is_large, tmp_pa
     pattern = str(tiny_shards / "test-*")
     assert main(["predict", str(tmp_path / "m.reeltag"), pattern, "--out", str(tmp_path / "tags.csv")]) == 0
     assert main(["export", str(tmp_path / "m.reeltag"), "--out", str(tmp_path / "m.onnx"), "--check", pattern]) == 0
-    batches = list(stream_batches(read_all(find([pattern]), tiny_schema), tiny_schema, 3))
+    batches = list(stream_batches(read_examples(find_files([pattern]), tiny_schema), tiny_schema, 3))
     lines = onnx_alone.kaggle_csv(tmp_path / "m.onnx", batches, tmp_path)
     onnx_alone.assert_same_scores(lines, (tmp_path / "tags.csv").read_text().splitlines())
 

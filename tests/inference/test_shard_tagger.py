@@ -19,10 +19,10 @@ from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.cli.main import main
 from reeltag.core.errors import DataError, UsageError
 from reeltag.core.progress import Progress
-from reeltag.data.flat_videos import is_flat, rgb_place
+from reeltag.data.flat_videos import is_flat, rgb_feature_index
 from reeltag.data.formats.example import Video, encode
 from reeltag.data.formats.tfrecord import write_shard
-from reeltag.data.schema import Feature, Schema, preset
+from reeltag.data.schema import Feature, Schema, preset_schema
 from reeltag.inference import shard_tagger
 from reeltag.inference.predictor import load
 from reeltag.inference.shard_tagger import ShardTagger, TagCounts, predict_to_file
@@ -384,6 +384,6 @@ def test_what_is_flat_of_video_level_features_and_of_none():
         values = rng.normal(size=(1, 1024))
         values *= spread / values.std()
         video = Video("a", None, (values.astype(np.float32), np.zeros((1, 128), np.float32)))
-        assert is_flat(video, rgb_place(preset("yt8m-video"))) == (spread < 0.1)
+        assert is_flat(video, rgb_feature_index(preset_schema("yt8m-video"))) == (spread < 0.1)
     with pytest.raises(UsageError, match="the model reads audio_embedding"):
-        rgb_place(preset("audioset"))
+        rgb_feature_index(preset_schema("audioset"))

@@ -18,8 +18,8 @@ from clips import number_of, numbered, write_clip
 from conftest import DATA
 from reeltag.artifact.file import load_artifact, save_artifact
 from reeltag.cli.main import main
-from reeltag.core.storage import find
-from reeltag.data.shards import read_all
+from reeltag.core.storage import find_files
+from reeltag.data.shards import read_examples
 from reeltag.data.video.thumbnails import thumbnails
 from reeltag.inference.predictor import load
 from reeltag.inference.timeline import segment_spans, tag_spans
@@ -89,7 +89,9 @@ def test_real_clips_too(tmp_path, capsys):
 
 def test_a_timeline_tags_each_stretch_as_a_video_of_its_own(clips, shards, model, capsys):
     predictor = load(model)
-    videos = {video.id: video.frames() for video in read_all(find([str(shards / "*.tfrecord")]), predictor.schema)}
+    videos = {
+        video.id: video.frames() for video in read_examples(find_files([str(shards / "*.tfrecord")]), predictor.schema)
+    }
     found = told(capsys, clips / "tram.mp4", clips / "hall.mp4", "--model", model, "--timeline", "--top", 2)["videos"]
     assert {video["id"]: len(video["timeline"]["segments"]) for video in found} == {"tram.mp4": 40, "hall.mp4": 3}
     for video in found:

@@ -12,7 +12,7 @@ import torch
 
 from reeltag.artifact.file import Artifact, Member, load_artifact, save_artifact
 from reeltag.artifact.quantization import quantize
-from reeltag.data.loader import Batch, count_frames, draw_frames, take_frames
+from reeltag.data.loader import Batch, count_sampled_frames, sample_frames, select_frames
 from reeltag.data.schema import Feature, Schema
 from reeltag.inference.ensemble import Ensemble
 from reeltag.inference.predictor import Predictor
@@ -183,16 +183,16 @@ def test_drawn_frames_with_their_counts_train_as_the_draws_themselves(family, fo
     """Loss, gradients and statistics of a step on each drawn frame once are those of a step on all draws."""
     frames, _, labels = videos(frames=9)
     batch = Batch(("",) * 6, frames, torch.tensor([9, 1, 4, 2, 7, 3]), labels)
-    rows = draw_frames(batch.lengths, 12, torch.Generator().manual_seed(3))
+    rows = sample_frames(batch.lengths, 12, torch.Generator().manual_seed(3))
     found = []
-    for drawn in (take_frames(batch, rows), count_frames(batch, rows)):
+    for drawn in (select_frames(batch, rows), count_sampled_frames(batch, rows)):
         tagger = stirred(small_tagger(family, form, **options)).train()
         tagger.dropout.p = 0.0
         loss = cross_entropy(tagger(drawn.frames, drawn.lengths, drawn.counts), labels) + tagger.penalty()
         loss.backward()
         statistics = (b for b in tagger.buffers() if b.is_floating_point())  # the counters of steps are not used
         found.append([loss.detach(), *(p.grad for p in tagger.parameters()), *statistics])
-    assert count_frames(batch, rows).frames.shape[1] < 9
+    assert count_sampled_frames(batch, rows).frames.shape[1] < 9
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-5)
 

@@ -7,10 +7,10 @@ import pytest
 import onnx_alone
 from conftest import DATA, REPO
 from reeltag.cli.main import main
-from reeltag.core.storage import find
+from reeltag.core.storage import find_files
 from reeltag.data.loader import stream_batches
-from reeltag.data.schema import preset
-from reeltag.data.shards import read_all, scan
+from reeltag.data.schema import preset_schema
+from reeltag.data.shards import read_examples, scan
 from reeltag.inference.metrics.evaluation import evaluate_predictions
 from reeltag.inference.predictor import load
 
@@ -23,7 +23,7 @@ pytestmark = [
 
 def test_every_clip_is_read_with_its_labels():
     for split, clips in {"bal_train": 22_160, "eval": 20_371}.items():
-        manifest = scan(sorted(FOLDER.glob(f"{split}-*.tfrecord")), preset("audioset"))
+        manifest = scan(sorted(FOLDER.glob(f"{split}-*.tfrecord")), preset_schema("audioset"))
         assert len(manifest) == manifest.labelled == clips
         assert manifest.frames.max() == 10
         assert 2.2 < manifest.class_counts.sum() / clips < 2.6
@@ -60,9 +60,9 @@ def check_modes(model, gap):
 
 def check_onnx(model, folder):
     """onnxruntime alone gives the command's CSV for a shard, to 5 decimals."""
-    shard, schema = str(next(FOLDER.glob("eval-00003-*.tfrecord"))), preset("audioset")
+    shard, schema = str(next(FOLDER.glob("eval-00003-*.tfrecord"))), preset_schema("audioset")
     assert main(["export", str(model), "--out", str(folder / "m.onnx"), "--check", shard]) == 0
     assert main(["predict", str(model), shard, "--out", str(folder / "tags.csv")]) == 0
-    batches = list(stream_batches(read_all(find([shard]), schema), schema, 64))
+    batches = list(stream_batches(read_examples(find_files([shard]), schema), schema, 64))
     lines = onnx_alone.kaggle_csv(folder / "m.onnx", batches, folder)
     onnx_alone.assert_same_scores(lines, (folder / "tags.csv").read_text().splitlines())

@@ -7,7 +7,7 @@ import torch
 import reeltag
 from reeltag.cli.main import main
 from reeltag.core.errors import RecipeError, UsageError
-from reeltag.data.given_predictions import read_predictions
+from reeltag.data.external_predictions import read_predictions
 from reeltag.data.shards import Manifest, id_hash
 from reeltag.data.soft_targets import SoftTargets
 from reeltag.pipeline.plan import plan
@@ -38,11 +38,11 @@ teachers = ["mine"]
 
 
 def ids_of(shards):
-    from reeltag.data.shards import read_all
+    from reeltag.data.shards import read_examples
     from reeltag.data.synthetic import SyntheticSettings
 
     schema = SyntheticSettings(classes=8, rgb=6, audio=2, frames=(4, 9), order_pairs=1).record_schema
-    return [video.id for video in read_all(sorted(shards.glob("train-*")), schema)]
+    return [video.id for video in read_examples(sorted(shards.glob("train-*")), schema)]
 
 
 def probabilities_of(ids):

@@ -16,7 +16,7 @@ from reeltag.cli.main import main
 from reeltag.core.errors import RecipeError, UsageError
 from reeltag.data.formats.example import decode
 from reeltag.data.formats.protos import SequenceExample
-from reeltag.data.segments import examples
+from reeltag.data.segments import iter_examples
 from reeltag.recipe.load import load_recipe
 
 RECIPE = """name = "segments"
@@ -121,7 +121,7 @@ def test_each_segment_is_tagged_by_its_own_frames(out: Path, shards: list[Path],
     lines = map(json.loads, (tmp_path / "s.jsonl").read_text().splitlines())
     for record in records_of(shards[0]):
         video = decode(record, tagger.schema)
-        for start, example in examples(video, tagger.schema):
+        for start, example in iter_examples(video, tagger.schema):
             line = next(lines)
             assert line["id"] == f"{video.id}:{start}"
             probabilities = tagger.predict(video.frames()[start : start + 5])

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import make_video
-from reeltag.data.formats.tfrecord import framed
+from reeltag.data.formats.tfrecord import frame_record
 from reeltag.inference.metrics.gap import top_k
 from reeltag.inference.predictor import load
 from reeltag.inference.timeline import best_classes
@@ -133,7 +133,9 @@ def test_damaged_records_are_named_by_number_and_byte(client):
     altered = bytearray(body)
     altered[second + 20] ^= 1
     refuses(post_records(client, bytes(altered)), 400, f"record 1, byte {second}", "CRC of the payload")
-    refuses(post_records(client, body + framed(b"nonsense")), 400, f"record 3, byte {3 * second}", "SequenceExample")
+    refuses(
+        post_records(client, body + frame_record(b"nonsense")), 400, f"record 3, byte {3 * second}", "SequenceExample"
+    )
     refuses(post_records(client, b"{}" * 50), 400, "record 0, byte 0", "is this a TFRecord file")
     refuses(post_records(client, b""), 400, "empty")
     empty = make_video(SCHEMA, 0)
@@ -229,7 +231,7 @@ def foreign_payloads(draw):
     payload = bytearray(record(make_video(SCHEMA, 2))[12:-4])
     for _ in range(draw(st.integers(1, 3))):
         payload[draw(st.integers(0, len(payload) - 1))] = draw(st.integers(0, 255))
-    return framed(bytes(payload))
+    return frame_record(bytes(payload))
 
 
 BODIES = st.one_of(

@@ -12,7 +12,7 @@ import numpy as np
 from conftest import make_video
 from reeltag.data.formats.example import Video, encode
 from reeltag.data.formats.protos import SequenceExample
-from reeltag.data.formats.tfrecord import framed, write_shard
+from reeltag.data.formats.tfrecord import frame_record, write_shard
 from reeltag.data.schema import Feature, Schema
 
 SCHEMA = Schema(features=(Feature(name="rgb", width=6), Feature(name="audio", width=2)), classes=8, max_frames=9)
@@ -29,13 +29,13 @@ def video_of(name: str, number: int = 0) -> Video:
 
 def damaged(name: str) -> bytes:
     """A framed record, of which a bit of the payload is wrong."""
-    record = bytearray(framed(good(name)))
+    record = bytearray(frame_record(good(name)))
     record[40] ^= 16
     return bytes(record)
 
 
 def broken(name: str, **changes: object) -> bytes:
-    return framed(encode(replace(video_of(name), **changes), SCHEMA))
+    return frame_record(encode(replace(video_of(name), **changes), SCHEMA))
 
 
 def without_id(name: str) -> bytes:
@@ -48,15 +48,15 @@ RGB, AUDIO = np.zeros((3, 6), np.uint8), np.zeros((3, 2), np.uint8)
 # Each makes a bad record, framed; the last ones are bad only beside what comes before them.
 KINDS: dict[str, Callable[[str], bytes]] = {
     "CRC of the payload does not match": damaged,
-    "is no SequenceExample": lambda name: framed(b"These are notes."),
-    "no feature 'rgb'": lambda name: framed(b""),
-    "no id": lambda name: framed(without_id(name)),
+    "is no SequenceExample": lambda name: frame_record(b"These are notes."),
+    "no feature 'rgb'": lambda name: frame_record(b""),
+    "no id": lambda name: frame_record(without_id(name)),
     "label 11 is outside the 8 classes": lambda name: broken(name, labels=np.array([1, 11])),
     "'audio', frame 0: 5 values, expected 2": lambda name: broken(name, features=(RGB, RGB[:, :5])),
     "features disagree on the number of frames": lambda name: broken(name, features=(RGB, AUDIO[:2])),
     "0 frames": lambda name: broken(name, features=(RGB[:0], AUDIO[:0])),
     "has no labels": lambda name: broken(name, labels=None),
-    "stands already in record": lambda name: framed(good(name)),
+    "stands already in record": lambda name: frame_record(good(name)),
 }
 NEED_LABELS, REPEATED = "has no labels", "stands already in record"
 
@@ -99,7 +99,7 @@ def make_case(
                 (repeats if kind == REPEATED else places).append(place)
                 content += KINDS[kind](names[0] if kind == REPEATED else f"bad {kind}")
                 record += 1
-            content += framed(good(name, number))
+            content += frame_record(good(name, number))
             record += 1
         path.write_bytes(content)
         bad.append(path)

@@ -14,7 +14,7 @@ import reeltag.training.loop
 from conftest import TINY
 from reeltag.core.distributed import process_group
 from reeltag.core.errors import DataError, ReeltagError, TrainingError
-from reeltag.core.interrupts import Terminated, ended_by_sigterm
+from reeltag.core.interrupts import Terminated, raise_on_sigterm
 from reeltag.core.progress import Progress, Task
 from reeltag.data.shards import Shards, scan
 from reeltag.models.tagger import build_tagger, parse_config
@@ -200,7 +200,7 @@ def disturbed(folder):
     folder = Path(folder)
     manifest = scan(sorted(folder.glob("train-*")), TINY.record_schema)
     try:
-        with ended_by_sigterm():
+        with raise_on_sigterm():
             process_group.launch(partial(lasting, manifest, folder / "state"), 2)
     except KeyboardInterrupt as error:
         sys.exit(143 if isinstance(error, Terminated) else 130)

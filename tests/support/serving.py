@@ -14,7 +14,7 @@ import pytest
 
 from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.data.formats.example import encode
-from reeltag.data.formats.tfrecord import framed
+from reeltag.data.formats.tfrecord import frame_record
 from reeltag.data.schema import Schema
 from reeltag.inference.predictor import load
 from reeltag.models.tagger import build_tagger, parse_config
@@ -80,7 +80,7 @@ def frames_of(length, seed=0, schema=SCHEMA):
 
 
 def record(video, schema=SCHEMA):
-    return framed(encode(video, schema))
+    return frame_record(encode(video, schema))
 
 
 def post_records(client, body, **query):

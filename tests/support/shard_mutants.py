@@ -18,9 +18,9 @@ import numpy as np
 from oracle import agree
 from reeltag.core.errors import DataError
 from reeltag.data.formats.example import Video
-from reeltag.data.formats.tfrecord import ShardFile, framed, masked_crc
+from reeltag.data.formats.tfrecord import ShardFile, frame_record, masked_crc
 from reeltag.data.schema import Schema
-from reeltag.data.shards import Manifest, Shards, scan, walk
+from reeltag.data.shards import Manifest, Shards, read_records, scan
 from reliability import peak_memory
 
 TELLING = b"\x00\x01\x02\x08\x0a\x0d\x12\x1a\x7f\x80\xff"  # tags, and bytes at which a varint goes on
@@ -139,7 +139,7 @@ def forged_payload(content: bytes, rng: random.Random) -> Mutant:
             lambda old: rng.randbytes(len(old)),
         ]
         payload = change(payload, rng, rng.choice(kinds), 5) or b"\x0a"
-    return Mutant(content[:begin] + framed(payload) + content[end:], forged=True)
+    return Mutant(content[:begin] + frame_record(payload) + content[end:], forged=True)
 
 
 def mutants(content: bytes, rng: random.Random) -> Iterator[tuple[str, Mutant]]:
@@ -170,7 +170,7 @@ def read_without_manifest(path: Path, schema: Schema, mutant: Mutant, originals:
     found: list[Video] = []
     refused = False
     try:
-        for record, video in walk(ShardFile(path), schema):
+        for record, video in read_records(ShardFile(path), schema):
             if mutant.forged:
                 agree(record.payload, schema)
             else:
@@ -198,7 +198,7 @@ def read_with_manifest(path: Path, manifest: Manifest, originals: Sequence[Video
             assert same(shards.read(index), original), "another video than was indexed"
         except DataError as error:
             refused += 1
-            assert (error.file, error.record, error.offset) == shards.place(index)
+            assert (error.file, error.record, error.offset) == shards.location(index)
     return refused
 
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from reeltag.core.errors import UsageError
-from reeltag.core.interrupts import ended_by_sigterm, held
+from reeltag.core.interrupts import hold_signals, raise_on_sigterm
 
 
 def double(number):
@@ -38,7 +38,7 @@ def meet(folder, name, others):
 
 def save_when_told(path):
     """Work that does not end by itself, and keeps what it did when it is broken off."""
-    with ended_by_sigterm(), held() as interrupt:
+    with raise_on_sigterm(), hold_signals() as interrupt:
         Path(path).write_text("at work")
         while not interrupt.number:
             time.sleep(0.02)

@@ -8,7 +8,7 @@ from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from reeltag.data.yt8m_download import Source
+from reeltag.data.yt8m_download import UrlTemplates
 
 PLAN = re.compile(r"/2/download_plans/(frame|video)_(train|validate|test)\.json")
 SHARD = re.compile(r"/(us|eu|asia)/2/(frame|video)/(train|validate|test)/(\w+\.tfrecord)")
@@ -93,7 +93,9 @@ class Server(ThreadingHTTPServer):
         ).encode()
         self.lock, self.stalled, self.released = threading.Lock(), threading.Event(), threading.Event()
         at = f"http://127.0.0.1:{self.server_port}"
-        self.source = Source(at + "/2/download_plans/{level}_{split}.json", at + "/{mirror}/2/{level}/{split}/{name}")
+        self.source = UrlTemplates(
+            at + "/2/download_plans/{level}_{split}.json", at + "/{mirror}/2/{level}/{split}/{name}"
+        )
 
     @property
     def times_asked(self):

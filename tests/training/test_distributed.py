@@ -19,7 +19,7 @@ from processgroup import all_end
 from reeltag.cli.main import main
 from reeltag.core.distributed.process_group import launch
 from reeltag.core.errors import DataError
-from reeltag.core.interrupts import SAME_SECONDS
+from reeltag.core.interrupts import REPEAT_SECONDS
 from reeltag.data.synthetic import write_synthetic
 from reeltag.inference.metrics.gap import Metrics, gap
 from reeltag.training import checkpoint
@@ -236,7 +236,7 @@ def test_a_second_signal_ends_at_once(tmp_path):
         os.kill(ranks[1], signal.SIGSTOP)  # so that nothing can be saved
         process.send_signal(signal.SIGTERM)
         # The first may wait for the stopped one inside a collective, and then cannot say that it saves.
-        time.sleep(2 * SAME_SECONDS)
+        time.sleep(2 * REPEAT_SECONDS)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
         assert process.returncode == 143

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from reeltag.artifact.file import Artifact, Member
-from reeltag.core.text import counted, megabytes, plain
+from reeltag.core.text import counted, megabytes, one_line
 from reeltag.models.tagger import meta_tagger
 
 
@@ -51,7 +51,7 @@ def _whole(artifact: Artifact, source: Path | None) -> str:
 
 def _reads(artifact: Artifact) -> str:
     schema = artifact.schema
-    features = " + ".join(f"{plain(feature.name)} {feature.width}" for feature in schema.features)
+    features = " + ".join(f"{one_line(feature.name)} {feature.width}" for feature in schema.features)
     return f"[T, {schema.width}] {schema.dtype}: {features}; at most {counted(schema.max_frames, 'frame')}"
 
 
@@ -63,7 +63,7 @@ def _gives(artifact: Artifact) -> str:
 def _rows(artifact: Artifact) -> list[tuple[str, str, str, str]]:
     """Return name, family, parameters and weight of each member."""
     return [
-        (plain(member.name), member.config.family, f"{_parameters(artifact, member):,}", f"{member.weight:.3f}")
+        (one_line(member.name), member.config.family, f"{_parameters(artifact, member):,}", f"{member.weight:.3f}")
         for member in artifact.members
     ]
 

@@ -24,7 +24,7 @@ from reeltag.core.errors import ArtifactError, BudgetError, UsageError
 from reeltag.core.storage import atomic_path
 from reeltag.core.text import megabytes
 from reeltag.core.transfer import is_url
-from reeltag.core.validation import worded
+from reeltag.core.validation import describe_fault
 from reeltag.data.pca import ARRAYS, Projection
 from reeltag.data.schema import Schema
 from reeltag.models.config import TaggerConfig
@@ -200,7 +200,7 @@ def stream_artifact(path: Path) -> tuple[Artifact, Iterator[Member]]:
         schema = Schema.model_validate(content.get("data"))
         parsed = _Header.model_validate(content, context={"widths": schema.widths})
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {worded(fault)}" for fault in error.errors())
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {describe_fault(fault)}" for fault in error.errors())
         raise ArtifactError(f"{path}: needs another version of reeltag ({faults})") from error
     plain = tuple(Member(member.name, member.config, member.weight, {}) for member in parsed.members)
     stored: dict[str, list[str]] = {_PCA: [], **{member.name: [] for member in plain}}

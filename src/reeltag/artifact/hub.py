@@ -14,8 +14,8 @@ from typing import Any
 from reeltag.artifact.file import SHARED_FILE, Artifact, artifact_header, load_artifact, stored_bytes
 from reeltag.artifact.quantization.quantize import stored_as
 from reeltag.core.errors import UsageError
-from reeltag.core.storage import atomic_folder, refuse_filled, write_bytes, write_json
-from reeltag.core.text import BETWEEN, counted, escaped, megabytes, plain
+from reeltag.core.storage import atomic_folder, refuse_nonempty, write_bytes, write_json
+from reeltag.core.text import NAME_SEPARATOR, counted, escaped, megabytes, one_line
 from reeltag.core.transfer import LATER
 
 CONFIG, CARD = "config.json", "README.md"
@@ -37,7 +37,7 @@ def share_artifact(file: Path, folder: Path, licence: str | None = None) -> None
         UsageError: the folder is not empty, or that is no name of a licence.
         ArtifactError: the file is missing or damaged.
     """
-    refuse_filled(folder)
+    refuse_nonempty(folder)
     if licence is not None and not re.fullmatch(r"[A-Za-z0-9.+-]+", licence):
         raise UsageError(f"licence: {licence!r} is no identifier; give one such as Apache-2.0 or cc-by-4.0")
     shipped = load_artifact(file)
@@ -185,7 +185,7 @@ def model_card(shipped: Artifact, size: int, licence: str | None = None) -> str:
 
 def _metadata(shipped: Artifact, licence: str | None) -> str:
     """The card's YAML. JSON is YAML too, so nothing in a name can end a value."""
-    name = plain(_name(shipped))
+    name = one_line(_name(shipped))
     families = dict.fromkeys(member.config.family for member in shipped.members)
     content: dict[str, Any] = {"library_name": "reeltag", "pipeline_tag": "video-classification"}
     if licence is not None:
@@ -208,8 +208,8 @@ def _data(shipped: Artifact) -> list[str]:
     lines = [f"Reads: {schema.level}-level features, {features}, {schema.dtype}{frames}."]
     if schema.segments is not None:
         lines.append(f"Tags: segments of {schema.segments} frames.")
-    names = BETWEEN.join(map(escaped, (shipped.label_names or ())[:SHOWN_CLASSES]))
-    more = f"{BETWEEN}…" if schema.classes > SHOWN_CLASSES else ""
+    names = NAME_SEPARATOR.join(map(escaped, (shipped.label_names or ())[:SHOWN_CLASSES]))
+    more = f"{NAME_SEPARATOR}…" if schema.classes > SHOWN_CLASSES else ""
     lines.append(f"Classes: {schema.classes:,}" + (f" ({names}{more})." if names else ", without names."))
     if "recipe" in provenance:
         lines.append(f"Recipe: {escaped(provenance['recipe'])}.")

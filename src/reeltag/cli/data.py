@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 
 from reeltag.cli.output import Json, say
 from reeltag.core.errors import DataError, UsageError
-from reeltag.core.text import plain, toml
+from reeltag.core.text import one_line, toml
 
 if TYPE_CHECKING:
     from reeltag.data.bad_records import BadRecords
@@ -56,18 +56,18 @@ def data_inspect(*shards: OneOrMore, json: Json = False) -> None:
     Args:
         shards: Paths, URLs or glob patterns of TFRecord files.
     """
-    from reeltag.core.storage import find, size_of
+    from reeltag.core.storage import file_size, find_files
     from reeltag.core.text import counted, megabytes
     from reeltag.data.formats.tfrecord import ShardFile
-    from reeltag.data.inspect import describe
+    from reeltag.data.inspect import describe_record
     from reeltag.data.schema_draft import draft
 
-    paths = find(shards)
+    paths = find_files(shards)
     files = [ShardFile(path) for path in paths]
     records = sum(len(file.offsets()) for file in files)
-    size = sum(map(size_of, paths))
+    size = sum(map(file_size, paths))
     try:
-        lines = describe(files[0].record(0, 0).payload)
+        lines = describe_record(files[0].record(0, 0).payload)
     except DataError as error:
         raise DataError(error.reason, file=files[0].name, record=0, offset=0) from error
     told = f"{counted(len(files), 'shard')}, {counted(records, 'record')}, {megabytes(size)}"
@@ -88,13 +88,13 @@ def verify(*shards: OneOrMore, schema: str, max_bad_records: MaxBad = 0, json: J
         schema: A preset (yt8m-frame, yt8m-video, audioset), or a recipe whose data.schema holds.
     """
     from reeltag.core.progress import default_progress
-    from reeltag.core.storage import find, size_of
+    from reeltag.core.storage import file_size, find_files
     from reeltag.core.text import counted, megabytes
     from reeltag.data.shards import scan
 
-    paths = find(shards)
+    paths = find_files(shards)
     loaded = load_schema(schema)
-    with default_progress().task("verify", sum(map(size_of, paths)), "bytes") as task:
+    with default_progress().task("verify", sum(map(file_size, paths)), "bytes") as task:
         manifest = scan(paths, loaded, task.advance, max_bad_records=max_bad_records)
     if not len(manifest):
         raise UsageError(f"no record is sound; the first: {manifest.left_out[0]}")
@@ -137,11 +137,11 @@ def synth(out: Path, /, *, set_: Overrides = [], json: Json = False) -> None:  #
     Args:
         out: A new folder.
     """
-    from reeltag.core.storage import refuse_filled
+    from reeltag.core.storage import refuse_nonempty
     from reeltag.data.synthetic import write_synthetic
     from reeltag.recipe.load import synthetic_settings
 
-    refuse_filled(out)
+    refuse_nonempty(out)
     settings = synthetic_settings(set_)
     write_synthetic(out, settings)
     schema = settings.record_schema
@@ -188,7 +188,7 @@ def download(
     from reeltag.data import yt8m_download
 
     chosen = yt8m_download.parse_part(part)
-    shards = yt8m_download.download(out, level, split, chosen, mirror, default_progress(), yt8m_download.OFFICIAL)
+    shards = yt8m_download.download(out, level, split, chosen, mirror, default_progress(), yt8m_download.OFFICIAL_URLS)
     size = sum(shard.stat().st_size for shard in shards)
     text = [
         f"{out}: {counted(len(shards), 'shard')}, {megabytes(size)}, each with the plan's MD5",
@@ -212,7 +212,7 @@ def _draft_lines(drafted: Draft) -> list[str]:
         "",
         *_schema_lines(drafted.schema, notes),
         *([f'# or schema = "{drafted.preset}" in [data], which these records follow'] if drafted.preset else []),
-        *(f"# {plain(remark)}" for remark in drafted.remarks),
+        *(f"# {one_line(remark)}" for remark in drafted.remarks),
     ]
 
 
@@ -226,15 +226,15 @@ def say_left_out(bad: BadRecords) -> None:
     """Say on standard error which bad records were left out, if any."""
     from reeltag.data.bad_records import summary
 
-    if bad.found:
-        print(summary(bad.found), file=sys.stderr)
+    if bad.records:
+        print(summary(bad.records), file=sys.stderr)
 
 
 def load_schema(name: str) -> Schema:
     """A preset by its name, or the schema of a recipe."""
-    from reeltag.data.schema import preset
+    from reeltag.data.schema import preset_schema
     from reeltag.recipe.load import load_recipe
 
     if name.endswith(".toml"):
         return load_recipe(name).data.record_schema
-    return preset(name)
+    return preset_schema(name)

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 from reeltag.cli.output import Json, say
 from reeltag.core.download_cache import cache_folder
-from reeltag.core.environment import default_device, of_processor, processors, versions
+from reeltag.core.environment import available_cpus, cpuinfo_value, default_device, versions
 from reeltag.core.storage import free_bytes
 from reeltag.core.text import megabytes
 from reeltag.data import shard_cache
@@ -74,13 +74,13 @@ def _processor() -> Iterator[Finding]:
 
 def processor_flags() -> set[str] | None:
     """The instructions that Linux says this processor has; None where nobody says."""
-    return set(of_processor("flags").split()) or None
+    return set(cpuinfo_value("flags").split()) or None
 
 
 def _threads() -> Iterator[Finding]:
     import torch
 
-    allowed, threads = allowed_processors(), torch.get_num_threads()
+    allowed, threads = allowed_cpus(), torch.get_num_threads()
     given = ", ".join(f"{key}={os.environ[key]}" for key in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY") if key in os.environ)
     hint = ""
     if threads > allowed:
@@ -90,9 +90,9 @@ def _threads() -> Iterator[Finding]:
     yield Finding("threads", f"{threads} on {allowed:g} processors{given and f' ({given})'}", hint)
 
 
-def allowed_processors(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
+def allowed_cpus(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
     """Processors that this process may keep busy: by its affinity, and by the quota of its container."""
-    count = processors()
+    count = available_cpus()
     try:
         quota, period = limit.read_text().split()
         return count if quota == "max" else max(1, min(count, int(quota) / int(period)))
@@ -163,7 +163,7 @@ def _disk() -> Iterator[Finding]:
     kept = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file() and not path.is_symlink())
     there = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
     hint = "" if os.access(there, os.W_OK) else "set REELTAG_CACHE to a folder that can be written to"
-    yield Finding("cache", f"{cache}: {megabytes(kept)}; of shards at most {_gb(shard_cache.limit())}", hint)
+    yield Finding("cache", f"{cache}: {megabytes(kept)}; of shards at most {_gb(shard_cache.limit_bytes())}", hint)
 
 
 def _gb(size: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from reeltag.cli.output import Json, say
-from reeltag.core.text import plain, toml
+from reeltag.core.text import one_line, toml
 from reeltag.recipe.tables import leaves
 
 if TYPE_CHECKING:
@@ -37,18 +37,19 @@ def inspect(model: str, /, *, json: Json = False) -> None:
         lines += _member(member)
     if shipped.provenance:
         lines.append("made by")
-        width = max(map(len, map(plain, shipped.provenance)))
+        width = max(map(len, map(one_line, shipped.provenance)))
         for key, value in shipped.provenance.items():
-            lines += _wrapped(f"  {plain(key):<{width}}  ", _values(value))
+            lines += _wrapped(f"  {one_line(key):<{width}}  ", _values(value))
     say(artifact_header(shipped) | {"bytes": size}, lines, json)
 
 
 def _data(shipped: Artifact) -> list[str]:
     """What the members read, and the classes."""
     schema = shipped.schema
-    features = " + ".join(f"{plain(feature.name)} {feature.width}" for feature in schema.features)
+    features = " + ".join(f"{one_line(feature.name)} {feature.width}" for feature in schema.features)
     origins = [
-        f"{plain(each.name)} by {plain(each.extractor.name)}{' and a PCA' if each.name in shipped.projections else ''}"
+        f"{one_line(each.name)} by {one_line(each.extractor.name)}"
+        f"{' and a PCA' if each.name in shipped.projections else ''}"
         for each in schema.features
         if each.extractor is not None
     ]
@@ -69,7 +70,7 @@ def _member(member: Member) -> list[str]:
     size = f"{megabytes(stored_bytes(member.state))}, {stored_as(member.state)}"
     settings = member.config.model_dump(mode="json", exclude_defaults=True) | {"family": member.config.family}
     return [
-        f"member    {plain(member.name)}: {size}, weight {member.weight:.4f}",
+        f"member    {one_line(member.name)}: {size}, weight {member.weight:.4f}",
         *_wrapped(" " * 10, [f"{key} = {toml(value)}" for key, value in leaves(settings)]),
     ]
 
@@ -77,10 +78,10 @@ def _member(member: Member) -> list[str]:
 def _values(value: Any) -> list[str]:
     """A value of the provenance, which is any JSON, in parts between which a line may end."""
     if isinstance(value, Mapping):
-        return [f"{plain(key)} {', '.join(_values(each))}" for key, each in leaves(value)]
+        return [f"{one_line(key)} {', '.join(_values(each))}" for key, each in leaves(value)]
     if isinstance(value, list):
-        return [plain(each) for each in value] or ["none"]
-    return [f"{value:.6g}" if isinstance(value, float) else plain(value)]
+        return [one_line(each) for each in value] or ["none"]
+    return [f"{value:.6g}" if isinstance(value, float) else one_line(value)]
 
 
 def _wrapped(head: str, parts: Sequence[str]) -> list[str]:

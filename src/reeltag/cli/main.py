@@ -26,10 +26,10 @@ from reeltag.cli.simulate import simulate
 from reeltag.cli.tag import tag
 from reeltag.cli.video import extract
 from reeltag.core.distributed.pools import pool_of
-from reeltag.core.environment import keep_freed_memory, spin_briefly
+from reeltag.core.environment import keep_freed_memory, limit_openmp_spinning
 from reeltag.core.errors import ReeltagError, UsageError
-from reeltag.core.interrupts import OutOfTime, Terminated, ended_by_sigterm
-from reeltag.core.memory import enough_memory
+from reeltag.core.interrupts import Terminated, TimeLimitReached, raise_on_sigterm
+from reeltag.core.memory import explain_out_of_memory
 from reeltag.core.text import printable
 from reeltag.core.version import __version__
 
@@ -279,7 +279,7 @@ def predict(
             progress=default_progress(quiet=quiet),
             pool=pool_of("", executor, address),
         )
-        told = {"file": out, "videos": counts.videos, "dropped": counts.dropped, "left_out": len(counts.bad.found)}
+        told = {"file": out, "videos": counts.videos, "dropped": counts.dropped, "left_out": len(counts.bad.records)}
         example = stream_artifact(file)[0].schema.example
         say(told, [f"{out}: {counted(counts.videos, example)}"], json)
     if drop_flat:
@@ -321,9 +321,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 2 bad input, 75 the time of --max-time is over, 130 interrupted, 143 terminated.
     """
     keep_freed_memory()
-    spin_briefly()
+    limit_openmp_spinning()
     try:
-        with ended_by_sigterm(), enough_memory("this command", "end other programs, or take a machine with more"):
+        with (
+            raise_on_sigterm(),
+            explain_out_of_memory("this command", "end other programs, or take a machine with more"),
+        ):
             app(arguments, exit_on_error=False, result_action="return_value")
     except CycloptsError:
         return 2  # printed already
@@ -331,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        endings = {Terminated: ("terminated", 143), OutOfTime: ("out of time", 75)}
+        endings = {Terminated: ("terminated", 143), TimeLimitReached: ("out of time", 75)}
         what, code = endings.get(type(error), ("interrupted", 130))
         print(f"{what}{_on_again(sys.argv[1:] if arguments is None else arguments)}", file=sys.stderr)
         return code

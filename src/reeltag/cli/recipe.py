@@ -71,12 +71,12 @@ def copy(recipe: str, file: Path, /, *, json: Json = False) -> None:
         recipe: The name of a recipe that comes with reeltag, or a TOML file.
         file: A new file.
     """
-    from reeltag.core.storage import refuse_existing, regular, write_bytes
+    from reeltag.core.storage import refuse_existing, require_regular, write_bytes
 
     source = shipped.path_of(recipe)
     read_table(source)
     refuse_existing(file)
-    write_bytes(file, regular(source).read_bytes())
+    write_bytes(file, require_regular(source).read_bytes())
     say({"file": file}, [f"{file}: change it, then reeltag recipe check {file}"], json)
 
 

@@ -20,13 +20,13 @@ def report(run: Path, other: Path | None = None, /, *, out: Path | None = None, 
         other: Folder of the run to compare it with.
         out: A new file; by default RUN.html or RUN-OTHER.html in the current folder.
     """
-    from reeltag.core.storage import at_work, refuse_existing, write_bytes
+    from reeltag.core.storage import is_locked, refuse_existing, write_bytes
     from reeltag.pipeline.report.page import render_comparison, render_run
     from reeltag.pipeline.report.results import read_run
 
     runs = [read_run(folder) for folder in (run, other) if folder is not None]
     for folder in (run, other):
-        if folder is not None and at_work(folder):
+        if folder is not None and is_locked(folder):
             print(f"{folder}: a process is at work here; this is what the run ended with before", file=sys.stderr)
     path = out or Path("-".join(each.name for each in runs) + ".html")
     refuse_existing(path)

@@ -58,7 +58,7 @@ def serve(
     import torch
 
     from reeltag.core.environment import default_device
-    from reeltag.core.storage import find
+    from reeltag.core.storage import find_files
     from reeltag.core.transfer import is_url
     from reeltag.inference.predictor import load
     from reeltag.serve.limits import Limits
@@ -71,7 +71,7 @@ def serve(
     max_body = int(max_body_mb * 1e6) if math.isfinite(max_body_mb) else 0
     limits = Limits(max_batch, max_body, frames, timeout, max_waiting)
     name = Path(urlsplit(model).path if is_url(model) else model).name  # a query may hold a signature
-    app = create_app(predictor, name, limits, read_samples(find(samples), predictor.schema))
+    app = create_app(predictor, name, limits, read_samples(find_files(samples), predictor.schema))
     gc.collect()
     gc.freeze()  # what is there stays there, and need not be looked at again
     run(app, listen(host, port), name)

@@ -48,14 +48,14 @@ def tag(
     from reeltag.core.storage import refuse_existing, write_bytes
     from reeltag.core.text import counted
     from reeltag.core.transfer import is_url
-    from reeltag.data.video.dataset import gather
+    from reeltag.data.video.dataset import find_videos
     from reeltag.inference.predictor import load
     from reeltag.inference.video.tag_formats import as_csv, as_html, as_lines
     from reeltag.inference.video.tagger import open_tagger, tag_files
 
     for file in filter(None, (csv, html)):
         refuse_existing(file)
-    items = gather(videos, None).items
+    items = find_videos(videos, None).items
     name = Path(urlsplit(model).path if is_url(model) else model).name
     tagger = open_tagger(load(model, mode), name, image, audio)
     shown = {"timeline": timeline or html is not None, "pictures": html is not None}

@@ -50,8 +50,8 @@ def extract(
         workers: Processes that share the files; by default one a processor, or fewer for fewer than 8 files each.
     """
     from reeltag.core.progress import default_progress
-    from reeltag.data.video.dataset import gather
-    from reeltag.data.video.extract import Settings, collect, worthwhile_workers
+    from reeltag.data.video.dataset import find_videos
+    from reeltag.data.video.extract import Settings, extract_dataset, suggested_workers
 
     if test_share is None:
         test_share = 0.2 if labels else 0.0
@@ -62,21 +62,21 @@ def extract(
     if pca is not None and fit_pca:
         raise UsageError("--fit-pca: learns what --pca reads; leave one of the two out")
     settings = Settings(image, audio, pca, _widths(fit_pca, image, audio), test_share)
-    data = gather(videos, labels)
-    outcomes = collect(
-        data, out, settings, workers or worthwhile_workers(len(data.items)), default_progress(quiet=quiet)
+    data = find_videos(videos, labels)
+    outcomes = extract_dataset(
+        data, out, settings, workers or suggested_workers(len(data.items)), default_progress(quiet=quiet)
     )
     _tell(data, outcomes, out, json)
 
 
 def _tell(data: Dataset, outcomes: Sequence[Outcome], out: Path, json: bool) -> None:
     """What became of the files, and what to do next."""
-    from reeltag.core.text import counted, few, plain
-    from reeltag.data.video.dataset import untaught_classes
+    from reeltag.core.text import counted, first_lines, one_line
+    from reeltag.data.video.dataset import classes_without_training_videos
 
     train, test = ([each for each in outcomes if each.split == split] for split in ("train", "test"))
     seconds, left_out = sum(each.seconds for each in train + test), len(outcomes) - len(train + test)
-    untaught = untaught_classes(data, {each.id for each in train})
+    untaught = classes_without_training_videos(data, {each.id for each in train})
     told = {"folder": out, "train_videos": len(train), "test_videos": len(test), "seconds": seconds}
     told |= {"left_out": left_out, "untaught": untaught, "report": out / "report.csv"}
     counts = [counted(len(train), "training video"), counted(len(test), "test video"), counted(seconds, "second")]
@@ -85,9 +85,11 @@ def _tell(data: Dataset, outcomes: Sequence[Outcome], out: Path, json: bool) -> 
         first = "" if test else f"say in {out / 'recipe.toml'} what to test on, data.test, and "
         text.append(f"{first}train on them: reeltag run {out / 'recipe.toml'} --set data.root={out}")
     say(told, text, json)
-    notes = [f"no training video has the label {plain(name)}, so it cannot be learned" for name in untaught]
-    notes = few(notes) + ([f"{counted(left_out, 'file')} left out; see {out / 'report.csv'}"] if left_out else [])
-    notes += few([f"  {each.id}: {'; '.join(each.remarks)}" for each in outcomes if each.remarks])
+    notes = [f"no training video has the label {one_line(name)}, so it cannot be learned" for name in untaught]
+    notes = first_lines(notes) + (
+        [f"{counted(left_out, 'file')} left out; see {out / 'report.csv'}"] if left_out else []
+    )
+    notes += first_lines([f"  {each.id}: {'; '.join(each.remarks)}" for each in outcomes if each.remarks])
     if notes:
         print("\n".join(notes), file=sys.stderr)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from reeltag.core.errors import ArtifactError
 from reeltag.core.storage import atomic_path, content_hash
-from reeltag.core.transfer import file_system, reason, refusal, refused, version
+from reeltag.core.transfer import describe_error, file_system, is_refusal, refusal_error, version
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ def fetch(url: str, check: Callable[[Path], object]) -> Path:
     try:
         state = _version(filesystem, path)
     except Exception as error:  # each file system has exceptions of its own
-        if refused(error):
-            raise ArtifactError(str(refusal(url, error))) from error
+        if is_refusal(error):
+            raise ArtifactError(str(refusal_error(url, error))) from error
         return _last_copy(url, folder, error)
     target = folder / f"{content_hash(state)[:16]}.reeltag"
     if state is not None and target.exists():
@@ -52,9 +52,9 @@ def fetch(url: str, check: Callable[[Path], object]) -> Path:
         try:
             filesystem.get_file(path, str(temporary))
         except Exception as error:
-            if not refused(error) and any(folder.glob("*.reeltag")):
+            if not is_refusal(error) and any(folder.glob("*.reeltag")):
                 return _last_copy(url, folder, error)
-            raise ArtifactError(f"{url}: did not arrive whole ({reason(error)}); try again") from error
+            raise ArtifactError(f"{url}: did not arrive whole ({describe_error(error)}); try again") from error
         try:
             check(temporary)
         except ArtifactError as error:
@@ -74,7 +74,9 @@ def _version(filesystem: Any, path: str) -> object:
 def _last_copy(url: str, folder: Path, error: Exception) -> Path:
     copies = sorted(folder.glob("*.reeltag"), key=lambda copy: copy.stat().st_mtime)
     if not copies:
-        what = f"cannot be reached ({reason(error)}), and there is no copy in {cache_folder()}"
+        what = f"cannot be reached ({describe_error(error)}), and there is no copy in {cache_folder()}"
         raise ArtifactError(f"{url}: {what}; check the URL and the network") from error
-    logger.warning("%s: cannot be reached (%s); using the copy in the cache, %s", url, reason(error), copies[-1])
+    logger.warning(
+        "%s: cannot be reached (%s); using the copy in the cache, %s", url, describe_error(error), copies[-1]
+    )
     return copies[-1]

@@ -15,7 +15,7 @@ from typing import Any
 
 from reeltag.core.errors import UsageError
 
-SPINS = "1000"  # tens of microseconds
+OPENMP_SPIN_COUNT = "1000"  # tens of microseconds
 PACKAGES = ("torch", "lightning-fabric", "numpy", "pydantic", "protobuf", "google-crc32c")
 
 
@@ -24,7 +24,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in ("reeltag", *PACKAGES)}
 
 
-def surroundings(recipe: Path) -> dict[str, Any]:
+def describe_environment(recipe: Path) -> dict[str, Any]:
     """What a run was made with; it is kept beside the results and decides none of them.
 
     Args:
@@ -55,7 +55,7 @@ def _git(file: Path, *arguments: str) -> str | None:
     return said.stdout.strip() if said.returncode == 0 else None
 
 
-def of_processor(key: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def cpuinfo_value(key: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """What Linux says of its first processor, such as its `model name`; empty where nobody says."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -65,7 +65,7 @@ def of_processor(key: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return next((value.strip() for name, _, value in told if name.strip() == key), "")
 
 
-def processors() -> int:
+def available_cpus() -> int:
     """How many processors this process may keep busy."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -132,14 +132,14 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
-def spin_briefly() -> None:
+def limit_openmp_spinning() -> None:
     """Let OpenMP's threads sleep after a short while of waiting, unless the environment says how they wait.
 
     By default they spin for milliseconds, which on a machine with other work to do keeps those from the processor that
     they wait for. Only what is loaded later, torch above all, heeds it.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+        os.environ.setdefault("GOMP_SPINCOUNT", OPENMP_SPIN_COUNT)
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # as in malloc.h

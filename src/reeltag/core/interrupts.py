@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
-SAME_SECONDS = 0.5
+REPEAT_SECONDS = 0.5
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends work as Ctrl-C does."""
 
 
-class OutOfTime(KeyboardInterrupt):
+class TimeLimitReached(KeyboardInterrupt):
     """The time that a command was given is over, which ends work as Ctrl-C does."""
 
 
 @dataclass
-class Held:
+class HeldSignal:
     """What was held back in a block.
 
     Attributes:
@@ -44,7 +44,7 @@ def _say_saving(number: int) -> None:
 
 
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
+def raise_on_sigterm() -> Iterator[None]:
     """Let SIGTERM raise `Terminated` in a block."""
     if not _receives_signals():
         yield
@@ -58,7 +58,7 @@ def ended_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def deadline(seconds: float | None) -> Iterator[None]:
-    """Let `OutOfTime` be raised in a block of the main thread when it took so long, or never by default."""
+    """Let `TimeLimitReached` be raised in a block of the main thread when it took so long, or never by default."""
     if seconds is None:
         yield
         return
@@ -72,7 +72,7 @@ def deadline(seconds: float | None) -> Iterator[None]:
 
 
 @contextmanager
-def held(then: Callable[[int], None] = _say_saving) -> Iterator[Held]:
+def hold_signals(then: Callable[[int], None] = _say_saving) -> Iterator[HeldSignal]:
     """Hold the first signal back until the block's end, or until it lets it go; a second ends it at once.
 
     What comes within half a second is the same one: whoever ends a group of processes may tell each of them, and they
@@ -81,7 +81,7 @@ def held(then: Callable[[int], None] = _say_saving) -> Iterator[Held]:
     Args:
         then: what is done when the first comes, with its number.
     """
-    found = Held()
+    found = HeldSignal()
     # A signal that has no handler ends the process, or is ignored; that stays so.
     before = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
 
@@ -96,7 +96,7 @@ def held(then: Callable[[int], None] = _say_saving) -> Iterator[Held]:
         if not found.number:
             found.number, first = number, time.monotonic()
             then(number)
-        elif number != signal.SIGALRM and time.monotonic() - first > SAME_SECONDS:
+        elif number != signal.SIGALRM and time.monotonic() - first > REPEAT_SECONDS:
             restore()
             _end(number)
 
@@ -117,4 +117,4 @@ def _receives_signals() -> bool:
 
 
 def _end(number: int, frame: FrameType | None = None) -> None:
-    raise {signal.SIGTERM: Terminated, signal.SIGALRM: OutOfTime}.get(signal.Signals(number), KeyboardInterrupt)
+    raise {signal.SIGTERM: Terminated, signal.SIGALRM: TimeLimitReached}.get(signal.Signals(number), KeyboardInterrupt)

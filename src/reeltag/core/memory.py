@@ -16,7 +16,7 @@ _ASKED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ?(\w+)", re.IGNORECA
 
 
 @contextmanager
-def enough_memory(work: str, less: str) -> Iterator[None]:
+def explain_out_of_memory(work: str, less: str) -> Iterator[None]:
     """Say of work in a block that memory ran out, and what would need less of it.
 
     Args:

@@ -57,7 +57,7 @@ class Task:
         else:
             parts = [f"{self.name}: {self.done:,}/{self.total:,} {self.unit}", f"{rate:,.0f}/s"]
         if rate > 0 and self.done < self.total:
-            parts.append(f"{clock((self.total - self.done) / rate)} left")
+            parts.append(f"{format_duration((self.total - self.done) / rate)} left")
         if self.waited:
             parts.append(f"data-wait {self.waited / seconds:.0%}")
         parts.append(_memory())
@@ -154,7 +154,7 @@ def default_progress(*, quiet: bool = False) -> Progress:
     return Progress() if quiet else LiveProgress() if sys.stderr.isatty() else PlainProgress()
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Minutes and seconds, behind hours where there are some."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

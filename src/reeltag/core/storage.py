@@ -21,13 +21,13 @@ from uuid import uuid4
 from reeltag.core.errors import UsageError
 from reeltag.core.transfer import RemoteFile, expand, is_url
 
-Source = Path | RemoteFile  # a file here, or behind a URL
+DataFile = Path | RemoteFile  # a file here, or behind a URL
 Patterns = str | Path | Sequence[str | Path]  # one, or several
 
 LOCK = ".lock"
 
 
-def each_of(given: Patterns) -> list[str]:
+def as_strings(given: Patterns) -> list[str]:
     """What is given once or several times, as a list of texts.
 
     Raises:
@@ -39,7 +39,7 @@ def each_of(given: Patterns) -> list[str]:
     return [str(each) for each in several]
 
 
-def find(patterns: Patterns, root: Path | str | None = None) -> list[Source]:
+def find_files(patterns: Patterns, root: Path | str | None = None) -> list[DataFile]:
     """Files that match glob patterns, each once, sorted by name within a pattern.
 
     Args:
@@ -50,9 +50,9 @@ def find(patterns: Patterns, root: Path | str | None = None) -> list[Source]:
         UsageError: a pattern matches nothing, or something else than a file.
         TransferError: the files behind a URL are missing, not for us, or out of reach.
     """
-    found: dict[Source, None] = {}
-    for pattern in each_of(patterns):
-        place = beneath(root, pattern)
+    found: dict[DataFile, None] = {}
+    for pattern in as_strings(patterns):
+        place = join_path(root, pattern)
         found |= dict.fromkeys(_behind(place) if is_url(place) else _matching(Path(place)))
     return list(found)
 
@@ -76,25 +76,25 @@ def _matching(full: Path) -> list[Path]:
         if match.is_dir():
             raise UsageError(f"{match}: is a folder; name its shards, for example '{match}/*.tfrecord'")
         try:
-            regular(match)
+            require_regular(match)
         except OSError as error:
             raise UsageError(f"{match}: cannot be read ({error.strerror}); name shards alone") from error
     return matches
 
 
-def beneath(root: Path | str | None, name: str) -> str:
+def join_path(root: Path | str | None, name: str) -> str:
     """The path or URL of a file in a folder, which may be given by its URL; a name that is whole already stays."""
     if is_url(name):
         return name
     return f"{str(root).rstrip('/')}/{name}" if isinstance(root, str) else str((root or Path()) / name)
 
 
-def size_of(source: Source) -> int:
+def file_size(source: DataFile) -> int:
     """Bytes of a file."""
     return source.size if isinstance(source, RemoteFile) else source.stat().st_size
 
 
-def identity(source: Source) -> list[Any]:
+def file_identity(source: DataFile) -> list[Any]:
     """What tells a file and its state from others, as JSON: place, size, and time of the last change or version."""
     if isinstance(source, RemoteFile):
         return [source.url, source.size, source.version]
@@ -102,7 +102,7 @@ def identity(source: Source) -> list[Any]:
     return [str(source.resolve()), status.st_size, status.st_mtime_ns]
 
 
-def regular(path: Path) -> Path:
+def require_regular(path: Path) -> Path:
     """The path, behind which there is a file; what else there may be, such as a pipe, might never end.
 
     Raises:
@@ -115,14 +115,14 @@ def regular(path: Path) -> Path:
     return path
 
 
-def inside(folder: Path, name: str) -> Path:
+def file_inside(folder: Path, name: str) -> Path:
     """The file in a folder that another file names.
 
     Raises:
         UsageError: there is none, or the name leads out of the folder.
     """
     try:
-        path = regular(folder / name)
+        path = require_regular(folder / name)
         if path.resolve().parent != folder.resolve():
             raise OSError(errno.EINVAL, "leads elsewhere", name)
     except OSError as error:
@@ -143,7 +143,7 @@ def refuse_existing(path: Path) -> None:
         raise UsageError(f"{path.parent}: no such folder; create it or choose another place")
 
 
-def refuse_filled(folder: Path) -> None:
+def refuse_nonempty(folder: Path) -> None:
     """Keep an output folder from mixing with files that are there already.
 
     Raises:
@@ -231,7 +231,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def claimed_parts(folder: Path, out: Path) -> Iterator[None]:
+def exclusive_parts(folder: Path, out: Path) -> Iterator[None]:
     """Keep to this process the folder in which the parts of an output are made.
 
     What killed processes left half-written goes, of the folder and of the output; in the end also what this one left,
@@ -255,7 +255,7 @@ def claimed_parts(folder: Path, out: Path) -> Iterator[None]:
             _remove_if_idle(folder)
 
 
-def at_work(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Whether a process has locked a folder; False where nobody can tell."""
     try:
         with (folder / LOCK).open("rb") as file:
@@ -350,7 +350,7 @@ def read_json(path: Path) -> Any:
         UsageError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(regular(path).read_bytes())
+        return json.loads(require_regular(path).read_bytes())
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{path}: cannot be read as JSON ({error}); remove {path.parent}, and what was in it is made anew"

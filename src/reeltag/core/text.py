@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-SHOWN = 5  # lines of a list
+MAX_LISTED = 5  # lines of a list
 
-BETWEEN = " · "  # names of classes, which may have commas
+NAME_SEPARATOR = " · "  # names of classes, which may have commas
 
 
 def printable(text: str) -> str:
@@ -17,7 +17,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
-def plain(value: object) -> str:
+def one_line(value: object) -> str:
     """One line of printable text."""
     return " ".join(printable(str(value)).split())
 
@@ -30,7 +30,7 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 def escaped(value: object) -> str:
     """One line in which Markdown and HTML mean nothing."""
-    return re.sub(r"([\\`*_\[\]<>&|~$#])", r"\\\1", plain(value))
+    return re.sub(r"([\\`*_\[\]<>&|~$#])", r"\\\1", one_line(value))
 
 
 def toml(value: Any) -> str:
@@ -54,7 +54,7 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def few(lines: Sequence[str]) -> list[str]:
+def first_lines(lines: Sequence[str]) -> list[str]:
     """The first lines of a list for people, and how many more there are."""
-    more = len(lines) - SHOWN
-    return [*lines[:SHOWN], *([f"and {more:,} more"] if more > 0 else [])]
+    more = len(lines) - MAX_LISTED
+    return [*lines[:MAX_LISTED], *([f"and {more:,} more"] if more > 0 else [])]

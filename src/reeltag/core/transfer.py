@@ -225,10 +225,10 @@ def file_system(url: str, inner_tries: int = 1) -> tuple[Any, str]:
         # An instance is kept for each process, so a forked one makes its own.
         filesystem, path = fsspec.url_to_fs(url, **_options(scheme, inner_tries))
     except (ImportError, ValueError) as error:
-        what = f"cannot be read here ({reason(error)})"
+        what = f"cannot be read here ({describe_error(error)})"
         raise UsageError(f"{url}: {what}; s3:// and gs:// need pip install 'reeltag[cloud]'") from error
     except Exception as error:  # gcsfs looks for credentials at once
-        raise refusal(url, error) from error
+        raise refusal_error(url, error) from error
     if scheme == "s3":
         filesystem.retries = 1  # ours are enough
     filesystem.invalidate_cache()
@@ -240,31 +240,33 @@ def version(info: Mapping[str, Any]) -> str | None:
     return next((f"{key} {info[key]}" for key in _VERSIONS if info.get(key)), None)
 
 
-def refused(error: BaseException) -> bool:
+def is_refusal(error: BaseException) -> bool:
     """Whether the other side answered that there is no such file, or not for us, so that asking again is in vain."""
     status = _status(error)
     if status is not None and not isinstance(error, TimeoutError):  # S3 calls a stalled request 400
         return status < 500 and status not in LATER
     if isinstance(error, FileNotFoundError):
-        return error.__cause__ is None or refused(error.__cause__)  # HTTP's calls every failure a missing file
+        return error.__cause__ is None or is_refusal(error.__cause__)  # HTTP's calls every failure a missing file
     name = type(error).__name__
     known = isinstance(error, PermissionError | ValueError | TypeError | NotImplementedError)
     return known or name in (*_NOT_READY, *_NOT_VALID) or str(error).startswith("Forbidden")  # as gcsfs has it
 
 
-def refusal(url: str, error: BaseException) -> TransferError:
+def refusal_error(url: str, error: BaseException) -> TransferError:
     """What to say of an error by which the other side refused something."""
     advice = _ADVICE.get(_scheme(url), "")
     if type(error).__name__ in _NOT_READY:
-        return TransferError(f"{url}: there are no credentials ({reason(error)}); {advice}")
+        return TransferError(f"{url}: there are no credentials ({describe_error(error)}); {advice}")
     if _status(error) == 416:  # it ends before the range
         return _changed(url)
     if _is_missing(error):
-        return TransferError(f"{url}: there is no such file or bucket ({reason(error)}); check the URL")
-    return TransferError(f"{url}: refused ({reason(error)}); check the URL{f', and {advice}' if advice else ''}")
+        return TransferError(f"{url}: there is no such file or bucket ({describe_error(error)}); check the URL")
+    return TransferError(
+        f"{url}: refused ({describe_error(error)}); check the URL{f', and {advice}' if advice else ''}"
+    )
 
 
-def reason(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An error in words."""
     cause = error.__cause__ or error
     return ": ".join(filter(None, [type(cause).__name__, " ".join(str(cause).split())]))
@@ -356,10 +358,10 @@ def _patiently(url: str, action: Callable[[], _T], place: str = "", tries: int |
         except ReeltagError:
             raise
         except Exception as error:  # each file system has exceptions of its own
-            if refused(error):
-                raise refusal(url, error) from error
+            if is_refusal(error):
+                raise refusal_error(url, error) from error
             if number == tries - 1:
-                what = f"cannot be reached ({reason(error)}), {tries} times in a row"
+                what = f"cannot be reached ({describe_error(error)}), {tries} times in a row"
                 hint = "check the URL and the network, and run again: what has arrived is kept"
                 raise TransferError(f"{url}{place}: {what}; {hint}") from error
         time.sleep(min(PAUSE_SECONDS * 2**number, LONGEST_PAUSE) * _random.uniform(0.5, 1))

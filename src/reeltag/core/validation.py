@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from reeltag.core.text import did_you_mean
 
-SHOWN = 100  # characters of a wrong value
+MAX_VALUE_LENGTH = 100  # characters of a wrong value
 
 _MUSTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), lambda context: "must be a whole number"),
@@ -31,7 +31,7 @@ _MUSTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
-def worded(fault: ErrorDetails) -> str:
+def describe_fault(fault: ErrorDetails) -> str:
     """A fault without its place, such as "must be a number, not 'abc'"."""
     kind, given, context = fault["type"], fault["input"], fault.get("ctx", {})
     if kind in ("missing", "extra_forbidden"):
@@ -39,13 +39,13 @@ def worded(fault: ErrorDetails) -> str:
     if kind == "value_error":
         return fault["msg"].removeprefix("Value error, ")
     if kind == "tuple_type":
-        return f"must be a list, such as [{shown(given)}], not {shown(given)}"
+        return f"must be a list, such as [{format_value(given)}], not {format_value(given)}"
     if kind in ("model_type", "dict_type"):
-        return f"must be a table, {{ key = value, … }}, not {shown(given)}"
+        return f"must be a table, {{ key = value, … }}, not {format_value(given)}"
     must = _MUSTS[kind](context) if kind in _MUSTS else fault["msg"]
     if kind == "literal_error" and (question := did_you_mean(str(given), re.findall("'([^']*)'", context["expected"]))):
-        return f"{must}, not {shown(given)}; {question}"
-    return must if kind == "finite_number" or isinstance(given, BaseModel) else f"{must}, not {shown(given)}"
+        return f"{must}, not {format_value(given)}; {question}"
+    return must if kind == "finite_number" or isinstance(given, BaseModel) else f"{must}, not {format_value(given)}"
 
 
 def count_or(word: str) -> BeforeValidator:
@@ -53,15 +53,15 @@ def count_or(word: str) -> BeforeValidator:
 
     def check(value: object) -> object:
         if value != word and (type(value) is not int or value < 1):
-            raise ValueError(f'must be a whole number, 1 or more, or "{word}", not {shown(value)}')
+            raise ValueError(f'must be a whole number, 1 or more, or "{word}", not {format_value(value)}')
         return value
 
     return BeforeValidator(check)
 
 
-def shown(given: object) -> str:
+def format_value(given: object) -> str:
     """A value as it was given, cut where it is long."""
     if isinstance(given, Mapping):
         return "a table"
     text = repr(given)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[:MAX_VALUE_LENGTH]}…"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from reeltag.core.errors import DataError, UsageError
-from reeltag.core.text import counted, few
+from reeltag.core.text import counted, first_lines
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class BadRecord:
     reason: str
 
     @classmethod
-    def of(cls, error: DataError) -> BadRecord:
+    def from_error(cls, error: DataError) -> BadRecord:
         """The record that an error is about."""
         assert error.file is not None and error.record is not None and error.offset is not None
         return cls(error.file, error.record, error.offset, error.reason)
@@ -38,41 +38,41 @@ class BadRecords:
     """Takes note of bad records, up to a limit.
 
     Attributes:
-        most: how many may be left out; where it is 0, the first ends the work.
-        found: those that were.
+        limit: how many may be left out; where it is 0, the first ends the work.
+        records: those that were.
 
     Raises:
         UsageError: the limit is below 0.
     """
 
-    most: int = 0
-    found: list[BadRecord] = field(default_factory=list)
+    limit: int = 0
+    records: list[BadRecord] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.most < 0:
-            raise UsageError(f"max_bad_records: must be 0 or more, not {self.most}")
+        if self.limit < 0:
+            raise UsageError(f"max_bad_records: must be 0 or more, not {self.limit}")
 
-    def leave_out(self, error: DataError) -> None:
+    def skip(self, error: DataError) -> None:
         """Take note of a bad record.
 
         Raises:
             DataError: it is one too many.
         """
-        if len(self.found) < self.most:
-            self.found.append(BadRecord.of(error))
+        if len(self.records) < self.limit:
+            self.records.append(BadRecord.from_error(error))
             return
-        if not self.most:
+        if not self.limit:
             raise error
-        reason = f"{error.reason}; this is one more than max_bad_records, {self.most:,}, after"
-        lines = [reason, *listed(self.found)]
+        reason = f"{error.reason}; this is one more than max_bad_records, {self.limit:,}, after"
+        lines = [reason, *format_first(self.records)]
         raise DataError("\n  ".join(lines), file=error.file, record=error.record, offset=error.offset)
 
 
-def listed(found: Sequence[BadRecord]) -> list[str]:
+def format_first(found: Sequence[BadRecord]) -> list[str]:
     """The first few for people, a line each."""
-    return few(list(map(str, found)))
+    return first_lines(list(map(str, found)))
 
 
 def summary(found: Sequence[BadRecord]) -> str:
     """What was left out, in lines for people."""
-    return "\n  ".join([f"{counted(len(found), 'bad record')} left out:", *listed(found)])
+    return "\n  ".join([f"{counted(len(found), 'bad record')} left out:", *format_first(found)])

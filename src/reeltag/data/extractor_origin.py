@@ -8,13 +8,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from reeltag.core.errors import UsageError
-from reeltag.core.storage import Source, read_json
+from reeltag.core.storage import DataFile, read_json
 from reeltag.data.schema import Origin, Schema
 
 MANIFEST = "manifest.json"
 
 
-def refuse_other_origin(schema: Schema, shards: Iterable[Source]) -> None:
+def refuse_other_origin(schema: Schema, shards: Iterable[DataFile]) -> None:
     """See that shards hold features of the extractors that a schema names, as far as both are known.
 
     Args:
@@ -29,12 +29,12 @@ def refuse_other_origin(schema: Schema, shards: Iterable[Source]) -> None:
         for name, theirs in _origins(folder / MANIFEST).items():
             wanted = ours.get(name)
             if wanted is not None and (theirs.hash, theirs.projection) != (wanted.hash, wanted.projection):
-                made = f"{theirs.name}{difference(theirs, wanted)}"
+                made = f"{theirs.name}{describe_difference(theirs, wanted)}"
                 what = f"{name!r} of these shards is from {made}, and the model reads it from {wanted.name}"
                 raise UsageError(f"{folder}: {what}; extract the videos as the model's were")
 
 
-def difference(found: Origin, wanted: Origin) -> str:
+def describe_difference(found: Origin, wanted: Origin) -> str:
     """What two extractors differ in, to be put behind a name; nothing where the name tells."""
     if found.hash == wanted.hash:
         return " through another PCA"

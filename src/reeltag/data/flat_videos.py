@@ -9,11 +9,11 @@ from reeltag.data.formats.example import Video
 from reeltag.data.schema import Schema
 
 RGB = ("rgb", "mean_rgb")  # what YouTube-8M calls it, by frame and by video
-SPREAD = 0.1
+MAX_FLAT_DEVIATION = 0.1
 _STEP = 4 / 255  # between the values of two codes, as in models.layers.dequantize
 
 
-def rgb_place(schema: Schema) -> int:
+def rgb_feature_index(schema: Schema) -> int:
     """Which feature of a schema is the image's.
 
     Raises:
@@ -35,4 +35,4 @@ def is_flat(video: Video, place: int) -> bool:
     frames = video.features[place]
     # In whole numbers the sum is exact, and a constant added to all values leaves their deviation.
     mean = frames.sum(0, dtype=np.uint32 if frames.dtype == np.uint8 else np.float64) / len(frames)
-    return bool(mean.std() * (_STEP if frames.dtype == np.uint8 else 1) <= SPREAD)
+    return bool(mean.std() * (_STEP if frames.dtype == np.uint8 else 1) <= MAX_FLAT_DEVIATION)

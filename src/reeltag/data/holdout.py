@@ -19,7 +19,7 @@ def refuse_overlap(train: Manifest, test: Manifest) -> None:
     if len(shared):
         index = int(np.flatnonzero(test.id_hashes == shared[0])[0])
         shards = Shards(test)
-        path, record, offset = shards.place(index)
+        path, record, offset = shards.location(index)
         name = shards.video(index).id
         raise DataError(
             f"{len(shared)} test videos are training videos too, the first is {name!r}; "

@@ -10,10 +10,10 @@ from reeltag.core.errors import DataError
 from reeltag.core.text import counted
 from reeltag.data.formats.protos import SequenceExample
 
-SHOWN = 4  # values of a list
+MAX_VALUES = 4  # values of a list
 
 
-def describe(record: bytes) -> list[str]:
+def describe_record(record: bytes) -> list[str]:
     """What a record holds, one line a feature, for people who do not know its schema yet.
 
     Raises:
@@ -56,5 +56,5 @@ def _summary(item: Any) -> str:
     if kind == "bytes_list":
         sizes = ", ".join(str(len(value)) for value in values[:3])
         return f"{kind} with {counted(len(values), 'value')} of {sizes} bytes"
-    shown = ", ".join(f"{value:.4g}" for value in values[:SHOWN])
-    return f"{kind} with {counted(len(values), 'value')}, {shown}{' …' if len(values) > SHOWN else ''}"
+    shown = ", ".join(f"{value:.4g}" for value in values[:MAX_VALUES])
+    return f"{kind} with {counted(len(values), 'value')}, {shown}{' …' if len(values) > MAX_VALUES else ''}"

@@ -20,8 +20,8 @@ from reeltag.core.distributed.process_pool import without_interrupts
 from reeltag.core.errors import ReeltagError
 from reeltag.core.transfer import RemoteFile
 from reeltag.data.formats.example import Video
-from reeltag.data.prefetch import ReadAhead
-from reeltag.data.sampler import ByShard, Order, epoch_order, step_positions
+from reeltag.data.prefetch import Prefetcher
+from reeltag.data.sampler import Order, ShardWindowOrder, epoch_order, step_positions
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Indices, Shards
 
@@ -95,7 +95,7 @@ def collate(videos: Iterable[Video], lengths: Sequence[int], schema: Schema, lea
     return Batch(tuple(ids), torch.from_numpy(frames), torch.tensor(lengths), known, rated=told)
 
 
-def draw_frames(lengths: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def sample_frames(lengths: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Draw `count` frames a video, uniformly with replacement (paper section 4.1, golden file `samplers`).
 
     Returns:
@@ -105,13 +105,13 @@ def draw_frames(lengths: Tensor, count: int, generator: torch.Generator) -> Tens
     return (draws.to(lengths.device) * lengths[:, None]).long()
 
 
-def take_frames(batch: Batch, rows: Tensor) -> Batch:
+def select_frames(batch: Batch, rows: Tensor) -> Batch:
     """The batch of the frames [B, count] of each video, in their order, one several times if it is there so often."""
     count = rows.shape[1]
     return replace(batch, frames=_rows(batch.frames, rows), lengths=torch.full_like(batch.lengths, count))
 
 
-def count_frames(batch: Batch, rows: Tensor) -> Batch:
+def count_sampled_frames(batch: Batch, rows: Tensor) -> Batch:
     """The batch of the same frames, each once with how often it is there, in the video's order.
 
     Pooling is a sum or maximum over frames, so it comes to the same for less work: of 300 draws from 300 frames, 190
@@ -178,7 +178,7 @@ def _load(batches: _Batches, numbers: range, workers: int, pin: bool) -> Iterato
     with without_interrupts():  # of its processes: this one decides when they end
         loaded = iter(loader)
     try:
-        with ReadAhead(batches.needs(numbers)) as later:
+        with Prefetcher(batches.needs(numbers)) as later:
             for number, batch in enumerate(loaded, 1):
                 if isinstance(batch, ReeltagError):
                     raise batch
@@ -223,7 +223,7 @@ def training_batches(
         workers: loader processes; 0 reads in this one.
         pin: copy to page-locked memory, for a GPU.
     """
-    order = epoch_order if window is None else ByShard(shards.numbers(indices), window)
+    order = epoch_order if window is None else ShardWindowOrder(shards.numbers(indices), window)
     plan = partial(_training_plan, indices, seed, batch_size, order)
     return _load(_Batches(shards, plan, targets, own_rows(batch_size)), steps, workers, pin)
 

@@ -27,7 +27,7 @@ EPSILON = 1e-4  # of the mean variance, added to each before it divides
 ARRAYS = ("mean", "components", "scale")  # of a projection
 
 
-def quantize(values: Values) -> Codes:
+def to_codes(values: Values) -> Codes:
     """Clip values to [-2, 2] and round them down to codes."""
     codes: Codes = np.floor((values.clip(-LIMIT, LIMIT) + LIMIT) * np.float32(255 / 4)).astype(np.uint8)
     return codes

@@ -7,18 +7,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from reeltag.core.errors import ReeltagError
-from reeltag.core.storage import Source
+from reeltag.core.storage import DataFile
 from reeltag.core.transfer import RemoteFile
 from reeltag.data import shard_cache
 
-AT_ONCE = 4  # shards that arrive at a time
+CONCURRENT_FETCHES = 4  # shards that arrive at a time
 
 
 class _StoppedError(Exception):
     """The work ended before a shard arrived."""
 
 
-class ReadAhead:
+class Prefetcher:
     """Fetches in the background what each step of some work needs, in order, as far as the cache holds it all.
 
     What cannot be fetched ahead is fetched when it is needed, and says then what is wrong. Begin after other processes
@@ -29,7 +29,7 @@ class ReadAhead:
     """
 
     def __init__(self, needs: Iterable[Sequence[RemoteFile]] | None) -> None:
-        self._room = 0 if needs is None else shard_cache.limit()
+        self._room = 0 if needs is None else shard_cache.limit_bytes()
         self._changed = threading.Condition()
         self._last: dict[RemoteFile, int] = {}  # the last step known to need each shard that has room
         self._held: dict[RemoteFile, str] = {}
@@ -37,8 +37,8 @@ class ReadAhead:
         self._next: tuple[int, RemoteFile | None] | None = None
         self._step, self._stopped = 0, False
 
-    def __enter__(self) -> ReadAhead:
-        for _ in range(AT_ONCE if self._coming else 0):
+    def __enter__(self) -> Prefetcher:
+        for _ in range(CONCURRENT_FETCHES if self._coming else 0):
             # Not of a pool, for which the interpreter waits at its end.
             threading.Thread(target=self._work, daemon=True).start()
         return self
@@ -63,7 +63,7 @@ class ReadAhead:
                 with self._changed:
                     if file in self._last and file not in self._held:
                         self._held[file] = digest
-                        shard_cache.hold(digest)
+                        shard_cache.protect(digest)
 
     def _take(self) -> RemoteFile | None:
         """The next shard, once there is room for it; None when there is no more."""
@@ -95,17 +95,17 @@ class ReadAhead:
         for file in files:
             del self._last[file]
             if digest := self._held.pop(file, None):
-                shard_cache.release(digest)
+                shard_cache.unprotect(digest)
 
     def _refuse_if_stopped(self, size: int) -> None:
         if self._stopped:
             raise _StoppedError
 
 
-def ahead(sources: Sequence[Source]) -> Iterator[Source]:
+def prefetched(sources: Sequence[DataFile]) -> Iterator[DataFile]:
     """Shards one after the other; those that are remote are fetched while the ones before are worked on."""
     needs = [[source] if isinstance(source, RemoteFile) else [] for source in sources]
-    with ReadAhead(needs if any(needs) else None) as later:
+    with Prefetcher(needs if any(needs) else None) as later:
         for number, source in enumerate(sources):
             later.reached(number)
             yield source

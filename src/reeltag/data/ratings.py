@@ -42,7 +42,7 @@ class Ratings:
         return self.classes[there & self.positive], self.classes[there]
 
 
-def checked(lists: Lists, frames: int, schema: Schema) -> Ratings | None:
+def from_lists(lists: Lists, frames: int, schema: Schema) -> Ratings | None:
     """The ratings that a record's features make; None where it has none of these features.
 
     Args:
@@ -93,7 +93,7 @@ def _check(start: int, end: int, label: int, score: float, frames: int, schema: 
         raise DataError(f"the segment at {start} has score {score:g} for class {label}; 0 and 1 are known")
 
 
-def as_lists(ratings: Ratings, schema: Schema) -> Lists:
+def to_lists(ratings: Ratings, schema: Schema) -> Lists:
     """The features of a record that say so, the inverse of `checked`."""
     assert schema.segments is not None
     ends = ratings.starts + schema.segments

@@ -17,7 +17,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> Indices:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-class ByShard:
+class ShardWindowOrder:
     """An order that needs few shards at a time: drawn shards, `window` of them mixed, and then the next.
 
     Args:

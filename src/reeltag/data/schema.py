@@ -20,7 +20,7 @@ from pydantic import (
 from reeltag.core.errors import UsageError
 from reeltag.core.transfer import is_url, read
 
-MOST_FRAMES = 1_000_000  # of a video
+MAX_FRAMES = 1_000_000  # of a video
 
 
 _Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -71,7 +71,7 @@ class Schema(BaseModel):
     dtype: Literal["uint8", "float32"] = "uint8"
     classes: int = Field(gt=0)
     max_frames: int = Field(
-        300, gt=0, le=MOST_FRAMES, description="frames beyond these are cut, as the paper's authors do"
+        300, gt=0, le=MAX_FRAMES, description="frames beyond these are cut, as the paper's authors do"
     )
     segments: int | None = Field(
         None, gt=0, description="frames a segment: not videos are examples, but the segments that they are cut into"
@@ -151,7 +151,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def with_preset(value: Any) -> Any:
+def expand_preset(value: Any) -> Any:
     """Expand a preset's name, or a table with a `preset` key, to a whole schema table.
 
     Raises:
@@ -167,14 +167,14 @@ def with_preset(value: Any) -> Any:
     return value
 
 
-def preset(name: str) -> Schema:
+def preset_schema(name: str) -> Schema:
     """The schema of a preset.
 
     Raises:
         UsageError: there is no such preset.
     """
     try:
-        return Schema.model_validate(with_preset(name))
+        return Schema.model_validate(expand_preset(name))
     except ValueError as error:
         raise UsageError(str(error)) from error
 

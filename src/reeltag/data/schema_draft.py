@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from reeltag.core.text import counted
 from reeltag.data.formats.protos import SequenceExample
 from reeltag.data.ratings import CLASSES, ENDS, FEATURES, STARTS
-from reeltag.data.schema import PRESETS, Schema, preset
+from reeltag.data.schema import PRESETS, Schema, preset_schema
 
 _DTYPES = {"bytes_list": "uint8", "float_list": "float32"}
 _NOUNS = {"bytes_list": "bytes", "float_list": "floats", "int64_list": "whole numbers"}
@@ -175,7 +175,7 @@ def _preset(schema: Mapping[str, Any]) -> str | None:
     """The preset with the same features, and at least as many classes and frames."""
     given = {key: value for key, value in schema.items() if key not in ("classes", "max_frames")}
     for name in PRESETS:
-        known = preset(name)
+        known = preset_schema(name)
         content = known.model_dump(mode="json", exclude_defaults=True, exclude={"classes", "max_frames"})
         enough = known.classes >= schema.get("classes", 0) and known.max_frames >= schema.get("max_frames", 0)
         if enough and content == given:

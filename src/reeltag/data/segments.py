@@ -10,10 +10,10 @@ from reeltag.data.inspect import context_names
 from reeltag.data.ratings import CLASSES
 from reeltag.data.schema import Schema
 
-SHOWN = 20  # names of what a record has
+MAX_LISTED = 20  # names of what a record has
 
 
-def examples(video: Video, schema: Schema, *, rated_only: bool = False) -> Iterator[tuple[int, Video]]:
+def iter_examples(video: Video, schema: Schema, *, rated_only: bool = False) -> Iterator[tuple[int, Video]]:
     """A video's examples in their order, each after the frame where it starts.
 
     Args:
@@ -27,10 +27,10 @@ def examples(video: Video, schema: Schema, *, rated_only: bool = False) -> Itera
     rated = set(video.ratings.starts.tolist()) if video.ratings else set()
     for start in range(0, video.length, schema.segments):
         if start in rated or not rated_only:
-            yield start, cut(video, schema, start)
+            yield start, cut_example(video, schema, start)
 
 
-def cut(video: Video, schema: Schema, start: int) -> Video:
+def cut_example(video: Video, schema: Schema, start: int) -> Video:
     """The example that starts at a frame; a segment is called `ID:START`, and the last of a video may be shorter."""
     if schema.segments is None:
         return video
@@ -56,6 +56,6 @@ def refuse_unlabelled(video: Video, record: bytes, schema: Schema) -> None:
     if schema.segments is not None:
         what, hint = f"ratings of segments: no {CLASSES!r}", ""
     there = context_names(record)
-    names = ", ".join(there[:SHOWN]) + (", …" if len(there) > SHOWN else "")
+    names = ", ".join(there[:MAX_LISTED]) + (", …" if len(there) > MAX_LISTED else "")
     need = "training and measuring need them, `reeltag predict` does not"
     raise DataError(f"has no {what}, but {names}; {hint}{need}")

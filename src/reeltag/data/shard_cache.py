@@ -35,7 +35,7 @@ _PARTIAL = re.compile(r"[0-9a-f]{64}-(\d+)\.partial")
 _needed: Counter[str] = Counter()  # entries that this process goes on needing, which go last
 
 
-def limit() -> int:
+def limit_bytes() -> int:
     """Most bytes of the cache.
 
     Raises:
@@ -51,7 +51,7 @@ def limit() -> int:
     return size
 
 
-def limit_to(gigabytes: float) -> None:
+def set_limit(gigabytes: float) -> None:
     """Set the limit for this process and those that it starts, forked or spawned."""
     os.environ[LIMIT] = str(gigabytes)
 
@@ -61,12 +61,12 @@ def folder() -> Path:
     return cache_folder() / "shards"
 
 
-def size() -> int:
+def size_bytes() -> int:
     """Bytes of all that is in the cache."""
     return sum(path.stat().st_size for path in folder().glob("*") if _ENTRY.fullmatch(path.name))
 
 
-def opened(file: RemoteFile) -> io.FileIO:
+def open_copy(file: RemoteFile) -> io.FileIO:
     """A shard's copy, fetched if need be; it stays whole until it is closed, whatever becomes of the cache.
 
     Raises:
@@ -138,7 +138,7 @@ def _known(file: RemoteFile, link: Path) -> RemoteFile | None:
     return None
 
 
-def forget(file: RemoteFile) -> None:
+def discard(file: RemoteFile) -> None:
     """Drop a copy that turned out to be damaged."""
     key = content_hash([file.url, file.size, file.version])
     if digest := file.sha256 or _linked(folder() / f"{key}.link"):
@@ -146,12 +146,12 @@ def forget(file: RemoteFile) -> None:
             (folder() / digest).unlink()
 
 
-def hold(digest: str) -> None:
+def protect(digest: str) -> None:
     """Let a shard go after all others, as this process goes on needing it, until `release`."""
     _needed[digest] += 1
 
 
-def release(digest: str) -> None:
+def unprotect(digest: str) -> None:
     """Let a shard go in its turn."""
     _needed[digest] -= 1
 
@@ -247,7 +247,7 @@ def _make_room(size: int) -> bool:
     Raises:
         UsageError: they cannot fit.
     """
-    most = limit()
+    most = limit_bytes()
     if size > most:
         what = f"a shard of {megabytes(size)} does not fit the cache's limit of {megabytes(most)}"
         raise UsageError(f"{folder()}: {what}; raise data.cache_gb or {LIMIT}")

@@ -16,15 +16,15 @@ import numpy.typing as npt
 
 from reeltag.core import tensorfile
 from reeltag.core.errors import ArtifactError, DataError
-from reeltag.core.storage import Source, content_hash, file_hash
+from reeltag.core.storage import DataFile, content_hash, file_hash
 from reeltag.core.tensorfile import TensorFile
 from reeltag.core.transfer import RemoteFile, is_url
 from reeltag.data.bad_records import BadRecord, BadRecords
 from reeltag.data.formats.example import Video, decode
 from reeltag.data.formats.tfrecord import Record, Records, ShardBytes, ShardFile
-from reeltag.data.prefetch import ahead
+from reeltag.data.prefetch import prefetched
 from reeltag.data.schema import Schema
-from reeltag.data.segments import cut, examples, refuse_unlabelled
+from reeltag.data.segments import cut_example, iter_examples, refuse_unlabelled
 from reeltag.data.shard_cache import fetch
 
 Indices = npt.NDArray[np.int64]
@@ -41,7 +41,7 @@ class ShardInfo:
     left_out: int = 0
 
     @property
-    def source(self) -> Source:
+    def source(self) -> DataFile:
         """The shard itself."""
         return RemoteFile(self.path, self.bytes, None, self.sha256) if is_url(self.path) else Path(self.path)
 
@@ -156,7 +156,7 @@ _ARRAYS = (*_COLUMNS, "class_counts")
 
 
 def scan(
-    paths: Sequence[Source],
+    paths: Sequence[DataFile],
     schema: Schema,
     advance: Callable[[int], None] = lambda size: None,
     *,
@@ -182,20 +182,20 @@ def scan(
     shards: list[ShardInfo] = []
     tables = [np.empty(0, list(_COLUMNS.items()))]
     counts, known, videos, bad = np.zeros(schema.classes, np.int64), 0, 0, BadRecords(max_bad_records)
-    for path in ahead(paths):
+    for path in prefetched(paths):
         source = fetch(path) if isinstance(path, RemoteFile) else path
-        shard, before = ShardFile(source), len(bad.found)
+        shard, before = ShardFile(source), len(bad.records)
         rows, left = [], None if limit is None else limit - videos
-        for record, video in islice(walk(shard, schema, bad, labelled=labelled), left):
+        for record, video in islice(read_records(shard, schema, bad, labelled=labelled), left):
             videos += 1
             whole = (record.offset, record.number, record.crc, video.length + video.cut, id_hash(video.id))
-            for start, example in examples(video, schema, rated_only=rated_only):
+            for start, example in iter_examples(video, schema, rated_only=rated_only):
                 rows.append((*whole, start))
                 if example.labelled:
                     known += 1
                     counts[example.labels] += 1
         tables.append(np.array(rows, tables[0].dtype))
-        left_out = len(bad.found) - before
+        left_out = len(bad.records) - before
         if isinstance(source, RemoteFile):
             place, digest = source.url, source.sha256
         else:
@@ -207,10 +207,10 @@ def scan(
     table = np.concatenate(tables)
     columns = {name: table[name].copy() for name in _COLUMNS}
     manifest = Manifest(schema, tuple(shards), **columns, class_counts=counts, labelled=known)
-    return replace(_without_repeats(manifest, bad), left_out=tuple(bad.found))
+    return replace(_without_repeats(manifest, bad), left_out=tuple(bad.records))
 
 
-def walk(
+def read_records(
     shard: Records, schema: Schema, bad: BadRecords | None = None, *, labelled: bool = False
 ) -> Iterator[tuple[Record, Video]]:
     """Every record of a shard, and its video.
@@ -225,13 +225,13 @@ def walk(
         DataError: a bad record that may not be left out, or the rest of the shard cannot be found.
     """
     bad = bad or BadRecords()
-    for record in shard.records(bad.leave_out):
+    for record in shard.records(bad.skip):
         try:
             video = decode(record.payload, schema)
             if labelled:
                 refuse_unlabelled(video, record.payload, schema)
         except DataError as error:
-            bad.leave_out(DataError(error.reason, file=shard.name, record=record.number, offset=record.offset))
+            bad.skip(DataError(error.reason, file=shard.name, record=record.number, offset=record.offset))
         else:
             yield record, video
 
@@ -249,11 +249,11 @@ def _without_repeats(manifest: Manifest, bad: BadRecords) -> Manifest:
     kept = videos[originals] == videos
     shards, counts, labelled = Shards(manifest), manifest.class_counts.copy(), manifest.labelled
     for repeat in np.flatnonzero(~kept).tolist():
-        example, (path, record, offset) = shards.read(repeat), shards.place(repeat)
+        example, (path, record, offset) = shards.read(repeat), shards.location(repeat)
         if repeat == begins[videos[repeat]]:
-            earlier = "record {1} of {0}".format(*shards.place(int(originals[repeat])))
+            earlier = "record {1} of {0}".format(*shards.location(int(originals[repeat])))
             reason = f"id {shards.video(repeat).id!r} stands already in {earlier}"
-            bad.leave_out(DataError(reason, file=path, record=record, offset=offset))
+            bad.skip(DataError(reason, file=path, record=record, offset=offset))
         if example.labelled:
             labelled -= 1
             counts[example.labels] -= 1
@@ -286,7 +286,7 @@ class Shards:
     def __len__(self) -> int:
         return len(self.manifest)
 
-    def place(self, index: int) -> tuple[str, int, int]:
+    def location(self, index: int) -> tuple[str, int, int]:
         """File, record number and byte offset of an example."""
         return self._info(index).path, int(self.manifest.numbers[index]), int(self.manifest.offsets[index])
 
@@ -296,7 +296,7 @@ class Shards:
         Raises:
             DataError: the shard changed since the manifest was made.
         """
-        example = cut(self.video(index), self.manifest.schema, int(self.manifest.starts[index]))
+        example = cut_example(self.video(index), self.manifest.schema, int(self.manifest.starts[index]))
         if example.length != self.lengths[index]:
             raise self._changed(index, DataError("holds another video than when the shard was indexed"))
         return example
@@ -307,7 +307,7 @@ class Shards:
         Raises:
             DataError: the shard changed since the manifest was made.
         """
-        place = self.place(index)
+        place = self.location(index)
         if self._last is not None and self._last[0] == place:
             return self._last[1]
         path, number, offset = place
@@ -327,7 +327,7 @@ class Shards:
         return video
 
     def _changed(self, index: int, error: DataError) -> DataError:
-        path, number, offset = self.place(index)
+        path, number, offset = self.location(index)
         again = "run again, and it is fetched anew" if is_url(path) else "`touch` this one and run again"
         reason = f"{error.reason}; put back the shard that was indexed, or {again}"
         return DataError(reason, file=path, record=number, offset=offset)
@@ -362,8 +362,8 @@ _open = lru_cache(maxsize=256)(_opened)
 _open_remote = lru_cache(maxsize=8)(_opened)  # the disk keeps what is open, even if it is no longer in the cache
 
 
-def read_all(
-    paths: Sequence[Source], schema: Schema, bad: BadRecords | None = None, *, labelled: bool = False
+def read_examples(
+    paths: Sequence[DataFile], schema: Schema, bad: BadRecords | None = None, *, labelled: bool = False
 ) -> Iterator[Video]:
     """Read the examples of shards from first to last without a manifest; an id may stand there several times.
 
@@ -376,17 +376,17 @@ def read_all(
     Raises:
         DataError: a bad record that may not be left out, or a shard of which the rest cannot be found.
     """
-    for path in ahead(paths):
-        for _, video in walk(ShardFile(path), schema, bad, labelled=labelled):
-            for _, example in examples(video, schema):
+    for path in prefetched(paths):
+        for _, video in read_records(ShardFile(path), schema, bad, labelled=labelled):
+            for _, example in iter_examples(video, schema):
                 yield example
 
 
-def read_bytes(content: bytes, schema: Schema) -> Iterator[Video]:
+def read_shard_bytes(content: bytes, schema: Schema) -> Iterator[Video]:
     """Read a shard that is in memory.
 
     Raises:
         DataError: a record is damaged or breaks the schema.
     """
-    for _, video in walk(ShardBytes(content), schema):
+    for _, video in read_records(ShardBytes(content), schema):
         yield video

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from reeltag.core.errors import DataError, UsageError
-from reeltag.core.storage import atomic_path, content_hash, file_hash, inside, read_json, write_json
+from reeltag.core.storage import atomic_path, content_hash, file_hash, file_inside, read_json, write_json
 from reeltag.data.shards import Indices, Manifest, Shards
 
 INDEX = "targets.json"
@@ -144,7 +144,7 @@ class SoftTargets:
             entry = by_shard.get(shard.sha256)
             if entry is None or self.classes != manifest.schema.classes:
                 raise UsageError(f"{folder}: was made for other data than {shard.path}; make the soft targets anew")
-            path = inside(folder, entry["file"])
+            path = file_inside(folder, entry["file"])
             if file_hash(path) != entry["sha256"]:
                 raise UsageError(f"{path}: was changed; remove {folder}, and it is made anew")
             self._files.append(path)
@@ -165,7 +165,7 @@ class SoftTargets:
             else:
                 row[:] = stored
         if np.isnan(out).any():
-            path, record, offset = self._shards.place(indices[np.isnan(out).any(1)][0])
+            path, record, offset = self._shards.location(indices[np.isnan(out).any(1)][0])
             reason = f"has no soft targets in {self.folder}, as it was kept from the teacher; make them anew"
             raise DataError(reason, file=path, record=record, offset=offset)
         return torch.from_numpy(out)

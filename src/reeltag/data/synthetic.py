@@ -18,13 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from reeltag.data.formats.example import Video, encode
 from reeltag.data.formats.tfrecord import write_shard
 from reeltag.data.ratings import Ratings
-from reeltag.data.schema import MOST_FRAMES, Feature, Schema
+from reeltag.data.schema import MAX_FRAMES, Feature, Schema
 
 Floats = npt.NDArray[np.float64]
 
 THEMES = 8
 DISTRACTORS = 12
-MOST_LABELS = 4  # a video
+MAX_LABELS = 4  # a video
 
 
 class SyntheticSettings(BaseModel):
@@ -55,9 +55,9 @@ class SyntheticSettings(BaseModel):
     @field_validator("frames")
     @classmethod
     def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if not MOST_LABELS <= value[0] <= value[1] <= MOST_FRAMES:
+        if not MAX_LABELS <= value[0] <= value[1] <= MAX_FRAMES:
             raise ValueError(
-                f"the fewest are at least {MOST_LABELS}, and the most at least those, at most {MOST_FRAMES:,}"
+                f"the fewest are at least {MAX_LABELS}, and the most at least those, at most {MAX_FRAMES:,}"
             )
         return value
 
@@ -117,7 +117,7 @@ class _World:
         first = int(rng.choice(len(self.popularity), p=self.popularity))
         related = np.where(self.theme_of == self.theme_of[first], 12.0, 1.0) * self.popularity
         related[first] = 0
-        more = rng.choice(len(related), rng.integers(0, MOST_LABELS), replace=False, p=related / related.sum())
+        more = rng.choice(len(related), rng.integers(0, MAX_LABELS), replace=False, p=related / related.sum())
         chosen = [first]
         for label in more.tolist():
             # Both members of a pair in one video could not be told apart by anyone.

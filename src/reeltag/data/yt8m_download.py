@@ -30,7 +30,7 @@ Level = Literal["frame", "video"]
 Split = Literal["train", "validate", "test"]
 Mirror = Literal["us", "eu", "asia"]
 
-SIDE_BY_SIDE = 8  # shards
+CONCURRENT_DOWNLOADS = 8  # shards
 _T = TypeVar("_T")
 _LETTERS = string.ascii_lowercase + string.ascii_uppercase + string.digits
 _NUMBERS = {"".join(pair): number for number, pair in enumerate(product(_LETTERS, repeat=2))}
@@ -42,7 +42,7 @@ class _StoppedError(Exception):
 
 
 @dataclass(frozen=True)
-class Source:
+class UrlTemplates:
     """Where plans and shards are.
 
     Attributes:
@@ -54,11 +54,11 @@ class Source:
     shard: str = "http://{mirror}.data.yt8m.org/2/{level}/{split}/{name}"
 
 
-OFFICIAL = Source()
+OFFICIAL_URLS = UrlTemplates()
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedShard:
     """A shard of a plan.
 
     Attributes:
@@ -84,7 +84,7 @@ class Part:
     number: int = 1
     parts: int = 1
 
-    def __contains__(self, shard: Planned) -> bool:
+    def __contains__(self, shard: PlannedShard) -> bool:
         return int(_md5([shard.name.encode()]), 16) % self.parts == self.number - 1
 
 
@@ -101,7 +101,7 @@ def parse_part(text: str) -> Part:
     return Part(number, parts)
 
 
-def read_plan(level: Level, split: Split, source: Source = OFFICIAL) -> list[Planned]:
+def read_plan(level: Level, split: Split, source: UrlTemplates = OFFICIAL_URLS) -> list[PlannedShard]:
     """The shards of a split, by their names here.
 
     Raises:
@@ -116,11 +116,11 @@ def read_plan(level: Level, split: Split, source: Source = OFFICIAL) -> list[Pla
     return sorted(shards, key=lambda shard: shard.file)
 
 
-def _planned(name: str, md5: str, split: str) -> Planned:
+def _planned(name: str, md5: str, split: str) -> PlannedShard:
     pair = name.removeprefix(split).removesuffix(".tfrecord")
     if name != f"{split}{pair}.tfrecord" or pair not in _NUMBERS or not _MD5.fullmatch(md5):
         raise ValueError(f"{name!r:.60} with {md5!r:.60}")
-    return Planned(name, f"{split}{_NUMBERS[pair]:04}.tfrecord", md5)
+    return PlannedShard(name, f"{split}{_NUMBERS[pair]:04}.tfrecord", md5)
 
 
 def download(
@@ -130,7 +130,7 @@ def download(
     part: Part,
     mirror: Mirror,
     progress: Progress,
-    source: Source = OFFICIAL,
+    source: UrlTemplates = OFFICIAL_URLS,
 ) -> list[Path]:
     """Fetch what is missing of a part of a split; shards that are there already are checked.
 
@@ -174,7 +174,7 @@ def download(
     return [out / shard.file for shard in shards]
 
 
-def _missing(out: Path, shards: Sequence[Planned], progress: Progress) -> list[Planned]:
+def _missing(out: Path, shards: Sequence[PlannedShard], progress: Progress) -> list[PlannedShard]:
     """The shards that are not here. One that is here and another one stays, as it may be somebody's only copy."""
     here = [shard for shard in shards if (out / shard.file).exists()]
     sums = _side_by_side([partial(_md5, _pieces(out / shard.file)) for shard in here])
@@ -189,7 +189,7 @@ def _missing(out: Path, shards: Sequence[Planned], progress: Progress) -> list[P
     return [shard for shard in shards if shard not in here]
 
 
-def _check_room(out: Path, shards: Sequence[Planned], remote: Sequence[RemoteFile]) -> None:
+def _check_room(out: Path, shards: Sequence[PlannedShard], remote: Sequence[RemoteFile]) -> None:
     begun = sum((out / shard.unfinished).stat().st_size for shard in shards if (out / shard.unfinished).exists())
     needed, free = sum(file.size for file in remote) - begun, free_bytes(out)
     if needed > free:
@@ -197,7 +197,7 @@ def _check_room(out: Path, shards: Sequence[Planned], remote: Sequence[RemoteFil
         raise UsageError(f"{out}: {room}; make room, choose an --out on another disk, or fetch a smaller --part")
 
 
-def _fetch(out: Path, shard: Planned, remote: RemoteFile, advance: Callable[[int], None]) -> None:
+def _fetch(out: Path, shard: PlannedShard, remote: RemoteFile, advance: Callable[[int], None]) -> None:
     """Fetch a shard and give it its name, if need be in a second try: what a killed run left may be damaged."""
     target = out / shard.unfinished
     for _ in range(2):
@@ -216,7 +216,7 @@ def _fetch(out: Path, shard: Planned, remote: RemoteFile, advance: Callable[[int
 
 def _side_by_side(jobs: Sequence[Callable[[], _T]], stop: Event | None = None) -> list[_T]:
     """What jobs return, in their order; the first that fails, or a signal, sets `stop`, and no other begins."""
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+    with ThreadPoolExecutor(CONCURRENT_DOWNLOADS) as pool:
         futures = [pool.submit(job) for job in jobs]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)

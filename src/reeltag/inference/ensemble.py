@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reeltag.artifact.quantization.quantize import is_large
-from reeltag.core.memory import enough_memory
+from reeltag.core.memory import explain_out_of_memory
 from reeltag.core.text import counted
 from reeltag.data.loader import Batch
 
@@ -82,7 +82,7 @@ def predict_batches(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Pred
     """
     device = next(model.parameters()).device
     for batch in batches:
-        with enough_memory(f"tagging {counted(len(batch), 'video')} at once", LESS_MEMORY):
+        with explain_out_of_memory(f"tagging {counted(len(batch), 'video')} at once", LESS_MEMORY):
             there = batch.to(device)
             probabilities = model(there.frames, there.lengths).cpu()
         yield Predictions(batch.ids, probabilities, batch.labels, batch.rated)

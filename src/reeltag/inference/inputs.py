@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reeltag.core.errors import UsageError
-from reeltag.data.formats.example import LARGEST, computable
+from reeltag.data.formats.example import MAX_VALUE, is_computable
 from reeltag.data.schema import Schema
 
 
@@ -55,5 +55,5 @@ def check_frames(frames: npt.NDArray[Any], lengths: npt.NDArray[Any], schema: Sc
             f"frames are {list(frames.shape)}: this model tags segments of {schema.segments} frames; "
             "cut videos into those, as `reeltag predict` does with shards"
         )
-    if not computable(frames):
-        raise UsageError(f"frames hold NaN or infinite values, or some beyond ±{LARGEST:g}")
+    if not is_computable(frames):
+        raise UsageError(f"frames hold NaN or infinite values, or some beyond ±{MAX_VALUE:g}")

@@ -12,11 +12,11 @@ import torch
 
 from reeltag.artifact.file import Artifact, load_artifact
 from reeltag.core.errors import ArtifactError, BudgetError, UsageError
-from reeltag.core.storage import Patterns, atomic_path, find, refuse_existing, remove_partials_of
+from reeltag.core.storage import Patterns, atomic_path, find_files, refuse_existing, remove_partials_of
 from reeltag.core.text import megabytes
 from reeltag.data.loader import Batch, stream_batches
 from reeltag.data.schema import Schema
-from reeltag.data.shards import read_all
+from reeltag.data.shards import read_examples
 from reeltag.inference.ensemble import BATCH_SIZE, predict_batches
 from reeltag.inference.onnx_session import open_onnx
 from reeltag.inference.predictor import Predictor, resolve_model
@@ -53,11 +53,11 @@ def export_onnx(
         raise UsageError(f"{out}: should end in .onnx")
     refuse_existing(out)
     remove_partials_of(out)
-    shards = find(check)
+    shards = find_files(check)
     shipped = load_artifact(resolve_model(model))
     batches = generated_batches(shipped.schema)
     if shards:
-        videos = islice(read_all(shards, shipped.schema), CHECKED)
+        videos = islice(read_examples(shards, shipped.schema), CHECKED)
         batches = stream_batches(videos, shipped.schema, BATCH_SIZE)
     return save_onnx(out, shipped, batches, top)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from reeltag.core.environment import onnx_runtime
 from reeltag.core.errors import ArtifactError, UsageError
-from reeltag.core.storage import regular
+from reeltag.core.storage import require_regular
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -58,7 +58,10 @@ def open_onnx(path: str | Path, mode: OnnxMode = "exact", threads: int = 0) -> I
         options.add_session_config_entry(key, value)
     try:
         return onnxruntime.InferenceSession(
-            str(regular(Path(path))), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED[mode]
+            str(require_regular(Path(path))),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=DISABLED[mode],
         )
     except Exception as error:  # its exceptions share no other base
         raise ArtifactError(f"{path}: onnxruntime cannot open it ({error}); export it again") from error

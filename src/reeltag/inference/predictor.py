@@ -21,12 +21,12 @@ from reeltag.artifact.quantization.encodings import State
 from reeltag.artifact.quantization.linear import dequantized_state, int8_state, quantized_state
 from reeltag.core.environment import default_device
 from reeltag.core.errors import UsageError
-from reeltag.core.storage import Patterns, find
+from reeltag.core.storage import Patterns, find_files
 from reeltag.data.bad_records import BadRecords
 from reeltag.data.extractor_origin import refuse_other_origin
 from reeltag.data.loader import Batch, stream_batches
 from reeltag.data.schema import Schema
-from reeltag.data.shards import read_all
+from reeltag.data.shards import read_examples
 from reeltag.inference.ensemble import BATCH_SIZE, Ensemble, Predictions, predict_batches
 from reeltag.inference.inputs import as_frames, check_frames
 from reeltag.inference.metrics.evaluation import evaluate_predictions
@@ -171,9 +171,9 @@ class Predictor:
             UsageError: a pattern matches nothing, or the features are of another extractor.
             DataError: a record is damaged or does not follow the model's schema.
         """
-        shards = find(patterns)
+        shards = find_files(patterns)
         refuse_other_origin(self.schema, shards)
-        videos = read_all(shards, self.schema, bad, labelled=labelled)
+        videos = read_examples(shards, self.schema, bad, labelled=labelled)
         return predict_batches(self.model, stream_batches(videos, self.schema, BATCH_SIZE))
 
     def evaluate_shards(self, patterns: Patterns, bad: BadRecords | None = None, *, all_scores: bool = False) -> Scores:

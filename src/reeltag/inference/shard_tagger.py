@@ -27,28 +27,28 @@ from reeltag.core.errors import UsageError
 from reeltag.core.progress import Progress
 from reeltag.core.storage import (
     LOCK,
+    DataFile,
     Patterns,
-    Source,
-    claimed_parts,
     content_hash,
+    exclusive_parts,
     file_hash,
-    find,
-    identity,
+    file_identity,
+    file_size,
+    find_files,
     read_json,
     refuse_existing,
     remove_folder,
-    size_of,
     write_json,
 )
 from reeltag.core.text import counted
 from reeltag.core.version import __version__
 from reeltag.data.bad_records import BadRecord, BadRecords
 from reeltag.data.extractor_origin import refuse_other_origin
-from reeltag.data.flat_videos import is_flat, rgb_place
+from reeltag.data.flat_videos import is_flat, rgb_feature_index
 from reeltag.data.formats.example import Video
 from reeltag.data.loader import Batch, stream_batches
-from reeltag.data.prefetch import ahead
-from reeltag.data.shards import read_all
+from reeltag.data.prefetch import prefetched
+from reeltag.data.shards import read_examples
 from reeltag.inference.ensemble import BATCH_SIZE, Predictions, predict_batches
 from reeltag.inference.formats.table import output_format, refuse_ending
 from reeltag.inference.predictor import Mode, Predictor, load, resolve_device, resolve_model
@@ -72,12 +72,12 @@ class TagCounts:
         """
         self.videos += other.videos
         self.dropped += other.dropped
-        for record in other.bad.found:
-            self.bad.leave_out(record.error)
+        for record in other.bad.records:
+            self.bad.skip(record.error)
 
     def dump(self) -> dict[str, Any]:
         """As JSON."""
-        return {"videos": self.videos, "dropped": self.dropped, "bad": [vars(record) for record in self.bad.found]}
+        return {"videos": self.videos, "dropped": self.dropped, "bad": [vars(record) for record in self.bad.records]}
 
     @classmethod
     def load(cls, content: dict[str, Any]) -> TagCounts:
@@ -102,7 +102,7 @@ class _Job:
 class _Part:
     """A shard, and where its predictions go."""
 
-    shard: Source
+    shard: DataFile
     size: int
     path: Path
 
@@ -132,9 +132,9 @@ class ShardTagger:
 
     def __init__(self, predictor: Predictor, threads: int, *, drop_flat: bool = False) -> None:
         self.predictor, self.threads = predictor, threads
-        self._rgb = rgb_place(predictor.schema) if drop_flat else None
+        self._rgb = rgb_feature_index(predictor.schema) if drop_flat else None
 
-    def tag(self, shard: Source, counts: TagCounts) -> Iterator[Predictions]:
+    def tag(self, shard: DataFile, counts: TagCounts) -> Iterator[Predictions]:
         """Tag the videos of a shard, in order, and count them.
 
         Raises:
@@ -149,8 +149,8 @@ class ShardTagger:
                     yield waiting.popleft().result()
             yield from (future.result() for future in waiting)
 
-    def _videos(self, shard: Source, counts: TagCounts) -> Iterator[Video]:
-        for video in read_all([shard], self.predictor.schema, counts.bad):
+    def _videos(self, shard: DataFile, counts: TagCounts) -> Iterator[Video]:
+        for video in read_examples([shard], self.predictor.schema, counts.bad):
             if self._rgb is not None and is_flat(video, self._rgb):
                 counts.dropped += 1
             else:
@@ -176,9 +176,9 @@ def stream_predictions(
     """
     threads = _threads(next(predictor.model.parameters()).device.type, 1)
     counts, tagger = TagCounts(bad=BadRecords(max_bad_records)), ShardTagger(predictor, threads, drop_flat=drop_flat)
-    shards = find(patterns)
+    shards = find_files(patterns)
     refuse_other_origin(predictor.schema, shards)
-    return chain.from_iterable(tagger.tag(shard, counts) for shard in ahead(shards)), counts
+    return chain.from_iterable(tagger.tag(shard, counts) for shard in prefetched(shards)), counts
 
 
 def predict_to_file(
@@ -228,17 +228,17 @@ def predict_to_file(
     head, _ = stream_artifact(file)
     output = output_format(out, head.schema)
     if drop_flat:
-        rgb_place(head.schema)
-    shards = find(patterns)
+        rgb_feature_index(head.schema)
+    shards = find_files(patterns)
     refuse_other_origin(head.schema, shards)
     deciding = [__version__, file_hash(file), device, mode, drop_flat, out.suffix]
     job = _Job(file, device, mode, drop_flat, max_bad_records, workers)
     folder = _folder_of_parts(out)
-    with claimed_parts(folder, out):
+    with exclusive_parts(folder, out):
         parts = [_part(shard, folder, deciding) for shard in shards]
         _tag_missing(job, parts, total, progress, pool)
         order = {str(shard): number for number, shard in enumerate(shards)}
-        total.bad.found.sort(key=lambda record: (order[record.file], record.record))
+        total.bad.records.sort(key=lambda record: (order[record.file], record.record))
         output.join(out, [part.path for part in parts])
         remove_folder(folder)
     return total
@@ -277,10 +277,10 @@ def _folder_of_parts(out: Path) -> Path:
     return folder
 
 
-def _part(shard: Source, folder: Path, deciding: Sequence[object]) -> _Part:
-    state = identity(shard) + ([shard.stat().st_ctime_ns] if isinstance(shard, Path) else [])
+def _part(shard: DataFile, folder: Path, deciding: Sequence[object]) -> _Part:
+    state = file_identity(shard) + ([shard.stat().st_ctime_ns] if isinstance(shard, Path) else [])
     digest = content_hash([*deciding, *state])
-    return _Part(shard, size_of(shard), folder / f"part-{digest[:32]}{deciding[-1]}")
+    return _Part(shard, file_size(shard), folder / f"part-{digest[:32]}{deciding[-1]}")
 
 
 @contextmanager
@@ -295,7 +295,7 @@ def _finished(
     threads = _threads(job.device, workers)
     if workers == 1 and pool is None:
         tagger = _open(job, threads)
-        parts = zip(todo, ahead([part.shard for part in todo]), strict=True)
+        parts = zip(todo, prefetched([part.shard for part in todo]), strict=True)
         yield ((part, _write(tagger, part, job.max_bad_records)) for part, _ in parts)
     else:
         needs = Needs(1, int(job.device != "cpu"), 3 * job.model.stat().st_size + PROCESS_BYTES)

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from reeltag.core.distributed.process_group import broadcast, launch, rank, world_size
 from reeltag.core.distributed.process_pool import PROCESS_BYTES, Needs, Pool
 from reeltag.core.errors import UsageError
-from reeltag.core.interrupts import ended_by_sigterm
+from reeltag.core.interrupts import raise_on_sigterm
 from reeltag.core.progress import Progress
 from reeltag.core.storage import content_hash, free_bytes, make_folder, remove_partials
 from reeltag.core.text import counted, megabytes
@@ -240,7 +240,7 @@ class _Task:
 
     def elsewhere(self, piece: int | None) -> str:
         """Do a piece, or what is left to do when all are there; returns the digest then."""
-        with ended_by_sigterm():
+        with raise_on_sigterm():
             with self._at_work(leftovers=piece is None) as job:
                 if piece is not None:
                     assert self.stage.pieces is not None

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from reeltag.core.distributed.pools import pool_of, seconds_of
 from reeltag.core.distributed.process_group import rank, world_size
-from reeltag.core.environment import surroundings
+from reeltag.core.environment import describe_environment
 from reeltag.core.errors import UsageError
 from reeltag.core.interrupts import deadline
 from reeltag.core.progress import default_progress
-from reeltag.core.storage import each_of, read_json, refuse_existing, write_json
+from reeltag.core.storage import as_strings, read_json, refuse_existing, write_json
 from reeltag.core.text import did_you_mean
 from reeltag.pipeline import executor
 from reeltag.pipeline.plan import plan
@@ -44,7 +44,7 @@ class Work:
             other.
         executor: "local", or "ray" for a cluster.
         address: the Ray cluster's.
-        max_time: stop after this long, with a checkpoint; raises `interrupts.OutOfTime`.
+        max_time: stop after this long, with a checkpoint; raises `interrupts.TimeLimitReached`.
         quiet: show no progress.
     """
 
@@ -138,7 +138,7 @@ def train_models(
     Raises:
         ReeltagError: bad input; see `reeltag.core.errors`.
     """
-    loaded, names = load_recipe(recipe, overrides), each_of(models)
+    loaded, names = load_recipe(recipe, overrides), as_strings(models)
     check_models(str(recipe), loaded, names)
     targets = {name: candidate(loaded, name).finished for name in names or loaded.models}
     stages = executor.needed_for(targets.values(), plan(loaded))
@@ -225,7 +225,7 @@ def executed(
             folders = executor.run(stages, out, default_progress(quiet=work.quiet or rank() > 0), workers)
         if rank() > 0:
             sys.exit(0)
-        for name, content in (("recipe.json", recipe.dump()), ("environment.json", surroundings(file))):
+        for name, content in (("recipe.json", recipe.dump()), ("environment.json", describe_environment(file))):
             write_json(outputs.out / name, content)
             outputs.publish(outputs.out / name, name)
         brought = {name: outputs.bring(folder.name) for name, folder in folders.items()}

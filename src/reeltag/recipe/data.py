@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from reeltag.core.storage import beneath
+from reeltag.core.storage import join_path
 from reeltag.core.transfer import is_url
-from reeltag.data.schema import Schema, with_preset
+from reeltag.data.schema import Schema, expand_preset
 from reeltag.data.synthetic import SyntheticSettings
 
 
@@ -47,7 +47,7 @@ class DataSettings(RecipeTable):
 
     synthetic: SyntheticSettings | None = None
     root: Path | str = Field(Path(), description="folder that the patterns below start from, or its URL")
-    layout: Annotated[Schema | None, BeforeValidator(with_preset)] = Field(None, alias="schema")
+    layout: Annotated[Schema | None, BeforeValidator(expand_preset)] = Field(None, alias="schema")
     train: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     label_names: str | None = Field(None, description="CSV file that names the classes")
@@ -87,7 +87,7 @@ class DataSettings(RecipeTable):
     @property
     def mixed_shards(self) -> int | None:
         """How many training shards are mixed at a time; None for all of them."""
-        remote = any(is_url(beneath(self.root, pattern)) for pattern in self.train)
+        remote = any(is_url(join_path(self.root, pattern)) for pattern in self.train)
         return self.shuffle_window if self.order == "by-shard" or (self.order == "auto" and remote) else None
 
     @property

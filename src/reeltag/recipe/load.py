@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from reeltag.core.errors import RecipeError
-from reeltag.core.storage import each_of
+from reeltag.core.storage import as_strings
 from reeltag.core.text import did_you_mean
-from reeltag.core.validation import shown, worded
-from reeltag.data.schema import with_preset
+from reeltag.core.validation import describe_fault, format_value
+from reeltag.data.schema import expand_preset
 from reeltag.data.synthetic import SyntheticSettings
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import FAMILIES, parse_config
@@ -39,7 +39,7 @@ def load_recipe(source: str | Path, overrides: str | Sequence[str] = ()) -> Reci
     """
     table = read_table(path_of(source))
     environment = from_environment()
-    faults = override(table, environment, VARIABLE) + override(table, each_of(overrides))
+    faults = override(table, environment, VARIABLE) + override(table, as_strings(overrides))
     faults += [
         f"{old} is called {new} now{_origin(old.split('.'), environment)}" for old, new in rename_old_keys(table)
     ]
@@ -101,7 +101,7 @@ def _widths(table: Mapping[str, Any]) -> tuple[int, ...]:
         widths = [synthetic.get(key, fields[key].default) for key in ("rgb", "audio")]
     else:
         try:
-            features = with_preset(data.get("schema"))["features"]
+            features = expand_preset(data.get("schema"))["features"]
             widths = [feature["width"] for feature in features]
         except (ValueError, TypeError, KeyError):
             return ()
@@ -161,14 +161,14 @@ def describe(fault: ErrorDetails, keys: Sequence[str] = ()) -> str:
     if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
         given = fault.get("ctx", {}).get("tag")
         question = did_you_mean(str(given), FAMILIES)
-        what = (f", not {shown(given)}" if given else "") + (f"; {question}" if question else "")
+        what = (f", not {format_value(given)}" if given else "") + (f"; {question}" if question else "")
         return f"{key}.family: choose one of {', '.join(FAMILIES)}{what}"
     if fault["type"] == "extra_forbidden":
-        return f"{key}: {worded(fault)}" + _hint(place[-1], family, keys)
+        return f"{key}: {describe_fault(fault)}" + _hint(place[-1], family, keys)
     if fault["type"] == "string_pattern_mismatch" and fault["ctx"]["pattern"] == NAME:
         how = "a name begins with a letter or digit, and has only these, - and _"
-        return f"{key.removesuffix('.[key]')}: {how}, not {shown(fault['input'])}"
-    return f"{key}: {worded(fault)}" if key else worded(fault)
+        return f"{key.removesuffix('.[key]')}: {how}, not {format_value(fault['input'])}"
+    return f"{key}: {describe_fault(fault)}" if key else describe_fault(fault)
 
 
 def _hint(key: str, family: str | None, keys: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from reeltag.core.errors import RecipeError
-from reeltag.core.storage import regular
+from reeltag.core.storage import require_regular
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -35,7 +35,7 @@ def read_table(path: Path) -> Table:
         RecipeError: it cannot be read, or is not TOML.
     """
     try:
-        text = regular(path).read_text(encoding="utf-8")
+        text = require_regular(path).read_text(encoding="utf-8")
         _refuse_dots(text)
         table: Table = tomllib.loads(text)
         return table

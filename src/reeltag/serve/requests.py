@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from reeltag.core.errors import DataError, RequestError
-from reeltag.data.formats.example import LARGEST, Frames, Video, computable
+from reeltag.data.formats.example import MAX_VALUE, FrameArray, Video, is_computable
 from reeltag.data.schema import Schema
-from reeltag.data.shards import read_bytes
+from reeltag.data.shards import read_shard_bytes
 from reeltag.inference.metrics.gap import TOP_K
 from reeltag.serve.limits import Limits
 
@@ -100,7 +100,7 @@ def options(query: Mapping[str, str], schema: Schema, videos: list[Video]) -> Wa
 def _records(body: bytes, schema: Schema, limits: Limits) -> Iterator[Video]:
     frames = 0
     try:
-        for video in read_bytes(body, schema):
+        for video in read_shard_bytes(body, schema):
             frames += video.length
             if frames > limits.max_frames:
                 reason = f"the videos have more than {limits.max_frames:,} frames together; send fewer at a time"
@@ -178,7 +178,7 @@ def _load(body: bytes) -> dict[str, Any]:
     return given
 
 
-def _frames(given: Mapping[str, Any], schema: Schema) -> Frames:
+def _frames(given: Mapping[str, Any], schema: Schema) -> FrameArray:
     """Frames [T, D] in the schema's type."""
     if ("frames" in given) == ("frames_base64" in given):
         raise RequestError(400, "give the video as one of frames, a list of lists, and frames_base64, with its shape")
@@ -189,7 +189,7 @@ def _frames(given: Mapping[str, Any], schema: Schema) -> Frames:
     return _frames_of_lists(given["frames"], schema)
 
 
-def _frames_of_lists(rows: object, schema: Schema) -> Frames:
+def _frames_of_lists(rows: object, schema: Schema) -> FrameArray:
     if type(rows) is not list or not rows:
         raise RequestError(400, "frames must be a list of at least one frame, each a list of numbers")
     for number, row in enumerate(rows):
@@ -208,15 +208,15 @@ def _frames_of_lists(rows: object, schema: Schema) -> Frames:
         wrong = ~((values >= 0) & (values <= 255) & (values == np.floor(values)))
         expected = "whole numbers from 0 to 255"
     else:
-        wrong = ~(np.abs(values) <= LARGEST)
-        expected = f"numbers from {-LARGEST:g} to {LARGEST:g}"
+        wrong = ~(np.abs(values) <= MAX_VALUE)
+        expected = f"numbers from {-MAX_VALUE:g} to {MAX_VALUE:g}"
     if wrong.any():
         frame, place = np.argwhere(wrong)[0].tolist()
         raise RequestError(400, f"frame {frame}, value {place} is {values[frame, place]}: this model reads {expected}")
     return values.astype(schema.dtype)
 
 
-def _frames_of_base64(text: object, shape: object, schema: Schema) -> Frames:
+def _frames_of_base64(text: object, shape: object, schema: Schema) -> FrameArray:
     if type(shape) is not list or len(shape) != 2 or not all(type(n) is int for n in shape) or shape[0] < 1:
         raise RequestError(400, f"shape is {_short(shape)}: must be [T, {schema.width}], with at least one frame")
     if shape[1] != schema.width:
@@ -233,6 +233,6 @@ def _frames_of_base64(text: object, shape: object, schema: Schema) -> Frames:
             400, f"frames_base64 holds {len(content):,} bytes, not those of {shape[0]} × {shape[1]} {schema.dtype}"
         )
     frames = np.frombuffer(content, dtype).reshape(shape)
-    if not computable(frames):
-        raise RequestError(400, f"frames_base64 holds NaN or infinite values, or some beyond ±{LARGEST:g}")
+    if not is_computable(frames):
+        raise RequestError(400, f"frames_base64 holds NaN or infinite values, or some beyond ±{MAX_VALUE:g}")
     return frames

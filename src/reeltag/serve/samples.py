@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from reeltag.core.storage import Source
-from reeltag.data.formats.tfrecord import ShardFile, framed
+from reeltag.core.storage import DataFile
+from reeltag.data.formats.tfrecord import ShardFile, frame_record
 from reeltag.data.schema import Schema
-from reeltag.data.shards import walk
+from reeltag.data.shards import read_records
 
 MOST = 12  # of each shard
 
@@ -29,7 +29,7 @@ class Sample:
     record: bytes
 
 
-def read_samples(paths: Sequence[Source], schema: Schema) -> list[Sample]:
+def read_samples(paths: Sequence[DataFile], schema: Schema) -> list[Sample]:
     """The first records of shards.
 
     Raises:
@@ -37,6 +37,6 @@ def read_samples(paths: Sequence[Source], schema: Schema) -> list[Sample]:
     """
     samples = []
     for path in paths:
-        for record, video in islice(walk(ShardFile(path), schema), MOST):
-            samples.append(Sample(video.id, video.length, framed(record.payload)))
+        for record, video in islice(read_records(ShardFile(path), schema), MOST):
+            samples.append(Sample(video.id, video.length, frame_record(record.payload)))
     return samples

@@ -22,9 +22,9 @@ from reeltag.core.distributed import process_group
 from reeltag.core.distributed.collectives import drawn, whole_mean, whole_rows
 from reeltag.core.distributed.process_group import agreed, gathered, rank, world_size
 from reeltag.core.errors import TrainingError
-from reeltag.core.interrupts import held
+from reeltag.core.interrupts import hold_signals
 from reeltag.core.progress import Progress
-from reeltag.data.loader import Batch, count_frames, draw_frames, take_frames, training_batches
+from reeltag.data.loader import Batch, count_sampled_frames, sample_frames, select_frames, training_batches
 from reeltag.data.shards import Indices, Shards
 from reeltag.models.frames import frame_mask
 from reeltag.models.layers import dequantize
@@ -138,7 +138,7 @@ def run_phase(
     with (
         torch.random.fork_rng(),
         progress.task(name, len(phase.steps) * settings.batch_size, "videos") as task,
-        held() as interrupt,
+        hold_signals() as interrupt,
     ):
         task.resume_at((step - phase.steps.start) * settings.batch_size)
         for step in steps:
@@ -194,8 +194,8 @@ def train_step(
     targets = _targets(batch, label_weight)
     # A single frame has only itself to draw.
     if settings.frames != "all" and not model.pooling.ordered and batch.frames.shape[1] > 1:
-        rows = draw_frames(batch.lengths, settings.frames, generator)
-        batch = take_frames(batch, rows) if settings.mixup else count_frames(batch, rows)
+        rows = sample_frames(batch.lengths, settings.frames, generator)
+        batch = select_frames(batch, rows) if settings.mixup else count_sampled_frames(batch, rows)
     if settings.mixup:
         batch, targets = mix_videos(batch, targets, settings.mixup, seed)
     probabilities = model(batch.frames, batch.lengths, batch.counts)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from reeltag.core.errors import DataError
-from reeltag.core.storage import regular
+from reeltag.core.storage import require_regular
 from reeltag.data.formats.protos import BundleEntry, BundleHeader
 from reeltag.data.formats.tfrecord import masked_crc
 
@@ -94,7 +94,7 @@ def _tensor(key: bytes, value: bytes, index: Path, shards: int) -> Array:
         raise DataError(f"the entry of variable {name!r} contradicts itself; the file is damaged", file=str(index))
     file = index.with_name(f"{index.stem}.data-{entry.shard_id:05d}-of-{shards:05d}")
     try:
-        with regular(file).open("rb") as stream:
+        with require_regular(file).open("rb") as stream:
             left = os.fstat(stream.fileno()).st_size - stream.seek(max(0, entry.offset))
             content = stream.read(max(0, min(entry.size, left)))  # no more memory than there are bytes
     except OSError as error:
@@ -122,7 +122,7 @@ class _Table:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.content = regular(path).read_bytes()
+            self.content = require_regular(path).read_bytes()
         except OSError as error:
             raise DataError(f"cannot be read ({error.strerror})", file=str(path)) from error
 

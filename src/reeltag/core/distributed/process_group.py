@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from reeltag.core.distributed.process_pool import begin, spawning, without_interrupts
 from reeltag.core.errors import ReeltagError, WorkerError
-from reeltag.core.interrupts import ended_by_sigterm, held
+from reeltag.core.interrupts import hold_signals, raise_on_sigterm
 
 T = TypeVar("T")
 
@@ -130,7 +130,7 @@ def launch(work: Callable[[], T], processes: int) -> T:
                 ranks.append(_Rank(number, process, report))
                 process.start()
                 told.close()
-        with held(lambda _: ranks[0].process.terminate()) as interrupt:
+        with hold_signals(lambda _: ranks[0].process.terminate()) as interrupt:
             try:
                 result: T = _watch(ranks)
             except (WorkerError, KeyboardInterrupt):
@@ -238,7 +238,7 @@ def _take_part(
     torch.set_num_threads(threads)
     set_start_method(start_method, force=True)  # of its loaders; by default they would begin as slowly as this one
     try:
-        with ended_by_sigterm():
+        with raise_on_sigterm():
             result = work()
         outcome = _Outcome(result if rank() == 0 else None)
     except BaseException as error:

@@ -19,9 +19,9 @@ from multiprocessing.context import SpawnContext
 from multiprocessing.resource_tracker import ensure_running
 from typing import Any, Protocol
 
-from reeltag.core.environment import keep_freed_memory, processors
+from reeltag.core.environment import available_cpus, keep_freed_memory
 from reeltag.core.errors import WorkerError
-from reeltag.core.interrupts import held
+from reeltag.core.interrupts import hold_signals
 
 RETRIES = 3  # of a task whose process died
 PROCESS_BYTES = 1_000_000_000  # of memory, for torch and a batch
@@ -92,7 +92,7 @@ class _Processes:
         self._theirs, self._ours = self._context.Pipe(duplex=False)  # ours closes with the block, or with this process
         self._lock, self._ended = threading.RLock(), False
         self._waiting: deque[_Task] = deque()
-        self._threads = max(1, processors() // len(devices))
+        self._threads = max(1, available_cpus() // len(devices))
         self._places = [_Place(device, self._started(device)) for device in devices]
 
     def submit(self, needs: Needs, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
@@ -163,7 +163,7 @@ def without_interrupts() -> Iterator[None]:
 
     Here it waits for the block's end, whichever thread it comes to: a process half started ends with a stack trace.
     """
-    with held(lambda _: None):
+    with hold_signals(lambda _: None):
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             yield

@@ -22,7 +22,7 @@ from reeltag.data.formats.protos import Example, SequenceExample
 from reeltag.data.ratings import Ratings
 from reeltag.data.schema import Feature, Schema
 
-Frames = npt.NDArray[Any]
+FrameArray = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Video:
 
     id: str
     labels: npt.NDArray[np.int64] | None
-    features: tuple[Frames, ...]
+    features: tuple[FrameArray, ...]
     cut: int = 0
     ratings: Ratings | None = None
     rated: npt.NDArray[np.int64] | None = None
@@ -55,12 +55,12 @@ class Video:
         """Whether labels tell of at least one class."""
         return self.labels is not None and (self.rated is None or len(self.rated) > 0)
 
-    def frames(self) -> Frames:
+    def frames(self) -> FrameArray:
         """All features side by side, [T, D]; a copy."""
         return np.concatenate(self.features, axis=1)
 
 
-LARGEST = 1e15  # of a value, so that the squares of a frame add up in float32
+MAX_VALUE = 1e15  # of a value, so that the squares of a frame add up in float32
 _TAGS = frozenset({0x0A, 0x12, 0x1A})  # fields 1 to 3, length-delimited: all that these messages have
 
 
@@ -85,11 +85,11 @@ def decode(record: bytes, schema: Schema) -> Video:
     return _checked(*parts, schema)
 
 
-_Parts = tuple["bytes | None", "list[int] | None", list[Frames], ratings.Lists]
+_Parts = tuple["bytes | None", "list[int] | None", list[FrameArray], ratings.Lists]
 
 
 def _checked(
-    name: bytes | None, labels: list[int] | None, features: list[Frames], rated: ratings.Lists, schema: Schema
+    name: bytes | None, labels: list[int] | None, features: list[FrameArray], rated: ratings.Lists, schema: Schema
 ) -> Video:
     if name is None:
         raise DataError(f"no id: expected a bytes feature named {' or '.join(schema.ids)}")
@@ -107,22 +107,22 @@ def _checked(
                 f"label {outside} is outside the {schema.classes} classes 0…{schema.classes - 1}; "
                 "check the schema's 'classes'"
             )
-    if schema.dtype == "float32" and not all(map(computable, features)):
-        raise DataError(f"a feature holds NaN or infinite values, or some beyond ±{LARGEST:g}")
+    if schema.dtype == "float32" and not all(map(is_computable, features)):
+        raise DataError(f"a feature holds NaN or infinite values, or some beyond ±{MAX_VALUE:g}")
     cut = max(0, length - schema.max_frames)
     if cut:
         features = [frames[: schema.max_frames] for frames in features]
     known = None if labels is None else np.array(labels, np.int64)
-    of_segments = ratings.checked(rated, length - cut, schema)
+    of_segments = ratings.from_lists(rated, length - cut, schema)
     try:
         return Video(name.decode(), known, tuple(features), cut, of_segments)
     except UnicodeDecodeError as error:
         raise DataError(f"the id {name[:40]!r} is not UTF-8; write it as text") from error
 
 
-def computable(frames: Frames) -> bool:
+def is_computable(frames: FrameArray) -> bool:
     """Whether a model can compute with values: none is NaN, infinite, or too large to be squared."""
-    return bool(frames.min() >= -LARGEST and frames.max() <= LARGEST)
+    return bool(frames.min() >= -MAX_VALUE and frames.max() <= MAX_VALUE)
 
 
 # --- the strided reader -------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def _strided_ratings(record: bytes, context: dict[bytes, tuple[int, int]], schem
     }
 
 
-def _strided_frames(record: bytes, span: tuple[int, int], width: int, schema: Schema) -> Frames:
+def _strided_frames(record: bytes, span: tuple[int, int], width: int, schema: Schema) -> FrameArray:
     header, frame = _frame_layout(width, schema.dtype, schema.level == "frame")
     begin, end = span
     frames, rest = divmod(end - begin, frame.itemsize)
@@ -329,13 +329,13 @@ def _value(features: Any, key: str, kind: str) -> Any:
     return values
 
 
-def _vector(features: Any, feature: Feature, schema: Schema) -> Frames:
+def _vector(features: Any, feature: Feature, schema: Schema) -> FrameArray:
     if not _has(features, feature.name):
         raise _missing(feature.name, features)
     return _frame_values(features[feature.name], feature, 0, schema)[None]
 
 
-def _frame_values(item: Any, feature: Feature, number: int, schema: Schema) -> Frames:
+def _frame_values(item: Any, feature: Feature, number: int, schema: Schema) -> FrameArray:
     kind = "bytes_list" if schema.dtype == "uint8" else "float_list"
     found = item.WhichOneof("kind")
     if found != kind:
@@ -372,7 +372,7 @@ def encode(video: Video, schema: Schema) -> bytes:
         labels.SetInParent()
         labels.value.extend(video.labels.tolist())
     if video.ratings is not None:
-        for key, values in ratings.as_lists(video.ratings, schema).items():
+        for key, values in ratings.to_lists(video.ratings, schema).items():
             held = getattr(context.feature[key], ratings.FEATURES[key])
             held.SetInParent()
             held.value.extend(values)
@@ -387,7 +387,7 @@ def encode(video: Video, schema: Schema) -> bytes:
     return encoded
 
 
-def _fill(item: Any, frame: Frames, schema: Schema) -> None:
+def _fill(item: Any, frame: FrameArray, schema: Schema) -> None:
     if schema.dtype == "uint8":
         item.bytes_list.value.append(frame.tobytes())
     else:

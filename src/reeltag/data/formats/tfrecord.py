@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from reeltag.core.errors import DataError
-from reeltag.core.storage import Source, atomic_path, regular
+from reeltag.core.storage import DataFile, atomic_path, require_regular
 from reeltag.core.transfer import RemoteFile
-from reeltag.data.shard_cache import forget, opened
+from reeltag.data.shard_cache import discard, open_copy
 
 _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
@@ -34,7 +34,7 @@ def masked_crc(content: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def framed(payload: bytes) -> bytes:
+def frame_record(payload: bytes) -> bytes:
     """A record as it stands in a file: length and payload, each with its CRC."""
     length = struct.pack("<Q", len(payload))
     return length + _CRC.pack(masked_crc(length)) + payload + _CRC.pack(masked_crc(payload))
@@ -181,11 +181,11 @@ class ShardFile(Records):
         path: the shard; one behind a URL is fetched when it is opened.
     """
 
-    def __init__(self, path: Source) -> None:
+    def __init__(self, path: DataFile) -> None:
         self.path, self.name = path, str(path)
         self._opened: tuple[int, int] | None = None
 
-    def __reduce__(self) -> tuple[type[ShardFile], tuple[Source]]:
+    def __reduce__(self) -> tuple[type[ShardFile], tuple[DataFile]]:
         return ShardFile, (self.path,)
 
     def _open(self) -> tuple[int, int]:
@@ -197,9 +197,9 @@ class ShardFile(Records):
         if self._opened is None:
             try:
                 if isinstance(self.path, RemoteFile):
-                    file = opened(self.path)
+                    file = open_copy(self.path)
                 else:
-                    file = regular(self.path).open("rb", buffering=0)
+                    file = require_regular(self.path).open("rb", buffering=0)
             except OSError as error:
                 raise DataError(f"cannot be read ({error.strerror})", file=self.name) from error
             weakref.finalize(self, file.close)
@@ -223,7 +223,7 @@ class ShardFile(Records):
 
     def _error(self, reason: str, number: int, offset: int) -> DataError:
         if isinstance(self.path, RemoteFile):
-            forget(self.path)  # it may be the copy that is damaged
+            discard(self.path)  # it may be the copy that is damaged
         return super()._error(reason, number, offset)
 
 
@@ -255,6 +255,6 @@ def write_shard(path: Path, payloads: Iterable[bytes]) -> int:
     count = 0
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         for payload in payloads:
-            file.write(framed(payload))
+            file.write(frame_record(payload))
             count += 1
     return count

@@ -10,8 +10,8 @@ from io import StringIO
 from pathlib import Path
 
 from reeltag.core.errors import UsageError
-from reeltag.core.storage import regular
-from reeltag.core.text import counted, few
+from reeltag.core.storage import require_regular
+from reeltag.core.text import counted, first_lines
 
 # Suffixes by which media files are found in a folder; files given by name may have any suffix.
 ENDINGS = frozenset(
@@ -19,7 +19,7 @@ ENDINGS = frozenset(
     | {".ogv", ".ts", ".vob", ".webm", ".wmv"}
     | {".aac", ".flac", ".m4a", ".mka", ".mp3", ".ogg", ".opus", ".wav", ".wma"}
 )
-MOST_CLASSES = 1_000_000
+MAX_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Dataset:
     left_out: Mapping[str, str]
 
 
-def gather(inputs: Sequence[str], labels: Path | None) -> Dataset:
+def find_videos(inputs: Sequence[str], labels: Path | None) -> Dataset:
     """Find videos and their labels.
 
     Args:
@@ -83,7 +83,7 @@ def gather(inputs: Sequence[str], labels: Path | None) -> Dataset:
     found = Dataset(tuple(items), classes, left_out)
     if not found.items:
         lines = [f"{name}: {reason}" for name, reason in sorted(left_out.items())]
-        raise UsageError("\n  ".join([f"{labels}: names none of the videos", *few(lines)]))
+        raise UsageError("\n  ".join([f"{labels}: names none of the videos", *first_lines(lines)]))
     return found
 
 
@@ -113,7 +113,7 @@ def split(items: Sequence[Item], test_share: float) -> tuple[list[Item], list[It
     return ordered[tests:], ordered[:tests]
 
 
-def untaught_classes(data: Dataset, trained: Container[str]) -> list[str]:
+def classes_without_training_videos(data: Dataset, trained: Container[str]) -> list[str]:
     """Return the names of classes without a training video.
 
     Args:
@@ -124,7 +124,7 @@ def untaught_classes(data: Dataset, trained: Container[str]) -> list[str]:
     return [name for label, name in enumerate(data.classes or ()) if label not in taught]
 
 
-def label_names(classes: Iterable[str]) -> str:
+def label_names_csv(classes: Iterable[str]) -> str:
     """Format class names as the CSV file that a recipe's `data.label_names` reads."""
     text = StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -168,7 +168,7 @@ def _text(name: str) -> str:
 def _read_labels(path: Path) -> dict[str, tuple[str, ...]]:
     """Read the labels of each video, by its id."""
     try:
-        text = regular(path).read_text(encoding="utf-8-sig")  # spreadsheets write a byte-order mark
+        text = require_regular(path).read_text(encoding="utf-8-sig")  # spreadsheets write a byte-order mark
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -195,10 +195,8 @@ def _classes(labels: set[str], path: Path) -> tuple[str, ...]:
         raise UsageError(f"{path}: gives no video a label")
     if all(label.isascii() and label.isdigit() for label in labels):
         highest = max(int(label) for label in labels)
-        if highest >= MOST_CLASSES:
-            raise UsageError(
-                f"{path}: label {highest} is too high; classes are numbered from 0 to {MOST_CLASSES - 1:,}"
-            )
+        if highest >= MAX_CLASSES:
+            raise UsageError(f"{path}: label {highest} is too high; classes are numbered from 0 to {MAX_CLASSES - 1:,}")
         if odd := sorted(label for label in labels if label != str(int(label))):
             raise UsageError(f"{path}: label {odd[0]} is written with zeros before it; write {int(odd[0])}")
         return tuple(str(number) for number in range(highest + 1))

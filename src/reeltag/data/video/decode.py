@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reeltag.core.errors import UsageError, VideoError
-from reeltag.core.storage import regular
+from reeltag.core.storage import require_regular
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -29,8 +29,8 @@ Samples = npt.NDArray[np.float32]
 MAX_SECONDS = 300  # longest part of a video that is read, as in YouTube-8M's frame-level records
 MAX_PIXELS = 8192 * 8192  # largest frame that is decoded; 8K fits
 STALLED_SECONDS = 10.0  # longest time to decode the next second
-MOST_PACKETS = 1000 * MAX_SECONDS  # largest number of packets whose time stamps are kept
-MOST_DAMAGED = 1000  # most damaged packets of a file
+MAX_PACKETS = 1000 * MAX_SECONDS  # largest number of packets whose time stamps are kept
+MAX_DAMAGED = 1000  # most damaged packets of a file
 JUMP_SECONDS = 0.1  # gap between time stamps and samples from which on the time stamps are followed
 
 
@@ -51,8 +51,8 @@ class Damage:
             VideoError: too many packets are damaged.
         """
         self.packets += 1
-        if self.packets > MOST_DAMAGED:
-            raise VideoError(f"{path}: more than {MOST_DAMAGED:,} of its packets are damaged; copy it again")
+        if self.packets > MAX_DAMAGED:
+            raise VideoError(f"{path}: more than {MAX_DAMAGED:,} of its packets are damaged; copy it again")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Media:
 
 
 @dataclass
-class _Clock:
+class _Watchdog:
     """Watchdog for files that yield no data for too long."""
 
     path: Path
@@ -159,7 +159,7 @@ def sound(path: Path, rate: int, damage: Damage, *, seconds: int = MAX_SECONDS) 
     samples = np.zeros(rate * seconds, np.float32)
     position, end = None, 0
     with _opened(path) as container:
-        for at, values in _mono(container, rate, damage, _Clock(path)):
+        for at, values in _mono(container, rate, damage, _Watchdog(path)):
             ahead = 0 if at is None or position is None else at * rate - position
             if ahead < -JUMP_SECONDS * rate:
                 continue  # a clock that runs backwards
@@ -176,7 +176,7 @@ def sound(path: Path, rate: int, damage: Damage, *, seconds: int = MAX_SECONDS) 
 
 
 def _mono(
-    container: InputContainer, rate: int, damage: Damage, clock: _Clock
+    container: InputContainer, rate: int, damage: Damage, clock: _Watchdog
 ) -> Iterator[tuple[Fraction | None, Samples]]:
     """Yield resampled mono samples, each piece with its time after the first picture if that is known."""
     import av
@@ -212,7 +212,7 @@ def _frames(path: Path, damage: Damage, seconds: int, threads: int) -> Iterator[
         _refuse_large(path, stream.codec_context)
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # frames that grow later count as damage
         stream.codec_context.thread_type, stream.codec_context.thread_count = "AUTO", threads
-        clock, rate, latest = _Clock(path), stream.average_rate or Fraction(25), None
+        clock, rate, latest = _Watchdog(path), stream.average_rate or Fraction(25), None
         for frame in _decoded(container, stream, damage, clock, wanted):
             base = frame.time_base or stream.time_base
             ticks = frame.pts if _tells_times(container) else frame.dts
@@ -233,11 +233,11 @@ def _wanted(path: Path, seconds: int) -> frozenset[int] | None:
         stream = _stream(container, "video")
         if stream is None or stream.time_base is None or not _tells_times(container):
             return None
-        clock, latest = _Clock(path), 0
+        clock, latest = _Watchdog(path), 0
         for packet in _packets(container, stream):
             clock.check()
             if packet.size and not packet.is_discard:
-                if packet.pts is None or len(times) == MOST_PACKETS:
+                if packet.pts is None or len(times) == MAX_PACKETS:
                     return None
                 times.append(packet.pts)
                 if (packet.pts - times[0]) * stream.time_base > seconds + 10:
@@ -257,7 +257,7 @@ def _wanted(path: Path, seconds: int) -> frozenset[int] | None:
 
 
 def _decoded(
-    container: InputContainer, stream: Any, damage: Damage, clock: _Clock, wanted: frozenset[int] | None = None
+    container: InputContainer, stream: Any, damage: Damage, clock: _Watchdog, wanted: frozenset[int] | None = None
 ) -> Iterator[Any]:
     """Yield the frames of a stream; with `wanted`, skip other packets' frames to which no frame refers."""
     import av
@@ -360,7 +360,7 @@ def _opened(path: Path) -> Iterator[InputContainer]:
         raise UsageError("PyAV is not installed; `pip install 'reeltag[video]'`") from error
     av.logging.set_level(av.logging.PANIC)  # damage is reported in one line of our own
     try:
-        if not regular(path).stat().st_size:
+        if not require_regular(path).stat().st_size:
             raise VideoError(f"{path}: is empty; copy it again")
         container = av.open(
             str(path.absolute()),

@@ -19,16 +19,16 @@ import numpy as np
 
 from reeltag.core import tensorfile
 from reeltag.core.distributed.process_pool import Needs, spawned
-from reeltag.core.environment import processors
+from reeltag.core.environment import available_cpus
 from reeltag.core.errors import ArtifactError, ReeltagError, UsageError, VideoError, WorkerError
 from reeltag.core.progress import Progress
 from reeltag.core.storage import (
     atomic_folder,
-    claimed_parts,
     content_hash,
+    exclusive_parts,
     file_hash,
-    identity,
-    refuse_filled,
+    file_identity,
+    refuse_nonempty,
     remove_folder,
     write_bytes,
     write_json,
@@ -38,10 +38,10 @@ from reeltag.data.formats.example import Video, encode
 from reeltag.data.formats.tfrecord import write_shard
 from reeltag.data.pca import Moments, load_projections, save_projections
 from reeltag.data.schema import Schema
-from reeltag.data.video.dataset import Dataset, Item, label_names, split
+from reeltag.data.video.dataset import Dataset, Item, label_names_csv, split
 from reeltag.data.video.decode import MAX_SECONDS
 from reeltag.data.video.features import Extraction, Pipeline, open_pipeline
-from reeltag.data.video.recipe_draft import recipe
+from reeltag.data.video.recipe_draft import draft_recipe
 
 FORMAT = 1  # of parts and of the manifest; raised whenever decoding changes
 PROJECTIONS = "pca.safetensors"
@@ -92,7 +92,7 @@ class _Part:
     path: Path
 
 
-def collect(data: Dataset, out: Path, settings: Settings, workers: int, progress: Progress) -> list[Outcome]:
+def extract_dataset(data: Dataset, out: Path, settings: Settings, workers: int, progress: Progress) -> list[Outcome]:
     """Extract videos and write the data set.
 
     The bytes in `out` depend only on the videos, their ids, labels and the settings.
@@ -110,10 +110,10 @@ def collect(data: Dataset, out: Path, settings: Settings, workers: int, progress
     Raises:
         UsageError: the folder exists, an extractor cannot be opened, or no video could be extracted.
     """
-    refuse_filled(out)
+    refuse_nonempty(out)
     pipeline = _opened(settings.image, settings.sound, settings.pca)
     folder = out.with_name(f"{out.name}.parts")
-    with claimed_parts(folder, out):
+    with exclusive_parts(folder, out):
         outcomes, parts = _extract_all(data, folder, settings, pipeline, workers, progress)
         if not parts:
             first = next(outcome for outcome in outcomes if outcome.remarks)
@@ -170,7 +170,7 @@ def _extract_all(
     data: Dataset, folder: Path, settings: Settings, pipeline: Pipeline, workers: int, progress: Progress
 ) -> tuple[list[Outcome], dict[str, _Part]]:
     deciding = [_deciding(pipeline), bool(settings.fit)]
-    parts = [_Part(item, folder / f"{content_hash([deciding, identity(item.path)])}.part") for item in data.items]
+    parts = [_Part(item, folder / f"{content_hash([deciding, file_identity(item.path)])}.part") for item in data.items]
     missing = [part for part in parts if not _is_whole(part.path)]
     errors: dict[str, str] = {}
     with progress.task("extract", len(parts), "files") as task:
@@ -203,7 +203,7 @@ def _is_whole(path: Path) -> bool:
 
 def _extracted(parts: Sequence[_Part], settings: Settings, workers: int) -> Iterator[tuple[_Part, ReeltagError | None]]:
     """Yield each part once its file was read, with the error if that failed."""
-    threads = max(1, processors() // workers)
+    threads = max(1, available_cpus() // workers)
     if min(workers, len(parts)) <= 1:
         for part in parts:
             try:
@@ -270,8 +270,8 @@ def _write(
         identities = {feature: pipeline.extractors[feature].identity for feature in pipeline.projections}
         save_projections(out / PROJECTIONS, pipeline.projections, identities)
     if data.classes is not None:
-        write_bytes(out / "labels.csv", label_names(data.classes).encode())
-        text = recipe(schema, len(splits["train"]), tests=bool(splits["test"]))
+        write_bytes(out / "labels.csv", label_names_csv(data.classes).encode())
+        text = draft_recipe(schema, len(splits["train"]), tests=bool(splits["test"]))
         write_bytes(out / "recipe.toml", text.encode())
     write_json(out / MANIFEST, _manifest(out, pipeline, schema, outcomes, shards))
 
@@ -318,6 +318,6 @@ def _manifest(
     }
 
 
-def worthwhile_workers(files: int) -> int:
+def suggested_workers(files: int) -> int:
     """Return the number of processes that pays off; starting one takes as long as extracting several files."""
-    return max(1, min(processors(), files // 8))
+    return max(1, min(available_cpus(), files // 8))

@@ -13,7 +13,7 @@ import numpy as np
 from reeltag.core.environment import one_torch_thread
 from reeltag.core.errors import UsageError, VideoError
 from reeltag.core.text import counted
-from reeltag.data.pca import Codes, Projection, Values, quantize
+from reeltag.data.pca import Codes, Projection, Values, to_codes
 from reeltag.data.schema import Feature
 from reeltag.data.video import decode
 from reeltag.data.video.decode import MAX_SECONDS, Damage, Media, Picture, Samples
@@ -109,7 +109,7 @@ class Pipeline:
     def codes(self, extraction: Extraction) -> tuple[Codes, ...]:
         """Quantize the features for a record, [T, W] uint8 each."""
         with one_torch_thread():
-            return tuple(quantize(self._projected(feature, values)) for feature, values in extraction.values.items())
+            return tuple(to_codes(self._projected(feature, values)) for feature, values in extraction.values.items())
 
     def _projected(self, feature: str, values: Values) -> Values:
         projection = self.projections.get(feature)

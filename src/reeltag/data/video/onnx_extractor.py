@@ -12,8 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from reeltag.core.environment import onnx_runtime
 from reeltag.core.errors import UsageError
-from reeltag.core.storage import file_hash, regular
-from reeltag.core.validation import worded
+from reeltag.core.storage import file_hash, require_regular
+from reeltag.core.validation import describe_fault
 from reeltag.data.pca import Values
 from reeltag.data.video import audio
 from reeltag.data.video.decode import Picture, Samples
@@ -225,7 +225,7 @@ def _parsed(rest: str, kind: Any, defaults: dict[str, Any]) -> tuple[Path, Any]:
     try:
         return Path(path), kind.model_validate(defaults | dict(parse_qsl(query, keep_blank_values=True)))
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {worded(fault)}" for fault in error.errors())
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {describe_fault(fault)}" for fault in error.errors())
         raise UsageError(f"{path}: {faults}; keys are {', '.join(kind.model_fields)}") from error
 
 
@@ -235,7 +235,7 @@ def _open(path: Path) -> InferenceSession:
     options.log_severity_level = 3
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # more threads may add in another order
     try:
-        return onnxruntime.InferenceSession(str(regular(path)), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(require_regular(path)), options, providers=["CPUExecutionProvider"])
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # onnxruntime's exceptions share no other base class

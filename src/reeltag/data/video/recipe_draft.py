@@ -11,7 +11,7 @@ STEPS = 1500  # least number of training steps
 BATCH = 64  # largest batch, in videos
 
 
-def recipe(schema: Schema, videos: int, *, tests: bool) -> str:
+def draft_recipe(schema: Schema, videos: int, *, tests: bool) -> str:
     """Return the TOML of a recipe that trains one small NetVLAD on the shards in its folder.
 
     Args:

@@ -9,7 +9,7 @@ from pathlib import Path
 from reeltag.data.video import decode
 from reeltag.data.video.decode import Damage, Picture
 
-LONGEST = 160  # pixels of the longer side
+MAX_SIDE = 160  # pixels of the longer side
 QUALITY = 5  # FFmpeg's scale for JPEG: 1 is the best, 31 the smallest
 
 
@@ -29,7 +29,7 @@ def thumbnails(path: Path, seconds: Collection[int], threads: int = 1) -> dict[i
     """
     if not decode.probe(path).pictures:
         return {}
-    pictures = decode.pictures(path, LONGEST, Damage(), seconds=max(seconds) + 1, threads=threads)
+    pictures = decode.pictures(path, MAX_SIDE, Damage(), seconds=max(seconds) + 1, threads=threads)
     return {second: jpeg(picture) for second, picture in enumerate(pictures) if second in seconds}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from reeltag.artifact.file import Artifact
 from reeltag.core.errors import UsageError
 from reeltag.core.text import counted
-from reeltag.data.extractor_origin import difference
+from reeltag.data.extractor_origin import describe_difference
 from reeltag.data.formats.example import Video
 from reeltag.data.schema import Feature, Schema
 from reeltag.data.video.extractors import IMAGE, SOUND, Extractor, image_extractor, sound_extractor
@@ -115,6 +115,6 @@ def _extractor(feature: Feature, given: str | None, model: str) -> Extractor[Any
     extractor = opener(given or origin.name)
     found = extractor.origin(origin.projection) if extractor else None
     if extractor is None or found is None or found.hash != origin.hash:
-        other = f"{found.name}{difference(found, origin)}" if found else "none"
+        other = f"{found.name}{describe_difference(found, origin)}" if found else "none"
         raise UsageError(f"{model}: reads {feature.name!r} from {origin.name}, not from {other}; give {option} as then")
     return extractor

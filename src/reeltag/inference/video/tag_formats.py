@@ -13,8 +13,8 @@ from importlib.resources import files
 from io import StringIO
 from string import Template
 
-from reeltag.core.progress import clock
-from reeltag.core.text import counted, plain
+from reeltag.core.progress import format_duration
+from reeltag.core.text import counted, one_line
 from reeltag.inference.timeline import Tagged, Timeline, tag_spans
 from reeltag.inference.video.tagger import TaggedFile
 
@@ -24,8 +24,8 @@ _RUNS = 3  # of the times at which a tag holds, in a line
 
 def as_lines(tagged: Tagged) -> Iterator[str]:
     """A video and its tags, for people; with a timeline also when they hold."""
-    yield f"{plain(tagged['id'])}: {counted(tagged['frames'], 'second')}"
-    names = [plain(tag["name"]) for tag in tagged["tags"]]
+    yield f"{one_line(tagged['id'])}: {counted(tagged['frames'], 'second')}"
+    names = [one_line(tag["name"]) for tag in tagged["tags"]]
     for place, (tag, name) in enumerate(zip(tagged["tags"], names, strict=True)):
         line = f"  {tag['score']:.2f}  {name:<{max(map(len, names))}}"
         if "timeline" in tagged:
@@ -38,7 +38,7 @@ def _strip(scores: Sequence[float]) -> str:
 
 
 def _times(timeline: Timeline, tag: int) -> str:
-    runs = [f"{clock(begin)}–{clock(end)}" for begin, end in tag_spans(timeline, tag)]
+    runs = [f"{format_duration(begin)}–{format_duration(end)}" for begin, end in tag_spans(timeline, tag)]
     return ", ".join(runs[:_RUNS] + ["…"] * (len(runs) > _RUNS))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from reeltag.core.environment import processors
+from reeltag.core.environment import available_cpus
 from reeltag.core.errors import VideoError
 from reeltag.core.progress import Progress
 from reeltag.data.formats.example import Video
@@ -102,7 +102,7 @@ def tag_files(
         The results, and of each file that cannot be read its name and the reason.
     """
     results, left_out = list[TaggedFile](), dict[str, str]()
-    threads = processors()
+    threads = available_cpus()
     with progress.task("tag", len(items), "files") as task:
         for item in items:
             try:

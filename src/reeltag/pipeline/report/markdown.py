@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reeltag.core.text import BETWEEN, counted, escaped, megabytes, plain
-from reeltag.data.bad_records import BadRecord, listed
+from reeltag.core.text import NAME_SEPARATOR, counted, escaped, megabytes, one_line
+from reeltag.data.bad_records import BadRecord, format_first
 from reeltag.pipeline.report.remarks import remarks, weights
 from reeltag.pipeline.report.results import METRICS, best_single, best_single_tested, noun_of
 
@@ -37,9 +37,9 @@ def examples(results: Mapping[str, Any]) -> list[str]:
     """One line a test video: its tags with scores, and its labels; names may have commas."""
     lines = []
     for example in results["examples"]:
-        tags = BETWEEN.join(f"{name} {score:.2f}" for name, score in example["tags"])
-        labels = BETWEEN.join(example["labels"]) or "none"
-        lines.append(f"{plain(example['id'])}: {plain(tags)}  [labels: {plain(labels)}]")
+        tags = NAME_SEPARATOR.join(f"{name} {score:.2f}" for name, score in example["tags"])
+        labels = NAME_SEPARATOR.join(example["labels"]) or "none"
+        lines.append(f"{one_line(example['id'])}: {one_line(tags)}  [labels: {one_line(labels)}]")
     return lines
 
 
@@ -123,7 +123,7 @@ def _bad_records(by_split: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[st
         if records:
             found = [BadRecord(**record) for record in records]
             lines += [f"{counted(len(found), 'bad record')} of data.{split} left out:", ""]
-            lines += [*(f"- {escaped(line)}" for line in listed(found)), ""]
+            lines += [*(f"- {escaped(line)}" for line in format_first(found)), ""]
     return lines
 
 

@@ -13,8 +13,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from reeltag.core.text import counted, megabytes, plain
-from reeltag.data.bad_records import listed
+from reeltag.core.text import counted, megabytes, one_line
+from reeltag.data.bad_records import format_first
 from reeltag.inference.timeline import segment_spans
 from reeltag.pipeline.report.charts import curve_charts, frontier_chart, reliability_chart
 from reeltag.pipeline.report.compare import class_changes, differences, recipe_changes
@@ -61,7 +61,7 @@ def render_run(run: Run) -> str:
         gated={name: member["gating"] for name, member in results["members"].items() if "gating" in member},
         names=[name for name, _ in results["test"]["class_ap"]],
         bad_records={
-            split: [counted(len(records), "bad record"), *listed(records)]
+            split: [counted(len(records), "bad record"), *format_first(records)]
             for split, records in results["bad_records"].items()
             if records
         },
@@ -154,7 +154,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) else plain(value),
+        finalize=lambda value: value if isinstance(value, Markup) else one_line(value),
     )
     environment.filters |= {"gap": _gap, "change": change, "mb": megabytes, "duration": _duration, "counted": counted}
     environment.filters |= {"listed": _listed, "segments": segment_spans}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from statistics import mean
 from typing import Any
 
-from reeltag.core.text import counted, few, megabytes
+from reeltag.core.text import counted, first_lines, megabytes
 from reeltag.pipeline.report.results import noun_of
 from reeltag.training.schedule import FORGOTTEN
 
@@ -43,7 +43,8 @@ def _short(results: Mapping[str, Any]) -> str:
     if not short:
         return ""
     what = f"batch norm's statistics still keep up to {max(kept.values()):.0%} of their first values"
-    return f"{', '.join(few(short))}: {what}, so the training was too short for its bn_decay; lower that to 0.9 or 0.99"
+    models = ", ".join(first_lines(short))
+    return f"{models}: {what}, so the training was too short for its bn_decay; lower that to 0.9 or 0.99"
 
 
 def _alone(results: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
 from reeltag.core.errors import UsageError
-from reeltag.core.validation import worded
+from reeltag.core.validation import describe_fault
 from reeltag.data.bad_records import BadRecord
 
 FORMAT = 1
@@ -251,7 +251,7 @@ def _checked(adapter: TypeAdapter[Any], path: Path) -> Any:
         return adapter.validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
-        fault = f"is damaged ({'.'.join(map(str, first['loc']))}: {worded(first)})"
+        fault = f"is damaged ({'.'.join(map(str, first['loc']))}: {describe_fault(first)})"
         raise UsageError(f"{path}: {_again(fault, path.parent)}") from error
 
 

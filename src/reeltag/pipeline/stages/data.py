@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from reeltag.core.errors import ReeltagError, TransferError, UsageError
-from reeltag.core.storage import Source, content_hash, find, free_bytes, identity, read_json, size_of
-from reeltag.core.text import counted, few, megabytes
+from reeltag.core.storage import DataFile, content_hash, file_identity, file_size, find_files, free_bytes, read_json
+from reeltag.core.text import counted, first_lines, megabytes
 from reeltag.core.transfer import RemoteFile
 from reeltag.data import shard_cache
 from reeltag.data.bad_records import summary
@@ -27,7 +27,7 @@ def data_stages(recipe: Recipe, without_data: bool) -> list[Stage]:
     """Generate the data if need be, then read each split through once."""
     data = recipe.data
     if data.cache_gb is not None:
-        shard_cache.limit_to(data.cache_gb)
+        shard_cache.set_limit(data.cache_gb)
     stages = []
     if data.synthetic is not None:
         videos = data.synthetic.train_videos + data.synthetic.test_videos
@@ -37,21 +37,21 @@ def data_stages(recipe: Recipe, without_data: bool) -> list[Stage]:
         stages.append(Stage("synthetic", partial(_do_synthetic, recipe), (), parameters, note, bytes=size))
     before: tuple[str, ...] = ("synthetic",) if data.synthetic is not None else ()
     for split, patterns in {"train": data.train, "test": data.test}.items():
-        files: list[Source] = []
+        files: list[DataFile] = []
         missing = ""
         try:
-            files = [] if data.synthetic else find(patterns, data.root)
+            files = [] if data.synthetic else find_files(patterns, data.root)
             _check_cache(data, split, files)
         except (UsageError, TransferError) as error:
             if not without_data:
                 raise
             missing = str(error)
         parameters = {
-            "files": list(map(identity, files)),
+            "files": list(map(file_identity, files)),
             "schema": data.record_schema.model_dump(mode="json"),
             "max_bad_records": data.max_bad_records,
         }
-        note = f"{counted(len(files), 'shard')}, {megabytes(sum(map(size_of, files)))}" if files else missing
+        note = f"{counted(len(files), 'shard')}, {megabytes(sum(map(file_size, files)))}" if files else missing
         if (limit := _limit(data, split)) is not None:
             parameters["limit"] = limit
             note = f"the first {counted(limit, 'video')} of {note or 'them'}"
@@ -87,10 +87,10 @@ def video_bytes(recipe: Recipe) -> tuple[int, bool]:
 def _first_shard(data: DataSettings) -> tuple[list[int], int] | None:
     """Sizes of the training shards and records of the first one; None where they are not here, or cannot be read."""
     try:
-        files = find(data.train, data.root)
+        files = find_files(data.train, data.root)
         if isinstance(files[0], RemoteFile):  # a plan fetches no shard
             return None
-        return list(map(size_of, files)), len(ShardFile(files[0]).offsets())
+        return list(map(file_size, files)), len(ShardFile(files[0]).offsets())
     except ReeltagError:  # what the data stage will find and say
         return None
 
@@ -100,7 +100,7 @@ def _do_synthetic(recipe: Recipe, job: Job) -> None:
     write_synthetic(job.folder, recipe.data.synthetic)
 
 
-def _check_cache(data: DataSettings, split: str, files: Sequence[Source]) -> None:
+def _check_cache(data: DataSettings, split: str, files: Sequence[DataFile]) -> None:
     """Refuse an order that the cache of remote shards cannot follow, before anything is fetched.
 
     Raises:
@@ -109,22 +109,22 @@ def _check_cache(data: DataSettings, split: str, files: Sequence[Source]) -> Non
     sizes = sorted((file.size for file in files if isinstance(file, RemoteFile)), reverse=True)
     window = data.mixed_shards if split == "train" else 1
     needed = sum(sizes if window is None else sizes[: 2 * window])  # one is read, and the next one comes
-    if needed > shard_cache.limit():
+    if needed > shard_cache.limit_bytes():
         what = "all shards" if window is None else f"two windows of {counted(window, 'shard')}"
-        have = f"{megabytes(needed)}, and data.cache_gb allows {megabytes(shard_cache.limit())}"
+        have = f"{megabytes(needed)}, and data.cache_gb allows {megabytes(shard_cache.limit_bytes())}"
         less = 'take data.order = "by-shard"' if window is None else "lower data.shuffle_window"
         raise UsageError(f"data.{split}: the order needs {what} at hand, {have}; raise it, or {less}")
-    if needed and needed > (free := free_bytes(shard_cache.folder()) + shard_cache.size()):
+    if needed and needed > (free := free_bytes(shard_cache.folder()) + shard_cache.size_bytes()):
         room = f"{megabytes(needed)} of shards have to be at hand, and there is room for {megabytes(free)}"
         raise UsageError(f"{shard_cache.folder()}: {room}; make room, or set REELTAG_CACHE to a folder on another disk")
 
 
-def _do_data(recipe: Recipe, split: str, files: list[Source], job: Job) -> str:
+def _do_data(recipe: Recipe, split: str, files: list[DataFile], job: Job) -> str:
     """Read the shards through once. What follows depends on what they say, not on where they lie."""
-    for line in few(_changes(job, split, files)):
+    for line in first_lines(_changes(job, split, files)):
         job.progress.say(f"  {line}")
-    files = files or find([f"{split}-*"], job.inputs["synthetic"])
-    total = sum(map(size_of, files))
+    files = files or find_files([f"{split}-*"], job.inputs["synthetic"])
+    total = sum(map(file_size, files))
     with job.progress.task("check and index", total, "bytes") as task:
         schema, most = recipe.data.record_schema, recipe.data.max_bad_records
         limit, train = _limit(recipe.data, split), split == "train"
@@ -144,10 +144,10 @@ def _limit(data: DataSettings, split: str) -> int | None:
     return data.limit.train if split == "train" else data.limit.test
 
 
-def _changes(job: Job, split: str, files: Sequence[Source]) -> list[str]:
+def _changes(job: Job, split: str, files: Sequence[DataFile]) -> list[str]:
     """Shards that are gone, new or others than when an earlier run in this folder indexed the split."""
     markers = sorted(job.folder.parent.glob(f"data.{split}-*/{MARKER}"), key=lambda path: path.stat().st_mtime_ns)
-    now = list(map(identity, files))
+    now = list(map(file_identity, files))
     before = read_json(markers[-1])["parameters"]["files"] if markers else now
     old, new = ({path: state for path, *state in each} for each in (before, now))
     gone, added = (sorted(one.keys() - other.keys()) for one, other in ((old, new), (new, old)))

@@ -16,7 +16,7 @@ from reeltag.artifact.file import Artifact, load_artifact, save_artifact
 from reeltag.core.download_cache import fetch
 from reeltag.core.environment import versions
 from reeltag.core.errors import BudgetError, UsageError
-from reeltag.core.storage import beneath, read_json, write_json
+from reeltag.core.storage import join_path, read_json, write_json
 from reeltag.core.text import counted, megabytes
 from reeltag.core.transfer import is_url
 from reeltag.data.holdout import split_halves
@@ -82,15 +82,15 @@ def beside_members(recipe: Recipe, without_data: bool = False) -> Beside:
     data = recipe.data
 
     def given(name: str | None) -> bool:
-        return bool(name) and not (without_data and not Path(beneath(data.root, name or "")).exists())
+        return bool(name) and not (without_data and not Path(join_path(data.root, name or "")).exists())
 
-    place = beneath(data.root, data.label_names or "")
+    place = join_path(data.root, data.label_names or "")
     names = read_label_names(place, data.record_schema.classes) if given(data.label_names) else None
     return Beside(names, _projections(recipe) if given(data.pca) else {})
 
 
 def _projections(recipe: Recipe) -> dict[str, Projection]:
-    place = beneath(recipe.data.root, recipe.data.pca or "")
+    place = join_path(recipe.data.root, recipe.data.pca or "")
     found, _ = read_projections(fetch(place, read_projections) if is_url(place) else Path(place))
     features = recipe.data.record_schema.features
     named = {each.name: each.extractor.projection for each in features if each.extractor and each.extractor.projection}

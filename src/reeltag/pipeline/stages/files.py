@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from reeltag.core.errors import TransferError, UsageError
-from reeltag.core.storage import find
+from reeltag.core.storage import find_files
 from reeltag.data.holdout import split_holdout
 from reeltag.data.shards import Indices, Manifest
 from reeltag.inference.predictor import Predictor, load
@@ -50,7 +50,7 @@ def held_out(recipe: Recipe) -> int:
 
 @lru_cache(maxsize=8)  # each member of a plan asks, and a web server may take long to answer
 def _count(patterns: tuple[str, ...], root: Path | str) -> int:
-    return len(find(patterns, root))
+    return len(find_files(patterns, root))
 
 
 def split(recipe: Recipe, manifest: Manifest) -> tuple[Indices, Indices]:

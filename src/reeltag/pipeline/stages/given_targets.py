@@ -10,7 +10,7 @@ import torch
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import file_hash
 from reeltag.core.text import megabytes
-from reeltag.data.given_predictions import read_predictions
+from reeltag.data.external_predictions import read_predictions
 from reeltag.data.soft_targets import TargetsWriter, row_bytes
 from reeltag.pipeline.executor import Job, Stage
 from reeltag.pipeline.stages.files import load_manifest, split, split_parameters

@@ -13,7 +13,7 @@ from torch import Tensor
 from reeltag.artifact.file import load_artifact, quantize_artifact, save_artifact
 from reeltag.artifact.quantization.quantize import Encoding
 from reeltag.core import tensorfile
-from reeltag.core.storage import inside, read_json, write_json
+from reeltag.core.storage import file_inside, read_json, write_json
 from reeltag.core.text import counted, megabytes
 from reeltag.data.loader import sequential_batches
 from reeltag.data.schema import Schema
@@ -84,7 +84,7 @@ class MemberStages(ABC):
         """The model's file in an encoding."""
         if encoding == "float32":
             return job.inputs[self.finished] / MODEL
-        return inside(job.inputs[self.quantized], f"{encoding}.reeltag")
+        return file_inside(job.inputs[self.quantized], f"{encoding}.reeltag")
 
     def holdout(self, job: Job) -> tuple[dict[str, Tensor], Tensor]:
         """Predictions [N, C] of the hold-out by encoding, -1 for classes that were not rated; and its labels."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reeltag.core.environment import default_device, of_processor
+from reeltag.core.environment import cpuinfo_value, default_device
 from reeltag.data.formats.example import Video
 from reeltag.data.shards import Shards
 from reeltag.inference.ensemble import Predictions
@@ -156,7 +156,7 @@ def machine() -> dict[str, str]:
     """What computes here, and with how many threads; the last bits of a sum depend on it."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": of_processor("model name") or platform.processor() or "not told",
+        "processor": cpuinfo_value("model name") or platform.processor() or "not told",
         "processors": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "device": torch.cuda.get_device_name() if default_device() == "cuda" else "cpu",

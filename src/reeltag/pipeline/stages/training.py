@@ -16,7 +16,7 @@ from reeltag.artifact.file import Artifact, Member, load_tagger, save_artifact
 from reeltag.artifact.quantization.quantize import Encoding, quantized_bytes
 from reeltag.core.distributed.process_group import rank
 from reeltag.core.environment import default_device, versions
-from reeltag.core.memory import enough_memory
+from reeltag.core.memory import explain_out_of_memory
 from reeltag.core.storage import content_hash, read_json
 from reeltag.core.text import counted, megabytes
 from reeltag.data.holdout import split_folds
@@ -223,7 +223,7 @@ class Training:
         own = self.source.resolve(job)
         manifest = load_manifest(job, "train")
         schema, settings = self.recipe.data.record_schema, self.settings(own)
-        with enough_memory(f"{self.stage_name}: training {own.config.family}", _less_memory(settings)):
+        with explain_out_of_memory(f"{self.stage_name}: training {own.config.family}", _less_memory(settings)):
             return run_phase(
                 build_tagger(own.config, schema.widths, schema.classes, self.seed),
                 Shards(manifest),

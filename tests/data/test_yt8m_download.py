@@ -15,7 +15,7 @@ from reeltag.core.errors import TransferError, UsageError
 from reeltag.core.progress import Progress
 from reeltag.data import yt8m_download
 from reeltag.data.shards import scan
-from reeltag.data.yt8m_download import OFFICIAL, Part, Planned, Source, download, parse_part, read_plan
+from reeltag.data.yt8m_download import OFFICIAL_URLS, Part, PlannedShard, UrlTemplates, download, parse_part, read_plan
 from yt8m_server import serving
 
 LETTERS = string.ascii_lowercase + string.ascii_uppercase + string.digits
@@ -63,14 +63,15 @@ def test_shards_lie_here_under_their_numbers(shards, tmp_path):
 
 def test_addresses_are_those_of_the_official_script():
     assert (
-        OFFICIAL.plan.format(level="frame", split="train") == "http://data.yt8m.org/2/download_plans/frame_train.json"
+        OFFICIAL_URLS.plan.format(level="frame", split="train")
+        == "http://data.yt8m.org/2/download_plans/frame_train.json"
     )
-    shard = OFFICIAL.shard.format(mirror="eu", level="video", split="test", name="testab.tfrecord")
+    shard = OFFICIAL_URLS.shard.format(mirror="eu", level="video", split="test", name="testab.tfrecord")
     assert shard == "http://eu.data.yt8m.org/2/video/test/testab.tfrecord"
 
 
 def planned(split):
-    return [Planned(f"{split}{pair}.tfrecord", f"{split}{n:04}.tfrecord", "") for n, pair in enumerate(NAMES)]
+    return [PlannedShard(f"{split}{pair}.tfrecord", f"{split}{n:04}.tfrecord", "") for n, pair in enumerate(NAMES)]
 
 
 @pytest.mark.parametrize("parts", [1, 3, 40])
@@ -137,7 +138,7 @@ def test_wrong_bytes_that_stay_are_one_message_that_names_the_file(shards, tmp_p
 
 
 def test_a_missing_shard_ends_the_others(shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(yt8m_download, "SIDE_BY_SIDE", 1)
+    monkeypatch.setattr(yt8m_download, "CONCURRENT_DOWNLOADS", 1)
     with serving(shards) as server:
         del server.shards["trainaa.tfrecord"]
         with pytest.raises(TransferError, match=r"trainaa\.tfrecord: there is no such file"):
@@ -182,8 +183,8 @@ def test_a_killed_download_goes_on_where_it_was(tmp_path):
             "from reeltag.core import transfer\n"
             "from reeltag.data import yt8m_download as download\n"
             "from reeltag.core.progress import Progress\n"
-            "transfer.CHUNK_BYTES, download.SIDE_BY_SIDE = 20_000, 1\n"
-            f"source = download.Source({server.source.plan!r}, {server.source.shard!r})\n"
+            "transfer.CHUNK_BYTES, download.CONCURRENT_DOWNLOADS = 20_000, 1\n"
+            f"source = download.UrlTemplates({server.source.plan!r}, {server.source.shard!r})\n"
             f"out, part = Path({str(tmp_path)!r}), download.Part()\n"
             "download.download(out, 'frame', 'train', part, 'us', Progress(), source)\n"
         )
@@ -246,7 +247,9 @@ def test_a_plan_that_is_none(shards, tmp_path, plan):
 def test_a_mirror_out_of_reach_is_one_message(capsys, tmp_path, monkeypatch):
     nobody = "http://127.0.0.1:9/"
     monkeypatch.setattr(
-        yt8m_download, "OFFICIAL", Source(nobody + "{level}_{split}", nobody + "{mirror}{level}{split}{name}")
+        yt8m_download,
+        "OFFICIAL_URLS",
+        UrlTemplates(nobody + "{level}_{split}", nobody + "{mirror}{level}{split}{name}"),
     )
     assert main(["data", "download", "yt8m", "--split", "train", "--out", str(tmp_path)]) == 2
     message = capsys.readouterr().err
@@ -257,7 +260,7 @@ def test_the_command(capsys, tmp_path, monkeypatch, tiny_shards, tiny_schema):
     content = [path.read_bytes() for path in sorted(tiny_shards.glob("train-*"))]
     there = {f"validate{pair}.tfrecord": each for pair, each in zip(NAMES, content, strict=False)}
     with serving(there) as server:
-        monkeypatch.setattr(yt8m_download, "OFFICIAL", server.source)
+        monkeypatch.setattr(yt8m_download, "OFFICIAL_URLS", server.source)
         arguments = ["data", "download", "yt8m", "--split", "validate", "--mirror", "asia", "--out", str(tmp_path)]
         assert main(arguments) == 0
     assert f"{len(content)} shard" in capsys.readouterr().out

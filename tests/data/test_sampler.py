@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reeltag.data.sampler import ByShard, step_positions
+from reeltag.data.sampler import ShardWindowOrder, step_positions
 
 
 @given(
@@ -17,7 +17,7 @@ from reeltag.data.sampler import ByShard, step_positions
 )
 def test_an_epoch_is_windows_of_whole_shards_and_every_video_once(counts, window, seed, epoch):
     shards = np.repeat(np.arange(len(counts)), counts)
-    order = ByShard(shards, window)(len(shards), seed, epoch)
+    order = ShardWindowOrder(shards, window)(len(shards), seed, epoch)
     assert sorted(order) == list(range(len(shards)))
     present, at, left = sum(map(bool, counts)), 0, np.array(counts)
     for begin in range(0, present, window):
@@ -32,7 +32,7 @@ def test_an_epoch_is_windows_of_whole_shards_and_every_video_once(counts, window
 
 def test_shards_and_videos_of_a_window_are_drawn_anew_each_epoch_and_for_each_seed():
     shards = np.repeat(np.arange(12), 20)
-    order = ByShard(shards, 3)
+    order = ShardWindowOrder(shards, 3)
     epochs = {(seed, epoch): order(240, seed, epoch) for seed in range(3) for epoch in range(3)}
     assert len({tuple(found) for found in epochs.values()}) == 9
     firsts = {frozenset(shards[found[:60]]) for found in epochs.values()}
@@ -45,14 +45,14 @@ def test_shards_and_videos_of_a_window_are_drawn_anew_each_epoch_and_for_each_se
 
 def test_videos_of_a_shard_may_lie_anywhere_among_the_indices():
     shards = np.array([4, 2, 4, 0, 2, 4])
-    order = ByShard(shards, 1)(6, 0, 0)
+    order = ShardWindowOrder(shards, 1)(6, 0, 0)
     assert sorted(order) == list(range(6))
     assert (np.diff(shards[order]) != 0).sum() == 2
 
 
 def test_one_window_of_all_shards_is_every_order():
     shards = np.repeat([0, 1], 2)
-    order = ByShard(shards, 2)
+    order = ShardWindowOrder(shards, 2)
     assert len({tuple(order(4, 0, epoch)) for epoch in range(400)}) == 24
 
 
@@ -61,7 +61,7 @@ def test_one_window_of_all_shards_is_every_order():
 )
 def test_a_step_is_its_part_of_the_epochs_one_after_the_other(sizes, batch_size, step):
     shards = np.repeat(np.arange(len(sizes)), sizes)
-    order, count = ByShard(shards, 2), len(shards)
+    order, count = ShardWindowOrder(shards, 2), len(shards)
     stream = np.concatenate([order(count, 5, epoch) for epoch in range((step + 1) * batch_size // count + 1)])
     found = step_positions(count, 5, step, batch_size, order)
     np.testing.assert_array_equal(found, stream[step * batch_size : (step + 1) * batch_size])

@@ -12,11 +12,11 @@ import pytest
 from conftest import TINY
 from reeltag.core import transfer
 from reeltag.core.errors import DataError, TransferError, UsageError
-from reeltag.core.storage import find
+from reeltag.core.storage import find_files
 from reeltag.data import shard_cache, shards
 from reeltag.data.loader import sequential_batches, training_batches
-from reeltag.data.prefetch import ReadAhead
-from reeltag.data.shards import Manifest, Shards, read_all, scan
+from reeltag.data.prefetch import Prefetcher
+from reeltag.data.shards import Manifest, Shards, read_examples, scan
 from reeltag.data.synthetic import write_synthetic
 
 SCHEMA = TINY.record_schema
@@ -37,7 +37,7 @@ def here(folder):
 
 def there(store, folder):
     store.put_folder(folder)
-    return scan(find(["train-*"], store.root), SCHEMA)
+    return scan(find_files(["train-*"], store.root), SCHEMA)
 
 
 def kept():
@@ -70,7 +70,7 @@ def test_the_manifest_is_that_of_the_same_shards_here(store, folder, rate, monke
     assert theirs.fingerprint == ours.fingerprint
     for name in ("offsets", "numbers", "crcs", "frames", "id_hashes", "class_counts"):
         np.testing.assert_array_equal(getattr(theirs, name), getattr(ours, name))
-    urls = [file.url for file in find(["train-*"], store.root)]
+    urls = [file.url for file in find_files(["train-*"], store.root)]
     assert theirs.shards == tuple(replace(info, path=url) for info, url in zip(ours.shards, urls, strict=True))
     assert bool(store.faults.injected) == bool(rate)
 
@@ -121,7 +121,7 @@ def test_the_cache_never_holds_more_than_its_limit(web, folder, monkeypatch):
 
 
 def test_what_was_used_longest_ago_goes_first(web, folder, monkeypatch):
-    files = find([f"{web.put_folder(folder)}/train-*"])
+    files = find_files([f"{web.put_folder(folder)}/train-*"])
     monkeypatch.setenv("REELTAG_CACHE_GB", str(3.5 * files[0].size / 1e9))
     for file in (*files[:3], files[0], files[3]):
         time.sleep(0.02)  # file systems know times to some milliseconds
@@ -135,25 +135,25 @@ def test_what_was_used_longest_ago_goes_first(web, folder, monkeypatch):
 
 
 def test_an_open_shard_stays_readable_when_it_goes(web, folder, monkeypatch):
-    files = find([f"{web.put_folder(folder)}/train-*"])
+    files = find_files([f"{web.put_folder(folder)}/train-*"])
     monkeypatch.setenv("REELTAG_CACHE_GB", str(1.5 * files[0].size / 1e9))
-    with shard_cache.opened(files[0]) as file:
+    with shard_cache.open_copy(files[0]) as file:
         shard_cache.fetch(files[1])
-        assert shard_cache.size() == files[1].size
+        assert shard_cache.size_bytes() == files[1].size
         assert file.read() == (folder / files[0].name).read_bytes()
 
 
 def test_what_is_still_needed_goes_last(web, folder, monkeypatch):
-    files = find([f"{web.put_folder(folder)}/train-*"])
+    files = find_files([f"{web.put_folder(folder)}/train-*"])
     monkeypatch.setenv("REELTAG_CACHE_GB", str(2.5 * files[0].size / 1e9))
     first = shard_cache.fetch(files[0])
-    shard_cache.hold(first.sha256)
+    shard_cache.protect(first.sha256)
     for file in files[1:4]:
         shard_cache.fetch(file)
     web.faults.requests.clear()
     shard_cache.fetch(first)
     assert not web.faults.reads()
-    shard_cache.release(first.sha256)
+    shard_cache.unprotect(first.sha256)
     for file in files[1:4]:
         time.sleep(0.02)
         shard_cache.fetch(file)
@@ -162,7 +162,7 @@ def test_what_is_still_needed_goes_last(web, folder, monkeypatch):
 
 
 def test_two_processes_fetch_a_shard_once(web, folder, monkeypatch):
-    files = find([f"{web.put_folder(folder)}/train-*"])
+    files = find_files([f"{web.put_folder(folder)}/train-*"])
     monkeypatch.setattr(transfer, "CHUNK_BYTES", 200)
     contexts = map(multiprocessing.get_context, ("fork", "fork", "spawn"))
     processes = [context.Process(target=_fetch_all, args=(files,)) for context in contexts]
@@ -179,7 +179,7 @@ def test_two_processes_fetch_a_shard_once(web, folder, monkeypatch):
 def _fetch_all(files):
     for file in files:
         known = shard_cache.fetch(file)
-        assert len(shard_cache.opened(known).read()) == file.size
+        assert len(shard_cache.open_copy(known).read()) == file.size
 
 
 @pytest.mark.parametrize("same_size", [True, False])
@@ -223,7 +223,7 @@ def test_a_partial_file_goes_on_and_one_of_other_content_does_no_harm(web, folde
         shard_cache.folder().mkdir()
         partial.write_bytes(start)
         web.faults.requests.clear()
-        with shard_cache.opened(info.source) as file:
+        with shard_cache.open_copy(info.source) as file:
             assert file.read() == content
         begins = [int(span.removeprefix("bytes=").split("-")[0]) for _, span in web.faults.reads()]
         assert [begin for begin in begins if begin in (0, 1500)] == requests
@@ -236,12 +236,12 @@ def test_a_new_version_is_fetched_and_an_old_one_that_is_back_is_known(store, fo
     other = (folder / "train-00001-of-00006.tfrecord").read_bytes()
     for each in (content, other, content):
         url = store.put("a.tfrecord", each)
-        with shard_cache.opened(transfer.stat(url)) as file:
+        with shard_cache.open_copy(transfer.stat(url)) as file:
             assert file.read() == each
 
 
 def test_a_limit_that_is_too_small_or_no_size_is_one_message(web, folder, monkeypatch):
-    (file, *_) = find([f"{web.put_folder(folder)}/train-*"])
+    (file, *_) = find_files([f"{web.put_folder(folder)}/train-*"])
     monkeypatch.setenv("REELTAG_CACHE_GB", "1e-6")
     with pytest.raises(UsageError, match=r"does not fit the cache's limit of 1,000 bytes; raise data.cache_gb"):
         shard_cache.fetch(file)
@@ -252,15 +252,15 @@ def test_a_limit_that_is_too_small_or_no_size_is_one_message(web, folder, monkey
 
 
 def test_a_full_disk_is_one_message(web, folder, monkeypatch):
-    (file, *_) = find([f"{web.put_folder(folder)}/train-*"])
+    (file, *_) = find_files([f"{web.put_folder(folder)}/train-*"])
     monkeypatch.setattr(shard_cache, "_free", lambda: 10)
     with pytest.raises(UsageError, match="10 bytes are free there; make room, or set REELTAG_CACHE"):
         shard_cache.fetch(file)
 
 
 def test_read_ahead_is_done_before_it_is_asked_for_and_ends_with_its_block(web, folder):
-    files = find([f"{web.put_folder(folder)}/train-*"])
-    with ReadAhead([[file] for file in files]):
+    files = find_files([f"{web.put_folder(folder)}/train-*"])
+    with Prefetcher([[file] for file in files]):
         end = time.monotonic() + 20
         while len(list(shard_cache.folder().glob("?" * 64))) < len(files):
             assert time.monotonic() < end
@@ -269,9 +269,9 @@ def test_read_ahead_is_done_before_it_is_asked_for_and_ends_with_its_block(web, 
 
 
 def test_what_cannot_be_fetched_ahead_is_an_error_when_it_is_needed(web, folder, monkeypatch):
-    files = find([f"{web.put_folder(folder)}/train-*"])
+    files = find_files([f"{web.put_folder(folder)}/train-*"])
     monkeypatch.setattr(transfer, "TRIES", 2)
-    videos = read_all(files, SCHEMA)
+    videos = read_examples(files, SCHEMA)
     first = next(videos)
     assert first.id
     web.stop()

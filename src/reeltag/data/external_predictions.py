@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reeltag.core.errors import UsageError
-from reeltag.core.storage import regular
+from reeltag.core.storage import require_regular
 from reeltag.data.shards import Indices, id_hash
 
 COLUMNS = ("VideoId", "LabelConfidencePairs")
@@ -22,7 +22,7 @@ LISTED = 3  # ids that an error names
 
 
 @dataclass(frozen=True)
-class GivenPredictions:
+class ExternalPredictions:
     """Probabilities of N videos, P of them in all.
 
     Attributes:
@@ -61,7 +61,7 @@ class GivenPredictions:
         return out
 
 
-def read_predictions(path: Path, classes: int) -> GivenPredictions:
+def read_predictions(path: Path, classes: int) -> ExternalPredictions:
     """Read predictions.
 
     Args:
@@ -83,7 +83,7 @@ def read_predictions(path: Path, classes: int) -> GivenPredictions:
     if (twice := np.flatnonzero(np.diff(hashes[order]) == 0)).size:
         raise UsageError(f"{path}: {names[order[twice[0]]]!r} stands there twice; give each video once")
     starts = np.cumsum([0, *counts])[:-1]
-    return GivenPredictions(path, hashes[order], starts[order], counts[order], numbers, values, classes)
+    return ExternalPredictions(path, hashes[order], starts[order], counts[order], numbers, values, classes)
 
 
 Read = tuple[list[str], Indices, npt.NDArray[np.int64], npt.NDArray[np.float32]]
@@ -113,7 +113,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Rows after the header, with the numbers of their lines."""
     csv.field_size_limit(sys.maxsize)
     try:
-        with regular(path).open(encoding="utf-8", newline="") as file:
+        with require_regular(path).open(encoding="utf-8", newline="") as file:
             reader = csv.reader(file)
             if tuple(next(reader, ())) != COLUMNS:
                 raise UsageError(f"{path}: should begin with the line {','.join(COLUMNS)}")
@@ -127,7 +127,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _read_npz(path: Path, classes: int) -> Read:
     try:
-        with np.load(regular(path), allow_pickle=False) as arrays:
+        with np.load(require_regular(path), allow_pickle=False) as arrays:
             ids, dense = arrays["ids"], arrays["probabilities"]
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error

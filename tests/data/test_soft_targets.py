@@ -13,7 +13,7 @@ from reeltag.data.formats.example import encode
 from reeltag.data.formats.tfrecord import write_shard
 from reeltag.data.holdout import split_folds
 from reeltag.data.loader import training_batches
-from reeltag.data.schema import preset
+from reeltag.data.schema import preset_schema
 from reeltag.data.shards import Shards, scan
 from reeltag.data.soft_targets import SoftTargets, TargetsWriter
 from reeltag.data.synthetic import write_synthetic
@@ -73,7 +73,7 @@ def test_a_video_that_was_kept_from_the_teacher_has_no_targets(manifest, probabi
     for index in (4, 20):
         with pytest.raises(DataError, match="has no soft targets") as caught:
             targets.rows(np.array([3, index]))
-        assert (caught.value.file, caught.value.record, caught.value.offset) == Shards(manifest).place(index)
+        assert (caught.value.file, caught.value.record, caught.value.offset) == Shards(manifest).location(index)
 
 
 def test_shards_are_known_by_what_they_say_and_not_by_their_place(manifest, probabilities, tmp_path):
@@ -130,7 +130,7 @@ def test_equal_targets_have_equal_hashes(manifest, probabilities, tmp_path):
 
 
 def test_a_hundred_probabilities_take_less_than_a_hundredth_of_youtube_8m_records(tmp_path):
-    schema = preset("yt8m-frame")
+    schema = preset_schema("yt8m-frame")
     videos = [make_video(schema, 230, name=f"v{number}") for number in range(8)]  # 230 frames are YouTube-8M's mean
     write_shard(tmp_path / "train.tfrecord", [encode(video, schema) for video in videos])
     manifest = scan([tmp_path / "train.tfrecord"], schema)

@@ -12,7 +12,7 @@ from reeltag.data.formats.example import decode, encode
 from reeltag.data.formats.protos import SequenceExample
 from reeltag.data.formats.tfrecord import write_shard
 from reeltag.data.ratings import Ratings
-from reeltag.data.schema import Feature, Schema, preset
+from reeltag.data.schema import Feature, Schema, preset_schema
 from reeltag.data.schema_draft import draft
 from reeltag.data.shards import scan
 
@@ -94,4 +94,4 @@ def test_the_public_data_sets_are_recognised(capsys):
         shard = data_file(path)
         assert main(["data", "inspect", str(shard)]) == 0
         assert f'or schema = "{name}"' in capsys.readouterr().out
-        scan([shard], preset(name))
+        scan([shard], preset_schema(name))

@@ -17,14 +17,14 @@ from reeltag.data.formats.tfrecord import write_shard
 from reeltag.data.loader import (
     Batch,
     collate,
-    draw_frames,
+    sample_frames,
+    select_frames,
     sequential_batches,
     stream_batches,
-    take_frames,
     training_batches,
 )
 from reeltag.data.schema import Schema
-from reeltag.data.shards import Manifest, Shards, read_all, scan
+from reeltag.data.shards import Manifest, Shards, read_examples, scan
 
 BYTES = TINY.record_schema
 FLOATS = Schema(**BYTES.model_dump() | {"dtype": "float32"})
@@ -95,7 +95,7 @@ def numbered(lengths: list[int]) -> Batch:
 
 
 def draw(batch: Batch, count: int, seed: int = 0) -> Batch:
-    return take_frames(batch, draw_frames(batch.lengths, count, torch.Generator().manual_seed(seed)))
+    return select_frames(batch, sample_frames(batch.lengths, count, torch.Generator().manual_seed(seed)))
 
 
 def test_draws_stay_within_a_video_and_come_equally_often() -> None:
@@ -181,7 +181,7 @@ def test_sequential_batches_visit_every_video_once_in_order(shards: Shards, batc
 
 def test_streamed_batches_equal_those_of_a_manifest(shards: Shards) -> None:
     paths = [Path(shard.path) for shard in shards.manifest.shards]
-    assert_equal(stream_batches(read_all(paths, BYTES), BYTES, 7), sequential_batches(shards, batch_size=7))
+    assert_equal(stream_batches(read_examples(paths, BYTES), BYTES, 7), sequential_batches(shards, batch_size=7))
 
 
 def test_video_level_records_make_batches_of_one_frame(tmp_path: Path) -> None:
