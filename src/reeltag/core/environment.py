@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from reeltag.core.errors import UsageError
+from reeltag.core.version import __version__
 
 OPENMP_SPIN_COUNT = "1000"  # tens of microseconds
 PACKAGES = ("torch", "lightning-fabric", "numpy", "pydantic", "protobuf", "google-crc32c")
@@ -21,7 +22,7 @@ PACKAGES = ("torch", "lightning-fabric", "numpy", "pydantic", "protobuf", "googl
 
 def versions() -> dict[str, str]:
     """Versions that a result may depend on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in ("reeltag", *PACKAGES)}
+    return {"python": platform.python_version(), "reeltag": __version__} | {name: version(name) for name in PACKAGES}
 
 
 def describe_environment(recipe: Path) -> dict[str, Any]:

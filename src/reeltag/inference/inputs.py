@@ -37,7 +37,7 @@ def check_frames(frames: npt.NDArray[Any], lengths: npt.NDArray[Any], schema: Sc
         expected = f"[B, T, {schema.width}] {schema.dtype}"
         how = ""
         if frames.dtype.kind == "f" and schema.dtype == "uint8":
-            how = ", codes of values from -2 to 2, as `reeltag.data.pca.quantize(frames)` makes them"
+            how = ", codes of values from -2 to 2, as `reeltag.data.pca.to_codes(frames)` makes them"
         elif frames.dtype.kind == "f" and frames.dtype != schema.dtype:
             how = f"; give frames.astype('{schema.dtype}')"
         raise UsageError(f"frames are {list(frames.shape)} {frames.dtype}; this model reads {expected}{how}")
