@@ -1,10 +1,10 @@
 """The schema that `data inspect` drafts reads the very records that it was drafted from."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
-import tomllib
 
 from conftest import data_file, make_video
 from reeltag.cli.main import main
@@ -15,6 +15,11 @@ from reeltag.data.ratings import Ratings
 from reeltag.data.schema import Feature, Schema, preset_schema
 from reeltag.data.schema_draft import draft
 from reeltag.data.shards import scan
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 WIDE = (Feature(name="seen", width=9), Feature(name="heard", width=4))
 

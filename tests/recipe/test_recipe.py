@@ -153,8 +153,8 @@ def test_a_key_in_the_wrong_table_is_sent_to_the_right_one(tmp_path):
         load_recipe(write(tmp_path, GOOD), ["label_names=x.csv"])
 
 
-def test_the_recipe_in_the_readme_is_valid_and_fits_its_budget(tmp_path):
-    text = (RECIPES.parent / "README.md").read_text()
+def test_the_recipe_in_the_quickstart_is_valid_and_fits_its_budget(tmp_path):
+    text = (RECIPES.parent / "docs" / "quickstart.md").read_text()
     recipe = load_recipe(write(tmp_path, text[text.index("```toml") + 7 :].partition("```")[0]))
     sizes = [candidate(recipe, name).sizes("uniform-8")[0] for name in recipe.models]
     assert 0.5 * recipe.budget < sum(sizes) < recipe.budget
