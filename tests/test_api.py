@@ -98,8 +98,8 @@ def test_a_predictor_keeps_its_mode_where_it_is_taken_for_a_file(tiny_model, tin
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: reeltag.evaluate(3, "x"), "3: is no model"),
-        (lambda: reeltag.predict_to_file(None, "x", "p.csv"), "None: is no model"),
+        (lambda: reeltag.evaluate(3, "x"), "3: is not a model"),
+        (lambda: reeltag.predict_to_file(None, "x", "p.csv"), "None: is not a model"),
         (lambda: reeltag.load_recipe("quickstart", {"training.epochs=3": 3}.values()), "3: is neither text nor a path"),
         (lambda: reeltag.load_recipe("quickstart", 3), "3: is neither text nor a path"),
     ],

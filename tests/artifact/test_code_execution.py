@@ -51,8 +51,8 @@ REFUSED = {  # attack → what is said of it, beside its name
     "shards.index": "cannot be read",
     "claims.index": "is cut short or its checksum does not match",
     "dimensions.index": "contradicts itself",
-    "keys.index": "holds what no block may hold",
-    "again.index": "holds what no block may hold",
+    "keys.index": "holds an invalid block",
+    "again.index": "holds an invalid block",
     "elsewhere.onnx": "onnxruntime cannot open it",
     "operator.onnx": "onnxruntime cannot open it",
 }

@@ -45,7 +45,7 @@ def test_a_cached_model_opens_offline_and_says_so(cached, tiny_model, caplog):
 
 def test_a_cached_commit_opens_by_its_name_and_another_does_not(cached):
     reeltag.from_pretrained("user/tagger", revision=COMMIT)
-    with pytest.raises(UsageError, match="its cache has no whole copy"):
+    with pytest.raises(UsageError, match="its cache has no complete copy"):
         reeltag.from_pretrained("user/tagger", revision="v2")
 
 
@@ -93,7 +93,7 @@ def test_a_download_that_breaks_off_is_one_message(hub, monkeypatch):
 
     monkeypatch.setattr(hub, "model_info", lambda name, revision: None)
     monkeypatch.setattr(hub, "snapshot_download", broken)
-    with pytest.raises(UsageError, match=r"user/tagger: did not arrive whole \(connection reset\); try again"):
+    with pytest.raises(UsageError, match=r"user/tagger: was not downloaded completely \(connection reset\); try again"):
         reeltag.from_pretrained("user/tagger")
 
 
@@ -106,7 +106,7 @@ def test_names_that_cannot_be_on_the_hub(hub):
 
 
 def test_a_folder_has_no_revisions(tmp_path):
-    with pytest.raises(UsageError, match="is a folder, so revision 'v1' means nothing"):
+    with pytest.raises(UsageError, match="is a folder, so revision 'v1' does not apply"):
         reeltag.from_pretrained(tmp_path, revision="v1")
 
 

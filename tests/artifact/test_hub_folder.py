@@ -190,7 +190,7 @@ def test_what_nobody_stated_is_not_made_up(shipped):
     card = hub.model_card(replace(shipped, provenance={}), 1)
     assert not {"license", "model-index", "datasets"} & set(metadata(card))
     assert "The authors have not stated a licence." in card
-    assert "The file holds no measurements of itself." in card
+    assert "The file holds no measurements." in card
     assert "does not say on which videos" in card
 
 
@@ -207,7 +207,7 @@ def test_measurements_from_before_quantising_are_not_those_of_the_small_file(shi
 
 @pytest.mark.parametrize("licence", ["my own words", "", "a: b"])
 def test_a_licence_must_be_an_identifier(file, tmp_path, licence):
-    with pytest.raises(UsageError, match="is no identifier; give one such as"):
+    with pytest.raises(UsageError, match="is not an identifier; give one such as"):
         hub.share_artifact(file, tmp_path / "shared", licence)
     assert not list(tmp_path.iterdir())
 

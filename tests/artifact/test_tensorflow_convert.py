@@ -216,7 +216,7 @@ def test_variables_of_odd_shapes_are_one_message(tmp_path):
         "tower/more_space": np.zeros(16, np.float32),
     }
     for name, arrays in {"flat": flat, "beyond": beyond}.items():
-        with pytest.raises(ArtifactError, match=f"{name}.index: its variables have not the shapes"):
+        with pytest.raises(ArtifactError, match=f"{name}.index: its variables do not have the shapes"):
             import_checkpoint(write_bundle(tmp_path / name, arrays), SCHEMA, "m", parse_config)
 
 
@@ -253,7 +253,7 @@ def test_forms_that_the_reader_does_not_know_are_named(tmp_path):
     arrays = variables(logistic(24))
     with pytest.raises(DataError, match="a block is compressed"):
         read_checkpoint(write_bundle(tmp_path / "snappy", arrays, compression=1))
-    with pytest.raises(DataError, match="has TensorFlow's type 7, which is no number"):
+    with pytest.raises(DataError, match="has TensorFlow's type 7, which is not a number"):
         read_checkpoint(write_bundle(tmp_path / "strings", arrays, dtype=7))
 
 

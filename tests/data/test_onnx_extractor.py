@@ -119,7 +119,7 @@ def test_a_file_with_a_part_of_a_pca_or_another_is_refused(model, tmp_path, monk
     altered = replace(shipped, projections={"audio": other(shipped.projections["audio"])})
     save_artifact(tmp_path / "altered.reeltag", altered)
     monkeypatch.setattr("reeltag.artifact.file.ARRAYS", ARRAYS)
-    expected = "not the one that its schema names" if kept == ARRAYS else "a part of a PCA, audio.mean"
+    expected = "not the one that its schema names" if kept == ARRAYS else "an incomplete PCA, audio.mean"
     with pytest.raises(ArtifactError, match=expected):
         load_artifact(tmp_path / "altered.reeltag")
 

@@ -1,4 +1,4 @@
-"""`reeltag benchmark`: every way, in processes of their own; times are measured and never asserted."""
+"""`reeltag benchmark`: every mode, each in its own process; times are not asserted."""
 
 import json
 
@@ -26,10 +26,10 @@ def model(tiny_schema, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_way_is_measured_beside_exact(model, capsys):
+def test_every_mode_is_measured_beside_exact(model, capsys):
     assert main(["benchmark", str(model), "--batch-size", "1", "--batch-size", "5", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    rows = {row["way"]: row for row in told["ways"]}
+    rows = {row["mode"]: row for row in told["modes"]}
     assert told["frames"] == load_artifact(model).schema.max_frames
     assert list(rows) == WAYS
     for row in rows.values():
@@ -42,17 +42,17 @@ def test_every_way_is_measured_beside_exact(model, capsys):
     assert rows["exact"]["difference"] == 0
     # Independently: what the predictors say in this process.
     schema = load_artifact(model).schema
-    for way in ("bf16", "fast"):
+    for mode in ("bf16", "fast"):
         pairs = [
-            (reeltag.load(model, way).predict(*videos), reeltag.load(model).predict(*videos))
+            (reeltag.load(model, mode).predict(*videos), reeltag.load(model).predict(*videos))
             for videos in (benchmark.generated(schema, size) for size in (1, 5))
         ]
         largest = max(float(np.abs(one - other).max()) for one, other in pairs)
-        assert rows[way]["difference"] == pytest.approx(largest, rel=0.2)
-        assert rows[way]["difference"] > 0
+        assert rows[mode]["difference"] == pytest.approx(largest, rel=0.2)
+        assert rows[mode]["difference"] > 0
 
 
-def test_without_onnx_the_other_ways_are_measured(model, capsys, monkeypatch):
+def test_without_onnx_the_other_modes_are_measured(model, capsys, monkeypatch):
     asked = []
 
     class Pool:

@@ -185,10 +185,10 @@ def test_modes_that_cannot_be_are_refused(tmp_path):
     ensemble = shipped("mean", {})
     with pytest.raises(UsageError, match="no 'tiny'; use exact, bf16, small, fast"):
         in_mode(ensemble, "tiny")
-    with pytest.raises(UsageError, match="'fast' is for processors"):
+    with pytest.raises(UsageError, match="'fast' runs on CPUs only"):
         Predictor(ensemble, ensemble.members, "fast", "cuda")
     for device in ("nonsense", "cuda:99"):
-        with pytest.raises(UsageError, match=f"device: '{device}' is not here"):
+        with pytest.raises(UsageError, match=f"device: '{device}' is not available"):
             Predictor(ensemble, ensemble.members, "exact", device)
 
 

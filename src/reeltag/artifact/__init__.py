@@ -1,1 +1,1 @@
-"""A shipped model: one checked file, its quantized weights, and its forms elsewhere (ONNX, Hub, TensorFlow)."""
+"""The model file: one checked file with quantized weights, and its ONNX, Hub and TensorFlow forms."""

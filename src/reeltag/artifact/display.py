@@ -11,14 +11,14 @@ from reeltag.models.tagger import meta_tagger
 
 
 def as_text(artifact: Artifact, source: Path | None = None) -> str:
-    """Describe a model in lines: its input, its output, and each member.
+    """Describe a model as lines of text: its input, its output, and each member.
 
     Args:
-        artifact: the model; its weights may be missing.
-        source: the file that it was loaded from.
+        artifact: the model; weights are not needed.
+        source: the file that the model was loaded from.
     """
     lines = [
-        f"Predictor of {_whole(artifact, source)}",
+        f"Predictor of {_summary(artifact, source)}",
         f"  reads   {_reads(artifact)}",
         f"  gives   {_gives(artifact)}",
     ]
@@ -31,17 +31,17 @@ def as_html(artifact: Artifact, source: Path | None = None) -> str:
     """Describe a model as a small HTML table; all text from the file is escaped.
 
     Args:
-        artifact: the model; its weights may be missing.
-        source: the file that it was loaded from.
+        artifact: the model; weights are not needed.
+        source: the file that the model was loaded from.
     """
     heads = "".join(f"<th>{head}</th>" for head in ("member", "family", "parameters", "weight"))
     rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in _rows(artifact))
-    parts = _whole(artifact, source), f"reads {_reads(artifact)}", f"gives {_gives(artifact)}"
+    parts = _summary(artifact, source), f"reads {_reads(artifact)}", f"gives {_gives(artifact)}"
     about = "<br>".join(map(escape, parts))
     return f"<p>{about}</p><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _whole(artifact: Artifact, source: Path | None) -> str:
+def _summary(artifact: Artifact, source: Path | None) -> str:
     members = artifact.members
     parts = [counted(len(members), "member"), f"{sum(_parameters(artifact, each) for each in members):,} parameters"]
     if source is not None:

@@ -1,8 +1,8 @@
-"""The one file: a shipped ensemble as safetensors with a JSON header. Opening it runs no code.
+"""The artifact: an ensemble in one safetensors file with a JSON header. Opening a file runs no code from it.
 
-Tensors are named `MEMBER/NAME`. A quantised one is several: its codes under that name, and what they stand for under
-`MEMBER/NAME#codebook` or the like. The PCA of a feature is `#pca/FEATURE.mean` and so on. Their checksums are
-`tensorfile`'s.
+Tensors are named `MEMBER/NAME`. A quantized tensor is stored as several: its codes under that name, and the values of
+the codes under `MEMBER/NAME#codebook` or similar. The PCA of a feature is stored as `#pca/FEATURE.mean` and so on. The
+module `core.tensorfile` adds and verifies checksums.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import AnyTaggerConfig, Tagger, meta_tagger
 
 FORMAT = 2
-SHARED_FILE = "model.safetensors"  # what a shared folder calls the file
-_PCA = "#pca"  # no member can be called so
+SHARED_FILE = "model.safetensors"  # the artifact's name in a folder for the Hub
+_PCA = "#pca"  # never a member's name: those contain no #
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Member:
     Attributes:
         name: as in the recipe.
         config: its architecture.
-        weight: its share of the ensemble's mean.
-        state: its weights, quantised or not.
+        weight: its weight in the ensemble's mean.
+        state: its parameters, quantized or not.
     """
 
     name: str
@@ -52,11 +52,11 @@ class Member:
     state: State
 
     def build(self, schema: Schema, weights: Callable[[State], Mapping[str, Tensor]] = dequantize_state) -> Tagger:
-        """The model, ready to predict.
+        """Build the model in evaluation mode.
 
         Args:
-            schema: the data that it reads.
-            weights: what the model computes with; float32, dequantised once, by default.
+            schema: of the data that the model reads.
+            weights: converts the stored state to the tensors that the model computes with; by default float32.
 
         Raises:
             ArtifactError: the weights do not fit the architecture.
@@ -66,14 +66,14 @@ class Member:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a `.reeltag` file holds.
+    """Content of a `.reeltag` file.
 
     Attributes:
-        schema: the data that the members read.
+        schema: of the data that the members read.
         label_names: [C] names of the classes, or None.
         members: the models and their weights in the ensemble.
         provenance: recipe hash, versions, metrics; JSON.
-        projections: by feature, the PCA that its extractor's values go through; the schema has their hashes.
+        projections: by feature, the PCA that is applied to its extractor's output; the schema holds their hashes.
     """
 
     schema: Schema
@@ -111,23 +111,23 @@ class _Header(BaseModel):
         return self
 
 
-HEADERS = (_MemberHeader, _Header)  # built anew when a family comes
+HEADERS = (_MemberHeader, _Header)  # pydantic models that are rebuilt when a family is registered
 
 
 def save_artifact(path: Path, artifact: Artifact, budget: int | None = None) -> int:
-    """Write the file, whole or not at all.
+    """Write an artifact atomically.
 
     Args:
-        path: where; an existing file is replaced.
-        artifact: what to ship.
-        budget: most bytes that the file may have.
+        path: of the new file; an existing one is replaced.
+        artifact: its content.
+        budget: largest allowed size in bytes.
 
     Returns:
-        The file's size in bytes.
+        Size of the file in bytes.
 
     Raises:
-        BudgetError: the file would be larger than the budget; says by how much and what would fit.
-        UsageError: a member has no weights, as those that a `Predictor` describes.
+        BudgetError: the file would exceed the budget; the message says by how much and which members would fit.
+        UsageError: a member has no weights, as in `Predictor.artifact`.
     """
     if empty := [member.name for member in artifact.members if not member.state]:
         raise UsageError(f"{path}: {', '.join(empty)} has no weights; save what `load_artifact` returned")
@@ -149,7 +149,7 @@ def save_artifact(path: Path, artifact: Artifact, budget: int | None = None) -> 
 
 
 def artifact_header(artifact: Artifact) -> dict[str, Any]:
-    """Everything but the tensors, as JSON."""
+    """Return everything but the tensors, as JSON."""
     return {
         "format": FORMAT,
         "data": artifact.schema.model_dump(mode="json"),
@@ -163,7 +163,15 @@ def artifact_header(artifact: Artifact) -> dict[str, Any]:
 
 
 def explain_over_budget(size: int, budget: int, overhead: int, sizes: Mapping[str, int], order: Sequence[str]) -> str:
-    """Say how far a file is over its budget and which members would fit, tried in the given order."""
+    """Explain by how much a file exceeds its budget and which members would fit.
+
+    Args:
+        size: bytes of the file.
+        budget: largest allowed size in bytes.
+        overhead: bytes of everything but the weights.
+        sizes: bytes of each member's weights.
+        order: names of the members, in the order in which they are tried.
+    """
     fitting, total = [], overhead
     for name in order:
         if total + sizes[name] <= budget:
@@ -178,24 +186,27 @@ def explain_over_budget(size: int, budget: int, overhead: int, sizes: Mapping[st
 
 
 def load_artifact(path: Path) -> Artifact:
-    """Read a file that `save_artifact` wrote; nothing in it is executed.
+    """Read a file that `save_artifact` wrote. Nothing in it is executed.
 
     Raises:
-        ArtifactError: missing, damaged, altered, or from a newer reeltag.
+        ArtifactError: the file is missing, damaged, altered, or from a newer reeltag.
     """
     head, members = stream_artifact(path)
     return replace(head, members=tuple(members))
 
 
 def stream_artifact(path: Path) -> tuple[Artifact, Iterator[Member]]:
-    """What a file holds but for the weights, and its members one by one, so that they need not be in memory together.
+    """Read a file member by member, so that all weights need not be in memory together.
+
+    Returns:
+        The artifact without weights, and an iterator over its members with their weights.
 
     Raises:
-        ArtifactError: missing, damaged, altered, or from a newer reeltag; also when a member is read.
+        ArtifactError: the file is missing, damaged, altered, or from a newer reeltag; raised by the iterator too.
     """
     content, names, read = tensorfile.open_tensors(path)
     if "format" not in content:
-        raise ArtifactError(f"{path}: is a reeltag file but no model; give the path of a .reeltag file")
+        raise ArtifactError(f"{path}: is a reeltag file but not a model; give the path of a .reeltag file")
     try:
         schema = Schema.model_validate(content.get("data"))
         parsed = _Header.model_validate(content, context={"widths": schema.widths})
@@ -222,7 +233,7 @@ def _read_projections(
     origins = {feature.name: feature.extractor for feature in schema.features if feature.extractor}
     features = sorted({name.rpartition(".")[0] for name in names})
     if sorted(names) != sorted(f"{feature}.{array}" for feature in features for array in ARRAYS):
-        raise ArtifactError(f"{path}: holds a part of a PCA, {', '.join(sorted(names))}; copy the file again")
+        raise ArtifactError(f"{path}: holds an incomplete PCA, {', '.join(sorted(names))}; copy the file again")
     found = {name: Projection(*(read(f"{_PCA}/{name}.{array}").numpy() for array in ARRAYS)) for name in features}
     for name, projection in found.items():
         if name not in origins or projection.hash != origins[name].projection:
@@ -244,16 +255,16 @@ def _read_state(
     return state
 
 
-def _refuse_misfit(path: Path, member: Member, schema: Schema, found: Mapping[str, tuple[int, ...]]) -> None:
-    """Whatever a header claims, a model is no larger than the tensors that are there."""
+def _refuse_misfit(path: Path, member: Member, schema: Schema, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse tensors that do not fit the header, so that no header can make a model larger than its file."""
     try:
         tagger = meta_tagger(member.config, schema.widths, schema.classes)
     except UsageError as error:
         raise ArtifactError(f"{path}: {error}") from error
     needed = {name: _shape(value) for name, value in tagger.state_dict().items() if value.is_floating_point()}
-    for name in sorted({*needed, *found}):
-        if found.get(name) != needed.get(name):
-            what = f"{name} is {found.get(name, 'missing')} and should be {needed.get(name, 'missing')}"
+    for name in sorted({*needed, *shapes}):
+        if shapes.get(name) != needed.get(name):
+            what = f"{name} is {shapes.get(name, 'missing')} and should be {needed.get(name, 'missing')}"
             raise ArtifactError(f"{path}: the weights of {member.name!r} do not fit its architecture: {what}")
 
 
@@ -262,14 +273,17 @@ def _shape(value: Tensor | QuantizedTensor) -> tuple[int, ...]:
 
 
 def resolve_artifact(model: str | Path) -> Path:
-    """The file of a model that is given as a file, as a folder that `reeltag share` wrote, or as a URL.
+    """Return the local path of a model, downloading it if it is given as a URL.
+
+    Args:
+        model: a `.reeltag` file, a folder that `reeltag share` wrote, or a URL.
 
     Raises:
-        ArtifactError: the folder holds no model, or nothing sound is behind the URL.
-        UsageError: it is none of these.
+        ArtifactError: the folder holds no model, or the URL leads to no valid one.
+        UsageError: the argument is none of these.
     """
     if not isinstance(model, str | Path):
-        raise UsageError(f"{model!r}: is no model; give the path of a .reeltag file, a shared folder, or a URL")
+        raise UsageError(f"{model!r}: is not a model; give the path of a .reeltag file, a shared folder, or a URL")
     if is_url(str(model)):
         return fetch(str(model), load_artifact)
     path = Path(model)
@@ -284,19 +298,19 @@ def resolve_artifact(model: str | Path) -> Path:
 
 
 def quantize_artifact(artifact: Artifact, encoding: Encoding = "uniform-8") -> Artifact:
-    """The same with every large tensor in an encoding; those that are quantised already stay."""
+    """Quantize every large tensor of an artifact; tensors that are quantized already stay as they are."""
     members = (replace(member, state=quantize_state(member.state, encoding)) for member in artifact.members)
     return replace(artifact, members=tuple(members))
 
 
 def average_artifacts(artifacts: Mapping[str, Artifact]) -> Artifact:
-    """The mean of the weights of models of one architecture.
+    """Average the weights of models of one architecture.
 
     Args:
-        artifacts: by the name that an error should call them; one member each.
+        artifacts: with one member each, by the name to use in errors.
 
     Raises:
-        UsageError: fewer than two, several members, or different architectures or data.
+        UsageError: there are fewer than two artifacts, or they differ in architecture or data, or have several members.
     """
     if len(artifacts) < 2:
         raise UsageError("give two or more models to average")
@@ -312,7 +326,7 @@ def average_artifacts(artifacts: Mapping[str, Artifact]) -> Artifact:
 
 
 def load_tagger(config: TaggerConfig, schema: Schema, state: Mapping[str, Tensor], name: str) -> Tagger:
-    """A tagger with given weights, in evaluation mode.
+    """Build a tagger with these weights, in evaluation mode.
 
     Raises:
         ArtifactError: the weights do not fit the architecture.
@@ -326,7 +340,7 @@ def load_tagger(config: TaggerConfig, schema: Schema, state: Mapping[str, Tensor
 
 
 def stored_bytes(state: State) -> int:
-    """Bytes that a state's tensors take in the file."""
+    """Return the bytes that a state's tensors take in the file."""
     return sum(tensor.nbytes for tensor in _stored_tensors(state).values())
 
 
@@ -335,7 +349,7 @@ def _stored_tensors(state: State) -> dict[str, Tensor]:
     for name, value in state.items():
         if isinstance(value, QuantizedTensor):
             stored |= {name + (part and f"#{part}"): tensor for part, tensor in value.parts().items()}
-        elif value.is_floating_point():  # batch norm's counters stay behind
+        elif value.is_floating_point():  # batch norm's counters are not stored
             stored[name] = value
     return stored
 
@@ -345,7 +359,7 @@ def _state(stored: Mapping[str, Tensor], path: Path) -> State:
     for key, tensor in stored.items():
         name, _, part = key.partition("#")
         parts.setdefault(name, {})[part] = tensor
-    return {name: _value(name, found, path) for name, found in parts.items()}
+    return {name: _value(name, each, path) for name, each in parts.items()}
 
 
 def _value(name: str, parts: Mapping[str, Tensor], path: Path) -> Tensor | QuantizedTensor:
@@ -357,5 +371,5 @@ def _value(name: str, parts: Mapping[str, Tensor], path: Path) -> Tensor | Quant
 
 
 def mean_weights(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The plain mean of several checkpoints of one architecture, batch-norm statistics included."""
+    """Average several checkpoints of one architecture, including batch-norm statistics."""
     return {name: torch.stack([state[name].double() for state in states]).mean(0).float() for name in states[0]}

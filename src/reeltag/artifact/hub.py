@@ -19,32 +19,32 @@ from reeltag.core.text import NAME_SEPARATOR, counted, escaped, megabytes, one_l
 from reeltag.core.transfer import LATER
 
 CONFIG, CARD = "config.json", "README.md"
-SHOWN_CLASSES = 10
-SHOWN_FRAMES = 30
+LISTED_CLASSES = 10
+EXAMPLE_FRAMES = 30
 
 logger = logging.getLogger(__name__)
 
 
 def share_artifact(file: Path, folder: Path, licence: str | None = None) -> None:
-    """Write the folder, whole or not at all.
+    """Write a folder for the Hugging Face Hub, atomically.
 
     Args:
-        file: a .reeltag file; its bytes become `model.safetensors`.
+        file: a .reeltag file; it is copied to `model.safetensors`.
         folder: new or empty.
-        licence: what the Hub or SPDX calls it; without one the card says that none was stated.
+        licence: identifier of the Hub or SPDX; without one the card says that none was stated.
 
     Raises:
-        UsageError: the folder is not empty, or that is no name of a licence.
+        UsageError: the folder is not empty, or the licence is not an identifier.
         ArtifactError: the file is missing or damaged.
     """
     refuse_nonempty(folder)
     if licence is not None and not re.fullmatch(r"[A-Za-z0-9.+-]+", licence):
-        raise UsageError(f"licence: {licence!r} is no identifier; give one such as Apache-2.0 or cc-by-4.0")
-    shipped = load_artifact(file)
+        raise UsageError(f"licence: {licence!r} is not an identifier; give one such as Apache-2.0 or cc-by-4.0")
+    artifact = load_artifact(file)
     with atomic_folder(folder) as temporary:
         shutil.copyfile(file, temporary / SHARED_FILE)
-        write_json(temporary / CONFIG, {"library_name": "reeltag", **artifact_header(shipped)})
-        write_bytes(temporary / CARD, model_card(shipped, file.stat().st_size, licence).encode())
+        write_json(temporary / CONFIG, {"library_name": "reeltag", **artifact_header(artifact)})
+        write_bytes(temporary / CARD, model_card(artifact, file.stat().st_size, licence).encode())
 
 
 def download_from_hub(name: str, revision: str | None = None) -> Path:
@@ -58,7 +58,7 @@ def download_from_hub(name: str, revision: str | None = None) -> Path:
         The folder in the cache.
 
     Raises:
-        UsageError: there is no such model, or the Hub cannot be reached and has no cached copy.
+        UsageError: there is no such model, or the Hub cannot be reached and the model is not in its cache.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UsageError(f"{name}: no such folder; give one that `reeltag share` wrote, or user/name on the Hub")
@@ -69,8 +69,8 @@ def download_from_hub(name: str, revision: str | None = None) -> Path:
         raise UsageError(f"{name}: {what}; pip install 'reeltag[hub]'") from error
     unreachable = None
     try:
-        hub.model_info(name, revision=revision)  # because a download falls back on its cache without a word
-    except Exception as error:  # of whichever HTTP library it has
+        hub.model_info(name, revision=revision)  # since a download falls back on its cache silently
+    except Exception as error:  # the class depends on the Hub's HTTP library
         if isinstance(error, ValueError) or (_status(error) < 500 and _status(error) not in LATER):
             what = f"no such folder here, and no such model on the Hugging Face Hub ({_first_line(error)})"
             raise UsageError(f"{name}: {what}; check name, revision and, for a private one, HF_TOKEN") from error
@@ -84,8 +84,10 @@ def download_from_hub(name: str, revision: str | None = None) -> Path:
         )
     except Exception as error:
         if unreachable is None:
-            raise UsageError(f"{name}: did not arrive whole ({_first_line(error)}); try again") from error
-        what = f"the Hugging Face Hub cannot be reached ({_first_line(unreachable)}), and its cache has no whole copy"
+            raise UsageError(f"{name}: was not downloaded completely ({_first_line(error)}); try again") from error
+        what = (
+            f"the Hugging Face Hub cannot be reached ({_first_line(unreachable)}), and its cache has no complete copy"
+        )
         raise UsageError(f"{name}: {what}; check the network and HF_HUB_OFFLINE") from error
     if unreachable is not None:
         what = f"the Hugging Face Hub cannot be reached ({_first_line(unreachable)}); using the copy in its cache"
@@ -94,7 +96,7 @@ def download_from_hub(name: str, revision: str | None = None) -> Path:
 
 
 def _status(error: Exception) -> int:
-    """The HTTP status that an error reports; 599, a network's, where there was no answer."""
+    """Return the HTTP status of an error; 599, a network failure, if there was no response."""
     return int(getattr(getattr(error, "response", None), "status_code", 599))
 
 
@@ -109,8 +111,8 @@ $metadata
 
 # $name
 
-A video tagger: $members in one file of $size, made with reeltag $version. It reads the features of a video, not the
-video itself, and gives a probability for each of $classes classes, several of which may hold.
+A video tagger: $members in one file of $size, made with reeltag $version. It reads features of a video, not the video
+itself, and returns a probability for each of $classes classes. Several classes may apply to one video.
 
 ## Use
 
@@ -129,8 +131,8 @@ reeltag inspect .
 reeltag predict . 'shards/*.tfrecord' --out tags.jsonl
 ```
 
-`model.safetensors` is the .reeltag file as it was shipped: tensors and a JSON header, each with a checksum, and no
-code. `config.json` repeats the header.
+`model.safetensors` is the unchanged .reeltag file: tensors and a JSON header, each with a checksum, and no code.
+`config.json` repeats the header.
 
 ## Data
 
@@ -156,42 +158,42 @@ $limits
 """)
 
 
-def model_card(shipped: Artifact, size: int, licence: str | None = None) -> str:
-    """The model card: what the artefact says of itself, as Markdown below metadata in YAML.
+def model_card(artifact: Artifact, size: int, licence: str | None = None) -> str:
+    """Return the model card: Markdown with YAML metadata, filled from the artifact's header.
 
     Args:
-        shipped: the model.
+        artifact: the model.
         size: bytes of its file.
-        licence: what the Hub or SPDX calls it.
+        licence: identifier of the Hub or SPDX.
     """
-    schema, provenance = shipped.schema, shipped.provenance
+    schema, provenance = artifact.schema, artifact.provenance
     return _CARD.substitute(
-        metadata=_metadata(shipped, licence),
-        name=escaped(_name(shipped)),
-        members=counted(len(shipped.members), "member"),
+        metadata=_metadata(artifact, licence),
+        name=escaped(_name(artifact)),
+        members=counted(len(artifact.members), "member"),
         size=megabytes(size),
         version=escaped(_mapping(provenance, "versions").get("reeltag", "")),
         classes=f"{schema.classes:,}",
-        frames=1 if schema.level == "video" else min(SHOWN_FRAMES, schema.example_frames),
+        frames=1 if schema.level == "video" else min(EXAMPLE_FRAMES, schema.example_frames),
         width=schema.width,
         dtype=schema.dtype,
-        data="\n".join(f"- {line}" for line in _data(shipped)),
+        data="\n".join(f"- {line}" for line in _data(artifact)),
         measured=_measured(provenance),
-        table="\n".join(_rows(shipped)),
+        table="\n".join(_rows(artifact)),
         licence=escaped(licence) if licence else "The authors have not stated a licence.",
-        limits="\n".join(f"- {line}" for line in _limits(shipped)),
+        limits="\n".join(f"- {line}" for line in _limits(artifact)),
     )
 
 
-def _metadata(shipped: Artifact, licence: str | None) -> str:
-    """The card's YAML. JSON is YAML too, so nothing in a name can end a value."""
-    name = one_line(_name(shipped))
-    families = dict.fromkeys(member.config.family for member in shipped.members)
+def _metadata(artifact: Artifact, licence: str | None) -> str:
+    """Return the card's YAML. Values are JSON, which is YAML too, so that no name can end its value."""
+    name = one_line(_name(artifact))
+    families = dict.fromkeys(member.config.family for member in artifact.members)
     content: dict[str, Any] = {"library_name": "reeltag", "pipeline_tag": "video-classification"}
     if licence is not None:
         content["license"] = licence.lower()  # as the Hub writes them
     content["tags"] = ["reeltag", "video-tagging", "multi-label-classification", *families]
-    if holdout := _holdout(shipped.provenance):
+    if holdout := _holdout(artifact.provenance):
         result = {
             "task": {"type": "video-classification", "name": "Video tagging"},
             "dataset": {"type": name, "name": f"hold-out videos of {name}"},
@@ -201,15 +203,15 @@ def _metadata(shipped: Artifact, licence: str | None) -> str:
     return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in content.items())
 
 
-def _data(shipped: Artifact) -> list[str]:
-    schema, provenance = shipped.schema, shipped.provenance
+def _data(artifact: Artifact) -> list[str]:
+    schema, provenance = artifact.schema, artifact.provenance
     features = " + ".join(f"{escaped(feature.name)} {feature.width}" for feature in schema.features)
     frames = f", at most {schema.max_frames} frames" if schema.level == "frame" else ""
     lines = [f"Reads: {schema.level}-level features, {features}, {schema.dtype}{frames}."]
     if schema.segments is not None:
         lines.append(f"Tags: segments of {schema.segments} frames.")
-    names = NAME_SEPARATOR.join(map(escaped, (shipped.label_names or ())[:SHOWN_CLASSES]))
-    more = f"{NAME_SEPARATOR}…" if schema.classes > SHOWN_CLASSES else ""
+    names = NAME_SEPARATOR.join(map(escaped, (artifact.label_names or ())[:LISTED_CLASSES]))
+    more = f"{NAME_SEPARATOR}…" if schema.classes > LISTED_CLASSES else ""
     lines.append(f"Classes: {schema.classes:,}" + (f" ({names}{more})." if names else ", without names."))
     if "recipe" in provenance:
         lines.append(f"Recipe: {escaped(provenance['recipe'])}.")
@@ -228,7 +230,7 @@ def _data(shipped: Artifact) -> list[str]:
 def _measured(provenance: Mapping[str, Any]) -> str:
     holdout = _holdout(provenance)
     if not holdout:
-        return "The file holds no measurements of itself."
+        return "The file holds no measurements."
     rows = {"this file": "file", "its members with equal weights": "equal_weights", "class prior": "prior"}
     return "\n".join(
         [
@@ -236,39 +238,39 @@ def _measured(provenance: Mapping[str, Any]) -> str:
             "|---|---|",
             *(f"| {title} | {holdout[key]:.5f} |" for title, key in rows.items() if key in holdout),
             "",
-            f"On {counted(holdout['videos'], 'hold-out video')}, by which the members, encodings and weights were not "
-            "chosen.\nThe class prior knows only how frequent each class is in training.",
+            f"On {counted(holdout['videos'], 'hold-out video')}, which were not used to choose members, encodings and "
+            "weights.\nThe class prior predicts only how frequent each class is in training.",
         ]
     )
 
 
-def _rows(shipped: Artifact) -> list[str]:
+def _rows(artifact: Artifact) -> list[str]:
     return [
         f"| {escaped(member.name)} | {member.config.family} | {stored_as(member.state)} | {member.weight:.5f} "
         f"| {megabytes(stored_bytes(member.state))} |"
-        for member in shipped.members
+        for member in artifact.members
     ]
 
 
-def _limits(shipped: Artifact) -> list[str]:
+def _limits(artifact: Artifact) -> list[str]:
     lines = [
-        "For ranking the tags of videos whose features come from the same extractor, and in the same encoding, as\n"
-        "  those that it was trained on. The extractor is no part of this model: it does not read pixels or sound.",
-        "A tag of which training had few videos is seldom found, and one of which it had none never.",
-        "What is wrong or one-sided in the labels of the training videos is so in the tags. Check them before a\n"
-        "  decision about people depends on them.",
+        "Intended for ranking tags of videos whose features come from the same extractor, in the same encoding, as\n"
+        "  the training data. The extractor is not part of this model: it does not read pixels or sound.",
+        "A tag with few training videos is seldom predicted, and a tag without any is never predicted.",
+        "The tags repeat errors and bias of the training labels. Check them before a decision about people depends\n"
+        "  on them.",
     ]
-    if not _holdout(shipped.provenance):
+    if not _holdout(artifact.provenance):
         lines.append("Measure it on labelled videos of your own first: `reeltag evaluate . 'shards/*.tfrecord'`.")
     return lines
 
 
-def _name(shipped: Artifact) -> str:
-    return str(shipped.provenance.get("recipe") or shipped.members[0].name)
+def _name(artifact: Artifact) -> str:
+    return str(artifact.provenance.get("recipe") or artifact.members[0].name)
 
 
 def _holdout(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What was measured of this very file, if anything was."""
+    """Return the hold-out GAP measured on this very file, or nothing if it was changed since or never measured."""
     found = _mapping(provenance, "holdout_gap")
     return found if {"file", "prior", "videos"} <= set(found) and "quantized" not in provenance else {}
 

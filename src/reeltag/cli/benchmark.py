@@ -20,16 +20,16 @@ def benchmark(
     batch_size: Annotated[tuple[int, ...], Parameter(consume_multiple=False)] = (1, 64),
     json: Json = False,
 ) -> None:
-    """Measure a model in every way to load it: milliseconds, memory, and how far it is from exact.
+    """Measure a model in every mode: milliseconds, memory, and the deviation of its probabilities from mode exact.
 
-    Each way runs in a process of its own on this machine's processors, on generated videos that have as many frames as
-    the model reads at most; docs/onnx.md says what the ways are.
+    Each mode runs in a process of its own on this machine's CPUs, on generated videos that have as many frames as
+    the model reads at most; docs/onnx.md says what the modes are.
 
     Example: reeltag benchmark model.reeltag --batch-size 1 --batch-size 16
 
     Args:
         model: A .reeltag file, a folder that `share` wrote, or a URL.
-        batch_size: Videos of a call; repeat for several, 1 and 64 by default.
+        batch_size: Videos per call; repeat for several, 1 and 64 by default.
     """
     from reeltag.artifact.file import resolve_artifact, stream_artifact
     from reeltag.core.progress import default_progress
@@ -40,7 +40,7 @@ def benchmark(
     rows, (head, _) = benchmark_model(file, batch_size, default_progress()), stream_artifact(file)
     frames, example = frames_of(head.schema), head.schema.example
     text = [f"on generated {example}s of {counted(frames, 'frame')} each"]
-    say({"frames": frames, "ways": [asdict(row) for row in rows]}, [*text, *_lines(rows, batch_size)], json)
+    say({"frames": frames, "modes": [asdict(row) for row in rows]}, [*text, *_lines(rows, batch_size)], json)
 
 
 def _lines(rows: list[BenchmarkRow], sizes: tuple[int, ...]) -> list[str]:
@@ -49,9 +49,9 @@ def _lines(rows: list[BenchmarkRow], sizes: tuple[int, ...]) -> list[str]:
     lines = [f"{'':<10}{heads}{'memory':>12}  largest |Δp|"]
     for row in rows:
         if row.failed:
-            lines.append(f"{row.way:<10}  not measured: {row.failed}")
+            lines.append(f"{row.mode:<10}  not measured: {row.failed}")
             continue
         times = "".join(f"{row.milliseconds[size]:17.3f}  {row.ratios[size]:5.2f}" for size in sizes)
         memory = "" if row.resident is None else f"{row.resident / 1e6:,.1f} MB"
-        lines.append(f"{row.way:<10}{times}{memory:>12}  {row.difference:.1e}")
+        lines.append(f"{row.mode:<10}{times}{memory:>12}  {row.difference:.1e}")
     return lines

@@ -1,6 +1,6 @@
-"""A weighted ensemble of taggers, and its predictions batch by batch.
+"""Weighted ensembles of taggers, and predictions batch by batch.
 
-All real frames take part, masked, so that results are deterministic.
+All real frames are used and padding is masked, so results are deterministic.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ LESS_MEMORY = "end other programs, take fewer processes, a smaller model, or one
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of B videos, or of their segments.
+    """Predictions of a model for B videos or segments.
 
     Attributes:
-        ids: names of the videos.
+        ids: of the videos.
         probabilities: [B, C] float32.
         labels: [B, C] bool, or None.
-        rated: [B, C] bool, which classes the labels tell of; None: all.
+        rated: [B, C] bool, True for classes with a known label; None if all are known.
     """
 
     ids: tuple[str, ...]
@@ -39,18 +39,18 @@ class Predictions:
 
     @property
     def comparable(self) -> Tensor:
-        """[B, C], the probabilities, but -1 where no label tells what is right, so that it ranks behind all others."""
+        """Probabilities [B, C], with -1 for classes without a known label, so that these rank last."""
         return self.probabilities if self.rated is None else self.probabilities.masked_fill(~self.rated, -1)
 
 
 class Ensemble(nn.Module):
-    """The weighted mean of models' probabilities.
+    """Weighted mean of the probabilities of several models.
 
     Args:
-        taggers: the members, or ensembles of them; theirs are the weights whose type changes.
-        weights: their shares; sum to 1.
-        bf16: compute matrix products in bf16, and keep the large weights in it too, in half the memory, but for those
-            of `torch.nn.LSTM` and `GRU`.
+        taggers: the members, or ensembles of them; with `bf16` their large parameters are converted in place.
+        weights: of the members in the mean; they sum to 1.
+        bf16: compute matrix products in bf16 and keep large weights in it, in half the memory, except those of
+            `torch.nn.LSTM` and `GRU`.
     """
 
     def __init__(self, taggers: Iterable[nn.Module], weights: Sequence[float], bf16: bool = False) -> None:
@@ -59,14 +59,14 @@ class Ensemble(nn.Module):
         self.taggers = nn.ModuleList(self._arranged(tagger) for tagger in taggers)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """Frames [B, T, D] and lengths [B] to probabilities [B, C]."""
+        """Return probabilities [B, C] for frames [B, T, D] and lengths [B]."""
         parts = zip(self.taggers, self.weights, strict=True)
         with torch.autocast(frames.device.type, torch.bfloat16) if self.bf16 else nullcontext():
             return torch.stack([weight * tagger(frames, lengths) for tagger, weight in parts]).sum(0)
 
     def _arranged(self, tagger: nn.Module) -> nn.Module:
         for module in tagger.modules():
-            if self.bf16 and not isinstance(module, nn.RNNBase):  # whose kernels want weights and biases of one type
+            if self.bf16 and not isinstance(module, nn.RNNBase):  # its kernels need weights and biases of one type
                 for parameter in module.parameters(recurse=False):
                     if parameter.ndim > 1 and is_large(parameter):
                         parameter.data = parameter.data.bfloat16()
@@ -75,14 +75,14 @@ class Ensemble(nn.Module):
 
 @torch.inference_mode()
 def predict_batches(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Predictions]:
-    """Tag batches, in their order; the model must be in evaluation mode.
+    """Predict batches in order; the model must be in evaluation mode.
 
     Raises:
-        OutOfMemoryError: a batch takes more memory than there is.
+        OutOfMemoryError: a batch needs more memory than is available.
     """
     device = next(model.parameters()).device
     for batch in batches:
         with explain_out_of_memory(f"tagging {counted(len(batch), 'video')} at once", LESS_MEMORY):
-            there = batch.to(device)
-            probabilities = model(there.frames, there.lengths).cpu()
+            on_device = batch.to(device)
+            probabilities = model(on_device.frames, on_device.lengths).cpu()
         yield Predictions(batch.ids, probabilities, batch.labels, batch.rated)

@@ -21,11 +21,11 @@ def evaluate(
     """Measure a model on labelled shards, as `reeltag evaluate` does.
 
     Args:
-        model: a `.reeltag` file, a folder that `share` wrote, a URL, or what `load` gave, whose mode counts.
+        model: a `.reeltag` file, a folder that `reeltag share` wrote, a URL, or a loaded `Predictor` (its mode counts).
         shards: paths, URLs or glob patterns, one or several.
-        all_scores: mAP over all scores too.
-        mode: how the model computes.
-        max_bad_records: most records that are left out.
+        all_scores: also compute mAP over all scores.
+        mode: how weights are kept and multiplied; see `Predictor`.
+        max_bad_records: largest number of bad records to leave out.
 
     Raises:
         ReeltagError: bad input; see `reeltag.core.errors`.

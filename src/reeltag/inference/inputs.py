@@ -1,4 +1,4 @@
-"""Frames that Python gives to a model, checked against its schema."""
+"""Check arrays of frames against a model's schema."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from reeltag.data.schema import Schema
 
 
 def as_frames(frames: npt.ArrayLike) -> npt.NDArray[Any]:
-    """Frames of one video [T, D], or of several [B, T, D].
+    """Convert frames of one video [T, D] or of several [B, T, D] to an array.
 
     Raises:
-        UsageError: they are neither.
+        UsageError: they have another number of dimensions, or are not an array.
     """
     try:
         array = np.asarray(frames)
     except ValueError as error:
-        raise UsageError(f"frames are no array: {error}") from error
+        raise UsageError(f"frames are not an array: {error}") from error
     if array.ndim not in (2, 3):
         raise UsageError(f"frames are {list(array.shape)}: give [T, D] of one video, or [B, T, D] of several")
     return array

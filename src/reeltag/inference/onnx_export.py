@@ -1,4 +1,4 @@
-"""Convert model files: fewer bits, and ONNX that is checked against the model before it is kept."""
+"""Export models as ONNX; a file is kept only if its probabilities equal those of the model."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from reeltag.inference.predictor import Predictor, resolve_model
 if TYPE_CHECKING:
     import onnx
 
-LARGEST = 2**31 - 1  # bytes that a protobuf may have
-ROOM = 1 << 24  # for all that is no weight
+LARGEST = 2**31 - 1  # bytes, the limit of protobuf
+ROOM = 1 << 24  # bytes for everything but the weights
 TOLERANCE = 1e-4
 
-CHECKED = 512  # videos on which an exported model is compared
+CHECKED = 512  # videos of `check` on which both are compared
 
 
 def export_onnx(
     model: str | Path | Predictor, out: str | Path, *, top: int | None = None, check: Patterns = ()
 ) -> tuple[int, float]:
-    """Write a model as ONNX, as `reeltag export` does, once it was seen to say the same.
+    """Export a model as ONNX, as `reeltag export` does, and compare both.
 
     Args:
-        model: a `.reeltag` file, a folder that `share` wrote, a URL, or what `load` gave.
+        model: a `.reeltag` file, a folder that `reeltag share` wrote, a URL, or a loaded `Predictor`.
         out: a new .onnx file.
-        top: give the so many most probable classes instead of all probabilities.
-        check: shards on whose first 512 videos both are compared; random frames by default.
+        top: output only this many most probable classes; all probabilities by default.
+        check: shards; both are compared on their first 512 videos. Random frames by default.
 
     Returns:
-        The file's bytes, and the largest difference of a probability.
+        Size of the file in bytes, and the largest difference of a probability.
 
     Raises:
         ReeltagError: bad input, onnx is missing, or the two differ; see `reeltag.core.errors`.
@@ -54,43 +54,43 @@ def export_onnx(
     refuse_existing(out)
     remove_partials_of(out)
     shards = find_files(check)
-    shipped = load_artifact(resolve_model(model))
-    batches = generated_batches(shipped.schema)
+    artifact = load_artifact(resolve_model(model))
+    batches = generated_batches(artifact.schema)
     if shards:
-        videos = islice(read_examples(shards, shipped.schema), CHECKED)
-        batches = stream_batches(videos, shipped.schema, BATCH_SIZE)
-    return save_onnx(out, shipped, batches, top)
+        videos = islice(read_examples(shards, artifact.schema), CHECKED)
+        batches = stream_batches(videos, artifact.schema, BATCH_SIZE)
+    return save_onnx(out, artifact, batches, top)
 
 
-def save_onnx(path: Path, shipped: Artifact, batches: Iterable[Batch], top: int | None = None) -> tuple[int, float]:
-    """Write the ONNX file, once it was seen to give what the artefact gives; whole or not at all.
+def save_onnx(path: Path, artifact: Artifact, batches: Iterable[Batch], top: int | None = None) -> tuple[int, float]:
+    """Write an ONNX file atomically, and only if its probabilities equal those of the artifact.
 
     Args:
-        path: where.
-        shipped: what a `.reeltag` file holds.
+        path: of the new file.
+        artifact: the model.
         batches: videos on which both are compared.
-        top: give the most probable classes only.
+        top: output only this many most probable classes; all probabilities by default.
 
     Returns:
-        The file's size in bytes, and the largest difference of a probability.
+        Size of the file in bytes, and the largest difference of a probability.
 
     Raises:
-        BudgetError: the file would exceed the budget that the artefact was packed for.
+        BudgetError: the file would exceed the budget that the artifact was packed for.
         ArtifactError: the probabilities differ by more than 1e-4.
-        UsageError: `top` is no number of classes, a family has no ONNX form, or onnx or onnxruntime is missing.
+        UsageError: `top` is not from 1 to C, a family has no ONNX form, or onnx or onnxruntime is missing.
     """
     try:
         from reeltag.artifact.onnx.model import build_onnx
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'reeltag[onnx]'") from error
-    model = build_onnx(shipped, top)
-    size, budget = _size(model), min(shipped.provenance.get("budget", LARGEST), LARGEST)
+    model = build_onnx(artifact, top)
+    size, budget = _size(model), min(artifact.provenance.get("budget", LARGEST), LARGEST)
     if size > budget:
         raise BudgetError(f"{path}: would have {megabytes(size)}, {megabytes(size - budget)} over {megabytes(budget)}")
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
         del model
-        difference = largest_difference(temporary, shipped, batches, top)
+        difference = largest_difference(temporary, artifact, batches, top)
         if not difference <= TOLERANCE:
             raise ArtifactError(
                 f"{path}: not kept, since its probabilities differ by {difference:.1e} from the model's, which is more "
@@ -100,13 +100,13 @@ def save_onnx(path: Path, shipped: Artifact, batches: Iterable[Batch], top: int 
 
 
 def _size(model: onnx.ModelProto) -> int:
-    """Bytes of the file; of one beyond the largest, those of its weights, since protobuf counts no further."""
+    """Return the bytes of the file; beyond protobuf's limit an estimate from its weights."""
     weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     return model.ByteSize() if weights < LARGEST - ROOM else weights + ROOM
 
 
 def generated_batches(schema: Schema, videos: int = 64) -> Iterator[Batch]:
-    """Videos of random frames and lengths, for where no others are at hand."""
+    """Generate batches of videos with random frames and lengths."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, schema.max_frames + 1, videos)
     lengths[0] = schema.max_frames
@@ -117,14 +117,14 @@ def generated_batches(schema: Schema, videos: int = 64) -> Iterator[Batch]:
         yield Batch(("",) * len(some), tensor, torch.from_numpy(some), None)
 
 
-def largest_difference(path: Path, shipped: Artifact, batches: Iterable[Batch], top: int | None) -> float:
-    """The largest difference between what the two files say, |Δp|; with `top`, of the classes that ONNX names."""
-    session, ours = open_onnx(path), Predictor(shipped, shipped.members, device="cpu")
+def largest_difference(path: Path, artifact: Artifact, batches: Iterable[Batch], top: int | None) -> float:
+    """Return the largest |Δp| between an ONNX file and its artifact; with `top`, of the classes in the ONNX output."""
+    session, predictor = open_onnx(path), Predictor(artifact, artifact.members, device="cpu")
     largest = 0.0
-    for batch, expected in ((batch, predict_batches(ours.model, [batch])) for batch in batches):
+    for batch, expected in ((batch, predict_batches(predictor.model, [batch])) for batch in batches):
         (probabilities,) = (part.probabilities.numpy() for part in expected)
-        found = session.run(None, {"frames": batch.frames.numpy(), "lengths": batch.lengths.numpy()})
+        outputs = session.run(None, {"frames": batch.frames.numpy(), "lengths": batch.lengths.numpy()})
         if top is not None:
-            probabilities, found = np.take_along_axis(probabilities, found[0], 1), found[1:]
-        largest = float(np.maximum(largest, np.abs(found[0] - probabilities).max()))  # NaN stays NaN
+            probabilities, outputs = np.take_along_axis(probabilities, outputs[0], 1), outputs[1:]
+        largest = float(np.maximum(largest, np.abs(outputs[0] - probabilities).max()))  # keeps NaN
     return largest

@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 OnnxMode = Literal["exact", "small", "fast"]
 
-# What each way tells onnxruntime.
+# Settings of onnxruntime for each mode.
 ENTRIES: dict[OnnxMode, dict[str, str]] = {
-    # Weights are dequantised once, as constants are folded, which it does to no DequantizeLinear otherwise.
+    # Weights are dequantized once by constant folding, which skips DequantizeLinear without this setting.
     "exact": {"session.disable_quant_qdq": "1"},
-    # Each product dequantises its piece of the weights, in every call.
+    # Each product dequantizes its piece of the weights in every call.
     "small": {},
-    # A product and the DequantizeLinear before it become one 8-bit kernel.
+    # A product and the DequantizeLinear before it are fused to one 8-bit kernel.
     "fast": {
         "session.enable_dq_matmulnbits_fusion": "1",
         "session.qdq_matmulnbits_accuracy_level": "4",
         "session.qdq_matmulnbits_block_size": "256",
     },
 }
-# Optimisers that are in the way. `small` neither folds what dequantises nor has 8-bit kernels; for `fast` one would
-# join a product with the sum that follows, and one the scales of several, and the kernels would not be found.
+# Disabled optimizers. `small` must neither fold the dequantized weights nor use 8-bit kernels. For `fast`, fusing a
+# product with the following sum, or sharing scales between products, would hide the pattern of the 8-bit kernels.
 DISABLED: dict[OnnxMode, list[str]] = {
     "exact": [],
     "small": ["ConstantFolding", "QDQSelectorActionTransformer"],
@@ -42,7 +42,7 @@ def open_onnx(path: str | Path, mode: OnnxMode = "exact", threads: int = 0) -> I
     Args:
         path: a file that `reeltag export` wrote.
         mode: `exact`, `small` or `fast`, as in `reeltag.load`; see docs/onnx.md.
-        threads: that compute; by default as many as there are cores.
+        threads: number of threads that compute; by default one per core.
 
     Raises:
         ArtifactError: the file is missing or damaged.
@@ -63,5 +63,5 @@ def open_onnx(path: str | Path, mode: OnnxMode = "exact", threads: int = 0) -> I
             providers=["CPUExecutionProvider"],
             disabled_optimizers=DISABLED[mode],
         )
-    except Exception as error:  # its exceptions share no other base
+    except Exception as error:  # its exceptions have no other common base
         raise ArtifactError(f"{path}: onnxruntime cannot open it ({error}); export it again") from error

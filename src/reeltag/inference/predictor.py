@@ -1,4 +1,4 @@
-"""Load a shipped model and tag with it: from arrays, from shards."""
+"""Load a model file and tag arrays or shards with it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from reeltag.inference.metrics.evaluation import evaluate_predictions
 from reeltag.inference.metrics.gap import Scores, top_k
 
 Mode = Literal["exact", "bf16", "small", "fast"]
-# What a member computes with.
+# The weights that a member computes with, by mode.
 WEIGHTS: dict[Mode, Callable[[State], Mapping[str, Tensor]]] = {
     "exact": dequantized_state,
     "bf16": partial(dequantized_state, dtype=torch.bfloat16),
@@ -43,31 +43,31 @@ WEIGHTS: dict[Mode, Callable[[State], Mapping[str, Tensor]]] = {
 
 
 class Predictor:
-    """A shipped model, ready to tag; threads may share it.
+    """Model that is ready to tag. Several threads may share it.
 
     Args:
-        shipped: what the file holds; its members' weights may be missing.
-        members: them with their weights; each is let go before the next is read.
+        artifact: the model; its members' weights are not needed.
+        members: the members with their weights; each is released before the next is read.
         mode: how weights are kept and multiplied.
-            `exact` float32, dequantised once;
-            `bf16` about twice as fast on processors that multiply it (AVX-512 BF16, AMX) and on GPUs, in half the
-            memory, accurate to about three digits;
-            `small` as stored, and dequantised a few rows at a time in every call: the results of `exact`, slowly;
-            `fast` 8-bit weights that are multiplied in 8 bits. `small` and `fast` are for processors.
-        device: where to compute; by default a GPU, where there is one and the mode is for it.
+            `exact`: float32, dequantized once;
+            `bf16`: about twice as fast on GPUs and on CPUs that multiply it (AVX-512 BF16, AMX), in half the memory,
+            accurate to about three digits;
+            `small`: as stored, dequantized a few rows at a time in every call; slower than `exact`, with its results;
+            `fast`: 8-bit weights, multiplied in 8 bits. `small` and `fast` run on CPUs only.
+        device: that computes; by default a GPU, if there is one and the mode supports it.
 
     Raises:
-        UsageError: there is no such mode, or it is not for this device.
+        UsageError: there is no such mode, or it does not support this device.
     """
 
     def __init__(
-        self, shipped: Artifact, members: Iterable[Member], mode: Mode = "exact", device: str = "auto"
+        self, artifact: Artifact, members: Iterable[Member], mode: Mode = "exact", device: str = "auto"
     ) -> None:
         self.mode, self.device = mode, resolve_device(mode, device)
-        self.artifact = replace(shipped, members=tuple(replace(member, state={}) for member in shipped.members))
-        taggers = (member.build(shipped.schema, WEIGHTS[mode]) for member in members if member.weight > 0)
-        shares = [member.weight for member in shipped.members if member.weight > 0]
-        self.model = Ensemble(taggers, shares, mode == "bf16").eval()
+        self.artifact = replace(artifact, members=tuple(replace(member, state={}) for member in artifact.members))
+        taggers = (member.build(artifact.schema, WEIGHTS[mode]) for member in members if member.weight > 0)
+        weights = [member.weight for member in artifact.members if member.weight > 0]
+        self.model = Ensemble(taggers, weights, mode == "bf16").eval()
         if self.device != "cpu":
             self.model.to(self.device)
         self.source: Path | None = None  # the file, if it came from one
@@ -76,17 +76,17 @@ class Predictor:
         return as_text(self.artifact, self.source)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """Return the HTML that a notebook displays."""
         return as_html(self.artifact, self.source)
 
     @property
     def schema(self) -> Schema:
-        """The data that the model reads."""
+        """Schema of the data that the model reads."""
         return self.artifact.schema
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Name of each class; its number where the file has no names."""
+        """Name of each class, or its index if the file has no names."""
         return self.artifact.label_names or tuple(map(str, range(self.schema.classes)))
 
     def predict(self, frames: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> npt.NDArray[np.float32]:
@@ -95,10 +95,10 @@ class Predictor:
         Args:
             frames: [T, D] of one video or [B, T, D] of several, in the schema's dtype; frames past the
                 schema's limit are left out. A model of segments takes segments.
-            lengths: [B], real frames of each video; all by default.
+            lengths: [B], number of real frames of each video; all frames by default.
 
         Returns:
-            Probabilities [C] or [B, C], float32; what `reeltag predict` computes, but for the last bits.
+            Probabilities [C] or [B, C], float32; equal to those of `reeltag predict` except for rounding.
 
         Raises:
             UsageError: wrong shape, dtype or length, no frames, or values that are not finite.
@@ -119,7 +119,7 @@ class Predictor:
         return probabilities if array.ndim == 3 else probabilities[0]
 
     def predict_each(self, videos: Iterable[npt.ArrayLike]) -> Iterator[npt.NDArray[np.float32]]:
-        """Tag videos as they come, 64 at a time.
+        """Tag videos of an iterator, 64 at a time.
 
         Args:
             videos: frames [T, D] of each; T may differ.
@@ -128,12 +128,12 @@ class Predictor:
             Probabilities [C] of each, in their order.
 
         Raises:
-            UsageError: a video cannot be tagged; says which, counted from 0, and why.
+            UsageError: a video cannot be tagged; the message names its index from 0 and the reason.
         """
         numbered = enumerate(videos)
-        while taken := list(islice(numbered, BATCH_SIZE)):
+        while group := list(islice(numbered, BATCH_SIZE)):
             chunk = []
-            for number, frames in taken:
+            for number, frames in group:
                 try:
                     chunk.append(as_frames(frames))
                     check_frames(chunk[-1][None], np.array(chunk[-1].shape[:1]), self.schema)
@@ -164,8 +164,8 @@ class Predictor:
 
         Args:
             patterns: paths, URLs or glob patterns, one or several.
-            bad: takes note of bad records; by default the first is raised.
-            labelled: a record without labels is bad too.
+            bad: collects bad records; by default the first one raises.
+            labelled: treat records without labels as bad.
 
         Raises:
             UsageError: a pattern matches nothing, or the features are of another extractor.
@@ -177,33 +177,33 @@ class Predictor:
         return predict_batches(self.model, stream_batches(videos, self.schema, BATCH_SIZE))
 
     def evaluate_shards(self, patterns: Patterns, bad: BadRecords | None = None, *, all_scores: bool = False) -> Scores:
-        """Measure on labelled shards; arguments and errors are those of `predict_shards` and `Evaluation`."""
+        """Compute metrics on labelled shards; arguments and errors are those of `predict_shards` and `Evaluation`."""
         predictions = self.predict_shards(patterns, bad, labelled=True)
         return evaluate_predictions(predictions, all_scores=all_scores, classes=self.schema.segment_classes).compute()
 
     def save_pretrained(self, folder: str | Path, licence: str | None = None) -> None:
-        """Share the file that the model was loaded from; see `sharing.share`."""
+        """Write a folder for the Hugging Face Hub from the model's file; see `artifact.hub.share_artifact`."""
         share_artifact(resolve_model(self), Path(folder), licence)
 
 
 def resolve_device(mode: Mode, device: str) -> str:
-    """The device that a mode computes on, where "auto" leaves it open.
+    """Return the device that a mode computes on; "auto" selects one.
 
     Raises:
-        UsageError: there is no such mode, or it is not for this device.
+        UsageError: there is no such mode, or it does not support this device.
     """
     if mode not in WEIGHTS:
         raise UsageError(f"mode: there is no {mode!r}; use {', '.join(WEIGHTS)}")
-    coded = mode in ("small", "fast")
+    quantized = mode in ("small", "fast")
     if device == "auto":
-        return "cpu" if coded else default_device()
+        return "cpu" if quantized else default_device()
     try:
-        if coded and torch.device(device).type != "cpu":
-            raise UsageError(f"mode: {mode!r} is for processors; use 'exact' or 'bf16' on {device}")
+        if quantized and torch.device(device).type != "cpu":
+            raise UsageError(f"mode: {mode!r} runs on CPUs only; use 'exact' or 'bf16' on {device}")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"device: {device!r} is not here ({reason}); see `reeltag doctor`") from error
+        raise UsageError(f"device: {device!r} is not available ({reason}); see `reeltag doctor`") from error
     return device
 
 
@@ -213,11 +213,11 @@ def load(path: str | Path, mode: Mode = "exact", device: str = "auto") -> Predic
     Args:
         path: a `.reeltag` file, a folder that `reeltag share` wrote, or a URL.
         mode: `exact`, `bf16`, `small` or `fast`.
-        device: where to compute; by default a GPU, where there is one and the mode is for it.
+        device: that computes; by default a GPU, if there is one and the mode supports it.
 
     Raises:
         ArtifactError: the file is missing, damaged, or from a newer reeltag, or cannot be fetched.
-        UsageError: there is no such mode, or it is not for this device.
+        UsageError: there is no such mode, or it does not support this device.
     """
     file = resolve_artifact(path)
     predictor = Predictor(*stream_artifact(file), mode, device)
@@ -226,7 +226,7 @@ def load(path: str | Path, mode: Mode = "exact", device: str = "auto") -> Predic
 
 
 def from_pretrained(model: str | Path, revision: str | None = None, **arguments: Any) -> Predictor:
-    """Open a model that `share` wrote.
+    """Open a model that `reeltag share` wrote, from its folder or from the Hub.
 
     Args:
         model: the folder, or user/name on the Hugging Face Hub.
@@ -239,17 +239,17 @@ def from_pretrained(model: str | Path, revision: str | None = None, **arguments:
     """
     if Path(model).is_dir():
         if revision is not None:
-            raise UsageError(f"{model}: is a folder, so revision {revision!r} means nothing; leave it out")
+            raise UsageError(f"{model}: is a folder, so revision {revision!r} does not apply; leave it out")
         return load(model, **arguments)
     return load(download_from_hub(str(model), revision), **arguments)
 
 
 def resolve_model(model: str | Path | Predictor) -> Path:
-    """The file of a model, which may be open already.
+    """Return the local path of a model, which may be loaded already.
 
     Raises:
-        ArtifactError: there is none at that place.
-        UsageError: the model did not come from a file.
+        ArtifactError: there is no model at that location.
+        UsageError: the model was not loaded from a file.
     """
     if not isinstance(model, Predictor):
         return resolve_artifact(model)

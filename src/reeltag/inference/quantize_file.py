@@ -13,29 +13,32 @@ from reeltag.inference.predictor import Predictor, resolve_model
 
 
 def quantize_file(model: str | Path | Predictor, out: str | Path, encoding: Encoding = "uniform-8") -> int:
-    """Store the large weights of a model in fewer bits, as `reeltag quantize` does; returns the new file's bytes.
+    """Store the large weights of a model in fewer bits, as `reeltag quantize` does.
 
     Args:
-        model: a `.reeltag` file, a folder that `share` wrote, a URL, or what `load` gave.
+        model: a `.reeltag` file, a folder that `reeltag share` wrote, a URL, or a loaded `Predictor`.
         out: a new file.
-        encoding: how to store them; those that are quantised already stay.
+        encoding: of the large weights; weights that are quantized already keep theirs.
+
+    Returns:
+        Size of the new file in bytes.
 
     Raises:
         ArtifactError: the model is missing or damaged.
-        UsageError: `out` exists, or all large weights are quantised already.
+        UsageError: `out` exists, or all large weights are quantized already.
     """
     refuse_existing(Path(out))
     file = resolve_model(model)
     before = load_artifact(file)
-    small = quantize_artifact(before, encoding)
+    after = quantize_artifact(before, encoding)
     stored = [stored_as(member.state) for member in before.members]
-    if [stored_as(member.state) for member in small.members] != stored:
-        # Whatever was measured was measured before.
-        small = replace(small, provenance={**small.provenance, "quantized": encoding})
+    if [stored_as(member.state) for member in after.members] != stored:
+        # Marks that the metrics in the header are of the file before.
+        after = replace(after, provenance={**after.provenance, "quantized": encoding})
     elif already := sorted({*stored} - {"float32"}):
         raise UsageError(
             f"{file}: its large weights are stored in {' and '.join(already)} already, so nothing would change; give a "
             "float32 file: model.reeltag in stages/train.NAME-… of its run (stages/average.NAME-… where weights were "
             "averaged), or what `reeltag train` wrote; an ensemble takes the encodings of its recipe's [quantization]"
         )
-    return save_artifact(Path(out), small)
+    return save_artifact(Path(out), after)

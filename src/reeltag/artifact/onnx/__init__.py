@@ -1,1 +1,1 @@
-"""A shipped model as ONNX."""
+"""Export of an artifact to ONNX."""

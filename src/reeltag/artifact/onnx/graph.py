@@ -1,4 +1,4 @@
-"""An ONNX graph, written like the arithmetic that it does: operators and methods of `Value` add nodes."""
+"""ONNX graphs written like arithmetic: operators and methods of `Value` add nodes."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ Operand: TypeAlias = "Value | npt.NDArray[Any] | float"
 
 @dataclass
 class Graph:
-    """A model that grows node by node; what is the same is there once.
+    """ONNX model that grows node by node; equal nodes and constants are added once.
 
     Attributes:
-        model: it as ONNX has it.
+        model: the ONNX model.
     """
 
     model: onnx.ModelProto = field(default_factory=lambda: onnx.ModelProto(ir_version=IR_VERSION))
     _known: dict[tuple[Any, ...], list[str]] = field(default_factory=dict)
 
     def input(self, name: str, dtype: int, shape: Sequence[str | int]) -> Value:
-        """What is given; a length with a name is free."""
+        """Add an input of the model; a dimension with a name has no fixed length."""
         self.model.graph.input.append(helper.make_tensor_value_info(name, dtype, shape))
         return Value(self, name)
 
     def output(self, name: str, value: Value, dtype: int, shape: Sequence[str | int]) -> None:
-        """What is computed, by a name of its own."""
+        """Add an output of the model under this name."""
         self.model.graph.node.append(helper.make_node("Identity", [value.name], [name]))
         self.model.graph.output.append(helper.make_tensor_value_info(name, dtype, shape))
 
     def add(self, operator: str, *inputs: Operand | None, **attributes: Any) -> Value:
-        """A node with one output; None stands for an input that is left out."""
+        """Add a node with one output; None stands for an omitted input."""
         return self.add_several(1, operator, *inputs, **attributes)[0]
 
     def add_several(self, count: int, operator: str, *inputs: Operand | None, **attributes: Any) -> list[Value]:
-        """A node with several outputs."""
+        """Add a node with several outputs."""
         names = ["" if each is None else self.value(each).name for each in inputs]
         key = (operator, *names, repr(attributes), count)
         if key not in self._known:
@@ -53,7 +53,7 @@ class Graph:
         return [Value(self, name) for name in self._known[key]]
 
     def value(self, operand: Operand) -> Value:
-        """A value as it is, a number as a float32 constant, a small array as one."""
+        """Return an operand as a value: numbers become float32 constants, arrays become constants."""
         if isinstance(operand, Value):
             return operand
         array = np.asarray(operand, np.float32) if isinstance(operand, float | int) else np.ascontiguousarray(operand)
@@ -64,7 +64,7 @@ class Graph:
         return Value(self, self._known[key][0])
 
     def initialize(self, tensor: onnx.TensorProto) -> Value:
-        """Add an initialiser, once for its name."""
+        """Add an initializer, unless its name was added before."""
         key = ("initializer", tensor.name)
         if key not in self._known:
             self._known[key] = [tensor.name]
@@ -74,11 +74,11 @@ class Graph:
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of a graph.
+    """Tensor of a graph.
 
     Attributes:
-        graph: where it is computed.
-        name: unique there.
+        graph: the graph that computes it.
+        name: unique in the graph.
     """
 
     graph: Graph
@@ -100,7 +100,7 @@ class Value:
         return self.graph.add("MatMul", self, other)
 
     def cast(self, dtype: int) -> Value:
-        """In another of ONNX's types."""
+        """Cast to another ONNX type."""
         return self.graph.add("Cast", self, to=dtype)
 
     def sum(self, axis: int, keep: bool = True) -> Value:
@@ -108,65 +108,65 @@ class Value:
         return self.graph.add("ReduceSum", self, integers(axis), keepdims=int(keep))
 
     def square_sum(self, axis: int) -> Value:
-        """Sum of the squares over an axis, which stays."""
+        """Sum the squares over an axis and keep the axis."""
         return self.graph.add("ReduceSumSquare", self, integers(axis), keepdims=1)
 
     def max(self, axis: int) -> Value:
-        """Maximum over an axis, which goes."""
+        """Take the maximum over an axis and drop the axis."""
         return self.graph.add("ReduceMax", self, integers(axis), keepdims=0)
 
     def softmax(self, axis: int = -1) -> Value:
-        """Softmax along an axis."""
+        """Apply softmax along an axis."""
         return self.graph.add("Softmax", self, axis=axis)
 
     def sigmoid(self) -> Value:
-        """1 / (1 + exp(-x))."""
+        """Return 1 / (1 + exp(-x))."""
         return self.graph.add("Sigmoid", self)
 
     def at_most(self, high: int) -> Value:
-        """Whole numbers, none above another."""
+        """Limit integers to a maximum."""
         return self.graph.add("Min", self, np.array(high))
 
     def clip(self, low: float | None, high: float | None = None) -> Value:
-        """Between two numbers."""
+        """Limit values to a range."""
         return self.graph.add("Clip", self, low, high)
 
     def rsqrt(self, least: float) -> Value:
-        """1 / √x, of at least some value."""
+        """Return 1 / √max(x, least)."""
         return self.graph.add("Reciprocal", self.graph.add("Sqrt", self.clip(least)))
 
     def transpose(self, *order: int) -> Value:
-        """Axes in another order."""
+        """Reorder the axes."""
         return self.graph.add("Transpose", self, perm=list(order))
 
     def reshape(self, *shape: int) -> Value:
-        """Another shape; 0 keeps a length, -1 is what is left."""
+        """Change the shape; 0 keeps a length and -1 is inferred."""
         return self.graph.add("Reshape", self, integers(*shape))
 
     def unsqueeze(self, axis: int) -> Value:
-        """With an axis of length 1."""
+        """Insert an axis of length 1."""
         return self.graph.add("Unsqueeze", self, integers(axis))
 
     def squeeze(self, axis: int) -> Value:
-        """Without an axis of length 1."""
+        """Remove an axis of length 1."""
         return self.graph.add("Squeeze", self, integers(axis))
 
     def slice(self, axis: int, begin: int, end: int) -> Value:
-        """From one place of an axis to before another."""
+        """Return the positions from `begin` to before `end` of an axis."""
         return self.graph.add("Slice", self, integers(begin), integers(end), integers(axis))
 
     def split(self, sizes: Sequence[int], axis: int) -> list[Value]:
-        """Pieces along an axis."""
+        """Split along an axis."""
         if len(sizes) == 1:
             return [self]
         return self.graph.add_several(len(sizes), "Split", self, integers(*sizes), axis=axis)
 
 
 def concat(values: Sequence[Value], axis: int) -> Value:
-    """Values beside each other along an axis."""
+    """Concatenate values along an axis."""
     return values[0].graph.add("Concat", *values, axis=axis) if len(values) > 1 else values[0]
 
 
 def integers(*values: int) -> npt.NDArray[np.int64]:
-    """A list of whole numbers, as shapes and axes are given."""
+    """Return integers as an int64 array, as ONNX takes shapes and axes."""
     return np.array(values, np.int64)

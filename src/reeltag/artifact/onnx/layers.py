@@ -1,4 +1,4 @@
-"""ONNX forms of the parts that the families share; each is the arithmetic of its torch module outside training."""
+"""ONNX forms of the layers that families share, equal to their torch modules in evaluation mode."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ Floats = npt.NDArray[np.float32]
 
 
 def batch_norm(weights: Weights) -> tuple[Floats, Floats]:
-    """Scale and shift that are a batch norm outside training."""
+    """Return scale and shift that equal a batch norm in evaluation mode."""
     mean, variance = weights.array("running_mean"), weights.array("running_var")
     scale = weights.array("weight") / np.sqrt(variance + np.float32(BN_EPSILON))
     return scale, weights.array("bias") - mean * scale
 
 
 def normed(x: Value, weights: Weights) -> Value:
-    """Batch norm of the last axis."""
+    """Apply a batch norm to the last axis."""
     scale, shift = batch_norm(weights)
     return x * scale + shift
 
 
 def linear(x: Value, weights: Weights) -> Value:
-    """A `torch.nn.Linear`, whose weight is [outputs, inputs]."""
+    """Apply a `torch.nn.Linear`, whose weight is [outputs, inputs]."""
     y = x @ weights.floats("weight").transpose(1, 0)
     return y + weights.array("bias") if weights.has("bias") else y
 
 
 def layer_norm(x: Value, weights: Weights) -> Value:
-    """A `torch.nn.LayerNorm` of the last axis."""
+    """Apply a `torch.nn.LayerNorm` to the last axis."""
     scale, shift = weights.array("weight"), weights.array("bias")
     return x.graph.add("LayerNormalization", x, scale, shift, axis=-1, epsilon=nn.LayerNorm(1).eps)
 
@@ -57,7 +57,7 @@ def intra_normalize(v_BDK: Value) -> Value:
 
 
 def hidden(layer: Hidden, x: Value, weights: Weights) -> Value:
-    """The hidden layer."""
+    """Return the hidden layer's output, [B, H]."""
     x = weights.product(x, "weight")
     if layer.bias is not None:
         x = x + weights.array("bias")
@@ -68,7 +68,7 @@ def hidden(layer: Hidden, x: Value, weights: Weights) -> Value:
 
 @singledispatch
 def gate(layer: nn.Module, x: Value, weights: Weights) -> Value:
-    """The gated vector; without a gate, the vector."""
+    """Return the gated vector; without a gate, the vector itself."""
     assert isinstance(layer, nn.Identity)
     return x
 
@@ -79,7 +79,7 @@ def _(layer: ContextGate, x: Value, weights: Weights) -> Value:
 
 
 def context_gates(layer: ContextGate, x: Value, source: Value, weights: Weights) -> Value:
-    """The gates of x, computed from a source."""
+    """Return the gates of x, computed from `source`."""
     gates = weights.product(source, "weight")
     if not layer.diagonal:
         gates = gates - x * np.ascontiguousarray(weights.array("weight").diagonal())
@@ -94,7 +94,7 @@ def _(layer: SqueezeExcitation, x: Value, weights: Weights) -> Value:
 
 @singledispatch
 def head(layer: nn.Module, x: Value, weights: Weights) -> Value:
-    """Probabilities [B, C]."""
+    """Return probabilities [B, C]."""
     raise AssertionError(type(layer))
 
 
@@ -108,8 +108,8 @@ def _(layer: MixtureOfExperts, x: Value, weights: Weights) -> Value:
     inner = x if layer.gates_in is None else weights.product(x, "gates_in")
     gates_BCM = weights.product(inner, "gates").reshape(0, layer.classes, -1).softmax()
     experts_BCM = (weights.product(x, "experts") + weights.array("bias")).sigmoid().reshape(0, layer.classes, -1)
-    ways = layer.bias.numel() // layer.classes
-    probabilities = (gates_BCM.slice(2, 0, ways) * experts_BCM).sum(2, keep=False)
+    experts = layer.bias.numel() // layer.classes
+    probabilities = (gates_BCM.slice(2, 0, experts) * experts_BCM).sum(2, keep=False)
     if layer.prob_gate is None:
         return probabilities
     source = x if layer.by_hidden else probabilities
@@ -117,9 +117,9 @@ def _(layer: MixtureOfExperts, x: Value, weights: Weights) -> Value:
 
 
 def dequantized(frames_BTD: Value, mask_BT1: Value, codes: bool) -> Value:
-    """Frames of norm 1; padding is 0."""
+    """Dequantize frames [B, T, D] and scale each to norm 1; padding becomes 0."""
     if codes:
         x = frames_BTD.cast(TensorProto.FLOAT) * (4 / 255) + (4 / 512 - 2)
-    else:  # padding may hold anything
+    else:  # padding may have any value
         x = frames_BTD.graph.add("Where", mask_BT1.cast(TensorProto.BOOL), frames_BTD, 0.0)
     return x * (x.square_sum(2).rsqrt(L2_EPSILON) * mask_BT1)

@@ -1,4 +1,4 @@
-"""A shipped model as one ONNX file: preprocessing, every member with its weights as they are stored, and their mean."""
+"""An artifact as one ONNX model: preprocessing, every member with its weights as they are stored, and their mean."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from reeltag.artifact.file import Artifact, Member
-from reeltag.artifact.onnx import recurrent as recurrent  # registers its forms
+from reeltag.artifact.onnx import recurrent as recurrent  # registers the forms of its modules
 from reeltag.artifact.onnx.graph import OPSET, Graph, Value, integers
 from reeltag.artifact.onnx.layers import dequantized, gate, head, hidden, normed
 from reeltag.artifact.onnx.poolings import OnnxFrames, pool
@@ -20,27 +20,27 @@ from reeltag.data.schema import Schema
 from reeltag.models.tagger import meta_tagger
 
 
-def build_onnx(shipped: Artifact, top: int | None = None) -> onnx.ModelProto:
-    """The model as ONNX.
+def build_onnx(artifact: Artifact, top: int | None = None) -> onnx.ModelProto:
+    """Build the ONNX model of an artifact.
 
     Its inputs are `frames` [B, T, D] in the schema's dtype and `lengths` [B] int64; B and T are free. Its output is
     `probabilities` [B, C] float32, or `classes` [B, top] int64 and `scores` [B, top] float32, the highest first.
 
     Args:
-        shipped: what a `.reeltag` file holds.
-        top: give the most probable classes only.
+        artifact: the model.
+        top: output only this many most probable classes; all probabilities by default.
 
     Raises:
-        UsageError: `top` is no number of classes, or a family has no ONNX form.
+        UsageError: `top` is not from 1 to C, or a family has no ONNX form.
     """
-    schema, graph = shipped.schema, Graph()
+    schema, graph = artifact.schema, Graph()
     if top is not None and not 1 <= top <= schema.classes:
         raise UsageError(f"top: {top} must be from 1 to {schema.classes}, the number of classes")
     codes = TensorProto.UINT8 if schema.dtype == "uint8" else TensorProto.FLOAT
     frames = graph.input("frames", codes, ["B", "T", schema.width])
     lengths = graph.input("lengths", TensorProto.INT64, ["B"])
     real = _frames(schema, frames, lengths)
-    used = [member for member in shipped.members if member.weight > 0]
+    used = [member for member in artifact.members if member.weight > 0]
     parts = [_tag(member, schema, real, graph) * member.weight for member in used]
     probabilities = graph.add("Sum", *parts) if len(parts) > 1 else parts[0]
     if top is None:
@@ -52,22 +52,22 @@ def build_onnx(shipped: Artifact, top: int | None = None) -> onnx.ModelProto:
     model = graph.model
     model.graph.name, model.producer_name, model.producer_version = "reeltag", "reeltag", __version__
     model.opset_import.append(helper.make_opsetid("", OPSET))
-    helper.set_model_props(model, _properties(shipped))
+    helper.set_model_props(model, _properties(artifact))
     return model
 
 
 def _frames(schema: Schema, frames: Value, lengths: Value) -> OnnxFrames:
-    """Frames beyond the schema's limit are cut, as everywhere."""
+    """Preprocess the inputs; frames beyond the schema's limit are cut, as in `Predictor.predict`."""
     graph, lengths = frames.graph, lengths.at_most(schema.max_frames)
     frames = frames.slice(1, 0, schema.max_frames)
     count = graph.add("Shape", frames, start=1, end=2).squeeze(0)
-    places = graph.add("Range", np.array(0), count, np.array(1))
-    mask_BT1 = graph.add("Less", places, lengths.unsqueeze(1)).cast(TensorProto.FLOAT).unsqueeze(2)
+    positions = graph.add("Range", np.array(0), count, np.array(1))
+    mask_BT1 = graph.add("Less", positions, lengths.unsqueeze(1)).cast(TensorProto.FLOAT).unsqueeze(2)
     return OnnxFrames(dequantized(frames, mask_BT1, schema.dtype == "uint8"), mask_BT1, lengths)
 
 
 def _tag(member: Member, schema: Schema, frames: OnnxFrames, graph: Graph) -> Value:
-    """Probabilities [B, C] that a member gives."""
+    """Return the probabilities [B, C] of a member."""
     tagger = meta_tagger(member.config, schema.widths, schema.classes)
     weights = Weights(graph, member.state, member.name)
     if tagger.input_norm is not None:
@@ -78,12 +78,12 @@ def _tag(member: Member, schema: Schema, frames: OnnxFrames, graph: Graph) -> Va
     return head(tagger.head, gate(tagger.gate, vector, weights.of("gate")), weights.of("head"))
 
 
-def _properties(shipped: Artifact) -> dict[str, str]:
-    """What a user of the file alone has to know, as JSON."""
+def _properties(artifact: Artifact) -> dict[str, str]:
+    """Return the metadata of the ONNX file: schema, label names, members and provenance, each as JSON."""
     known = {
-        "schema": shipped.schema.model_dump(mode="json"),
-        "label_names": shipped.label_names,
-        "members": [{"name": member.name, "weight": member.weight} for member in shipped.members],
-        "provenance": dict(shipped.provenance),
+        "schema": artifact.schema.model_dump(mode="json"),
+        "label_names": artifact.label_names,
+        "members": [{"name": member.name, "weight": member.weight} for member in artifact.members],
+        "provenance": dict(artifact.provenance),
     }
     return {f"reeltag.{key}": json.dumps(value, ensure_ascii=False) for key, value in known.items()}

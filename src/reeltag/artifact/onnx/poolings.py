@@ -1,4 +1,4 @@
-"""ONNX forms of the poolings: [B, T, D] frames and their mask to [B, outputs], as each `forward` has it."""
+"""ONNX forms of the poolings: frames [B, T, D] and their mask to [B, outputs], equal to each module's `forward`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from reeltag.models.nextvlad import NeXtVLADFeature
 
 @dataclass(frozen=True)
 class OnnxFrames:
-    """Frames that a pooling gets.
+    """Input of a pooling.
 
     Attributes:
-        x: [B, T, D]; what padded frames hold is arbitrary.
-        mask: [B, T, 1] float32, 1 where a frame is real, otherwise 0.
-        lengths: [B] int64.
+        x: [B, T, D]; padded frames have arbitrary values.
+        mask: [B, T, 1] float32, 1 for real frames and 0 for padding.
+        lengths: [B] int64, number of real frames.
     """
 
     x: Value
@@ -37,17 +37,17 @@ class OnnxFrames:
     lengths: Value
 
     def split(self, widths: Sequence[int]) -> list[OnnxFrames]:
-        """Each feature's own."""
+        """Split into the frames of each feature, by their widths."""
         return [replace(self, x=piece) for piece in self.x.split(list(widths), axis=2)]
 
     def mean(self, x_BTK: Value) -> Value:
-        """Mean over the real frames, [B, K]."""
+        """Return the mean over the real frames, [B, K]."""
         return (x_BTK * self.mask).sum(1, keep=False) / self.mask.sum(1, keep=False)
 
 
 @singledispatch
 def pool(layer: nn.Module, frames: OnnxFrames, weights: Weights) -> Value:
-    """The pooled vector.
+    """Add the nodes of a pooling and return its output [B, outputs].
 
     Raises:
         UsageError: the family has no ONNX form.
@@ -68,12 +68,12 @@ def _(layer: Mean, frames: OnnxFrames, weights: Weights) -> Value:
 
 
 def clusters(layer: Clusters, frames: OnnxFrames, weights: Weights) -> Value:
-    """BN(xW), [B, T, K], padding included."""
+    """Return BN(xW), [B, T, K], of all frames, padding included."""
     return normed(weights.product(frames.x, "weight"), weights.of("norm", "norm"))
 
 
 def assign(layer: Clusters, frames: OnnxFrames, weights: Weights) -> Value:
-    """Shares of each frame in K clusters, [B, T, K]; padded frames have none."""
+    """Return the soft assignment of each frame to K clusters, [B, T, K]; 0 for padded frames."""
     return clusters(layer, frames, weights).softmax() * frames.mask
 
 

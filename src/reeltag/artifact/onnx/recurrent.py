@@ -1,4 +1,4 @@
-"""ONNX forms of the recurrent families; ONNX's own layers read ragged videos."""
+"""ONNX forms of the recurrent families. ONNX's recurrent layers take videos of different lengths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reeltag.artifact.onnx.poolings import OnnxFrames, pool
 from reeltag.artifact.onnx.weights import Weights
 from reeltag.models.rnn import RNN, CuDNNLayer, PublishedGRU, Stack
 
-# Where ONNX's gates stand among torch's: input, output, forget, cell; update, reset, hidden.
+# Positions of ONNX's gates among torch's: input, output, forget, cell; update, reset, hidden.
 _LSTM, _GRU = (0, 3, 1, 2), (1, 0, 2)
 
 
@@ -30,7 +30,7 @@ def _(layer: RNN, frames: OnnxFrames, weights: Weights) -> Value:
 
 
 def _stack(layer: nn.Module, x_BTD: Value, lengths: Value, weights: Weights) -> Value:
-    """The final state [B, H]."""
+    """Return the final state [B, H]."""
     assert isinstance(layer, Stack)
     x_TBD, both = x_BTD.transpose(1, 0, 2), []
     for number, first in enumerate(layer.first):
@@ -41,20 +41,22 @@ def _stack(layer: nn.Module, x_BTD: Value, lengths: Value, weights: Weights) -> 
 
 
 def _recurrent(layer: nn.Module, x_TBD: Value, lengths: Value, weights: Weights) -> tuple[Value, Value]:
-    """Outputs [T, directions, B, H] and the final states [directions, B, H]; an LSTM's are the cells'."""
+    """Return outputs [T, directions, B, H] and final states [directions, B, H]; of an LSTM the cell states."""
     if isinstance(layer, PublishedGRU):
         return _published(layer, x_TBD, lengths, weights)
     assert isinstance(layer, CuDNNLayer)
     lstm, cells = layer.rnn.mode == "LSTM", layer.rnn.hidden_size
-    order, ways = (_LSTM if lstm else _GRU), ["", "_reverse"] if layer.rnn.bidirectional else [""]
+    order, suffixes = (_LSTM if lstm else _GRU), ["", "_reverse"] if layer.rnn.bidirectional else [""]
     rnn = weights.of("rnn")
 
     def gates(kind: str) -> Value:
-        """[directions, gates·H, …]"""
-        return concat([_reordered(rnn.floats(f"{kind}_l0{way}"), order, cells).unsqueeze(0) for way in ways], axis=0)
+        """Return the weights of all gates, [directions, gates·H, …]."""
+        return concat(
+            [_reordered(rnn.floats(f"{kind}_l0{suffix}"), order, cells).unsqueeze(0) for suffix in suffixes], axis=0
+        )
 
     biases = concat([gates("bias_ih"), gates("bias_hh")], axis=1)
-    direction = "bidirectional" if len(ways) == 2 else "forward"
+    direction = "bidirectional" if len(suffixes) == 2 else "forward"
     inputs = (x_TBD, gates("weight_ih"), gates("weight_hh"), biases, lengths)
     if lstm:
         outputs, _, states = x_TBD.graph.add_several(3, "LSTM", *inputs, hidden_size=cells, direction=direction)
@@ -66,13 +68,13 @@ def _recurrent(layer: nn.Module, x_TBD: Value, lengths: Value, weights: Weights)
 
 
 def _reordered(value: Value, order: Sequence[int], cells: int) -> Value:
-    """The gates' rows in ONNX's order."""
+    """Reorder the rows of the gates as ONNX expects them."""
     pieces = value.split([cells] * len(order), axis=0)
     return concat([pieces[gate] for gate in order], axis=0)
 
 
 def _published(layer: PublishedGRU, x_TBD: Value, lengths: Value, weights: Weights) -> tuple[Value, Value]:
-    """TensorFlow's GRU, which resets its state before the product, as ONNX's does where it is not told otherwise."""
+    """Apply TensorFlow's GRU, which resets its state before the product, as ONNX's GRU does by default."""
     cells = layer.candidate_bias.numel()
     reset, update = weights.floats("gates").split([cells] * 2, axis=1)
     parts = [part.split([layer.inputs, cells], axis=0) for part in (update, reset, weights.floats("candidate"))]

@@ -1,4 +1,4 @@
-"""Weights as they are stored, as initialisers of an ONNX graph."""
+"""Stored weights as initializers of an ONNX graph."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from reeltag.artifact.quantization.encodings import (
     State,
 )
 
-# A larger matrix is multiplied in pieces of so many elements, so that what dequantises it in every call needs little
-# memory; of 256 rows or a multiple, which is what 8-bit kernels take at a time.
+# A larger matrix is multiplied in pieces of this many elements, so that dequantizing it in every call needs little
+# memory. Pieces have a multiple of 256 rows, the block size of 8-bit kernels.
 PIECE, PIECE_ROWS = 1 << 23, 256
 
 _TYPES = {
@@ -35,13 +35,13 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a model or of a part of it, by name.
+    """Weights of a model or of one of its modules, by name.
 
     Attributes:
-        graph: where they go.
-        state: the model's.
-        member: its name, before all names.
-        prefix: of the part, with a dot at its end.
+        graph: receives the initializers.
+        state: of the model.
+        member: name of the model, the prefix of all initializers.
+        prefix: path of the module, with a dot at its end.
     """
 
     graph: Graph
@@ -50,26 +50,26 @@ class Weights:
     prefix: str = ""
 
     def of(self, *path: object) -> Weights:
-        """Those of a part."""
+        """Return the weights of a submodule."""
         return Weights(self.graph, self.state, self.member, self.prefix + "".join(f"{name}." for name in path))
 
     def has(self, name: str) -> bool:
-        """Whether there is one of that name."""
+        """Return True if there is a weight of this name."""
         return self.prefix + name in self.state
 
     def stored(self, name: str) -> Tensor | QuantizedTensor:
-        """One as it is stored."""
+        """Return a weight as it is stored."""
         return self.state[self.prefix + name]
 
     def array(self, name: str) -> npt.NDArray[np.float32]:
-        """The floats of a small one, to compute with on export."""
+        """Return a small weight in float32, for computation during export."""
         value = self.stored(name)
         floats = value.dequantize() if isinstance(value, QuantizedTensor) else value
         array: npt.NDArray[np.float32] = floats.numpy()
         return array
 
     def floats(self, name: str) -> Value:
-        """One in float32; what is stored in codes is dequantised in the graph."""
+        """Return a weight in float32; codes are dequantized in the graph."""
         stored, name = self.stored(name), self._full(name)
         affine = _Affine.of(stored)
         if affine is not None:
@@ -85,7 +85,7 @@ class Weights:
         return self._initializer(stored, name)
 
     def product(self, x: Value, name: str) -> Value:
-        """XW with W [D, H]; one in 8 bits is DequantizeLinear and MatMul, which engines with 8-bit kernels fuse."""
+        """Return xW with W [D, H]; 8 bits become DequantizeLinear and MatMul, which engines with 8-bit kernels fuse."""
         affine = _Affine.of(self.stored(name))
         if affine is None:
             return x @ self.floats(name)
@@ -113,7 +113,7 @@ class Weights:
         codes = self._proto(onnx.TensorProto(data_type=TensorProto.UINT4, dims=[groups, GROUP], raw_data=raw), name)
         low, step = (self._initializer(part, f"{name}#groups{row}") for row, part in enumerate(stored.groups))
         low_G1, step_G1 = (each.cast(TensorProto.FLOAT).unsqueeze(1) for each in (low, step))
-        # No DequantizeLinear: what has no 8-bit kernel is better dequantised once than in every call.
+        # Not DequantizeLinear: without an 8-bit kernel it is better to dequantize once than in every call.
         values = (codes.cast(TensorProto.FLOAT) * step_G1 + low_G1).reshape(-1)
         return values.slice(0, 0, math.prod(shape)).reshape(*shape)
 
@@ -130,13 +130,13 @@ class Weights:
 class _Affine:
     """8-bit codes of evenly spaced values, value = scale·(code − zero) + rest.
 
-    ONNX's zero points are codes; what is left of the true one is `rest`, which a product adds as Σx·rest.
+    ONNX's zero points are integers. `rest` is the remainder of the true zero point; a product adds it as Σx·rest.
 
     Attributes:
         codes: `uint8`, in the tensor's shape.
         scale: [] or [H].
-        zero: `uint8`, alike.
-        rest: alike.
+        zero: `uint8`, in the shape of `scale`.
+        rest: float32, in the shape of `scale`.
     """
 
     codes: Tensor
@@ -146,7 +146,7 @@ class _Affine:
 
     @classmethod
     def of(cls, stored: Tensor | QuantizedTensor) -> _Affine | None:
-        """The same tensor; None where its values are not 8 bits, evenly spaced."""
+        """Convert a stored tensor; return None unless it has 8-bit codes of evenly spaced values."""
         if isinstance(stored, Tensor) or (spacing := stored.spacing()) is None:
             return None
         low, step = (each.double() for each in spacing)
@@ -155,5 +155,5 @@ class _Affine:
         return cls(stored.parts()[""], step.float(), zero.to(torch.uint8), rest)
 
     def rows(self, begin: int, end: int) -> _Affine:
-        """Some rows of a matrix."""
+        """Return some rows of a matrix."""
         return _Affine(self.codes[begin:end], self.scale, self.zero, self.rest)

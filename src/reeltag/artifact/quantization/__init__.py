@@ -1,1 +1,1 @@
-"""Weights in fewer bits: encodings, how they are computed, and layers that multiply by them."""
+"""Weights in fewer bits: encodings, quantization, and weights that are multiplied in their encoded form."""

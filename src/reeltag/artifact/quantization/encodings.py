@@ -1,4 +1,7 @@
-"""How a large tensor is stored in fewer bits. Codebooks and float16 are the authors', the others ours."""
+"""Encodings: forms in which a large tensor is stored in fewer bits.
+
+Codebooks and float16 are those of the paper's authors; the others are additions of reeltag.
+"""
 
 from __future__ import annotations
 
@@ -12,54 +15,54 @@ from torch import Tensor
 
 LEVELS = 256
 GROUP = 64
-# Elements handled at a time: as float64 they stay in the cache, and in memory that malloc need not ask for anew (at
-# 65,536 page faults make it 7 times slower).
+# Elements processed at a time. As float64 they fit the cache, and malloc reuses their memory; with 65,536 elements page
+# faults make it 7 times slower.
 CHUNK = 16_384
 
 
 class QuantizedTensor(ABC):
-    """A tensor in fewer bits. Its dataclass fields are what a file stores."""
+    """Base class of tensors in fewer bits. A file stores the fields of these dataclasses."""
 
     @property
     @abstractmethod
     def encoding(self) -> str:
-        """What recipes call it."""
+        """Name of the encoding in recipes."""
 
     @abstractmethod
     def dequantize(self) -> Tensor:
-        """The tensor again, in float32."""
+        """Return the tensor in float32."""
 
     @abstractmethod
     def consistent(self) -> bool:
-        """Whether types and shapes of the fields fit each other."""
+        """Return True if types and shapes of the fields fit each other."""
 
     @property
     @abstractmethod
     def size(self) -> torch.Size:
-        """The tensor's shape."""
+        """Shape of the tensor."""
 
     @abstractmethod
     def rows(self, rows: slice) -> QuantizedTensor:
-        """Some rows of a matrix, without copying them; 4 bits need multiples of 64."""
+        """Return some rows of a matrix without copying them; the limits must be multiples of 64 for 4 bits."""
 
     def spacing(self) -> tuple[Tensor, Tensor] | None:
-        """The value of code 0 and the step to the next, for 8-bit codes of evenly spaced values; None for others."""
+        """Return the value of code 0 and the step between values; None unless these are 8 bits, evenly spaced."""
         return None
 
     def parts(self) -> dict[str, Tensor]:
-        """The fields by name; the first, which holds the codes, has none."""
+        """Return the fields by name; the name of the first one, which holds the codes, is empty."""
         first, *others = (field.name for field in fields(self))  # type: ignore[arg-type]
         return {"": getattr(self, first), **{name: getattr(self, name) for name in others}}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all fields."""
+        """Size of all fields in bytes."""
         return sum(part.nbytes for part in self.parts().values())
 
 
 @dataclass(frozen=True)
 class CodebookTensor(QuantizedTensor):
-    """8-bit codes and the values that they stand for.
+    """8-bit codes and a codebook of their values.
 
     Attributes:
         codes: `uint8`, in the tensor's shape.
@@ -71,11 +74,11 @@ class CodebookTensor(QuantizedTensor):
 
     @property
     def encoding(self) -> str:
-        """What recipes call it; which rule chose values that are not evenly spaced, they do not tell."""
+        """Name of the encoding in recipes. The values alone do not tell k-means from quantiles."""
         return "kmeans-8 or quantile-8" if self.spacing() is None else "uniform-8"
 
     def dequantize(self) -> Tensor:
-        """The tensor again, in float32."""
+        """Return the tensor in float32."""
         values = torch.empty(self.codes.shape, device=self.codes.device)
         parts = (torch.split(tensor.view(-1), CHUNK) for tensor in (self.codes, values))
         for codes, part in zip(*parts, strict=True):
@@ -83,20 +86,20 @@ class CodebookTensor(QuantizedTensor):
         return values
 
     def consistent(self) -> bool:
-        """Whether types and shapes of the fields fit each other."""
+        """Return True if types and shapes of the fields fit each other."""
         return _is(self.codes, torch.uint8) and _is(self.codebook, torch.float32, LEVELS)
 
     @property
     def size(self) -> torch.Size:
-        """The tensor's shape."""
+        """Shape of the tensor."""
         return self.codes.shape
 
     def rows(self, rows: slice) -> CodebookTensor:
-        """Some rows of a matrix."""
+        """Return some rows of a matrix, without copying them."""
         return CodebookTensor(self.codes[rows], self.codebook)
 
     def spacing(self) -> tuple[Tensor, Tensor] | None:
-        """The value of code 0 and the step to the next, float64; None where the codebook is not evenly spaced."""
+        """Return the value of code 0 and the step between values, float64; None if they are not evenly spaced."""
         low, high = self.codebook[[0, -1]].double()
         step = (high - low) / (LEVELS - 1)
         even = (self.codebook - low - step * torch.arange(LEVELS)).abs() <= 1e-3 * step
@@ -105,11 +108,11 @@ class CodebookTensor(QuantizedTensor):
 
 @dataclass(frozen=True)
 class ChannelTensor(QuantizedTensor):
-    """8-bit codes, evenly spaced between the ends of each channel, which is a place of the last dimension.
+    """8-bit codes, evenly spaced between minimum and maximum of each channel (index of the last dimension).
 
     Attributes:
         codes: `uint8`, in the tensor's shape.
-        channels: [2, last dimension] float32, the value of code 0 and the step to the next.
+        channels: [2, last dimension] float32, the value of code 0 and the step between values.
     """
 
     encoding = "channel-8"
@@ -117,36 +120,36 @@ class ChannelTensor(QuantizedTensor):
     channels: Tensor
 
     def dequantize(self) -> Tensor:
-        """The tensor again, in float32."""
+        """Return the tensor in float32."""
         return self.codes.float().mul_(self.channels[1]).add_(self.channels[0])
 
     def consistent(self) -> bool:
-        """Whether types and shapes of the fields fit each other."""
+        """Return True if types and shapes of the fields fit each other."""
         return _is(self.codes, torch.uint8) and _is(self.channels, torch.float32, 2, channel_count(self.codes.shape))
 
     @property
     def size(self) -> torch.Size:
-        """The tensor's shape."""
+        """Shape of the tensor."""
         return self.codes.shape
 
     def rows(self, rows: slice) -> ChannelTensor:
-        """Some rows of a matrix."""
+        """Return some rows of a matrix, without copying them."""
         return ChannelTensor(self.codes[rows], self.channels)
 
     def spacing(self) -> tuple[Tensor, Tensor]:
-        """The value of code 0 and the step to the next, [last dimension] each."""
+        """Return the value of code 0 and the step between values, each of the length of the last dimension."""
         low, step = self.channels
         return low, step
 
 
 @dataclass(frozen=True)
 class GroupTensor(QuantizedTensor):
-    """4-bit codes, evenly spaced between the ends of each group of 64 elements that follow each other.
+    """4-bit codes, evenly spaced between minimum and maximum of each group of 64 consecutive elements.
 
     Attributes:
-        packed: `uint8`, two codes a byte, the first in the low bits; the last group is filled up.
-        groups: [2, groups] float16, the value of code 0 and the step to the next.
-        shape: `int64`, of the tensor.
+        packed: `uint8`, two codes per byte, the first in the low bits; the last group is padded.
+        groups: [2, groups] float16, the value of code 0 and the step between values.
+        shape: `int64`, the tensor's shape.
     """
 
     encoding = "group-4"
@@ -155,7 +158,7 @@ class GroupTensor(QuantizedTensor):
     shape: Tensor
 
     def dequantize(self) -> Tensor:
-        """The tensor again, in float32."""
+        """Return the tensor in float32."""
         codes = torch.stack([self.packed & 15, self.packed >> 4], 1).view(-1, GROUP).float()
         low, step = self.groups.float()
         shape = self.shape.tolist()
@@ -163,7 +166,7 @@ class GroupTensor(QuantizedTensor):
         return values.view(-1)[: math.prod(shape)].view(shape)
 
     def consistent(self) -> bool:
-        """Whether types and shapes of the fields fit each other."""
+        """Return True if types and shapes of the fields fit each other."""
         if not _is(self.shape, torch.int64, self.shape.numel()) or bool((self.shape < 1).any()):
             return False
         groups = -(-math.prod(self.shape.tolist()) // GROUP)
@@ -171,11 +174,11 @@ class GroupTensor(QuantizedTensor):
 
     @property
     def size(self) -> torch.Size:
-        """The tensor's shape."""
+        """Shape of the tensor."""
         return torch.Size(self.shape.tolist())
 
     def rows(self, rows: slice) -> GroupTensor:
-        """Some rows of a matrix, from and to a multiple of 64 or its end."""
+        """Return the rows between two multiples of 64, or up to the end of the matrix."""
         begin, end, _ = rows.indices(self.size[0])
         width = self.size[1]
         groups = slice(begin * width // GROUP, -(-end * width // GROUP))
@@ -195,20 +198,20 @@ class HalfTensor(QuantizedTensor):
     half: Tensor
 
     def dequantize(self) -> Tensor:
-        """The tensor again, in float32."""
+        """Return the tensor in float32."""
         return self.half.float()
 
     def consistent(self) -> bool:
-        """Whether the type is right."""
+        """Return True if the type is float16."""
         return _is(self.half, torch.float16)
 
     @property
     def size(self) -> torch.Size:
-        """The tensor's shape."""
+        """Shape of the tensor."""
         return self.half.shape
 
     def rows(self, rows: slice) -> HalfTensor:
-        """Some rows of a matrix."""
+        """Return some rows of a matrix, without copying them."""
         return HalfTensor(self.half[rows])
 
 
@@ -217,7 +220,7 @@ def _is(tensor: Tensor, dtype: torch.dtype, *shape: int) -> bool:
 
 
 def channel_count(shape: Sequence[int]) -> int:
-    """Places of the last dimension; a vector is one channel."""
+    """Return the length of the last dimension; a vector is one channel."""
     return shape[-1] if len(shape) > 1 else 1
 
 
@@ -225,7 +228,7 @@ State = Mapping[str, "Tensor | QuantizedTensor"]
 
 
 def assemble(parts: Mapping[str, Tensor]) -> Tensor | QuantizedTensor | None:
-    """A tensor again from its parts, or None where these are no encoding."""
+    """Assemble a tensor from its stored parts; return None if they do not form a known encoding."""
     codes, others = parts.get(""), {name: tensor for name, tensor in parts.items() if name}
     if codes is None:
         return None

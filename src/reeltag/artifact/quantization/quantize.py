@@ -1,7 +1,7 @@
-"""Partial quantisation: large tensors in fewer bits (paper section 3.2, golden `quant_uniform`, `float16`).
+"""Partial quantization: store large tensors in fewer bits (paper section 3.2, golden `quant_uniform`, `float16`).
 
-Codebooks (uniform, k-means, quantile) and float16 are the authors'; a scale for every channel, and 4 bits with a
-scale for every group of 64, go beyond the paper.
+Codebooks (uniform, k-means, quantile) and float16 are those of the authors. A scale per channel, and 4 bits with a
+scale per group of 64 elements, go beyond the paper.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from reeltag.core.errors import UsageError
 # Tensors of at most this many elements (batch norm, biases) stay float32.
 MIN_ELEMENTS = 17_000
 KMEANS_ROUNDS = 100
-# Elements this near to the middle of two values, in steps, are rounded by the exact rule: a float32 tensor's ends are
-# at least 2^-24 of its values apart, so rounding in float64 shifts a middle by less than 2^-18 steps.
+# Elements this close to the midpoint of two values, in steps, are rounded by the exact rule. Minimum and maximum of a
+# float32 tensor differ by at least 2^-24 of their size, so float64 rounding moves a midpoint by less than 2^-18 steps.
 UNSURE = 2**-10
 
 Encoding = Literal["float32", "float16", "uniform-8", "kmeans-8", "quantile-8", "channel-8", "group-4"]
@@ -43,14 +43,14 @@ Floats = npt.NDArray[np.float64]
 
 
 def quantize_tensor(tensor: Tensor, encoding: Encoding) -> Tensor | QuantizedTensor:
-    """A tensor in an encoding; float32 leaves it as it is.
+    """Store a tensor in an encoding; float32 returns it unchanged.
 
     Raises:
-        UsageError: an element is not finite, or beyond 65,504, where float16 and 4-bit scales end.
+        UsageError: an element is not finite, or exceeds 65,504, the range of float16 and of 4-bit scales.
     """
     if encoding == "float32":
         return tensor
-    largest = max(map(abs, _ends(tensor)))
+    largest = max(map(abs, _min_max(tensor)))
     if encoding in ("float16", "group-4") and largest > torch.finfo(torch.float16).max:
         raise UsageError(f"{encoding} holds values up to 65,504, and a weight is larger; choose uniform-8")
     if encoding == "float16":
@@ -62,36 +62,36 @@ def quantize_tensor(tensor: Tensor, encoding: Encoding) -> Tensor | QuantizedTen
     if encoding == "uniform-8":
         return quantize_uniform(tensor)
     codebook = (kmeans_codebook if encoding == "kmeans-8" else quantile_codebook)(_flat(tensor))
-    middles = (codebook[1:] + codebook[:-1]) / 2
-    return _coded(tensor, codebook, lambda values: np.searchsorted(middles, values))
+    midpoints = (codebook[1:] + codebook[:-1]) / 2
+    return _encode(tensor, codebook, lambda values: np.searchsorted(midpoints, values))
 
 
 def quantize_uniform(tensor: Tensor) -> CodebookTensor:
-    """Code each element of a float32 tensor by the nearest of 256 values, evenly spaced from minimum to maximum.
+    """Replace each element of a float32 tensor by the nearest of 256 values, evenly spaced from minimum to maximum.
 
-    Between two equally near values the lower wins, as in the authors' program.
+    Between two equally near values the lower one is taken, as in the authors' program.
 
     Raises:
         UsageError: an element is not finite.
     """
-    low, high = _ends(tensor)
-    # In float64: float32 ends would make float32 steps and shift some codes by one.
+    low, high = _min_max(tensor)
+    # In float64, since float32 steps would shift some codes by one.
     codebook = np.linspace(low, high, LEVELS)
     step = (high - low) / (LEVELS - 1) or 1.0
 
     def nearest(values: Floats) -> Floats:
-        places = (values - low) / step
-        codes = np.rint(places)
-        unsure = np.flatnonzero(np.abs(places - codes) > 0.5 - UNSURE)
-        below = np.clip(places[unsure], 0, LEVELS - 2).astype(np.int64)
+        positions = (values - low) / step
+        codes = np.rint(positions)
+        unsure = np.flatnonzero(np.abs(positions - codes) > 0.5 - UNSURE)
+        below = np.clip(positions[unsure], 0, LEVELS - 2).astype(np.int64)
         nearer_above = np.square(values[unsure] - codebook[below + 1]) < np.square(values[unsure] - codebook[below])
         codes[unsure] = below + nearer_above
         return codes
 
-    return _coded(tensor, codebook, nearest)
+    return _encode(tensor, codebook, nearest)
 
 
-def _ends(tensor: Tensor) -> tuple[float, float]:
+def _min_max(tensor: Tensor) -> tuple[float, float]:
     low, high = (end.item() for end in tensor.aminmax())
     if not math.isfinite(high - low):
         raise UsageError("a weight is not finite; choose another checkpoint")
@@ -103,8 +103,8 @@ def _flat(tensor: Tensor) -> npt.NDArray[np.float32]:
     return values
 
 
-def _coded(tensor: Tensor, codebook: Floats, nearest: Callable[[Floats], npt.NDArray[Any]]) -> CodebookTensor:
-    """A tensor in codes that `nearest` gives for float64 values."""
+def _encode(tensor: Tensor, codebook: Floats, nearest: Callable[[Floats], npt.NDArray[Any]]) -> CodebookTensor:
+    """Encode a tensor with the codes that `nearest` returns for float64 values."""
     values = _flat(tensor)
     codes = np.empty(len(values), np.uint8)
     for begin in range(0, len(values), CHUNK):
@@ -114,7 +114,10 @@ def _coded(tensor: Tensor, codebook: Floats, nearest: Callable[[Floats], npt.NDA
 
 
 def kmeans_codebook(values: npt.NDArray[np.floating[Any]]) -> Floats:
-    """256 values of least squared distance (Lloyd's algorithm, from evenly spaced ones); one without elements stays."""
+    """Return 256 values of least squared distance.
+
+    Lloyd's algorithm starts with evenly spaced values; a value without elements stays as it is.
+    """
     ordered = np.sort(values, axis=None).astype(np.float64)  # sorted first: float32 sorts faster
     sums = np.concatenate([[0.0], np.cumsum(ordered)])
     codebook = np.linspace(ordered[0], ordered[-1], LEVELS)
@@ -125,17 +128,17 @@ def kmeans_codebook(values: npt.NDArray[np.floating[Any]]) -> Floats:
         means = np.where(counts > 0, np.diff(sums[bounds]) / np.maximum(counts, 1), codebook)
         if np.array_equal(means, codebook):
             break
-        codebook = np.maximum.accumulate(means)  # rounding of the long sums must not disturb the order
+        codebook = np.maximum.accumulate(means)  # rounding errors of the long sums must not change the order
     return codebook
 
 
 def quantile_codebook(values: npt.NDArray[np.floating[Any]]) -> Floats:
-    """256 values with equally many elements around each: the middles of 256 equal shares."""
+    """Return the medians of 256 groups of equally many elements."""
     return np.asarray(np.quantile(values.astype(np.float64), (np.arange(LEVELS) + 0.5) / LEVELS))
 
 
 def quantize_channels(tensor: Tensor) -> ChannelTensor:
-    """Code each element by the nearest of 256 values, evenly spaced between the ends of its channel."""
+    """Replace each element by the nearest of 256 values, evenly spaced between minimum and maximum of its channel."""
     rows = tensor.reshape(-1, channel_count(tensor.shape))
     low = rows.amin(0)
     step = (rows.amax(0) - low) / (LEVELS - 1)
@@ -149,18 +152,18 @@ def _quantize_groups(tensor: Tensor) -> GroupTensor:
     low = filled.amin(1).half()
     step = ((filled.amax(1) - low.float()) / 15).half()
     scale = step.float().clamp_min(1e-38)[:, None]
-    places = filled.sub_(low.float()[:, None]).div_(scale).round_().clamp_(0, 15)  # `filled` is a copy
-    codes = places.to(torch.uint8).view(-1, 2)
+    positions = filled.sub_(low.float()[:, None]).div_(scale).round_().clamp_(0, 15)  # `filled` is a copy
+    codes = positions.to(torch.uint8).view(-1, 2)
     return GroupTensor(codes[:, 0] | codes[:, 1] << 4, torch.stack([low, step]), torch.tensor(tensor.shape))
 
 
 def is_large(tensor: Tensor) -> bool:
-    """Whether a tensor is quantised."""
+    """Return True if a tensor is large enough to be quantized."""
     return tensor.is_floating_point() and tensor.numel() > MIN_ELEMENTS
 
 
 def quantize_state(state: State, encoding: Encoding = "uniform-8") -> dict[str, Tensor | QuantizedTensor]:
-    """Quantise the large tensors of a state dict; keep the others, and those that are quantised already."""
+    """Quantize the large tensors of a state dict; keep the others, and those that are quantized already."""
     return {
         name: quantize_tensor(value, encoding) if isinstance(value, Tensor) and is_large(value) else value
         for name, value in state.items()
@@ -168,18 +171,18 @@ def quantize_state(state: State, encoding: Encoding = "uniform-8") -> dict[str, 
 
 
 def dequantize_state(state: State) -> dict[str, Tensor]:
-    """The state dict that a model loads."""
+    """Return a state dict of plain tensors, which a model can load."""
     return {name: value.dequantize() if isinstance(value, QuantizedTensor) else value for name, value in state.items()}
 
 
 def stored_as(state: State) -> str:
-    """How the large tensors of a state are stored, as recipes call it."""
-    found = {value.encoding for value in state.values() if isinstance(value, QuantizedTensor)}
-    return " and ".join(sorted(found)) or "float32"
+    """Return the encodings of a state's large tensors, by their names in recipes."""
+    encodings = {value.encoding for value in state.values() if isinstance(value, QuantizedTensor)}
+    return " and ".join(sorted(encodings)) or "float32"
 
 
 def quantized_bytes(state: State, encoding: Encoding = "uniform-8") -> int:
-    """Bytes of the tensors after quantisation; shapes suffice, so meta tensors will do."""
+    """Return the bytes of the tensors after quantization; meta tensors suffice, since only shapes matter."""
     return sum(
         _quantized_bytes(value.shape, encoding) if isinstance(value, Tensor) and is_large(value) else value.nbytes
         for value in state.values()

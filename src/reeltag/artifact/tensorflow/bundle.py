@@ -1,4 +1,4 @@
-"""TensorFlow checkpoints without TensorFlow: the V2 format, an index table beside raw data files.
+"""Read TensorFlow checkpoints without TensorFlow: the V2 format, an index table and raw data files.
 
 The index is a LevelDB table (tensorflow/core/lib/io/format.cc): blocks of prefix-compressed entries, each
 with a masked CRC-32C. Its entries map a variable's name to a `BundleEntryProto` that says where in which data
@@ -36,17 +36,17 @@ _DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "|u1", 9: "<i8", 10: "|b1", 19: "<f2
 
 @dataclass(frozen=True)
 class _Handle:
-    """Where a block stands in the index file."""
+    """Location of a block in the index file."""
 
     offset: int
     size: int
 
 
 def index_path(checkpoint: Path) -> Path:
-    """The index file of a checkpoint, which may be named by its prefix, one of its files or its folder.
+    """Return the index file of a checkpoint, given its prefix, one of its files or its folder.
 
     Raises:
-        DataError: there is none, or a folder holds several.
+        DataError: there is no index file, or a folder holds several.
     """
     if checkpoint.is_dir():
         found = sorted(checkpoint.glob("*.index"))
@@ -62,13 +62,13 @@ def index_path(checkpoint: Path) -> Path:
 
 
 def read_checkpoint(checkpoint: Path) -> dict[str, Array]:
-    """Every variable of a checkpoint, by name; all checksums are checked.
+    """Read every variable of a checkpoint, by name, and verify all checksums.
 
     Args:
         checkpoint: prefix, index file, data file or folder.
 
     Raises:
-        DataError: missing, damaged, or in a form that this reader does not know.
+        DataError: the checkpoint is missing, damaged, or in an unsupported form.
     """
     index = index_path(checkpoint)
     entries = dict(_Table(index).items())
@@ -87,7 +87,9 @@ def _tensor(key: bytes, value: bytes, index: Path, shards: int) -> Array:
             f"variable {name!r} is stored in slices; save the checkpoint without partitioning", file=str(index)
         )
     if entry.dtype not in _DTYPES:
-        raise DataError(f"variable {name!r} has TensorFlow's type {entry.dtype}, which is no number", file=str(index))
+        raise DataError(
+            f"variable {name!r} has TensorFlow's type {entry.dtype}, which is not a number", file=str(index)
+        )
     dtype, shape = np.dtype(_DTYPES[entry.dtype]), [dim.size for dim in entry.shape.dim]
     sound = 0 <= entry.shard_id < shards and len(shape) <= MOST_DIMENSIONS and min(shape, default=1) >= 0
     if not sound or entry.size != dtype.itemsize * math.prod(shape):
@@ -96,7 +98,7 @@ def _tensor(key: bytes, value: bytes, index: Path, shards: int) -> Array:
     try:
         with require_regular(file).open("rb") as stream:
             left = os.fstat(stream.fileno()).st_size - stream.seek(max(0, entry.offset))
-            content = stream.read(max(0, min(entry.size, left)))  # no more memory than there are bytes
+            content = stream.read(max(0, min(entry.size, left)))  # never more than the file holds
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror}); it belongs to {index.name}", file=str(file)) from error
     if len(content) != entry.size or masked_crc(content) != entry.crc32c:
@@ -109,11 +111,11 @@ def _decode(message: Any, content: bytes, path: Path) -> Any:
     try:
         return message.FromString(content)
     except DecodeError as error:
-        raise DataError("an entry is no protobuf message; the file is damaged", file=str(path)) from error
+        raise DataError("an entry is not a protobuf message; the file is damaged", file=str(path)) from error
 
 
 class _Table:
-    """A LevelDB table, read whole.
+    """LevelDB table, read into memory at once.
 
     Args:
         path: the file.
@@ -127,26 +129,26 @@ class _Table:
             raise DataError(f"cannot be read ({error.strerror})", file=str(path)) from error
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and values in order.
+        """Yield keys and values in order.
 
         Raises:
-            DataError: this is no table, or a damaged one.
+            DataError: the file is not a table, or is damaged.
         """
         footer = self.content[-_FOOTER:]
         if len(footer) < _FOOTER or struct.unpack("<Q", footer[-8:])[0] != _MAGIC:
-            raise DataError("is no TensorFlow checkpoint in the V2 format, or is cut short", file=str(self.path))
+            raise DataError("is not a TensorFlow checkpoint in the V2 format, or is cut short", file=str(self.path))
         try:
             _, at = _handle(footer, 0)  # of the metaindex, which is empty
             root, _ = _handle(footer, at)
             end = 0
             for _, value in self._entries(root):
                 handle, _ = _handle(value, 0)
-                if handle.offset < end:  # the same block again and again would never end
+                if handle.offset < end:  # repeating the same block would never end
                     raise IndexError
                 end = handle.offset + handle.size
                 yield from self._entries(handle)
         except (IndexError, struct.error) as error:
-            raise DataError("holds what no block may hold; the file is damaged", file=str(self.path)) from error
+            raise DataError("holds an invalid block; the file is damaged", file=str(self.path)) from error
 
     def _entries(self, handle: _Handle) -> Iterator[tuple[bytes, bytes]]:
         block = self._block(handle)
@@ -178,7 +180,7 @@ class _Table:
 
 
 def _varint(content: bytes, at: int) -> tuple[int, int]:
-    """A protobuf varint and the position after it; IndexError where it does not end."""
+    """Return a protobuf varint and the position after it; raise IndexError if it does not end."""
     value = 0
     for shift in range(0, 64, 7):
         byte = content[at]

@@ -1,8 +1,8 @@
-"""Checkpoints of the authors' TensorFlow program → members of a `.reeltag` file.
+"""Convert checkpoints of the authors' TensorFlow program to members of an artifact.
 
-The program keeps its architecture in flags and not in the checkpoint, so it is read off the variables'
-names and shapes. What leaves no trace there (mean or maximum in classic DBoF, a gate without its diagonal,
-the scale of coupled centres) takes reeltag's default, which is the program's, unless it is given.
+The program keeps its architecture in flags, not in the checkpoint, so the architecture is inferred from names and
+shapes of the variables. Settings that leave no trace there (mean or maximum in classic DBoF, a gate without its
+diagonal, the scale of coupled centres) take reeltag's default, which is the program's, unless the caller sets them.
 """
 
 from __future__ import annotations
@@ -85,24 +85,24 @@ _CELL = re.compile(
 def import_checkpoint(
     checkpoint: Path, schema: Schema, name: str, parse: Callable[[dict[str, Any]], TaggerConfig]
 ) -> Member:
-    """Read a checkpoint of the authors' program; quantised weights stay quantised, with the same codes.
+    """Read a checkpoint of the authors' program; quantized weights keep their codes.
 
     Args:
         checkpoint: prefix, index file, data file or folder.
-        schema: the data that the model reads.
+        schema: of the data that the model reads.
         name: of the member.
-        parse: makes a configuration from the table that was read off the variables.
+        parse: makes a configuration from the table that was inferred from the variables.
 
     Raises:
         DataError: the checkpoint is missing or damaged.
-        ArtifactError: it is no model of that program, or does not fit the schema.
+        ArtifactError: it is not a model of that program, or does not fit the schema.
     """
     index = index_path(checkpoint)
     try:
         variables = named_variables(read_checkpoint(checkpoint))
         table = architecture(variables, index)
-    except IndexError as error:  # a matrix that is none, or codes beyond their codebook
-        raise ArtifactError(f"{index}: its variables have not the shapes of the authors' program") from error
+    except IndexError as error:  # a matrix with too few dimensions, or codes beyond their codebook
+        raise ArtifactError(f"{index}: its variables do not have the shapes of the authors' program") from error
     config = parse(table)
     state = state_dict(variables, index)
     _check_shapes(config, schema, state, index)
@@ -110,7 +110,7 @@ def import_checkpoint(
 
 
 def named_variables(arrays: Mapping[str, Array]) -> dict[str, Value]:
-    """The model's variables, by name without the tower's; the optimiser's are left out.
+    """Return the model's variables, by name without the tower's prefix; those of the optimizer are left out.
 
     Codes and codebook (`NAME_quants`, `NAME_space`) become one value, and `NAMEfloat16` becomes float32.
     """
@@ -132,7 +132,7 @@ def named_variables(arrays: Mapping[str, Array]) -> dict[str, Value]:
 
 
 def architecture(variables: Variables, source: Path) -> dict[str, Any]:
-    """The configuration, as a table with a `family` key, that variables' names and shapes tell.
+    """Infer the configuration, a table with a `family` key, from names and shapes of the variables.
 
     Raises:
         ArtifactError: no model of the authors' program has such variables.
@@ -192,10 +192,10 @@ def _head(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def state_dict(variables: Variables, source: Path) -> dict[str, Value]:
-    """The variables under reeltag's names.
+    """Rename the variables to reeltag's names.
 
     Raises:
-        ArtifactError: a variable has no counterpart; lists all such.
+        ArtifactError: variables have no counterpart; the message lists them all.
     """
     top = _DUAL if "video_input_bn/beta" in variables else _TOP
     state: dict[str, Value] = {}
@@ -227,39 +227,39 @@ def _our_name(name: str, top: Mapping[str, str]) -> str | None:
 
 
 def _cell(match: re.Match[str], value: Value) -> dict[str, Value]:
-    """A recurrent cell's variable; an LSTM's becomes several in torch's layout."""
+    """Convert a variable of a recurrent cell; that of an LSTM becomes several in torch's layout."""
     stack = f"pooling.stacks.{_PARTS[match['path'] or 'video']}"
     backwards = match["layer"].endswith("bw")
     if match["gru"]:
         layer = "second" if match["layer"] == "rnn" else f"first.{int(backwards)}"
         return {f"{stack}.{layer}.{_GRU[match['gru']]}": value}
     layer = "second" if match["layer"] == "rnn" else "first.0"
-    place, end = f"{stack}.{layer}.rnn", "_l0_reverse" if backwards else "_l0"
+    module, end = f"{stack}.{layer}.rnn", "_l0_reverse" if backwards else "_l0"
     if match["lstm"] == "bias":
         bias = _reordered(value if isinstance(value, Tensor) else value.dequantize())
         cells = len(bias) // 4
         bias[cells : 2 * cells] += 1.0  # TensorFlow adds its forget bias at each step
-        return {f"{place}.bias_ih{end}": bias, f"{place}.bias_hh{end}": torch.zeros_like(bias)}
+        return {f"{module}.bias_ih{end}": bias, f"{module}.bias_hh{end}": torch.zeros_like(bias)}
     cells = _codes(value).shape[1] // 4
     return {
-        f"{place}.weight_ih{end}": _mapped(value, lambda kernel: _reordered(kernel[:-cells].T)),
-        f"{place}.weight_hh{end}": _mapped(value, lambda kernel: _reordered(kernel[-cells:].T)),
+        f"{module}.weight_ih{end}": _mapped(value, lambda kernel: _reordered(kernel[:-cells].T)),
+        f"{module}.weight_hh{end}": _mapped(value, lambda kernel: _reordered(kernel[-cells:].T)),
     }
 
 
 def _reordered(gates: Tensor) -> Tensor:
-    """Rows of TensorFlow's gates i, j, f, o in torch's order i, f, j, o."""
+    """Reorder rows of TensorFlow's gates i, j, f, o to torch's order i, f, j, o."""
     i, j, f, o = gates.chunk(4)
     return torch.cat([i, f, j, o])
 
 
 def _without_leading_one(value: Value) -> Value:
-    """Centres come as [1, D, K]."""
+    """Remove the leading dimension of centres, which are [1, D, K] in TensorFlow."""
     return _mapped(value, lambda tensor: tensor[0]) if _codes(value).ndim == 3 else value
 
 
 def _mapped(value: Value, change: Callable[[Tensor], Tensor]) -> Value:
-    """Rearrange a tensor, or a quantised one's codes."""
+    """Rearrange a tensor, or the codes of a quantized one."""
     if isinstance(value, CodebookTensor):
         return CodebookTensor(change(value.codes).contiguous(), value.codebook)
     return change(value).contiguous()
@@ -279,7 +279,7 @@ def _check_shapes(config: TaggerConfig, schema: Schema, state: Mapping[str, Valu
     expected = {name: tuple(t.shape) for name, t in tagger.state_dict().items() if t.is_floating_point()}
     found = {name: tuple(_codes(value).shape) for name, value in state.items()}
     faults = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
-    faults += [f"{name} has no place" for name in sorted(found.keys() - expected.keys())]
+    faults += [f"{name} has no counterpart" for name in sorted(found.keys() - expected.keys())]
     faults += [
         f"{name} is {list(found[name])} and not {list(expected[name])}"
         for name in sorted(expected.keys() & found.keys())

@@ -53,11 +53,11 @@ class VideoReader:
         return Video(name, None, ordered, max(0, extraction.seconds - most)), extraction.remarks
 
 
-def open_reader(shipped: Artifact, name: str, image: str | None = None, audio: str | None = None) -> VideoReader:
+def open_reader(artifact: Artifact, name: str, image: str | None = None, audio: str | None = None) -> VideoReader:
     """The extractors of a model, opened by the names that its schema has, or as they are given.
 
     Args:
-        shipped: the model; its members are not needed.
+        artifact: the model; its members are not needed.
         name: of its file, for errors.
         image: what makes the feature `rgb`, such as `onnx:PATH`, where the name does not tell.
         audio: what makes the feature `audio`.
@@ -65,30 +65,30 @@ def open_reader(shipped: Artifact, name: str, image: str | None = None, audio: s
     Raises:
         UsageError: the model's features are of no extractor that is known, or of another.
     """
-    schema = shipped.schema
+    schema = artifact.schema
     given = {feature: value for feature, value in (("rgb", image), ("audio", audio)) if value is not None}
-    refuse_unreadable(shipped, name, given)
+    refuse_unreadable(artifact, name, given)
     read = {feature.name for feature in schema.features}
     if unread := sorted(set(given) - read):
         raise UsageError(
             f"{_KINDS[unread[0]][0]}: {name} reads no such feature, but {', '.join(sorted(read))}; leave it out"
         )
     opened = {feature.name: _extractor(feature, given.get(feature.name), name) for feature in schema.features}
-    return VideoReader(schema, Pipeline(opened.get("rgb"), opened.get("audio"), shipped.projections))
+    return VideoReader(schema, Pipeline(opened.get("rgb"), opened.get("audio"), artifact.projections))
 
 
-def refuse_unreadable(shipped: Artifact, name: str, given: Collection[str] = ()) -> None:
+def refuse_unreadable(artifact: Artifact, name: str, given: Collection[str] = ()) -> None:
     """See that a model knows what made its features, before anything is opened.
 
     Args:
-        shipped: the model.
+        artifact: the model.
         name: of its file.
         given: features whose extractors are given, and need not be known by their names.
 
     Raises:
         UsageError: it does not, or reads no files.
     """
-    schema = shipped.schema
+    schema = artifact.schema
     if schema.segments is not None:
         what = f"tags segments of {counted(schema.segments, 'frame')}, not whole videos"
         raise UsageError(f"{name}: {what}; use `reeltag extract` and `reeltag predict`")
@@ -97,7 +97,7 @@ def refuse_unreadable(shipped: Artifact, name: str, given: Collection[str] = ())
         if origin is None or feature.name not in _KINDS or (schema.level, schema.dtype) != ("frame", "uint8"):
             what = f"does not know what makes its feature {feature.name!r} of a video"
             raise UsageError(f"{name}: {what}; train on the shards of `reeltag extract`, with the recipe beside them")
-        if origin.projection and feature.name not in shipped.projections:
+        if origin.projection and feature.name not in artifact.projections:
             what = f"does not hold the PCA of its feature {feature.name!r}"
             raise UsageError(f"{name}: {what}; name it in the recipe, data.pca, and run that again")
         option, known, _ = _KINDS[feature.name]
