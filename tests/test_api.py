@@ -112,7 +112,7 @@ def test_what_is_neither_text_nor_path_is_told(call, message):
 def test_values_that_are_no_codes_yet_are_told_how_to_become_them(tiny_model):
     tagger = reeltag.load(tiny_model)
     values = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
-    with pytest.raises(UsageError, match=r"codes of values from -2 to 2, as `reeltag\.data\.pca\.quantize"):
+    with pytest.raises(UsageError, match=r"codes of values from -2 to 2, as `reeltag\.data\.pca\.to_codes"):
         tagger.predict(values)
     assert tagger.predict(to_codes(values)).shape == (8,)
 
