@@ -3,6 +3,7 @@
 import json
 import re
 from itertools import combinations
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -245,9 +246,10 @@ def test_the_tables_are_the_papers(folder, results):
     assert f"| netvlad | 3 | {change:+.5f} |" in tables
     for entry in results["shipped"]:
         assert f"| {entry['weight']:.4f} |" in tables
-    plot = (folder / "out" / "report" / "frontier.svg").read_text()
-    assert "budget" in plot
-    assert "GAP@20" in plot
+    chart = ElementTree.parse(folder / "out" / "report" / "frontier.svg")
+    texts = [element.text for element in chart.iter("{http://www.w3.org/2000/svg}text")]
+    assert f"budget {results['budget'] / 1e6:.2f} MB" in texts
+    assert "hold-out GAP@20" in texts
 
 
 def test_map_over_all_scores_is_reported_where_asked_for(folder, capsys):

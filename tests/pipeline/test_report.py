@@ -19,7 +19,7 @@ from reeltag.data.shards import Shards, scan
 from reeltag.data.synthetic import SyntheticSettings, write_synthetic
 from reeltag.inference.predictor import load
 from reeltag.models.tagger import Tagger
-from reeltag.pipeline.report.gating import Together, gating_gain
+from reeltag.pipeline.report.gating import CoOccurrence, gating_gain
 from reeltag.training.log import read_rows
 
 HOSTILE = "<img src=x onerror=\"document.title='hit'\"> & "
@@ -190,7 +190,7 @@ def test_what_a_gate_changes_is_found_without_it_too(folder, results, tested):
         with torch.inference_mode():
             each = [tagger(torch.from_numpy(v.frames()[None].copy()), torch.tensor([v.length])) for v in videos]
         found.append(torch.cat(each).numpy())
-    expected = gating_gain(*map(Together.of, (labels.astype(np.float32), *found)))
+    expected = gating_gain(*map(CoOccurrence.of, (labels.astype(np.float32), *found)))
     shown = results["members"]["gated"]["gating"]
     assert shown["pairs"] == expected["pairs"]
     assert shown["error_gated"] == pytest.approx(expected["error_gated"], abs=1e-4)
@@ -267,9 +267,11 @@ def test_a_report_of_a_run_at_work_says_that_it_is_old(folder, tmp_path, capsys)
 
 def test_what_is_no_finished_run_is_refused(folder, tmp_path, capsys):
     out = tmp_path / "page.html"
-    assert "is no folder of a run" in refused(capsys, tmp_path / "none", "--out", out)
+    assert "not the folder of a run" in refused(capsys, tmp_path / "none", "--out", out)
     (tmp_path / "begun" / "stages").mkdir(parents=True)
-    assert "not finished: it lacks results.json" in refused(capsys, tmp_path / "begun", "--out", out)
+    assert "not finished (results.json, recipe.json, timings.json missing)" in refused(
+        capsys, tmp_path / "begun", "--out", out
+    )
     run = shutil.copytree(folder / "run", tmp_path / "run", ignore=shutil.ignore_patterns("stages"))
     for name, content, said in (
         ("results.json", '{"recipe": "x"}', "another version"),
@@ -286,8 +288,8 @@ def test_what_is_no_finished_run_is_refused(folder, tmp_path, capsys):
     results = json.loads((run / "results.json").read_text())
     (model, curve), *_ = results["curves"].items()
     for changes, said in (
-        ({"class_counts": {**results["class_counts"], "test": [1]}}, "class_counts: of another number"),
-        ({"curves": {model: {**curve, "loss": curve["loss"][1:]}}}, f"curves.{model}: columns of several"),
+        ({"class_counts": {**results["class_counts"], "test": [1]}}, "class_counts and test.class_ap have different"),
+        ({"curves": {model: {**curve, "loss": curve["loss"][1:]}}}, f"curves.{model}: columns have different lengths"),
     ):
         (run / "results.json").write_text(json.dumps({**results, **changes}))
         assert said in refused(capsys, run, "--out", out)

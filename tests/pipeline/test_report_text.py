@@ -1,4 +1,4 @@
-"""What pages and last lines say of a run beside its figures, from results made by hand."""
+"""Remarks, notes and explanations in a report, from results made by hand."""
 
 import json
 import re
@@ -87,13 +87,13 @@ def test_nothing_is_remarked_where_all_is_well(results):
 def test_a_file_of_one_member_is_remarked_where_there_were_others(results):
     alone = results | {"shipped": results["shipped"][:1]}
     (said,) = remarks(alone)
-    assert said.startswith("the file is a alone: no ensemble within the budget was better on the hold-out")
+    assert said.startswith("the file holds only a: no ensemble within the budget was better on the hold-out")
     assert "(training.epochs)" in said
     assert f"note          {said}" in headline(alone).splitlines()
-    assert "The weights" not in render(alone)
+    assert "Three kinds of weights" not in render(alone)
     larger = alone | {"frontier": [*alone["frontier"], {"bytes": 5_000_000, "chosen": 0.9, "checked": 0.9}]}
     assert remarks(larger) == [
-        "the file is a alone: the best ensemble takes 5.00 MB; raise budget_mb, or offer smaller quantization.encodings"
+        "the file holds only a: the best ensemble needs 5.00 MB; raise budget_mb or add smaller quantization.encodings"
     ]
     assert remarks(alone | {"members": {"a": member(0.6)}}) == []
 
@@ -110,10 +110,10 @@ def test_students_that_are_clearly_worse_are_remarked(results):
 
 def test_models_trained_too_briefly_for_their_batch_norm_are_remarked(results):
     name, told = next(iter(results["members"].items()))
-    for share, said in ((FORGOTTEN, []), (0.64, [f"{name}: batch norm's statistics still keep up to 64%"])):
+    for share, said in ((FORGOTTEN, []), (0.64, [f"up to 64% of the batch-norm averages is still their initial value ({name})"])):
         changed = results["members"] | {name: told | {"first_statistics": share}}
         found = remarks(results | {"members": changed})
-        assert [text.partition(" of their first values")[0] for text in found] == said
+        assert [text.partition(":")[0] for text in found] == said
 
 
 @pytest.mark.parametrize(
@@ -131,10 +131,10 @@ def test_figures_of_few_videos_are_remarked(results, held, tested, said):
 
 def test_figures_say_what_they_are_of(results):
     said = headline(results)
-    assert re.search(r"^hold-out GAP  0\.55000  \(.*; 400 videos kept for this\)$", said, re.MULTILINE)
+    assert re.search(r"^hold-out GAP  0\.55000  \(.*; 400 videos not used to choose\)$", said, re.MULTILINE)
     assert re.search(r"^test GAP      0\.50000  \(.*; 1,000 videos\)$", said, re.MULTILINE)
     results["test"]["file"]["map_at_k"] = results["test"]["prior"]["map_at_k"] = 0.3
-    assert "; 400 segments kept for this)" in headline(results)
+    assert "; 400 segments not used to choose)" in headline(results)
 
 
 def test_names_with_commas_stay_apart(results):
@@ -183,8 +183,8 @@ def test_tables_that_are_missing_are_named(results, written, distilled):
     assert ("The paper's Tables 2, 3 and 4</h2>" in page) == distilled
     assert ("The paper's Tables 2 and 4</h2>" in page) != distilled
     for text in (page, tables):
-        assert "Table 1 is missing: no weights were averaged" in text
-        assert ("Table 3 is missing: no model was taught by others" in text) != distilled
+        assert "Table 1 is missing: the recipe has no [averaging]" in text
+        assert ("Table 3 is missing: the recipe has no [distillation]" in text) != distilled
 
 
 def test_models_of_one_name_and_a_frontier_of_one_point_are_told_apart(results, written, tmp_path):

@@ -145,7 +145,7 @@ def test_gap_on_the_whole_hold_out_and_on_the_other_half_say_so(finished, tmp_pa
     whole = rf"GAP on all {half + other} hold-out videos: "
     assert re.search(whole + r"plain \d\.\d{5}, averaged \d\.\d{5}; kept ", said.err)
     assert re.search(whole + r"float32 \d\.\d{5}, uniform-8 \d\.\d{5}$", said.err, re.MULTILINE)
-    assert f"; {half} videos kept for this)" in said.out
+    assert f"; {half} videos not used to choose)" in said.out
     assert "\n5 test videos:\n" in said.out
 
 

@@ -181,7 +181,6 @@ def killer(folder, **environment):
 
 
 LATE = (
-    "matplotlib.backends.backend_svg",
     "reeltag.inference.shard_tagger",
     "reeltag.cli.main",
     "reeltag.recipe.load",

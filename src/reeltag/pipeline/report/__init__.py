@@ -1,1 +1,1 @@
-"""Results of a run, for people."""
+"""Reports of finished runs: `results.json`, Markdown, the paper's tables, and one HTML page."""

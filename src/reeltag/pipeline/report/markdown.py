@@ -1,4 +1,4 @@
-"""A run's results as Markdown."""
+"""Results of a run as text: the last lines of `reeltag run`, and the Markdown report."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 
 from reeltag.core.text import NAME_SEPARATOR, counted, escaped, megabytes, one_line
 from reeltag.data.bad_records import BadRecord, format_first
-from reeltag.pipeline.report.remarks import remarks, weights
+from reeltag.pipeline.report.paper_tables import markdown_row
+from reeltag.pipeline.report.remarks import remarks, weights_note
 from reeltag.pipeline.report.results import METRICS, best_single, best_single_tested, noun_of
 
-SHOWN_CLASSES = 10  # best and worst
+LISTED_CLASSES = 10  # so many of the best and so many of the worst
 
 
 def headline(results: Mapping[str, Any]) -> str:
-    """The run in a few lines: size, GAP beside what it has to beat, of segments test MAP@K, and remarks."""
+    """Return a few lines: size, GAP beside the baselines, test MAP@K if segments were tagged, and remarks."""
     holdout, test, noun = results["holdout_gap"], results["test"], noun_of(results)
     (best, best_gap), (best_tested, tested_gap) = best_single(results), best_single_tested(results)
     lines = []
@@ -23,9 +24,9 @@ def headline(results: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"size          {megabytes(results['bytes'])} of {megabytes(results['budget'])}",
-            f"hold-out GAP  {holdout['file']:.5f}  (best single member {best_gap:.5f}, {best}; class prior "
-            f"{holdout['prior']:.5f}; {counted(holdout['videos'], noun)} kept for this)",
-            f"test GAP      {test['file']['gap']:.5f}  (best single member, float, {tested_gap:.5f}, {best_tested}; "
+            f"hold-out GAP  {holdout['file']:.5f}  (best single model {best_gap:.5f}, {best}; class prior "
+            f"{holdout['prior']:.5f}; {counted(holdout['videos'], noun)} not used to choose)",
+            f"test GAP      {test['file']['gap']:.5f}  (best single model, float, {tested_gap:.5f}, {best_tested}; "
             f"class prior {test['prior']['gap']:.5f}; {counted(test['file']['videos'], noun)})",
             *lines,
             *(f"note          {remark}" for remark in remarks(results)),
@@ -34,7 +35,7 @@ def headline(results: Mapping[str, Any]) -> str:
 
 
 def examples(results: Mapping[str, Any]) -> list[str]:
-    """One line a test video: its tags with scores, and its labels; names may have commas."""
+    """Return one line for each example video: its tags with probabilities, and its labels."""
     lines = []
     for example in results["examples"]:
         tags = NAME_SEPARATOR.join(f"{name} {score:.2f}" for name, score in example["tags"])
@@ -44,91 +45,91 @@ def examples(results: Mapping[str, Any]) -> list[str]:
 
 
 def render(results: Mapping[str, Any]) -> str:
-    """The whole report."""
+    """Return the report as Markdown."""
     test, holdout, noun = results["test"], results["holdout_gap"], noun_of(results)
-    rows = [_row("**the file**", "", results["bytes"], holdout["file"], test["file"])]
+    parts = [
+        f"# {results['recipe']}",
+        "",
+        "```",
+        headline(results),
+        "```",
+        "",
+        *_models_table(results),
+        "",
+        f"Hold-out: members, encodings and weights were chosen on one half ({counted(holdout['chosen_on'], noun)}), "
+        f"where the file has {holdout['file_where_chosen']:.5f}; the numbers above were measured on the other half "
+        f"({counted(holdout['videos'], noun)}). Test: {counted(test['file']['videos'], noun)}; nothing was chosen "
+        "on the test set.",
+        "",
+        *_weights(results),
+        *_bad_records(results["bad_records"]),
+        "The paper's four tables for this run are in [tables.md](tables.md).",
+        "",
+        "![GAP against megabytes](frontier.svg)",
+        "",
+        "## Examples",
+        "",
+        *[f"- {escaped(line)}" for line in examples(results)],
+        "",
+        "## Classes, best and worst on the test set",
+        "",
+        *_classes_table(test["class_ap"]),
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _models_table(results: Mapping[str, Any]) -> list[str]:
+    """Return a row for the file, one for each model and encoding, and one for the class prior."""
+    test, holdout = results["test"], results["holdout_gap"]
+    titles = [title for _, title in _metrics(test["file"])]
+    columns = ["model", "encoding and weight in the file", "size", "hold-out GAP@20", *titles]
     shipped = {entry["name"]: f"{entry['encoding']}, {entry['weight']:.3f}" for entry in results["shipped"]}
+    rows = [_row("**the file**", "", results["bytes"], holdout["file"], test["file"])]
     for name, member in results["members"].items():
         for encoding, scores in member["test"].items():
             gap = holdout["members"].get(name) if encoding == "float32" else None
             label = "left out" if name in results["left_out"] else shipped.get(name, "")
-            rows.append(
-                _row(f"{name}, {encoding}", label if encoding == "float32" else "", scores["bytes"], gap, scores)
-            )
+            cell = label if encoding == "float32" else ""
+            rows.append(_row(f"{name}, {encoding}", cell, scores["bytes"], gap, scores))
     rows.append(_row("class prior", "", None, holdout["prior"], test["prior"]))
-    columns = [
-        "model",
-        "shipped in, weight",
-        "size",
-        "hold-out GAP@20, the half below",
-        *(title for _, title in _measured(test["file"])),
-    ]
-    heading = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    best = sorted(test["class_ap"], key=lambda item: -item[1])
-    classes = [f"| {escaped(name)} | {ap:.5f} |" for name, ap in best]
-    if len(classes) > 2 * SHOWN_CLASSES:
-        classes[SHOWN_CLASSES:-SHOWN_CLASSES] = ["| … | |"]
-    return "\n".join(
-        [
-            f"# {results['recipe']}",
-            "",
-            "```",
-            headline(results),
-            "```",
-            "",
-            *heading,
-            *rows,
-            "",
-            f"Hold-out: members, encodings and weights were chosen on one half, {counted(holdout['chosen_on'], noun)}, "
-            f"where the file has {holdout['file_where_chosen']:.5f}; the figures above are of the other half, "
-            f"{counted(holdout['videos'], noun)}. Test: {counted(test['file']['videos'], noun)}; nothing was chosen "
-            "on the test set.",
-            "",
-            *_weights(results),
-            *_bad_records(results["bad_records"]),
-            "The paper's four tables for this run are in [tables.md](tables.md).",
-            "",
-            "![GAP against megabytes](frontier.svg)",
-            "",
-            "## Examples",
-            "",
-            *[f"- {escaped(line)}" for line in examples(results)],
-            "",
-            "## Classes, best and worst on the test set",
-            "",
-            "| class | AP |",
-            "|---|---|",
-            *classes,
-            "",
-        ]
-    )
+    return [markdown_row(columns), "|---" * len(columns) + "|", *rows]
+
+
+def _classes_table(class_ap: Sequence[tuple[str, float]]) -> list[str]:
+    """Return the classes with the best and the worst average precision."""
+    ranked = sorted(class_ap, key=lambda item: -item[1])
+    rows = [f"| {escaped(name)} | {ap:.5f} |" for name, ap in ranked]
+    if len(rows) > 2 * LISTED_CLASSES:
+        rows[LISTED_CLASSES:-LISTED_CLASSES] = ["| … | |"]
+    return ["| class | AP |", "|---|---|", *rows]
 
 
 def _weights(results: Mapping[str, Any]) -> list[str]:
-    """How the weights were found, and what others would have."""
-    if not (told := weights(results)):
+    """Explain how the weights were chosen, beside the GAP of the alternatives."""
+    if not (note := weights_note(results)):
         return []
     holdout = results["holdout_gap"]
     return [
-        f"{told} On the other half the file has {holdout['file']:.5f}, with equal weights "
-        f"{holdout['equal_weights']:.5f}, with the best of equal and random ones {holdout['random_search']:.5f}.",
+        f"{note} On the other half the file has {holdout['file']:.5f}, with equal weights "
+        f"{holdout['equal_weights']:.5f}, with the best of equal and random weights {holdout['random_search']:.5f}.",
         "",
     ]
 
 
 def _bad_records(by_split: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """What was left out of the data, if anything was."""
+    """List the records that were left out of the data."""
     lines = []
     for split, records in by_split.items():
         if records:
-            found = [BadRecord(**record) for record in records]
-            lines += [f"{counted(len(found), 'bad record')} of data.{split} left out:", ""]
-            lines += [*(f"- {escaped(line)}" for line in format_first(found)), ""]
+            bad = [BadRecord(**record) for record in records]
+            lines += [f"{counted(len(bad), 'bad record')} of data.{split} left out:", ""]
+            lines += [*(f"- {escaped(line)}" for line in format_first(bad)), ""]
     return lines
 
 
-def _measured(test: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Keys and titles of the test metrics that there are."""
+def _metrics(test: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Return key and title of the test metrics that were measured."""
     return [(key, title) for key, title in METRICS.items() if key in test]
 
 
@@ -138,6 +139,6 @@ def _row(name: str, shipped: str, size: int | None, holdout: float | None, test:
         shipped,
         "" if size is None else megabytes(size),
         "" if holdout is None else f"{holdout:.5f}",
-        *(f"{test[key]:.5f}" for key, _ in _measured(test)),
+        *(f"{test[key]:.5f}" for key, _ in _metrics(test)),
     ]
-    return f"| {' | '.join(cells)} |"
+    return markdown_row(cells)

@@ -1,10 +1,10 @@
-"""A run, or two beside each other, as one HTML file that asks nothing of anybody."""
+"""Report page of a run, or of two runs side by side: one HTML file that needs no network."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from operator import itemgetter
@@ -16,11 +16,11 @@ from markupsafe import Markup
 from reeltag.core.text import counted, megabytes, one_line
 from reeltag.data.bad_records import format_first
 from reeltag.inference.timeline import segment_spans
+from reeltag.pipeline.report.calibration import BINS
 from reeltag.pipeline.report.charts import curve_charts, frontier_chart, reliability_chart
 from reeltag.pipeline.report.compare import class_changes, differences, recipe_changes
-from reeltag.pipeline.report.gating import BINS
 from reeltag.pipeline.report.paper_tables import NOTE, missing_tables, paper_tables
-from reeltag.pipeline.report.remarks import remarks, weights
+from reeltag.pipeline.report.remarks import remarks, weights_note
 from reeltag.pipeline.report.results import (
     METRICS,
     ReliabilityBin,
@@ -33,7 +33,7 @@ from reeltag.pipeline.report.results import (
 
 
 def render_run(run: Run) -> str:
-    """The page of a run."""
+    """Return the page of a run."""
     results = run.results
     return _page(
         "run.html",
@@ -45,18 +45,20 @@ def render_run(run: Run) -> str:
         metrics=[(key, title) for key, title in METRICS.items() if key in results["test"]["file"]],
         noun=noun_of(results),
         remarks=remarks(results),
-        weights=weights(results),
+        weights=weights_note(results),
         unseen=sum(not count for count in results["class_counts"]["test"]),
-        frontier=frontier_chart([run]),
+        frontier=frontier_chart((run.name, results)),
         curves=curve_charts([run]),
         reliability=reliability_chart([run]),
-        calibrated=[_calibrated(run)],
+        calibrated=[_calibration_notes(run)],
         tables=(tables := paper_tables(results)),
         tables_note=" ".join([NOTE, *missing_tables(tables)]),
         members=_members(run),
         classes=_classes(run),
         over_time=any(
-            video["frames"] > 1 for shown in (results["videos"]["best"], results["videos"]["worst"]) for video in shown
+            video["frames"] > 1
+            for videos in (results["videos"]["best"], results["videos"]["worst"])
+            for video in videos
         ),
         gated={name: member["gating"] for name, member in results["members"].items() if "gating" in member},
         names=[name for name, _ in results["test"]["class_ap"]],
@@ -71,24 +73,30 @@ def render_run(run: Run) -> str:
 
 
 def render_comparison(before: Run, after: Run) -> str:
-    """The page of two runs, with what changed from the first to the second."""
+    """Return the page that compares two runs."""
     runs = [before, after]
     return _page(
         "compare.html",
         runs,
         title=f"{before.name} and {after.name}",
         differences=differences(before, after),
-        frontier=frontier_chart(runs),
+        frontier=frontier_chart(*((run.name, run.results) for run in runs)),
         curves=curve_charts(runs),
         reliability=reliability_chart(runs),
-        calibrated=[_calibrated(run) for run in runs],
+        calibrated=[_calibration_notes(run) for run in runs],
         classes=class_changes(before, after),
         recipe=recipe_changes(before.recipe, after.recipe),
     )
 
 
+def render_frontier(results: Mapping[str, Any]) -> str:
+    """Return the chart of hold-out GAP against megabytes as a file of SVG; equal results give equal bytes."""
+    chart = frontier_chart((results["recipe"], results))
+    return _environment().get_template("frontier.svg").render(recipe=results["recipe"], chart=chart)
+
+
 def _members(run: Run) -> list[dict[str, Any]]:
-    """Every model with what it has in the file, the heaviest first."""
+    """Return every model with its size and weight in the file, the highest weight first."""
     shipped = {entry["name"]: entry for entry in run.results["shipped"]}
     total = sum(entry["bytes"] for entry in shipped.values())
     rows = [
@@ -106,8 +114,8 @@ def _members(run: Run) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["weight"])
 
 
-def _calibrated(run: Run) -> dict[str, Any]:
-    """What a mean over tags hides: the bin that most tags are in, and the one that is furthest off."""
+def _calibration_notes(run: Run) -> dict[str, Any]:
+    """Return what a mean over all tags hides: the bin with most tags, and the bin furthest from the diagonal."""
     bins = run.results["calibration"]["bins"]
     most, furthest = max(bins, key=itemgetter("count")), max(bins, key=_distance)
     low = min(int(most["score"] * BINS), BINS - 1) / BINS
@@ -122,12 +130,12 @@ def _calibrated(run: Run) -> dict[str, Any]:
 
 
 def _distance(each: ReliabilityBin) -> float:
-    """From the diagonal."""
+    """Return the distance from the diagonal."""
     return abs(each["score"] - each["share"])
 
 
 def _classes(run: Run) -> list[tuple[str, float, int, int]]:
-    """Name, AP, and videos in training and test of each class, the best first."""
+    """Return name, AP, and number of training and test videos of each class, the best first."""
     counts = run.results["class_counts"]
     rows = [
         (name, ap, train, test)
@@ -139,8 +147,9 @@ def _classes(run: Run) -> list[tuple[str, float, int, int]]:
 
 
 def _page(template: str, runs: Sequence[Run], **content: Any) -> str:
-    script = files("reeltag.pipeline.report").joinpath("templates/page.js").read_text(encoding="utf-8")
-    style = files("reeltag.pipeline.report").joinpath("templates/page.css").read_text(encoding="utf-8")
+    folder = files("reeltag.pipeline.report").joinpath("templates")
+    script = folder.joinpath("page.js").read_text(encoding="utf-8")
+    style = folder.joinpath("page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     own = {"script": Markup(script), "style": Markup(style), "script_hash": digest}
     return _environment().get_template(template).render(runs=runs, **own, **content)
@@ -157,12 +166,12 @@ def _environment() -> Environment:
         finalize=lambda value: value if isinstance(value, Markup) else one_line(value),
     )
     environment.filters |= {"gap": _gap, "change": change, "mb": megabytes, "duration": _duration, "counted": counted}
-    environment.filters |= {"listed": _listed, "segments": segment_spans}
+    environment.filters |= {"enumerated": _enumerated, "segments": segment_spans}
     return environment
 
 
-def _listed(values: Sequence[object]) -> str:
-    """Values in words: 1, 2 and 4."""
+def _enumerated(values: Sequence[object]) -> str:
+    """Join values as in a sentence: 1, 2 and 4."""
     *before, last = map(str, values)
     return f"{', '.join(before)} and {last}" if before else last
 
@@ -172,7 +181,7 @@ def _gap(value: float) -> str:
 
 
 def change(value: float, decimals: int = 5) -> str:
-    """A difference with its sign."""
+    """Format a difference with its sign."""
     return f"{value:+,.{decimals}f}".replace("-", "−")
 
 

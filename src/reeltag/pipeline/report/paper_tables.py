@@ -1,4 +1,4 @@
-"""The paper's Tables 1 to 4 for a run, with the paper's figures beside them."""
+"""Tables 1 to 4 of the paper for a run, beside the paper's own numbers."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ PAPER_AVERAGING = {"rnn": 0.00339, "netfv": -0.00186, "dbof": 0.00216, "netvlad"
 PAPER_DISTILLATION = {"rnn": 0.01290, "netfv": 0.00772, "dbof": 0.00409, "netvlad": 0.00684}
 
 
-MISSING = {1: "no weights were averaged ([averaging])", 3: "no model was taught by others ([distillation])"}
-NOTE = "Hold-out GAP@20 where models were chosen by it, test elsewhere. The paper's figures are its own, on YouTube-8M."
+MISSING = {1: "the recipe has no [averaging]", 3: "the recipe has no [distillation]"}
+NOTE = (
+    "GAP@20: Tables 1 and 2 on the hold-out, by which models were chosen, Table 3 on the test set. "
+    "The paper's numbers are of its own models, on YouTube-8M."
+)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table for people.
+    """Table to display.
 
     Attributes:
-        title: of the table.
-        note: what its figures are.
-        heading: a title a column.
-        rows: of cells, as they are shown.
+        title: starts with the number of the table in the paper.
+        note: explanation of its numbers.
+        heading: one title for each column.
+        rows: rows of cells.
     """
 
     title: str
@@ -36,30 +39,31 @@ class Table:
 
     @property
     def number(self) -> int:
-        """Its number in the paper."""
+        """Number of the table in the paper."""
         return int(self.title.removeprefix("Table ").partition(".")[0])
 
 
 def paper_tables(results: Mapping[str, Any]) -> list[Table]:
-    """The four tables; the first and the third only where the recipe averages and distils."""
+    """Return the tables; Table 1 needs a recipe with weight averaging, Table 3 one with distillation."""
     members = results["members"]
     tables = [_averaging(members), _quantization(members), _distillation(members), _file(results)]
     return [table for table in tables if table.rows]
 
 
 def missing_tables(tables: Sequence[Table]) -> list[str]:
-    """Which of the four are not there, and why."""
-    there = [table.number for table in tables]
-    return [f"Table {number} is missing: {why}." for number, why in MISSING.items() if number not in there]
+    """Return a sentence for each of the four tables that is missing, with the reason."""
+    existing = [table.number for table in tables]
+    return [f"Table {number} is missing: {reason}." for number, reason in MISSING.items() if number not in existing]
 
 
 def render_tables(results: Mapping[str, Any]) -> str:
-    """The tables as Markdown."""
+    """Return the tables as Markdown."""
     tables = paper_tables(results)
     parts = [f"# {results['recipe']}: the paper's tables", "", " ".join([NOTE, *missing_tables(tables)])]
     for table in tables:
         rule = "|---" * len(table.heading) + "|"
-        parts += ["", f"## {table.title}", "", table.note, "", _line(table.heading), rule, *map(_line, table.rows)]
+        parts += ["", f"## {table.title}", "", table.note, "", markdown_row(table.heading), rule]
+        parts += map(markdown_row, table.rows)
     return "\n".join(parts) + "\n"
 
 
@@ -72,7 +76,7 @@ def _averaging(members: Mapping[str, Any]) -> Table:
             kept = sum(change > 0 for change in changes)
             rows.append([family, len(scores), _change(mean(changes)), kept, _change(PAPER_AVERAGING.get(family))])
     heading = ["family", "models", "GAP change after averaging", "kept averaged", "paper"]
-    return Table("Table 1. Weight averaging", "Hold-out, models trained with hard labels.", heading, rows)
+    return Table("Table 1. Weight averaging", "On the hold-out; models trained on hard labels.", heading, rows)
 
 
 def _quantization(members: Mapping[str, Any]) -> Table:
@@ -94,8 +98,8 @@ def _quantization(members: Mapping[str, Any]) -> Table:
             ]
         )
     note = (
-        "Hold-out, all models; time is that of opening the file and tagging the hold-out, over float32's. "
-        "Paper, one FVNet: 467.5 MB → 117 MB, change +0.00001, time 1.06."
+        "On the hold-out, all models. Time to open the file and to tag the hold-out, relative to float32. "
+        "The paper, one FVNet: 467.5 MB → 117 MB, change +0.00001, time 1.06."
     )
     heading = ["encoding", "mean GAP", "mean change", "worst change", "size, all models", "time"]
     return Table("Table 2. Quantisation", note, heading, rows)
@@ -123,7 +127,12 @@ def _distillation(members: Mapping[str, Any]) -> Table:
             if name not in pairs:
                 rows.append([name, ", ".join(model["taught_by"]), f"{_gap(model):.5f}", "", "", "", ""])
     heading = ["model", "taught by", "post distillation", "no distillation", "gain", "family's average gain", "paper"]
-    return Table("Table 3. Distillation", "Test, float32; only a teacher's architecture has a gain.", heading, rows)
+    return Table(
+        "Table 3. Distillation",
+        "On the test set, in float32. A gain needs a student with a teacher's architecture.",
+        heading,
+        rows,
+    )
 
 
 def _file(results: Mapping[str, Any]) -> Table:
@@ -139,17 +148,17 @@ def _file(results: Mapping[str, Any]) -> Table:
         ]
         for entry in results["shipped"]
     ]
-    note = f"The file: {megabytes(results['bytes'])} of {megabytes(results['budget'])}. Paper: nine models, 1052 MB."
+    note = f"{megabytes(results['bytes'])} of {megabytes(results['budget'])}. The paper: nine models, 1052 MB."
     heading = ["model", "family", "encoding", "size", "% of overall size", "weight in the ensemble"]
     return Table("Table 4. The file", note, heading, rows)
 
 
 def _by_family(members: Mapping[str, Any], *, students: bool) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+    families: dict[str, dict[str, Any]] = {}
     for name, model in members.items():
         if bool(model["taught_by"]) == students:
-            found.setdefault(model["family"], {})[name] = model
-    return found
+            families.setdefault(model["family"], {})[name] = model
+    return families
 
 
 def _gap(model: Mapping[str, Any]) -> float:
@@ -161,5 +170,6 @@ def _change(value: float | None) -> str:
     return "" if value is None else f"{value:+.5f}"
 
 
-def _line(cells: Sequence[object]) -> str:
+def markdown_row(cells: Sequence[object]) -> str:
+    """Return a row of a Markdown table."""
     return f"| {' | '.join(map(str, cells))} |"

@@ -1,4 +1,4 @@
-"""What a finished run gets beside its stages' outputs: how long each stage took, and the page."""
+"""Write the timings and the report page of a finished run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ PAGE = "report/report.html"
 
 
 def write_timings(outputs: Outputs, folders: Mapping[str, Path]) -> None:
-    """Gather the seconds of each stage, as its marker says; no stage has them in what others are made from."""
+    """Gather the seconds of each stage from its marker.
+
+    They are no output of a stage, because whatever a stage reads has to be the same in every run.
+    """
     markers = {stage: outputs.marker(folder.name) for stage, folder in folders.items()}
     timings = [{"stage": stage, "seconds": marker["seconds"]} for stage, marker in markers.items() if marker]
     write_json(outputs.out / TIMINGS, timings)
@@ -22,6 +25,6 @@ def write_timings(outputs: Outputs, folders: Mapping[str, Path]) -> None:
 
 
 def write_page(outputs: Outputs) -> None:
-    """Write the page of a run whose results and timings are there."""
+    """Write the page of a run whose results and timings are written already."""
     write_bytes(outputs.out / PAGE, render_run(read_run(outputs.out)).encode())
     outputs.publish(outputs.out / PAGE, PAGE)

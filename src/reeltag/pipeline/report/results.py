@@ -1,9 +1,10 @@
-"""What `results.json` says, and how a report reads a run's folder."""
+"""Schema of `results.json`, and reading the folder of a finished run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,11 +26,11 @@ METRICS = {
 }
 RESULTS, RECIPE, TIMINGS = "results.json", "recipe.json", "timings.json"
 
-Number: TypeAlias = int | float  # whole numbers stay whole when they are checked
+Number: TypeAlias = int | float  # validation keeps an int an int
 
 
 class Shipped(TypedDict):
-    """A member of the file."""
+    """Member of the file; `bytes` is its share of the file's size."""
 
     name: str
     encoding: str
@@ -38,7 +39,7 @@ class Shipped(TypedDict):
 
 
 class HoldoutGap(TypedDict):
-    """GAP@20 on the half of the hold-out that the ensemble was not chosen on, unless the name says otherwise."""
+    """GAP@20 on the half of the hold-out on which the ensemble was not chosen; `file_where_chosen` is on the other."""
 
     videos: int
     chosen_on: int
@@ -51,7 +52,7 @@ class HoldoutGap(TypedDict):
 
 
 class FrontierPoint(TypedDict):
-    """The best ensemble of a size: GAP where it was chosen, and on the other half."""
+    """Best ensemble of a size: GAP on the half of the hold-out where it was chosen, and on the other half."""
 
     bytes: int
     chosen: float
@@ -59,7 +60,7 @@ class FrontierPoint(TypedDict):
 
 
 class Test(TypedDict):
-    """Metrics on the test set."""
+    """Metrics on the test set, of the file and of the class prior, and average precision by class."""
 
     file: dict[str, Number]
     prior: dict[str, Number]
@@ -67,7 +68,7 @@ class Test(TypedDict):
 
 
 class GatedPair(TypedDict):
-    """A pair of classes whose log-lift a gate changed; see `measures.gating_gain`."""
+    """Pair of classes whose log-lift a gate changed; see `gating.gating_gain`."""
 
     classes: tuple[int, int]
     videos: int
@@ -77,7 +78,7 @@ class GatedPair(TypedDict):
 
 
 class Gating(TypedDict):
-    """What a gate on the probabilities does to pairs of classes; see `measures.gating_gain`."""
+    """Effect of a gate on the log-lift of pairs of classes; see `gating.gating_gain`."""
 
     pairs: int
     error_without: float
@@ -86,7 +87,11 @@ class Gating(TypedDict):
 
 
 class MemberResults(TypedDict):
-    """What is known of a model; of its first batch-norm statistics the share that it still has."""
+    """Metrics of a model by encoding, and its origin.
+
+    `like` names the teacher whose architecture a student has. `first_statistics` is the weight that the initial values
+    still have in its batch-norm averages.
+    """
 
     test: dict[str, dict[str, Number]]
     holdout: dict[str, dict[str, Number]]
@@ -99,7 +104,7 @@ class MemberResults(TypedDict):
 
 
 class Curve(TypedDict):
-    """The log of a training, thinned: a list a column."""
+    """Columns of a training log, thinned."""
 
     epoch: list[float]
     loss: list[float]
@@ -107,7 +112,7 @@ class Curve(TypedDict):
 
 
 class ReliabilityBin(TypedDict):
-    """Scores of about one height."""
+    """Tags in a range of probabilities: their number, mean probability, and the share that is correct."""
 
     count: int
     score: float
@@ -115,14 +120,14 @@ class ReliabilityBin(TypedDict):
 
 
 class Calibration(TypedDict):
-    """See `measures.calibration`."""
+    """Reliability bins and expected calibration error; see `calibration.calibration`."""
 
     bins: list[ReliabilityBin]
     ece: float
 
 
 class VideoTag(TypedDict):
-    """A class of a video: its probability, and that in each segment of the video."""
+    """Class of a video with its probability, in the whole video and in each segment."""
 
     name: str
     score: float
@@ -131,7 +136,7 @@ class VideoTag(TypedDict):
 
 
 class TaggedVideo(TypedDict):
-    """A test video; `margin` is how far its least probable label is above the most probable other class."""
+    """Test video; `margin`: probability of its least probable label minus that of the most probable other class."""
 
     id: str
     frames: int
@@ -140,21 +145,21 @@ class TaggedVideo(TypedDict):
 
 
 class Videos(TypedDict):
-    """The test videos of the highest and of the lowest margin."""
+    """Test videos with the highest and with the lowest margin."""
 
     best: list[TaggedVideo]
     worst: list[TaggedVideo]
 
 
 class ClassCounts(TypedDict):
-    """Videos of each class."""
+    """Number of videos of each class."""
 
     train: list[int]
     test: list[int]
 
 
 class Results(TypedDict):
-    """All that is measured of a run."""
+    """Content of `results.json`."""
 
     format: int
     recipe: str
@@ -176,7 +181,7 @@ class Results(TypedDict):
 
 
 class Timing(TypedDict):
-    """How long a stage took."""
+    """Duration of a stage."""
 
     stage: str
     seconds: float
@@ -184,13 +189,13 @@ class Timing(TypedDict):
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """Finished run.
 
     Attributes:
-        name: of its folder.
-        results: what was measured.
-        recipe: what it was made by, as JSON.
-        timings: of its stages, in order.
+        name: name of its folder.
+        results: content of `results.json`.
+        recipe: the recipe with all defaults, as JSON.
+        timings: durations of its stages, in the order of the plan.
     """
 
     name: str
@@ -199,25 +204,30 @@ class Run:
     timings: list[Timing]
 
 
+def rounded(value: float) -> float:
+    """Round to five decimals, which do not depend on the number of threads that computed a sum."""
+    return round(float(value), 5)
+
+
 def noun_of(results: Mapping[str, Any]) -> str:
-    """What was tagged, for people: a video, or a segment of one."""
+    """Return the word for an example: "segment" if segments were tagged, else "video"."""
     return "segment" if "map_at_k" in results["test"]["file"] else "video"
 
 
 def best_single(results: Mapping[str, Any]) -> tuple[str, float]:
-    """Name and hold-out GAP of the best single model."""
-    found: dict[str, float] = results["holdout_gap"]["members"]
-    return max(found.items(), key=lambda item: item[1])
+    """Return the name and hold-out GAP of the best single model."""
+    gaps: dict[str, float] = results["holdout_gap"]["members"]
+    return max(gaps.items(), key=itemgetter(1))
 
 
 def best_single_tested(results: Mapping[str, Any]) -> tuple[str, float]:
-    """Name and test GAP of the best single model in float32."""
-    tested = {name: member["test"]["float32"]["gap"] for name, member in results["members"].items()}
-    return max(tested.items(), key=lambda item: item[1])
+    """Return the name and float32 test GAP of the single model that is best on the test set."""
+    gaps = {name: member["test"]["float32"]["gap"] for name, member in results["members"].items()}
+    return max(gaps.items(), key=itemgetter(1))
 
 
 def seconds_by_kind(timings: Sequence[Timing]) -> list[tuple[str, int, float]]:
-    """Kind, such as `train`, number and seconds of the stages, each kind where it comes first."""
+    """Return kind (such as `train`), number and total seconds of the stages, ordered by each kind's first stage."""
     kinds: dict[str, list[float]] = {}
     for timing in timings:
         kinds.setdefault(timing["stage"].partition(".")[0], []).append(timing["seconds"])
@@ -228,21 +238,23 @@ _RESULTS, _TIMINGS, _OBJECT = TypeAdapter(Results), TypeAdapter(list[Timing]), T
 
 
 def read_run(folder: Path) -> Run:
-    """What a report needs of a run's folder, wherever it was moved; no data and no stage.
+    """Read what a report needs from the folder of a run; neither data nor stages are needed.
 
     Raises:
-        UsageError: it is no folder of a run, the run is not finished, or its results are damaged or of another version.
+        UsageError: the folder holds no run, the run is not finished, or its files are damaged or of another format.
     """
     if not (folder / "stages").is_dir() and not (folder / RESULTS).is_file():
-        raise UsageError(f"{folder}: is no folder of a run; give the --out of `reeltag run`, such as runs/quickstart")
+        raise UsageError(f"{folder}: not the folder of a run; give the --out of `reeltag run`, such as runs/quickstart")
     if missing := [name for name in (RESULTS, RECIPE, TIMINGS) if not (folder / name).is_file()]:
-        what = f"the run is not finished: it lacks {' and '.join(missing)}"
-        raise UsageError(f"{folder}: {what}; `reeltag run` with its recipe and --out {folder} goes on")
+        raise UsageError(
+            f"{folder}: the run is not finished ({', '.join(missing)} missing); "
+            f"resume it: `reeltag run` with its recipe and --out {folder}"
+        )
     if _checked(_OBJECT, folder / RESULTS).get("format") != FORMAT:
-        raise UsageError(f"{folder / RESULTS}: {_again('was written by another version of reeltag', folder)}")
+        raise UsageError(f"{folder / RESULTS}: {_advice('was written by another version of reeltag', folder)}")
     results, timings = _checked(_RESULTS, folder / RESULTS), _checked(_TIMINGS, folder / TIMINGS)
     if fault := _contradiction(results):
-        raise UsageError(f"{folder / RESULTS}: {_again(f'is damaged ({fault})', folder)}")
+        raise UsageError(f"{folder / RESULTS}: {_advice(f'is damaged ({fault})', folder)}")
     return Run(folder.resolve().name, results, _checked(_OBJECT, folder / RECIPE), timings)
 
 
@@ -252,19 +264,19 @@ def _checked(adapter: TypeAdapter[Any], path: Path) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         fault = f"is damaged ({'.'.join(map(str, first['loc']))}: {describe_fault(first)})"
-        raise UsageError(f"{path}: {_again(fault, path.parent)}") from error
+        raise UsageError(f"{path}: {_advice(fault, path.parent)}") from error
 
 
 def _contradiction(results: Results) -> str:
-    """What parts of the results disagree on, each of its type; empty where they agree."""
+    """Return the first inconsistency between parts of the results; empty if they are consistent."""
     classes = len(results["test"]["class_ap"])
     if not classes == len(results["class_counts"]["train"]) == len(results["class_counts"]["test"]):
-        return "class_counts: of another number of classes than test.class_ap"
+        return "class_counts and test.class_ap have different numbers of classes"
     for name, curve in results["curves"].items():
         if not len(curve["epoch"]) == len(curve["loss"]) == len(curve["holdout_gap"]):
-            return f"curves.{name}: columns of several lengths"
+            return f"curves.{name}: columns have different lengths"
     return ""
 
 
-def _again(fault: str, folder: Path) -> str:
-    return f"{fault}; `reeltag run` with its recipe and --out {folder} writes it again"
+def _advice(fault: str, folder: Path) -> str:
+    return f"{fault}; write it anew: `reeltag run` with its recipe and --out {folder}"

@@ -23,7 +23,8 @@ from reeltag.inference.timeline import segment_spans
 from reeltag.models.heads import MixtureOfExperts
 from reeltag.models.tagger import Tagger
 from reeltag.pipeline.executor import Job
-from reeltag.pipeline.report.gating import FREQUENT_CLASSES, Together, gating_gain
+from reeltag.pipeline.report.gating import FREQUENT_CLASSES, CoOccurrence, gating_gain
+from reeltag.pipeline.report.results import Gating
 from reeltag.pipeline.stages.candidate import ModelStages
 from reeltag.training.log import LOG, Row, read_rows
 
@@ -97,7 +98,7 @@ class GateWatch:
     def __init__(self, gate: torch.nn.Module, counts: Tensor) -> None:
         frequent = counts.argsort(descending=True, stable=True)[:FREQUENT_CLASSES]
         self.classes, self.gate = frequent.sort().values, gate
-        self._labels = self._without = self._gated = Together.none(len(self.classes))
+        self._labels = self._without = self._gated = CoOccurrence.zeros(len(self.classes))
 
     def watch(self, predictions: Iterator[Predictions]) -> Iterator[Predictions]:
         """Let labelled predictions pass."""
@@ -113,15 +114,16 @@ class GateWatch:
         finally:
             hook.remove()
 
-    def gain(self) -> dict[str, Any] | None:
-        """See `measures.gating_gain`; classes by their numbers in the data."""
+    def gain(self) -> Gating | None:
+        """Return the gate's effect on pairs of classes, which are named by their indices in the data."""
         found = gating_gain(self._labels, self._without, self._gated)
         for pair in found["changed"] if found else ():
-            pair["classes"] = self.classes[pair["classes"]].tolist()
+            first, second = self.classes[list(pair["classes"])].tolist()
+            pair["classes"] = (first, second)
         return found
 
-    def _of(self, values: Tensor) -> Together:
-        return Together.of(values.cpu().float()[:, self.classes].numpy())
+    def _of(self, values: Tensor) -> CoOccurrence:
+        return CoOccurrence.of(values.cpu().float()[:, self.classes].numpy())
 
 
 def gate_of(model: torch.nn.Module) -> torch.nn.Module | None:

@@ -18,11 +18,12 @@ from reeltag.inference.ensemble import BATCH_SIZE, Predictions, predict_batches
 from reeltag.inference.metrics.evaluation import Evaluation, evaluate_predictions
 from reeltag.inference.predictor import Predictor, load
 from reeltag.pipeline.executor import Job, Stage
-from reeltag.pipeline.report.gating import FREQUENT_CLASSES, calibration, rounded
+from reeltag.pipeline.report.calibration import calibration
+from reeltag.pipeline.report.gating import FREQUENT_CLASSES
 from reeltag.pipeline.report.markdown import render
+from reeltag.pipeline.report.page import render_frontier
 from reeltag.pipeline.report.paper_tables import render_tables
-from reeltag.pipeline.report.plot import frontier_plot
-from reeltag.pipeline.report.results import FORMAT
+from reeltag.pipeline.report.results import FORMAT, rounded
 from reeltag.pipeline.stages.candidate import ModelStages
 from reeltag.pipeline.stages.ensemble import class_prior
 from reeltag.pipeline.stages.files import MODEL, REPORT, RESULTS, SCORES, SELECTION, WEIGHTS, load_manifest
@@ -134,9 +135,13 @@ def _do_report(recipe: Recipe, members: Sequence[MemberStages], job: Job) -> Non
         "bad_records": {split: _bad_records(load_manifest(job, split)) for split in ("train", "test")},
     }
     write_json(job.folder / RESULTS, content)
-    for name, text in {"report.md": render(content), "tables.md": render_tables(content)}.items():
+    texts = {
+        "report.md": render(content),
+        "tables.md": render_tables(content),
+        "frontier.svg": render_frontier(content),
+    }
+    for name, text in texts.items():
         write_bytes(job.folder / REPORT / name, text.encode())
-    write_bytes(job.folder / REPORT / "frontier.svg", frontier_plot(content))
 
 
 def _bad_records(manifest: Manifest) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 "use strict";
-// Without this script the page shows everything; with it tables sort and search, and points say their numbers.
+// Without this script the page shows all its content. The script sorts and searches tables, shows the values of the
+// point under the pointer, highlights one curve, and switches between light and dark.
 const root = document.documentElement;
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 
@@ -8,11 +9,11 @@ const all = (selector, within = document) => [...within.querySelectorAll(selecto
 const theme = document.getElementById("theme");
 const prefersDark = matchMedia("(prefers-color-scheme: dark)");
 const isDark = () => (root.dataset.theme ?? (prefersDark.matches ? "dark" : "light")) === "dark";
-const nameTheme = () => { theme.textContent = isDark() ? "Light" : "Dark"; };
-theme.onclick = () => { root.dataset.theme = isDark() ? "light" : "dark"; nameTheme(); };
-prefersDark.addEventListener("change", nameTheme);
+const labelThemeButton = () => { theme.textContent = isDark() ? "Light" : "Dark"; };
+theme.onclick = () => { root.dataset.theme = isDark() ? "light" : "dark"; labelThemeButton(); };
+prefersDark.addEventListener("change", labelThemeButton);
 theme.hidden = false;
-nameTheme();
+labelThemeButton();
 
 // --- tables ---------------------------------------------------------------------------------------
 
@@ -53,24 +54,24 @@ for (const table of all("table")) {
 
 for (const input of all("input[type=search]")) {
   const rows = [...document.getElementById(input.dataset.table).tBodies[0].rows];
-  const said = input.parentElement.querySelector("output");
+  const counter = input.parentElement.querySelector("output");
   input.oninput = () => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
-    let shown = 0;
+    let matches = 0;
     for (const row of rows) {
       const name = row.cells[0].textContent.toLowerCase();
       row.hidden = !words.every((word) => name.includes(word));
-      shown += !row.hidden;
+      matches += !row.hidden;
     }
-    said.textContent = words.length ? `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")}` : "";
+    counter.textContent = words.length ? `${matches.toLocaleString("en")} of ${rows.length.toLocaleString("en")}` : "";
   };
 }
 
-// --- what is pointed at ---------------------------------------------------------------------------
+// --- tooltips -------------------------------------------------------------------------------------
 
 const tip = document.getElementById("tip");
 
-function say(text, x, y) {
+function showTip(text, x, y) {
   tip.textContent = text;
   tip.hidden = false;
   const { width, height } = tip.getBoundingClientRect();
@@ -78,19 +79,19 @@ function say(text, x, y) {
   tip.style.top = `${y - height - 12 < 8 ? y + 16 : y - height - 12}px`;
 }
 
-function sayOf(element) {
-  const told = element?.closest?.("[data-tip]");
-  if (!told) {
+function showTipOf(element) {
+  const owner = element?.closest?.("[data-tip]");
+  if (!owner) {
     tip.hidden = true;
     return;
   }
-  const box = told.getBoundingClientRect();
-  say(told.dataset.tip, box.x + box.width / 2, box.y);
+  const box = owner.getBoundingClientRect();
+  showTip(owner.dataset.tip, box.x + box.width / 2, box.y);
 }
 
-for (const kind of ["pointerover", "focusin"]) document.addEventListener(kind, (event) => sayOf(event.target));
+for (const kind of ["pointerover", "focusin"]) document.addEventListener(kind, (event) => showTipOf(event.target));
 for (const kind of ["pointerout", "focusout"]) document.addEventListener(kind, () => { tip.hidden = true; });
-document.addEventListener("scroll", () => sayOf(document.activeElement), true); // what has the focus was scrolled to
+document.addEventListener("scroll", () => showTipOf(document.activeElement), true); // scrolling moves the focused element
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
 
 // --- curves ---------------------------------------------------------------------------------------
@@ -98,40 +99,37 @@ document.addEventListener("keydown", (event) => { if (event.key === "Escape") ti
 function choose(chart, name) {
   for (const series of all(".series", chart)) {
     series.classList.toggle("chosen", series.dataset.name === name);
-    if (series.dataset.name === name) series.parentElement.append(series); // before the others
+    if (series.dataset.name === name) series.parentElement.append(series); // in front of the others
   }
   for (const chip of all(".chip", chart)) chip.setAttribute("aria-pressed", String(chip.dataset.series === name));
 }
 
-function nearest(svg, x, y) {
-  let found = null;
-  for (const series of all(".series", svg)) {
-    for (const point of series.querySelector("polyline").points) {
+function nearest(series, x, y) {
+  let closest = null;
+  for (const { name, points, tips } of series) {
+    points.forEach((point, index) => {
       const distance = (point.x - x) ** 2 + (point.y - y) ** 2;
-      if (!found || distance < found.distance) found = { distance, point, name: series.dataset.name };
-    }
+      if (!closest || distance < closest.distance) closest = { distance, point, text: `${name}, ${tips[index]}` };
+    });
   }
-  return found;
+  return closest;
 }
 
 for (const chart of all(".many")) {
   const svg = chart.querySelector("svg");
-  const [x0, x1, y0, y1] = svg.dataset.scale.split(" ").map(Number);
-  const [left, right, bottom, top] = svg.dataset.box.split(" ").map(Number);
-  const [across, up] = svg.dataset.axes.split("|");
-  const logY = svg.dataset.log === "y";
-  const between = (low, high, share) => low + share * (high - low);
-  const height = (share) => (logY ? Math.exp(between(Math.log(y0), Math.log(y1), share)) : between(y0, y1, share));
-  const values = (point) => [between(x0, x1, (point.x - left) / (right - left)), height((bottom - point.y) / (bottom - top))];
+  const series = all(".series", svg).map((group) => {
+    const line = group.querySelector("polyline");
+    return { name: group.dataset.name, points: [...line.points], tips: line.dataset.tips.split("|") };
+  });
   for (const chip of all(".chip", chart)) chip.onclick = () => choose(chart, chip.dataset.series);
   choose(chart, chart.querySelector(".chip").dataset.series);
   svg.addEventListener("pointermove", (event) => {
-    const place = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
-    const found = nearest(svg, place.x, place.y);
-    if (!found || found.distance > 900) { tip.hidden = true; return; }
-    const [x, y] = values(found.point);
-    const there = new DOMPoint(found.point.x, found.point.y).matrixTransform(svg.getScreenCTM());
-    say(`${found.name}, ${across} ${x.toFixed(1)}: ${up} ${y.toPrecision(4)}`, there.x, there.y);
+    const toScreen = svg.getScreenCTM();
+    const pointer = new DOMPoint(event.clientX, event.clientY).matrixTransform(toScreen.inverse());
+    const closest = nearest(series, pointer.x, pointer.y);
+    if (closest.distance > 900) { tip.hidden = true; return; } // 30 units of the chart
+    const { x, y } = new DOMPoint(closest.point.x, closest.point.y).matrixTransform(toScreen);
+    showTip(closest.text, x, y);
   });
   svg.addEventListener("pointerleave", () => { tip.hidden = true; });
 }

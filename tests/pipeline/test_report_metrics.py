@@ -1,4 +1,4 @@
-"""What a report measures, beside loops that follow the definitions."""
+"""Calibration, gating, margins, curves and charts of a report, against loops that follow the definitions."""
 
 import math
 
@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from reeltag.inference.ensemble import Predictions
-from reeltag.pipeline.report.charts import Point, Series, chart, log_ticks
+from reeltag.pipeline.report.axes import linear_axis, log_ticks, tight_axis
+from reeltag.pipeline.report.calibration import BINS, calibration
+from reeltag.pipeline.report.charts import Point, Series, chart
 from reeltag.pipeline.report.compare import recipe_changes
-from reeltag.pipeline.report.gating import BINS, MIN_VIDEOS, PAIRS, Together, calibration, gating_gain
+from reeltag.pipeline.report.gating import LISTED_PAIRS, MIN_VIDEOS, CoOccurrence, gating_gain
 from reeltag.pipeline.stages.report_samples import _mean_row, margins
 from reeltag.training.log import Row
 
@@ -49,13 +51,13 @@ def test_perfect_tags_are_calibrated_and_empty_bins_are_left_out():
 
 def test_log_lift_follows_its_definition_and_adds_up(rng):
     values = rng.random((40, 5)).astype(np.float32)
-    whole = Together.of(values).log_lift()
+    whole = CoOccurrence.of(values).log_lift()
     for a in range(5):
         for b in range(5):
             both = sum(float(row[a]) * float(row[b]) for row in values) / 40
             alone = sum(map(float, values[:, a])) / 40 * sum(map(float, values[:, b])) / 40
             assert whole[a, b] == pytest.approx(math.log2(both / alone), rel=1e-4, abs=1e-5)
-    parts = Together.of(values[:13]) + Together.none(5) + Together.of(values[13:])
+    parts = CoOccurrence.of(values[:13]) + CoOccurrence.zeros(5) + CoOccurrence.of(values[13:])
     np.testing.assert_allclose(parts.log_lift(), whole, atol=1e-5)
 
 
@@ -64,7 +66,7 @@ def test_gating_gain_lists_the_pairs_that_changed_most(rng):
     labels[:, 8] = 0
     labels[:4, [0, 8]] = 1  # a pair of too few videos
     without, gated = rng.random((300, 9)).astype(np.float32), rng.random((300, 9)).astype(np.float32)
-    found = gating_gain(*map(Together.of, (labels, without, gated)))
+    found = gating_gain(*map(CoOccurrence.of, (labels, without, gated)))
 
     def lift(values, a, b):
         return math.log2((values[:, a] * values[:, b]).mean() / (values[:, a].mean() * values[:, b].mean()))
@@ -75,7 +77,7 @@ def test_gating_gain_lists_the_pairs_that_changed_most(rng):
     for key, values in {"error_without": without, "error_gated": gated}.items():
         distance = np.mean([abs(lift(values, *pair) - lift(labels, *pair)) for pair in pairs])
         assert found[key] == pytest.approx(distance, abs=1e-4)
-    most = sorted(pairs, key=lambda pair: -abs(lift(gated, *pair) - lift(without, *pair)))[:PAIRS]
+    most = sorted(pairs, key=lambda pair: -abs(lift(gated, *pair) - lift(without, *pair)))[:LISTED_PAIRS]
     assert [tuple(pair["classes"]) for pair in found["changed"]] == most
     first = found["changed"][0]
     assert first["videos"] == (labels[:, most[0][0]] * labels[:, most[0][1]]).sum()
@@ -84,9 +86,9 @@ def test_gating_gain_lists_the_pairs_that_changed_most(rng):
     )
 
 
-def test_no_pair_is_no_gain():
+def test_gating_gain_is_none_if_no_pair_counts():
     labels = np.eye(3, dtype=np.float32)
-    assert gating_gain(*[Together.of(labels)] * 3) is None
+    assert gating_gain(*[CoOccurrence.of(labels)] * 3) is None
 
 
 def test_margins_follow_their_definition(rng):
@@ -100,21 +102,21 @@ def test_margins_follow_their_definition(rng):
             assert value == pytest.approx(float(row[own].min() - row[~own].max()))
 
 
-def test_rows_of_a_log_become_one_by_their_steps():
+def test_rows_of_a_log_are_averaged_by_their_number_of_steps():
     rows = [(Row(10, 1.0, 6.0, 0.1, 0.3), 10), (Row(12, 1.2, 12.0, 0.1, None), 2)]
     assert _mean_row(rows) == Row(12, 1.2, 7.0, 0.1, 0.3)
 
 
 @pytest.mark.parametrize("log", ["", "x", "y"])
-def test_places_of_a_chart_are_those_of_its_ticks(log):
+def test_points_lie_where_the_ticks_say(log):
     points = [Point(x, y, "") for x, y in ((1.0, 0.5), (4.0, 2.0), (20.0, 5.0))]
-    drawn = chart("t", ("x", "y"), [Series("s", points)], log=log)
-    (series,) = drawn.series
-    assert all(drawn.left <= p.x <= drawn.right and drawn.top <= p.y <= drawn.bottom for p in series.points)
-    for value, place in zip(points, series.points, strict=True):
+    result = chart("t", ("x", "y"), [Series("s", points)], log=log)
+    (series,) = result.series
+    assert all(result.left <= p.x <= result.right and result.top <= p.y <= result.bottom for p in series.points)
+    for value, position in zip(points, series.points, strict=True):
         for ticks, at, number, logarithmic in (
-            (drawn.x_ticks, place.x, value.x, log == "x"),
-            (drawn.y_ticks, place.y, value.y, log == "y"),
+            (result.x_ticks, position.x, value.x, log == "x"),
+            (result.y_ticks, position.y, value.y, log == "y"),
         ):
             scale = np.log if logarithmic else np.asarray
             known = scale([float(tick.label) for tick in ticks])
@@ -136,7 +138,35 @@ def test_a_short_logarithmic_axis_has_more_ticks(low, high, ticks):
     assert log_ticks(low, high) == pytest.approx(ticks)
 
 
-def test_what_differs_between_recipes():
+@pytest.mark.parametrize(
+    ("values", "ticks", "labels"),
+    [
+        ([0.912, 0.938], [0.91, 0.915, 0.92, 0.925, 0.93, 0.935, 0.94], "0.910 0.915 0.920 0.925 0.930 0.935 0.940"),
+        ([-3.0, 14.0], [-5, 0, 5, 10, 15], "-5 0 5 10 15"),
+        ([1200.0, 5100.0], [1000, 2000, 3000, 4000, 5000, 6000], "1000 2000 3000 4000 5000 6000"),
+    ],
+)
+def test_a_linear_axis_covers_the_values_with_round_ticks(values, ticks, labels):
+    axis = linear_axis(values, 5)
+    assert list(axis.ticks) == pytest.approx(ticks)
+    assert (axis.low, axis.high) == pytest.approx((ticks[0], ticks[-1]))
+    assert axis.labels() == labels.split()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -2.5, 1e-9])
+def test_an_axis_of_one_value_has_that_value_inside(value):
+    for axis in (linear_axis([value], 5), tight_axis([value, value], 6)):
+        assert axis.low < value < axis.high
+        assert 0 < axis.fraction(value) < 1
+        assert len(axis.labels()) == len(axis.ticks) > 1
+
+
+def test_a_tight_axis_ends_with_the_values_and_starts_at_zero_if_that_is_near():
+    assert (tight_axis([0.2, 5.0], 6).low, tight_axis([0.2, 5.0], 6).high) == (0, 5)
+    assert (tight_axis([2.0, 5.0], 6).low, tight_axis([2.0, 5.0], 6).high) == (2, 5)
+
+
+def test_differences_between_recipes():
     added = {"b": {"hidden": 5, "dropout": None, "training": {"learning_rate": 0.1}}, "c": dict.fromkeys("abcdefg", 1)}
     before = {"seed": 1, "training": {"learning_rate": 0.1, "epochs": 3}, "models": {"a": {"hidden": 4}}, "same": [1]}
     after = {"seed": 1, "training": {"learning_rate": 0.2, "epochs": 3}, "models": added, "same": [1]}
