@@ -110,7 +110,10 @@ def test_students_that_are_clearly_worse_are_remarked(results):
 
 def test_models_trained_too_briefly_for_their_batch_norm_are_remarked(results):
     name, told = next(iter(results["members"].items()))
-    for share, said in ((FORGOTTEN, []), (0.64, [f"up to 64% of the batch-norm averages is still their initial value ({name})"])):
+    for share, said in (
+        (FORGOTTEN, []),
+        (0.64, [f"up to 64% of the batch-norm averages is still their initial value ({name})"]),
+    ):
         changed = results["members"] | {name: told | {"first_statistics": share}}
         found = remarks(results | {"members": changed})
         assert [text.partition(":")[0] for text in found] == said
