@@ -21,7 +21,9 @@ def test_a_target_takes_its_seeds_and_damage_to_them(target):
         target.one_input(odd)
 
 
-@pytest.mark.parametrize(("target", "broken"), [(artifact, "load"), (recipe, "load_recipe"), (shards, "read_bytes")])
+@pytest.mark.parametrize(
+    ("target", "broken"), [(artifact, "load"), (recipe, "load_recipe"), (shards, "read_shard_bytes")]
+)
 def test_a_target_lets_no_other_error_pass(target, broken, monkeypatch):
     def fails(*arguments):
         raise KeyError("a mistake of ours")
