@@ -256,7 +256,7 @@ def drawn_frames(frames: int, settings: TrainingSettings, tagger: Tagger) -> int
 
 
 def measure(
-    bench: Bench, config: TaggerConfig, settings: TrainingSettings, peaks: Peaks, shards: Shards, workers: int
+    bench: Bench, config: TaggerConfig, settings: TrainingSettings, peaks: Peaks, *, shards: Shards, workers: int
 ) -> dict[str, Any]:
     """All about one configuration."""
     meta = meta_tagger(config, bench.schema.widths, bench.schema.classes)
@@ -372,7 +372,7 @@ def main() -> None:
                 own = settings.model_copy(update={"batch_size": arguments.batch or settings.batch_size})
                 key = config.model_dump_json() + own.model_dump_json(exclude={"epochs", "workers"})
                 if key not in known:
-                    known[key] = measure(bench, config, own, peaks, shards, workers)
+                    known[key] = measure(bench, config, own, peaks, shards=shards, workers=workers)
                 rows[name] = known[key]
                 print_row(name, rows[name])
     report(arguments.json, device, peaks, recipe, rows)

@@ -196,7 +196,7 @@ def write_model(name: str, folder: Path) -> Path:
     return path
 
 
-def measure(path: Path, mode: Mode, rounds: int, count: int, bad: int, log: Path) -> dict[str, Any]:
+def measure(path: Path, mode: Mode, *, rounds: int, count: int, bad: int, log: Path) -> dict[str, Any]:
     """Time one model, see to its memory and send it malformed requests."""
     model = load(path, mode)
     schema, video = model.schema, random_video(model.schema)
@@ -241,8 +241,8 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         files = [given.file] if given.file else [write_model(name, Path(folder)) for name in given.models]
-        amounts = (given.rounds, given.requests, given.malformed, Path(folder, "log"))
-        results = {path.stem: measure(path, given.mode, *amounts) for path in files}
+        amounts = {"rounds": given.rounds, "count": given.requests, "bad": given.malformed}
+        results = {path.stem: measure(path, given.mode, **amounts, log=Path(folder, "log")) for path in files}
     print(f"p95 of {CLIENTS} clients, to be at most {REACH} times one client's median")
     print_json(given.json, "serve", rounds=given.rounds, reach=REACH, models=results)
 

@@ -25,24 +25,27 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer(head=False)
 
-    def answer(self, *, head):
+    def requested(self):
+        """Return the name and the bytes of the requested file; None for bytes that do not exist."""
         if PLAN.fullmatch(self.path):
-            content, name = self.server.plan, "plan"
-        elif found := SHARD.fullmatch(self.path):
-            name = found[4]
-            content = self.server.shards.get(name)
-        else:
-            content = None
+            return "plan", self.server.plan
+        shard = SHARD.fullmatch(self.path)
+        return (shard[4], self.server.shards.get(shard[4])) if shard else ("", None)
+
+    def next_fault(self, name, first, end):
+        """Record a request for the bytes from `first` to `end`, and return the fault that it shall meet."""
+        with self.server.lock:
+            self.server.asked.append((name, first, end))
+            return self.server.faults[name].pop(0) if self.server.faults.get(name) else None
+
+    def answer(self, *, head):
+        name, content = self.requested()
         if content is None:
             return self.refuse(404)
         first, last = 0, len(content) - 1
         if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
             first, last = int(asked[1]), min(int(asked[2]), last)
-        fault = None
-        if not head:
-            with self.server.lock:
-                self.server.asked.append((name, first, last + 1))
-                fault = self.server.faults[name].pop(0) if self.server.faults.get(name) else None
+        fault = None if head else self.next_fault(name, first, last + 1)
         if fault == 503:
             return self.refuse(503)
         if fault == "stall":
