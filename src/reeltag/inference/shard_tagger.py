@@ -1,4 +1,4 @@
-"""A shard set tagged into one file: in several processes, and on from where a killed run stopped.
+"""Tag a set of shards into one file, in several processes; a killed run resumes with the unfinished shards.
 
 The predictions of each shard are a part in the folder `OUT.parts`; in the end the parts are joined in the shards'
 order and the folder goes. A part's name is a hash of all that decides its content, so a run with anything changed
@@ -58,14 +58,14 @@ _PARTS = re.compile(rf"\.?part-.*|{re.escape(LOCK)}")
 
 @dataclass
 class TagCounts:
-    """Videos or segments that were tagged, videos that were dropped as flat, and records that were left out as bad."""
+    """Numbers of videos or segments tagged and of flat videos dropped, and the bad records that were left out."""
 
     videos: int = 0
     dropped: int = 0
     bad: BadRecords = field(default_factory=BadRecords)
 
     def add(self, other: TagCounts) -> None:
-        """Count those of another shard too.
+        """Add the counts of another shard.
 
         Raises:
             DataError: there are more bad records than may be left out.
@@ -76,7 +76,7 @@ class TagCounts:
             self.bad.skip(record.error)
 
     def dump(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the counts as JSON."""
         return {"videos": self.videos, "dropped": self.dropped, "bad": [vars(record) for record in self.bad.records]}
 
     @classmethod
@@ -88,7 +88,7 @@ class TagCounts:
 
 @dataclass(frozen=True)
 class _Job:
-    """How shards are tagged."""
+    """Settings with which shards are tagged."""
 
     model: Path
     device: str
@@ -100,7 +100,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Part:
-    """A shard, and where its predictions go."""
+    """Shard and the file of its predictions."""
 
     shard: DataFile
     size: int
@@ -266,7 +266,7 @@ def _tag_missing(
 
 
 def _folder_of_parts(out: Path) -> Path:
-    """Where the parts of an output are made.
+    """Return the folder for the parts of an output.
 
     Raises:
         UsageError: it holds something else.
@@ -287,7 +287,7 @@ def _part(shard: DataFile, folder: Path, deciding: Sequence[object]) -> _Part:
 def _finished(
     job: _Job, todo: Sequence[_Part], pool: AbstractContextManager[Pool] | None
 ) -> Iterator[Iterator[tuple[_Part, TagCounts]]]:
-    """The parts as they are finished, in this process or by several."""
+    """Yield the parts as they are finished, by this process or by several."""
     if not todo:
         yield iter(())
         return

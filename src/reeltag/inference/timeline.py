@@ -1,4 +1,4 @@
-"""A video and its stretches → tags and when they hold. The types also describe answers at `/openapi.json`."""
+"""Tags of a video and of its segments over time. The types also describe the service's responses in `/openapi.json`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Timeline(TypedDict):
 
 
 class Tagged(TypedDict):
-    """What is said of a video.
+    """Tags of a video.
 
     Attributes:
         id: its name.
@@ -51,26 +51,26 @@ class Tagged(TypedDict):
 
 
 def segment_spans(length: int) -> list[tuple[int, int]]:
-    """Begin and end of at most 40 segments of equal length, or a frame more."""
+    """Split a length in frames into at most 40 segments whose lengths differ by at most one frame."""
     count = min(SEGMENTS, length)
     return [(number * length // count, (number + 1) * length // count) for number in range(count)]
 
 
 def split_segments(video: Video) -> list[Video]:
-    """The segments of a video as videos of their own."""
+    """Return the segments of a video as videos of their own."""
     spans = segment_spans(video.length)
     return [replace(video, features=tuple(part[begin:end] for part in video.features)) for begin, end in spans]
 
 
 def best_classes(scores: ScoreArray, count: int) -> npt.NDArray[np.int64]:
-    """The classes of the highest scores [C], equal ones in class order, as `metrics.top_k` finds them for a batch."""
+    """Return the classes of the highest scores [C], ties in class order, as `metrics.gap.top_k` does for a batch."""
     least = np.partition(scores, -count)[-count]
     classes = np.flatnonzero(scores >= least)
     return classes[np.argsort(-scores[classes], kind="stable")][:count]
 
 
 def build_tagged(video: Video, scores: ScoreArray, top: int, label_names: Sequence[str]) -> Tagged:
-    """What is said of a video.
+    """Build the tags of a video from its scores.
 
     Args:
         video: the video.
@@ -91,7 +91,7 @@ def build_tagged(video: Video, scores: ScoreArray, top: int, label_names: Sequen
 
 
 def tag_spans(timeline: Timeline, tag: int) -> list[tuple[int, int]]:
-    """Where a tag holds: runs of segments with at least half of its highest score, and FAINT; from frame to frame."""
+    """Return spans of frames in which a tag has at least half of its highest score, and at least FAINT."""
     scores, found = timeline["scores"][tag], list[tuple[int, int]]()
     for (begin, end), score in zip(timeline["segments"], scores, strict=True):
         if score < max(max(scores) / 2, FAINT):

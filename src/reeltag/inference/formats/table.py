@@ -41,13 +41,13 @@ def json_lines(predictions: Iterable[Predictions], label_names: Sequence[str]) -
 
 
 class Format(Protocol):
-    """How predictions look on disk: written in parts, of which a file is joined."""
+    """File format of predictions: parts are written separately and joined to one file."""
 
     def write(self, path: Path, predictions: Iterable[Predictions], label_names: Sequence[str]) -> None:
         """Write a part."""
 
     def join(self, path: Path, parts: Sequence[Path]) -> None:
-        """Make a file of parts, in their order."""
+        """Join parts to one file, in their order."""
 
 
 @dataclass(frozen=True)

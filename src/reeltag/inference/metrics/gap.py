@@ -57,7 +57,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What the scores need of the videos seen so far; merging is concatenation.
+    """Statistics of the videos so far from which scores are computed; merging concatenates them.
 
     Attributes:
         scores: [N, k] float32, each video's highest probabilities, descending.
@@ -200,7 +200,7 @@ def _mean_over_all(probabilities: Tensor, labels: Tensor) -> float:
 
 
 def _label_counts(labels: Tensor) -> tuple[Integers, Integers]:
-    """How many labels each video [N] and each class [C] has."""
+    """Return the number of labels of each video [N] and of each class [C]."""
     # By way of the few that there are: summing a wide bool tensor takes longer than finding the 20 highest scores.
     videos, classes = np.divmod(np.flatnonzero(labels.cpu().numpy()), labels.shape[1])
     return np.bincount(videos, minlength=len(labels)), np.bincount(classes, minlength=labels.shape[1])

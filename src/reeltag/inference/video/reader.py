@@ -36,7 +36,7 @@ class VideoReader:
     pipeline: Pipeline
 
     def read(self, path: Path, name: str, threads: int = 1) -> tuple[Video, tuple[str, ...]]:
-        """What the model reads of a file, and what is unusual about it.
+        """Extract the features that the model reads from a file, and remarks about the file.
 
         Args:
             path: the file.

@@ -24,7 +24,7 @@ from reeltag.inference.video.reader import VideoReader, open_reader
 
 @dataclass(frozen=True)
 class TaggedFile:
-    """What is said of a file.
+    """Tags of a video file.
 
     Attributes:
         tagged: its tags, and where it was asked for their timeline.
@@ -50,7 +50,7 @@ class VideoTagger:
     reader: VideoReader
 
     def tag(self, video: Video, top: int, *, timeline: bool = False) -> Tagged:
-        """The most probable classes of a video; with a timeline those of its segments too.
+        """Return the most probable classes of a video, and with `timeline` their scores in its segments.
 
         Args:
             video: as the reader gives it.
@@ -65,7 +65,7 @@ class VideoTagger:
 
 
 def open_tagger(predictor: Predictor, name: str, image: str | None = None, audio: str | None = None) -> VideoTagger:
-    """A model with its extractors, which are opened by the names that its schema has, or as they are given.
+    """Open the extractors of a model, which are opened by the names that its schema has, or as they are given.
 
     Args:
         predictor: the model.
