@@ -124,7 +124,7 @@ def test_a_server_that_names_no_version_is_asked_for_the_file_each_time(server, 
 @pytest.mark.parametrize("length", [True, False])
 def test_a_truncated_download_leaves_nothing_and_can_be_repeated(server, cache, length):
     server.sent, server.length = len(server.content) // 2, length
-    with pytest.raises(ArtifactError, match=r"http://127.*(did not arrive whole|copy it again)") as caught:
+    with pytest.raises(ArtifactError, match=r"http://127.*(was not downloaded completely|copy it again)") as caught:
         reeltag.load(server.url)
     assert "partial" not in str(caught.value)
     assert not files(cache)

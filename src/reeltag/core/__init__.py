@@ -1,1 +1,1 @@
-"""What every other package stands on: errors, files, tensors in files, transfer, processes, progress."""
+"""Foundation of all other packages: errors, files, tensor files, transfer, processes and progress."""

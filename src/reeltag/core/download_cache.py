@@ -1,4 +1,4 @@
-"""Files behind a URL, kept in a cache: fetched once, and again when they change."""
+"""Local cache of remote files: a file is downloaded once, and again when it changes."""
 
 from __future__ import annotations
 
@@ -17,36 +17,38 @@ logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where fetched files are kept: $REELTAG_CACHE, or `reeltag` in the user's cache folder."""
+    """Return the cache folder: $REELTAG_CACHE, or `reeltag` in the user's cache folder."""
     if own := os.environ.get("REELTAG_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reeltag"
 
 
 def fetch(url: str, check: Callable[[Path], object]) -> Path:
-    """A local copy of a remote file; where the other side cannot be reached, the last one, with a warning in the log.
+    """Return a local copy of a remote file.
+
+    If the server cannot be reached, the last copy is used and a warning is logged.
 
     Args:
         url: http(s)://, or of any other file system that fsspec knows.
-        check: told the new file before it enters the cache; raises ArtifactError where it is bad.
+        check: called with the new file before it enters the cache; raises ArtifactError if the file is bad.
 
     Raises:
-        ArtifactError: there is no such file, it did not arrive whole, or it is bad.
-        UsageError: nothing here can read such URLs, or the cache cannot be written.
+        ArtifactError: the file does not exist, its download was incomplete, or `check` refused it.
+        UsageError: no installed library reads such URLs, or the cache cannot be written.
     """
-    # fsspec's own file cache takes every file behind HTTP for unchanging, and needs the network to look at a copy.
+    # fsspec's own file cache assumes that files behind HTTP never change, and needs the network even for a cached copy.
     filesystem, path = file_system(url)
     folder = cache_folder() / content_hash(url)[:16]
     try:
         state = _version(filesystem, path)
-    except Exception as error:  # each file system has exceptions of its own
+    except Exception as error:  # every file system raises its own exception classes
         if is_refusal(error):
             raise ArtifactError(str(refusal_error(url, error))) from error
         return _last_copy(url, folder, error)
     target = folder / f"{content_hash(state)[:16]}.reeltag"
     if state is not None and target.exists():
-        with suppress(OSError):  # of somebody else's cache
-            target.touch()  # the last one seen, if the next call finds no network
+        with suppress(OSError):  # the cache may belong to another user
+            target.touch()  # makes it the newest copy, which is used when the network is down
         return target
     with atomic_path(target) as temporary:
         try:
@@ -54,7 +56,7 @@ def fetch(url: str, check: Callable[[Path], object]) -> Path:
         except Exception as error:
             if not is_refusal(error) and any(folder.glob("*.reeltag")):
                 return _last_copy(url, folder, error)
-            raise ArtifactError(f"{url}: did not arrive whole ({describe_error(error)}); try again") from error
+            raise ArtifactError(f"{url}: was not downloaded completely ({describe_error(error)}); try again") from error
         try:
             check(temporary)
         except ArtifactError as error:
@@ -63,7 +65,7 @@ def fetch(url: str, check: Callable[[Path], object]) -> Path:
 
 
 def _version(filesystem: Any, path: str) -> object:
-    """What tells this state of the file from others; None if nothing does, and the file has to be fetched again."""
+    """Return the version that the server reports for the file, or None, so that it is downloaded again."""
     info = filesystem.info(path)
     if info["type"] != "file":
         raise FileNotFoundError("is a folder, device or pipe and no file")

@@ -1,4 +1,4 @@
-"""What reeltag runs on: versions, the state of the repository, and the device."""
+"""Environment of a run: package versions, state of the git repository, CPUs and devices."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ PACKAGES = ("torch", "lightning-fabric", "numpy", "pydantic", "protobuf", "googl
 
 
 def versions() -> dict[str, str]:
-    """Versions that a result may depend on."""
+    """Return the versions of the packages that a result may depend on."""
     return {"python": platform.python_version(), "reeltag": __version__} | {name: version(name) for name in PACKAGES}
 
 
 def describe_environment(recipe: Path) -> dict[str, Any]:
-    """What a run was made with; it is kept beside the results and decides none of them.
+    """Describe the environment of a run; the description is saved beside the results and does not influence them.
 
     Args:
-        recipe: the file.
+        recipe: path of the recipe.
 
     Returns:
-        `versions`, and `git`: the `commit` of the repository that the recipe lies in, and whether tracked files or the
-        recipe differ from it (`dirty`); None where there is no repository, or no git.
+        `versions`, and `git`: the `commit` of the repository that holds the recipe, and `dirty`, which is true if
+        tracked files or the recipe differ from that commit. `git` is None without a repository or without git.
     """
     return {"versions": versions(), "git": _git_state(recipe)}
 
@@ -47,7 +47,7 @@ def _git_state(file: Path) -> dict[str, Any] | None:
 
 
 def _git(file: Path, *arguments: str) -> str | None:
-    """What git says in a file's folder; None where it cannot say it."""
+    """Return the output of a git command run in the file's folder; None if it fails."""
     command = ["git", "-C", str(file.resolve().parent), *arguments]
     try:
         said = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
@@ -57,7 +57,7 @@ def _git(file: Path, *arguments: str) -> str | None:
 
 
 def cpuinfo_value(key: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """What Linux says of its first processor, such as its `model name`; empty where nobody says."""
+    """Return a field of the first CPU in /proc/cpuinfo, such as `model name`; empty if it is not listed."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -67,13 +67,13 @@ def cpuinfo_value(key: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def available_cpus() -> int:
-    """How many processors this process may keep busy."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Let torch compute with one thread in a block; with more, the last bit of a sum depends on their number."""
+    """Limit torch to one thread within a block, because with more the last bit of a sum depends on their number."""
     import torch
 
     before = torch.get_num_threads()
@@ -85,15 +85,15 @@ def one_torch_thread() -> Iterator[None]:
 
 
 def onnx_runtime(extra: str) -> ModuleType:
-    """The module onnxruntime, which sends nothing to anybody.
+    """Import onnxruntime with its telemetry switched off.
 
     Args:
-        extra: of reeltag, that brings it.
+        extra: the extra of reeltag that installs it.
 
     Raises:
-        UsageError: it is missing.
+        UsageError: onnxruntime is not installed.
     """
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it reads this when it is imported
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the module is imported
     try:
         import onnxruntime
     except ImportError as error:
@@ -102,10 +102,10 @@ def onnx_runtime(extra: str) -> ModuleType:
 
 
 def check_device(name: str) -> None:
-    """See that a device is there before work starts.
+    """Check that a device is available before work starts.
 
     Raises:
-        UsageError: it is not.
+        UsageError: the device is not available.
     """
     import torch
 
@@ -115,17 +115,17 @@ def check_device(name: str) -> None:
 
 
 def default_device() -> str:
-    """The device that predicts: a GPU where there is one."""
+    """Return the default device for predictions: a GPU if there is one, otherwise the CPU."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what it frees for its next step, where glibc allocates.
+    """Make glibc keep freed memory in the process for the next step.
 
-    Otherwise every large tensor is given back to the system and comes again as new pages, each of them filled with
-    zeros first: half the time of a training step of 321 M weights.
+    Otherwise every large tensor is returned to the system and allocated again as new pages, which the kernel has to
+    zero: half the time of a training step with 321 M weights. Other allocators are left alone.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -134,10 +134,10 @@ def keep_freed_memory() -> None:
 
 
 def limit_openmp_spinning() -> None:
-    """Let OpenMP's threads sleep after a short while of waiting, unless the environment says how they wait.
+    """Shorten the time that OpenMP threads spin before they sleep, unless the environment already sets it.
 
-    By default they spin for milliseconds, which on a machine with other work to do keeps those from the processor that
-    they wait for. Only what is loaded later, torch above all, heeds it.
+    By default they spin for milliseconds and so take CPU time from the threads that they wait for when the machine has
+    other work. This affects only libraries that are loaded later, above all torch.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", OPENMP_SPIN_COUNT)

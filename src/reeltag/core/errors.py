@@ -1,7 +1,7 @@
-"""The errors that reeltag raises on bad input: each names the thing, the place and the next step.
+"""Errors that reeltag raises on bad input. Each message names the thing, the place and the next step.
 
-A `ReeltagError` is the user's to mend, so the command line prints it as one message and exits with 2.
-Everything else is a bug of ours and keeps its traceback.
+A `ReeltagError` is one that the user can fix, so the command line prints its message and exits with code 2.
+Any other exception is a bug in reeltag and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 
 class ReeltagError(ValueError):
-    """Base of every error that the user can mend."""
+    """Base class of all errors that the user can fix."""
 
 
 class UsageError(ReeltagError):
@@ -23,7 +23,7 @@ class DataError(ReeltagError):
     Args:
         reason: what is wrong and, where there is one, the next step.
         file: path of the shard.
-        record: number of the record in the shard, from 0.
+        record: index of the record in the shard, from 0.
         offset: byte offset of the record in the shard.
     """
 
@@ -46,7 +46,7 @@ def _rebuild_data_error(reason: str, file: str | None, record: int | None, offse
 
 
 class RecipeError(ReeltagError):
-    """A recipe with faults; the message lists all of them at once."""
+    """An invalid recipe; the message lists all faults at once."""
 
     def __init__(self, source: str, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)
@@ -55,7 +55,7 @@ class RecipeError(ReeltagError):
 
 
 class ArtifactError(ReeltagError):
-    """A `.reeltag` file or checkpoint that is damaged, foreign or from another version."""
+    """A `.reeltag` file or checkpoint that is damaged, of another format, or written by another version."""
 
 
 class BudgetError(ReeltagError):
@@ -63,30 +63,30 @@ class BudgetError(ReeltagError):
 
 
 class TrainingError(ReeltagError):
-    """Training cannot go on, for example because the loss is not finite."""
+    """Training cannot continue, for example because the loss is not finite."""
 
 
 class OutOfMemoryError(ReeltagError):
-    """There is less memory, of the machine or of a GPU, than the work takes."""
+    """The work needs more memory than the machine or the GPU has."""
 
 
 class TransferError(ReeltagError):
-    """A file behind a URL that is missing, refused or out of reach."""
+    """A remote file that is missing, not accessible or cannot be reached."""
 
 
 class VideoError(ReeltagError):
-    """A video file that cannot be read, or not in a reasonable time."""
+    """A video file that cannot be read, or takes too long to decode."""
 
 
 class WorkerError(ReeltagError):
-    """A process that worked for this one ended before its work was done."""
+    """A worker process ended before its task was finished."""
 
 
 class RequestError(ReeltagError):
-    """A request that the service refuses.
+    """A request that the service rejects.
 
     Args:
-        status: of the answer, as HTTP numbers them.
+        status: HTTP status code of the response.
         reason: what is wrong and the next step.
     """
 

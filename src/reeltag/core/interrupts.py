@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and the end of the time given: they end long work at once or, if it asks, at its next safe point."""
+"""Ctrl-C, SIGTERM and time limits: they stop long work at once or, on request, at its next safe point."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ REPEAT_SECONDS = 0.5
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends work as Ctrl-C does."""
+    """Raised on SIGTERM, which stops work as Ctrl-C does."""
 
 
 class TimeLimitReached(KeyboardInterrupt):
-    """The time that a command was given is over, which ends work as Ctrl-C does."""
+    """Raised when the time limit of a command has passed, which stops work as Ctrl-C does."""
 
 
 @dataclass
 class HeldSignal:
-    """What was held back in a block.
+    """Signal that was deferred within a block.
 
     Attributes:
-        number: of the signal, 0 while none came.
+        number: signal number; 0 if none has arrived.
     """
 
     number: int = 0
 
     def release(self, number: int = 0) -> None:
-        """Raise the signal that was held, or one that came to another process, if any."""
+        """Raise the deferred signal, or `number`, a signal that another process received; do nothing without one."""
         if number or self.number:
             _end(number or self.number)
 
 
 def _say_saving(number: int) -> None:
-    os.write(2, b"\nsaving; once more ends at once\n")  # print may be what the signal interrupted
+    os.write(2, b"\nsaving; once more ends at once\n")  # not print, which the signal may have interrupted
 
 
 @contextmanager
 def raise_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise `Terminated` in a block."""
+    """Raise `Terminated` on SIGTERM within a block."""
     if not _receives_signals():
         yield
         return
@@ -58,7 +58,7 @@ def raise_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def deadline(seconds: float | None) -> Iterator[None]:
-    """Let `TimeLimitReached` be raised in a block of the main thread when it took so long, or never by default."""
+    """Raise `TimeLimitReached` in a block of the main thread after `seconds`; never if None."""
     if seconds is None:
         yield
         return
@@ -73,16 +73,16 @@ def deadline(seconds: float | None) -> Iterator[None]:
 
 @contextmanager
 def hold_signals(then: Callable[[int], None] = _say_saving) -> Iterator[HeldSignal]:
-    """Hold the first signal back until the block's end, or until it lets it go; a second ends it at once.
+    """Defer the first signal until the block ends or calls `release`; a second signal stops the block at once.
 
-    What comes within half a second is the same one: whoever ends a group of processes may tell each of them, and they
-    tell each other. The end of the time given is never a second one.
+    Signals within half a second count as one, because a process group may be signalled as a whole while its members
+    also signal each other. The time limit never counts as a second signal.
 
     Args:
-        then: what is done when the first comes, with its number.
+        then: called with the number of the first signal when it arrives.
     """
     found = HeldSignal()
-    # A signal that has no handler ends the process, or is ignored; that stays so.
+    # A signal without a Python handler keeps its default action, or stays ignored.
     before = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
 
     def restore() -> None:
@@ -109,7 +109,7 @@ def hold_signals(then: Callable[[int], None] = _say_saving) -> Iterator[HeldSign
     finally:
         restore()
     if found.number:
-        signal.raise_signal(found.number)  # to a block around this one, which may hold it too
+        signal.raise_signal(found.number)  # for an enclosing block, which may defer it too
 
 
 def _receives_signals() -> bool:

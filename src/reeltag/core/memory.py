@@ -1,4 +1,4 @@
-"""Memory that ran out: recognised, whoever says so, and told with what would need less."""
+"""Out-of-memory errors of torch, NumPy and the system, turned into one message with advice."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from contextlib import contextmanager
 from reeltag.core.errors import OutOfMemoryError
 from reeltag.core.text import megabytes
 
-# What torch says on a processor and on a GPU, and NumPy.
+# Messages of torch on CPU and GPU, of NumPy and of the C++ runtime.
 _RAN_OUT = re.compile(r"can't allocate memory|not enough memory|out of memory|std::bad_alloc")
 _ASKED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ?(\w+)", re.IGNORECASE)
 
 
 @contextmanager
 def explain_out_of_memory(work: str, less: str) -> Iterator[None]:
-    """Say of work in a block that memory ran out, and what would need less of it.
+    """Turn any out-of-memory error in a block into one `OutOfMemoryError` with advice.
 
     Args:
-        work: what is done in the block.
-        less: the next step.
+        work: description of the work in the block.
+        less: advice on how to use less memory.
 
     Raises:
-        OutOfMemoryError: instead of whatever says that memory ran out.
+        OutOfMemoryError: instead of the library's own error.
     """
     try:
         yield

@@ -14,14 +14,14 @@ PLAIN_SECONDS = 10.0
 
 @dataclass
 class Task:
-    """One piece of long work.
+    """A long-running task.
 
     Attributes:
-        name: what is being done.
+        name: description of the work.
         total: units of work in all.
-        unit: what is counted, in the plural; bytes are shown in MB.
+        unit: noun in the plural; bytes are displayed in MB.
         done: units done, those of an earlier, interrupted run included.
-        note: anything to show beside it, such as the loss.
+        note: text to display beside it, such as the loss.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Task:
     _at_begin: int = 0
 
     def resume_at(self, done: int) -> None:
-        """Say how much an interrupted run had done, so that it does not count towards the rate."""
+        """Set the units that an interrupted run has finished, which do not count towards the speed."""
         self.done = self._at_begin = done
 
     def advance(self, amount: int, *, waited: float = 0.0, note: str = "") -> None:
@@ -65,52 +65,52 @@ class Task:
 
 
 class Progress:
-    """Shows nothing; the base of what shows something."""
+    """Progress that displays nothing; base class of those that do."""
 
     @contextmanager
     def task(self, name: str, total: int, unit: str) -> Iterator[Task]:
-        """Announce a piece of long work; advance it inside the block."""
+        """Display a task; call its `advance` inside the block."""
         yield Task(name, total, unit)
 
     def say(self, line: str) -> None:
-        """Print one line for people."""
+        """Print one line to stderr."""
 
     def labelled(self, label: str) -> Progress:
-        """What shows the same of work that is done side by side, elsewhere, with a label before each line."""
+        """Return a progress for work that runs in parallel elsewhere, whose lines start with a label."""
         return self
 
 
 class PlainProgress(Progress):
-    """One line on stderr at the end of a task and every ten seconds before."""
+    """Progress as plain lines on stderr: every ten seconds, and at the end of a task."""
 
     @contextmanager
     def task(self, name: str, total: int, unit: str) -> Iterator[Task]:
-        """Announce a piece of long work; advance it inside the block."""
+        """Display a task; call its `advance` inside the block."""
         task = _PlainTask(name, total, unit, say=self.say)
         yield task
         self.say(f"  {task}")
 
     def say(self, line: str) -> None:
-        """Print one line for people."""
+        """Print one line to stderr."""
         print(line, file=sys.stderr, flush=True)
 
     def labelled(self, label: str) -> Progress:
-        """What shows the same of work that is done side by side, elsewhere, with a label before each line."""
+        """Return a progress for work that runs in parallel elsewhere, whose lines start with a label."""
         return LabelledProgress(label)
 
 
 class LabelledProgress(PlainProgress):
-    """Plain lines that say whose they are, for work that is done side by side.
+    """Plain lines with a label, for work that runs in parallel.
 
     Args:
-        label: stands before each line.
+        label: printed before each line.
     """
 
     def __init__(self, label: str) -> None:
         self.label = label
 
     def say(self, line: str) -> None:
-        """Print one line for people."""
+        """Print one line to stderr."""
         super().say(f"  {self.label}: {line.strip()}")
 
 
@@ -127,11 +127,11 @@ class _PlainTask(Task):
 
 
 class LiveProgress(PlainProgress):
-    """A bar that is drawn in place; its last state stays as one line."""
+    """A live bar on a terminal; its last state stays as one line."""
 
     @contextmanager
     def task(self, name: str, total: int, unit: str) -> Iterator[Task]:
-        """Announce a piece of long work; advance it inside the block."""
+        """Display a task; call its `advance` inside the block."""
         from rich.console import Console
         from rich.live import Live
         from rich.progress_bar import ProgressBar
@@ -150,22 +150,22 @@ class LiveProgress(PlainProgress):
 
 
 def default_progress(*, quiet: bool = False) -> Progress:
-    """Live on a terminal, plain lines elsewhere; nothing where it is to be quiet."""
+    """Return a live bar on a terminal, plain lines elsewhere, and no output if `quiet`."""
     return Progress() if quiet else LiveProgress() if sys.stderr.isatty() else PlainProgress()
 
 
 def format_duration(seconds: float) -> str:
-    """Minutes and seconds, behind hours where there are some."""
+    """Format seconds as M:SS, or H:MM:SS from one hour on."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def _memory() -> str:
-    """The most memory that this process had so far, and of its GPU where it computes on one."""
+    """Format the peak memory of this process and, if it uses one, of its GPU."""
     unit = 1 if sys.platform == "darwin" else 1024
     parts = [f"memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB"]
-    torch = sys.modules.get("torch")  # where nobody imported it, nothing is on a GPU
+    torch = sys.modules.get("torch")  # without torch there is nothing on a GPU
     if torch is not None and torch.cuda.is_initialized():
         parts.append(f"GPU {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
     return ", ".join(parts)

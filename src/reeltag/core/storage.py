@@ -1,4 +1,4 @@
-"""The one place that touches the file system: find, hash, and write whole or not at all."""
+"""Locate, hash, lock and atomically write files."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from uuid import uuid4
 from reeltag.core.errors import UsageError
 from reeltag.core.transfer import RemoteFile, expand, is_url
 
-DataFile = Path | RemoteFile  # a file here, or behind a URL
-Patterns = str | Path | Sequence[str | Path]  # one, or several
+DataFile = Path | RemoteFile  # a local or a remote file
+Patterns = str | Path | Sequence[str | Path]  # one or several
 
 LOCK = ".lock"
 
 
 def as_strings(given: Patterns) -> list[str]:
-    """What is given once or several times, as a list of texts.
+    """Return one or several paths or patterns as a list of strings.
 
     Raises:
-        UsageError: it is neither text nor path.
+        UsageError: an entry is neither a string nor a path.
     """
     several = [given] if isinstance(given, str | Path) or not isinstance(given, Iterable) else list(given)
     if wrong := [each for each in several if not isinstance(each, str | Path)]:
@@ -40,15 +40,15 @@ def as_strings(given: Patterns) -> list[str]:
 
 
 def find_files(patterns: Patterns, root: Path | str | None = None) -> list[DataFile]:
-    """Files that match glob patterns, each once, sorted by name within a pattern.
+    """Find the files that match glob patterns; each appears once, sorted by name within a pattern.
 
     Args:
-        patterns: of paths, or of URLs; one or several.
-        root: folder that they start from, or its URL.
+        patterns: one or several glob patterns of paths or URLs.
+        root: folder, or its URL, that relative patterns start from.
 
     Raises:
-        UsageError: a pattern matches nothing, or something else than a file.
-        TransferError: the files behind a URL are missing, not for us, or out of reach.
+        UsageError: a pattern matches nothing, or something that is not a regular file.
+        TransferError: remote files are missing, not accessible or cannot be reached.
     """
     found: dict[DataFile, None] = {}
     for pattern in as_strings(patterns):
@@ -83,19 +83,19 @@ def _matching(full: Path) -> list[Path]:
 
 
 def join_path(root: Path | str | None, name: str) -> str:
-    """The path or URL of a file in a folder, which may be given by its URL; a name that is whole already stays."""
+    """Join a root folder, or its URL, and a name; an absolute path or URL stays as it is."""
     if is_url(name):
         return name
     return f"{str(root).rstrip('/')}/{name}" if isinstance(root, str) else str((root or Path()) / name)
 
 
 def file_size(source: DataFile) -> int:
-    """Bytes of a file."""
+    """Return the size of a file in bytes."""
     return source.size if isinstance(source, RemoteFile) else source.stat().st_size
 
 
 def file_identity(source: DataFile) -> list[Any]:
-    """What tells a file and its state from others, as JSON: place, size, and time of the last change or version."""
+    """Identify a file and its state, as JSON: location, size, and time of the last change or version."""
     if isinstance(source, RemoteFile):
         return [source.url, source.size, source.version]
     status = source.stat()
@@ -103,10 +103,10 @@ def file_identity(source: DataFile) -> list[Any]:
 
 
 def require_regular(path: Path) -> Path:
-    """The path, behind which there is a file; what else there may be, such as a pipe, might never end.
+    """Return the path if it is a regular file; reading anything else, such as a pipe, might never end.
 
     Raises:
-        OSError: there is none.
+        OSError: there is no regular file at the path.
     """
     if "\0" in str(path):
         raise OSError(errno.EINVAL, "is no name of a file", str(path))
@@ -116,10 +116,10 @@ def require_regular(path: Path) -> Path:
 
 
 def file_inside(folder: Path, name: str) -> Path:
-    """The file in a folder that another file names.
+    """Return the path of a file in a folder, by a name that was read from another file.
 
     Raises:
-        UsageError: there is none, or the name leads out of the folder.
+        UsageError: the file does not exist, or the name leads out of the folder.
     """
     try:
         path = require_regular(folder / name)
@@ -132,7 +132,7 @@ def file_inside(folder: Path, name: str) -> Path:
 
 
 def refuse_existing(path: Path) -> None:
-    """Keep an output from overwriting a file.
+    """Refuse an output path that already exists.
 
     Raises:
         UsageError: the file exists already, or its folder does not.
@@ -144,7 +144,7 @@ def refuse_existing(path: Path) -> None:
 
 
 def refuse_nonempty(folder: Path) -> None:
-    """Keep an output folder from mixing with files that are there already.
+    """Refuse an output folder that already holds files.
 
     Raises:
         UsageError: the folder is not empty, or is a file.
@@ -155,7 +155,7 @@ def refuse_nonempty(folder: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success it replaces `path`, on failure it vanishes.
+    """Yield a temporary path beside `path`; it replaces `path` on success and is removed on failure.
 
     Raises:
         UsageError: the operating system refuses the write (disk full, no permission).
@@ -179,7 +179,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path`, which is new or empty; it becomes `path`, or on failure vanishes.
+    """Yield a temporary folder that becomes `path`, which must be new or empty, on success and is removed on failure.
 
     Raises:
         UsageError: the operating system refuses the write (disk full, no permission).
@@ -197,7 +197,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, unless they are there.
+    """Create a folder and its parents unless they exist.
 
     Raises:
         UsageError: the operating system refuses it.
@@ -209,19 +209,20 @@ def make_folder(path: Path) -> None:
 
 
 def free_bytes(path: Path) -> int:
-    """Room on the disk of a path that need not exist yet."""
+    """Return the free bytes on the disk of a path that need not exist yet."""
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     return shutil.disk_usage(there).free
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask for the same out of a folder.
+    """Hold an exclusive lock on a folder within a block.
 
-    The system ends the lock with the process, however that ends, so what a killed one leaves is not in the way.
+    The system releases the lock when the process ends, however it ends, so a killed process never blocks others.
+    `lockf` locks belong to one process: forked children neither hold nor release them.
 
     Raises:
-        UsageError: another process is at work in the folder, or it cannot be locked.
+        UsageError: another process holds the lock (the message names it), or the folder cannot be locked.
     """
     file = _lock(folder)
     try:
@@ -232,17 +233,17 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def exclusive_parts(folder: Path, out: Path) -> Iterator[None]:
-    """Keep to this process the folder in which the parts of an output are made.
+    """Lock the folder that holds the parts of an output within a block, and clean it up.
 
-    What killed processes left half-written goes, of the folder and of the output; in the end also what this one left,
-    and the folder where no part is in it.
+    Partial files of killed processes are removed at the start, in the folder and beside the output. At the end the
+    partial files of this process are removed, and the folder itself if it holds no part.
 
     Args:
-        folder: made where it is missing.
+        folder: created if it is missing.
         out: the output.
 
     Raises:
-        UsageError: another process works in the folder, or it cannot be made.
+        UsageError: another process holds the folder's lock, or the folder cannot be created.
     """
     make_folder(folder)
     with locked(folder):
@@ -256,7 +257,7 @@ def exclusive_parts(folder: Path, out: Path) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process has locked a folder; False where nobody can tell."""
+    """Return True if a process holds the folder's lock; False if that cannot be determined."""
     try:
         with (folder / LOCK).open("rb") as file:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -268,7 +269,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def _lock(folder: Path) -> TextIO:
-    """An open file whose lock is this process's; one of `lockf`, which forked loaders do not share."""
+    """Open the lock file and lock it with `lockf`, which forked loader processes do not share."""
     path = folder / LOCK
     try:
         file = path.open("a+")
@@ -291,12 +292,12 @@ def _unwritable(path: Path, error: OSError) -> UsageError:
 
 
 def _beside(path: Path) -> Path:
-    """A name that no other thread or process has for the same file."""
+    """Return a temporary name that no other thread or process uses for the same file."""
     return path.with_name(f".{path.name}.{os.getpid()}-{uuid4().hex[:8]}.partial")
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what a killed process left of files and folders that it was writing, here and one folder below."""
+    """Remove partial files and folders of killed processes, in this folder and one level below."""
     # No deeper: elsewhere in a run another process may be writing.
     for pattern in (".*.partial", "*/.*.partial"):
         for leftover in folder.glob(pattern):
@@ -304,13 +305,13 @@ def remove_partials(folder: Path) -> None:
 
 
 def remove_partials_of(path: Path) -> None:
-    """Remove what killed processes left of one file that they were writing."""
+    """Remove the partial files that killed processes left of one file."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         _remove(leftover)
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder; one that is half removed is a leftover of a killed process.
+    """Remove a folder. It is renamed first, so that an interrupted removal leaves a partial folder.
 
     Raises:
         UsageError: the operating system refuses it.
@@ -322,9 +323,9 @@ def remove_folder(folder: Path) -> None:
 
 
 def _remove_if_idle(folder: Path) -> None:
-    """Remove a folder of unfinished work in which nothing but its lock is left."""
+    """Remove a folder of parts that holds nothing but its lock file."""
     if [entry.name for entry in folder.glob("*")] == [LOCK]:
-        with suppress(UsageError):  # an empty folder is in nobody's way
+        with suppress(UsageError):  # an empty folder does no harm
             remove_folder(folder)
 
 
@@ -333,13 +334,13 @@ def _remove(leftover: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file, or leave what was there."""
+    """Write a file atomically; on failure the old content stays."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON with sorted keys, so that equal content is equal bytes."""
+    """Write JSON with sorted keys, so that equal content gives equal bytes."""
     write_bytes(path, (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
@@ -358,7 +359,7 @@ def read_json(path: Path) -> Any:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hex digits."""
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -367,6 +368,6 @@ def file_hash(path: Path) -> str:
 
 
 def content_hash(content: object) -> str:
-    """SHA-256 of anything that JSON can say, as hex digits; independent of key order."""
+    """Return the SHA-256 of a JSON-serialisable value in hexadecimal; the order of keys does not matter."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

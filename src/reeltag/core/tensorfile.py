@@ -1,7 +1,7 @@
-"""Named arrays and JSON in one safetensors file in which every byte counts.
+"""Named arrays and JSON in one safetensors file whose every byte is checked.
 
-The JSON stands in the header's metadata, with a CRC-32C of every array and of the header itself. A header is what
-writing its own content gives, to the byte; whatever differs is damage.
+The header's metadata holds the JSON and a CRC-32C of every array and of the header itself. A header must equal, byte
+for byte, what writing its own content would give; any difference counts as damage.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Strict(BaseModel):
 
 
 class _Entry(_Strict):
-    """What the header says of an array; where it stands follows from those before it."""
+    """Header entry of an array; its offset follows from the entries before it."""
 
     dtype: _Type
     shape: tuple[Annotated[int, Field(ge=0, lt=1 << 48)], ...] = Field(max_length=8)
@@ -73,17 +73,17 @@ class _Header(_Strict):
 
 
 class _Sealed(_Strict):
-    """What stands under `reeltag`; the checksum is not read, it comes out again or the header differs."""
+    """Content of the `reeltag` metadata; its checksum is not read, since the header is recomputed and compared."""
 
     content: dict[str, Any]
     crc32c: dict[str, int]
 
 
 def write(path: Path, arrays: Mapping[str, Array], content: Mapping[str, Any]) -> None:
-    """Write a file, whole or not at all; equal content is equal bytes.
+    """Write a file atomically; equal content gives equal bytes.
 
     Args:
-        path: where; an existing file is replaced.
+        path: of the file; an existing file is replaced.
         arrays: by name.
         content: JSON.
 
@@ -107,7 +107,7 @@ def write(path: Path, arrays: Mapping[str, Array], content: Mapping[str, Any]) -
 
 
 class TensorFile:
-    """A file that `write` wrote. What it says of itself is checked at once, each array when it is read.
+    """File that `write` wrote; its header is checked when it is opened, each array when it is read.
 
     Args:
         path: the file.
@@ -144,7 +144,7 @@ class TensorFile:
         return list(self._entries)
 
     def read(self, name: str) -> Array:
-        """An array, as pages of the file that nobody else sees change.
+        """Return an array as copy-on-write pages of the file.
 
         Raises:
             ArtifactError: its checksum does not match.
@@ -157,7 +157,7 @@ class TensorFile:
         return array
 
     def _header_bytes(self) -> bytes:
-        """The header, once its length is known to be one."""
+        """Return the header's bytes after checking its length."""
         size = int.from_bytes(self._file[:_LENGTH].tobytes(), "little")
         if len(self._file) < _LENGTH or size > len(self._file) - _LENGTH:
             raise self._unknown("is cut short, or no file of reeltag")
@@ -187,13 +187,13 @@ class TensorFile:
         return ArtifactError(f"{self.path}: {what}; {self._again() or 'copy it again, or give a .reeltag file'}")
 
     def _again(self) -> str:
-        """How a file that a run keeps on its way is made anew; empty for any other."""
+        """Return how to recreate an intermediate file of a run; empty for any other file."""
         folder = self.path.parent
         return f"remove {folder} and run again" if folder.parent.name == "stages" else ""
 
 
 def _meant(path: Path) -> str:
-    """What may have been meant by a file that is not there."""
+    """Suggest a file for a path that does not exist."""
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist"
     here = [file.name for file in path.parent.glob(f"*{glob.escape(path.suffix)}")]
@@ -201,7 +201,7 @@ def _meant(path: Path) -> str:
 
 
 def _header(entries: Mapping[str, _Entry], checksums: Mapping[str, int], content: Mapping[str, Any]) -> bytes:
-    """The only header that a file with this content may have; its checksum is that of the same header with 0 for it."""
+    """Return the only valid header for this content; its checksum covers the same header with a checksum of 0."""
     table, begin = {}, 0
     for name in _order(entries):
         end = begin + entries[name].bytes
@@ -235,12 +235,12 @@ def _crc(array: Array) -> int:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write tensors and JSON; see `tensorfile`."""
+    """Write tensors and JSON to a tensor file."""
     write(path, {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}, header)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read tensors and JSON.
+    """Read tensors and JSON from a tensor file.
 
     Raises:
         ArtifactError: the file is missing, damaged, or was not written by this version of reeltag.
@@ -250,7 +250,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def open_tensors(path: Path) -> tuple[dict[str, Any], list[str], Callable[[str], Tensor]]:
-    """The JSON, the tensors' names, and what reads one of them.
+    """Open a tensor file; return its JSON, the tensors' names, and a function that reads one of them.
 
     Raises:
         ArtifactError: the file is missing, damaged, or was not written by this version of reeltag; also when a tensor

@@ -1,4 +1,4 @@
-"""Text that came from files, made safe to show, and values as TOML."""
+"""Format text for people: safe to print, escaped, counted, and as TOML."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ NAME_SEPARATOR = " · "  # names of classes, which may have commas
 
 
 def printable(text: str) -> str:
-    """Text without characters that a terminal would obey or that YAML forbids; lines stay lines."""
+    """Replace characters that would control a terminal or that YAML forbids by spaces; line breaks stay."""
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
 def one_line(value: object) -> str:
-    """One line of printable text."""
+    """Format a value as one line of printable text."""
     return " ".join(printable(str(value)).split())
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """A question that names the known word that was probably meant; empty where none is close."""
+    """Return a question that suggests the closest known word; empty if none is close."""
     close = difflib.get_close_matches(given, list(known), n=1)
     return f"did you mean {close[0]!r}?" if close and close[0] != given else ""
 
 
 def escaped(value: object) -> str:
-    """One line in which Markdown and HTML mean nothing."""
+    """Format a value as one line with the characters of Markdown and HTML escaped."""
     return re.sub(r"([\\`*_\[\]<>&|~$#])", r"\\\1", one_line(value))
 
 
 def toml(value: Any) -> str:
-    """A value as TOML on one line; `none` for what TOML cannot say."""
+    """Format a value as TOML on one line; None becomes `none`, since TOML has no null."""
     import tomli_w
 
     if isinstance(value, Mapping):
@@ -50,11 +50,11 @@ def megabytes(size: int) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """A number and its noun, in the plural where it has to be."""
+    """Format a count and its noun, in the plural if needed."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def first_lines(lines: Sequence[str]) -> list[str]:
-    """The first lines of a list for people, and how many more there are."""
+    """Return the first lines of a list, and a last line that counts the rest."""
     more = len(lines) - MAX_LISTED
     return [*lines[:MAX_LISTED], *([f"and {more:,} more"] if more > 0 else [])]

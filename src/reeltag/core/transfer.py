@@ -1,10 +1,10 @@
-"""Files on object stores and web servers: listed, read and written, with patience for what passes.
+"""List, read and write files on object stores and web servers, with retries for temporary failures.
 
-What others may rely on: every function takes whole URLs (s3://, gs://, http(s)://, or of any other file system that
-fsspec knows) and may be called from several threads, and in processes that were forked or spawned. Drops, stalls, short
-answers and servers in trouble (408, 425, 429, 5xx) are tried again, with growing pauses; a file that is missing or not
-for us is one `TransferError` at once, and so is a server that stays in trouble. Nothing else is raised but `UsageError`
-for what cannot work here: an unknown protocol, a library that is missing, a disk that takes no more.
+Every function takes absolute URLs (s3://, gs://, http(s)://, or of any other file system that fsspec knows) and may be
+called from several threads, and in forked or spawned processes. Dropped or stalled connections, short responses and
+temporary server errors (408, 425, 429, 5xx) are retried with growing pauses. A missing or inaccessible file raises
+`TransferError` at once, and a server that keeps failing does so after the last retry. The only other exception is
+`UsageError`, for what cannot work here: an unknown protocol, a missing library, a full disk.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ CONNECT_SECONDS, SILENT_SECONDS = 5, 20
 CHUNK_BYTES = 8 << 20
 TRIES = 8  # in a row without progress
 PAUSE_SECONDS, LONGEST_PAUSE = 0.25, 8.0
-LATER = (408, 425, 429)  # statuses by which nothing is refused for good
+LATER = (408, 425, 429)  # HTTP statuses of temporary failures
 
 _T = TypeVar("_T")
 _VERSIONS = ("ETag", "etag", "generation", "Content-MD5", "Digest", "Last-Modified", "LastModified", "mtime", "created")
-# Of botocore and google.auth, and of what they find wrong before anything is sent.
+# Exceptions of botocore and google.auth without credentials, and of invalid requests before anything is sent.
 _NOT_READY = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
 _NOT_VALID = ("ParamValidationError", "InvalidURL", "InvalidUrlClientError", "NonHttpUrlClientError")
 _ADVICE = {
@@ -40,18 +40,18 @@ _ADVICE = {
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS to a key file, or run `gcloud auth application-default login`",
     "http": "for a file that is not public, use a signed URL",
 }
-_random = random.SystemRandom()  # none of training's, and another one in a forked process
+_random = random.SystemRandom()  # independent of training's generators, and different in every forked process
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file behind a URL, as it was when it was looked at.
+    """A remote file in the state in which it was last inspected.
 
     Attributes:
-        url: where it is.
+        url: of the file.
         size: in bytes.
-        version: what tells this state of it from others; None where the server names nothing such.
-        sha256: of its bytes, where that is known.
+        version: identifies this state of the file; None if the server reports none.
+        sha256: of its bytes, empty if unknown.
     """
 
     url: str
@@ -61,7 +61,7 @@ class RemoteFile:
 
     @property
     def name(self) -> str:
-        """The last part of its path."""
+        """Last part of the URL's path."""
         return PurePosixPath(urlsplit(self.url).path).name
 
     def __str__(self) -> str:
@@ -69,19 +69,19 @@ class RemoteFile:
 
 
 def is_url(name: str) -> bool:
-    """Whether a name is a URL and not a path."""
+    """Return True if a name is a URL and not a path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) is not None
 
 
 def stat(url: str) -> RemoteFile:
-    """A file as it is now.
+    """Return a remote file in its current state.
 
     Raises:
-        TransferError: there is none, it is not for us, or the other side cannot be reached or names no size.
-        UsageError: nothing here can read such URLs.
+        TransferError: the file is missing or not accessible, or the server cannot be reached or reports no size.
+        UsageError: no installed library reads such URLs.
     """
     filesystem, path = file_system(url)
-    info = _patiently(url, lambda: filesystem.info(path))
+    info = _with_retries(url, lambda: filesystem.info(path))
     if info["type"] != "file":
         raise TransferError(f"{url}: is a folder; name a file, or several with a pattern such as '{url}/*'")
     if info["size"] is None:
@@ -90,46 +90,46 @@ def stat(url: str) -> RemoteFile:
 
 
 def expand(pattern: str) -> list[RemoteFile]:
-    """The file behind a URL, or all that match a URL with `*` in it, sorted by name; none is an empty list.
+    """Return the file behind a URL, or all files that match a URL with `*`, sorted by name; empty if none match.
 
     Behind http(s):// a pattern needs a server that lists its folders.
 
     Raises:
-        TransferError: there is no such file, it is not for us, or the other side cannot be reached.
-        UsageError: nothing here can read such URLs.
+        TransferError: the file is missing or not accessible, or the server cannot be reached.
+        UsageError: no installed library reads such URLs.
     """
     if "*" not in pattern:
         return [stat(pattern)]
     filesystem, path = file_system(pattern)
     folder, _, rest = path.partition("*")[0].rpartition("/")
     deep = "/" in path[len(folder) + 1 :]
-    found = _patiently(pattern, lambda: _listed(pattern, filesystem, folder, rest, deep))
+    found = _with_retries(pattern, lambda: _listed(pattern, filesystem, folder, rest, deep))
     matches = re.compile("[^/]*".join(map(re.escape, path.split("*")))).fullmatch
     return _files(filesystem, [info for info in found if matches(info["name"])])
 
 
 def list_files(prefix: str) -> list[RemoteFile]:
-    """All files below a folder's URL, however deep, sorted by name; none is an empty list.
+    """Return all files below a folder's URL, at any depth, sorted by name; empty if there are none.
 
     Raises:
         TransferError: the bucket does not exist or is not for us, or the other side cannot be reached.
-        UsageError: nothing here can read such URLs.
+        UsageError: no installed library reads such URLs.
     """
     filesystem, path = file_system(prefix)
     folder = path.rstrip("/")
-    return _files(filesystem, _patiently(prefix, lambda: _listed(prefix, filesystem, folder, "", True)))
+    return _files(filesystem, _with_retries(prefix, lambda: _listed(prefix, filesystem, folder, "", True)))
 
 
 def exists(url: str) -> bool:
-    """Whether there is a file behind a URL.
+    """Return True if there is a file behind a URL.
 
     Raises:
-        TransferError: it is not for us, or the other side cannot be reached.
-        UsageError: nothing here can read such URLs.
+        TransferError: the file is not accessible, or the server cannot be reached.
+        UsageError: no installed library reads such URLs.
     """
     filesystem, path = file_system(url)
     try:
-        return bool(_patiently(url, lambda: filesystem.info(path))["type"] == "file")
+        return bool(_with_retries(url, lambda: filesystem.info(path))["type"] == "file")
     except TransferError as error:
         if error.__cause__ is not None and _is_missing(error.__cause__):
             return False
@@ -137,11 +137,11 @@ def exists(url: str) -> bool:
 
 
 def read(url: str) -> bytes:
-    """The bytes of a file, which should fit in memory.
+    """Return the bytes of a remote file, which should fit in memory.
 
     Raises:
-        TransferError: it is missing, not for us, changed while it was read, or the other side cannot be reached.
-        UsageError: nothing here can read such URLs.
+        TransferError: the file is missing, not accessible or changed while it was read, or the server is unreachable.
+        UsageError: no installed library reads such URLs.
     """
     return b"".join(_chunks(stat(url), 0))
 
@@ -154,20 +154,20 @@ def download(
     version: str | None = None,
     advance: Callable[[int], None] = lambda size: None,
 ) -> None:
-    """Fetch a file in chunks that are appended to `target`; what is there already is not fetched again.
+    """Download a file in chunks that are appended to `target`; bytes that `target` already holds are not fetched again.
 
-    So a target that a killed process left goes on where it ended; keep targets of different versions apart.
+    So a download that was killed resumes where it stopped. Use different targets for different versions of a file.
 
     Args:
         url: of the file.
-        target: where to; in a folder that exists.
+        target: local path, in an existing folder.
         size: of the file, in bytes.
         version: of the file, from `expand` or `stat`.
-        advance: told the bytes of each chunk, those that are there already first.
+        advance: called with the bytes of each chunk; the first call counts those that `target` already holds.
 
     Raises:
-        TransferError: the file is missing, not for us, or not what it was, or the other side stays in trouble.
-        UsageError: nothing here can read such URLs, or the target cannot be written.
+        TransferError: the file is missing, not accessible or has changed, or the server keeps failing.
+        UsageError: no installed library reads such URLs, or the target cannot be written.
     """
     file = RemoteFile(url, size, version)
     try:
@@ -184,11 +184,11 @@ def download(
 
 
 def upload(local: Path, url: str) -> None:
-    """Put a file behind a URL, whole or not at all; what was there is replaced.
+    """Upload a file atomically; an existing remote file is replaced.
 
     Raises:
-        TransferError: we may not write there, or the other side cannot be reached.
-        UsageError: the file cannot be read, or nothing here can write to such URLs.
+        TransferError: writing there is not permitted, or the server cannot be reached.
+        UsageError: the file cannot be read, or no installed library writes to such URLs.
     """
     if _scheme(url) == "http":
         raise UsageError(f"{url}: web servers are only read; write to s3:// or gs://, or to a folder")
@@ -204,44 +204,44 @@ def upload(local: Path, url: str) -> None:
         if (arrived := filesystem.info(path)["size"]) != size:
             raise OSError(errno.EIO, f"{arrived} of {size} bytes arrived")
 
-    # A part of a large file is tried again by s3fs itself: the whole might never pass.
-    _patiently(url, put, tries=2)
+    # s3fs retries each part of a large file itself, as retrying all of it might never succeed.
+    _with_retries(url, put, tries=2)
 
 
 def file_system(url: str, inner_tries: int = 1) -> tuple[Any, str]:
-    """The file system of fsspec behind a URL, which knows nothing of earlier calls, and the path in it.
+    """Return fsspec's file system of a URL, with its listing cache cleared, and the path within it.
 
     Args:
         url: any that fsspec knows.
-        inner_tries: how often an S3 client sends a request itself.
+        inner_tries: attempts that an S3 client makes itself for each request.
 
     Raises:
-        UsageError: nothing here can read such URLs.
+        UsageError: no installed library reads such URLs.
     """
     import fsspec
 
     scheme = _scheme(url)
     try:
-        # An instance is kept for each process, so a forked one makes its own.
+        # fsspec caches instances by process, so a forked process creates its own.
         filesystem, path = fsspec.url_to_fs(url, **_options(scheme, inner_tries))
     except (ImportError, ValueError) as error:
         what = f"cannot be read here ({describe_error(error)})"
         raise UsageError(f"{url}: {what}; s3:// and gs:// need pip install 'reeltag[cloud]'") from error
-    except Exception as error:  # gcsfs looks for credentials at once
+    except Exception as error:  # gcsfs looks for credentials when it is created
         raise refusal_error(url, error) from error
     if scheme == "s3":
-        filesystem.retries = 1  # ours are enough
+        filesystem.retries = 1  # `_with_retries` retries
     filesystem.invalidate_cache()
     return filesystem, path
 
 
 def version(info: Mapping[str, Any]) -> str | None:
-    """What tells a state of a file from others, by what a file system says of it; None if nothing does."""
+    """Return what identifies a file's state in a file system's description of it; None if nothing does."""
     return next((f"{key} {info[key]}" for key in _VERSIONS if info.get(key)), None)
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether the other side answered that there is no such file, or not for us, so that asking again is in vain."""
+    """Return True if an error is permanent, such as a missing or forbidden file, so that retrying is useless."""
     status = _status(error)
     if status is not None and not isinstance(error, TimeoutError):  # S3 calls a stalled request 400
         return status < 500 and status not in LATER
@@ -253,7 +253,7 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def refusal_error(url: str, error: BaseException) -> TransferError:
-    """What to say of an error by which the other side refused something."""
+    """Return the `TransferError` for a permanent error of a server."""
     advice = _ADVICE.get(_scheme(url), "")
     if type(error).__name__ in _NOT_READY:
         return TransferError(f"{url}: there are no credentials ({describe_error(error)}); {advice}")
@@ -267,14 +267,14 @@ def refusal_error(url: str, error: BaseException) -> TransferError:
 
 
 def describe_error(error: BaseException) -> str:
-    """An error in words."""
+    """Describe an error, or its cause, by its type and message."""
     cause = error.__cause__ or error
     return ": ".join(filter(None, [type(cause).__name__, " ".join(str(cause).split())]))
 
 
 def _options(scheme: str, inner_tries: int) -> dict[str, Any]:
     if scheme == "s3":
-        # Retrying at three places multiplies: an address that does not answer would take an hour.
+        # Retries on three levels multiply: an address that does not answer would take an hour.
         retries = {"total_max_attempts": inner_tries, "mode": "standard"}
         timeouts = {"connect_timeout": CONNECT_SECONDS, "read_timeout": SILENT_SECONDS}
         return {"config_kwargs": {**timeouts, "retries": retries}}
@@ -297,10 +297,10 @@ def _scheme(url: str) -> str:
 
 
 def _listed(url: str, filesystem: Any, folder: str, prefix: str, deep: bool) -> list[Mapping[str, Any]]:
-    """What is in a folder, or all in it that begins with a prefix; where `deep`, also in those below."""
+    """List a folder's entries that begin with a prefix; with `deep`, those of its subfolders too."""
     if _scheme(url) in ("s3", "gs"):
         return list(filesystem.find(folder, prefix=prefix, detail=True).values())
-    # Here `find` and `glob` would leave out what cannot be listed now.
+    # On web servers `find` and `glob` skip folders that cannot be listed at the moment.
     listing = filesystem.ls(f"{folder}/", detail=True)
     below = [info["name"].rstrip("/") for info in listing if deep and info["type"] == "directory"]
     return [*listing, *(info for each in below for info in _listed(url, filesystem, each, "", True))]
@@ -318,13 +318,13 @@ def _files(filesystem: Any, found: Sequence[Mapping[str, Any]]) -> list[RemoteFi
 
 
 def _chunks(file: RemoteFile, begin: int) -> Iterator[bytes]:
-    """The file from a byte on, in chunks of the length that they should have."""
+    """Yield a file's chunks from a byte on, each checked for its length."""
     filesystem, path = file_system(file.url)
 
     def fetch() -> bytes:
         end = min(begin + CHUNK_BYTES, file.size)
         content: bytes = filesystem.cat_file(path, start=begin, end=end)
-        if len(content) == file.size:  # of a server that knows no ranges
+        if len(content) == file.size:  # the server ignores ranges
             return content[begin:]
         if len(content) != end - begin:
             _refuse_change(file)
@@ -332,7 +332,7 @@ def _chunks(file: RemoteFile, begin: int) -> Iterator[bytes]:
         return content
 
     while begin < file.size:
-        chunk = _patiently(file.url, fetch, f", byte {begin:,}")
+        chunk = _with_retries(file.url, fetch, f", byte {begin:,}")
         begin += len(chunk)
         yield chunk
     _refuse_change(file)
@@ -345,12 +345,12 @@ def _refuse_change(file: RemoteFile) -> None:
 
 
 def _changed(url: str) -> TransferError:
-    return TransferError(f"{url}: changed while it was read; run again, and it is read anew")
+    return TransferError(f"{url}: changed while it was read; run again to read the new version")
 
 
-def _patiently(url: str, action: Callable[[], _T], place: str = "", tries: int | None = None) -> _T:
-    """What an action returns, which is repeated while the other side is in trouble."""
-    # gcsfs has six tries of its own in each of these.
+def _with_retries(url: str, action: Callable[[], _T], place: str = "", tries: int | None = None) -> _T:
+    """Return an action's result, retrying it after temporary failures."""
+    # gcsfs itself makes six attempts in each of these.
     tries = tries or (2 if _scheme(url) == "gs" else TRIES)
     for number in range(tries):
         try:
@@ -374,7 +374,7 @@ def _is_missing(error: BaseException) -> bool:
 
 
 def _status(error: BaseException) -> int | None:
-    """The status of an HTTP answer that is behind an error, in the words of aiohttp, botocore or gcsfs."""
+    """Return the HTTP status behind an error of aiohttp, botocore or gcsfs; None if there is none."""
     for each in filter(None, (error, error.__cause__)):
         response = getattr(each, "response", None)
         if isinstance(response, Mapping):

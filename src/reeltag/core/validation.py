@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a value, in words like those of all other messages."""
+"""Pydantic's validation errors in the wording of all other messages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MUSTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 
 
 def describe_fault(fault: ErrorDetails) -> str:
-    """A fault without its place, such as "must be a number, not 'abc'"."""
+    """Describe a validation error without its location, such as "must be a number, not 'abc'"."""
     kind, given, context = fault["type"], fault["input"], fault.get("ctx", {})
     if kind in ("missing", "extra_forbidden"):
         return "is missing" if kind == "missing" else "unknown key"
@@ -49,7 +49,7 @@ def describe_fault(fault: ErrorDetails) -> str:
 
 
 def count_or(word: str) -> BeforeValidator:
-    """Refuses what is neither a whole number, 1 or more, nor a word, once and not for each of the two."""
+    """Return a validator that accepts a whole number of at least 1 or one word, with one message instead of two."""
 
     def check(value: object) -> object:
         if value != word and (type(value) is not int or value < 1):
@@ -60,7 +60,7 @@ def count_or(word: str) -> BeforeValidator:
 
 
 def format_value(given: object) -> str:
-    """A value as it was given, cut where it is long."""
+    """Format a value for a message, shortened if it is long."""
     if isinstance(given, Mapping):
         return "a table"
     text = repr(given)

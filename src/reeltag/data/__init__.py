@@ -1,1 +1,1 @@
-"""From shards to batches: schema, TFRecord, Example, manifest, hold-out, order and loader."""
+"""Data sets: record schema, shards and their manifest, hold-out, sampling order, batch loader and video extraction."""

@@ -1,4 +1,4 @@
-"""Records of which nothing can be made, and how many of them may be left out."""
+"""Damaged or invalid records, and the limit on how many of them may be skipped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reeltag.core.text import counted, first_lines
 
 @dataclass(frozen=True)
 class BadRecord:
-    """A record that was left out: what a `DataError` says of it."""
+    """A skipped record: the fields of its `DataError`."""
 
     file: str
     record: int
@@ -20,13 +20,13 @@ class BadRecord:
 
     @classmethod
     def from_error(cls, error: DataError) -> BadRecord:
-        """The record that an error is about."""
+        """Create the entry of the record that an error names."""
         assert error.file is not None and error.record is not None and error.offset is not None
         return cls(error.file, error.record, error.offset, error.reason)
 
     @property
     def error(self) -> DataError:
-        """What would have been raised."""
+        """The error that was not raised."""
         return DataError(self.reason, file=self.file, record=self.record, offset=self.offset)
 
     def __str__(self) -> str:
@@ -35,11 +35,11 @@ class BadRecord:
 
 @dataclass
 class BadRecords:
-    """Takes note of bad records, up to a limit.
+    """Collection of bad records up to a limit.
 
     Attributes:
-        limit: how many may be left out; where it is 0, the first ends the work.
-        records: those that were.
+        limit: how many records may be skipped; with 0 the first bad record is raised.
+        records: those that were skipped.
 
     Raises:
         UsageError: the limit is below 0.
@@ -53,10 +53,10 @@ class BadRecords:
             raise UsageError(f"max_bad_records: must be 0 or more, not {self.limit}")
 
     def skip(self, error: DataError) -> None:
-        """Take note of a bad record.
+        """Add a bad record.
 
         Raises:
-            DataError: it is one too many.
+            DataError: the limit is exceeded.
         """
         if len(self.records) < self.limit:
             self.records.append(BadRecord.from_error(error))
@@ -69,10 +69,10 @@ class BadRecords:
 
 
 def format_first(found: Sequence[BadRecord]) -> list[str]:
-    """The first few for people, a line each."""
+    """Format the first few records, one line each."""
     return first_lines(list(map(str, found)))
 
 
 def summary(found: Sequence[BadRecord]) -> str:
-    """What was left out, in lines for people."""
+    """Summarise the skipped records in a few lines."""
     return "\n  ".join([f"{counted(len(found), 'bad record')} left out:", *format_first(found)])

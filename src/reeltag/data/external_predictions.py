@@ -1,4 +1,4 @@
-"""Predictions that any program made, read as a teacher's: Kaggle's CSV, or NumPy's .npz."""
+"""Read predictions of any program as a teacher's: Kaggle's CSV format, or NumPy's .npz."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ LISTED = 3  # ids that an error names
 
 @dataclass(frozen=True)
 class ExternalPredictions:
-    """Probabilities of N videos, P of them in all.
+    """Probabilities of N videos, P entries in all.
 
     Attributes:
         path: of the file.
         ids: hash of each video's id, in ascending order.
-        starts: [N] where each video's probabilities begin.
-        counts: [N] how many it has.
-        classes: [P] their classes.
+        starts: [N] index of each video's first entry.
+        counts: [N] number of entries of each video.
+        classes: [P] class index of each entry.
         probabilities: [P] float32.
         width: C.
     """
@@ -44,7 +44,7 @@ class ExternalPredictions:
     width: int
 
     def rows(self, ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
-        """Probabilities [B, C] of the videos with these hashes of their ids; 0 for classes that the file leaves out.
+        """Return the probabilities [B, C] of the videos with these id hashes; 0 for classes that the file leaves out.
 
         Raises:
             UsageError: the file has no such video.
@@ -62,16 +62,16 @@ class ExternalPredictions:
 
 
 def read_predictions(path: Path, classes: int) -> ExternalPredictions:
-    """Read predictions.
+    """Read a file of predictions.
 
     Args:
-        path: `.csv` with the columns VideoId and LabelConfidencePairs, pairs of class number and probability, as
+        path: `.csv` with the columns VideoId and LabelConfidencePairs, pairs of class index and probability, as
             `reeltag predict --out` writes it; or `.npz` with `ids` [N] text and `probabilities` [N, C].
         classes: C.
 
     Raises:
-        UsageError: the file cannot be read, an id stands there twice, a class is none of C, or a number is no
-            probability; names the line or row.
+        UsageError: the file cannot be read, an id occurs twice, a class is outside 0…C-1, or a number is not a
+            probability; the message names the line or row.
     """
     if path.suffix not in (".csv", ".npz"):
         raise UsageError(f"{path}: predictions are a .csv (Kaggle's columns) or .npz file")
@@ -110,7 +110,7 @@ def _read_csv(path: Path, classes: int) -> Read:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Rows after the header, with the numbers of their lines."""
+    """Yield the rows after the header with their line numbers."""
     csv.field_size_limit(sys.maxsize)
     try:
         with require_regular(path).open(encoding="utf-8", newline="") as file:
@@ -154,7 +154,7 @@ def _text(path: Path, name: Any) -> str:
 
 
 def _fault(numbers: npt.NDArray[Any], probabilities: npt.NDArray[Any], classes: int) -> str:
-    """What is wrong with a video's predictions."""
+    """Return what is wrong with a video's predictions; empty if nothing is."""
     known = (numbers >= 0) & (numbers < classes) & (numbers == np.floor(numbers))
     if not known.all():
         return f"{numbers[~known][0]:g} is none of the classes 0 to {classes - 1}"

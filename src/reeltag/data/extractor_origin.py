@@ -1,4 +1,4 @@
-"""Which extractor made the features of shards, as the manifest of `reeltag extract` beside them tells."""
+"""Check the extractor of shards' features by the manifest that `reeltag extract` writes beside them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ MANIFEST = "manifest.json"
 
 
 def refuse_other_origin(schema: Schema, shards: Iterable[DataFile]) -> None:
-    """See that shards hold features of the extractors that a schema names, as far as both are known.
+    """Check that shards hold features of the extractors that a schema names, as far as both are known.
 
     Args:
-        schema: what a model reads.
-        shards: files; those behind URLs are not asked.
+        schema: of the model's input.
+        shards: the files; remote ones are not checked.
 
     Raises:
         UsageError: a manifest names another extractor, or cannot be read.
@@ -35,14 +35,14 @@ def refuse_other_origin(schema: Schema, shards: Iterable[DataFile]) -> None:
 
 
 def describe_difference(found: Origin, wanted: Origin) -> str:
-    """What two extractors differ in, to be put behind a name; nothing where the name tells."""
+    """Describe how an extractor differs from the wanted one; empty if their names already differ."""
     if found.hash == wanted.hash:
         return " through another PCA"
     return " with other weights or settings" if found.name == wanted.name else ""
 
 
 def _origins(manifest: Path) -> dict[str, Origin]:
-    """By feature; none where there is no manifest, or one of something else."""
+    """Read a manifest's extractors by feature; empty if there is no manifest or it is of another kind."""
     content = read_json(manifest) if manifest.is_file() else None
     if not isinstance(content, dict) or "extractors" not in content:
         return {}

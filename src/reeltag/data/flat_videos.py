@@ -1,4 +1,4 @@
-"""The challenge's fake test videos, by the rule of the authors' `remove_test_fakes.py`: their mean frame is flat."""
+"""Detect the challenge's fake test videos by the rule of the authors' `remove_test_fakes.py`: a flat mean frame."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _STEP = 4 / 255  # between the values of two codes, as in models.layers.dequanti
 
 
 def rgb_feature_index(schema: Schema) -> int:
-    """Which feature of a schema is the image's.
+    """Return the index of the image feature in a schema.
 
     Raises:
-        UsageError: none is, or the examples are segments, which may be flat in any video.
+        UsageError: there is none, or the examples are segments, which may be flat in any video.
     """
     if schema.segments is not None:
         raise UsageError("drop_flat: tells fake videos by all their frames, and this model tags segments; leave it out")
@@ -31,8 +31,8 @@ def rgb_feature_index(schema: Schema) -> int:
 
 
 def is_flat(video: Video, place: int) -> bool:
-    """Whether the mean frame of a feature, dequantised, has a population standard deviation of at most `SPREAD`."""
+    """Return True if a feature's dequantised mean frame has a population standard deviation of at most 0.1."""
     frames = video.features[place]
-    # In whole numbers the sum is exact, and a constant added to all values leaves their deviation.
+    # An integer sum is exact, and dequantisation's constant offset does not change the deviation.
     mean = frames.sum(0, dtype=np.uint32 if frames.dtype == np.uint8 else np.float64) / len(frames)
     return bool(mean.std() * (_STEP if frames.dtype == np.uint8 else 1) <= MAX_FLAT_DEVIATION)

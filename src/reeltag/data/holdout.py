@@ -1,4 +1,4 @@
-"""Which videos train, which are held out or in a fold, and none of them among the test videos."""
+"""Split videos into training, hold-out and folds, and keep test videos out of all of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def refuse_overlap(train: Manifest, test: Manifest) -> None:
     """Keep test videos out of training.
 
     Raises:
-        DataError: a video stands in both sets.
+        DataError: a video is in both sets.
     """
     shared = np.intersect1d(train.id_hashes, test.id_hashes)
     if len(shared):
@@ -33,12 +33,12 @@ def refuse_overlap(train: Manifest, test: Manifest) -> None:
 def split_holdout(
     manifest: Manifest, seed: int, *, fraction: float | None = None, shards: int | None = None
 ) -> tuple[Indices, Indices]:
-    """Indices of the training and of the hold-out videos, drawn by `seed`; a video's segments stay together.
+    """Sample the hold-out by `seed`; return training and hold-out indices. A video's segments stay together.
 
     Args:
         manifest: the shard set.
         seed: any whole number.
-        fraction: share of the videos to hold out, or
+        fraction: of the videos to hold out, or
         shards: number of whole shards to hold out (the paper holds out 800 of its validation shards).
 
     Raises:
@@ -62,22 +62,22 @@ def split_holdout(
 
 
 def split_folds(indices: Indices, seed: int, folds: int) -> list[Indices]:
-    """Deal videos out to folds of equal size (one more in some), drawn by `seed`; each in ascending order."""
+    """Distribute videos randomly over folds of equal size, give or take one; each fold in ascending order."""
     shuffled = np.random.default_rng([seed, 0xF01D]).permutation(indices)
     return [np.sort(shuffled[fold::folds]) for fold in range(folds)]
 
 
 def split_halves(videos: Indices, seed: int) -> tuple[Indices, Indices]:
-    """Places of the examples of two halves of the videos, drawn by `seed`.
+    """Return the positions of the examples in two random halves of the videos.
 
     Args:
-        videos: [N] number of each example's video.
+        videos: [N] index of each example's video.
         seed: any whole number.
     """
     _, of = np.unique(videos, return_inverse=True)
-    drawn = np.random.default_rng([seed, 0xA1F]).permutation(int(of.max()) + 1)
-    rank = np.empty_like(drawn)
-    rank[drawn] = np.arange(len(drawn))
+    sampled = np.random.default_rng([seed, 0xA1F]).permutation(int(of.max()) + 1)
+    rank = np.empty_like(sampled)
+    rank[sampled] = np.arange(len(sampled))
     order = np.argsort(rank[of], kind="stable")
-    first = int((rank[of] < (len(drawn) + 1) // 2).sum())
+    first = int((rank[of] < (len(sampled) + 1) // 2).sum())
     return order[:first], order[first:]

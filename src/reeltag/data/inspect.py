@@ -1,4 +1,4 @@
-"""What a record holds, whatever its features are called."""
+"""Describe a record without knowing its schema."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_VALUES = 4  # values of a list
 
 
 def describe_record(record: bytes) -> list[str]:
-    """What a record holds, one line a feature, for people who do not know its schema yet.
+    """Describe a record's features, one line each, for people who do not know its schema yet.
 
     Raises:
         DataError: the record is neither an Example nor a SequenceExample.
@@ -31,7 +31,7 @@ def describe_record(record: bytes) -> list[str]:
 
 
 def context_names(record: bytes) -> list[str]:
-    """Names of what a record says of the whole video, such as its labels.
+    """Return the names of a record's video-level features, such as its labels.
 
     Raises:
         DataError: the record is neither an Example nor a SequenceExample.

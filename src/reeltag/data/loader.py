@@ -1,4 +1,4 @@
-"""Batches: videos side by side, frames still `uint8`, and the loader that makes them."""
+"""Batches of videos with `uint8` or `float32` frames, and the loader that produces them."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Batch:
         frames: [B, T, D], `uint8` codes or `float32`; rows past a video's length are 0.
         lengths: [B] int64, frames of each video.
         labels: [B, C] bool, or None where a video has no labels.
-        targets: [B, C] float32, a teacher's probabilities, or None.
-        counts: [B, T] int64, how often each frame counts, 0 past a video's length; None: each real one once.
-        rated: [B, C] bool, which classes the labels tell of; None: all.
+        targets: [B, C] float32 soft targets of a teacher, or None.
+        counts: [B, T] int64 multiplicity of each frame, 0 past a video's length; None if each frame counts once.
+        rated: [B, C] bool, classes for which the labels are known; None for all.
     """
 
     ids: tuple[str, ...]
@@ -52,11 +52,11 @@ class Batch:
         return len(self.ids)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device; asynchronous from pinned memory."""
+        """Copy the batch to a device; asynchronous from pinned memory."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory; the loader calls this."""
+        """Copy the batch to page-locked memory; the loader calls this."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -66,13 +66,13 @@ class Batch:
 
 
 def collate(videos: Iterable[Video], lengths: Sequence[int], schema: Schema, least: int = 0) -> Batch:
-    """Put videos side by side, padded with zeros to the longest of them.
+    """Collate videos into a batch, padded with zeros to the longest of them.
 
     Args:
-        videos: taken one by one and not kept, so that each is copied while the processor's cache still has it.
+        videos: consumed one by one, so that each is copied while it is still in the CPU's cache.
         lengths: frames of each video.
         schema: of the videos.
-        least: frames to pad to where all videos are shorter.
+        least: number of frames to pad to if all videos are shorter.
     """
     frames = np.empty((len(lengths), max(least, *lengths), schema.width), schema.dtype)
     labels = np.zeros((len(lengths), schema.classes), bool)
@@ -96,45 +96,45 @@ def collate(videos: Iterable[Video], lengths: Sequence[int], schema: Schema, lea
 
 
 def sample_frames(lengths: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draw `count` frames a video, uniformly with replacement (paper section 4.1, golden file `samplers`).
+    """Sample `count` frames of each video, uniformly with replacement (paper section 4.1, golden file `samplers`).
 
     Returns:
-        Their numbers, [B, count].
+        Frame indices [B, count].
     """
     draws = drawn(lambda videos: torch.rand(videos, count, generator=generator), len(lengths))
     return (draws.to(lengths.device) * lengths[:, None]).long()
 
 
 def select_frames(batch: Batch, rows: Tensor) -> Batch:
-    """The batch of the frames [B, count] of each video, in their order, one several times if it is there so often."""
+    """Select the frames with indices [B, count] of each video, in that order; an index may repeat."""
     count = rows.shape[1]
     return replace(batch, frames=_rows(batch.frames, rows), lengths=torch.full_like(batch.lengths, count))
 
 
 def count_sampled_frames(batch: Batch, rows: Tensor) -> Batch:
-    """The batch of the same frames, each once with how often it is there, in the video's order.
+    """Select the frames with these indices once each, with their multiplicity, in the video's order.
 
-    Pooling is a sum or maximum over frames, so it comes to the same for less work: of 300 draws from 300 frames, 190
-    differ.
+    Pooling is a sum or maximum over frames, so the result is the same for less work: 300 samples of 300 frames hold 190
+    distinct ones.
     """
     counts = torch.zeros(batch.frames.shape[:2], dtype=torch.int64, device=rows.device)
     counts.scatter_add_(1, rows, torch.ones_like(rows))
     lengths = counts.count_nonzero(1)
-    # The drawn frames of each video first.
+    # The sampled frames of each video come first.
     order = (counts == 0).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(lengths.max())]
     return replace(batch, frames=_rows(batch.frames, order), lengths=lengths, counts=counts.gather(1, order))
 
 
 def _rows(frames: Tensor, rows: Tensor) -> Tensor:
-    """Frames [B, T, D] at the places [B, U] of each video, [B, U, D]."""
+    """Gather frames [B, T, D] at the indices [B, U] of each video: [B, U, D]."""
     first = torch.arange(len(frames), device=rows.device)[:, None] * frames.shape[1]
     return torch.unflatten(frames.flatten(0, 1).index_select(0, (rows + first).flatten()), 0, rows.shape)
 
 
 class _Batches(Dataset["Batch | ReeltagError"]):
-    """Number to batch, by a plan of video indices; a class so that loader workers can receive it.
+    """Dataset of batches by index; a plan maps an index to video indices. A class, so that it can be sent to workers.
 
-    Of a batch that processes share, each reads its own rows, padded as the whole is.
+    Each rank reads its own rows of a global batch, padded as the global batch is.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class _Batches(Dataset["Batch | ReeltagError"]):
         self.shards, self.plan, self.targets, self.own = shards, plan, targets, own
 
     def needs(self, numbers: range) -> Iterator[list[RemoteFile]] | None:
-        """The shards behind URLs that each batch is made of; None where all lie here."""
+        """Yield the remote shards that each batch needs; return None if all shards are local."""
         if not self.shards.are_remote:
             return None
         return (self.shards.remote(self.plan(number)) for number in numbers)
@@ -160,7 +160,7 @@ class _Batches(Dataset["Batch | ReeltagError"]):
             batch = collate(videos, self.shards.lengths[indices].tolist(), self.shards.manifest.schema, least)
             return replace(batch, targets=self.targets(indices)) if self.targets else batch
         except ReeltagError as error:
-            return error  # raised in a worker it would arrive wrapped in a stack trace
+            return error  # an exception raised in a worker would arrive wrapped in a stack trace
 
 
 def _load(batches: _Batches, numbers: range, workers: int, pin: bool) -> Iterator[Batch]:
@@ -172,10 +172,10 @@ def _load(batches: _Batches, numbers: range, workers: int, pin: bool) -> Iterato
         collate_fn=_as_it_is,
         pin_memory=pin,
         worker_init_fn=partial(_end_without, os.getpid()),
-        # Without one of its own the loader draws from the global generator, which breaks exact resume.
+        # Without its own generator the loader uses the global one, which breaks exact resume.
         generator=torch.Generator(),
     )
-    with without_interrupts():  # of its processes: this one decides when they end
+    with without_interrupts():  # in the worker processes, which this process stops itself
         loaded = iter(loader)
     try:
         with Prefetcher(batches.needs(numbers)) as later:
@@ -185,11 +185,13 @@ def _load(batches: _Batches, numbers: range, workers: int, pin: bool) -> Iterato
                 yield batch
                 later.reached(number)
     finally:
-        del loaded  # ends its processes; an error that holds this frame would let them wait for each other
+        del (
+            loaded
+        )  # stops the workers; an exception that keeps this frame alive would leave them waiting for each other
 
 
 def _end_without(parent: int, worker: int) -> None:
-    """End a loader process whose parent was killed while it began; torch notices only what comes later."""
+    """Exit a worker whose parent was killed while the worker started; torch notices only later deaths."""
     if get_start_method() != "forkserver" and os.getppid() != parent:
         os._exit(1)
 
@@ -210,15 +212,15 @@ def training_batches(
     workers: int = 0,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """The batches of training steps, or this process's rows of them; step s is the same whatever came before it.
+    """Yield the batches of training steps, or this rank's rows of them; each step depends on nothing before it.
 
     Args:
-        shards: where the videos are.
-        indices: which of them train.
+        shards: of the videos.
+        indices: of the training videos.
         seed: of the order.
-        batch_size: B of the whole batch.
-        steps: the steps to run, so that resuming is a later begin.
-        window: shards that are mixed at a time; None mixes all.
+        batch_size: B of the global batch.
+        steps: the steps to run; resuming starts at a later one.
+        window: number of shards that are shuffled together; None for all.
         targets: soft targets [B, C] of videos, by their indices.
         workers: loader processes; 0 reads in this one.
         pin: copy to page-locked memory, for a GPU.
@@ -235,7 +237,7 @@ def _training_plan(indices: Indices, seed: int, batch_size: int, order: Order, s
 def sequential_batches(
     shards: Shards, indices: Indices | None = None, *, batch_size: int, workers: int = 0, pin: bool = False
 ) -> Iterator[Batch]:
-    """Every video once, in the order of `indices`, or of the shards."""
+    """Yield every video once, in the order of `indices`, or of the shards."""
     indices = np.arange(len(shards)) if indices is None else indices
     numbers = range(-(-len(indices) // batch_size))
     return _load(_Batches(shards, partial(_sequential_plan, indices, batch_size)), numbers, workers, pin)

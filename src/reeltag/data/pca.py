@@ -100,7 +100,7 @@ class Moments:
         self._squares += x_TD.T @ x_TD
 
     def projection(self, width: int) -> Projection:
-        """The PCA of all frames, each component's sign such that its largest entry is positive.
+        """Compute the PCA of all frames; each component's sign makes its largest entry positive.
 
         Args:
             width: W, how many components are kept.
@@ -157,7 +157,7 @@ def load_projections(path: Path, extractors: Mapping[str, Any]) -> dict[str, Pro
 
 
 def read_projections(path: Path) -> tuple[dict[str, Projection], dict[str, Any]]:
-    """What `save_projections` wrote: projections by feature, and what made the values that they are for.
+    """Read what `save_projections` wrote: projections by feature, and the extractors of their inputs.
 
     Raises:
         ArtifactError: the file is missing or damaged.

@@ -1,4 +1,4 @@
-"""Shards that later work needs, fetched while earlier work is done."""
+"""Download remote shards in the background before they are needed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from reeltag.core.storage import DataFile
 from reeltag.core.transfer import RemoteFile
 from reeltag.data import shard_cache
 
-CONCURRENT_FETCHES = 4  # shards that arrive at a time
+CONCURRENT_FETCHES = 4  # parallel downloads
 
 
 class _StoppedError(Exception):
-    """The work ended before a shard arrived."""
+    """The work ended before a shard was downloaded."""
 
 
 class Prefetcher:
-    """Fetches in the background what each step of some work needs, in order, as far as the cache holds it all.
+    """Background download of the shards that each step needs, in order, as far as the cache has room.
 
-    What cannot be fetched ahead is fetched when it is needed, and says then what is wrong. Begin after other processes
-    were forked, and leave the block to end it.
+    A shard that fails to download is downloaded again when it is needed, which then raises the error. Enter the block
+    after other processes were forked; leaving it stops the threads.
 
     Args:
-        needs: the shards of each step; None for nothing to fetch.
+        needs: the shards of each step; None if there is nothing to download.
     """
 
     def __init__(self, needs: Iterable[Sequence[RemoteFile]] | None) -> None:
@@ -39,7 +39,7 @@ class Prefetcher:
 
     def __enter__(self) -> Prefetcher:
         for _ in range(CONCURRENT_FETCHES if self._coming else 0):
-            # Not of a pool, for which the interpreter waits at its end.
+            # Not a thread pool, since the interpreter would wait for it at exit.
             threading.Thread(target=self._work, daemon=True).start()
         return self
 
@@ -50,7 +50,7 @@ class Prefetcher:
             self._changed.notify_all()
 
     def reached(self, step: int) -> None:
-        """Say which step comes now: what only earlier ones needed may go."""
+        """Report the current step, so that shards that only earlier steps needed may be evicted."""
         with self._changed:
             self._step = step
             self._forget([file for file, last in self._last.items() if last < step])
@@ -66,9 +66,9 @@ class Prefetcher:
                         shard_cache.protect(digest)
 
     def _take(self) -> RemoteFile | None:
-        """The next shard, once there is room for it; None when there is no more."""
+        """Return the next shard once there is room for it; None if there are no more."""
         while True:
-            with self._changed:  # let go after each step, as the work itself waits for it in `reached`
+            with self._changed:  # released in each iteration, as the work itself waits for it in `reached`
                 self._next = self._next or next(self._coming or iter(()), None)
                 if self._stopped or self._next is None:
                     return None
@@ -82,7 +82,7 @@ class Prefetcher:
                     self._changed.wait()
 
     def _new(self, needs: Iterable[Sequence[RemoteFile]]) -> Iterator[tuple[int, RemoteFile | None]]:
-        """Each step with the shards that have no room yet, one by one, and None last."""
+        """Yield each step with each shard that has no room reserved yet, and with None last."""
         for step, files in enumerate(needs):
             for file in files:
                 if file in self._last:
@@ -103,7 +103,7 @@ class Prefetcher:
 
 
 def prefetched(sources: Sequence[DataFile]) -> Iterator[DataFile]:
-    """Shards one after the other; those that are remote are fetched while the ones before are worked on."""
+    """Yield shards in order; remote ones are downloaded while earlier ones are processed."""
     needs = [[source] if isinstance(source, RemoteFile) else [] for source in sources]
     with Prefetcher(needs if any(needs) else None) as later:
         for number, source in enumerate(sources):

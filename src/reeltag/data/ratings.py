@@ -1,7 +1,7 @@
-"""What people said of a video's segments: classes that hold there, and classes that do not.
+"""Human ratings of a video's segments: classes that are present, and classes that are not.
 
-YouTube-8M's segment-rated records (2019) have four context features of one length, with one entry a rating. Frames are
-one a second, so times are frames.
+YouTube-8M's segment-rated records (2019) have four context features of one length, with one entry a rating. There is
+one frame a second, so times are frame indices.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from reeltag.data.schema import Schema
 STARTS, ENDS, CLASSES, SCORES = "segment_start_times", "segment_end_times", "segment_labels", "segment_scores"
 FEATURES = {STARTS: "int64_list", ENDS: "int64_list", CLASSES: "int64_list", SCORES: "float_list"}
 
-Lists = Mapping[str, Sequence[float]]  # the features that a record has
+Lists = Mapping[str, Sequence[float]]  # rating features of a record, by name
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Ratings:
 
     Attributes:
         starts: [R] first frame of the segment, a multiple of the schema's `segments`; ascending.
-        classes: [R] what was rated.
-        positive: [R] whether it holds.
+        classes: [R] rated class.
+        positive: [R] True if the class is present.
     """
 
     starts: npt.NDArray[np.int64]
@@ -37,13 +37,13 @@ class Ratings:
     positive: npt.NDArray[np.bool_]
 
     def at(self, start: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The classes that hold in a segment, and all that were rated there; each ascending."""
-        there = self.starts == start
-        return self.classes[there & self.positive], self.classes[there]
+        """Return the classes present in a segment, and all classes rated there; both ascending."""
+        segment = self.starts == start
+        return self.classes[segment & self.positive], self.classes[segment]
 
 
 def from_lists(lists: Lists, frames: int, schema: Schema) -> Ratings | None:
-    """The ratings that a record's features make; None where it has none of these features.
+    """Build ratings from a record's features; None if it has none of them.
 
     Args:
         lists: the features, by name.
@@ -51,7 +51,7 @@ def from_lists(lists: Lists, frames: int, schema: Schema) -> Ratings | None:
         schema: of segments.
 
     Raises:
-        DataError: they are not all there, not of one length, contradict each other, the video or the schema.
+        DataError: a feature is missing, lengths differ, or ratings contradict each other, the video or the schema.
     """
     if not lists:
         return None
@@ -94,7 +94,7 @@ def _check(start: int, end: int, label: int, score: float, frames: int, schema: 
 
 
 def to_lists(ratings: Ratings, schema: Schema) -> Lists:
-    """The features of a record that say so, the inverse of `checked`."""
+    """Convert ratings to a record's features, the inverse of `from_lists`."""
     assert schema.segments is not None
     ends = ratings.starts + schema.segments
     return {

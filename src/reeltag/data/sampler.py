@@ -1,4 +1,4 @@
-"""The order in which an epoch visits its videos: a pure function of (seed, epoch), so training can go on anywhere."""
+"""Sampling order of an epoch: a pure function of (seed, epoch), so training can resume at any step."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Order = Callable[[int, int, int], Indices]  # of `count` videos, `seed` and `epo
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Indices:
-    """The order in which an epoch visits `count` videos: a permutation, a pure function of its arguments."""
+    """Return an epoch's permutation of `count` videos, a pure function of the arguments."""
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 class ShardWindowOrder:
-    """An order that needs few shards at a time: drawn shards, `window` of them mixed, and then the next.
+    """Order that needs few shards at a time: shards in random order, shuffled in windows of `window` shards.
 
     Args:
-        shards: number of each video's shard.
-        window: shards that are mixed.
+        shards: shard index of each video.
+        window: number of shards shuffled together.
     """
 
     def __init__(self, shards: Indices, window: int) -> None:
@@ -31,7 +31,7 @@ class ShardWindowOrder:
         self._window = window
 
     def __call__(self, count: int, seed: int, epoch: int) -> Indices:
-        """An epoch's permutation of all videos, a pure function of the arguments."""
+        """Return an epoch's permutation of all videos, a pure function of the arguments."""
         rng = np.random.default_rng([seed, epoch, 0x5A4D])
         shards = rng.permutation(len(self._videos)).tolist()
         windows = [shards[begin : begin + self._window] for begin in range(0, len(shards), self._window)]
@@ -39,15 +39,15 @@ class ShardWindowOrder:
 
 
 def step_positions(count: int, seed: int, step: int, batch_size: int, order: Order = epoch_order) -> Indices:
-    """Positions of the videos of a training step.
+    """Return the positions of a training step's videos.
 
-    The epochs' orders follow each other in one stream that steps cut into full batches, so every
-    video comes once an epoch and no batch is short.
+    The orders of the epochs form one stream that is cut into full batches, so every video occurs once an epoch and no
+    batch is short.
     """
     begin = step * batch_size
     epochs = range(begin // count, (begin + batch_size - 1) // count + 1)
     begin -= epochs[0] * count
-    # Cut first: an epoch may have millions of videos.
+    # Sliced first, since an epoch may have millions of videos.
     orders = [_cached(order, count, seed, epoch)[: begin + batch_size] for epoch in epochs]
     return np.concatenate([orders[0][begin:], *orders[1:]])[:batch_size]
 

@@ -1,4 +1,4 @@
-"""What a record looks like: feature names, widths, classes and the frame limit."""
+"""Record schema: feature names, widths, classes and the frame limit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Origin(BaseModel):
-    """The extractor whose values a feature holds. Features of two videos can be compared only if theirs is the same."""
+    """Extractor that produced a feature. Features of two videos are comparable only if their extractors are equal."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,7 +47,7 @@ class Feature(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_unknown(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without an extractor, as before features had one, so that the hashes of stages and files stay."""
+        """Omit an unknown extractor, so that hashes of older stages and files stay valid."""
         content: dict[str, Any] = handler(self)
         if self.extractor is None:
             content.pop("extractor", None)
@@ -129,12 +129,12 @@ class Schema(BaseModel):
 
     @property
     def example(self) -> str:
-        """What is labelled and tagged, in a word."""
+        """Noun for what is labelled and tagged: video or segment."""
         return "video" if self.segments is None else "segment"
 
     @property
     def example_frames(self) -> int:
-        """Most frames of an example."""
+        """Largest number of frames of an example."""
         return self.segments or self.max_frames
 
 
@@ -152,7 +152,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def expand_preset(value: Any) -> Any:
-    """Expand a preset's name, or a table with a `preset` key, to a whole schema table.
+    """Expand a preset's name, or a table with a `preset` key, to a complete schema table.
 
     Raises:
         ValueError: there is no such preset.
@@ -168,7 +168,7 @@ def expand_preset(value: Any) -> Any:
 
 
 def preset_schema(name: str) -> Schema:
-    """The schema of a preset.
+    """Return the schema of a preset.
 
     Raises:
         UsageError: there is no such preset.
@@ -180,7 +180,7 @@ def preset_schema(name: str) -> Schema:
 
 
 def read_label_names(path: Path | str, classes: int) -> tuple[str, ...]:
-    """Names of the classes, from a CSV file such as AudioSet's or YouTube-8M's.
+    """Read the names of the classes from a CSV file such as AudioSet's or YouTube-8M's.
 
     The header names an `index` column and a `display_name` or `name` column (letter case is ignored). The file may be
     behind a URL.
@@ -193,7 +193,7 @@ def read_label_names(path: Path | str, classes: int) -> tuple[str, ...]:
         raise UsageError(f"{path}: no such file of label names; see data.label_names")
     try:
         content = read(str(path)) if remote else Path(path).read_bytes()
-        text = StringIO(content.decode("utf-8-sig"), newline="")  # spreadsheets put a mark before the text
+        text = StringIO(content.decode("utf-8-sig"), newline="")  # spreadsheets write a byte order mark
         rows = [{key.lower(): item for key, item in row.items() if key} for row in csv.DictReader(text)]
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: is not UTF-8 ({error}); save it as UTF-8") from error

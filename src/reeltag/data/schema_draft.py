@@ -1,4 +1,4 @@
-"""What a recipe would say of records that nobody has described yet: a draft of its `[data.schema]`."""
+"""Draft a recipe's `[data.schema]` from records without a known schema."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _Values = tuple[str, int]  # the kind of a list, and how many values it holds
 
 @dataclass(frozen=True)
 class Draft:
-    """A schema, as far as some records tell it.
+    """Schema derived from some records.
 
     Attributes:
-        records: how many were read.
+        records: number of records read.
         schema: the keys of `[data.schema]` that have no default, or another value.
         preset: one that the records follow too, or None.
-        highest_label: None where there are none.
-        most_frames: of a record.
+        highest_label: None if there are no labels.
+        most_frames: largest number of frames of a record.
         unlabelled: records without labels.
-        remarks: what does not fit, and what could not be told.
+        remarks: on features that do not fit, and on what could not be determined.
     """
 
     records: int
@@ -43,7 +43,7 @@ class Draft:
 
 @dataclass
 class _Seen:
-    """What records hold, by the names of their features."""
+    """Statistics of records, by feature name."""
 
     records: int = 0
     lists: dict[str, set[_Values]] = field(default_factory=dict)
@@ -108,7 +108,7 @@ def draft(records: Iterable[bytes]) -> Draft:
 
 
 def _features(seen: _Seen) -> tuple[dict[str, Any], list[str]]:
-    """Level, type, features and frames; and why others are not among them."""
+    """Derive level, dtype and features, with remarks on features that are left out."""
     found: Mapping[str, set[_Values]] = seen.lists
     if not seen.lists:
         vectors = ((name, {each for each in kinds if each[0] == "float_list"}) for name, kinds in seen.context.items())
@@ -140,7 +140,7 @@ def _features(seen: _Seen) -> tuple[dict[str, Any], list[str]]:
 
 
 def _labels(seen: _Seen, schema: dict[str, Any], remarks: list[str]) -> tuple[str, int | None]:
-    """The name of the labels, and the highest of them; classes and frames go into the schema."""
+    """Return the name of the labels and the highest label; add classes and frames to the schema."""
     default = Schema.model_fields["labels"].default
     known = [name for name in seen.highest if name not in FEATURES]
     likely = [name for name in sorted(known) if "label" in name.lower()] or (known if len(known) == 1 else [])
@@ -158,7 +158,7 @@ def _labels(seen: _Seen, schema: dict[str, Any], remarks: list[str]) -> tuple[st
 
 
 def _ids(seen: _Seen, schema: dict[str, Any], remarks: list[str]) -> None:
-    """Under which name the id stands, if not under one of the default."""
+    """Add the name of the id to the schema if it is not a default one."""
     defaults = Schema.model_fields["ids"].default
     texts = sorted(name for name, kinds in seen.context.items() if kinds == {("bytes_list", 1)})
     if not set(defaults) & set(texts):
@@ -172,7 +172,7 @@ def _ids(seen: _Seen, schema: dict[str, Any], remarks: list[str]) -> None:
 
 
 def _preset(schema: Mapping[str, Any]) -> str | None:
-    """The preset with the same features, and at least as many classes and frames."""
+    """Return the preset with the same features, and at least as many classes and frames."""
     given = {key: value for key, value in schema.items() if key not in ("classes", "max_frames")}
     for name in PRESETS:
         known = preset_schema(name)

@@ -1,4 +1,4 @@
-"""A video cut into the examples that are learnt from and tagged: itself, or segments of some frames each."""
+"""Split a video into examples for training and tagging: the video itself, or its segments."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ MAX_LISTED = 20  # names of what a record has
 
 
 def iter_examples(video: Video, schema: Schema, *, rated_only: bool = False) -> Iterator[tuple[int, Video]]:
-    """A video's examples in their order, each after the frame where it starts.
+    """Yield a video's examples in order, each with the index of its first frame.
 
     Args:
-        video: as `decode` gives it.
+        video: from `decode`.
         schema: of the video; without `segments` the whole video is the one example.
         rated_only: of segments, only those with a rating.
     """
@@ -31,7 +31,7 @@ def iter_examples(video: Video, schema: Schema, *, rated_only: bool = False) -> 
 
 
 def cut_example(video: Video, schema: Schema, start: int) -> Video:
-    """The example that starts at a frame; a segment is called `ID:START`, and the last of a video may be shorter."""
+    """Return the example that starts at a frame; a segment's id is `ID:START`, and the last one may be shorter."""
     if schema.segments is None:
         return video
     features = tuple(frames[start : start + schema.segments] for frames in video.features)
@@ -40,22 +40,22 @@ def cut_example(video: Video, schema: Schema, start: int) -> Video:
 
 
 def refuse_unlabelled(video: Video, record: bytes, schema: Schema) -> None:
-    """Refuse a video that does not tell what its examples show.
+    """Refuse a video without labels for its examples.
 
     Args:
-        video: as `decode` gives it.
+        video: from `decode`.
         record: that it was decoded from.
         schema: of the video.
 
     Raises:
-        DataError: names what the record has instead.
+        DataError: the labels are missing; the message names the features of the record.
     """
     if (video.labels if schema.segments is None else video.ratings) is not None:
         return
     what, hint = f"labels: no {schema.labels!r}", "check the schema's 'labels'; "
     if schema.segments is not None:
         what, hint = f"ratings of segments: no {CLASSES!r}", ""
-    there = context_names(record)
-    names = ", ".join(there[:MAX_LISTED]) + (", …" if len(there) > MAX_LISTED else "")
+    names_present = context_names(record)
+    names = ", ".join(names_present[:MAX_LISTED]) + (", …" if len(names_present) > MAX_LISTED else "")
     need = "training and measuring need them, `reeltag predict` does not"
     raise DataError(f"has no {what}, but {names}; {hint}{need}")

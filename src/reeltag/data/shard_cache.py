@@ -1,9 +1,9 @@
-"""Shards behind URLs, in a cache of limited size: each is fetched once, checked, and then read like a local file.
+"""Cache of limited size for remote shards: each is downloaded once, checked, and then read like a local file.
 
-In the folder `shards` of the cache a shard is a file that its SHA-256 names, so equal shards are kept once, wherever
-they come from. Beside it lie links, by which a state of a URL is known again, and the partial files of those that
-arrive. A process that fetches a shard holds a lock on its partial file; others wait for it. What is used longest ago
-goes first, also from under those that read it: the system keeps an open file until it is closed.
+In the folder `shards` of the cache, each shard is a file named by its SHA-256, so equal shards are stored once. Links
+beside them map a state of a URL to a shard, and partial files belong to downloads in progress. A process that downloads
+a shard holds a lock on its partial file; others wait for it. The least recently used shard is evicted first, even while
+a process reads it, since the system keeps an open file until it is closed.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ WAIT_SECONDS = 0.1
 
 _ENTRY = re.compile(r"[0-9a-f]{64}")
 _PARTIAL = re.compile(r"[0-9a-f]{64}-(\d+)\.partial")
-_needed: Counter[str] = Counter()  # entries that this process goes on needing, which go last
+_needed: Counter[str] = Counter()  # shards that this process still needs, which are evicted last
 
 
 def limit_bytes() -> int:
-    """Most bytes of the cache.
+    """Return the size limit of the cache in bytes.
 
     Raises:
-        UsageError: what the environment says is no size.
+        UsageError: the environment variable is not a size.
     """
     text = os.environ.get(LIMIT, str(DEFAULT_GB))
     try:
@@ -52,46 +52,46 @@ def limit_bytes() -> int:
 
 
 def set_limit(gigabytes: float) -> None:
-    """Set the limit for this process and those that it starts, forked or spawned."""
+    """Set the size limit for this process and its child processes, forked or spawned."""
     os.environ[LIMIT] = str(gigabytes)
 
 
 def folder() -> Path:
-    """Where the shards are."""
+    """Return the folder of the cached shards."""
     return cache_folder() / "shards"
 
 
 def size_bytes() -> int:
-    """Bytes of all that is in the cache."""
+    """Return the total size of the cached shards in bytes."""
     return sum(path.stat().st_size for path in folder().glob("*") if _ENTRY.fullmatch(path.name))
 
 
 def open_copy(file: RemoteFile) -> io.FileIO:
-    """A shard's copy, fetched if need be; it stays whole until it is closed, whatever becomes of the cache.
+    """Open a shard's local copy, downloading it if needed; it stays readable even if it is evicted meanwhile.
 
     Raises:
-        TransferError: it is not there, or the other side stays in trouble.
-        DataError: it is not the one that was indexed.
+        TransferError: the shard is missing, or the server keeps failing.
+        DataError: the shard has changed since it was indexed.
         UsageError: the cache has no room for it.
     """
     while True:
-        with suppress(FileNotFoundError):  # another process made room
+        with suppress(FileNotFoundError):  # another process evicted it
             return io.FileIO(_entry(fetch(file)))
 
 
 def fetch(file: RemoteFile, advance: Callable[[int], None] = lambda size: None) -> RemoteFile:
-    """Bring a shard into the cache, unless it is there; another process that fetches it is waited for.
+    """Download a shard into the cache unless it is there; wait if another process is downloading it.
 
     Args:
         file: the shard.
-        advance: told the bytes of each chunk that arrives.
+        advance: called with the bytes of each chunk.
 
     Returns:
         The shard with its SHA-256.
 
     Raises:
-        TransferError: it is not there, or the other side stays in trouble.
-        DataError: it is not the one that was indexed.
+        TransferError: the shard is missing, or the server keeps failing.
+        DataError: the shard has changed since it was indexed.
         UsageError: the cache has no room for it.
     """
     try:
@@ -111,7 +111,7 @@ def _fetched(file: RemoteFile, advance: Callable[[int], None]) -> RemoteFile:
         with _claimed(partial, file.size) as mine:
             if not mine:
                 continue
-            if known := _known(file, link):  # since we looked
+            if known := _known(file, link):  # downloaded by another process meanwhile
                 partial.unlink()
                 return known
             known = replace(file, sha256=_arrived(file, partial, advance))
@@ -122,8 +122,8 @@ def _fetched(file: RemoteFile, advance: Callable[[int], None]) -> RemoteFile:
 
 
 def _known(file: RemoteFile, link: Path) -> RemoteFile | None:
-    """The shard with its SHA-256, where the cache has a copy, which counts as used now."""
-    if not file.sha256 and file.version is None:  # nothing tells whether a copy is still right
+    """Return the shard with its SHA-256 if the cache has a copy, and mark it as just used."""
+    if not file.sha256 and file.version is None:  # without a version a copy may be outdated
         return None
     known = file if file.sha256 else replace(file, sha256=_linked(link))
     if not known.sha256:
@@ -132,14 +132,14 @@ def _known(file: RemoteFile, link: Path) -> RemoteFile | None:
         if _entry(known).stat().st_size == file.size:
             os.utime(_entry(known))
             return known
-        _entry(known).unlink()  # a file system lost a part of it
+        _entry(known).unlink()  # truncated by the file system
     except OSError:
         pass
     return None
 
 
 def discard(file: RemoteFile) -> None:
-    """Drop a copy that turned out to be damaged."""
+    """Remove a damaged copy from the cache."""
     key = content_hash([file.url, file.size, file.version])
     if digest := file.sha256 or _linked(folder() / f"{key}.link"):
         with suppress(OSError):
@@ -147,12 +147,12 @@ def discard(file: RemoteFile) -> None:
 
 
 def protect(digest: str) -> None:
-    """Let a shard go after all others, as this process goes on needing it, until `release`."""
+    """Evict a shard only after all others, until `unprotect`, as this process still needs it."""
     _needed[digest] += 1
 
 
 def unprotect(digest: str) -> None:
-    """Let a shard go in its turn."""
+    """Undo one `protect` of a shard."""
     _needed[digest] -= 1
 
 
@@ -174,12 +174,12 @@ def _link(link: Path, known: RemoteFile) -> None:
 
 
 def _arrived(file: RemoteFile, partial: Path, advance: Callable[[int], None]) -> str:
-    """The SHA-256 of a shard, once it is whole at `partial`."""
+    """Download a shard completely to `partial`; return its SHA-256."""
     if not file.sha256:
-        os.truncate(partial, 0)  # only a hash tells whether two halves belong together
+        os.truncate(partial, 0)  # without a known hash, two halves may be of different versions
     elif transfer.stat(file.url).size != file.size:
         raise _changed(file, partial)
-    for _ in range(2):  # what came may be damaged, or half of it from before a change
+    for _ in range(2):  # the bytes may be damaged, or a mix of two versions
         transfer.download(file.url, partial, file.size, version=file.version, advance=advance)
         with partial.open("rb") as written:
             os.fsync(written.fileno())
@@ -197,7 +197,7 @@ def _changed(file: RemoteFile, partial: Path) -> DataError:
 
 @contextmanager
 def _claimed(partial: Path, size: int) -> Iterator[bool]:
-    """Lock a partial file that there is room for; where another process has it, wait for its end and give False."""
+    """Lock a partial file after making room for it; if another process holds it, wait and yield False."""
     file = _lock(partial, size)
     try:
         yield file is not None
@@ -218,7 +218,7 @@ def _lock(partial: Path, size: int) -> BinaryIO | None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 mine = _is_still(file, partial)
         finally:
-            fcntl.flock(room, fcntl.LOCK_UN)  # a process that is forked now has the file too
+            fcntl.flock(room, fcntl.LOCK_UN)  # a child forked meanwhile inherits the descriptor
     if mine:
         return file
     if file is None:
@@ -230,7 +230,7 @@ def _lock(partial: Path, size: int) -> BinaryIO | None:
 
 
 def _is_still(file: BinaryIO, path: Path) -> bool:
-    """Whether an open file is the one of that name, and was not renamed or removed."""
+    """Return True if a path still names an open file, which was not renamed or removed."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     return False
@@ -242,10 +242,10 @@ def _unlock(file: BinaryIO) -> None:
 
 
 def _make_room(size: int) -> bool:
-    """Remove what was used longest ago until so many bytes more fit; False: what others fetch is in the way.
+    """Evict the least recently used shards until `size` bytes fit; False if other downloads take the room.
 
     Raises:
-        UsageError: they cannot fit.
+        UsageError: the bytes cannot fit.
     """
     most = limit_bytes()
     if size > most:
@@ -284,7 +284,7 @@ def _free() -> int:
 
 
 def _remove(path: Path) -> bool:
-    """Remove an entry, or a partial file that nobody works on."""
+    """Remove a cached shard, or a partial file that no process has locked."""
     with suppress(FileNotFoundError):
         if path.suffix != ".partial":
             path.unlink()

@@ -1,4 +1,4 @@
-"""A shard set: its manifest, and random access to its examples, which are videos or their segments."""
+"""Shard sets: their manifest, and random access to their examples, which are videos or segments."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What the manifest knows of one shard: where it is, what it holds, its examples, and the records left out."""
+    """Manifest entry of a shard: location, size, hash, and the numbers of examples and of skipped records."""
 
     path: str
     bytes: int
@@ -42,28 +42,28 @@ class ShardInfo:
 
     @property
     def source(self) -> DataFile:
-        """The shard itself."""
+        """Local path or remote file of the shard."""
         return RemoteFile(self.path, self.bytes, None, self.sha256) if is_url(self.path) else Path(self.path)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A shard set that was read through once: every checksum, label and id holds of N examples.
+    """Index of a shard set with N examples, whose checksums, labels and ids were all verified once.
 
     An example is a record's video, or a segment of it; those of a record follow each other.
 
     Attributes:
-        schema: what the records look like.
+        schema: of the records.
         shards: one entry a shard, in order.
         offsets: byte offset of each example's record in its shard.
-        numbers: of each example's record in its shard, with those counted that were left out.
-        crcs: of the record's payload, masked, as the shard has it.
+        numbers: index of each example's record in its shard; skipped records count.
+        crcs: masked CRC of the record's payload, as stored in the shard.
         frames: frames of the record in the shard, before the schema's limit cuts them.
         id_hashes: 64-bit hash of the video's id.
         starts: frame of the record where the example starts.
         class_counts: examples of each of C classes.
         labelled: number of examples with labels.
-        left_out: bad records of the shards, which have no examples here.
+        left_out: bad records of the shards, which have no examples.
     """
 
     schema: Schema
@@ -88,12 +88,12 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that the records say, wherever the shards lie; which of them are bad follows from it."""
+        """Hash of the records' schema and content, independent of the shards' location."""
         return content_hash([self.schema.model_dump(), [shard.sha256 for shard in self.shards]])
 
     @property
     def first_records(self) -> Indices:
-        """Index of each shard's first example, and N last."""
+        """Index of each shard's first example, followed by N."""
         return np.cumsum([0, *(shard.records for shard in self.shards)])
 
     @property
@@ -106,13 +106,13 @@ class Manifest:
 
     @property
     def videos(self) -> Indices:
-        """[N] number of each example's video."""
+        """[N] video index of each example."""
         return np.searchsorted(self.first_examples, np.arange(len(self)), "right") - 1
 
     def save(self, path: Path) -> None:
         """Write the manifest to one file."""
         arrays = {key: getattr(self, key) for key in _ARRAYS}
-        # Thousands of shards are more than a header holds.
+        # The header is too small for thousands of shards.
         lists = {"shards": self.shards, "left_out": self.left_out}
         arrays |= {key: _json_bytes([vars(item) for item in items]) for key, items in lists.items()}
         content = {"schema": self.schema.model_dump(mode="json"), "labelled": self.labelled}
@@ -165,19 +165,19 @@ def scan(
     limit: int | None = None,
     rated_only: bool = False,
 ) -> Manifest:
-    """Read a shard set through once and describe it.
+    """Read a shard set once and index it.
 
     Args:
         paths: the shards, in order.
-        schema: what their records hold.
-        advance: told the bytes of each shard once it is read.
-        max_bad_records: how many records may be left out because they are damaged, break the schema or repeat an id.
+        schema: of their records.
+        advance: called with the size of each shard once it is read.
+        max_bad_records: number of records that may be skipped as damaged, against the schema or of a repeated id.
         labelled: a record without labels is bad too.
-        limit: leave off after so many videos; by default all are read.
-        rated_only: of segments, only those with a rating, from which something can be learnt.
+        limit: stop after this many videos; by default all are read.
+        rated_only: of segments, only those with a rating, which training can use.
 
     Raises:
-        DataError: the first bad record that may not be left out, or a shard of which the rest cannot be found.
+        DataError: a bad record beyond the limit, or a damaged length after which no record can be located.
     """
     shards: list[ShardInfo] = []
     tables = [np.empty(0, list(_COLUMNS.items()))]
@@ -213,16 +213,16 @@ def scan(
 def read_records(
     shard: Records, schema: Schema, bad: BadRecords | None = None, *, labelled: bool = False
 ) -> Iterator[tuple[Record, Video]]:
-    """Every record of a shard, and its video.
+    """Yield every record of a shard with its video.
 
     Args:
         shard: the shard.
         schema: what its records hold.
-        bad: takes note of bad records; by default the first is raised.
+        bad: collects bad records; by default the first is raised.
         labelled: a record without labels is bad too.
 
     Raises:
-        DataError: a bad record that may not be left out, or the rest of the shard cannot be found.
+        DataError: a bad record beyond the limit, or a damaged length after which no record can be located.
     """
     bad = bad or BadRecords()
     for record in shard.records(bad.skip):
@@ -237,15 +237,15 @@ def read_records(
 
 
 def id_hash(name: str) -> int:
-    """64 bits that stand for a record's id."""
+    """Return a 64-bit hash of a record's id."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
 def _without_repeats(manifest: Manifest, bad: BadRecords) -> Manifest:
-    """The manifest without the videos whose id stands before them."""
+    """Remove videos whose id occurred before from a manifest."""
     videos, begins = manifest.videos, manifest.first_examples
     _, firsts, of = np.unique(manifest.id_hashes, return_index=True, return_inverse=True)
-    originals = firsts[of]  # where each id stands first
+    originals = firsts[of]  # first example of each id
     kept = videos[originals] == videos
     shards, counts, labelled = Shards(manifest), manifest.class_counts.copy(), manifest.labelled
     for repeat in np.flatnonzero(~kept).tolist():
@@ -267,7 +267,7 @@ def _without_repeats(manifest: Manifest, bad: BadRecords) -> Manifest:
 
 
 class Shards:
-    """Random access to the examples of a manifest; cheap to make and to send to a worker.
+    """Random access to the examples of a manifest; cheap to create and to send to a worker.
 
     Args:
         manifest: the shard set.
@@ -280,14 +280,14 @@ class Shards:
         self.manifest = manifest
         rest = np.minimum(manifest.frames, manifest.schema.max_frames) - manifest.starts
         self.lengths = np.minimum(rest, manifest.schema.example_frames)
-        self._first = manifest.first_records.tolist()  # bisect is faster there than in an array
+        self._first = manifest.first_records.tolist()  # bisect is faster in a list than in an array
         self._last: tuple[tuple[str, int, int], Video] | None = None  # a video's segments are often read in a row
 
     def __len__(self) -> int:
         return len(self.manifest)
 
     def location(self, index: int) -> tuple[str, int, int]:
-        """File, record number and byte offset of an example."""
+        """Return file, record index and byte offset of an example."""
         return self._info(index).path, int(self.manifest.numbers[index]), int(self.manifest.offsets[index])
 
     def read(self, index: int) -> Video:
@@ -334,15 +334,15 @@ class Shards:
 
     @property
     def are_remote(self) -> bool:
-        """Whether some are behind URLs."""
+        """True if some shards are remote."""
         return any(is_url(shard.path) for shard in self.manifest.shards)
 
     def numbers(self, indices: Indices) -> Indices:
-        """Numbers of the shards that videos are in."""
+        """Return the shard index of each example."""
         return np.searchsorted(self._first, indices, "right") - 1
 
     def remote(self, indices: Indices) -> list[RemoteFile]:
-        """The shards behind URLs that videos are in, each once."""
+        """Return the remote shards of examples, each once."""
         sources = (self.manifest.shards[number].source for number in np.unique(self.numbers(indices)))
         return [source for source in sources if isinstance(source, RemoteFile)]
 
@@ -351,7 +351,7 @@ class Shards:
 
 
 def _opened(info: ShardInfo) -> ShardFile:
-    """A shard, if it has the size that it had."""
+    """Open a shard and check that its size is that of the manifest."""
     shard = ShardFile(info.source)
     if shard.size != info.bytes:
         raise DataError(f"the shard has {shard.size:,} bytes and had {info.bytes:,} when it was indexed")
@@ -359,18 +359,18 @@ def _opened(info: ShardInfo) -> ShardFile:
 
 
 _open = lru_cache(maxsize=256)(_opened)
-_open_remote = lru_cache(maxsize=8)(_opened)  # the disk keeps what is open, even if it is no longer in the cache
+_open_remote = lru_cache(maxsize=8)(_opened)  # open files occupy disk even after eviction from the cache
 
 
 def read_examples(
     paths: Sequence[DataFile], schema: Schema, bad: BadRecords | None = None, *, labelled: bool = False
 ) -> Iterator[Video]:
-    """Read the examples of shards from first to last without a manifest; an id may stand there several times.
+    """Read the examples of shards in order without a manifest; ids may repeat.
 
     Args:
         paths: the shards, in order.
-        schema: what their records hold.
-        bad: takes note of bad records; by default the first is raised.
+        schema: of their records.
+        bad: collects bad records; by default the first is raised.
         labelled: a record without labels is bad too.
 
     Raises:
@@ -383,7 +383,7 @@ def read_examples(
 
 
 def read_shard_bytes(content: bytes, schema: Schema) -> Iterator[Video]:
-    """Read a shard that is in memory.
+    """Read the videos of a shard in memory.
 
     Raises:
         DataError: a record is damaged or breaks the schema.

@@ -1,8 +1,8 @@
-"""Soft targets on disk: a teacher's probabilities beside the shards, keyed by shard and record.
+"""Soft targets on disk: a teacher's probabilities, keyed by shard and record.
 
 Every shard has one `.npy` file of float16, a row a record: all C probabilities, or the k highest with their classes.
-Rows of videos that the teacher may not teach, such as the hold-out, are NaN. `targets.json` comes last; it ties the
-files to the shards' hashes and to the teacher.
+Rows of videos without soft targets, such as the hold-out, are NaN. `targets.json` is written last; it ties the files
+to the shards' hashes and to the teacher.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ TopK = int | Literal["dense"]
 
 
 class TargetsWriter:
-    """Takes probabilities in any order and leaves a folder that `SoftTargets` reads.
+    """Writer of the folder that `SoftTargets` reads; takes probabilities in any order.
 
     Args:
-        folder: where the files go.
+        folder: for the files.
         manifest: the shards that the targets belong to.
-        top_k: how many probabilities of a video are kept, or "dense" for all.
+        top_k: number of probabilities kept for each video, or "dense" for all.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, top_k: TopK) -> None:
@@ -43,7 +43,7 @@ class TargetsWriter:
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, indices: Indices, probabilities: Tensor) -> None:
-        """Keep the probabilities [B, C] of the videos with these indices; a shard's file changes whole."""
+        """Store the probabilities [B, C] of the videos with these indices; each shard's file is replaced atomically."""
         shards = np.searchsorted(self._first, indices, "right") - 1
         values, classes = probabilities, None
         if self.kept is not None:
@@ -74,13 +74,13 @@ class TargetsWriter:
             np.save(file, rows)
 
     def finish(self, teacher: Mapping[str, Any]) -> str:
-        """Write the index, and files of the shards that nothing was put of.
+        """Write the index, and the files of shards without probabilities.
 
         Args:
-            teacher: who taught; JSON.
+            teacher: description of the teacher; JSON.
 
         Returns:
-            Hash of all that the folder says.
+            Hash of the folder's content.
         """
         shards = []
         for number, shard in enumerate(self.manifest.shards):
@@ -103,17 +103,17 @@ class TargetsWriter:
 
 
 def targets_file(shard: int) -> str:
-    """Name of the file of a shard's targets."""
+    """Return the file name of a shard's targets."""
     return f"{shard:05}.npy"
 
 
 def row_bytes(classes: int, top_k: TopK) -> int:
-    """Bytes that a video takes."""
+    """Return the bytes of one video's targets."""
     return _row(classes, None if top_k == "dense" else min(top_k, classes)).itemsize
 
 
 def _row(classes: int, kept: int | None) -> np.dtype[Any]:
-    """A video's row: all probabilities, or those that are kept, with their classes."""
+    """Return the dtype of a video's row: all probabilities, or the k highest with their classes."""
     if kept is None:
         return np.dtype((np.float16, classes))
     code = np.uint16 if classes <= 1 << 16 else np.uint32
@@ -121,10 +121,10 @@ def _row(classes: int, kept: int | None) -> np.dtype[Any]:
 
 
 class SoftTargets:
-    """Random access to the targets of a shard set; cheap to make and to send to a worker.
+    """Random access to the targets of a shard set; cheap to create and to send to a worker.
 
     Args:
-        folder: what a `TargetsWriter` left.
+        folder: written by a `TargetsWriter`.
         manifest: the shards that the videos come from, in any order.
 
     Raises:
@@ -151,10 +151,10 @@ class SoftTargets:
         self._first, self._shards = manifest.first_records, Shards(manifest)
 
     def rows(self, indices: Indices) -> Tensor:
-        """Probabilities [B, C] float32 of the videos with these indices; 0 for classes that were not kept.
+        """Return the probabilities [B, C] float32 of videos by index; 0 for classes that were not stored.
 
         Raises:
-            DataError: the teacher did not teach one of them.
+            DataError: one of them has no soft targets.
         """
         out = np.zeros((len(indices), self.classes), np.float32)
         for row, index in zip(out, indices, strict=True):

@@ -1,4 +1,4 @@
-"""Generated shards with something to learn, for the quickstart and the tests.
+"""Synthetic shards with learnable labels, for the quickstart and the tests.
 
 Every class has a prototype frame, and a video shows the prototypes of its labels, with noise, among
 distractor frames that all classes share. Labels come in themes, so they co-occur. What separates the
@@ -28,7 +28,7 @@ MAX_LABELS = 4  # a video
 
 
 class SyntheticSettings(BaseModel):
-    """How much to generate, and how hard it is to learn."""
+    """Size and difficulty of the synthetic data."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
@@ -44,7 +44,7 @@ class SyntheticSettings(BaseModel):
     segments: int | None = Field(None, gt=0, description="frames a segment; rates those of every video")
     seed: int = Field(0, ge=0)
 
-    # A rule between keys belongs to the later one, and is heard though others have faults.
+    # A rule between keys is checked on the later one, so that it is reported along with other faults.
     @field_validator("shards")
     @classmethod
     def _filled(cls, value: int, info: ValidationInfo) -> int:
@@ -98,7 +98,7 @@ def write_synthetic(folder: Path, settings: SyntheticSettings) -> None:
 
 
 class _World:
-    """The prototypes, and how often labels come and come together."""
+    """Prototypes, label frequencies and co-occurrence."""
 
     def __init__(self, settings: SyntheticSettings) -> None:
         rng = np.random.default_rng([settings.seed, 0x5EED])
@@ -145,7 +145,7 @@ class _World:
         return Video(name, known, features, ratings=self._ratings(known, shown))
 
     def _ratings(self, labels: npt.NDArray[np.int64], shown: npt.NDArray[np.int64]) -> Ratings | None:
-        """A segment is rated for each label of its video: it holds where most frames show it, and not where none do."""
+        """Rate each segment for each label of its video: positive if most frames show it, negative if none do."""
         size = self.settings.segments
         if size is None:
             return None

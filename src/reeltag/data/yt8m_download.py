@@ -1,4 +1,4 @@
-"""The official shards of YouTube-8M: a plan with their MD5s, of which a part is fetched, several shards side by side.
+"""Download the official shards of YouTube-8M, or a part of them, in parallel, by a plan with their MD5s.
 
 Plan, addresses, names and parts are those of the official `download.py` of data.yt8m.org, as copies of it in public
 repositories have them. A shard has its name once its MD5 is the plan's; until then it is a hidden file that grows.
@@ -38,12 +38,12 @@ _MD5 = re.compile("[0-9a-f]{32}")
 
 
 class _StoppedError(Exception):
-    """Ends a thread whose work nobody waits for any more."""
+    """Stops a download thread after another one failed."""
 
 
 @dataclass(frozen=True)
 class UrlTemplates:
-    """Where plans and shards are.
+    """URL templates of plans and shards.
 
     Attributes:
         plan: URL of a plan, with {level} and {split}.
@@ -59,11 +59,11 @@ OFFICIAL_URLS = UrlTemplates()
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """A shard of a plan.
+    """Shard of a download plan.
 
     Attributes:
-        name: there, such as trainbF.tfrecord.
-        file: here, such as train0093.tfrecord.
+        name: on the server, such as trainbF.tfrecord.
+        file: local name, such as train0093.tfrecord.
         md5: in hexadecimal.
     """
 
@@ -73,7 +73,7 @@ class PlannedShard:
 
     @property
     def unfinished(self) -> str:
-        """What it is called here until it is whole; another one for other content."""
+        """Local name until the download is complete and verified; it depends on the MD5."""
         return f".{self.file}.{self.md5[:8]}.part"
 
 
@@ -89,10 +89,10 @@ class Part:
 
 
 def parse_part(text: str) -> Part:
-    """A part from i/n.
+    """Parse a part written i/n.
 
     Raises:
-        UsageError: it is not so written, or i is not one of 1 to n.
+        UsageError: the text has another form, or i is outside 1…n.
     """
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     number, parts = map(int, found.groups()) if found else (0, 0)
@@ -102,10 +102,10 @@ def parse_part(text: str) -> Part:
 
 
 def read_plan(level: Level, split: Split, source: UrlTemplates = OFFICIAL_URLS) -> list[PlannedShard]:
-    """The shards of a split, by their names here.
+    """Return the shards of a split, sorted by their local names.
 
     Raises:
-        TransferError: the plan cannot be had, or is none.
+        TransferError: the plan cannot be downloaded, or is invalid.
     """
     url = source.plan.format(level=level, split=split)
     content = transfer.read(url)
@@ -132,7 +132,7 @@ def download(
     progress: Progress,
     source: UrlTemplates = OFFICIAL_URLS,
 ) -> list[Path]:
-    """Fetch what is missing of a part of a split; shards that are there already are checked.
+    """Download the missing shards of a part of a split, and verify the existing ones.
 
     Args:
         out: folder of the shards.
@@ -140,14 +140,14 @@ def download(
         split: which of the data.
         part: of the split.
         mirror: nearest to here.
-        progress: told of bytes.
-        source: where plans and shards are.
+        progress: displays the bytes.
+        source: URL templates of plans and shards.
 
     Returns:
         The shards of the part, sorted.
 
     Raises:
-        TransferError: a shard cannot be had, or comes with a wrong MD5 twice.
+        TransferError: a shard cannot be downloaded, or has a wrong MD5 twice.
         UsageError: the folder cannot be written, has no room, holds other shards of these names, or another process
             works in it.
     """
@@ -175,7 +175,7 @@ def download(
 
 
 def _missing(out: Path, shards: Sequence[PlannedShard], progress: Progress) -> list[PlannedShard]:
-    """The shards that are not here. One that is here and another one stays, as it may be somebody's only copy."""
+    """Return the missing shards; an existing file with another MD5 is an error, as it may be the only copy."""
     here = [shard for shard in shards if (out / shard.file).exists()]
     sums = _side_by_side([partial(_md5, _pieces(out / shard.file)) for shard in here])
     if others := [str(out / shard.file) for shard, md5 in zip(here, sums, strict=True) if md5 != shard.md5]:
@@ -198,7 +198,7 @@ def _check_room(out: Path, shards: Sequence[PlannedShard], remote: Sequence[Remo
 
 
 def _fetch(out: Path, shard: PlannedShard, remote: RemoteFile, advance: Callable[[int], None]) -> None:
-    """Fetch a shard and give it its name, if need be in a second try: what a killed run left may be damaged."""
+    """Download a shard and give it its final name; try twice, as the leftover of a killed run may be damaged."""
     target = out / shard.unfinished
     for _ in range(2):
         transfer.download(remote.url, target, remote.size, version=remote.version, advance=advance)
@@ -215,7 +215,7 @@ def _fetch(out: Path, shard: PlannedShard, remote: RemoteFile, advance: Callable
 
 
 def _side_by_side(jobs: Sequence[Callable[[], _T]], stop: Event | None = None) -> list[_T]:
-    """What jobs return, in their order; the first that fails, or a signal, sets `stop`, and no other begins."""
+    """Run jobs in parallel and return their results in order; after a failure or signal no more jobs start."""
     with ThreadPoolExecutor(CONCURRENT_DOWNLOADS) as pool:
         futures = [pool.submit(job) for job in jobs]
         try:

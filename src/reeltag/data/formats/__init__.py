@@ -1,1 +1,1 @@
-"""Records on disk: TFRecord framing, TensorFlow Example protos, and the videos in them."""
+"""File formats of records: TFRecord framing, TensorFlow's Example messages, and decoding them to videos."""

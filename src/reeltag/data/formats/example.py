@@ -1,9 +1,9 @@
-"""TensorFlow's `Example` and `SequenceExample`: bytes to `Video`, and back.
+"""TensorFlow's `Example` and `SequenceExample`: decode bytes to a `Video`, and encode it back.
 
-Two readers. The strided one knows the layout that every TensorFlow writer gives: each frame is
-encoded in the same number of bytes, so a feature's T frames are one strided view of the record. It
-declines whatever looks different, and the general protobuf reader decides. In what the schema names
-the strided reader may decline, never differ; of a feature that the schema leaves out it reads nothing.
+There are two readers. The fast strided one relies on the layout that every TensorFlow writer produces: each frame is
+encoded in the same number of bytes, so a feature's T frames are one strided view of the record. It declines any other
+layout, and the general protobuf reader takes over. For the features of the schema both readers give the same result;
+features that the schema leaves out are not read.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Video:
         id: the video's name in the data set.
         labels: class indices, sorted, each once; None where the record has no labels.
         features: one array [T, D_f] a feature, `uint8` or `float32`; views of the record where possible.
-        cut: frames of the record beyond the schema's limit, left out of `features`.
-        ratings: of its segments, where the schema has them; None where the record has no ratings.
-        rated: of a segment, the classes that the labels are complete in; None of a whole video, and for all classes.
+        cut: number of frames beyond the schema's limit, which `features` leaves out.
+        ratings: of the video's segments if the schema has segments; None if the record has no ratings.
+        rated: of a segment, the classes that were rated, for which the labels are complete; None for all classes.
     """
 
     id: str
@@ -52,15 +52,15 @@ class Video:
 
     @property
     def labelled(self) -> bool:
-        """Whether labels tell of at least one class."""
+        """True if the labels are known for at least one class."""
         return self.labels is not None and (self.rated is None or len(self.rated) > 0)
 
     def frames(self) -> FrameArray:
-        """All features side by side, [T, D]; a copy."""
+        """Concatenate all features to [T, D]; a copy."""
         return np.concatenate(self.features, axis=1)
 
 
-MAX_VALUE = 1e15  # of a value, so that the squares of a frame add up in float32
+MAX_VALUE = 1e15  # largest magnitude of a value, so that the sum of a frame's squares fits float32
 _TAGS = frozenset({0x0A, 0x12, 0x1A})  # fields 1 to 3, length-delimited: all that these messages have
 
 
@@ -69,14 +69,14 @@ class _Unusual(Exception):  # noqa: N818 - a signal between the two readers, nev
 
 
 def decode(record: bytes, schema: Schema) -> Video:
-    """Read one record.
+    """Decode one record.
 
     Args:
         record: a TFRecord payload.
-        schema: what it should hold.
+        schema: of the record.
 
     Raises:
-        DataError: the record does not follow the schema (place is the caller's to add).
+        DataError: the record does not follow the schema; the caller adds file and offset.
     """
     try:
         parts = _read_strided(record, schema)
@@ -121,7 +121,7 @@ def _checked(
 
 
 def is_computable(frames: FrameArray) -> bool:
-    """Whether a model can compute with values: none is NaN, infinite, or too large to be squared."""
+    """Return True if all values are finite and small enough to be squared in float32."""
     return bool(frames.min() >= -MAX_VALUE and frames.max() <= MAX_VALUE)
 
 
@@ -175,7 +175,7 @@ def _strided_frames(record: bytes, span: tuple[int, int], width: int, schema: Sc
 
 @lru_cache(maxsize=64)
 def _frame_layout(width: int, dtype: str, in_list: bool) -> tuple[bytes, np.dtype[np.void]]:
-    """Bytes before each frame's values (lengths and tags of `Feature`, its kind, its value), and a frame's layout."""
+    """Return the bytes before each frame (tags and lengths of `Feature`, kind, value) and a frame's dtype."""
     kind, code = (0x0A, "u1") if dtype == "uint8" else (0x12, "<f4")
     size = width * np.dtype(code).itemsize
     header = b"\x0a" + _varint_bytes(size)
@@ -186,7 +186,7 @@ def _frame_layout(width: int, dtype: str, in_list: bool) -> tuple[bytes, np.dtyp
 
 
 def _field(record: bytes, position: int, end: int) -> tuple[int, int, int]:
-    """Tag, begin and end of the length-delimited field at a position; declines any other."""
+    """Return tag, begin and end of the length-delimited field at a position; decline any other field."""
     tag, size, begin = record[position], record[position + 1], position + 2
     if tag not in _TAGS:
         raise _Unusual
@@ -200,9 +200,9 @@ def _field(record: bytes, position: int, end: int) -> tuple[int, int, int]:
 
 @lru_cache(maxsize=4096)
 def _size(encoded: bytes) -> tuple[int, int]:
-    """Value of the varint that four bytes begin with, and how many bytes it has beyond its first.
+    """Decode the varint at the start of four bytes; return its value and its number of bytes beyond the first.
 
-    Sizes repeat from record to record, so most are found in the cache.
+    Sizes repeat from record to record, so most come from the cache.
     """
     value = 0
     for place, byte in enumerate(encoded):
@@ -222,7 +222,7 @@ def _varint_bytes(value: int) -> bytes:
 
 
 def _map_entries(record: bytes, span: tuple[int, int] | None) -> dict[bytes, tuple[int, int]]:
-    """Spans of a protobuf map's values by key."""
+    """Return the byte spans of a protobuf map's values by key."""
     entries: dict[bytes, tuple[int, int]] = {}
     position, end = span or (0, 0)
     while position < end:
@@ -284,7 +284,7 @@ def _float_list(record: bytes, span: tuple[int, int]) -> list[float]:
 
 
 def _read_general(record: bytes, schema: Schema) -> _Parts:
-    """Read any valid encoding with the protobuf library; frames are copied."""
+    """Decode any valid encoding with the protobuf library, which copies the frames."""
     message = SequenceExample() if schema.level == "frame" else Example()
     try:
         message.ParseFromString(record)
@@ -362,7 +362,7 @@ def _missing(name: str, present: Any) -> DataError:
 
 
 def encode(video: Video, schema: Schema) -> bytes:
-    """Write one record, the inverse of `decode`; equal videos give equal bytes."""
+    """Encode one record, the inverse of `decode`; equal videos give equal bytes."""
     message = SequenceExample() if schema.level == "frame" else Example()
     context = message.context if schema.level == "frame" else message.features
     context.feature[schema.ids[0]].bytes_list.value.append(video.id.encode())

@@ -1,4 +1,4 @@
-"""TFRecord files: checksummed records, and back.
+"""Read and write TFRecord files of checksummed records.
 
 A record is its length (8 bytes), the length's CRC (4), the payload, and the payload's CRC (4), all
 little-endian; a CRC is CRC-32C, rotated and offset ("masked").
@@ -29,13 +29,13 @@ _OVERHEAD = _HEADER.size + _CRC.size
 
 
 def masked_crc(content: bytes) -> int:
-    """CRC-32C of some bytes, masked as TFRecord stores it."""
+    """Return the masked CRC-32C of bytes, as TFRecord stores it."""
     crc: int = google_crc32c.value(content)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def frame_record(payload: bytes) -> bytes:
-    """A record as it stands in a file: length and payload, each with its CRC."""
+    """Frame a payload as a TFRecord: length and payload, each with its CRC."""
     length = struct.pack("<Q", len(payload))
     return length + _CRC.pack(masked_crc(length)) + payload + _CRC.pack(masked_crc(payload))
 
@@ -44,10 +44,10 @@ class Record(NamedTuple):
     """One record.
 
     Attributes:
-        number: in its shard, from 0.
-        offset: byte at which it begins.
-        payload: what it holds.
-        crc: of the payload, masked, as the shard has it.
+        number: index in its shard, from 0.
+        offset: of its first byte in the shard.
+        payload: its content.
+        crc: masked CRC of the payload, as stored in the shard.
     """
 
     number: int
@@ -61,10 +61,10 @@ def _raise(error: DataError) -> NoReturn:
 
 
 class Records(ABC):
-    """Checksummed records one after the other, wherever their bytes are.
+    """Sequence of checksummed records; base class for those in files and in memory.
 
     Attributes:
-        name: of the file, for error messages; None where there is none.
+        name: of the file, for error messages; None without a file.
     """
 
     name: str | None
@@ -72,14 +72,14 @@ class Records(ABC):
     @property
     @abstractmethod
     def size(self) -> int:
-        """Bytes of all records."""
+        """Size of all records in bytes."""
 
     @abstractmethod
     def _bytes(self, begin: int, size: int) -> bytes:
-        """So many bytes from a position on, fewer where they end; OSError where they cannot be read."""
+        """Read up to `size` bytes from a position, fewer at the end; OSError if they cannot be read."""
 
     def offsets(self) -> npt.NDArray[np.int64]:
-        """Byte offset of every record; reads the lengths alone and checks each one's CRC.
+        """Return the byte offset of every record; only the lengths are read, and each one's CRC is checked.
 
         Raises:
             DataError: a length is damaged or points past the end.
@@ -93,11 +93,11 @@ class Records(ABC):
         return np.array(offsets, np.int64)
 
     def records(self, damaged: Callable[[DataError], None] = _raise) -> Iterator[Record]:
-        """Every record, as `record` gives it, in one walk from first to last.
+        """Yield every record, from first to last.
 
         Args:
-            damaged: told of each record whose payload's CRC does not match, which the walk then passes over; by default
-                that is raised.
+            damaged: called for each record whose payload's CRC does not match, which is then skipped; by default the
+                error is raised.
 
         Raises:
             DataError: a length is damaged or points past the end, so that the next record cannot be found, or the
@@ -114,11 +114,11 @@ class Records(ABC):
             offset += _OVERHEAD + len(record.payload)
 
     def record(self, offset: int, number: int) -> Record:
-        """The record at a byte offset, after checking both CRCs.
+        """Read the record at a byte offset and check both CRCs.
 
         Args:
             offset: where the record begins.
-            number: the record's number, for error messages.
+            number: the record's index, for error messages.
 
         Raises:
             DataError: a CRC does not match, or the bytes end early or cannot be read.
@@ -148,7 +148,7 @@ class Records(ABC):
             hint = "fetch the shard again" if offset else "is this a TFRecord file, uncompressed?"
             reason = f"CRC of the length does not match, so no later record can be found; {hint}"
             raise self._error(reason, number, offset)
-        # Before anything of that length is allocated.
+        # Checked before memory of that length is allocated.
         missing = offset + _OVERHEAD + length - self.size
         if missing > 0:
             raise self._truncated(missing, number, offset)
@@ -189,7 +189,7 @@ class ShardFile(Records):
         return ShardFile, (self.path,)
 
     def _open(self) -> tuple[int, int]:
-        """Descriptor and size of the file.
+        """Open the file on first use; return its descriptor and size.
 
         Raises:
             DataError: the file cannot be opened or is empty.
@@ -211,7 +211,7 @@ class ShardFile(Records):
 
     @property
     def size(self) -> int:
-        """Bytes of the file when it was opened.
+        """Size of the file in bytes when it was opened.
 
         Raises:
             DataError: the file cannot be opened or is empty.
@@ -223,7 +223,7 @@ class ShardFile(Records):
 
     def _error(self, reason: str, number: int, offset: int) -> DataError:
         if isinstance(self.path, RemoteFile):
-            discard(self.path)  # it may be the copy that is damaged
+            discard(self.path)  # the cached copy may be the damaged one
         return super()._error(reason, number, offset)
 
 
@@ -239,7 +239,7 @@ class ShardBytes(Records):
 
     @property
     def size(self) -> int:
-        """Bytes of the content."""
+        """Size of the content in bytes."""
         return len(self.content)
 
     def _bytes(self, begin: int, size: int) -> bytes:
@@ -247,7 +247,7 @@ class ShardBytes(Records):
 
 
 def write_shard(path: Path, payloads: Iterable[bytes]) -> int:
-    """Write a TFRecord file, whole or not at all.
+    """Write a TFRecord file atomically.
 
     Returns:
         The number of records.
