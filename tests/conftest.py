@@ -1,4 +1,4 @@
-"""What the tests share: golden numbers, real data where it lies, and tiny generated shards."""
+"""Fixtures that all tests share: golden numbers, real data where it lies, and tiny generated shards."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def promise(request: pytest.FixtureRequest) -> reliability.Promise:
-    """What a test of a promise does and finds; see `reliability`."""
+    """Record of what a promise test does and finds; see `reliability`."""
     return reliability.Promise(request.config.getoption("--stress"))
 
 

@@ -1,4 +1,4 @@
-"""What a run was made with, beside its results."""
+"""The environment of a run is saved beside its results."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What people see of long work, and what they do not where they want quiet."""
+"""Progress of long work on a terminal, elsewhere, and when quiet."""
 
 import re
 import resource

@@ -15,7 +15,7 @@ SUPPORT = Path(__file__).parents[1] / "support"
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    """What makes writes fail, compiled."""
+    """Compile the library that makes writes fail."""
     compiler = shutil.which("cc")
     if compiler is None or sys.platform != "linux":
         pytest.skip("needs Linux and a C compiler")

@@ -37,7 +37,7 @@ def tagger(tmp_path_factory):
 
 
 class Times(Progress):
-    """How long each file took."""
+    """Record the time that each file takes."""
 
     def __init__(self):
         self.seconds = []

@@ -41,7 +41,7 @@ def as_places(manifest: Manifest) -> list[tuple[str, int, int]]:
 
 
 def check_manifest(case: Case, folder: Path) -> None:
-    """What is left out is what is bad, and all else is as in shards without."""
+    """Exactly the bad records are skipped, and all else is as in shards without."""
     most = len(case.places)
     found = scan(case.bad, SCHEMA, max_bad_records=most, labelled=True)
     clean = scan(case.clean, SCHEMA, labelled=True)

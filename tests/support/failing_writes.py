@@ -59,7 +59,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def ways(work: Path) -> dict[str, object]:
-    """What writes a version, 1 or 2, into a folder, by name."""
+    """Return the writers of version 1 or 2 into a folder, by name."""
     shards, schema = work / "shards", TINY.record_schema
     write_synthetic(shards, TINY)
     paths = sorted(shards.glob("train-*"))

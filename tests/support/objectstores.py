@@ -103,7 +103,7 @@ class Files:
 
 
 class Bucket(Files):
-    """What gcsfs asks Google's store for, of a bucket called `tests`."""
+    """The part of Google's storage API that gcsfs calls, for a bucket called `tests`."""
 
     def __call__(self, environ, start_response):
         path, query = environ["PATH_INFO"], parse_qs(environ["QUERY_STRING"])

@@ -206,7 +206,7 @@ REFUSED: dict[str, tuple[Schema, bytes, str]] = {
 
 
 def by_protobuf(schema: Schema, content: bytes) -> dict[str, Any]:
-    """What the protobuf library reads, in the words of `Video`."""
+    """Decode a record with the protobuf library to a `Video`."""
     message = (SequenceExample if schema.level == "frame" else Example).FromString(content)
     context = (message.context if schema.level == "frame" else message.features).feature
     read: Callable[[Any], bytes] = (

@@ -1,4 +1,4 @@
-"""What the protobuf library reads of a record, to hold the strided reader against."""
+"""Reference decoding of a record by the protobuf library, to compare the strided reader with."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def named_by(schema: Schema, content: bytes) -> bytes:
 
 
 def agree(record: bytes, schema: Schema) -> bool:
-    """Whether the strided reader took the record; protobuf must then read the same of it."""
+    """Return True if the strided reader accepted the record; protobuf must then read the same of it."""
     try:
         taken = example._read_strided(record, schema)
     except (example._Unusual, IndexError):

@@ -12,7 +12,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 
 @dataclass(frozen=True)
 class Promise:
-    """What a test does and finds.
+    """Record of what a promise test does and finds.
 
     Attributes:
         in_full: whether this is `make stress`.
@@ -21,7 +21,7 @@ class Promise:
     in_full: bool
 
     def amount(self, few: int, all_: int) -> int:
-        """How many cases to try."""
+        """Return the number of cases to try."""
         return all_ if self.in_full else few
 
     def found(self, row: int, figures: str) -> None:

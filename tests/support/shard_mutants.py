@@ -166,7 +166,7 @@ def same(one: Video, other: Video) -> bool:
 
 
 def read_without_manifest(path: Path, schema: Schema, mutant: Mutant, originals: Sequence[Video]) -> bool:
-    """Whether the shard was refused; checks all that was read before."""
+    """Return True if the shard was refused; checks all that was read before."""
     found: list[Video] = []
     refused = False
     try:
@@ -190,7 +190,7 @@ def read_without_manifest(path: Path, schema: Schema, mutant: Mutant, originals:
 
 
 def read_with_manifest(path: Path, manifest: Manifest, originals: Sequence[Video]) -> int:
-    """How many of the records were refused; the others must be the original's."""
+    """Count the records that were refused; the others must be the original's."""
     info = replace(manifest.shards[0], path=str(path))
     shards, refused = Shards(replace(manifest, shards=(info,))), 0
     for index, original in enumerate(originals):

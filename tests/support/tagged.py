@@ -1,4 +1,4 @@
-"""What the tests of tagging videos share: clips, their shards, and a model that was never trained."""
+"""Fixtures for the tests of tagging videos: clips, their shards, and a model that was never trained."""
 
 import csv
 

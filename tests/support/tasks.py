@@ -1,4 +1,4 @@
-"""What the tests of pools let others do; in a module of its own, as other processes import it."""
+"""Tasks that the tests of pools run in other processes; in a module of its own, as other processes import it."""
 
 import os
 import signal

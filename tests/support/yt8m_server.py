@@ -77,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """What it serves and what it was asked for.
+    """Shards that the server offers, and its requests.
 
     Attributes:
         shards: content by name there.
@@ -102,7 +102,7 @@ class Server(ThreadingHTTPServer):
 
     @property
     def times_asked(self):
-        """How often each shard was asked for."""
+        """Count the requests of each shard."""
         return Counter(name for name, _, _ in self.asked if name != "plan")
 
     def handle_error(self, request, client_address):
