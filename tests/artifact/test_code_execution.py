@@ -72,7 +72,7 @@ METHODS = {
 
 
 def faults(tree):
-    """What in a module could run code that came from elsewhere."""
+    """List calls in a module that could run code from a file."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]

@@ -72,7 +72,7 @@ def test_no_mutant_opens_unless_every_checksum_was_made_anew(models, tiny_manife
 
 
 def intermediates(folder, manifest):
-    """What a run keeps on its way, and how it is opened."""
+    """Return the intermediate files of a run and the functions that open them."""
     weights = {"a": torch.rand(9, 4), "b": torch.rand(4)}
     state = checkpoint.TrainingState(7, weights, {"a/exp_avg": torch.rand(9, 4)}, {"a": torch.zeros(9, 4)})
     checkpoint.save(folder / "checkpoint.safetensors", state)

@@ -1,4 +1,4 @@
-"""Shared folders: the file's own bytes, a card whose every number is the artefact's, and the Hub's cache."""
+"""Folders for the Hub: the file's own bytes, and a card whose numbers all come from the artifact."""
 
 import json
 import re
@@ -123,7 +123,7 @@ def test_the_metadata_are_what_the_hub_reads(folder):
     assert hub.metadata_load(folder / "README.md") == found
 
 
-def test_the_card_says_what_the_artefact_holds(shipped, file, folder):
+def test_the_card_says_what_the_artifact_holds(shipped, file, folder):
     card = (folder / "README.md").read_text()
     assert cells(card, "Measured") == [
         ["this file", "0.81235"],

@@ -31,7 +31,7 @@ ZEROS = 10_000_000  # bytes, which compress to some kilobytes
 
 
 class Payload:
-    """What unpickling it calls."""
+    """Return the call that unpickling makes."""
 
     def __reduce__(self):
         return open, ("canary", "w")

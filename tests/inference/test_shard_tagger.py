@@ -63,7 +63,7 @@ def model(tiny_schema, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(model, shards, tmp_path_factory):
-    """What an uninterrupted run writes, by its ending."""
+    """Write the output of an uninterrupted run in each format."""
     folder = tmp_path_factory.mktemp("whole")
     names = ["p.csv", "p.jsonl", *(["p.parquet"] if WITH_PYARROW else [])]
     for name in names:

@@ -81,7 +81,7 @@ class TagCounts:
 
     @classmethod
     def load(cls, content: dict[str, Any]) -> TagCounts:
-        """What `dump` gave."""
+        """Restore counts from what `dump` returned."""
         found = [BadRecord(**record) for record in content["bad"]]
         return cls(content["videos"], content["dropped"], BadRecords(len(found), found))
 
