@@ -35,7 +35,7 @@ from reeltag.data.shards import Shards, scan
 from reeltag.inference.ensemble import BATCH_SIZE, Ensemble, predict_batches
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import Tagger, build_tagger, meta_tagger
-from reeltag.pipeline.stages.estimate import FORWARD_AND_BACKWARD, flops
+from reeltag.pipeline.stages.gpu_hours import FORWARD_AND_BACKWARD, flops
 from reeltag.recipe.load import load_recipe
 from reeltag.recipe.schema import Recipe
 from reeltag.training.loop import ADAM_BETA2, train_step

@@ -89,13 +89,13 @@ def test_a_run_that_would_fill_the_disk_does_not_begin(tmp_path, monkeypatch, ca
 
 
 def test_room_is_asked_for_what_is_missing_alone(tmp_path, monkeypatch):
-    stages = [Stage(name, lambda job: None, bytes=size) for name, size in (("a", 1000), ("b", 500))]
+    stages = [Stage(name=name, work=lambda job: None, format=1, bytes=size) for name, size in (("a", 1000), ("b", 500))]
     monkeypatch.setattr(executor, "free_bytes", lambda path: 2500)
     executor.run(stages, tmp_path, Progress())
     monkeypatch.setattr(executor, "free_bytes", lambda path: 599)
     executor.run(stages, tmp_path, Progress())
     with pytest.raises(UsageError, match="600 bytes more, and 599 bytes are free"):
-        executor.run([*stages, Stage("c", lambda job: None, bytes=300)], tmp_path, Progress())
+        executor.run([*stages, Stage(name="c", work=lambda job: None, format=1, bytes=300)], tmp_path, Progress())
 
 
 def test_estimates_of_disk_are_near_what_a_run_leaves(tmp_path):

@@ -19,6 +19,7 @@ from reeltag.inference.formats.table import output_format
 from reeltag.inference.metrics.evaluation import evaluate_predictions
 from reeltag.inference.metrics.gap import Metrics
 from reeltag.inference.metrics.segments import SegmentRanking
+from starter_code import as_the_starter_code_does
 
 CLASSES = 5
 SCHEMA = Schema(features=(Feature(name="rgb", width=4),), classes=CLASSES, segments=5)
@@ -76,25 +77,6 @@ def test_the_ranking_is_the_formula_however_the_segments_come(
         assert kept < 2 * top + step  # memory is bounded by K
     expected = [np.nan if each is None else each for each in by_formula(*data, top)]
     np.testing.assert_allclose(ranking.class_ap(), expected, rtol=1e-12)
-
-
-def as_the_starter_code_does(lines: Sequence[str], labels: dict[tuple[str, int], float], top: int) -> float:
-    """MAP from a submission: the steps of `segment_eval_inference.py` and of its average precision calculator."""
-    aps = []
-    for line in lines[1:]:
-        label, _, listed = line.rstrip("\n").partition(",")
-        positives = sum(score > 0 for (_, of), score in labels.items() if of == int(label))
-        if not positives:  # where the starter code ends with a KeyError
-            continue
-        names = [name for name in listed.split(" ")[:top] if (name, int(label)) in labels]
-        confidences = [place / len(names) for place in range(len(names), 0, -1)]
-        found = ap = 0.0
-        for rank, place in enumerate(np.argsort(confidences)[::-1].tolist()):
-            if labels[names[place], int(label)] > 0:
-                found += 1
-                ap += found / (rank + 1) * (1.0 / positives)
-        aps.append(ap)
-    return float(np.mean(aps))
 
 
 @pytest.mark.parametrize("top", [4, 30, 100_000])

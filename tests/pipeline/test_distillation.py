@@ -23,7 +23,7 @@ from reeltag.pipeline import executor
 from reeltag.pipeline.plan import plan
 from reeltag.pipeline.stages.ensemble import MEMBER_ROOM, Beside, room
 from reeltag.pipeline.stages.files import split
-from reeltag.pipeline.stages.soft_targets import family_teacher
+from reeltag.pipeline.stages.teachers import family_teacher
 from reeltag.recipe.load import load_recipe
 from reeltag.training import checkpoint
 

@@ -31,7 +31,7 @@ def test_a_profile_holds_ten_steps_and_leaves_no_training(command, tmp_path, cap
 
 def test_what_cannot_be_profiled_is_refused(command, tmp_path, capsys):
     assert main([*command, str(tmp_path / "steps.json")]) == 2
-    assert "--profile: is of one model" in capsys.readouterr().err
+    assert "--profile: profiles one model" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "steps.json"), "--model", "a", "--devices", "cpu"]) == 2
     assert "leave --devices" in capsys.readouterr().err
     (tmp_path / "there.json").write_text("mine")

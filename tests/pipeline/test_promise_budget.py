@@ -152,13 +152,13 @@ def outcome(recipe, beside, job):
     """What the stages make of a budget: the file's size, or None where no member fits."""
     members = [Ready(recipe, name) for name in recipe.models]
     try:
-        ensemble._do_ensemble(
+        ensemble.select_ensemble(
             recipe, members, [], ensemble.room(recipe, beside), replace(job, folder=job.inputs["ensemble"])
         )
     except BudgetError as error:
         assert "no member fits" in str(error)
         return None
-    ensemble._do_pack(recipe, members, beside, job)  # has no reason to refuse what was chosen
+    ensemble.pack(recipe, members, beside, job)  # has no reason to refuse what was chosen
     assert len(load_artifact(job.folder / MODEL).members) <= len(members)
     return (job.folder / MODEL).stat().st_size
 

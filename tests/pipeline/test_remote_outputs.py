@@ -77,7 +77,7 @@ def test_another_machine_goes_on_from_the_last_checkpoint(s3, here, tmp_path, mo
             raise KilledError
         return step(*arguments, **named)
 
-    monkeypatch.setattr(run_folder, "KEEP_SECONDS", 0.05)
+    monkeypatch.setattr(run_folder, "UPLOAD_SECONDS", 0.05)
     monkeypatch.setitem(reeltag.training.loop.run_phase.__kwdefaults__, "checkpoint_seconds", 0.0)
     monkeypatch.setattr(reeltag.training.loop, "CHECKPOINT_SHARE", 1e9)
     monkeypatch.setattr(reeltag.training.loop, "train_step", killed)
@@ -100,7 +100,7 @@ def note(job):
     )
 
 
-STAGES = [Stage("a", note), Stage("b", note, ("a",))]
+STAGES = [Stage(name="a", work=note, format=1), Stage(name="b", work=note, format=1, inputs=("a",))]
 
 
 def test_an_older_state_in_a_working_copy_is_fetched_anew(s3, tmp_path):
@@ -123,20 +123,20 @@ def keep_or_write(job):
             path.write_text(str(number))
 
 
-KEPT = Stage("kept", keep_or_write)
+KEPT = Stage(name="kept", work=keep_or_write, format=1)
 
 
 def test_what_a_killed_process_had_not_put_there_is_put_later(s3, tmp_path, monkeypatch):
     """Its files are whole in the working copy, so the work is not done again, but they are nowhere else."""
-    url, keep = f"{s3.root}/run", RemoteOutputs._keep
+    url, keep = f"{s3.root}/run", RemoteOutputs._upload
 
     def killed(*arguments):
         raise KilledError
 
-    monkeypatch.setattr(RemoteOutputs, "_keep", killed)
+    monkeypatch.setattr(RemoteOutputs, "_upload", killed)
     with pytest.raises(KilledError):
         executor.run([KEPT], url, Progress())
-    monkeypatch.setattr(RemoteOutputs, "_keep", keep)
+    monkeypatch.setattr(RemoteOutputs, "_upload", keep)
     folders = executor.run([KEPT], url, Progress())
     here = {path.name: path.read_bytes() for path in folders["kept"].glob("[!.]*")}
     another_machine(monkeypatch, tmp_path / "other")

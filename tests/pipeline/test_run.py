@@ -234,6 +234,7 @@ def test_what_a_killed_run_was_writing_goes_but_not_what_another_process_writes_
     for path in (left, other):
         path.parent.mkdir(parents=True)
         path.touch()
+    (out / "format.json").write_text('{"format": 2}')
     with outputs_at(out).claimed():
         pass
     assert not left.exists()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_segment_metrics import as_the_starter_code_does
 
 import reeltag
 from conftest import records_of
@@ -18,6 +17,7 @@ from reeltag.data.formats.example import decode
 from reeltag.data.formats.protos import SequenceExample
 from reeltag.data.segments import iter_examples
 from reeltag.recipe.load import load_recipe
+from starter_code import as_the_starter_code_does
 
 RECIPE = """name = "segments"
 budget_mb = 1

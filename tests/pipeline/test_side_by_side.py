@@ -62,10 +62,10 @@ def join(job):
 
 
 DIAMOND = [
-    Stage("top", note),
-    Stage("left", wait_for_other, ("top",)),
-    Stage("right", wait_for_other, ("top",)),
-    Stage("bottom", note, ("left", "right")),
+    Stage(name="top", work=note, format=1),
+    Stage(name="left", work=wait_for_other, format=1, inputs=("top",)),
+    Stage(name="right", work=wait_for_other, format=1, inputs=("top",)),
+    Stage(name="bottom", work=note, format=1, inputs=("left", "right")),
 ]
 
 
@@ -94,7 +94,11 @@ def test_stages_run_when_their_inputs_are_there_and_never_again(tmp_path):
 
 
 def test_an_error_ends_the_run_and_what_was_finished_stays(tmp_path):
-    stages = [Stage("good", note), Stage("bad", refuse, ("good",)), Stage("after", note, ("bad",))]
+    stages = [
+        Stage(name="good", work=note, format=1),
+        Stage(name="bad", work=refuse, format=1, inputs=("good",)),
+        Stage(name="after", work=note, format=1, inputs=("bad",)),
+    ]
     with spawned(["cpu", "cpu"]) as pool, pytest.raises(UsageError, match=r"^no$"):
         executor.run(stages, tmp_path, Progress(), pool)
     assert executor.statuses(stages, tmp_path) == {"good": "done", "bad": "unfinished", "after": "to do"}
@@ -102,7 +106,7 @@ def test_an_error_ends_the_run_and_what_was_finished_stays(tmp_path):
 
 @pytest.mark.parametrize("devices", [1, 3])
 def test_pieces_come_before_the_rest_and_one_whose_process_dies_comes_again(tmp_path, devices):
-    stage = Stage("parted", join, pieces=Pieces(count_pieces, piece_file, write_piece))
+    stage = Stage(name="parted", work=join, format=1, pieces=Pieces(count_pieces, piece_file, write_piece))
     with spawned(["cpu"] * devices) as pool:
         folders = executor.run([stage], tmp_path, Progress(), pool)
     assert (folders["parted"] / "text").read_text() == str([f"piece-{number}" for number in range(5)])
@@ -119,7 +123,7 @@ def join_or_fail(job):
 
 @pytest.mark.parametrize("devices", [0, 2])
 def test_pieces_that_are_there_are_not_made_again(tmp_path, devices):
-    stage = Stage("parted", join_or_fail, pieces=Pieces(count_pieces, piece_file, append_piece))
+    stage = Stage(name="parted", work=join_or_fail, format=1, pieces=Pieces(count_pieces, piece_file, append_piece))
     with spawned(["cpu"] * devices) if devices else nullcontext() as pool:
         with pytest.raises(UsageError, match="not yet"):
             executor.run([stage], tmp_path, Progress(), pool)

@@ -26,6 +26,10 @@ DESCRIPTION = {
 MACHINES = Machines(**DESCRIPTION)
 
 
+def stage(name, **estimates):
+    return Stage(name=name, work=print, format=1, **estimates)
+
+
 def random_tasks(rng, count, *, reading=False, devices=(1,)):
     """A graph in which each task waits for some of those before it."""
     tasks = []
@@ -159,14 +163,14 @@ def test_a_stage_on_described_machines():
     alike = Machines(**DESCRIPTION | {"tflops": 20})
     traffic = Traffic(1000, 7e6, steps=100, weights=10**9)
     one, four, eight = (
-        stage_tasks([Stage("train.a", print, gpu_hours=2, processes=n, traffic=traffic)], alike, 300_000, 8)[0]
+        stage_tasks([stage("train.a", gpu_hours=2, processes=n, traffic=traffic)], alike, 300_000, 8)[0]
         for n in (1, 4, 8)
     )
     assert one.seconds == one.computing == 3600  # twice as fast as the estimate takes a GPU for
     assert one.bytes == 1000 * 300_000 + 7e6
     assert four.seconds == pytest.approx(900 + 100 * 2 * 3 / 4 * 4e9 / 100e9)
     assert eight.seconds == pytest.approx(450 + 100 * 2 * 7 / 8 * 4e9 / 10e9)  # over the network
-    (reading,) = stage_tasks([Stage("data.train", print, traffic=Traffic(1000))], alike, 300_000, 8)
+    (reading,) = stage_tasks([stage("data.train", traffic=Traffic(1000))], alike, 300_000, 8)
     assert (reading.seconds, reading.devices) == (pytest.approx(3e8 / 0.5e9), 1)
     assert alike.data_rate == 2e9
     assert Machines(**DESCRIPTION | {"processors": 2}).data_rate == 1e9
@@ -174,8 +178,8 @@ def test_a_stage_on_described_machines():
 
 
 def test_rows_double_and_say_what_limits_them():
-    half = Stage("train.a", print, (), gpu_hours=4, bytes=1000, traffic=Traffic(1, steps=1))
-    rest = [Stage(f"train.{n}", print, (), gpu_hours=1, traffic=Traffic(1, steps=1)) for n in range(4)]
+    half = stage("train.a", gpu_hours=4, bytes=1000, traffic=Traffic(1, steps=1))
+    rest = [stage(f"train.{n}", gpu_hours=1, traffic=Traffic(1, steps=1)) for n in range(4)]
     found = scaling([half, *rest], MACHINES, 1)
     assert [row.gpus for row in found.rows] == [1, 2, 4, 8]
     assert [row.nodes for row in found.rows] == [1, 1, 1, 2]
@@ -185,7 +189,7 @@ def test_rows_double_and_say_what_limits_them():
     assert (found.rows[0].limit, found.rows[-1].limit, found.enough) == ("GPUs", "critical path", 2)
     assert found.path == (("train.a", pytest.approx(4)),)
     assert found.checkpoints == pytest.approx(1000 * (1 + 4 * 3600 / 30))
-    hungry = [Stage(f"train.{n}", print, (), gpu_hours=1, traffic=Traffic(2 * 3600, steps=1)) for n in range(8)]
+    hungry = [stage(f"train.{n}", gpu_hours=1, traffic=Traffic(2 * 3600, steps=1)) for n in range(8)]
     assert {row.limit for row in scaling(hungry, MACHINES, 10**9).rows} == {"GPUs", "reading"}
 
 

@@ -7,7 +7,7 @@ import pytest
 from reeltag.core.errors import BudgetError, RecipeError, UsageError
 from reeltag.models.tagger import FAMILIES
 from reeltag.pipeline.plan import plan
-from reeltag.pipeline.stages.candidate import candidate
+from reeltag.pipeline.stages.trained_model import recipe_model
 from reeltag.recipe.load import known_keys, load_recipe
 from reeltag.training.schedule import TrainingSettings
 
@@ -156,7 +156,7 @@ def test_a_key_in_the_wrong_table_is_sent_to_the_right_one(tmp_path):
 def test_the_recipe_in_the_quickstart_is_valid_and_fits_its_budget(tmp_path):
     text = (RECIPES.parent / "docs" / "quickstart.md").read_text()
     recipe = load_recipe(write(tmp_path, text[text.index("```toml") + 7 :].partition("```")[0]))
-    sizes = [candidate(recipe, name).sizes("uniform-8")[0] for name in recipe.models]
+    sizes = [recipe_model(recipe, name).sizes("uniform-8")[0] for name in recipe.models]
     assert 0.5 * recipe.budget < sum(sizes) < recipe.budget
 
 

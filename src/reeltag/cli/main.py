@@ -131,7 +131,7 @@ def run(
         say({"stages": planned(stages, place)}, lines, json)
         return
     work = api.Work(devices, executor, address, max_time, quiet)
-    done = api.run(recipe, out=out, overrides=set_, smoke=smoke, work=work)
+    done = api.run(loaded, out=out, smoke=smoke, work=work)
     shown = examples(done.results)
     text = ["", done.file, headline(done.results), "", f"{counted(len(shown), 'test video')}:", *shown]
     if smoke:
@@ -170,14 +170,14 @@ def train(
     """
     from reeltag.recipe.load import load_recipe
 
-    load_recipe(recipe, set_)  # its faults are told before the slow imports
+    loaded = load_recipe(recipe, set_)  # its faults are told before the slow imports
     from reeltag.pipeline import run as api
 
     work = api.Work(devices, executor, address, max_time, quiet)
     if profile is not None:
-        print(api.profile(recipe, model, profile, out=out, overrides=set_, work=work))
+        print(api.profile(loaded, model, profile, out=out, work=work))
         return
-    files = api.train_models(recipe, model, out=out, overrides=set_, work=work)
+    files = api.train_models(loaded, model, out=out, work=work)
     say({"files": files}, files.values(), json)
 
 

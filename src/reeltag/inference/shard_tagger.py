@@ -41,7 +41,6 @@ from reeltag.core.storage import (
     write_json,
 )
 from reeltag.core.text import counted
-from reeltag.core.version import __version__
 from reeltag.data.bad_records import BadRecord, BadRecords
 from reeltag.data.extractor_origin import refuse_other_origin
 from reeltag.data.flat_videos import is_flat, rgb_feature_index
@@ -53,6 +52,7 @@ from reeltag.inference.ensemble import BATCH_SIZE, Predictions, predict_batches
 from reeltag.inference.formats.table import output_format, refuse_ending
 from reeltag.inference.predictor import Mode, Predictor, load, resolve_device, resolve_model
 
+PARTS_FORMAT = 1  # raise it when the content of a part changes for the same shard, model and options
 _PARTS = re.compile(rf"\.?part-.*|{re.escape(LOCK)}")
 
 
@@ -231,7 +231,7 @@ def predict_to_file(
         rgb_feature_index(head.schema)
     shards = find_files(patterns)
     refuse_other_origin(head.schema, shards)
-    deciding = [__version__, file_hash(file), device, mode, drop_flat, out.suffix]
+    deciding = [PARTS_FORMAT, file_hash(file), device, mode, drop_flat, out.suffix]
     job = _Job(file, device, mode, drop_flat, max_bad_records, workers)
     folder = _folder_of_parts(out)
     with exclusive_parts(folder, out):

@@ -50,13 +50,13 @@ class Selection:
         options: what was chosen, in the order in which it was offered.
         weights: of each, summing to 1.
         gap: of their weighted mean, on the videos that it was chosen on.
-        drawn: the best weights of random search for these options.
+        random_weights: the best weights of random search for these options.
     """
 
     options: tuple[Option, ...]
     weights: tuple[float, ...]
     gap: float
-    drawn: tuple[float, ...] = ()
+    random_weights: tuple[float, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -110,9 +110,9 @@ def select(options: Sequence[Option], labels: Tensor, budget: int, *, trials: in
     best = _best(options, labels, budget, {})
     if not best.options:
         return None
-    drawn, found = random_search([option.probabilities for option in best.options], labels, trials=trials, seed=seed)
-    best = replace(best, drawn=tuple(drawn))
-    return replace(best, weights=best.drawn, gap=found) if found > best.gap else best
+    weights, score = random_search([option.probabilities for option in best.options], labels, trials=trials, seed=seed)
+    best = replace(best, random_weights=tuple(weights))
+    return replace(best, weights=best.random_weights, gap=score) if score > best.gap else best
 
 
 def _best(options: Sequence[Option], labels: Tensor, budget: int, known: dict[tuple[int, ...], float]) -> Selection:

@@ -1,9 +1,9 @@
-"""Where stages run, and whether they need to. A stage is a pure function of hashed inputs.
+"""Schedule stages once their inputs are ready, longest critical path first. A stage is a pure function of its inputs.
 
-Each stage has a folder `stages/NAME-HASH`, where the hash covers its parameters, its inputs and the
-version of reeltag. The marker `stage.json` is written last, so a folder without one is unfinished
-work; a stage may pick up what an interrupted run left in it. Nothing is ever overwritten by another
-recipe, so going back to an earlier one redoes nothing.
+Each stage has a folder `stages/NAME-HASH`, where the hash covers its parameters, its inputs and the format number of
+its kind; the version of reeltag is not part of it. The marker `stage.json` is written last, so a folder without one
+is unfinished; a stage may resume from the files that an interrupted run left there. Another recipe never overwrites a
+folder, so going back to an earlier recipe recomputes nothing.
 """
 
 from __future__ import annotations
@@ -24,18 +24,17 @@ from reeltag.core.interrupts import raise_on_sigterm
 from reeltag.core.progress import Progress
 from reeltag.core.storage import content_hash, free_bytes, make_folder, remove_partials
 from reeltag.core.text import counted, megabytes
-from reeltag.core.version import __version__
 from reeltag.pipeline.run_folder import Outputs, outputs_at
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a stage gets to work with.
+    """Inputs and output folder of a stage.
 
     Attributes:
-        folder: where its output goes.
-        inputs: folders of the finished stages that it named, by name.
-        progress: to tell people.
+        folder: for the stage's output.
+        inputs: folders of the finished input stages, by name.
+        progress: for messages and progress bars.
     """
 
     folder: Path
@@ -45,12 +44,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Pieces:
-    """What a stage falls apart into: tasks that may run side by side, before the rest of it.
+    """Independent parts of a stage, which may run in parallel before its `work` is called.
 
     Attributes:
-        count: of them, known when the stage's inputs are there.
-        file: that one leaves, whole; where it is there, the piece is done.
-        work: makes one.
+        count: returns the number of pieces, once the stage's inputs are finished.
+        file: returns the name of the file that a piece writes atomically; a piece is done when its file exists.
+        work: computes one piece.
     """
 
     count: Callable[[Job], int]
@@ -60,13 +59,13 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a stage reads, and what its devices would have to tell each other; estimated.
+    """Estimated reading of a stage, and the communication between its devices.
 
     Attributes:
-        videos: that it reads, each as often as it does.
-        targets: bytes of soft targets that it reads.
-        steps: of a training.
-        weights: of the model that is trained.
+        videos: number of videos read; a video counts each time it is read.
+        targets: bytes of soft targets read.
+        steps: training steps, each of which exchanges gradients.
+        weights: number of weights of the trained model.
     """
 
     videos: float = 0.0
@@ -75,28 +74,31 @@ class Traffic:
     weights: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """One step of a recipe.
 
     Attributes:
         name: unique in a plan, such as `train.netvlad-a`.
-        work: makes the output; may return a hash of it that stands for it in later stages' hashes, by
-            default the hash of what it was made from.
-        inputs: names of stages that come before.
-        parameters: JSON of all else that decides the output.
-        note: for the plan, such as sizes.
-        gpu_hours: estimated, for the plan.
-        bytes: that it leaves, estimated; 0 where it is little.
-        processes: that share the work; each does it and knows its rank.
-        traffic: what it reads.
-        processors: that each process keeps busy.
-        gpus: that each computes on, where there are any.
-        pieces: that come before `work`.
+        work: writes the output; may return a hash of it, which then represents the stage in the hashes of later
+            stages. By default the hash of the stage's own inputs does.
+        format: number of the stage's kind. Raise it when the kind computes something else than before from the same
+            parameters and inputs: stages of an older number are then computed again.
+        inputs: names of the stages that it reads.
+        parameters: everything else that decides the output, as JSON.
+        note: shown in the plan, such as sizes.
+        gpu_hours: estimated GPU hours.
+        bytes: estimated size of the output; 0 where it is small.
+        processes: number of processes that share the work; each calls `work` and knows its rank.
+        traffic: estimated reading and communication.
+        cores: CPU cores that each process keeps busy.
+        gpus: GPUs that each process computes on, where the machine has any.
+        pieces: parts that are computed before `work`.
     """
 
     name: str
     work: Callable[[Job], str | None]
+    format: int
     inputs: tuple[str, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
@@ -104,38 +106,40 @@ class Stage:
     bytes: int = 0
     processes: int = 1
     traffic: Traffic = Traffic()
-    processors: int = 1
+    cores: int = 1
     gpus: int = 0
     pieces: Pieces | None = None
 
     @property
     def needs(self) -> Needs:
-        """What each of its processes takes of a machine; what it leaves is in memory about twice."""
-        return Needs(self.processors, self.gpus, PROCESS_BYTES + 2 * self.bytes, self.processes)
+        """Resources of each process; its output is held in memory about twice."""
+        return Needs(self.cores, self.gpus, PROCESS_BYTES + 2 * self.bytes, self.processes)
 
 
 def run(stages: Sequence[Stage], out: Path | str, progress: Progress, pool: Pool | None = None) -> dict[str, Path]:
-    """Run what is missing, each stage once its inputs are there.
+    """Run the stages that are not finished, each once its inputs are.
 
     Args:
         stages: each after its inputs.
         out: path or URL of the run.
-        progress: told of each stage.
-        pool: where stages run side by side; by default one after the other in this process.
+        progress: reports each stage.
+        pool: runs stages in parallel; by default they run one after the other in this process.
 
     Returns:
         The folder of each stage.
 
     Raises:
-        UsageError: the disk has no room for what is missing.
+        UsageError: the disk has too little room for the missing stages, or another version of reeltag made the run.
     """
     outputs = outputs_at(out)
+    if rank() == 0:
+        outputs.set_format()
     _check_room(stages, outputs)
     return _Run(stages, outputs, progress, pool).folders()
 
 
 class _Run:
-    """Stages on their way; each begins once its inputs are there, that with the most behind it first."""
+    """Progress of a run; of the stages that are ready, the one with the longest critical path starts first."""
 
     def __init__(self, stages: Sequence[Stage], outputs: Outputs, progress: Progress, pool: Pool | None) -> None:
         self.stages, self.outputs, self.progress, self.pool = list(stages), outputs, progress, pool
@@ -145,11 +149,11 @@ class _Run:
         self._running: dict[Future[Any], tuple[Stage, int | None]] = {}
 
     def folders(self) -> dict[str, Path]:
-        """The folder of each stage, when all are done."""
+        """Run all stages and return the folder of each."""
         left = list(self.stages)
         if self.pool is not None:
-            ways = ways_to_the_end(left, {stage.name: stage.gpu_hours for stage in left})
-            left.sort(key=lambda stage: -ways[stage.name])
+            lengths = critical_paths(left, {stage.name: stage.gpu_hours for stage in left})
+            left.sort(key=lambda stage: -lengths[stage.name])
         while left or self._running:
             ready = next((stage for stage in left if all(name in self._digests for name in stage.inputs)), None)
             if ready is not None:
@@ -157,7 +161,7 @@ class _Run:
                 self._begin(ready)
             else:
                 for future in wait(self._running, return_when=FIRST_COMPLETED).done:
-                    self._go_on(*self._running.pop(future), future.result())
+                    self._continue(*self._running.pop(future), future.result())
         return {stage.name: self.outputs.folder(self._folders[stage.name]) for stage in self.stages}
 
     def _begin(self, stage: Stage) -> None:
@@ -168,15 +172,15 @@ class _Run:
             return
         self.progress.say(self._titles[stage.name])
         if self.pool is None:
-            self._digests[stage.name] = self._task(stage, self.progress).here()
+            self._digests[stage.name] = self._task(stage, self.progress).run_here()
         elif left := self._task(stage, self.progress).pieces_left():
-            for number in left:
-                self._submit(stage, number)
+            for index in left:
+                self._submit(stage, index)
         else:
             self._submit(stage, None)
 
     def _ready(self, stage: str) -> dict[str, Any] | None:
-        """The marker of a stage, or None and its folder made ready."""
+        """Return the marker of a finished stage; otherwise prepare its folder and return None."""
         if (marker := self.outputs.marker(stage)) is None:
             make_folder(self.outputs.folder(stage))
             remove_partials(self.outputs.folder(stage))
@@ -185,10 +189,10 @@ class _Run:
     def _submit(self, stage: Stage, piece: int | None) -> None:
         assert self.pool is not None
         task = self._task(stage, self.progress.labelled(stage.name))
-        self._running[self.pool.submit(stage.needs, task.elsewhere, piece)] = stage, piece
+        self._running[self.pool.submit(stage.needs, task.run_in_worker, piece)] = stage, piece
 
-    def _go_on(self, stage: Stage, piece: int | None, digest: str) -> None:
-        """What comes after a task: the rest of the stage after its last piece, or its end."""
+    def _continue(self, stage: Stage, piece: int | None, digest: str) -> None:
+        """Take the result of a task: submit the stage's `work` after its last piece, or record the stage's digest."""
         if piece is None:
             self._digests[stage.name] = digest
             done = f"{len(self._digests)} of {counted(len(self.stages), 'stage')}"
@@ -203,7 +207,7 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Task:
-    """A stage whose inputs are there, in whatever process."""
+    """A stage whose inputs are finished; can be sent to another process."""
 
     stage: Stage
     folder: str
@@ -211,10 +215,10 @@ class _Task:
     outputs: Outputs
     progress: Progress
 
-    def here(self) -> str:
-        """Do all of it in this process, and mark it as finished; returns its digest.
+    def run_here(self) -> str:
+        """Run the whole stage in this process, mark it as finished and return its digest.
 
-        Of several processes that were started together the first does what is not for all.
+        Of several processes that were started together, only the first runs a stage for a single process.
         """
         return broadcast(self._all() if rank() == 0 or self.stage.processes > 1 else "")
 
@@ -224,22 +228,22 @@ class _Task:
                 count, left = self.stage.pieces.count(job), self._missing(job, self.outputs.files(self.folder))
                 with job.progress.task(self.stage.name, count, "pieces") as task:
                     task.resume_at(count - len(left))
-                    for number in left:
-                        self.stage.pieces.work(job, number)
+                    for index in left:
+                        self.stage.pieces.work(job, index)
                         task.advance(1)
             digest, seconds = self._rest(job)
         return self._finish(digest, seconds)
 
     def pieces_left(self) -> list[int]:
-        """Those that are to be done before the rest."""
+        """Return the indices of the pieces that are not done yet."""
         if self.stage.pieces is None:
             return []
         for folder in self.inputs.values():
             self.outputs.bring(folder)
         return self._missing(self._job(), self.outputs.files(self.folder))
 
-    def elsewhere(self, piece: int | None) -> str:
-        """Do a piece, or what is left to do when all are there; returns the digest then."""
+    def run_in_worker(self, piece: int | None) -> str:
+        """Compute a piece and return an empty string; or, for None, call the stage's `work` and return its digest."""
         with raise_on_sigterm():
             with self._at_work(leftovers=piece is None) as job:
                 if piece is not None:
@@ -266,9 +270,9 @@ class _Task:
         with self.outputs.at_work(self.folder, self.inputs.values(), leftovers=leftovers):
             yield self._job()
 
-    def _missing(self, job: Job, there: set[str]) -> list[int]:
+    def _missing(self, job: Job, existing: set[str]) -> list[int]:
         assert self.stage.pieces is not None
-        return [n for n in range(self.stage.pieces.count(job)) if self.stage.pieces.file(n) not in there]
+        return [n for n in range(self.stage.pieces.count(job)) if self.stage.pieces.file(n) not in existing]
 
     def _job(self) -> Job:
         inputs = {name: self.outputs.folder(folder) for name, folder in self.inputs.items()}
@@ -276,7 +280,7 @@ class _Task:
 
 
 class Step(Protocol):
-    """Work that waits for other work."""
+    """A node of a graph of dependent work."""
 
     @property
     def name(self) -> str:
@@ -287,8 +291,13 @@ class Step(Protocol):
         """Names of the steps that come before."""
 
 
-def ways_to_the_end(steps: Sequence[Step], cost: Mapping[str, float]) -> dict[str, float]:
-    """Cost of the longest way from the beginning of each step to the end of all; each stands after its inputs."""
+def critical_paths(steps: Sequence[Step], cost: Mapping[str, float]) -> dict[str, float]:
+    """Return the cost of the longest path from the start of each step to the end of all steps.
+
+    Args:
+        steps: each after its inputs.
+        cost: of each step, by name.
+    """
     after = dict.fromkeys(cost, 0.0)
     for step in reversed(steps):
         for name in step.inputs:
@@ -297,8 +306,14 @@ def ways_to_the_end(steps: Sequence[Step], cost: Mapping[str, float]) -> dict[st
 
 
 def statuses(stages: Sequence[Stage], out: Path | str) -> dict[str, str]:
-    """Whether each stage is done, unfinished or still to do, without doing anything."""
-    return _statuses(stages, outputs_at(out))
+    """Return the status of each stage: "done", "unfinished" or "to do". Nothing is changed.
+
+    Raises:
+        UsageError: another version of reeltag made the run.
+    """
+    outputs = outputs_at(out)
+    outputs.check_format()
+    return _statuses(stages, outputs)
 
 
 def _statuses(stages: Sequence[Stage], outputs: Outputs) -> dict[str, str]:
@@ -316,7 +331,11 @@ def _statuses(stages: Sequence[Stage], outputs: Outputs) -> dict[str, str]:
 
 
 def _check_room(stages: Sequence[Stage], outputs: Outputs) -> None:
-    """Refuse to begin what would fill the disk hours later."""
+    """Refuse a run that would fill the disk hours later.
+
+    Raises:
+        UsageError: the disk has too little room for the missing stages.
+    """
     needed, free = _bytes_to_do(stages, _statuses(stages, outputs)), free_bytes(outputs.out)
     if needed > free:
         room = f"takes about {megabytes(needed)} more, and {megabytes(free)} are free there"
@@ -324,16 +343,17 @@ def _check_room(stages: Sequence[Stage], outputs: Outputs) -> None:
 
 
 def _bytes_to_do(stages: Sequence[Stage], done: Mapping[str, str]) -> int:
-    """What is still to be written, estimated.
+    """Estimate the bytes that the missing stages write.
 
-    The largest counts twice: a checkpoint is written beside the one before. Of an unfinished stage all may be there.
+    The largest stage counts twice, because a checkpoint is written beside the previous one. An unfinished stage may
+    have written everything already, so it counts only as the largest.
     """
     largest = max((stage.bytes for stage in stages if done[stage.name] != "done"), default=0)
     return largest + sum(stage.bytes for stage in stages if done[stage.name] == "to do")
 
 
 def listing(stages: Sequence[Stage], out: Path | str) -> list[str]:
-    """The plan for people, a line a stage: what is done already, sizes, estimated GPU hours."""
+    """Format the plan for people, one line a stage: its status, sizes and estimated GPU hours."""
     done, width = statuses(stages, out), max(len(stage.name) for stage in stages)
     lines = []
     for stage in stages:
@@ -348,14 +368,14 @@ def listing(stages: Sequence[Stage], out: Path | str) -> list[str]:
 
 
 def _gpu_time(hours: float) -> str:
-    """An estimate for people; empty where there is none."""
+    """Format estimated GPU hours; empty for 0."""
     if hours >= 0.1:
         return f"about {hours:.2f} GPU hours"
     return f"about {60 * hours:.1f} GPU minutes" if hours >= 1 / 60 else "under a GPU minute" if hours else ""
 
 
 def planned(stages: Sequence[Stage], out: Path | str) -> list[dict[str, Any]]:
-    """The plan for programs: each stage's name, whether it is done, and what it is estimated to take."""
+    """Return the plan for programs: name, status, note and estimated GPU hours of each stage."""
     done = statuses(stages, out)
     return [
         {"name": stage.name, "status": done[stage.name], "note": stage.note, "gpu_hours": stage.gpu_hours}
@@ -364,7 +384,7 @@ def planned(stages: Sequence[Stage], out: Path | str) -> list[dict[str, Any]]:
 
 
 def needed_for(targets: Iterable[str], stages: Sequence[Stage]) -> list[Stage]:
-    """The targets and all that they build on, in the plan's order."""
+    """Return the target stages and all stages that they depend on, in the plan's order."""
     wanted = set(targets)
     for stage in reversed(stages):
         if stage.name in wanted:
@@ -373,5 +393,5 @@ def needed_for(targets: Iterable[str], stages: Sequence[Stage]) -> list[Stage]:
 
 
 def _folder(stage: Stage, digests: Mapping[str, str]) -> str:
-    content = [stage.name, stage.parameters, [digests[name] for name in stage.inputs], __version__]
+    content = [stage.name, stage.parameters, [digests[name] for name in stage.inputs], stage.format]
     return f"{stage.name}-{content_hash(content)[:12]}"

@@ -1,4 +1,4 @@
-"""What commands do, as functions for scripts and notebooks; the command line calls the same ones."""
+"""Functions that run recipes, for scripts and notebooks; the command line calls them too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from reeltag.core.distributed.pools import pool_of, seconds_of
 from reeltag.core.distributed.process_group import rank, world_size
-from reeltag.core.environment import describe_environment
+from reeltag.core.environment import describe_environment, versions
 from reeltag.core.errors import UsageError
 from reeltag.core.interrupts import deadline
 from reeltag.core.progress import default_progress
@@ -22,8 +22,8 @@ from reeltag.pipeline import executor
 from reeltag.pipeline.plan import plan
 from reeltag.pipeline.report.publish import write_page, write_timings
 from reeltag.pipeline.run_folder import Outputs, outputs_at
-from reeltag.pipeline.stages.candidate import candidate
 from reeltag.pipeline.stages.profile import profile_training
+from reeltag.pipeline.stages.trained_model import recipe_model
 from reeltag.recipe.load import load_recipe
 from reeltag.recipe.schema import Recipe
 from reeltag.recipe.shipped import path_of
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Work:
-    """How a run is done; nothing of it changes what comes out.
+    """Options of a run that do not change its results.
 
     Attributes:
-        devices: of this machine on which stages run side by side, such as "cuda:0,cuda:1"; by default one after the
-            other.
+        devices: devices of this machine on which stages run in parallel, such as "cuda:0,cuda:1"; by default stages
+            run one after the other.
         executor: "local", or "ray" for a cluster.
-        address: the Ray cluster's.
-        max_time: stop after this long, with a checkpoint; raises `interrupts.TimeLimitReached`.
+        address: of the Ray cluster.
+        max_time: stop after this time, with a checkpoint; raises `interrupts.TimeLimitReached`.
         quiet: show no progress.
     """
 
@@ -55,18 +55,18 @@ class Work:
     quiet: bool = False
 
     def pool(self, recipe: Recipe, stages: Sequence[Stage]) -> AbstractContextManager[Pool] | None:
-        """Where the stages of a recipe run; None for this process."""
+        """Return the pool that runs the stages of a recipe; None for this process."""
         processes = {stage.processes for stage in stages}
         return pool_of(self.devices, self.executor, self.address, recipe.devices, processes)
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run ended with.
+    """Results of a run.
 
     Attributes:
-        out: the run's folder, or its URL.
-        results: what `results.json` says: sizes, GAP on hold-out and test, members.
+        out: folder or URL of the run.
+        results: content of `results.json`: sizes, GAP on hold-out and test set, members.
     """
 
     out: str
@@ -74,39 +74,39 @@ class RunResult:
 
     @property
     def file(self) -> str:
-        """The shipped model."""
+        """Path or URL of the model file."""
         return f"{self.out}/model.reeltag"
 
     @property
     def report(self) -> str:
-        """The report."""
+        """Path or URL of the report."""
         return f"{self.out}/report/report.html"
 
 
 def run(
-    recipe: str | Path,
+    recipe: str | Path | Recipe,
     *,
     out: str | Path | None = None,
     overrides: str | Sequence[str] = (),
     smoke: bool = False,
     work: Work = Work(),
 ) -> RunResult:
-    """Do a whole recipe, as `reeltag run` does; goes on where an earlier run of the same recipe stopped.
+    """Run a recipe end to end, as `reeltag run` does; resumes an earlier run of the same recipe.
 
     Args:
-        recipe: a TOML file, or the name of a recipe that comes with reeltag.
+        recipe: a TOML file, the name of a recipe that comes with reeltag, or a loaded recipe.
         out: folder of the run, or its URL; runs/NAME by default.
-        overrides: `dotted.key=value`, one or several, as with `--set`.
-        smoke: try it with one batch a training and a few videos, in OUT-smoke; its figures mean nothing.
-        work: where and how long.
+        overrides: `dotted.key=value`, one or several, as with `--set`; not for a loaded recipe.
+        smoke: try the recipe with one batch per training and a few videos, in OUT-smoke; the metrics mean nothing.
+        work: devices and time limit.
 
     Raises:
         ReeltagError: bad input; see `reeltag.core.errors`.
     """
-    loaded = load_recipe(recipe, overrides)
+    loaded = _load(recipe, overrides)
     loaded, out = (smoked(loaded) if smoke else loaded), folder_of(loaded, out, smoke=smoke)
     stages = plan(loaded)
-    with executed(loaded, path_of(recipe), stages, out, work.pool(loaded, stages), work) as (outputs, folders):
+    with executed(loaded, stages, out, work.pool(loaded, stages), work) as (outputs, folders):
         outputs.publish(folders["pack"] / "model.reeltag", "model.reeltag")
         for name in ("results.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
             outputs.publish(folders["report"] / name, name)
@@ -116,7 +116,7 @@ def run(
 
 
 def train_models(
-    recipe: str | Path,
+    recipe: str | Path | Recipe,
     models: str | Sequence[str] = (),
     *,
     out: str | Path | None = None,
@@ -126,11 +126,11 @@ def train_models(
     """Train models of a recipe, as `reeltag train` does.
 
     Args:
-        recipe: a TOML file, or the name of a recipe that comes with reeltag.
+        recipe: a TOML file, the name of a recipe that comes with reeltag, or a loaded recipe.
         models: names in the recipe, one or several; all by default.
-        out: folder of the run, or its URL; runs/NAME by default. A later `run` there goes on from it.
-        overrides: `dotted.key=value`, one or several, as with `--set`.
-        work: where and how long.
+        out: folder of the run, or its URL; runs/NAME by default. A later `run` there continues from it.
+        overrides: `dotted.key=value`, one or several, as with `--set`; not for a loaded recipe.
+        work: devices and time limit.
 
     Returns:
         The float32 file of each.
@@ -138,19 +138,18 @@ def train_models(
     Raises:
         ReeltagError: bad input; see `reeltag.core.errors`.
     """
-    loaded, names = load_recipe(recipe, overrides), as_strings(models)
-    check_models(str(recipe), loaded, names)
-    targets = {name: candidate(loaded, name).finished for name in names or loaded.models}
+    loaded, names = _load(recipe, overrides), as_strings(models)
+    check_models(loaded, names)
+    targets = {name: recipe_model(loaded, name).finished for name in names or loaded.models}
     stages = executor.needed_for(targets.values(), plan(loaded))
-    place, pool = folder_of(loaded, out), work.pool(loaded, stages)
-    with executed(loaded, path_of(recipe), stages, place, pool, work) as (outputs, folders):
+    with executed(loaded, stages, folder_of(loaded, out), work.pool(loaded, stages), work) as (outputs, folders):
         for name, stage in targets.items():
             outputs.publish(folders[stage] / "model.reeltag", f"{name}.reeltag")
     return {name: f"{outputs.name}/{name}.reeltag" for name in targets}
 
 
 def profile(
-    recipe: str | Path,
+    recipe: str | Path | Recipe,
     models: Sequence[str],
     trace: Path,
     *,
@@ -158,66 +157,78 @@ def profile(
     overrides: str | Sequence[str] = (),
     work: Work = Work(),
 ) -> str:
-    """Profile ten steps of one model's training, as `reeltag train --profile` does.
+    """Profile ten steps of a model's training, as `reeltag train --profile` does.
 
     Args:
-        recipe: a TOML file, or the name of a recipe that comes with reeltag.
-        models: one name in the recipe.
-        trace: a new .json file, for Chrome's tracing.
-        out: folder of the run, whose data are used; runs/NAME by default.
-        overrides: `dotted.key=value`, one or several, as with `--set`.
-        work: where and how long.
+        recipe: a TOML file, the name of a recipe that comes with reeltag, or a loaded recipe.
+        models: the name of one model in the recipe.
+        trace: a new .json file in the format of Chrome's tracing.
+        out: folder of the run, whose data stages are used; runs/NAME by default.
+        overrides: `dotted.key=value`, one or several, as with `--set`; not for a loaded recipe.
+        work: devices and time limit.
 
     Returns:
-        A table of what takes most time.
+        A table of the operations that take most time.
 
     Raises:
         ReeltagError: bad input; see `reeltag.core.errors`.
     """
-    loaded = load_recipe(recipe, overrides)
-    check_models(str(recipe), loaded, models)
+    loaded = _load(recipe, overrides)
+    check_models(loaded, models)
     refuse_existing(trace)
     if len(models) != 1 or world_size() > 1 or work.devices or work.executor != "local":
         how = "name it with --model, and leave --devices, --executor and torchrun out"
-        raise UsageError(f"--profile: is of one model in this process; {how}")
-    training = candidate(loaded, models[0]).training
+        raise UsageError(f"--profile: profiles one model in this process; {how}")
+    training = recipe_model(loaded, models[0]).training
     stages = executor.needed_for(training.inputs, plan(loaded))
-    with executed(loaded, path_of(recipe), stages, folder_of(loaded, out), None, work) as (_, folders):
+    with executed(loaded, stages, folder_of(loaded, out), None, work) as (_, folders):
         return profile_training(training, folders, trace)
 
 
+def _load(recipe: str | Path | Recipe, overrides: str | Sequence[str]) -> Recipe:
+    """Return a loaded recipe, or load one.
+
+    Raises:
+        UsageError: overrides for a loaded recipe.
+    """
+    if not isinstance(recipe, Recipe):
+        return load_recipe(recipe, overrides)
+    if as_strings(overrides):
+        raise UsageError("overrides: apply only while a recipe is loaded; give them to load_recipe")
+    return recipe
+
+
 def folder_of(recipe: Recipe, out: str | Path | None, *, smoke: bool = False) -> str:
-    """Where a run leaves what it makes."""
+    """Return the folder or the URL of a run."""
     folder = str(out or f"runs/{recipe.name}")
     return f"{folder.rstrip('/')}-smoke" if smoke else folder
 
 
-def check_models(source: str, recipe: Recipe, names: Sequence[str]) -> None:
+def check_models(recipe: Recipe, names: Sequence[str]) -> None:
     """Refuse names of models that a recipe does not train.
 
     Raises:
-        UsageError: says what was probably meant.
+        UsageError: a name is unknown; the message has the most similar one.
     """
     if unknown := [name for name in names if name not in recipe.models]:
         meant = " ".join(filter(None, (did_you_mean(name, recipe.models) for name in unknown)))
         raise UsageError(
-            f"{source}: no model {', '.join(unknown)} under models; {meant and meant + ' '}"
-            f"there are {', '.join(recipe.models) or 'none'}; students and imported files take a whole `reeltag run`"
+            f"{recipe.source or recipe.name}: no model {', '.join(unknown)} under models; {meant and meant + ' '}"
+            f"there are {', '.join(recipe.models) or 'none'}; students and imported models need the whole `reeltag run`"
         )
 
 
 @contextmanager
 def executed(
     recipe: Recipe,
-    file: Path,
     stages: Sequence[Stage],
     out: str,
     pool: AbstractContextManager[Pool] | None,
     work: Work,
 ) -> Iterator[tuple[Outputs, dict[str, Path]]]:
-    """The outputs and folders of stages that were run; until the block ends no other process works on the same run.
+    """Run stages, and yield the outputs and the folders of the stages; the run is locked until the block ends.
 
-    Of processes that were started together only the first gets there; the others end.
+    Of processes that were started together, only the first enters the block; the others exit.
     """
     outputs, seconds = outputs_at(out), seconds_of(work.max_time)
     with outputs.claimed() if rank() == 0 else nullcontext():
@@ -225,7 +236,9 @@ def executed(
             folders = executor.run(stages, out, default_progress(quiet=work.quiet or rank() > 0), workers)
         if rank() > 0:
             sys.exit(0)
-        for name, content in (("recipe.json", recipe.dump()), ("environment.json", describe_environment(file))):
+        file = None if recipe.source is None else path_of(recipe.source)
+        environment = {"versions": versions(), "git": None} if file is None else describe_environment(file)
+        for name, content in (("recipe.json", recipe.dump()), ("environment.json", environment)):
             write_json(outputs.out / name, content)
             outputs.publish(outputs.out / name, name)
         brought = {name: outputs.bring(folder.name) for name, folder in folders.items()}

@@ -52,6 +52,7 @@ def load_recipe(source: str | Path, overrides: str | Sequence[str] = ()) -> Reci
         faults += [describe(fault) + _origin(fault["loc"], environment) for fault in found]
     if faults:
         raise RecipeError(str(source), faults)
+    recipe._source = source
     return recipe
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
+    PrivateAttr,
     StringConstraints,
     ValidationInfo,
     field_validator,
@@ -173,6 +174,7 @@ class Recipe(RecipeTable):
     distillation: DistillationSettings | None = None
     students: dict[Name, StudentSettings] = Field({})
     imported: dict[Name, Path] = Field({}, description="finished .reeltag files that join the ensemble")
+    _source: str | Path | None = PrivateAttr(None)
 
     @field_validator("training", "models", "distillation", "students")
     @classmethod
@@ -250,6 +252,11 @@ class Recipe(RecipeTable):
         if faults:
             raise ValueError("; ".join(faults))
         return value
+
+    @property
+    def source(self) -> str | Path | None:
+        """Path or name that the recipe was loaded from; None for a recipe that was built without a file."""
+        return self._source
 
     @property
     def budget(self) -> int:

@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from reeltag.pipeline.executor import Stage, ways_to_the_end
+from reeltag.pipeline.executor import Stage, critical_paths
 from reeltag.pipeline.simulation.machines import Machines
-from reeltag.pipeline.stages.estimate import FLOPS_A_SECOND
+from reeltag.pipeline.stages.gpu_hours import FLOPS_A_SECOND
 
 HOUR = 3600.0
 
@@ -136,7 +136,7 @@ def schedule(tasks: Sequence[Task], shape: Sequence[int], data_rate: float = mat
         shape: devices of each node, all alike but the last, which may have fewer.
         data_rate: bytes a second that a node can read.
     """
-    urgency = ways_to_the_end(tasks, {task.name: alone(task, max(shape), data_rate) for task in tasks})
+    urgency = critical_paths(tasks, {task.name: alone(task, max(shape), data_rate) for task in tasks})
     queue = sorted(tasks, key=lambda task: -urgency[task.name])  # stable: the plan's order among equals
     spans: dict[str, tuple[float, float]] = {}
     running: list[_Running] = []

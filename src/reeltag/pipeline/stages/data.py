@@ -1,10 +1,11 @@
-"""Stages that make the data ready: every record is read and checked before anything trains."""
+"""Stages that prepare the data: every record is read and checked before any training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from reeltag.core.errors import ReeltagError, TransferError, UsageError
 from reeltag.core.storage import DataFile, content_hash, file_identity, file_size, find_files, free_bytes, read_json
@@ -15,55 +16,82 @@ from reeltag.data.bad_records import summary
 from reeltag.data.formats.tfrecord import ShardFile
 from reeltag.data.holdout import refuse_overlap
 from reeltag.data.shards import scan
-from reeltag.data.synthetic import write_synthetic
+from reeltag.data.synthetic import SyntheticSettings, write_synthetic
 from reeltag.pipeline.executor import Job, Stage, Traffic
 from reeltag.pipeline.run_folder import MARKER
 from reeltag.pipeline.stages.files import MANIFEST, load_manifest
 from reeltag.recipe.data import DataSettings
 from reeltag.recipe.schema import Recipe
 
+Split = Literal["train", "test"]
+
+SYNTHETIC_FORMAT = 1  # raise it when other videos are generated from the same settings
+DATA_FORMAT = 1  # raise it when the same shards give another manifest
+
 
 def data_stages(recipe: Recipe, without_data: bool) -> list[Stage]:
-    """Generate the data if need be, then read each split through once."""
+    """Return the stages that generate synthetic data, if any, and index each split.
+
+    Args:
+        recipe: the recipe.
+        without_data: allow missing shards.
+
+    Raises:
+        UsageError: shards are missing, unless `without_data`, or the cache of remote shards is too small.
+    """
     data = recipe.data
     if data.cache_gb is not None:
         shard_cache.set_limit(data.cache_gb)
     stages = []
     if data.synthetic is not None:
         videos = data.synthetic.train_videos + data.synthetic.test_videos
-        parameters = data.synthetic.model_dump(mode="json")
-        size = videos * data.synthetic.frames[1] * sum(data.record_schema.widths)
-        note = f"{videos:,} videos"
-        stages.append(Stage("synthetic", partial(_do_synthetic, recipe), (), parameters, note, bytes=size))
-    before: tuple[str, ...] = ("synthetic",) if data.synthetic is not None else ()
-    for split, patterns in {"train": data.train, "test": data.test}.items():
-        files: list[DataFile] = []
-        missing = ""
-        try:
-            files = [] if data.synthetic else find_files(patterns, data.root)
-            _check_cache(data, split, files)
-        except (UsageError, TransferError) as error:
-            if not without_data:
-                raise
-            missing = str(error)
-        parameters = {
-            "files": list(map(file_identity, files)),
-            "schema": data.record_schema.model_dump(mode="json"),
-            "max_bad_records": data.max_bad_records,
-        }
-        note = f"{counted(len(files), 'shard')}, {megabytes(sum(map(file_size, files)))}" if files else missing
-        if (limit := _limit(data, split)) is not None:
-            parameters["limit"] = limit
-            note = f"the first {counted(limit, 'video')} of {note or 'them'}"
-        inputs = before if split == "train" else (*before, "data.train")
-        work = partial(_do_data, recipe, split, files)
-        traffic = Traffic(data.expected_videos or 0) if split == "train" else Traffic()
-        stages.append(Stage(f"data.{split}", work, inputs, parameters, note, traffic=traffic))
-    return stages
+        synthetic = Stage(
+            name="synthetic",
+            work=partial(_generate, data.synthetic),
+            format=SYNTHETIC_FORMAT,
+            parameters=data.synthetic.model_dump(mode="json"),
+            note=f"{videos:,} videos",
+            bytes=videos * data.synthetic.frames[1] * sum(data.record_schema.widths),
+        )
+        stages.append(synthetic)
+    return [*stages, _split_stage(recipe, "train", without_data), _split_stage(recipe, "test", without_data)]
+
+
+def _split_stage(recipe: Recipe, split: Split, without_data: bool) -> Stage:
+    """Return the stage that checks and indexes a split; the test set is also compared with the training set."""
+    data, patterns = recipe.data, recipe.data.train if split == "train" else recipe.data.test
+    files: list[DataFile] = []
+    missing = ""
+    try:
+        files = [] if data.synthetic else find_files(patterns, data.root)
+        _check_cache(data, split, files)
+    except (UsageError, TransferError) as error:
+        if not without_data:
+            raise
+        missing = str(error)
+    parameters: dict[str, object] = {
+        "files": list(map(file_identity, files)),
+        "schema": data.record_schema.model_dump(mode="json"),
+        "max_bad_records": data.max_bad_records,
+    }
+    note = f"{counted(len(files), 'shard')}, {megabytes(sum(map(file_size, files)))}" if files else missing
+    if (limit := _limit(data, split)) is not None:
+        parameters["limit"] = limit
+        note = f"the first {counted(limit, 'video')} of {note or 'them'}"
+    inputs = (*(["synthetic"] if data.synthetic else []), *(["data.train"] if split == "test" else []))
+    return Stage(
+        name=f"data.{split}",
+        work=partial(_index, recipe, split, files),
+        format=DATA_FORMAT,
+        inputs=inputs,
+        parameters=parameters,
+        note=note,
+        traffic=Traffic(data.expected_videos or 0) if split == "train" else Traffic(),
+    )
 
 
 def with_videos(recipe: Recipe) -> Recipe:
-    """The recipe with the number of its training videos, judged by the first shard where it does not say."""
+    """Return the recipe with the number of training videos, estimated by the first shard where it has none."""
     data = recipe.data
     if data.expected_videos is not None:
         return recipe
@@ -75,40 +103,39 @@ def with_videos(recipe: Recipe) -> Recipe:
 
 
 def video_bytes(recipe: Recipe) -> tuple[int, bool]:
-    """Bytes of a training video, and whether shards tell them; otherwise those of the longest that may be."""
+    """Return the bytes of a training video, and True if a shard was read for them; else those of the longest video."""
     data, schema = recipe.data, recipe.data.record_schema
     if data.synthetic is None and (known := _first_shard(data)) is not None:
         sizes, records = known
         return sizes[0] // max(1, records), True
-    frames = schema.example_frames if schema.level == "frame" else 1  # as many as the GPU hours are estimated for
+    frames = schema.example_frames if schema.level == "frame" else 1  # as in the estimate of GPU hours
     return frames * schema.width * (1 if schema.dtype == "uint8" else 4), False
 
 
 def _first_shard(data: DataSettings) -> tuple[list[int], int] | None:
-    """Sizes of the training shards and records of the first one; None where they are not here, or cannot be read."""
+    """Return the sizes of the training shards and the records of the first; None if they cannot be read here."""
     try:
         files = find_files(data.train, data.root)
-        if isinstance(files[0], RemoteFile):  # a plan fetches no shard
+        if isinstance(files[0], RemoteFile):  # planning downloads no shard
             return None
         return list(map(file_size, files)), len(ShardFile(files[0]).offsets())
-    except ReeltagError:  # what the data stage will find and say
+    except ReeltagError:  # the data stage will report it
         return None
 
 
-def _do_synthetic(recipe: Recipe, job: Job) -> None:
-    assert recipe.data.synthetic is not None
-    write_synthetic(job.folder, recipe.data.synthetic)
+def _generate(settings: SyntheticSettings, job: Job) -> None:
+    write_synthetic(job.folder, settings)
 
 
-def _check_cache(data: DataSettings, split: str, files: Sequence[DataFile]) -> None:
-    """Refuse an order that the cache of remote shards cannot follow, before anything is fetched.
+def _check_cache(data: DataSettings, split: Split, files: Sequence[DataFile]) -> None:
+    """Refuse an order of videos for which the cache of remote shards is too small, before any download.
 
     Raises:
-        UsageError: what is needed at a time is more than the cache or the disk holds.
+        UsageError: the shards that are needed at a time are larger than the cache or the free disk.
     """
     sizes = sorted((file.size for file in files if isinstance(file, RemoteFile)), reverse=True)
     window = data.mixed_shards if split == "train" else 1
-    needed = sum(sizes if window is None else sizes[: 2 * window])  # one is read, and the next one comes
+    needed = sum(sizes if window is None else sizes[: 2 * window])  # one is read while the next is downloaded
     if needed > shard_cache.limit_bytes():
         what = "all shards" if window is None else f"two windows of {counted(window, 'shard')}"
         have = f"{megabytes(needed)}, and data.cache_gb allows {megabytes(shard_cache.limit_bytes())}"
@@ -119,8 +146,8 @@ def _check_cache(data: DataSettings, split: str, files: Sequence[DataFile]) -> N
         raise UsageError(f"{shard_cache.folder()}: {room}; make room, or set REELTAG_CACHE to a folder on another disk")
 
 
-def _do_data(recipe: Recipe, split: str, files: list[DataFile], job: Job) -> str:
-    """Read the shards through once. What follows depends on what they say, not on where they lie."""
+def _index(recipe: Recipe, split: Split, files: list[DataFile], job: Job) -> str:
+    """Check and index the shards; returns a hash of their content, so that later stages do not depend on paths."""
     for line in first_lines(_changes(job, split, files)):
         job.progress.say(f"  {line}")
     files = files or find_files([f"{split}-*"], job.inputs["synthetic"])
@@ -129,9 +156,9 @@ def _do_data(recipe: Recipe, split: str, files: list[DataFile], job: Job) -> str
         schema, most = recipe.data.record_schema, recipe.data.max_bad_records
         limit, train = _limit(recipe.data, split), split == "train"
         manifest = scan(files, schema, task.advance, max_bad_records=most, labelled=True, limit=limit, rated_only=train)
-        task.total = task.done  # with a limit the last shards are not read
+        task.total = task.done  # with a limit, the last shards are not read
     if not manifest.labelled:
-        raise UsageError(f"data.{split}: has nothing that is labelled; see `reeltag data verify`")
+        raise UsageError(f"data.{split}: has no labelled records; see `reeltag data verify`")
     if manifest.left_out:
         job.progress.say(f"  {summary(manifest.left_out)}")
     if split == "test":
@@ -140,12 +167,12 @@ def _do_data(recipe: Recipe, split: str, files: list[DataFile], job: Job) -> str
     return manifest.fingerprint if limit is None else content_hash([manifest.fingerprint, limit])
 
 
-def _limit(data: DataSettings, split: str) -> int | None:
+def _limit(data: DataSettings, split: Split) -> int | None:
     return data.limit.train if split == "train" else data.limit.test
 
 
 def _changes(job: Job, split: str, files: Sequence[DataFile]) -> list[str]:
-    """Shards that are gone, new or others than when an earlier run in this folder indexed the split."""
+    """Describe shards that were removed, added or changed since the last time this run's folder indexed the split."""
     markers = sorted(job.folder.parent.glob(f"data.{split}-*/{MARKER}"), key=lambda path: path.stat().st_mtime_ns)
     now = list(map(file_identity, files))
     before = read_json(markers[-1])["parameters"]["files"] if markers else now

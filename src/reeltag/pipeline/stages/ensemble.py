@@ -1,4 +1,4 @@
-"""The stages that turn members into the one file."""
+"""Stages that select the members and write the artifact."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from reeltag.core.transfer import is_url
 from reeltag.data.holdout import split_halves
 from reeltag.data.pca import Projection, read_projections
 from reeltag.data.schema import read_label_names
+from reeltag.data.shards import Manifest
 from reeltag.inference.metrics.gap import gap
 from reeltag.pipeline.ensemble_search import Option, Selection, contenders, ensemble_gap, frontier, select
 from reeltag.pipeline.executor import Job, Stage
@@ -30,16 +31,25 @@ from reeltag.pipeline.stages.member import MemberStages
 from reeltag.pipeline.stages.students import left_out
 from reeltag.recipe.schema import QuantizationSettings, Recipe
 
-# A member adds at most what its own file has, and a few more digits in the header. Its file has the schema and the
-# versions too, so only what the shipped file alone says is reserved beside the names.
+# A member adds to the artifact at most the size of its own file and a few digits in the header. That file has the
+# schema and the versions too, so the header reserves room only for what the artifact alone has, beside the names.
 MEMBER_ROOM, HEADER_ROOM, PCA_ROOM = 512, 1024, 1024
 FRONTIER_POINTS = 12
+ENSEMBLE_FORMAT = 1  # raise it when another ensemble is selected from the same predictions
+PACK_FORMAT = 1  # raise it when the same ensemble is written as another file
 
 
 def ensemble_stages(
     recipe: Recipe, members: Sequence[MemberStages], keepers: Sequence[str], beside: Beside
 ) -> list[Stage]:
-    """Choose members, encodings and weights, then write the file, with what stands in it beside them."""
+    """Return the stages that select members, encodings and weights, and write the artifact.
+
+    Args:
+        recipe: the recipe.
+        members: the models to select from.
+        keepers: names of the stages that exclude second-level students.
+        beside: content of the artifact beside the members.
+    """
     predicted = [member.predicted for member in members]
     files = [stage for member in members for stage in (member.finished, member.quantized)]
     search = {
@@ -49,23 +59,33 @@ def ensemble_stages(
         "room": room(recipe, beside),
     }
     package = {"recipe": recipe.fingerprint, "budget": recipe.budget, "label_names": beside.label_names}
-    choose = partial(_do_ensemble, recipe, members, keepers, room(recipe, beside))
-    note = f"from {counted(len(members), 'model')}, at most {megabytes(recipe.budget)}"
-    write = partial(_do_pack, recipe, members, beside)
     size = min(recipe.budget, sum(max(member.sizes("float32")) for member in members))
-    return [
-        Stage("ensemble", choose, ("data.train", *predicted, *keepers), search, note),
-        Stage("pack", write, ("data.train", "ensemble", *files), package, bytes=2 * size),  # and once where people look
-    ]
+    selection = Stage(
+        name="ensemble",
+        work=partial(select_ensemble, recipe, members, keepers, room(recipe, beside)),
+        format=ENSEMBLE_FORMAT,
+        inputs=("data.train", *predicted, *keepers),
+        parameters=search,
+        note=f"from {counted(len(members), 'model')}, at most {megabytes(recipe.budget)}",
+    )
+    packing = Stage(
+        name="pack",
+        work=partial(pack, recipe, members, beside),
+        format=PACK_FORMAT,
+        inputs=("data.train", "ensemble", *files),
+        parameters=package,
+        bytes=2 * size,  # once in the stage's folder, once in the run's
+    )
+    return [selection, packing]
 
 
 @dataclass(frozen=True)
 class Beside:
-    """What the file holds beside the members.
+    """Content of the artifact beside the members.
 
     Attributes:
-        label_names: of the classes, or None.
-        projections: the PCA of features, by their names.
+        label_names: names of the classes, or None.
+        projections: the PCA of each feature, by name.
     """
 
     label_names: tuple[str, ...] | None
@@ -73,55 +93,55 @@ class Beside:
 
 
 def beside_members(recipe: Recipe, without_data: bool = False) -> Beside:
-    """What is read before anything trains: a wrong file should not be found hours later.
+    """Read the label names and the PCA before any training, so that a wrong file is reported at once.
 
     Raises:
         ArtifactError: the PCA is missing, unless `without_data`, or damaged.
-        UsageError: a file is missing, unless `without_data`, names other classes, or holds another PCA.
+        UsageError: a file is missing, unless `without_data`, names other classes, or has another PCA.
     """
     data = recipe.data
 
-    def given(name: str | None) -> bool:
+    def readable(name: str | None) -> bool:
         return bool(name) and not (without_data and not Path(join_path(data.root, name or "")).exists())
 
-    place = join_path(data.root, data.label_names or "")
-    names = read_label_names(place, data.record_schema.classes) if given(data.label_names) else None
-    return Beside(names, _projections(recipe) if given(data.pca) else {})
+    location = join_path(data.root, data.label_names or "")
+    names = read_label_names(location, data.record_schema.classes) if readable(data.label_names) else None
+    return Beside(names, _projections(recipe) if readable(data.pca) else {})
 
 
 def _projections(recipe: Recipe) -> dict[str, Projection]:
-    place = join_path(recipe.data.root, recipe.data.pca or "")
-    found, _ = read_projections(fetch(place, read_projections) if is_url(place) else Path(place))
+    location = join_path(recipe.data.root, recipe.data.pca or "")
+    projections, _ = read_projections(fetch(location, read_projections) if is_url(location) else Path(location))
     features = recipe.data.record_schema.features
     named = {each.name: each.extractor.projection for each in features if each.extractor and each.extractor.projection}
-    if named != {feature: projection.hash for feature, projection in found.items()}:
+    if named != {feature: projection.hash for feature, projection in projections.items()}:
         what = "is not the PCA that data.schema names for its features"
-        raise UsageError(f"data.pca: {place} {what}; give the one beside the shards, with their schema")
-    return found
+        raise UsageError(f"data.pca: {location} {what}; give the one beside the shards, with their schema")
+    return projections
 
 
 def room(recipe: Recipe, beside: Beside) -> int:
-    """Bytes that the budget leaves to the members; in the file the names are JSON in a string of JSON."""
+    """Return the bytes of the budget that are left to the members; names are stored as JSON inside a JSON string."""
     content = json.dumps(json.dumps([beside.label_names, _shard_names(recipe)], ensure_ascii=False), ensure_ascii=False)
     projections = sum(projection.bytes + PCA_ROOM for projection in beside.projections.values())
     return recipe.budget - HEADER_ROOM - len(content.encode()) - projections
 
 
 def _shard_names(recipe: Recipe) -> list[str]:
-    """What the training shards are called, wherever they lie."""
+    """Return the names of the training shards, without their folders."""
     return [Path(pattern).name for pattern in recipe.data.train]
 
 
 @dataclass(frozen=True)
 class _Holdout:
-    """What the members say of the hold-out, in two halves.
+    """Predictions of the members on the hold-out, in two halves: one for the selection, one for the evaluation.
 
     Attributes:
-        options: members in the encodings that may be shipped, on the half that is chosen on; contenders only.
-        labels: of that half.
-        checks: the same options by member and encoding, on the half that the ensemble is not chosen on.
-        plain: members in float32, on that half.
-        check_labels: of that half.
+        options: members in the allowed encodings, on the selection half; possible top classes only.
+        labels: of the selection half.
+        checks: the same options by member and encoding, on the evaluation half.
+        plain: members in float32, on the evaluation half.
+        check_labels: of the evaluation half.
         class_counts: [C], labels of both halves.
     """
 
@@ -133,13 +153,12 @@ class _Holdout:
     class_counts: Tensor
 
     def check(self, options: Sequence[Option], weights: Sequence[float]) -> float:
-        """GAP of a choice on the other half."""
+        """Return the GAP of an ensemble on the evaluation half."""
         return ensemble_gap([self.checks[o.member, o.encoding] for o in options], self.check_labels, weights)
 
 
-def _read_holdout(recipe: Recipe, members: Sequence[MemberStages], job: Job) -> _Holdout:
+def _read_holdout(recipe: Recipe, members: Sequence[MemberStages], manifest: Manifest, job: Job) -> _Holdout:
     options, checks, plain, labels = [], {}, {}, None
-    manifest = load_manifest(job, "train")
     halves = split_halves(manifest.videos[split(recipe, manifest)[1]], recipe.seed)
     for member in members:
         predictions, labels = member.holdout(job)
@@ -156,10 +175,12 @@ def _read_holdout(recipe: Recipe, members: Sequence[MemberStages], job: Job) -> 
     return _Holdout(options, few_labels, checks, plain, labels[check], labels.sum(0))
 
 
-def _do_ensemble(recipe: Recipe, members: Sequence[MemberStages], keepers: Sequence[str], left: int, job: Job) -> None:
-    """Choose on one half of the hold-out, and measure on the other what was chosen and what it has to beat."""
-    dropped = left_out(job, keepers)
-    holdout = _read_holdout(recipe, [member for member in members if member.name not in dropped], job)
+def select_ensemble(
+    recipe: Recipe, members: Sequence[MemberStages], keepers: Sequence[str], left: int, job: Job
+) -> None:
+    """Select the ensemble on one half of the hold-out; evaluate it and its baselines on the other half."""
+    dropped, manifest = left_out(job, keepers), load_manifest(job, "train")
+    holdout = _read_holdout(recipe, [member for member in members if member.name not in dropped], manifest, job)
     trials = recipe.ensemble.trials
     selection = select(holdout.options, holdout.labels, left, trials=trials, seed=recipe.seed)
     if selection is None:
@@ -171,7 +192,7 @@ def _do_ensemble(recipe: Recipe, members: Sequence[MemberStages], keepers: Seque
     chosen = list(zip(selection.options, selection.weights, strict=True))
     job.progress.say("  " + ", ".join(f"{o.member} {o.encoding} {weight:.3f}" for o, weight in chosen))
     points = frontier(holdout.options, holdout.labels, FRONTIER_POINTS)
-    counts = torch.from_numpy(load_manifest(job, "train").class_counts) - holdout.class_counts
+    counts = torch.from_numpy(manifest.class_counts) - holdout.class_counts
     content = {
         "members": [{"name": o.member, "encoding": o.encoding, "weight": weight} for o, weight in chosen],
         "holdout": _measured(recipe, holdout, selection, counts),
@@ -186,7 +207,7 @@ def _do_ensemble(recipe: Recipe, members: Sequence[MemberStages], keepers: Seque
 
 
 def _measured(recipe: Recipe, holdout: _Holdout, selection: Selection, counts: Tensor) -> dict[str, Any]:
-    """GAP of the selection, of other weights for its members, and of what it has to beat."""
+    """Return the GAP of the selection, of other weights for its members, and of its baselines."""
     parts = [option.probabilities for option in selection.options]
     labels = holdout.check_labels
     unrated = next(iter(holdout.plain.values())) < 0
@@ -197,14 +218,14 @@ def _measured(recipe: Recipe, holdout: _Holdout, selection: Selection, counts: T
         "file": holdout.check(selection.options, selection.weights),
         "file_where_chosen": selection.gap,
         "equal_weights": holdout.check(selection.options, [1 / len(parts)] * len(parts)),
-        "random_search": holdout.check(selection.options, selection.drawn),
+        "random_search": holdout.check(selection.options, selection.random_weights),
         "members": {name: gap(probabilities, labels) for name, probabilities in holdout.plain.items()},
         "prior": gap(prior, labels),
     }
 
 
 def _offered(settings: QuantizationSettings, gaps: Mapping[str, float], sizes: Mapping[str, int]) -> list[str]:
-    """The encodings of a member that the ensemble may take: as the recipe says, or the smallest that loses little."""
+    """Return the encodings of a member that may be selected: the recipe's, or the smallest that loses little GAP."""
     if settings.encodings != "auto":
         return list(settings.encodings)
     good = [encoding for encoding in settings.offered if gaps[encoding] >= gaps["float32"] - settings.max_loss]
@@ -212,26 +233,26 @@ def _offered(settings: QuantizationSettings, gaps: Mapping[str, float], sizes: M
 
 
 def class_prior(counts: Tensor, videos: int) -> Tensor:
-    """The baseline that knows only how frequent each class is in training: [videos, C], every row alike."""
+    """Return the baseline that predicts the frequency of each class in training: [videos, C], all rows equal."""
     return (counts / counts.sum().clamp_min(1)).float().expand(videos, -1)
 
 
-def _do_pack(recipe: Recipe, members: Sequence[MemberStages], beside: Beside, job: Job) -> None:
-    """Write the one file; the budget holds for the file itself."""
-    found: dict[str, Any] = read_json(job.inputs["ensemble"] / WEIGHTS)
+def pack(recipe: Recipe, members: Sequence[MemberStages], beside: Beside, job: Job) -> None:
+    """Write the artifact; the budget limits the size of the file itself."""
+    selection: dict[str, Any] = read_json(job.inputs["ensemble"] / WEIGHTS)
     by_name = {member.name: member for member in members}
-    shipped = []
-    for entry in found["members"]:
+    selected = []
+    for entry in selection["members"]:
         (member,) = load_artifact(by_name[entry["name"]].file(job, entry["encoding"])).members
-        shipped.append(replace(member, name=entry["name"], weight=entry["weight"]))
+        selected.append(replace(member, name=entry["name"], weight=entry["weight"]))
     provenance = {
         "recipe": recipe.name,
         "recipe_hash": recipe.fingerprint,
         "budget": recipe.budget,
         "data": {"shards": _shard_names(recipe), "videos": len(split(recipe, load_manifest(job, "train"))[0])},
         "versions": versions(),
-        "holdout_gap": {key: value for key, value in found["holdout"].items() if key != "members"},
+        "holdout_gap": {key: value for key, value in selection["holdout"].items() if key != "members"},
     }
-    packed = Artifact(recipe.data.record_schema, beside.label_names, tuple(shipped), provenance, beside.projections)
+    packed = Artifact(recipe.data.record_schema, beside.label_names, tuple(selected), provenance, beside.projections)
     size = save_artifact(job.folder / MODEL, packed, recipe.budget)
     job.progress.say(f"  {megabytes(size)} of {megabytes(recipe.budget)}")

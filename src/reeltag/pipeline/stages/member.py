@@ -1,4 +1,4 @@
-"""What every model goes through once it is there: quantise, predict the hold-out."""
+"""Stages of every possible ensemble member: quantise, then predict the hold-out."""
 
 from __future__ import annotations
 
@@ -22,13 +22,29 @@ from reeltag.inference.ensemble import BATCH_SIZE, predict_batches
 from reeltag.inference.metrics.gap import gap
 from reeltag.inference.predictor import load
 from reeltag.pipeline.executor import Job, Stage
-from reeltag.pipeline.stages.files import MODEL, PREDICTIONS, SCORES, held_out, load_manifest, split, split_parameters
+from reeltag.pipeline.stages.files import (
+    MODEL,
+    PREDICTIONS,
+    SCORES,
+    expected_holdout,
+    load_manifest,
+    split,
+    split_parameters,
+)
 from reeltag.recipe.schema import Recipe
+
+QUANTIZE_FORMAT = 1  # raise it when the same model is quantized to other values
+PREDICT_FORMAT = 1  # raise it when the same model predicts other values on the hold-out
 
 
 @dataclass(frozen=True)
 class MemberStages(ABC):
-    """The stages of one model that may become a member, from wherever it comes to its predictions of the hold-out."""
+    """Stages of one model that may become a member, from its source to its predictions of the hold-out.
+
+    Attributes:
+        recipe: the recipe.
+        name: of the model.
+    """
 
     recipe: Recipe
     name: str
@@ -36,73 +52,83 @@ class MemberStages(ABC):
     @property
     @abstractmethod
     def finished(self) -> str:
-        """The stage that ends with the model as it came."""
+        """Name of the stage that writes the float model."""
 
     @abstractmethod
     def sizes(self, encoding: Encoding) -> list[int]:
-        """Bytes of the tensors in an encoding; of each architecture that it may have, where that is not known yet."""
+        """Return the bytes of the tensors in an encoding, for each possible architecture."""
 
     @abstractmethod
     def source_stages(self) -> list[Stage]:
-        """The stages up to `finished`, each after its inputs."""
+        """Return the stages up to `finished`, each after its inputs."""
 
     def stages(self) -> list[Stage]:
-        """All stages, each after its inputs."""
+        """Return all stages, each after its inputs."""
         sizes = {encoding: sorted(self.sizes(encoding)) for encoding in self.encodings if encoding != "float32"}
-        note = ", ".join(f"{encoding} {_span(found)}" for encoding, found in sizes.items())
-        quantization = {"encodings": list(sizes)}
-        inputs = ("data.train", self.finished, self.quantized)
-        quantized = sum(found[-1] for found in sizes.values())
-        predicted = held_out(self.recipe) * self.schema.classes * (1 + 4 * len(self.encodings))
-        return [
-            *self.source_stages(),
-            Stage(self.quantized, self._do_quantize, (self.finished,), quantization, note, bytes=quantized),
-            Stage(self.predicted, self._do_predict, inputs, split_parameters(self.recipe), bytes=predicted, gpus=1),
-        ]
+        note = ", ".join(f"{encoding} {_span(each)}" for encoding, each in sizes.items())
+        quantize = Stage(
+            name=self.quantized,
+            work=self._quantize,
+            format=QUANTIZE_FORMAT,
+            inputs=(self.finished,),
+            parameters={"encodings": list(sizes)},
+            note=note,
+            bytes=sum(each[-1] for each in sizes.values()),
+        )
+        predict_holdout = Stage(
+            name=self.predicted,
+            work=self._predict,
+            format=PREDICT_FORMAT,
+            inputs=("data.train", self.finished, self.quantized),
+            parameters=split_parameters(self.recipe),
+            bytes=expected_holdout(self.recipe) * self.schema.classes * (1 + 4 * len(self.encodings)),
+            gpus=1,
+        )
+        return [*self.source_stages(), quantize, predict_holdout]
 
     @property
     def encodings(self) -> tuple[Encoding, ...]:
-        """Every encoding that the model is measured in, float32 first."""
+        """Encodings that the model is evaluated in, float32 first."""
         return self.recipe.quantization.measured
 
     @property
     def quantized(self) -> str:
-        """The stage that ends with the model in every other encoding."""
+        """Name of the stage that writes the model in every other encoding."""
         return f"quantize.{self.name}"
 
     @property
     def predicted(self) -> str:
-        """The stage that ends with the model's predictions of the hold-out, in every encoding."""
+        """Name of the stage that writes the predictions of the hold-out, in every encoding."""
         return f"predict.{self.name}"
 
     @property
     def schema(self) -> Schema:
-        """The data that the model reads."""
+        """Schema of the data that the model reads."""
         return self.recipe.data.record_schema
 
     def file(self, job: Job, encoding: Encoding) -> Path:
-        """The model's file in an encoding."""
+        """Return the path of the model's file in an encoding."""
         if encoding == "float32":
             return job.inputs[self.finished] / MODEL
         return file_inside(job.inputs[self.quantized], f"{encoding}.reeltag")
 
     def holdout(self, job: Job) -> tuple[dict[str, Tensor], Tensor]:
-        """Predictions [N, C] of the hold-out by encoding, -1 for classes that were not rated; and its labels."""
+        """Read the hold-out predictions by encoding, [N, C] with -1 for classes that were not rated, and the labels."""
         tensors, _ = tensorfile.load_tensors(job.inputs[self.predicted] / PREDICTIONS)
         return tensors, tensors.pop("labels")
 
     def scores(self, job: Job) -> dict[str, dict[str, float]]:
-        """Hold-out GAP, bytes and seconds by encoding."""
-        found: dict[str, dict[str, float]] = read_json(job.inputs[self.predicted] / SCORES)
-        return found
+        """Read hold-out GAP, bytes and seconds by encoding."""
+        scores: dict[str, dict[str, float]] = read_json(job.inputs[self.predicted] / SCORES)
+        return scores
 
-    def _do_quantize(self, job: Job) -> None:
+    def _quantize(self, job: Job) -> None:
         source = load_artifact(job.inputs[self.finished] / MODEL)
         for encoding in self.encodings[1:]:
             save_artifact(job.folder / f"{encoding}.reeltag", quantize_artifact(source, encoding))
 
-    def _do_predict(self, job: Job) -> None:
-        """Predict the hold-out with the very weights that would be shipped."""
+    def _predict(self, job: Job) -> None:
+        """Predict the hold-out with the weights as they would be stored in the artifact."""
         manifest = load_manifest(job, "train")
         _, holdout = split(self.recipe, manifest)
         tensors: dict[str, Tensor] = {}
@@ -114,8 +140,11 @@ class MemberStages(ABC):
             tensors[encoding] = torch.cat([part.comparable for part in parts])
             seconds = time.perf_counter() - begin
             tensors["labels"] = torch.cat([part.labels for part in parts if part.labels is not None])
-            found = {"gap": gap(tensors[encoding], tensors["labels"]), "bytes": path.stat().st_size}
-            scores[encoding] = {**found, "seconds": round(seconds, 3)}
+            scores[encoding] = {
+                "gap": gap(tensors[encoding], tensors["labels"]),
+                "bytes": path.stat().st_size,
+                "seconds": round(seconds, 3),
+            }
         gaps = ", ".join(f"{key} {each['gap']:.5f}" for key, each in scores.items())
         job.progress.say(f"  GAP on all {counted(len(holdout), f'hold-out {self.schema.example}')}: {gaps}")
         tensorfile.save_tensors(job.folder / PREDICTIONS, tensors, {"videos": len(holdout)})

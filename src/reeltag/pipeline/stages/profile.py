@@ -1,4 +1,4 @@
-"""Where the time of a model's training goes, step by step and operation by operation."""
+"""Profile the steps of a model's training by operation."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from reeltag.core.progress import Progress, Task
 from reeltag.core.storage import atomic_path
 from reeltag.pipeline.executor import Job
 from reeltag.pipeline.stages.files import load_manifest
-from reeltag.pipeline.stages.training import Training
+from reeltag.pipeline.stages.training import ModelTraining
 from reeltag.training.schedule import training_phase
 
 WARM_UP, MEASURED = 3, 10  # steps
 ROWS = 20
 
 
-def profile_training(training: Training, inputs: Mapping[str, Path], file: Path) -> str:
-    """Profile the first steps of a training in this process, after some that warm up; of the training nothing is kept.
+def profile_training(training: ModelTraining, inputs: Mapping[str, Path], file: Path) -> str:
+    """Profile the first steps of a training in this process, after a warm-up; the trained weights are discarded.
 
     Args:
         training: of a model.
-        inputs: folders of the stages that it stands on, by name.
-        file: for the trace, in the format of Chrome's tracing and Perfetto.
+        inputs: folders of the training's input stages, by name.
+        file: of the trace, in the format of Chrome's tracing and Perfetto.
 
     Returns:
         A table of the operations that take most time.
@@ -38,12 +38,13 @@ def profile_training(training: Training, inputs: Mapping[str, Path], file: Path)
     """
     gpu = torch.cuda.is_available()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
-    steps = schedule(wait=0, warmup=WARM_UP, active=MEASURED, repeat=1)
-    with TemporaryDirectory() as folder, profile(activities=activities, schedule=steps) as profiler:
+    profiled = schedule(wait=0, warmup=WARM_UP, active=MEASURED, repeat=1)
+    with TemporaryDirectory() as folder, profile(activities=activities, schedule=profiled) as profiler:
         job = Job(Path(folder), inputs, _Stepping(profiler))
-        settings = training.settings(training.source.resolve(job))
-        phase = training_phase(settings, len(training.videos(load_manifest(job, "train"))))
-        training.run(job, replace(phase, steps=range(WARM_UP + MEASURED)), name="profile")
+        own, manifest = training.architecture.resolve(job), load_manifest(job, "train")
+        phase = training_phase(training.settings(own), len(training.videos(manifest)))
+        steps = range(WARM_UP + MEASURED)
+        training.run_phase(job, own, manifest, replace(phase, steps=steps), name="profile")
     with atomic_path(file) as temporary:
         profiler.export_chrome_trace(str(temporary))
     table: str = profiler.key_averages().table(f"self_{'device' if gpu else 'cpu'}_time_total", row_limit=ROWS)
@@ -51,7 +52,7 @@ def profile_training(training: Training, inputs: Mapping[str, Path], file: Path)
 
 
 class _Stepping(Progress):
-    """Tells the profiler of each step."""
+    """Progress that reports each step to the profiler."""
 
     def __init__(self, profiler: profile) -> None:
         self.profiler = profiler

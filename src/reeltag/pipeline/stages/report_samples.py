@@ -1,4 +1,4 @@
-"""What a report shows beside numbers: videos with their tags over time, gates at work, curves, the machine."""
+"""Samples for the report: videos with their tags over time, the effect of gates, training curves, the machine."""
 
 from __future__ import annotations
 
@@ -25,49 +25,56 @@ from reeltag.models.tagger import Tagger
 from reeltag.pipeline.executor import Job
 from reeltag.pipeline.report.gating import FREQUENT_CLASSES, CoOccurrence, gating_gain
 from reeltag.pipeline.report.results import Gating
-from reeltag.pipeline.stages.candidate import ModelStages
+from reeltag.pipeline.stages.trained_model import TrainedModelStages
 from reeltag.training.log import LOG, Row, read_rows
 
-SHOWN = 5  # best videos, and as many worst ones
-CANDIDATES = 100  # from the top and from the bottom, of which those are shown whose labels differ
+SAMPLES = 5  # best videos, and as many worst ones
+CANDIDATES = 100  # videos from each end of the ranking, of which those with different labels are taken
 TAGS = 8
 CURVE_POINTS = 200
 
 
 def margins(predictions: Predictions) -> Tensor:
-    """[B], how far each video's least probable label is above its most probable other class; NaN without labels."""
+    """Return [B] margins of the least probable label over the most probable other class; NaN without labels."""
     probabilities, labels = predictions.comparable, predictions.labels
     assert labels is not None
     least = probabilities.masked_fill(~labels, torch.inf).min(1).values
     other = probabilities.masked_fill(labels, -torch.inf).max(1).values
-    found = least - other
-    return found.masked_fill(~found.isfinite(), torch.nan)
+    margin = least - other
+    return margin.masked_fill(~margin.isfinite(), torch.nan)
 
 
-def shown_videos(predictor: Predictor, shards: Shards, above: Tensor) -> dict[str, list[dict[str, Any]]]:
-    """The videos of the highest and of the lowest margin [N], no two with the same labels, and their tags over time."""
+def sampled_videos(predictor: Predictor, shards: Shards, above: Tensor) -> dict[str, list[dict[str, Any]]]:
+    """Return the videos with the highest and the lowest margin, with their tags over time.
+
+    No two videos have the same labels.
+
+    Args:
+        predictor: tags the videos.
+        shards: of the N videos.
+        above: [N] margins.
+    """
     ranked = above.argsort(descending=True, stable=True)
-    order, seen, shown = ranked[~above[ranked].isnan()].tolist(), set[tuple[int, ...]](), {}
-    for kind, numbers in {"best": order[:CANDIDATES], "worst": order[::-1][:CANDIDATES]}.items():
-        chosen = islice(_with_other_labels(shards, numbers, seen), SHOWN)
-        shown[kind] = [_tagged(predictor, video, float(above[number])) for number, video in chosen]
-    return shown
+    order, seen, samples = ranked[~above[ranked].isnan()].tolist(), set[tuple[int, ...]](), {}
+    for kind, indices in {"best": order[:CANDIDATES], "worst": order[::-1][:CANDIDATES]}.items():
+        chosen = islice(_with_new_labels(shards, indices, seen), SAMPLES)
+        samples[kind] = [_tagged(predictor, video, float(above[index])) for index, video in chosen]
+    return samples
 
 
-def _with_other_labels(
-    shards: Shards, numbers: Sequence[int], seen: set[tuple[int, ...]]
-) -> Iterator[tuple[int, Video]]:
-    for number in numbers:
-        video = shards.read(number)
+def _with_new_labels(shards: Shards, indices: Sequence[int], seen: set[tuple[int, ...]]) -> Iterator[tuple[int, Video]]:
+    """Yield the videos whose labels no video before had."""
+    for index in indices:
+        video = shards.read(index)
         assert video.labels is not None
         labels = tuple(video.labels.tolist())
         if labels not in seen:
             seen.add(labels)
-            yield number, video
+            yield index, video
 
 
 def _tagged(predictor: Predictor, video: Video, margin: float) -> dict[str, Any]:
-    """A video's labels and most probable other classes, at most eight: for the whole, and for each segment alone."""
+    """Return a video's labels and most probable other classes, at most eight, with their scores over time."""
     assert video.labels is not None
     frames = video.frames()
     spans = segment_spans(len(frames)) if len(frames) > 1 else []
@@ -87,11 +94,11 @@ def _tagged(predictor: Predictor, video: Video, margin: float) -> dict[str, Any]
     return {"id": video.id, "frames": len(frames), "margin": round(margin, 5), "tags": tags}
 
 
-class GateWatch:
-    """Takes note of the probabilities that a member's last gate gets and gives, of the most frequent classes.
+class GateProbe:
+    """Statistics of the inputs and outputs of a member's gate on the probabilities, for the most frequent classes.
 
     Args:
-        gate: of the probabilities.
+        gate: on the probabilities.
         counts: [C], videos of each class.
     """
 
@@ -100,10 +107,10 @@ class GateWatch:
         self.classes, self.gate = frequent.sort().values, gate
         self._labels = self._without = self._gated = CoOccurrence.zeros(len(self.classes))
 
-    def watch(self, predictions: Iterator[Predictions]) -> Iterator[Predictions]:
-        """Let labelled predictions pass."""
+    def observe(self, predictions: Iterator[Predictions]) -> Iterator[Predictions]:
+        """Yield labelled predictions unchanged, and add them to the statistics."""
         ungated: list[Tensor] = []
-        hook = self.gate.register_forward_pre_hook(lambda _, given: ungated.append(given[0]))
+        hook = self.gate.register_forward_pre_hook(lambda _, inputs: ungated.append(inputs[0]))
         try:
             for part in predictions:
                 assert part.labels is not None
@@ -127,19 +134,19 @@ class GateWatch:
 
 
 def gate_of(model: torch.nn.Module) -> torch.nn.Module | None:
-    """The gate on a single member's probabilities, if it has one."""
+    """Return the gate on a single member's probabilities, or None."""
     (tagger,) = (module for module in model.modules() if isinstance(module, Tagger))
     return tagger.head.prob_gate if isinstance(tagger.head, MixtureOfExperts) else None
 
 
-def curve(member: ModelStages, job: Job) -> dict[str, list[float | None]]:
-    """The logs of a model's training and averaging as columns, in at most 200 parts of as many steps each."""
+def curve(member: TrainedModelStages, job: Job) -> dict[str, list[float | None]]:
+    """Return the logs of a model's training and averaging as columns, in at most 200 bins of equally many steps."""
     folders = dict.fromkeys((member.training.stage_name, member.finished))
     rows = [row for stage in folders for row in read_rows(job.inputs[stage] / LOG)]
     steps = np.diff([row.step for row in rows], prepend=0)
-    parts = ((np.array([row.step for row in rows]) - 1) * CURVE_POINTS // rows[-1].step).tolist()
-    told = zip(parts, rows, steps.tolist(), strict=True)
-    thin = [_mean_row([each[1:] for each in part]) for _, part in groupby(told, key=itemgetter(0))]
+    bins = ((np.array([row.step for row in rows]) - 1) * CURVE_POINTS // rows[-1].step).tolist()
+    binned = zip(bins, rows, steps.tolist(), strict=True)
+    thin = [_mean_row([each[1:] for each in group]) for _, group in groupby(binned, key=itemgetter(0))]
     return {
         "epoch": [row.epoch for row in thin],
         "loss": [row.loss for row in thin],
@@ -148,14 +155,14 @@ def curve(member: ModelStages, job: Job) -> dict[str, list[float | None]]:
 
 
 def _mean_row(rows: Sequence[tuple[Row, int]]) -> Row:
-    """Rows with their steps as one: where they end, the mean loss of a step, and the last GAP that was measured."""
+    """Merge rows: the end of the last one, the mean loss of all steps, and the last measured GAP."""
     gaps = [row.holdout_gap for row, _ in rows if row.holdout_gap is not None]
     loss = sum(row.loss * steps for row, steps in rows) / sum(steps for _, steps in rows)
     return rows[-1][0]._replace(loss=float(f"{loss:.5g}"), holdout_gap=gaps[-1] if gaps else None)
 
 
 def machine() -> dict[str, str]:
-    """What computes here, and with how many threads; the last bits of a sum depend on it."""
+    """Describe the machine and its threads, on which the last bits of a sum depend."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": cpuinfo_value("model name") or platform.processor() or "not told",

@@ -1,4 +1,4 @@
-"""The stage of a member that was trained elsewhere."""
+"""Stages of a member that was trained elsewhere."""
 
 from __future__ import annotations
 
@@ -14,44 +14,53 @@ from reeltag.pipeline.executor import Job, Stage
 from reeltag.pipeline.stages.files import MODEL
 from reeltag.pipeline.stages.member import MemberStages
 
+IMPORT_FORMAT = 1  # raise it when the same file is imported with other content
 
-class ImportedStages(MemberStages):
-    """The stages of a finished `.reeltag` file that the recipe takes in."""
+
+class ImportedModelStages(MemberStages):
+    """Stages of a finished `.reeltag` file that the recipe imports."""
 
     @property
     def finished(self) -> str:
-        """The stage that ends with the model as it came."""
+        """Name of the stage that writes the float model."""
         return f"import.{self.name}"
 
     def sizes(self, encoding: Encoding) -> list[int]:
-        """Bytes of the tensors in an encoding."""
+        """Return the bytes of the tensors in an encoding."""
         (member,) = self._imported.members
         return [quantized_bytes(member.state, encoding)]
 
     def source_stages(self) -> list[Stage]:
-        """One stage that takes the file in; it depends on the file's content, not on where it lies."""
+        """Return the stage that imports the file; it depends on the file's content, not on its path."""
         path = self.recipe.imported[self.name]
         size = path.stat().st_size
-        note = f"{path}, {megabytes(size)}"
-        return [Stage(self.finished, self._do_import, (), {"file": file_hash(path)}, note, bytes=size)]
+        stage = Stage(
+            name=self.finished,
+            work=self._import,
+            format=IMPORT_FORMAT,
+            parameters={"file": file_hash(path)},
+            note=f"{path}, {megabytes(size)}",
+            bytes=size,
+        )
+        return [stage]
 
     @cached_property
     def _imported(self) -> Artifact:
-        """The file, found fit for the recipe's data.
+        """Model in the file, checked against the recipe's data.
 
         Raises:
-            ArtifactError: missing or damaged.
-            UsageError: it holds several members, or was made for other data.
+            ArtifactError: the file is missing or damaged.
+            UsageError: the file has several members, or was made for other data.
         """
         path, key = self.recipe.imported[self.name], f"imported.{self.name}"
         try:
-            found = load_artifact(path)
+            artifact = load_artifact(path)
         except ArtifactError as error:
             raise ArtifactError(f"{key}: {error}") from error
-        if len(found.members) != 1:
-            names = ", ".join(member.name for member in found.members)
+        if len(artifact.members) != 1:
+            names = ", ".join(member.name for member in artifact.members)
             raise UsageError(f"{key}: {path} is an ensemble of {names}; import its members one by one")
-        ours, theirs = (schema.model_dump(exclude={"ids", "labels"}) for schema in (self.schema, found.schema))
+        ours, theirs = (schema.model_dump(exclude={"ids", "labels"}) for schema in (self.schema, artifact.schema))
         if other := [
             f"{name} {_short(theirs[name])} and not {_short(ours[name])}" for name in ours if theirs[name] != ours[name]
         ]:
@@ -59,16 +68,16 @@ class ImportedStages(MemberStages):
                 f"{key}: {path} was made for other data than data.schema says: {', '.join(other)}; "
                 "make it for this data (`import-tf` takes the recipe as its --schema), or change the schema"
             )
-        return found
+        return artifact
 
-    def _do_import(self, job: Job) -> None:
+    def _import(self, job: Job) -> None:
         (member,) = self._imported.members
         member = replace(member, name=self.name, weight=1.0)
         save_artifact(job.folder / MODEL, replace(self._imported, schema=self.schema, members=(member,)))
 
 
 def _short(value: object) -> str:
-    """A schema's value for people: features as `name width`."""
+    """Format a value of a schema for people: features as `name width`."""
     if isinstance(value, tuple):
         return " + ".join(f"{feature['name']} {feature['width']}" for feature in value)
     return str(value)

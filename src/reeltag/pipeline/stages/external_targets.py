@@ -1,4 +1,4 @@
-"""The stage of a teacher whose predictions were made elsewhere."""
+"""Stage of a teacher whose predictions were made elsewhere."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ from reeltag.pipeline.executor import Job, Stage
 from reeltag.pipeline.stages.files import load_manifest, split, split_parameters
 from reeltag.recipe.schema import DistillationSettings, Recipe
 
+EXTERNAL_TARGETS_FORMAT = 1  # raise it when the same file of predictions gives other targets
 
-def given_stage(recipe: Recipe, settings: DistillationSettings, name: str) -> Stage:
-    """The soft targets that a file of predictions makes; they depend on what it says, not on where it lies.
+
+def external_targets_stage(recipe: Recipe, settings: DistillationSettings, name: str) -> Stage:
+    """Return the stage that turns a file of predictions into soft targets.
+
+    It depends on the file's content, not on its path.
 
     Args:
         recipe: the recipe.
-        settings: its table `[distillation]`.
+        settings: the recipe's table `[distillation]`.
         name: of the teacher in `distillation.predictions`.
 
     Raises:
-        UsageError: it is missing.
+        UsageError: the file is missing.
     """
     path = settings.predictions[name]
     if not path.is_file():
@@ -38,18 +42,25 @@ def given_stage(recipe: Recipe, settings: DistillationSettings, name: str) -> St
     }
     size = (recipe.data.expected_videos or 0) * row_bytes(recipe.data.record_schema.classes, settings.top_k)
     note = f"{path}, {megabytes(path.stat().st_size)}"
-    work = partial(_do_targets, recipe, path, settings, name)
-    return Stage(f"targets.{name}", work, ("data.train",), parameters, note, bytes=size)
+    return Stage(
+        name=f"targets.{name}",
+        work=partial(_write_targets, recipe, path, settings, name),
+        format=EXTERNAL_TARGETS_FORMAT,
+        inputs=("data.train",),
+        parameters=parameters,
+        note=note,
+        bytes=size,
+    )
 
 
-def _do_targets(recipe: Recipe, path: Path, settings: DistillationSettings, name: str, job: Job) -> str:
-    """Put the predictions beside the shards; those of hold-out videos are left out, whatever the file says."""
+def _write_targets(recipe: Recipe, path: Path, settings: DistillationSettings, name: str, job: Job) -> str:
+    """Write the predictions of the training videos as soft targets; hold-out videos get none."""
     manifest = load_manifest(job, "train")
-    given = read_predictions(path, manifest.schema.classes)
+    predictions = read_predictions(path, manifest.schema.classes)
     writer = TargetsWriter(job.folder, manifest, settings.top_k)
     train, _ = split(recipe, manifest)
     for first, end in zip(manifest.first_records[:-1], manifest.first_records[1:], strict=True):
         if len(inside := train[(first <= train) & (train < end)]):
-            writer.put(inside, torch.from_numpy(given.rows(manifest.id_hashes[inside])))
-    job.progress.say(f"  {len(train):,} of the {len(given.ids):,} videos of {path} are taught")
+            writer.put(inside, torch.from_numpy(predictions.rows(manifest.id_hashes[inside])))
+    job.progress.say(f"  {len(train):,} of the {len(predictions.ids):,} videos of {path} are taught")
     return writer.finish({"name": name, "predictions": file_hash(path)})
