@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
 from measure import HERE, options, print_json, print_table, rates, run_rounds, timed
@@ -25,7 +24,7 @@ from reeltag.inference.ensemble import BATCH_SIZE, predict_batches
 from reeltag.inference.predictor import load
 from reeltag.models.tagger import Tagger, build_tagger
 from reeltag.recipe.load import load_recipe
-from reeltag.training.loop import train_step
+from reeltag.training.replica import Replica
 from reeltag.training.schedule import TrainingSettings
 
 RECIPE, BASE, VIDEOS = HERE.parent / "recipes" / "audioset-families.toml", "netvlad", 1024
@@ -42,9 +41,7 @@ def random_batch(size: int) -> Batch:
 
 def training(tagger: Tagger, settings: TrainingSettings) -> Step:
     """A step of training."""
-    fabric = Fabric(accelerator=settings.device, devices=1)
-    model, optimizer = fabric.setup(tagger.train(), torch.optim.Adam(tagger.parameters(), fused=True))
-    return partial(train_step, fabric, model, optimizer, random_batch(settings.batch_size), settings, seed=0)
+    return partial(Replica(tagger, settings).train_step, random_batch(settings.batch_size), seed=0)
 
 
 def tagging(model: nn.Module) -> Step:

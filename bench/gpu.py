@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 
 from measure import options, print_json, spread
 from reeltag.data.formats.example import Video, encode
@@ -38,7 +37,7 @@ from reeltag.models.tagger import Tagger, build_tagger, meta_tagger
 from reeltag.pipeline.stages.gpu_hours import FORWARD_AND_BACKWARD, flops
 from reeltag.recipe.load import load_recipe
 from reeltag.recipe.schema import Recipe
-from reeltag.training.loop import ADAM_BETA2, train_step
+from reeltag.training.replica import Replica
 from reeltag.training.schedule import TrainingSettings
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "yt8m-2018.toml"
@@ -126,21 +125,21 @@ class Bench:
 
 
 class Trainer:
-    """A model in training, as `run_phase` sets it up, with weights that no one keeps."""
+    """A model in training, as `Trainer` of reeltag sets it up; its weights are discarded."""
 
     def __init__(self, bench: Bench, config: TaggerConfig, settings: TrainingSettings, *, compiled: bool) -> None:
-        self.fabric = Fabric(accelerator=bench.device.type, devices=1, precision="bf16-mixed")
         self.tagger = build_tagger(config, bench.schema.widths, bench.schema.classes, 0).train()
         if compiled:
             self.tagger.compile()
-        optimizer = torch.optim.Adam(self.tagger.parameters(), betas=(0.9, ADAM_BETA2), fused=True)
-        self.model, self.optimizer = self.fabric.setup(self.tagger, optimizer)
         self.settings, self.steps = settings, 0
+        self.replica = Replica(
+            self.tagger, settings.model_copy(update={"precision": "bf16-mixed", "device": bench.device.type})
+        )
 
     def step(self, batch: Batch) -> int:
         """One step; how many videos it sees."""
         self.steps += 1  # other draws each time, so other numbers of frames
-        train_step(self.fabric, self.model, self.optimizer, batch, self.settings, seed=self.steps)
+        self.replica.train_step(batch, seed=self.steps)
         return len(batch)
 
     def floor_bytes(self, batch: Batch) -> int:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from measure import Peer, options, pin, print_json
@@ -16,7 +15,7 @@ from reeltag.core.environment import keep_freed_memory
 from reeltag.data.loader import Batch, sample_frames
 from reeltag.data.schema import preset_schema
 from reeltag.models.tagger import Tagger, build_tagger, parse_config
-from reeltag.training.loop import adam_epsilon, train_step
+from reeltag.training.replica import Replica
 from reeltag.training.schedule import TrainingSettings
 
 SCHEMA = preset_schema("yt8m-frame")
@@ -82,22 +81,16 @@ def run(bench: str, description: str, default: Sequence[str], measure: Callable[
 class Trainer:
     """A model that takes training steps."""
 
-    def __init__(self, tagger: Tagger, optimizer: torch.optim.Adam, precision: str) -> None:
-        self.settings = TrainingSettings(precision=precision, device="cpu")
-        self.fabric, self.optimizer = Fabric(accelerator="cpu", devices=1, precision=precision), optimizer
-        self.model, self.wrapped = self.fabric.setup(tagger.train(), optimizer)
+    def __init__(self, tagger: Tagger, precision: str, optimizer: torch.optim.Adam | None = None) -> None:
+        self.replica = Replica(tagger, TrainingSettings(precision=precision, device="cpu"))
+        self.replica.optimizer = optimizer or self.replica.optimizer
         self.steps = 0
 
     def step(self, batch: Batch) -> float:
         """The loss before the step."""
-        self.optimizer.param_groups[0].update(eps=adam_epsilon(self.steps))
+        self.replica.set_learning_rate(TrainingSettings().learning_rate, self.steps)
         self.steps += 1
-        return train_step(self.fabric, self.model, self.wrapped, batch, self.settings, SEED)
-
-
-def adam(tagger: Tagger) -> torch.optim.Adam:
-    """Adam with the published settings."""
-    return torch.optim.Adam(tagger.parameters(), lr=TrainingSettings().learning_rate, betas=(0.9, 0.999), fused=True)
+        return self.replica.train_step(batch, SEED)
 
 
 def hand_over(tagger: Tagger, path: Path, given: Mapping[str, Tensor] | None = None) -> Path:
@@ -126,7 +119,7 @@ def refuse_difference(name: str, peer: Peer, folder: Path) -> None:
     lengths = batch.lengths if ordered else torch.full((4,), SCHEMA.max_frames)
     with torch.inference_mode():
         ours = tagger.eval()(drawn, lengths)
-    trainer = Trainer(tagger, adam(tagger), "32-true")
+    trainer = Trainer(tagger, "32-true")
     losses = [trainer.step(batch) for _ in range(3)]
     worst = float((ours - torch.tensor(theirs["probabilities"])).abs().max())
     if worst > 1e-5 or not np.allclose(losses, theirs["losses"], rtol=2e-5):

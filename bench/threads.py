@@ -26,25 +26,23 @@ WAYS = {
 def worker() -> None:
     """Time training steps of the AudioSet recipe's NetVLAD on random clips."""
     import torch
-    from lightning_fabric import Fabric
 
     from reeltag.data.loader import Batch
     from reeltag.models.tagger import build_tagger, parse_config
-    from reeltag.training.loop import train_step
+    from reeltag.training.replica import Replica
     from reeltag.training.schedule import TrainingSettings
 
     head = {"prob_gating": True}
     config = parse_config({"family": "netvlad", "clusters": 32, "hidden": 512, "dropout": 0.5, "head": head})
     tagger = build_tagger(config, (128,), 527, 0).train()
     settings = TrainingSettings(frames=8, device="cpu")
-    fabric = Fabric(accelerator="cpu", devices=1)
-    model, optimizer = fabric.setup(tagger, torch.optim.Adam(tagger.parameters(), fused=True))
+    replica = Replica(tagger, settings)
     frames = torch.randint(0, 256, (128, 10, 128), dtype=torch.uint8)
     batch = Batch(("",) * 128, frames, torch.full((128,), 10), torch.rand(128, 527) < 0.005)
 
     def train(steps: int) -> None:
         for step in range(steps):
-            train_step(fabric, model, optimizer, batch, settings, step)
+            replica.train_step(batch, step)
 
     train(5)
     print(json.dumps(timed(partial(train, STEPS), STEPS)))

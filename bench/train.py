@@ -17,7 +17,6 @@ from models import (
     MODELS,
     TITLES,
     Trainer,
-    adam,
     build,
     frames_of,
     hand_over,
@@ -42,9 +41,10 @@ def measure(name: str, peers: Path, rounds: int) -> dict[str, Any]:
             weights = hand_over(build(name), Path(folder) / "w.npz")
             rows[peer.name] = partial(peer.timed, videos, "train", name, weights, size, frames)
         tagger, batch = build(name), random_batch(torch.full((size,), frames))
-        optimizer = adam(tagger)  # one for both, as Adam's moments are two thirds of the memory
+        # One optimizer for both precisions, because Adam's moments are two thirds of the memory.
+        optimizer = Trainer(tagger, "32-true").replica.optimizer
         for title, precision in PRECISIONS.items():
-            rows[title] = partial(timed, partial(Trainer(tagger, optimizer, precision).step, batch), videos)
+            rows[title] = partial(timed, partial(Trainer(tagger, precision, optimizer).step, batch), videos)
         found = rates(run_rounds(rows, rounds), peer and peer.name)
     print(f"{TITLES[name]}, batches of {size}, {frames} frames, {rounds} rounds on one core, videos of 300 frames\n")
     print_table(found, peer and peer.name)

@@ -17,7 +17,7 @@ from reeltag.inference.ensemble import predict_batches
 # A command whose process may take so many bytes more than it has when all is imported.
 LIMITED = """
 import resource, sys
-import lightning_fabric, reeltag.pipeline.plan, torch
+import reeltag.pipeline.plan, torch
 from reeltag.cli.main import main
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]),) * 2)

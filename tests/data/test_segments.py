@@ -34,8 +34,8 @@ from reeltag.data.schema import Feature, Schema
 from reeltag.data.segments import iter_examples
 from reeltag.data.shards import Manifest, Shards, read_examples, scan
 from reeltag.models.tagger import build_tagger, parse_config
-from reeltag.training.loop import _fabric, train_step
 from reeltag.training.losses import cross_entropy
+from reeltag.training.replica import Replica
 from reeltag.training.schedule import TrainingSettings
 
 SCHEMA = Schema(
@@ -327,10 +327,10 @@ def test_what_labels_say_of_unrated_classes_changes_no_bit_of_a_step(paths: list
     settings = TrainingSettings(batch_size=32, device="cpu", precision="32-true")
 
     def stepped(labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        fabric, tagger = _fabric(settings), build_tagger(config, SCHEMA.widths, SCHEMA.classes, 0)
-        model, optimizer = fabric.setup(tagger, torch.optim.Adam(tagger.parameters(), 1e-2))
-        train_step(fabric, model, optimizer, replace(batch, labels=labels), settings, 7)
-        return tagger.state_dict()
+        replica = Replica(build_tagger(config, SCHEMA.widths, SCHEMA.classes, 0), settings)
+        replica.set_learning_rate(1e-2, 0)
+        replica.train_step(replace(batch, labels=labels), seed=7)
+        return replica.tagger.state_dict()
 
     plain, wild = stepped(batch.labels), stepped(batch.labels | ~batch.rated)
     assert all(torch.equal(tensor, wild[name]) for name, tensor in plain.items())

@@ -11,12 +11,11 @@ import pytest
 import torch
 
 from processgroup import all_end
-from reeltag.core.progress import Progress
 from reeltag.data.shards import Shards
 from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.recipe.load import load_recipe
-from reeltag.training.loop import run_phase
 from reeltag.training.schedule import TrainingSettings, training_phase
+from reeltag.training.trainer import Trainer, TrainingData
 from whole_runs import RUN, commands, contents, folder
 
 __all__ = ["commands", "folder"]
@@ -207,7 +206,7 @@ def threads_apart(shards, folder):
         schema, videos = shards.manifest.schema, np.arange(len(shards))
         tagger = build_tagger(config, schema.widths, schema.classes, 0)
         phase, path = training_phase(settings, len(videos)), folder / str(threads)
-        states.append(run_phase(tagger, shards, videos, phase, settings, seed=0, path=path, progress=Progress()).model)
+        states.append(Trainer(tagger, TrainingData(shards, videos), settings, seed=0).fit(phase, path).model)
     torch.set_num_threads(before)
     one, two = states
     return max(float((one[name] - two[name]).abs().max()) for name in one if one[name].is_floating_point())

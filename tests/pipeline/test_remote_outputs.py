@@ -67,9 +67,10 @@ def test_a_run_ends_with_the_same_file_and_any_machine_knows_it_is_done(s3, here
 
 @pytest.mark.slow
 def test_another_machine_goes_on_from_the_last_checkpoint(s3, here, tmp_path, monkeypatch):
-    import reeltag.training.loop
+    import reeltag.training.trainer
+    from reeltag.training.replica import Replica
 
-    step, steps = reeltag.training.loop.train_step, []
+    step, steps = Replica.train_step, []
 
     def killed(*arguments, **named):
         steps.append(1)
@@ -78,16 +79,16 @@ def test_another_machine_goes_on_from_the_last_checkpoint(s3, here, tmp_path, mo
         return step(*arguments, **named)
 
     monkeypatch.setattr(run_folder, "UPLOAD_SECONDS", 0.05)
-    monkeypatch.setitem(reeltag.training.loop.run_phase.__kwdefaults__, "checkpoint_seconds", 0.0)
-    monkeypatch.setattr(reeltag.training.loop, "CHECKPOINT_SHARE", 1e9)
-    monkeypatch.setattr(reeltag.training.loop, "train_step", killed)
+    monkeypatch.setitem(reeltag.training.trainer.Trainer.__init__.__kwdefaults__, "checkpoint_seconds", 0.0)
+    monkeypatch.setattr(reeltag.training.trainer, "CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr(Replica, "train_step", killed)
     command = ["run", str(here / "tiny.toml"), "--out", f"{s3.root}/run"]
     with pytest.raises(KilledError):
         main(command)
     kept = [file.url for file in list_files(f"{s3.root}/run") if file.url.endswith("checkpoint.safetensors")]
     assert len(kept) == 1
     another_machine(monkeypatch, tmp_path / "other")
-    monkeypatch.setattr(reeltag.training.loop, "train_step", lambda *a, **n: steps.append(1) or step(*a, **n))
+    monkeypatch.setattr(Replica, "train_step", lambda *a, **n: steps.append(1) or step(*a, **n))
     assert main(command) == 0
     at_once = checkpoint.load(next((here / "out/stages").glob("average.a-*/checkpoint.safetensors"))).step
     assert len(steps) < at_once + 31  # some were not done again

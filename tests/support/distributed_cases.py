@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import reeltag.training.loop
+import reeltag.training.replica
+import reeltag.training.trainer
 from conftest import TINY
 from reeltag.core.distributed import process_group
 from reeltag.core.errors import DataError, ReeltagError, TrainingError
@@ -19,8 +20,9 @@ from reeltag.core.progress import Progress, Task
 from reeltag.data.shards import Shards, scan
 from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.training.checkpoint import TrainingState
-from reeltag.training.loop import run_phase
+from reeltag.training.replica import Replica
 from reeltag.training.schedule import AveragingSettings, Phase, TrainingSettings, averaging_phase, training_phase
+from reeltag.training.trainer import Trainer, TrainingData
 
 SETTINGS = {"batch_size": 8, "epochs": 2, "frames": 6, "learning_rate": 3e-3, "device": "cpu", "precision": "32-true"}
 SMALL = {"hidden": 8, "bn_decay": 0.9, "dropout": 0.5, "head": {"l2": 1e-3}}
@@ -75,24 +77,23 @@ class Recorded:
 
     def run(self, *, until=None, progress=None, seconds=1e9):
         """The state at the end, or after `until` steps of the phase."""
-        step = reeltag.training.loop.train_step
+        step = Replica.train_step
 
-        def noted(fabric, model, optimizer, batch, *rest):
+        def noted(replica, batch, *rest):
             self.ids.append(batch.ids)
-            self.losses.append(step(fabric, model, optimizer, batch, *rest))
+            self.losses.append(step(replica, batch, *rest))
             return self.losses[-1]
 
         phase = self.phase
         if until is not None:
             phase = Phase(phase.steps[:until], phase.learning_rate, phase.time_constant)
-        reeltag.training.loop.train_step = noted
+        Replica.train_step = noted
         try:
-            return run_phase(
-                self.tagger, self.shards, self.indices, phase, self.settings, seed=5, path=self.path,
-                start=self.start, progress=progress or Progress(), checkpoint_seconds=seconds,
-            )  # fmt: skip
+            data = TrainingData(self.shards, self.indices)
+            trainer = Trainer(self.tagger, data, self.settings, seed=5, progress=progress, checkpoint_seconds=seconds)
+            return trainer.fit(phase, self.path, start=self.start)
         finally:
-            reeltag.training.loop.train_step = step
+            Replica.train_step = step
 
 
 def every_case(manifest, folder):
@@ -140,21 +141,21 @@ def resumed(manifest, folder, averaging, until=None):
 
 def not_finite(manifest, path):
     """What each process says when the loss of one is not a number at the third step."""
-    loss, calls = reeltag.training.loop.cross_entropy, []
+    loss, calls = reeltag.training.replica.cross_entropy, []
 
     def third_is_none(*arguments):
         calls.append(None)
         spoilt = process_group.rank() == process_group.world_size() - 1 and len(calls) == 3
         return loss(*arguments) * (math.nan if spoilt else 1)
 
-    reeltag.training.loop.cross_entropy, reeltag.training.loop.CHECKPOINT_SHARE = third_is_none, math.inf
+    reeltag.training.replica.cross_entropy, reeltag.training.trainer.CHECKPOINT_SHARE = third_is_none, math.inf
     training = Recorded(manifest, path, *CASES["netvlad"])
     try:
         training.run(seconds=0)
     except TrainingError as error:
         return process_group.gathered((str(error), len(calls)))
     finally:
-        reeltag.training.loop.cross_entropy = loss
+        reeltag.training.replica.cross_entropy = loss
     return None
 
 

@@ -69,9 +69,10 @@ class Moments:
 
 def watch(moments, every_step):
     """Have the moments of this process counted."""
-    import reeltag.training.loop
+    import reeltag.training.trainer
     from reeltag.core.progress import PlainProgress, Task
     from reeltag.pipeline import executor
+    from reeltag.training.replica import Replica
 
     def before(call, first, then=lambda: None):
         def wrapped(*arguments, **named):
@@ -89,12 +90,12 @@ def watch(moments, every_step):
     PlainProgress.say = before(PlainProgress.say, entered)
     Task.advance = before(Task.advance, moments.pass_)
     os.fsync = before(os.fsync, moments.pass_)
-    reeltag.training.loop.train_step = before(reeltag.training.loop.train_step, moments.pass_, moments.pass_)
+    Replica.train_step = before(Replica.train_step, moments.pass_, moments.pass_)
     executor.run = before(executor.run, lambda *arguments: None, lambda: moments.enter("publish"))
     sys.addaudithook(moments.audit)
     if every_step:
-        reeltag.training.loop.CHECKPOINT_SHARE = math.inf
-        reeltag.training.loop.run_phase.__kwdefaults__["checkpoint_seconds"] = 0.0
+        reeltag.training.trainer.CHECKPOINT_SHARE = math.inf
+        reeltag.training.trainer.Trainer.__init__.__kwdefaults__["checkpoint_seconds"] = 0.0
 
 
 def forked(command):

@@ -26,7 +26,7 @@ def run(tmp_path):
 def log(run, stage, rows):
     rng, found = np.random.default_rng(0), TrainingLog()
     for step in range(1, rows + 1):
-        found.add(step, step / 7, *rng.random(2).tolist(), 1, 0.25 if step == 2 else None, False)
+        found.add(step, step / 7, *rng.random(2).tolist(), every=1, gap=0.25 if step == 2 else None, ends=False)
     found.write(run / "stages" / stage / LOG)
     return found
 

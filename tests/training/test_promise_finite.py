@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-import reeltag.training.loop
+import reeltag.training.trainer
 from conftest import TINY_RUN, make_video
 from reeltag.cli.main import main
 from reeltag.core.errors import DataError, TrainingError
-from reeltag.core.progress import Progress
 from reeltag.data.formats.example import encode
 from reeltag.data.formats.tfrecord import write_shard
 from reeltag.data.loader import training_batches
@@ -21,8 +20,9 @@ from reeltag.data.schema import Schema
 from reeltag.data.shards import Shards, scan
 from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.training import checkpoint
-from reeltag.training.loop import Teacher, run_phase, step_seed
+from reeltag.training.replica import step_seed
 from reeltag.training.schedule import AveragingSettings, TrainingSettings, averaging_phase, training_phase
+from reeltag.training.trainer import Distillation, Trainer, TrainingData
 from runs import KillAfter, KilledError
 
 SEED = 3
@@ -32,7 +32,7 @@ CONFIG = parse_config({"family": "netvlad", "clusters": 4, "hidden": 8, "dropout
 
 @pytest.fixture(autouse=True)
 def every_step_is_kept(monkeypatch):
-    monkeypatch.setattr(reeltag.training.loop, "CHECKPOINT_SHARE", math.inf)
+    monkeypatch.setattr(reeltag.training.trainer, "CHECKPOINT_SHARE", math.inf)
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +40,23 @@ def shards(tiny_manifests):
     return Shards(tiny_manifests["train"])
 
 
-def train(shards, path, settings, phase, *, config=CONFIG, spoil=lambda tagger: None, progress=None, **given):
+def train(
+    shards,
+    path,
+    settings,
+    phase,
+    *,
+    config=CONFIG,
+    spoil=lambda tagger: None,
+    progress=None,
+    distillation=None,
+    **given,
+):
     tagger = build_tagger(config, shards.manifest.schema.widths, shards.manifest.schema.classes, SEED)
     spoil(tagger)
-    return run_phase(
-        tagger, shards, np.arange(len(shards)), phase, settings, seed=SEED, path=path,
-        progress=progress or Progress(), checkpoint_seconds=0, **given,
-    )  # fmt: skip
+    data = TrainingData(shards, np.arange(len(shards)), distillation)
+    trainer = Trainer(tagger, data, settings, seed=SEED, progress=progress, checkpoint_seconds=0)
+    return trainer.fit(phase, path, **given)
 
 
 def batch_of(shards, step, size=SETTINGS.batch_size):
@@ -85,8 +95,8 @@ def test_a_teachers_targets(shards, tmp_path):
         return rows
 
     bad = next(step for step in range(9) if shards.read(7).id in batch_of(shards, step).ids)
-    phase, teacher = training_phase(SETTINGS, len(shards)), Teacher(targets, 0.5)
-    stops(bad, shards, "the loss is nan", tmp_path / "state", SETTINGS, phase, teacher=teacher)
+    phase, distillation = training_phase(SETTINGS, len(shards)), Distillation(targets, 0.5)
+    stops(bad, shards, "the loss is nan", tmp_path / "state", SETTINGS, phase, distillation=distillation)
 
 
 def test_finite_values_whose_variance_is_not(shards, tmp_path):

@@ -5,20 +5,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from lightning_fabric import Fabric
 
 from conftest import SMALL_RECIPE, golden
 from peer_arrays import peer_state
 from reeltag.cli.main import main
 from reeltag.core.errors import ArtifactError
-from reeltag.core.progress import Progress
 from reeltag.data.loader import Batch, sequential_batches
 from reeltag.data.shards import Shards
 from reeltag.models.layers import dequantize
 from reeltag.models.tagger import Tagger, build_tagger, parse_config
 from reeltag.training import checkpoint
-from reeltag.training.loop import Teacher, adam_epsilon, clip_gradients, mix_videos, run_phase, train_step
+from reeltag.training.replica import Replica, clip_gradients, mix_videos
 from reeltag.training.schedule import AveragingSettings, TrainingSettings, averaging_phase, training_phase
+from reeltag.training.trainer import Distillation, Trainer, TrainingData
 from reeltag.training.weight_averaging import averaged_tensors
 from runs import KillAfter, KilledError
 
@@ -30,10 +29,9 @@ def train(shards, path, *, config=CONFIG, settings=SETTINGS, progress=None, phas
     tagger = build_tagger(config, shards.manifest.schema.widths, shards.manifest.schema.classes, 3)
     indices = np.arange(len(shards))
     phase = phase or training_phase(settings, len(indices))
-    return run_phase(
-        tagger, shards, indices, phase, settings, seed=3, path=path, start=start,
-        progress=progress or Progress(), checkpoint_seconds=seconds,
-    )  # fmt: skip
+    data = TrainingData(shards, indices)
+    trainer = Trainer(tagger, data, settings, seed=3, progress=progress, checkpoint_seconds=seconds)
+    return trainer.fit(phase, path, start=start)
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +50,10 @@ def test_three_steps_are_the_authors():
     tagger.load_state_dict(peer_state(arrays, "w0:"))
     batch = Batch(tuple("abcdef"), torch.from_numpy(arrays["x_uint8"]), torch.full((6,), 8),
                   torch.from_numpy(arrays["labels"]))  # fmt: skip
-    fabric = Fabric(accelerator="cpu", devices=1)
-    optimizer = torch.optim.Adam(tagger.parameters())
-    model, wrapped = fabric.setup(tagger, optimizer)
-    rate = training_phase(settings, 6).learning_rate
+    replica, learning_rate = Replica(tagger, settings), training_phase(settings, 6).learning_rate
     for step in range(3):
-        optimizer.param_groups[0].update(lr=rate(step), eps=adam_epsilon(step))
-        loss = train_step(fabric, model, wrapped, batch, settings, seed=0)
+        replica.set_learning_rate(learning_rate(step), step)
+        loss = replica.train_step(batch, seed=0)
         expected = float(arrays["loss"][step]) + float(arrays["reg_loss"][step])
         assert loss == pytest.approx(expected, rel=1e-4)
         ours = tagger.state_dict()
@@ -71,14 +66,13 @@ def test_three_steps_are_the_authors():
 @pytest.mark.parametrize(("family", "drawn"), [("netvlad", True), ("rnn", False)])
 def test_frames_are_drawn_but_for_a_family_that_needs_their_order(family, drawn):
     sizes = {"clusters": 4, "hidden": 8} if family == "netvlad" else {"cells": 8}
-    fabric = Fabric(accelerator="cpu", devices=1)
     batch = Batch(("a", "b"), torch.randint(0, 256, (2, 30, 16), dtype=torch.uint8), torch.tensor([30, 9]),
                   torch.rand(2, 5) < 0.5)  # fmt: skip
     losses = []
     for frames in (3, "all"):
         tagger = build_tagger(parse_config({"family": family, **sizes}), (16,), 5, 0)
-        model, optimizer = fabric.setup(tagger, torch.optim.Adam(tagger.parameters()))
-        losses.append(train_step(fabric, model, optimizer, batch, TrainingSettings(frames=frames), seed=0))
+        replica = Replica(tagger, TrainingSettings(frames=frames, device="cpu"))
+        losses.append(replica.train_step(batch, seed=0))
     assert (losses[0] != losses[1]) == drawn
 
 
@@ -117,13 +111,11 @@ def test_a_student_without_labels_in_its_loss_learns_what_its_teacher_says(shard
     settings = SETTINGS.model_copy(update={"epochs": 60, "learning_rate": 2e-2})
     found = {}
     for share in (0.0, 1.0):
-        teacher = Teacher(lambda indices: said.expand(len(indices), -1), share)
+        distillation = Distillation(lambda indices: said.expand(len(indices), -1), share)
         tagger = build_tagger(CONFIG, shards.manifest.schema.widths, shards.manifest.schema.classes, 3)
         indices = np.arange(len(shards))
-        run_phase(
-            tagger, shards, indices, training_phase(settings, len(indices)), settings,
-            seed=3, path=tmp_path / str(share), teacher=teacher, progress=Progress(),
-        )  # fmt: skip
+        data = TrainingData(shards, indices, distillation)
+        Trainer(tagger, data, settings, seed=3).fit(training_phase(settings, len(indices)), tmp_path / str(share))
         (batch,) = sequential_batches(shards, np.arange(8), batch_size=8)
         with torch.no_grad():
             found[share] = tagger.eval()(batch.frames, batch.lengths)
@@ -250,3 +242,14 @@ def test_a_training_too_short_for_its_batch_norm_says_so(tmp_path, capsys, decay
         "after its 7 steps batch norm's statistics still keep 99% of their first values; lower bn_decay (0.999 now)"
     )
     assert (remark in capsys.readouterr().err) == told
+
+
+def test_mixed_precision_reads_float_frames_unrounded():
+    """Autocast rounds what its products need; a cast of the input would round what is normalised in float32 too."""
+    tagger, seen = build_tagger(CONFIG, (16,), 5, 0), []
+    replica = Replica(tagger, TrainingSettings(frames="all", device="cpu", precision="bf16-mixed"))
+    tagger.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    frames = torch.randn(2, 30, 16, generator=torch.Generator().manual_seed(0))
+    replica.train_step(Batch(("a", "b"), frames, torch.tensor([30, 9]), torch.eye(2, 5, dtype=torch.bool)), seed=0)
+    assert seen[0].dtype == torch.float32
+    assert torch.equal(seen[0], frames)

@@ -5,14 +5,13 @@ import csv
 import numpy as np
 import pytest
 
-import reeltag.training.loop
-from reeltag.core.progress import Progress
 from reeltag.data.shards import Shards
 from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.training import checkpoint
 from reeltag.training.log import LOG, TrainingLog, steps_a_row
-from reeltag.training.loop import run_phase
+from reeltag.training.replica import Replica
 from reeltag.training.schedule import AveragingSettings, TrainingSettings, averaging_phase, training_phase
+from reeltag.training.trainer import Trainer, TrainingData
 from runs import KillAfter, KilledError
 
 SETTINGS = TrainingSettings(batch_size=10, epochs=2.5, frames=8, learning_rate=1e-3, schedule="cosine", device="cpu")
@@ -34,10 +33,9 @@ def train(shards, folder, *, phase=None, start=None, progress=None, seconds=1e9)
     folder.mkdir(exist_ok=True)
     schema = shards.manifest.schema
     tagger, indices = build_tagger(CONFIG, schema.widths, schema.classes, 3), np.arange(len(shards))
-    return run_phase(
-        tagger, shards, indices, phase or training_phase(SETTINGS, len(indices)), SETTINGS, seed=3,
-        path=folder / "checkpoint", start=start, progress=progress or Progress(), checkpoint_seconds=seconds,
-    )  # fmt: skip
+    data, phase = TrainingData(shards, indices), phase or training_phase(SETTINGS, len(indices))
+    trainer = Trainer(tagger, data, SETTINGS, seed=3, progress=progress, checkpoint_seconds=seconds)
+    return trainer.fit(phase, folder / "checkpoint", start=start)
 
 
 def rows(folder):
@@ -49,15 +47,15 @@ def rows(folder):
 def test_a_training_has_hundreds_of_rows(steps, most):
     log = TrainingLog()
     for step in range(1, min(steps, 10**4) + 1):
-        log.add(step, 0.0, 1.0, 1.0, steps_a_row(steps), None, step == steps)
+        log.add(step, 0.0, 1.0, 1.0, every=steps_a_row(steps), gap=None, ends=step == steps)
     if steps <= 10**4:
         assert len(log.rows) == most
     assert -(-steps // steps_a_row(steps)) == most
 
 
 def test_rows_hold_the_mean_loss_of_their_steps(shards, tmp_path, monkeypatch, few_rows):
-    losses, real = [], reeltag.training.loop.train_step
-    monkeypatch.setattr(reeltag.training.loop, "train_step", lambda *all: losses.append(real(*all)) or losses[-1])
+    losses, step = [], Replica.train_step
+    monkeypatch.setattr(Replica, "train_step", lambda *all: losses.append(step(*all)) or losses[-1])
     train(shards, tmp_path)
     phase, found = training_phase(SETTINGS, len(shards)), rows(tmp_path)
     ends = [*range(3, len(losses), 3), len(losses)]

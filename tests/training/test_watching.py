@@ -10,7 +10,7 @@ import torch
 from conftest import TINY_RUN
 from reeltag.cli.main import main
 from reeltag.core.errors import RecipeError
-from reeltag.core.progress import PlainProgress, Progress
+from reeltag.core.progress import PlainProgress
 from reeltag.data.shards import Manifest, Shards
 from reeltag.inference.metrics.evaluation import evaluate_predictions
 from reeltag.inference.predictor import load
@@ -18,16 +18,16 @@ from reeltag.models.tagger import build_tagger, parse_config
 from reeltag.pipeline.plan import plan
 from reeltag.pipeline.stages.files import split
 from reeltag.recipe.load import load_recipe
-from reeltag.training.early_stopping import Watch
+from reeltag.training.early_stopping import HoldoutEvaluation as Evaluation
 from reeltag.training.log import LOG, read_rows
-from reeltag.training.loop import run_phase
 from reeltag.training.schedule import (
     AveragingSettings,
     TrainingSettings,
     averaging_phase,
+    evaluation_steps,
     training_phase,
-    watched_steps,
 )
+from reeltag.training.trainer import Trainer, TrainingData
 from runs import KillAfter, KilledError
 
 SETTINGS = TrainingSettings(batch_size=8, epochs=6, frames=8, learning_rate=1e-2, schedule="cosine", device="cpu")
@@ -45,14 +45,15 @@ def phase_of(shards):
     return training_phase(SETTINGS, len(shards))
 
 
-def train(shards, folder, *, phase=None, start=None, watch=None, progress=None, seconds=1e9):
+def train(shards, folder, *, phase=None, start=None, evaluation=None, progress=None, seconds=1e9):
     folder.mkdir(exist_ok=True)
     schema = shards.manifest.schema
     tagger, indices = build_tagger(CONFIG, schema.widths, schema.classes, 3), np.arange(len(shards))
-    return run_phase(
-        tagger, shards, indices, phase or phase_of(shards), SETTINGS, seed=3, path=folder / "checkpoint", start=start,
-        watch=watch, progress=progress or Progress(), checkpoint_seconds=seconds,
+    trainer = Trainer(
+        tagger, TrainingData(shards, indices), SETTINGS,
+        seed=3, evaluation=evaluation, progress=progress, checkpoint_seconds=seconds,
     )  # fmt: skip
+    return trainer.fit(phase or phase_of(shards), folder / "checkpoint", start=start)
 
 
 class Told:
@@ -73,7 +74,7 @@ def same(one, other):
 
 def test_watching_measures_the_weights_on_their_way_and_changes_none(shards, tmp_path):
     told = Told(*np.linspace(0.1, 0.9, 6))
-    watched = train(shards, tmp_path / "watched", watch=Watch(told, every=3))
+    watched = train(shards, tmp_path / "watched", evaluation=Evaluation(told, every=3))
     same(watched.model, train(shards, tmp_path / "alone").model)
     rows = {row.step: row.holdout_gap for row in read_rows(tmp_path / "watched" / LOG)}
     assert [step for step, gap in rows.items() if gap is not None] == [3, 6, 9, 12, 15, 18]
@@ -94,27 +95,36 @@ def test_watching_measures_the_weights_on_their_way_and_changes_none(shards, tmp
 )
 def test_patience_ends_a_phase_with_its_best_weights(shards, tmp_path, measured, best):
     told = Told(*measured)
-    state = train(shards, tmp_path, watch=Watch(told, every=3, patience=2))
+    state = train(shards, tmp_path, evaluation=Evaluation(told, every=3, patience=2))
     assert len(told.seen) == len(measured)
     same(state.model, told.seen[best])
     assert state.step == phase_of(shards).steps.stop
     assert not state.best
     assert read_rows(tmp_path / LOG)[-1].step == 3 * len(measured)
-    again = train(shards, tmp_path, watch=Watch(Told(), every=3, patience=2))  # it is done, and measures nothing
+    again = train(
+        shards, tmp_path, evaluation=Evaluation(Told(), every=3, patience=2)
+    )  # it is done, and measures nothing
     same(again.model, state.model)
 
 
 def test_people_are_told_why_a_phase_ended(shards, tmp_path, capsys):
-    train(shards, tmp_path, watch=Watch(Told(0.3, 0.2, 0.1), every=3, patience=2), progress=PlainProgress())
+    train(
+        shards,
+        tmp_path,
+        evaluation=Evaluation(Told(0.3, 0.2, 0.1), every=3, patience=2),
+        progress=PlainProgress(),
+    )
     said = capsys.readouterr().err
     assert "hold-out GAP 0.10000, the best was 2 measurements ago, so it ends" in said
 
 
 def test_averaging_that_is_watched_leaves_its_best_average(shards, tmp_path):
-    start = train(shards, tmp_path / "train", watch=Watch(Told(0.3, 0.2, 0.1), every=3, patience=2))
+    start = train(shards, tmp_path / "train", evaluation=Evaluation(Told(0.3, 0.2, 0.1), every=3, patience=2))
     phase = averaging_phase(SETTINGS, AVERAGING, len(shards))
     told = Told(0.1, 0.4, 0.3, 0.2)
-    state = train(shards, tmp_path / "average", phase=phase, start=start, watch=Watch(told, every=2, patience=2))
+    state = train(
+        shards, tmp_path / "average", phase=phase, start=start, evaluation=Evaluation(told, every=2, patience=2)
+    )
     same(state.average, told.seen[1])
     assert state.step == phase.steps.stop
     assert [row.step for row in read_rows(tmp_path / "average" / LOG)][-1] == phase.steps.start + 8
@@ -127,7 +137,7 @@ def unsteady(weights):
 
 @pytest.mark.parametrize("patience", [None, 1, 2, 4])
 def test_a_watched_training_stopped_after_any_step_ends_with_the_same_bytes(shards, tmp_path, patience):
-    watch = Watch(unsteady, every=2, patience=patience)
+    watch = Evaluation(unsteady, every=2, patience=patience)
     train(shards, tmp_path / "whole", watch=watch)
     for stop in range(0, len(read_rows(tmp_path / "whole" / LOG)), 2 if patience else 5):
         with pytest.raises(KilledError):
@@ -139,7 +149,7 @@ def test_a_watched_training_stopped_after_any_step_ends_with_the_same_bytes(shar
 
 def test_epochs_between_measurements_become_steps():
     for watch, steps in ((None, None), (1.0, 10), (0.25, 2), (1e-6, 1), (3.0, 30)):
-        assert watched_steps(TrainingSettings(batch_size=10, evaluate_every=watch), 100) == steps
+        assert evaluation_steps(TrainingSettings(batch_size=10, evaluate_every=watch), 100) == steps
 
 
 # --- in a recipe ----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from reeltag.core.errors import UsageError
 from reeltag.core.version import __version__
 
 OPENMP_SPIN_COUNT = "1000"  # tens of microseconds
-PACKAGES = ("torch", "lightning-fabric", "numpy", "pydantic", "protobuf", "google-crc32c")
+PACKAGES = ("torch", "numpy", "pydantic", "protobuf", "google-crc32c")
 
 
 def versions() -> dict[str, str]:

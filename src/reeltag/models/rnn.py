@@ -6,8 +6,10 @@ of an LSTM its cell state.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -17,11 +19,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from reeltag.core.distributed.collectives import drawn
+from reeltag.core.distributed.process_group import rank
 from reeltag.models.config import GatingConfig, HiddenWidth, TaggerConfig, feature_widths
 from reeltag.models.frames import Frames
 from reeltag.models.layers import FrameNorm, Pooling, glorot, shares
 
 Cell = Literal["lstm", "gru", "gru-torch"]
+
+logger = logging.getLogger(__name__)
 
 
 class RNNConfig(TaggerConfig):
@@ -80,6 +85,13 @@ class CuDNNLayer(nn.Module):
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return outputs [B, T, cells or twice that] and the final state [B, cells]; of an LSTM its cell state."""
+        autocast = x_BTD.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        if autocast and isinstance(self.rnn, nn.LSTM) and not has_bfloat16_lstm():
+            with torch.autocast("cpu", enabled=False):
+                return self._run(x_BTD.float(), mask_BT)
+        return self._run(x_BTD, mask_BT)
+
+    def _run(self, x_BTD: Tensor, mask_BT: Tensor | None) -> tuple[Tensor, Tensor]:
         frames = x_BTD.shape[1]
         x: Tensor | PackedSequence = x_BTD
         if mask_BT is not None:
@@ -89,6 +101,29 @@ class CuDNNLayer(nn.Module):
             outputs, _ = pad_packed_sequence(outputs, batch_first=True, total_length=frames)
         final: Tensor = state[1][-1] if isinstance(state, tuple) else state[-1]
         return outputs, final
+
+
+@cache
+def has_bfloat16_lstm() -> bool:
+    """Return True if this CPU has a bfloat16 kernel for LSTM layers, and log once if it has none.
+
+    oneDNN has the kernel only for CPUs with AVX-512 or better, and autocast has no fallback. torch does not report
+    which kernels exist, so this runs a tiny layer forward and backward.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        layer = nn.LSTM(1, 1, bidirectional=True)
+        try:
+            with torch.autocast("cpu", torch.bfloat16):
+                outputs, _ = layer(torch.zeros(1, 1, 1))
+            outputs.float().sum().backward()
+        except RuntimeError:
+            if rank() == 0:
+                logger.warning(
+                    "this CPU has no bfloat16 kernel for LSTM layers: they compute in float32, and only the rest of "
+                    "the model in bfloat16"
+                )
+            return False
+    return True
 
 
 class PublishedGRU(nn.Module):

@@ -1,4 +1,4 @@
-"""Training state on disk: tensors, and JSON for everything else; no pickle."""
+"""Checkpoints: the training state as tensors and JSON in one file, without pickle."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from reeltag.training.weight_averaging import WeightAverage
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything that the next step depends on; order and randomness follow from the seed and the step.
+    """All that the next step depends on; order and randomness follow from the seed and the step.
 
     Attributes:
-        step: steps done.
+        step: number of steps done.
         model: the model's state dict.
         optimizer: Adam's moments by parameter name: `NAME/exp_avg`, `NAME/exp_avg_sq`.
-        average: the shadow weights, empty outside the averaging phase.
-        best: the weights that were best on the hold-out so far, where a phase in its course is watched for them.
-        log: JSON of the phase's log up to here, or nothing; see `traininglog`.
+        average: averaged weights; empty outside the averaging phase.
+        best: weights with the best GAP on the hold-out so far; empty without patience.
+        log: JSON of the phase's log up to this step; see `TrainingLog`.
     """
 
     step: int
@@ -40,10 +40,11 @@ def capture(
     model: torch.nn.Module,
     optimizer: torch.optim.Adam,
     average: WeightAverage | None,
+    *,
     best: dict[str, Tensor],
     log: dict[str, Any],
 ) -> TrainingState:
-    """The state after `step` steps."""
+    """Return the state after `step` steps; its tensors share memory with the model."""
     moments = {
         f"{name}/{key}": optimizer.state[parameter][key]
         for name, parameter in model.named_parameters()
@@ -54,10 +55,10 @@ def capture(
 
 
 def restore(state: TrainingState, model: torch.nn.Module, optimizer: torch.optim.Adam) -> None:
-    """Put a state back into a model and its optimiser.
+    """Load a state into a model and its optimizer.
 
     Raises:
-        ArtifactError: the state belongs to another model.
+        ArtifactError: the state is that of another model.
     """
     try:
         model.load_state_dict(state.model)
@@ -66,7 +67,7 @@ def restore(state: TrainingState, model: torch.nn.Module, optimizer: torch.optim
     for name, parameter in model.named_parameters():
         moments = {key: state.optimizer.get(f"{name}/{key}") for key in _MOMENTS}
         if all(moment is not None for moment in moments.values()):
-            # torch's Adam keeps its step as a float tensor, the fused one beside the weights
+            # torch's Adam keeps its step as a float tensor; fused Adam expects it on the device of the weights
             step = torch.tensor(float(state.step), device=parameter.device)
             optimizer.state[parameter] = {"step": step} | {
                 key: moment.to(parameter.device, copy=True) for key, moment in moments.items() if moment is not None
@@ -78,13 +79,13 @@ _PARTS = ("model", "optimizer", "average", "best")
 
 
 def save(path: Path, state: TrainingState) -> None:
-    """Write a state, whole or not at all."""
+    """Write a state atomically."""
     tensors = {f"{part}/{name}": tensor for part in _PARTS for name, tensor in getattr(state, part).items()}
     save_tensors(path, tensors, {"step": state.step, "log": state.log})
 
 
 def load(path: Path) -> TrainingState:
-    """Read a state.
+    """Read a state from a file.
 
     Raises:
         ArtifactError: the file is missing, damaged, or was not written by this version of reeltag.
@@ -94,4 +95,6 @@ def load(path: Path) -> TrainingState:
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")
         parts[part][rest] = tensor
-    return TrainingState(header["step"], **parts, log=header.get("log", {}))  # none before there were logs
+    return TrainingState(
+        header["step"], **parts, log=header.get("log", {})
+    )  # checkpoints of early versions have no log

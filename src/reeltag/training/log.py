@@ -1,6 +1,6 @@
-"""The log of a training: one row every few steps, the same however often the training was broken off.
+"""The log of a training: one row every few steps, equal for a training that was interrupted and one that was not.
 
-It is kept in the checkpoint, and `log.csv` beside that is written from there: so both always tell of the same steps.
+The checkpoint holds the log, and `log.csv` is written from it, so both always cover the same steps.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ MOST_ROWS = 400
 
 
 class Row(NamedTuple):
-    """What is told of some steps.
+    """Row of the log, which covers some steps.
 
     Attributes:
-        step: steps done when it was written.
-        epoch: passes through the videos done by then.
-        loss: mean over the steps since the row before.
-        learning_rate: Adam's, at the last of them.
-        holdout_gap: GAP@20 on the hold-out, where it was measured after that step.
+        step: number of steps done.
+        epoch: passes through the videos so far.
+        loss: mean loss of the steps since the previous row.
+        learning_rate: Adam's learning rate at the last step.
+        holdout_gap: GAP@20 on the hold-out after the last step; None if it was not evaluated.
     """
 
     step: int
@@ -38,12 +38,12 @@ class Row(NamedTuple):
 
 @dataclass
 class TrainingLog:
-    """The rows of a training and what its open row has so far.
+    """Rows of a training, and the sums of the row in progress.
 
     Attributes:
-        rows: written so far.
+        rows: finished rows.
         total: sum of the losses since the last row.
-        count: how many these are.
+        count: number of steps since the last row.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -51,18 +51,18 @@ class TrainingLog:
     count: int = 0
 
     def add(
-        self, step: int, epoch: float, loss: float, learning_rate: float, every: int, gap: float | None, ends: bool
+        self, step: int, epoch: float, loss: float, learning_rate: float, *, every: int, gap: float | None, ends: bool
     ) -> None:
-        """Take note of a step.
+        """Record a step.
 
         Args:
-            step: steps done with it.
-            epoch: passes through the videos done with it.
-            loss: of its batch.
-            learning_rate: Adam's.
-            every: steps a row.
-            gap: on the hold-out, where it was measured now.
-            ends: whether it is the last one.
+            step: number of steps done.
+            epoch: passes through the videos so far.
+            loss: loss of the global batch.
+            learning_rate: Adam's learning rate.
+            every: number of steps in a row of the log.
+            gap: GAP@20 on the hold-out after this step, if it was evaluated.
+            ends: True for the last step.
         """
         self.total += loss
         self.count += 1
@@ -71,12 +71,12 @@ class TrainingLog:
             self.total, self.count = 0.0, 0
 
     def dump(self) -> dict[str, Any]:
-        """As JSON, exactly."""
+        """Return the log as JSON, without rounding."""
         return {"rows": [list(row) for row in self.rows], "total": self.total, "count": self.count}
 
     @classmethod
     def load(cls, content: Mapping[str, Any]) -> TrainingLog:
-        """What `dump` gave; of nothing, an empty log."""
+        """Load the output of `dump`; an empty mapping is an empty log."""
         return cls([Row(*row) for row in content["rows"]], content["total"], content["count"]) if content else cls()
 
     def write(self, path: Path) -> None:
@@ -86,10 +86,10 @@ class TrainingLog:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a `log.csv`.
+    """Read the rows of a `log.csv`.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the file is not the log of a training.
     """
     try:
         with path.open(newline="") as file:
@@ -100,7 +100,7 @@ def read_rows(path: Path) -> list[Row]:
                 for row in csv.DictReader(file)
             ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: is no log of a training ({error})") from error
+        raise UsageError(f"{path}: is not the log of a training ({error})") from error
 
 
 def _number(row: Mapping[str, str]) -> float | None:
@@ -108,7 +108,7 @@ def _number(row: Mapping[str, str]) -> float | None:
 
 
 def steps_a_row(steps: int) -> int:
-    """How many steps a row tells of, such that a training has 200 to 400 rows, or one a step where it is short."""
+    """Return the number of steps in a row: 1 for up to 400 steps, else so many that a training has 200 to 400 rows."""
     return -(-steps // MOST_ROWS)
 
 

@@ -1,4 +1,4 @@
-"""The loss that the paper trains and distils with."""
+"""The loss for training and distillation."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ EPSILON = 1e-5
 
 
 def cross_entropy(probabilities: Tensor, targets: Tensor, rated: Tensor | None = None) -> Tensor:
-    """Cross-entropy summed over classes and averaged over videos (golden `losses`).
+    """Return the cross-entropy, summed over classes and averaged over videos (golden `losses`).
 
     Args:
         probabilities: [B, C] in [0, 1], float32.
         targets: [B, C], labels (bool) or soft targets.
-        rated: [B, C] bool, the classes that the targets tell of, as the challenge's `label_weights`; all by default.
+        rated: [B, C] bool, classes with a known label, as the challenge's `label_weights`; all by default.
 
     Returns:
         A scalar; 1e-5 inside each log keeps it finite.
@@ -27,7 +27,9 @@ def cross_entropy(probabilities: Tensor, targets: Tensor, rated: Tensor | None =
 
 
 def distillation_targets(labels: Tensor, teacher: Tensor, label_weight: float) -> Tensor:
-    """λ·labels + (1 − λ)·teacher; cross-entropy being linear in its targets, that mixes the losses (paper section 3.1).
+    """Return λ·labels + (1 − λ)·teacher (paper section 3.1).
+
+    Cross-entropy is linear in its targets, so mixing targets mixes the losses.
 
     Args:
         labels: [B, C] bool.

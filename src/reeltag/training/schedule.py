@@ -122,7 +122,7 @@ def averaging_phase(settings: TrainingSettings, averaging: AveragingSettings, vi
     return Phase(steps, lambda step: rate, averaging.time_constant)
 
 
-def watched_steps(settings: TrainingSettings, videos: int) -> int | None:
+def evaluation_steps(settings: TrainingSettings, videos: int) -> int | None:
     """Steps between two measurements on the hold-out; None for no measurement."""
     return (
         None

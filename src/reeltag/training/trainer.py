@@ -1,375 +1,236 @@
-"""The training loop: short, exact to resume, and stopped by the first bad number.
+"""The training loop: short, exact to resume, and stopped by the first number that is not finite.
 
-What a step does is a function of the weights, Adam's moments, the seed and the step's number, so a
-checkpoint holds just these and a run that was killed ends with the same bytes.
+A step is a function of the weights, Adam's moments, the seed and the step's number. So a checkpoint holds only these,
+and a training that was killed ends with the same bytes.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from reeltag.core.distributed import process_group
-from reeltag.core.distributed.collectives import drawn, whole_mean, whole_rows
-from reeltag.core.distributed.process_group import agreed, gathered, rank, world_size
+from reeltag.core.distributed.process_group import agreed, gathered, rank
 from reeltag.core.errors import TrainingError
 from reeltag.core.interrupts import hold_signals
-from reeltag.core.progress import Progress
-from reeltag.data.loader import Batch, count_sampled_frames, sample_frames, select_frames, training_batches
+from reeltag.core.progress import Progress, Task
+from reeltag.data.loader import Batch, training_batches
 from reeltag.data.shards import Indices, Shards
-from reeltag.models.frames import frame_mask
-from reeltag.models.layers import dequantize
 from reeltag.models.tagger import Tagger
 from reeltag.training import checkpoint
 from reeltag.training.checkpoint import TrainingState
-from reeltag.training.early_stopping import Course, Watch
+from reeltag.training.early_stopping import HoldoutEvaluation, TrainingMonitor
 from reeltag.training.log import LOG, TrainingLog
-from reeltag.training.losses import cross_entropy, distillation_targets
+from reeltag.training.replica import Replica, step_seed
 from reeltag.training.schedule import Phase, TrainingSettings
 from reeltag.training.weight_averaging import WeightAverage, averaged_tensors
 
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-
-# Save when this long passed, and at most a twentieth of the time goes into saving.
+# The least time between two checkpoints, and the largest share of the time that goes into saving them.
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 30.0, 0.05
-ADAM_EPSILON, ADAM_BETA2 = 1e-8, 0.999
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """What a student learns beside its labels.
+class Distillation:
+    """A teacher's probabilities, which a student learns beside its labels.
 
     Attributes:
-        targets: [B, C] probabilities of videos by their indices.
-        label_weight: λ, the share of the labels in the loss.
+        targets: function from indices of videos [B] to the teacher's probabilities [B, C].
+        label_weight: λ, weight of the labels in the loss.
     """
 
     targets: Callable[[Indices], Tensor]
     label_weight: float
 
 
-def run_phase(
-    tagger: Tagger,
-    shards: Shards,
-    indices: Indices,
-    phase: Phase,
-    settings: TrainingSettings,
-    *,
-    seed: int,
-    path: Path,
-    start: TrainingState | None = None,
-    teacher: Teacher | None = None,
-    window: int | None = None,
-    watch: Watch | None = None,
-    progress: Progress,
-    name: str = "train",
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
-) -> TrainingState:
-    """Train through a phase, from the checkpoint at `path` if there is one.
+@dataclass(frozen=True)
+class TrainingData:
+    """The videos of a training.
 
-    Processes that share the training each call this with the same arguments and come to the same state. The first one
-    writes the checkpoint and its log, and shows progress.
+    Attributes:
+        shards: the shards that hold them.
+        indices: indices of the videos to train on.
+        distillation: a teacher's probabilities; None to learn from labels only.
+        shuffle_window: number of shards that are shuffled together; None for all.
+    """
+
+    shards: Shards
+    indices: Indices
+    distillation: Distillation | None = None
+    shuffle_window: int | None = None
+
+
+class Trainer:
+    """Trains a tagger through one or more phases.
+
+    Ranks that share a training each create a trainer with the same arguments and reach the same state. Rank 0 writes
+    the checkpoint and its log, and reports progress.
 
     Args:
         tagger: the model; its weights change.
-        shards: where the videos are.
-        indices: which of them train.
-        phase: steps, rate and averaging.
-        settings: everything else.
-        seed: of order, frames and dropout.
-        path: the checkpoint, written now and then and at the end; beside it then comes the log, `log.csv`.
-        start: state to begin from where there is no checkpoint.
-        teacher: of a student.
-        window: shards that are mixed at a time; None mixes all.
-        watch: measures on the hold-out, and may end the phase early; not by default.
-        progress: told of each step.
-        name: for the progress.
+        data: the videos.
+        settings: batch, precision, device and all else of the recipe's `[training]`.
+        seed: seed of order, sampled frames and dropout.
+        evaluation: evaluates on the hold-out during the training, and may end a phase early; None for neither.
+        progress: reports each step.
         checkpoint_seconds: least time between two checkpoints.
 
-    Returns:
-        The state after the last step; also at `path`.
-
     Raises:
-        TrainingError: a number is not finite, and nothing of that step is kept; or the processes cannot share it.
-        DataError: a record is damaged.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; the step was finished and saved first.
+        TrainingError: the ranks cannot share a batch of this size, or there is no GPU for each of them.
     """
-    fabric = _fabric(settings)
-    optimizer = torch.optim.Adam(tagger.parameters(), betas=(0.9, ADAM_BETA2), fused=True)
-    model, fabric_optimizer = fabric.setup(tagger, optimizer)
-    before = checkpoint.load(path) if path.exists() else None
-    log, best = (TrainingLog.load(before.log), before.best) if before else (TrainingLog(), {})
-    course, state = Course(phase.steps, watch, log, best), before or start
-    if state is not None:
-        checkpoint.restore(state, tagger, optimizer)
-    average = _average(tagger, phase, state)
-    step = state.step if state else phase.steps.start
-    if len(set(gathered(step))) > 1:
-        raise TrainingError(f"{path}: not all processes see the same checkpoint; give them a folder that all share")
-    if rank() == 0:
-        course.log.write(path.with_name(LOG))  # a kill may have come between the two
-    steps = range(step, phase.steps.stop)
-    batches = training_batches(
-        shards,
-        indices,
-        seed=seed,
-        batch_size=settings.batch_size,
-        steps=steps,
-        window=window,
-        targets=teacher.targets if teacher else None,
-        workers=settings.workers,
-        pin=fabric.device.type == "cuda",
-    )
-    model.train()
-    pace = _Pace(checkpoint_seconds)
-    progress = progress if rank() == 0 else Progress()
-    label_weight = teacher.label_weight if teacher else 1.0
-    # The global generator drives dropout; it is seeded anew at every step and given back at the end.
-    with (
-        torch.random.fork_rng(),
-        progress.task(name, len(phase.steps) * settings.batch_size, "videos") as task,
-        hold_signals() as interrupt,
-    ):
-        task.resume_at((step - phase.steps.start) * settings.batch_size)
-        for step in steps:
-            begin = time.perf_counter()
-            batch = next(batches)
-            waited = time.perf_counter() - begin
-            optimizer.param_groups[0].update(lr=phase.learning_rate(step), eps=adam_epsilon(step))
-            try:
-                loss = train_step(fabric, model, fabric_optimizer, batch, settings, step_seed(seed, step), label_weight)
-                if average is not None:
-                    average.update(averaged_tensors(tagger))
-                epoch = (step + 1) * settings.batch_size / len(indices)
-                ends = course.took(step, epoch, loss, phase.learning_rate(step), partial(_left, tagger, average))
-                task.advance(settings.batch_size, waited=waited, note=course.note)
-                # All save at the same step: where a signal came to one of them, or by the first one's clock.
-                came, due = agreed(interrupt.number, rank() == 0 and pace.due())
-                if due or ends or came:
-                    state = checkpoint.capture(step + 1, tagger, optimizer, average, course.best, course.log.dump())
-                    state = _ended(state, phase) if ends else state
-                    _refuse_not_finite(state)
-                    if rank() == 0:
-                        checkpoint.save(path, state)
-                        course.log.write(path.with_name(LOG))
-                    agreed(step)  # none goes on, or ends, before it is written
-                    pace.saved()
-                    if came:
-                        interrupt.release(came)
+
+    def __init__(
+        self,
+        tagger: Tagger,
+        data: TrainingData,
+        settings: TrainingSettings,
+        *,
+        seed: int,
+        evaluation: HoldoutEvaluation | None = None,
+        progress: Progress | None = None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    ) -> None:
+        self.replica = Replica(tagger, settings)
+        self.data, self.settings, self.seed, self.evaluation = data, settings, seed, evaluation
+        self.progress = progress if progress and rank() == 0 else Progress()
+        self.checkpoint_seconds = checkpoint_seconds
+
+    def fit(
+        self, phase: Phase, path: Path, *, start: TrainingState | None = None, name: str = "train"
+    ) -> TrainingState:
+        """Train through a phase, from the checkpoint at `path` if there is one.
+
+        Args:
+            phase: steps, learning rate and weight averaging.
+            path: the checkpoint, written from time to time and at the end; its log is `log.csv` in the same folder.
+            start: state to begin from if there is no checkpoint.
+            name: name of the task in the progress.
+
+        Returns:
+            The state after the last step, which is also at `path`.
+
+        Raises:
+            TrainingError: a number is not finite, and the step that made it so is discarded; or the ranks do not see
+                the same checkpoint.
+            DataError: a record is damaged.
+            KeyboardInterrupt: Ctrl-C or SIGTERM; the current step was finished and saved first.
+        """
+        run = self._resumed(phase, path, start)
+        batches = self._batches(run.remaining)
+        with self._task(name, phase, run) as task, hold_signals() as interrupt:
+            for step in run.remaining:
+                begin = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - begin
+                with _not_finite_explained(step, batch, len(self.data.indices)):
+                    ends = self._step(run, step, batch)
+                    task.advance(self.settings.batch_size, waited=waited, note=run.monitor.note)
+                    # All ranks save at the same step: where a signal reached one of them, or rank 0's clock says so.
+                    signal, due = agreed(interrupt.number, rank() == 0 and run.pace.due())
+                    if due or ends or signal:
+                        run.state = self._save(run, step, ends)
+                    if signal:
+                        interrupt.release(signal)
                 if ends:
                     break
-            except FloatingPointError as error:
-                ids = [each for part in gathered(batch.ids) for each in part]
-                raise _stopped(error, step, ids, len(indices)) from error
-    assert state is not None  # a phase has a step, which is done now or was before
-    return state
+        assert run.state is not None  # a phase has at least one step, which was done now or before
+        return run.state
 
+    def _resumed(self, phase: Phase, path: Path, start: TrainingState | None) -> _Run:
+        """Restore the checkpoint at `path`, or the start, and return what the phase has to go on from."""
+        saved = checkpoint.load(path) if path.exists() else None
+        log, best = (TrainingLog.load(saved.log), saved.best) if saved else (TrainingLog(), {})
+        state = saved or start
+        if state is not None:
+            checkpoint.restore(state, self.replica.tagger, self.replica.optimizer)
+        step = state.step if state else phase.steps.start
+        if len(set(gathered(step))) > 1:
+            raise TrainingError(f"{path}: not all processes see the same checkpoint; give them a folder that all share")
+        if rank() == 0:
+            log.write(path.with_name(LOG))  # a kill may have come between the checkpoint and its log
+        monitor = TrainingMonitor(phase.steps, self.evaluation, log, best)
+        average = _average(self.replica.tagger, phase, state)
+        return _Run(phase, path, step, monitor, average, _Pace(self.checkpoint_seconds), state)
 
-def train_step(
-    fabric: Fabric,
-    model: Any,
-    optimizer: Any,
-    batch: Batch,
-    settings: TrainingSettings,
-    seed: int,
-    label_weight: float = 1.0,
-) -> float:
-    """One step of Adam; returns the loss of the whole batch.
+    def _batches(self, steps: range) -> Iterator[Batch]:
+        distillation = self.data.distillation
+        return training_batches(
+            self.data.shards,
+            self.data.indices,
+            seed=self.seed,
+            batch_size=self.settings.batch_size,
+            steps=steps,
+            window=self.data.shuffle_window,
+            targets=distillation.targets if distillation else None,
+            workers=self.settings.workers,
+            pin=self.replica.device.type == "cuda",
+        )
 
-    Raises:
-        FloatingPointError: the loss, the gradient or a statistic of batch norm is not finite; no weight was changed.
-    """
-    generator = torch.manual_seed(seed)
-    batch = batch.to(fabric.device)
-    targets = _targets(batch, label_weight)
-    # A single frame has only itself to draw.
-    if settings.frames != "all" and not model.pooling.ordered and batch.frames.shape[1] > 1:
-        rows = sample_frames(batch.lengths, settings.frames, generator)
-        batch = select_frames(batch, rows) if settings.mixup else count_sampled_frames(batch, rows)
-    if settings.mixup:
-        batch, targets = mix_videos(batch, targets, settings.mixup, seed)
-    probabilities = model(batch.frames, batch.lengths, batch.counts)
-    loss = cross_entropy(probabilities, targets, batch.rated) + model.penalty()
-    optimizer.zero_grad()
-    fabric.backward(loss)
-    length = clip_gradients(model, settings.clip, settings.clip_norm)
-    value = _finite(whole_mean(loss.detach()), length, model.module)
-    optimizer.step()
-    return value
+    @contextmanager
+    def _task(self, name: str, phase: Phase, run: _Run) -> Iterator[Task]:
+        """Open the task of a phase; the global random generator, which a step seeds anew, is restored at its end."""
+        videos = self.settings.batch_size
+        with torch.random.fork_rng(), self.progress.task(name, len(phase.steps) * videos, "videos") as task:
+            task.resume_at((run.first - phase.steps.start) * videos)
+            yield task
 
+    def _step(self, run: _Run, step: int, batch: Batch) -> bool:
+        """Take a training step, and record it; return True if the phase ends with it."""
+        distillation, learning_rate = self.data.distillation, run.phase.learning_rate(step)
+        self.replica.set_learning_rate(learning_rate, step)
+        label_weight = distillation.label_weight if distillation else 1.0
+        loss = self.replica.train_step(batch, step_seed(self.seed, step), label_weight)
+        if run.average is not None:
+            run.average.update(averaged_tensors(self.replica.tagger))
+        epoch = (step + 1) * self.settings.batch_size / len(self.data.indices)
+        return run.monitor.record(step, epoch, loss, learning_rate, lambda: self._weights(run))
 
-def _finite(loss: Tensor, length: Tensor, module: nn.Module) -> float:
-    """The loss, once it, the gradient's length and the statistics of batch norm, which the step moved, are finite."""
-    statistics = {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
-    largest = torch._foreach_norm(list(statistics.values()), math.inf) if statistics else ()
-    names = ["the loss", "the gradient's length", *(f"batch norm's {name}" for name in statistics)]
-    values: list[float] = torch.stack([loss, length, *largest]).tolist()  # at once: a GPU is waited for a single time
-    for name, value in zip(names, values, strict=True):
-        if not math.isfinite(value):
-            raise FloatingPointError(f"{name} is {value}")
-    return values[0]
+    def _weights(self, run: _Run) -> dict[str, Tensor]:
+        """Return the weights that the phase would end with after this step."""
+        return run.average.shadow if run.average else self.replica.tagger.state_dict()
 
-
-def _targets(batch: Batch, label_weight: float) -> Tensor:
-    """What the loss compares with: the labels, or labels and a teacher's probabilities mixed."""
-    if batch.labels is None:
-        raise TrainingError(f"videos without labels cannot train, such as {batch.ids[0]!r} or one beside it")
-    if batch.targets is None:
-        return batch.labels.float()
-    return distillation_targets(batch.labels, batch.targets, label_weight)
-
-
-def mix_videos(batch: Batch, targets: Tensor, alpha: float, seed: int) -> tuple[Batch, Tensor]:
-    """Mix each video with another of the whole batch, by a share drawn from Beta(alpha, alpha) for all.
-
-    Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization". Of two videos the longer one gives the length.
-
-    Returns:
-        The batch with mixed frames, and mixed targets.
-    """
-    rng = np.random.default_rng([seed, 0x313])
-    drawn_share = rng.beta(alpha, alpha)
-    share = max(drawn_share, 1 - drawn_share)
-    others = drawn(lambda videos: torch.from_numpy(rng.permutation(videos)), len(batch)).to(batch.lengths.device)
-    other_frames, other_lengths, other_targets = (
-        whole_rows(each)[others] for each in (batch.frames, batch.lengths, targets)
-    )
-    frames = torch.lerp(_values(other_frames, other_lengths), _values(batch.frames, batch.lengths), share)
-    mixed = replace(batch, frames=frames, lengths=torch.maximum(batch.lengths, other_lengths))
-    return mixed, torch.lerp(other_targets, targets, share)
-
-
-def _values(frames: Tensor, lengths: Tensor) -> Tensor:
-    """Frames as float32, 0 past a video's length."""
-    values = dequantize(frames) if frames.dtype == torch.uint8 else frames
-    return values * frame_mask(lengths, frames.shape[1])[..., None]
-
-
-def adam_epsilon(step: int) -> float:
-    """Adam's ε at a step, such that torch computes what TensorFlow does with 1e-8.
-
-    TensorFlow adds ε to √v before the bias correction, torch after it; on gradients near zero, of
-    which a normalised pooling has many, that is not the same.
-    """
-    return float(ADAM_EPSILON / math.sqrt(1 - ADAM_BETA2 ** (step + 1)))
-
-
-@torch.no_grad()
-def clip_gradients(model: nn.Module, clip: Literal["tensor", "global", "none"], norm: float) -> Tensor:
-    """Scale down gradients longer than `norm`: each tensor by itself, as published, or all as one.
-
-    Returns:
-        The length that all as one had before; finite only where every gradient and its square is.
-    """
-    if clip == "global":
-        whole: Tensor = nn.utils.clip_grad_norm_(model.parameters(), norm)
-    else:
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        lengths = torch._foreach_norm(gradients)
-        if clip == "tensor":
-            torch._foreach_mul_(gradients, [norm / length.clamp_min(norm) for length in lengths])
-        whole = torch.linalg.vector_norm(torch.stack(lengths))
-    return whole
-
-
-def step_seed(seed: int, step: int) -> int:
-    """Seed of everything random in a step."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
+    def _save(self, run: _Run, step: int, ends: bool) -> TrainingState:
+        """Write the checkpoint and its log; no rank goes on before they are written."""
+        monitor, tagger, optimizer = run.monitor, self.replica.tagger, self.replica.optimizer
+        state = checkpoint.capture(step + 1, tagger, optimizer, run.average, best=monitor.best, log=monitor.log.dump())
+        state = _ended(state, run.phase) if ends else state
+        _check_finite(state)
+        if rank() == 0:
+            checkpoint.save(run.path, state)
+            monitor.log.write(run.path.with_name(LOG))
+        agreed(step)
+        run.pace.saved()
+        return state
 
 
 def final_weights(state: TrainingState) -> dict[str, Tensor]:
-    """The weights that a finished phase is for: averaged ones where it averages."""
+    """Return the weights of a finished phase: the averaged ones if it averages."""
     return state.average or state.model
 
 
-def _fabric(settings: TrainingSettings) -> Fabric:
-    """What trains on one device, or on one of each process that the environment tells of.
+@dataclass
+class _Run:
+    """A phase in progress."""
 
-    Raises:
-        TrainingError: so many processes cannot share a batch, or there is no GPU for each.
-    """
-    from lightning_fabric import Fabric  # it takes a second, and faults of a recipe should not wait for it
-    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+    phase: Phase
+    path: Path
+    first: int
+    monitor: TrainingMonitor
+    average: WeightAverage | None
+    pace: _Pace
+    state: TrainingState | None
 
-    if world_size() == 1:
-        return Fabric(accelerator=settings.device, devices=1, precision=_precision(settings))
-    if fault := settings.cannot_share(world_size()):
-        raise TrainingError(f"training.{fault}")
-    here, gpus = process_group.local_world_size(), torch.cuda.device_count()
-    if settings.device != "cpu" and 0 < gpus < here:
-        raise TrainingError(f"training.devices: {here} processes and {gpus} GPUs here; each needs one of its own")
-    process_group.join()
-    fabric = Fabric(
-        accelerator="cpu" if settings.device == "auto" and not gpus else settings.device,
-        devices=here,
-        num_nodes=world_size() // here,
-        precision=_precision(settings),
-        strategy="ddp",
-        plugins=[TorchElasticEnvironment()],
-    )
-    fabric.launch()
-    return fabric
-
-
-def _precision(settings: TrainingSettings) -> Literal["32-true", "bf16-mixed"]:
-    if settings.precision != "auto":
-        return settings.precision
-    gpu = settings.device in ("auto", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if gpu else "32-true"
-
-
-def _average(tagger: Tagger, phase: Phase, state: TrainingState | None) -> WeightAverage | None:
-    if phase.time_constant is None:
-        return None
-    average = WeightAverage(averaged_tensors(tagger), phase.time_constant)
-    for name, tensor in (state.average if state else {}).items():
-        average.shadow[name].copy_(tensor)
-    return average
-
-
-def _left(tagger: Tagger, average: WeightAverage | None) -> dict[str, Tensor]:
-    """What a phase would leave after this step."""
-    return average.shadow if average else tagger.state_dict()
-
-
-def _ended(state: TrainingState, phase: Phase) -> TrainingState:
-    """What a phase leaves: as if all of its steps were done and, where it was watched for them, the best weights."""
-    left = {"average" if state.average else "model": state.best} if state.best else {}
-    return replace(state, step=phase.steps.stop, best={}, **left)
-
-
-def _refuse_not_finite(state: TrainingState) -> None:
-    """See that what is kept can be gone on from; a rate beyond all reason takes weights out of float32.
-
-    Raises:
-        FloatingPointError: a tensor is not finite.
-    """
-    for part in ("model", "optimizer", "average"):
-        for name, tensor in getattr(state, part).items():
-            if not tensor.isfinite().all():
-                raise FloatingPointError(f"{part}'s {name} is not finite")
-
-
-def _stopped(error: FloatingPointError, step: int, ids: Sequence[str], videos: int) -> TrainingError:
-    epoch = step * len(ids) // videos
-    return TrainingError(
-        f"{error} at step {step} (epoch {epoch}), and nothing of that step is kept; lower "
-        f"training.learning_rate, or check the videos of its batch: {', '.join(ids)}"
-    )
+    @property
+    def remaining(self) -> range:
+        return range(self.first, self.phase.steps.stop)
 
 
 class _Pace:
-    """Says when the next checkpoint is due."""
+    """Decides when the next checkpoint is due."""
 
     def __init__(self, least: float) -> None:
         self.least, self.interval, self.last = least, least, time.perf_counter()
@@ -382,3 +243,43 @@ class _Pace:
     def saved(self) -> None:
         self.last = time.perf_counter()
         self.interval = max(self.least, (self.last - self._begin) / CHECKPOINT_SHARE)
+
+
+def _average(tagger: Tagger, phase: Phase, state: TrainingState | None) -> WeightAverage | None:
+    if phase.time_constant is None:
+        return None
+    average = WeightAverage(averaged_tensors(tagger), phase.time_constant)
+    for name, tensor in (state.average if state else {}).items():
+        average.shadow[name].copy_(tensor)
+    return average
+
+
+def _ended(state: TrainingState, phase: Phase) -> TrainingState:
+    """Return the final state of a phase, with the best weights if patience tracked them."""
+    weights = {"average" if state.average else "model": state.best} if state.best else {}
+    return replace(state, step=phase.steps.stop, best={}, **weights)
+
+
+def _check_finite(state: TrainingState) -> None:
+    """Check that a state can be resumed from; an extreme learning rate can move weights beyond float32.
+
+    Raises:
+        FloatingPointError: a tensor is not finite.
+    """
+    for part in ("model", "optimizer", "average"):
+        for name, tensor in getattr(state, part).items():
+            if not tensor.isfinite().all():
+                raise FloatingPointError(f"{part}'s {name} is not finite")
+
+
+@contextmanager
+def _not_finite_explained(step: int, batch: Batch, videos: int) -> Iterator[None]:
+    """Turn a FloatingPointError into a TrainingError that names the step and the videos of the global batch."""
+    try:
+        yield
+    except FloatingPointError as error:
+        ids: Sequence[str] = [each for part in gathered(batch.ids) for each in part]
+        raise TrainingError(
+            f"{error} at step {step} (epoch {step * len(ids) // videos}), and nothing of that step is kept; lower "
+            f"training.learning_rate, or check the videos of its batch: {', '.join(ids)}"
+        ) from error

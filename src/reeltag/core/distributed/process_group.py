@@ -48,6 +48,11 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
 
 
+def local_rank() -> int:
+    """Return the rank of this process among those on this machine, which is the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", rank() % local_world_size()))
+
+
 def join() -> None:
     """Enter the group of processes, once; its messages go by nccl between GPUs and by gloo between processors."""
     import torch.distributed

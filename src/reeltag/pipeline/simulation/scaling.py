@@ -9,7 +9,7 @@ from reeltag.core.errors import UsageError
 from reeltag.pipeline.executor import Stage
 from reeltag.pipeline.simulation.list_scheduling import HOUR, Task, alone, critical_path, schedule, stage_tasks
 from reeltag.pipeline.simulation.machines import Machines
-from reeltag.training.loop import CHECKPOINT_SECONDS, CHECKPOINT_SHARE
+from reeltag.training.trainer import CHECKPOINT_SECONDS, CHECKPOINT_SHARE
 
 ENOUGH = 1.1  # as fast as it gets, but for so little
 

@@ -16,8 +16,8 @@ from reeltag.pipeline.stages.training import ModelTraining
 from reeltag.pipeline.stages.training_plan import TrainingPlan
 from reeltag.recipe.schema import Recipe
 from reeltag.training import checkpoint
-from reeltag.training.loop import final_weights
 from reeltag.training.schedule import TrainingSettings, averaging_phase
+from reeltag.training.trainer import final_weights
 
 AVERAGING_FORMAT = 1  # raise it when averaging computes other weights from the same parameters and inputs
 

@@ -30,9 +30,16 @@ from reeltag.pipeline.stages.architectures import Architecture, FixedArchitectur
 from reeltag.pipeline.stages.files import CHECKPOINT, MODEL, load_manifest, split, split_parameters
 from reeltag.recipe.schema import ModelSettings, Recipe
 from reeltag.training.checkpoint import TrainingState
-from reeltag.training.early_stopping import Watch
-from reeltag.training.loop import Teacher, final_weights, run_phase
-from reeltag.training.schedule import FORGOTTEN, NOT_DECISIVE, Phase, TrainingSettings, training_phase, watched_steps
+from reeltag.training.early_stopping import HoldoutEvaluation
+from reeltag.training.schedule import (
+    FORGOTTEN,
+    NOT_DECISIVE,
+    Phase,
+    TrainingSettings,
+    evaluation_steps,
+    training_phase,
+)
+from reeltag.training.trainer import Distillation, Trainer, TrainingData, final_weights
 
 TRAINING_FORMAT = 1  # raise it when a training computes other weights from the same parameters and inputs
 
@@ -138,21 +145,20 @@ class ModelTraining:
         """
         schema, settings = self.recipe.data.record_schema, self.settings(own)
         with explain_out_of_memory(f"{self.stage_name}: training {own.config.family}", _less_memory(settings)):
-            return run_phase(
+            trainer = Trainer(
                 build_tagger(own.config, schema.widths, schema.classes, self.seed),
-                Shards(manifest),
-                self.videos(manifest),
-                phase,
+                TrainingData(
+                    Shards(manifest),
+                    self.videos(manifest),
+                    self._distillation(job, manifest),
+                    self.recipe.data.mixed_shards,
+                ),
                 settings,
                 seed=self.seed,
-                path=job.folder / CHECKPOINT,
-                start=start,
-                teacher=self._teacher(job, manifest),
-                window=self.recipe.data.mixed_shards,
-                watch=self._watch(own, manifest),
+                evaluation=self._evaluation(own, manifest),
                 progress=job.progress,
-                name=name,
             )
+            return trainer.fit(phase, job.folder / CHECKPOINT, start=start, name=name)
 
     def videos(self, manifest: Manifest) -> Indices:
         """Return the indices of the videos that the model is trained on."""
@@ -178,18 +184,18 @@ class ModelTraining:
         provenance = {"recipe": self.recipe.name, "versions": versions()}
         save_artifact(path, Artifact(self.recipe.data.record_schema, None, (member,), provenance))
 
-    def _watch(self, own: ModelSettings, manifest: Manifest) -> Watch | None:
+    def _evaluation(self, own: ModelSettings, manifest: Manifest) -> HoldoutEvaluation | None:
         settings = self.settings(own)
-        every = watched_steps(settings, len(self.videos(manifest)))
+        every = evaluation_steps(settings, len(self.videos(manifest)))
         gap = partial(self.holdout_gap, own.config, manifest)
-        return None if every is None else Watch(gap, every, settings.patience)
+        return None if every is None else HoldoutEvaluation(gap, every, settings.patience)
 
-    def _teacher(self, job: Job, manifest: Manifest) -> Teacher | None:
+    def _distillation(self, job: Job, manifest: Manifest) -> Distillation | None:
         if not self.targets:
             return None
         assert self.recipe.distillation is not None
         targets = [SoftTargets(job.inputs[stage], manifest) for stage in self.targets]
-        return Teacher(partial(_mean_rows, targets), self.recipe.distillation.label_weight)
+        return Distillation(partial(_mean_rows, targets), self.recipe.distillation.label_weight)
 
 
 def _short_for_batch_norm(config: TaggerConfig, steps: int) -> str:
