@@ -138,11 +138,11 @@ def unsteady(weights):
 @pytest.mark.parametrize("patience", [None, 1, 2, 4])
 def test_a_watched_training_stopped_after_any_step_ends_with_the_same_bytes(shards, tmp_path, patience):
     watch = Evaluation(unsteady, every=2, patience=patience)
-    train(shards, tmp_path / "whole", watch=watch)
+    train(shards, tmp_path / "whole", evaluation=watch)
     for stop in range(0, len(read_rows(tmp_path / "whole" / LOG)), 2 if patience else 5):
         with pytest.raises(KilledError):
-            train(shards, tmp_path / f"{stop}", watch=watch, progress=KillAfter(stop), seconds=0)
-        train(shards, tmp_path / f"{stop}", watch=watch, seconds=0)
+            train(shards, tmp_path / f"{stop}", evaluation=watch, progress=KillAfter(stop), seconds=0)
+        train(shards, tmp_path / f"{stop}", evaluation=watch, seconds=0)
         for name in ("checkpoint", LOG):
             assert (tmp_path / f"{stop}" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), stop
 
