@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from google import protobuf
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from packaging.version import Version
 
 from conftest import TINY, assert_same, data_file, golden, make_video, records_of
 from oracle import agree
@@ -123,7 +125,11 @@ def test_other_encodings_of_a_video_decode_to_the_same_video(content: bytes, usu
     "content",
     [
         pytest.param(by_hand() + b"\x02\x00", id="field number 0"),
-        pytest.param(by_hand() + b"\x1a" + b"\x80" * 5 + b"\x00", id="a length of six bytes"),
+        pytest.param(
+            by_hand() + b"\x1a" + b"\x80" * 5 + b"\x00",
+            id="a length of six bytes",
+            marks=pytest.mark.skipif(Version(protobuf.__version__) < Version("7.34"), reason="older versions read it"),
+        ),
         pytest.param(by_hand() + b"\x22\x03\x0a", id="a field that runs past the end"),
         pytest.param(by_hand(inside=entry(b"\xff\xfe", b"")), id="a key that is no UTF-8"),
     ],

@@ -103,7 +103,9 @@ def test_odd_ids_come_back_from_what_is_written(tmp_path: Path, ending: str) -> 
     output_format(path, BYTES).write(path, [part], list(map(str, range(9))))
     if ending == ".csv":
         with path.open(newline="", encoding="utf-8") as file:
-            assert [row[0] for row in csv.reader(line for line in file)] == names
+            # csv reads NUL from Python 3.11 on
+            rows = csv.reader(line.replace("\0", "<NUL>") for line in file)
+            assert [row[0] for row in rows] == [name.replace("\0", "<NUL>") for name in names]
     else:
         with path.open(encoding="utf-8", newline="\n") as file:
             assert [json.loads(line)["id"] for line in file] == names
