@@ -20,10 +20,10 @@ def benchmark(
     batch_size: Annotated[tuple[int, ...], Parameter(consume_multiple=False)] = (1, 64),
     json: Json = False,
 ) -> None:
-    """Measure a model in every mode: milliseconds, memory, and the deviation of its probabilities from mode exact.
+    """Measure time, memory and deviation from exact of a model in every mode.
 
-    Each mode runs in a process of its own on this machine's CPUs, on generated videos that have as many frames as
-    the model reads at most; docs/onnx.md says what the modes are.
+    Each mode runs in a process of its own on the CPUs of this machine, on generated videos of the maximum length.
+    docs/onnx.md describes the modes.
 
     Example: reeltag benchmark model.reeltag --batch-size 1 --batch-size 16
 

@@ -1,4 +1,4 @@
-"""The commands `reeltag data …`, and what they share with the others."""
+"""The commands `reeltag data …`, and options and functions on data that other commands share."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from reeltag.data.schema import Schema
     from reeltag.data.schema_draft import Draft
 
-data = App(name="data", help="Look at, check and generate shards.")
+data = App(name="data", help="Inspect, verify, generate and download shards.")
 
 # The names as in predict.py, which would import torch.
 Mode = Annotated[
     Literal["exact", "bf16", "small", "fast"],
     Parameter(
-        help="exact: float32; bf16: about twice as fast where the processor has it; small: in the memory of the file; "
+        help="exact: float32; bf16: about twice as fast on CPUs with bf16; small: weights stay quantized in memory; "
         "fast: 8-bit products."
     ),
 ]
@@ -34,8 +34,7 @@ MaxBad = Annotated[
     int,
     Parameter(
         name="--max-bad-records",
-        help="Most records of all shards that are left out because they are damaged or break the schema; one more ends "
-        "the work.",
+        help="Number of damaged or invalid records, over all shards, that may be skipped before the command fails.",
     ),
 ]
 OneOrMore = Annotated[str, Parameter(required=True)]
@@ -47,9 +46,9 @@ Overrides = Annotated[
 
 @data.command(name="inspect")
 def data_inspect(*shards: OneOrMore, json: Json = False) -> None:
-    """Show the records of shards, what their first record holds, and a draft of a recipe's [data.schema].
+    """Show the number of records, the first record, and a draft of the recipe table [data.schema].
 
-    The draft follows from all records of the first shard, whatever its features are called.
+    The draft is inferred from all records of the first shard, whatever their features are called.
 
     Example: reeltag data inspect 'shards/*.tfrecord'
 
@@ -79,13 +78,13 @@ def data_inspect(*shards: OneOrMore, json: Json = False) -> None:
 
 @data.command
 def verify(*shards: OneOrMore, schema: str, max_bad_records: MaxBad = 0, json: Json = False) -> None:
-    """Read shards through: checksums, features, labels, ids. Exits with 2 at the first fault.
+    """Verify checksums, features, labels and ids of all records; exit with code 2 at the first fault.
 
     Example: reeltag data verify '/data/audioset/eval-*.tfrecord' --schema audioset
 
     Args:
         shards: Paths, URLs or glob patterns of TFRecord files.
-        schema: A preset (yt8m-frame, yt8m-video, audioset), or a recipe whose data.schema holds.
+        schema: A preset (yt8m-frame, yt8m-video, audioset), or a recipe with a data.schema.
     """
     from reeltag.core.progress import default_progress
     from reeltag.core.storage import file_size, find_files
@@ -130,7 +129,7 @@ def verify(*shards: OneOrMore, schema: str, max_bad_records: MaxBad = 0, json: J
 
 @data.command
 def synth(out: Path, /, *, set_: Overrides = [], json: Json = False) -> None:  # noqa: B006
-    """Generate shards with something to learn.
+    """Generate synthetic shards whose labels can be learned.
 
     Example: reeltag data synth shards/ --set train_videos=1000 --set test_videos=200
 
@@ -168,20 +167,20 @@ def download(
     mirror: Literal["us", "eu", "asia"] = "us",
     json: Json = False,
 ) -> None:
-    """Fetch the official YouTube-8M shards (2018), checked by the MD5s of their plan.
+    """Download the official YouTube-8M shards (2018) and verify their MD5 checksums.
 
-    The same command goes on after an interruption and fetches what is missing. Addresses and parts are those of the
+    The same command resumes after an interruption. Addresses and parts are those of the
     official download.py; nobody has tried this against the real servers yet (docs/scale.md).
 
     Example: reeltag data download yt8m --split train --part 1/100 --mirror eu --out yt8m_frame
 
     Args:
         data_set: yt8m.
-        split: Which of the data; test has no public labels.
-        out: A folder, new or begun by this command; the shards are OUT/train0000.tfrecord and so on.
-        level: Features of every frame (1.5 TB in all), or their mean a video (31 GB).
-        part: i/n, the i-th of n parts, which are disjoint and about equal.
-        mirror: The nearest.
+        split: Split of the data set; test has no public labels.
+        out: A new folder, or one that this command began; the shards are OUT/train0000.tfrecord and so on.
+        level: Features of every frame (1.5 TB in total), or their mean per video (31 GB).
+        part: Download the i-th of n disjoint parts of about equal size, written i/n.
+        mirror: Region of the server; choose the nearest.
     """
     from reeltag.core.progress import default_progress
     from reeltag.core.text import counted, megabytes

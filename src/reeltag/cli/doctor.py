@@ -1,4 +1,4 @@
-"""The command `reeltag doctor`: check this machine, and say what to do about what is missing."""
+"""The command `reeltag doctor`: check this machine and suggest how to fix problems."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ LITTLE_DISK, LITTLE_SHARED, LITTLE_MEMORY = 5e9, 1e9, 2e9  # bytes
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one thing.
+    """Result of one check.
 
     Attributes:
-        name: of the thing.
-        value: what was found.
-        hint: what to do; empty where all is well.
+        name: of the check.
+        value: its result.
+        hint: the next step; empty if there is no problem.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Finding:
 
 
 def doctor(*, json: Json = False) -> None:
-    """Say what works on this machine, what would make it faster, and what to do about what is missing.
+    """Check this machine: versions, CPU, GPU, extras, memory and disk, with a hint for each problem.
 
     Example: reeltag doctor
     """
@@ -51,7 +51,7 @@ def doctor(*, json: Json = False) -> None:
 
 
 def findings() -> list[Finding]:
-    """All that is looked at, in the order in which people want to know it."""
+    """Return the results of all checks, in the order in which they are printed."""
     found = [Finding(name, version) for name, version in versions().items()]
     looks: list[Callable[[], Iterator[Finding]]] = [_processor, _threads, _gpu, _extras, _memory, _disk]
     return found + [finding for look in looks for finding in look()]
@@ -60,7 +60,7 @@ def findings() -> list[Finding]:
 def _processor() -> Iterator[Finding]:
     flags = processor_flags()
     if flags is None:
-        yield Finding("processor", "its instructions are not told here; `reeltag benchmark` measures what gains")
+        yield Finding("CPU", "instruction sets are not reported here; `reeltag benchmark` compares the modes")
         return
     for name, wanted, gains, without in (
         ("bf16 products", ("avx512_bf16", "amx_bf16"), "training.precision=bf16-mixed and --mode bf16", "are slower"),
@@ -73,7 +73,7 @@ def _processor() -> Iterator[Finding]:
 
 
 def processor_flags() -> set[str] | None:
-    """The instructions that Linux says this processor has; None where nobody says."""
+    """Return the instruction-set flags that Linux reports for this CPU, or None on other systems."""
     return set(cpuinfo_value("flags").split()) or None
 
 
@@ -84,14 +84,14 @@ def _threads() -> Iterator[Finding]:
     given = ", ".join(f"{key}={os.environ[key]}" for key in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY") if key in os.environ)
     hint = ""
     if threads > allowed:
-        hint = f"export OMP_NUM_THREADS={allowed:.0f}: more threads than processors wait for each other"
+        hint = f"export OMP_NUM_THREADS={allowed:.0f}: more threads than CPUs wait for each other"
     elif threads < int(allowed):
-        hint = f"{threads} of {allowed:g} processors compute; unset OMP_NUM_THREADS, or set it to {int(allowed)}"
-    yield Finding("threads", f"{threads} on {allowed:g} processors{given and f' ({given})'}", hint)
+        hint = f"only {threads} of {allowed:g} CPUs are used; unset OMP_NUM_THREADS, or set it to {int(allowed)}"
+    yield Finding("threads", f"{threads} on {allowed:g} CPUs{given and f' ({given})'}", hint)
 
 
 def allowed_cpus(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
-    """Processors that this process may keep busy: by its affinity, and by the quota of its container."""
+    """Return the number of CPUs that the affinity and the container quota of this process allow."""
     count = available_cpus()
     try:
         quota, period = limit.read_text().split()
@@ -110,7 +110,7 @@ def _gpu() -> Iterator[Finding]:
         hint = "there is an NVIDIA driver, but this torch cannot use it: install the build of torch for its CUDA"
         yield Finding("GPU", "none that torch sees", f"{hint} (https://pytorch.org/get-started)")
     else:
-        yield Finding("GPU", "none; the processor computes")
+        yield Finding("GPU", "none; the CPU computes")
 
 
 def _extras() -> Iterator[Finding]:
@@ -128,7 +128,7 @@ def _extras() -> Iterator[Finding]:
 
 
 def extras() -> list[str]:
-    """The extras that people may install."""
+    """Return the extras that users may install."""
     return [name for name in distribution("reeltag").metadata.get_all("Provides-Extra") or () if name != "dev"]
 
 

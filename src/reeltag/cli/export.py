@@ -18,18 +18,18 @@ def export(
     check: tuple[str, ...] = (),
     json: Json = False,
 ) -> None:
-    """Write a model as ONNX: dequantising, every member in its 8 bits, and their mean in one file.
+    """Export a model to ONNX: one file with every member, its 8-bit weights and the weighted mean.
 
-    It is compared with the model before it is kept. `reeltag.open_onnx` opens it, as do other engines.
+    The export is compared with the model before it is written. `reeltag.open_onnx` and other engines load it.
 
     Example: reeltag export model.reeltag --format onnx --out model.onnx --check 'shards/*.tfrecord'
 
     Args:
         model: A .reeltag file, a folder that `share` wrote, or a URL.
         out: A new .onnx file.
-        format: What to write.
-        top: Give the so many most probable classes and their scores instead of all probabilities.
-        check: Shards whose first 512 videos both must tag alike (differences up to 1e-4); random frames by default.
+        format: Format of the file.
+        top: Output only this many of the most probable classes, with their scores, instead of all probabilities.
+        check: Shards on whose first 512 videos the outputs are compared (tolerance 1e-4); random frames by default.
     """
     from reeltag.artifact.file import resolve_artifact
     from reeltag.core.text import megabytes

@@ -18,9 +18,9 @@ _NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def inspect(model: str, /, *, json: Json = False) -> None:
-    """Show what a model holds: members, weights, sizes, data, provenance.
+    """Show the members, weights, sizes, data schema and provenance of a model.
 
-    Of a member's settings those are shown that are not the defaults; --json has all.
+    Only settings that differ from the defaults are shown; --json prints all of them.
 
     Example: reeltag inspect model.reeltag
 

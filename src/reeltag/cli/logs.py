@@ -10,15 +10,15 @@ FOLLOW_SECONDS = 10.0
 
 
 def tensorboard(run: Path, /, *, follow: bool = False) -> None:
-    """Write the logs of a run's trainings as event files for TensorBoard, into RUN/logs/tensorboard.
+    """Convert the training logs of a run to TensorBoard event files in RUN/logs/tensorboard.
 
     Needs pip install 'reeltag[tensorboard]'.
 
     Example: reeltag tensorboard runs/audioset --follow
 
     Args:
-        run: Folder of a run, which may still be at work.
-        follow: Go on with what the trainings write, until Ctrl-C.
+        run: Folder of a run, which may still be in progress.
+        follow: Keep converting new log rows until Ctrl-C.
     """
     from reeltag.core.text import counted
     from reeltag.training.tensorboard import EventFiles

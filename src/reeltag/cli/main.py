@@ -96,23 +96,23 @@ def run(
     dry_run: bool = False,
     json: Json = False,
 ) -> None:
-    """Do a whole recipe: train, average, quantise, ensemble, pack, test, report.
+    """Run a recipe end to end: train, average, quantize, ensemble, pack, test, report.
 
-    Whatever an earlier run of the same recipe finished is kept, so the same command goes on after an
-    interruption and does nothing when all is done. docs/recipes.md lists the keys of a recipe.
+    Finished stages of an earlier run of the same recipe are kept: the same command resumes after an interruption and
+    does nothing when the run is complete. docs/recipes.md lists the keys of a recipe.
 
     Example: reeltag run audioset --set data.root=/data/audioset --out runs/audioset
 
     Args:
         recipe: A TOML file, or the name of a recipe that comes with reeltag (`reeltag recipe list`).
         out: Folder of the run, or its URL on an object store; runs/NAME by default.
-        smoke: Try the whole recipe with one batch a training and a few videos, in a folder of its own, OUT-smoke.
-        dry_run: Print the plan with sizes, estimated GPU hours and what is done already, and stop; needs no data, but
-            for the hours data.videos where the shards are not here.
+        smoke: Try every stage of the recipe with one batch per training and a few videos, in the folder OUT-smoke.
+        dry_run: Print the plan with sizes, estimated GPU hours and finished stages, and exit. Needs no data; the hours
+            are estimated from data.videos if the shards are not available.
     """
     from reeltag.recipe.load import load_recipe
 
-    loaded = load_recipe(recipe, set_)  # its faults are told before the slow imports
+    loaded = load_recipe(recipe, set_)  # report its faults before the slow imports
     from reeltag.core.text import counted
     from reeltag.pipeline import run as api
     from reeltag.pipeline.executor import listing, planned
@@ -157,20 +157,20 @@ def train(
     profile: Path | None = None,
     json: Json = False,
 ) -> None:
-    """Train models of a recipe, as `run` does, and stop there; each becomes a float32 .reeltag file.
+    """Train models of a recipe and write each as a float32 .reeltag file.
 
     Example: reeltag train audioset-families --model netvlad --set data.root=/data/audioset
 
     Args:
         recipe: A TOML file, or the name of a recipe that comes with reeltag (`reeltag recipe list`).
         model: Name of a model in the recipe; repeat for several, all by default.
-        out: Folder or URL of the run; runs/NAME by default. A later `run` with the same folder goes on from it.
-        profile: Instead, profile ten steps of one model: a new .json file for Chrome's tracing, and a table of what
-            takes most time.
+        out: Folder or URL of the run; runs/NAME by default. A later `run` with the same folder reuses the models.
+        profile: Profile ten steps of one model instead: write a trace for chrome://tracing to this new .json file and
+            print the slowest operations.
     """
     from reeltag.recipe.load import load_recipe
 
-    loaded = load_recipe(recipe, set_)  # its faults are told before the slow imports
+    loaded = load_recipe(recipe, set_)  # report its faults before the slow imports
     from reeltag.pipeline import run as api
 
     work = api.Work(devices, executor, address, max_time, quiet)
@@ -192,14 +192,15 @@ def evaluate(
     max_bad_records: MaxBad = 0,
     json: Json = False,
 ) -> None:
-    """Measure a model on labelled shards: GAP@20, Hit@1, PERR, mAP; of a model of segments also MAP@K (map_at_k).
+    """Evaluate a model on labelled shards: GAP@20, Hit@1, PERR, mAP, and MAP@K (map_at_k) of segment models.
 
     Example: reeltag evaluate model.reeltag '/data/audioset/eval-*.tfrecord'
 
     Args:
         model: A .reeltag file, a folder that `share` wrote, or a URL.
         shards: Paths, URLs or glob patterns of TFRecord files.
-        all_scores: Also mAP over all scores (map_all), as AudioSet reports it; takes 10 bytes a video and class.
+        all_scores: Also compute mAP over all scores (map_all), as AudioSet reports it; needs 10 bytes of memory per
+            video and class.
         per_class: Write the average precision of each class to this CSV file.
     """
     from reeltag.core.storage import refuse_existing
@@ -234,10 +235,10 @@ def predict(
     max_bad_records: MaxBad = 0,
     json: Json = False,
 ) -> None:
-    """Tag videos.
+    """Predict the tags of videos in shards.
 
-    With --out the predictions of each shard are kept as they are finished, in the folder OUT.parts, so the same
-    command goes on after an interruption; docs/predicting.md says more.
+    With --out, the predictions of each finished shard are kept in the folder OUT.parts, so the same command resumes
+    after an interruption. See docs/predicting.md.
 
     Example: reeltag predict model.reeltag 'shards/*.tfrecord' --out predictions.csv
 
@@ -245,8 +246,8 @@ def predict(
         model: A .reeltag file, a folder that `share` wrote, or a URL.
         shards: Paths, URLs or glob patterns of TFRecord files; labels are not needed.
         out: A new .csv (Kaggle's format), .jsonl or .parquet file; JSON Lines to standard output by default.
-        workers: Processes that share the shards and the processor's threads; each holds the model.
-        drop_flat: Leave out the challenge's fake test videos: those whose mean rgb hardly varies.
+        workers: Processes among which shards and CPU threads are divided; each loads the model.
+        drop_flat: Skip the fake test videos of the YouTube-8M challenge: those whose mean rgb hardly varies.
     """
     from reeltag.artifact.file import resolve_artifact, stream_artifact
     from reeltag.core.progress import default_progress
@@ -289,12 +290,12 @@ def predict(
 
 @app.command
 def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
-    """Print what makes a shell complete the commands and options of reeltag at the Tab key.
+    """Print a script that makes a shell complete the commands and options of reeltag.
 
     Example: reeltag completion bash > ~/.local/share/bash-completion/completions/reeltag
 
     Args:
-        shell: For zsh, write it to a file called _reeltag in a folder of $fpath; for fish, to
+        shell: bash, zsh or fish. For zsh, save the script as _reeltag in a folder of $fpath; for fish, to
             ~/.config/fish/completions/reeltag.fish.
     """
     print(app.generate_completion(shell=shell))

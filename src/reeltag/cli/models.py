@@ -1,4 +1,4 @@
-"""The commands that turn models into others: `reeltag quantize`, `average` and `import-tf`."""
+"""The commands that convert models: `reeltag quantize`, `average` and `import-tf`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Encoding = Literal["float16", "uniform-8", "kmeans-8", "quantile-8", "channel-8"
 
 
 def quantize(model: Path, /, *, out: Path, encoding: Encoding = "uniform-8", json: Json = False) -> None:
-    """Store the large weights of a model in fewer bits.
+    """Quantize the large weights of a model.
 
     Example: reeltag quantize runs/audioset/netvlad.reeltag --out small.reeltag --encoding group-4
 
     Args:
-        model: A .reeltag file in float32, such as `reeltag train` writes; what is quantised already stays.
+        model: A float32 .reeltag file, such as `reeltag train` writes; quantized weights stay as they are.
         out: A new .reeltag file.
-        encoding: How to store them.
+        encoding: Encoding of the weights.
     """
     from reeltag.artifact.quantization.quantize import MIN_ELEMENTS
     from reeltag.core.text import megabytes
@@ -37,7 +37,7 @@ def quantize(model: Path, /, *, out: Path, encoding: Encoding = "uniform-8", jso
 
 
 def average(*models: Annotated[Path, Parameter(required=True)], out: Path, json: Json = False) -> None:
-    """Average the weights and batch-norm statistics of models of one architecture, such as of one training.
+    """Average the weights and batch-norm statistics of models with the same architecture.
 
     Example: reeltag average first.reeltag second.reeltag --out mean.reeltag
 
@@ -66,17 +66,17 @@ def import_tf(
     set_: Overrides = [],  # noqa: B006
     json: Json = False,
 ) -> None:
-    """Turn a TensorFlow checkpoint of the authors' program, plain or quantised, into a .reeltag file.
+    """Convert a TensorFlow checkpoint of the paper's authors, plain or quantized, to a .reeltag file.
 
-    The architecture is read off the names and shapes of its variables; give with --set what they do not tell.
-    A recipe takes the file in under [imported], beside models that it trains.
+    The architecture is inferred from names and shapes of the variables; --set supplies what cannot be inferred.
+    A recipe can use the file as an ensemble member, in its table [imported].
 
     Example: reeltag import-tf trained_models/NetVLAD/inference_model --out netvlad.reeltag
 
     Args:
         checkpoint: Prefix of the .index and .data files, one of them, or the folder of a single checkpoint.
         out: A new .reeltag file.
-        schema: A preset (yt8m-frame, yt8m-video), or a recipe whose data.schema holds.
+        schema: A preset (yt8m-frame, yt8m-video), or a recipe with a data.schema.
     """
     from reeltag.artifact.file import Artifact, save_artifact
     from reeltag.artifact.tensorflow.convert import import_checkpoint

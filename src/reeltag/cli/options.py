@@ -1,37 +1,35 @@
-"""How a command's work is done: the options that say where, for how long, and what is shown of it."""
+"""Options that several commands share: devices, executor, time limit, progress."""
 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
-
-if TYPE_CHECKING:
-    pass
 
 Devices = Annotated[
     str,
     Parameter(
-        help="Devices of this machine on which stages run side by side, a process each, such as cuda:0,cuda:1 or "
-        "cpu,cpu; by default one stage after the other."
+        help="Devices on which stages run in parallel, one process each, such as cuda:0,cuda:1 or cpu,cpu; by default "
+        "stages run one after another."
     ),
 ]
 Executor = Annotated[
     Literal["local", "ray"],
     Parameter(
-        help="Who runs the work: this machine, or a Ray cluster (pip install 'reeltag[ray]').",
+        help="Run on this machine or on a Ray cluster (pip install 'reeltag[ray]').",
     ),
 ]
 Address = Annotated[
     str | None,
-    Parameter(help="The Ray cluster's; that of RAY_ADDRESS by default, or else one is started on this machine."),
+    Parameter(
+        help="Address of the Ray cluster; by default RAY_ADDRESS, and without it a cluster is started on this machine."
+    ),
 ]
 MaxTime = Annotated[
     timedelta | None,
     Parameter(
-        help="Stop after this long, such as 2h30m: save a checkpoint as for Ctrl-C, and exit with 75; the same command "
-        "goes on."
+        help="Stop after this time, such as 2h30m: save a checkpoint and exit with code 75; the same command resumes."
     ),
 ]
-Quiet = Annotated[bool, Parameter(help="Show no progress: errors and the result alone.")]
+Quiet = Annotated[bool, Parameter(help="Show only errors and the result, no progress.")]

@@ -1,4 +1,4 @@
-"""How commands give their results: text for people, or with `--json` one JSON object for programs."""
+"""Print results of commands: text for people, or with `--json` one JSON object for programs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def say(result: Mapping[str, Any], text: Iterable[str], json: bool) -> None:
     """Print a command's result on standard output.
 
     Args:
-        result: what `--json` prints; paths become text.
-        text: the same for people, line by line.
-        json: whether `--json` was given.
+        result: the object that `--json` prints; paths become strings.
+        text: lines that are printed without `--json`.
+        json: True where `--json` was given.
     """
     if json:
         print(json_module.dumps(result, ensure_ascii=False, allow_nan=False, default=str))

@@ -1,4 +1,4 @@
-"""The commands `reeltag recipe …`: look at recipes, compare them, and begin one's own."""
+"""The commands `reeltag recipe …`: list, show, copy, check and compare recipes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ recipe = App(name="recipe", help="List, show, copy, check and compare recipes.")
 
 @recipe.command(name="list")
 def list_recipes(*, json: Json = False) -> None:
-    """List the recipes that come with reeltag: what each is for, its models and its budget.
+    """List the recipes that come with reeltag, with purpose, models and size budget.
 
-    `reeltag run NAME --dry-run` says how many hours one takes.
+    `reeltag run NAME --dry-run` estimates the training time of a recipe.
 
     Example: reeltag recipe list
     """
@@ -46,7 +46,7 @@ def _summary(path: Path) -> dict[str, Any]:
 
 @recipe.command
 def show(recipe: str, /, *, set_: Overrides = [], json: Json = False) -> None:  # noqa: B006
-    """Print a recipe as it will be run, in TOML: overrides, grids and all defaults filled in.
+    """Print a recipe in TOML with overrides applied and grids and defaults filled in.
 
     Example: reeltag recipe show quickstart --set training.epochs=3
 
@@ -63,7 +63,7 @@ def show(recipe: str, /, *, set_: Overrides = [], json: Json = False) -> None:  
 
 @recipe.command
 def copy(recipe: str, file: Path, /, *, json: Json = False) -> None:
-    """Copy a recipe, comments and all, to begin one's own with.
+    """Copy a recipe, with its comments, as a start for a new one.
 
     Example: reeltag recipe copy quickstart mine.toml
 
@@ -82,7 +82,7 @@ def copy(recipe: str, file: Path, /, *, json: Json = False) -> None:
 
 @recipe.command
 def check(*recipes: OneOrMore, set_: Overrides = [], json: Json = False) -> None:  # noqa: B006
-    """Find every fault of recipes without running them, the budget included; needs no data. Exits with 2 at faults.
+    """Check recipes without running them, the size budget included; needs no data. Exits with code 2 on errors.
 
     Example: reeltag recipe check quickstart
 
@@ -111,15 +111,15 @@ def check(*recipes: OneOrMore, set_: Overrides = [], json: Json = False) -> None
 
 @recipe.command
 def diff(one: str, other: str, /, *, json: Json = False) -> None:
-    """Show the keys in which two recipes differ, all defaults filled in.
+    """Show the keys in which two recipes differ, with all defaults filled in.
 
-    A table that only one of them has is one line; with --json it is all of its keys.
+    A table that only one recipe has takes one line; --json lists all of its keys.
 
     Example: reeltag recipe diff audioset audioset-small
 
     Args:
         one: A TOML file, or the name of a recipe that comes with reeltag.
-        other: The one to compare with.
+        other: The recipe to compare with.
     """
     from reeltag.recipe.load import load_recipe
 
@@ -133,9 +133,9 @@ def diff(one: str, other: str, /, *, json: Json = False) -> None:
 
 @recipe.command
 def schema() -> None:
-    """Print the JSON schema of recipes, by which editors complete and check them.
+    """Print the JSON schema of recipes, for completion and validation in editors.
 
-    Save it, and begin a recipe with the line `#:schema ./recipe.schema.json`, which Taplo and VS Code's Even Better
+    Save it, and start a recipe with the line `#:schema ./recipe.schema.json`, which Taplo and VS Code's Even Better
     TOML read.
 
     Example: reeltag recipe schema > recipe.schema.json

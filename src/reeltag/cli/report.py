@@ -9,15 +9,15 @@ from reeltag.cli.output import Json, say
 
 
 def report(run: Path, other: Path | None = None, /, *, out: Path | None = None, json: Json = False) -> None:
-    """Write a run, or what changed from one run to another, as one HTML page to look at and to send.
+    """Write a report of a run, or a comparison of two runs, as one HTML page.
 
-    The page needs no network and no other file; the run's folder may have been moved, and needs no data.
+    The page needs no network and no other file. The run folder may have been moved, and needs no data.
 
     Example: reeltag report runs/audioset runs/audioset-small --out both.html
 
     Args:
         run: Folder of a finished run.
-        other: Folder of the run to compare it with.
+        other: Folder of a second run to compare with.
         out: A new file; by default RUN.html or RUN-OTHER.html in the current folder.
     """
     from reeltag.core.storage import is_locked, refuse_existing, write_bytes

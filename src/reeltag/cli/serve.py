@@ -33,20 +33,20 @@ def serve(
     timeout: float = 30,
     max_waiting: int = 128,
 ) -> None:
-    """Answer requests for tags over HTTP, with a page to look at them; docs/serving.md tells what it takes.
+    """Serve a model over HTTP, with a web page to try it. See docs/serving.md.
 
     Example: reeltag serve model.reeltag --samples '/data/audioset/eval-00.tfrecord'
 
     Args:
         model: A .reeltag file, a folder that `share` wrote, or a URL.
-        host: Address to listen at; 0.0.0.0 for all of this machine's.
-        port: Port to listen at; 0 for any that is free.
-        samples: Paths or glob patterns of TFRecord files whose first records the page offers.
-        max_batch: Most videos that are computed together.
-        max_body_mb: Largest body of a request, in MB.
-        max_frames: Most frames of a request, all its videos together; 256 times those that one may have by default.
-        timeout: Seconds in which a request is answered, or refused.
-        max_waiting: Most requests that are worked on at one time; others are told to come again.
+        host: Address to listen on; 0.0.0.0 for all interfaces.
+        port: Port to listen on; 0 for any free port.
+        samples: Paths or glob patterns of TFRecord files whose first records are offered on the page.
+        max_batch: Maximum number of videos in a batch.
+        max_body_mb: Maximum size of a request body, in MB.
+        max_frames: Maximum number of frames per request; by default 256 times the maximum of one video.
+        timeout: Seconds after which a request that has not been answered is refused.
+        max_waiting: Maximum number of requests in progress; others get status 503.
     """
     try:
         from reeltag.serve.app import create_app

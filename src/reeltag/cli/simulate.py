@@ -24,9 +24,9 @@ def simulate(
     set_: Overrides = [],  # noqa: B006
     json: Json = False,
 ) -> None:
-    """Estimate a recipe's hours and price on 1, 2, 4, … GPUs, and what limits them; needs no data and no GPU.
+    """Estimate time, price and bottleneck of a recipe on 1, 2, 4, … GPUs; needs no data and no GPU.
 
-    All figures follow from the recipe and from what the description of the machines assumes; docs/scale.md says how.
+    All estimates are computed from the recipe and the description of the machines; see docs/scale.md.
 
     Example: reeltag simulate yt8m-2018 --machines eight-gpus
 

@@ -27,20 +27,19 @@ def tag(
 ) -> None:
     """Tag video files with a model that was trained on the shards of `reeltag extract`.
 
-    Files that cannot be read are named and left out; the exit code is 0 as long as one was tagged. docs/tagging.md says
-    what comes out.
+    Unreadable files are reported and skipped; the exit code is 0 if at least one file was tagged. See docs/tagging.md.
 
     Example: reeltag tag beach.mp4 --model model.reeltag --timeline
 
     Args:
         videos: Folders, files or glob patterns.
         model: A .reeltag file, a folder that `share` wrote, or a URL.
-        top: How many tags of each.
-        timeline: Also when they hold: a score for each of at most 40 stretches of a video.
-        csv: A new file with a row a tag, with --timeline also a row a tag and stretch.
-        html: A new file: a page with tags, timelines and pictures, which needs no network; as with --timeline.
-        image: What made the feature rgb, where that was an ONNX model: onnx:PATH or inception:PATH, with its settings.
-        audio: What made the feature audio, where that was an ONNX model: onnx:PATH, with its settings.
+        top: Number of tags per video.
+        timeline: Also show scores over time, for at most 40 segments of a video.
+        csv: A new CSV file with a row per tag, and with --timeline also a row per tag and segment.
+        html: A new HTML file: a page with tags, timelines and thumbnails that needs no network; implies --timeline.
+        image: Extractor of the feature rgb if it was an ONNX model: onnx:PATH or inception:PATH, with its settings.
+        audio: Extractor of the feature audio if it was an ONNX model: onnx:PATH, with its settings.
     """
     if top < 1:
         raise UsageError(f"--top: {top} is no number of tags; give 1 or more")

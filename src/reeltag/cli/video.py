@@ -30,24 +30,25 @@ def extract(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Turn video files into frame-level shards: one frame a second, its features in 8 bits, at most 300.
+    """Extract features of video files into frame-level shards: one frame per second, at most 300, 8 bits each.
 
-    Files that cannot be read are named and left out; the exit code is 0 as long as one was extracted. The same command
-    goes on after an interruption. docs/videos.md tells what is in the folder.
+    Unreadable files are reported and skipped; the exit code is 0 if at least one file was extracted. The same command
+    resumes after an interruption. docs/videos.md describes the output folder.
 
     Example: reeltag extract videos/ --labels labels.csv --out shards/
 
     Args:
         videos: Folders, files or glob patterns.
         out: A new folder for the shards, their manifest and a recipe.
-        labels: A CSV file with the columns file and labels; several are separated by | or ;.
-        image: What makes a picture's features: efficientnet-lite0, onnx:PATH, inception:PATH, or none.
-        audio: What makes a second of sound's features: logmel, onnx:PATH, or none.
-        pca: The PCA that features go through, as --fit-pca wrote it, or a folder with the published one.
-        fit_pca: Learn a PCA from the training videos: its widths for pictures and sound, such as 256,64; 0 for none.
-        test_share: Share of the videos that goes to test shards, chosen by a hash of their names; by default 0.2 with
-            labels, and none without.
-        workers: Processes that share the files; by default one a processor, or fewer for fewer than 8 files each.
+        labels: A CSV file with the columns file and labels; several labels are separated by | or ;.
+        image: Extractor of image features: efficientnet-lite0, onnx:PATH, inception:PATH, or none.
+        audio: Extractor of audio features: logmel, onnx:PATH, or none.
+        pca: PCA to apply to the features: a file that --fit-pca wrote, or a folder with the published one.
+        fit_pca: Fit a PCA on the training videos, with these widths for image and audio, such as 256,64; 0 for
+            none.
+        test_share: Fraction of the videos for test shards, selected by a hash of their names; by default 0.2 with
+            labels and 0 without.
+        workers: Number of processes; by default one per CPU, or fewer if each would get fewer than 8 files.
     """
     from reeltag.core.progress import default_progress
     from reeltag.data.video.dataset import find_videos
