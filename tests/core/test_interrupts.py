@@ -22,7 +22,9 @@ def steps_at(out):
     return checkpoint.load(path).step
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_the_last_step_and_says_how_to_go_on(tmp_path, number, code):
     recipe, out = long_recipe(tmp_path), tmp_path / "out"
     with started(recipe, out, "training.workers=1") as process:

@@ -341,7 +341,7 @@ def image_video(name, spread, rng):
     return Video(name, None, (rng.integers(0, 256, (count, 4), dtype=np.uint8), rgb))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_flat_videos_are_dropped_by_the_authors_rule(capsys, tmp_path, workers):
     rng, expected = np.random.default_rng(0), []
     for shard in range(3):

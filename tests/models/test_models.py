@@ -236,6 +236,8 @@ def test_one_batch_can_be_learnt_by_heart(family, form):
         loss = cross_entropy(tagger(frames, lengths), labels)
         loss.backward()
         optimizer.step()
+        if loss < 0.1:
+            break
     assert loss < 0.1
 
 

@@ -212,6 +212,7 @@ def threads_apart(shards, folder):
     return max(float((one[name] - two[name]).abs().max()) for name in one if one[name].is_floating_point())
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_bytes(promise, commands, folder, tmp_path, tiny_manifests):
     """Every time, with any number of loaders, from any folder and wherever the shards are."""
     for number in range(promise.amount(0, 3)):  # in short, `counts` is a second run

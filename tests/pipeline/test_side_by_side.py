@@ -104,15 +104,14 @@ def test_an_error_ends_the_run_and_what_was_finished_stays(tmp_path):
     assert executor.statuses(stages, tmp_path) == {"good": "done", "bad": "unfinished", "after": "to do"}
 
 
-@pytest.mark.parametrize("devices", [1, 3])
-def test_pieces_come_before_the_rest_and_one_whose_process_dies_comes_again(tmp_path, devices):
+def test_pieces_come_before_the_rest_and_one_whose_process_dies_comes_again(tmp_path):
     stage = Stage(name="parted", work=join, format=1, pieces=Pieces(count_pieces, piece_file, write_piece))
-    with spawned(["cpu"] * devices) as pool:
+    with spawned(["cpu", "cpu"]) as pool:
         folders = executor.run([stage], tmp_path, Progress(), pool)
     assert (folders["parted"] / "text").read_text() == str([f"piece-{number}" for number in range(5)])
     made = [(folders["parted"] / f"piece-{number}").read_text().splitlines() for number in range(5)]
     assert [len(lines) for lines in made] == [1, 1, 1, 2, 1]
-    assert 2 <= len({line for lines in made for line in lines}) <= devices + 1
+    assert 2 <= len({line for lines in made for line in lines}) <= 3
 
 
 def join_or_fail(job):
@@ -121,7 +120,7 @@ def join_or_fail(job):
     join(job)
 
 
-@pytest.mark.parametrize("devices", [0, 2])
+@pytest.mark.parametrize("devices", [0, 1])
 def test_pieces_that_are_there_are_not_made_again(tmp_path, devices):
     stage = Stage(name="parted", work=join_or_fail, format=1, pieces=Pieces(count_pieces, piece_file, append_piece))
     with spawned(["cpu"] * devices) if devices else nullcontext() as pool:

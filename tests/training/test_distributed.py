@@ -212,7 +212,7 @@ def training(folder):
     [
         (signal.SIGINT, "all", 130),  # as a terminal sends it
         pytest.param(signal.SIGTERM, "parent", 143, marks=pytest.mark.slow),
-        (signal.SIGTERM, "rank 1", 143),
+        pytest.param(signal.SIGTERM, "rank 1", 143, marks=pytest.mark.slow),
     ],
     ids=str,
 )
