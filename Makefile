@@ -30,7 +30,7 @@ test-slow: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 stress: setup
-	$(BIN)/python -m pytest tests/test_promise_*.py --stress
+	$(BIN)/python -m pytest $$(grep -rlw --include='test_*.py' promise tests) --stress
 
 # Each target for five minutes; `make fuzz SECONDS=60` for less. What fails stays in .fuzz.
 SECONDS := 300
