@@ -93,7 +93,7 @@ def start(model, shards, out, workers):
     process = launch(model, shards, out, workers)
     while not list(parts_of(out).glob("*.json")):
         assert process.poll() is None, process.stderr.read()
-        time.sleep(0.001)
+        time.sleep(0.02)
     return process
 
 
