@@ -4,7 +4,7 @@ import ast
 import re
 import sys
 from functools import cache
-from importlib.metadata import packages_distributions
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -60,6 +60,12 @@ def elsewhere():
     return {"peer_": {normalized(peer.name).removesuffix("-cpu") for peer in peers}, "__main__": set(fuzzing)}
 
 
+@cache
+def distributions():
+    """Distributions by the modules they install; reads the metadata of every installed package."""
+    return metadata.packages_distributions()
+
+
 def imported(path):
     """Line and top-level module of each absolute import, inside functions and under TYPE_CHECKING too."""
     for node in ast.walk(ast.parse(path.read_text())):
@@ -67,7 +73,7 @@ def imported(path):
             yield from ((node.lineno, alias.name.partition(".")[0]) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             yield node.lineno, node.module.partition(".")[0]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.importorskip":
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "importorskip":
             yield node.lineno, ast.literal_eval(node.args[0]).partition(".")[0]
 
 
@@ -88,7 +94,7 @@ def undeclared(folder):
         for line, module in imported(path):
             if module in sys.stdlib_module_names or module in {"reeltag", *FOLDERS, *local}:
                 continue
-            if known.isdisjoint(map(normalized, packages_distributions().get(module, [module]))):
+            if known.isdisjoint(map(normalized, distributions().get(module, [module]))):
                 yield f"{path.relative_to(ROOT)}:{line}: {module}"
 
 
