@@ -14,7 +14,8 @@ from measure import Peer, options, pin, print_json
 from reeltag.core.environment import keep_freed_memory
 from reeltag.data.loader import Batch, sample_frames
 from reeltag.data.schema import preset_schema
-from reeltag.models.tagger import Tagger, build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import Tagger, build_tagger
 from reeltag.training.replica import Replica
 from reeltag.training.schedule import TrainingSettings
 

@@ -27,7 +27,8 @@ from reeltag.data.shards import read_examples
 from reeltag.inference.ensemble import Predictions
 from reeltag.inference.metrics.evaluation import evaluate_predictions
 from reeltag.inference.onnx_export import generated_batches, save_onnx
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 
 SCHEMA = preset_schema("yt8m-frame")
 TABLE = {"family": "netvlad", "clusters": 192, "hidden": 992, "head": {"prob_gating": True}}

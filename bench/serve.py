@@ -33,7 +33,8 @@ from reeltag.data.loader import collate
 from reeltag.data.schema import Schema, preset_schema
 from reeltag.inference.ensemble import predict_batches
 from reeltag.inference.predictor import Mode, Predictor, load
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "audioset": ("audioset", {"family": "netvlad", "clusters": 48, "hidden": 512}),

@@ -28,7 +28,8 @@ def worker() -> None:
     import torch
 
     from reeltag.data.loader import Batch
-    from reeltag.models.tagger import build_tagger, parse_config
+    from reeltag.models.families import parse_config
+    from reeltag.models.tagger import build_tagger
     from reeltag.training.replica import Replica
     from reeltag.training.schedule import TrainingSettings
 

@@ -13,7 +13,8 @@ from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.core.errors import ArtifactError
 from reeltag.data.schema import Feature, Schema
 from reeltag.inference.predictor import load
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 
 SCHEMA = Schema(features=(Feature(name="a", width=4),), classes=3)
 PATH = Path(tempfile.mkdtemp()) / "fuzzed.reeltag"

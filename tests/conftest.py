@@ -21,7 +21,8 @@ from reeltag.data.formats.tfrecord import ShardFile
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Manifest, scan
 from reeltag.data.synthetic import SyntheticSettings, write_synthetic
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 
 # A shell lets what it starts in the background ignore Ctrl-C, and all that it starts in turn.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -158,4 +159,4 @@ def promise(request: pytest.FixtureRequest) -> reliability.Promise:
 @pytest.fixture
 def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Quantise the small weights of the tests' models too."""
-    monkeypatch.setattr("reeltag.artifact.quantization.quantize.MIN_ELEMENTS", 8)
+    monkeypatch.setattr("reeltag.artifact.quantization.sizes.MIN_ELEMENTS", 8)

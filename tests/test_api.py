@@ -19,8 +19,9 @@ from reeltag.cli.main import main
 from reeltag.core.errors import RecipeError, UsageError
 from reeltag.data.pca import to_codes
 from reeltag.models.config import TaggerConfig
+from reeltag.models.families import FAMILIES, parse_config
 from reeltag.models.mean import Mean
-from reeltag.models.tagger import FAMILIES, build_tagger, parse_config
+from reeltag.models.tagger import POOLINGS, build_tagger
 from reeltag.recipe.json_schema import recipe_schema
 
 
@@ -162,8 +163,9 @@ class OwnConfig(TaggerConfig):
 @pytest.fixture
 def own():
     yield
-    if FAMILIES.pop("own", None):  # and from what was made of the table
-        reeltag.register_family("mean", *FAMILIES["mean"])
+    if FAMILIES.pop("own", None):
+        del POOLINGS["own"]
+        reeltag.register_family("mean", FAMILIES["mean"], POOLINGS["mean"])  # rebuilds the pydantic models
 
 
 def test_a_family_from_outside_is_one_of_ours(own, recipe, tmp_path):

@@ -29,7 +29,8 @@ from reeltag.data.shards import Shards, read_examples, scan
 from reeltag.data.soft_targets import SoftTargets, TargetsWriter
 from reeltag.inference.predictor import load
 from reeltag.inference.shard_tagger import predict_to_file
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 from reeltag.pipeline import executor
 from reeltag.pipeline.stages.data import data_stages
 from reeltag.recipe.load import load_recipe

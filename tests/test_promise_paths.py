@@ -38,7 +38,8 @@ from reeltag.core.errors import ArtifactError, DataError, RecipeError, UsageErro
 from reeltag.core.storage import content_hash, file_inside, write_json
 from reeltag.data.shards import Manifest, Shards, scan
 from reeltag.data.soft_targets import SoftTargets, TargetsWriter
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 from reeltag.recipe.load import load_recipe
 from reliability import Promise
 

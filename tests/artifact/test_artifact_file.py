@@ -19,11 +19,13 @@ from reeltag.artifact.file import (
     save_artifact,
     stored_bytes,
 )
-from reeltag.artifact.quantization.quantize import ENCODINGS, dequantize_state
+from reeltag.artifact.quantization.quantize import dequantize_state
+from reeltag.artifact.quantization.sizes import ENCODINGS
 from reeltag.core.errors import ArtifactError, BudgetError, UsageError
 from reeltag.data.schema import Feature, Schema
 from reeltag.inference.predictor import Predictor, load
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 from reeltag.training import checkpoint
 
 SCHEMA = Schema(features=(Feature(name="rgb", width=48), Feature(name="audio", width=8)), classes=20)

@@ -14,7 +14,7 @@ from fuzz.forge import Tensor, plain, put_together, take_apart
 
 import tensor_mutants as mutants
 from reeltag.artifact.file import load_artifact, save_artifact
-from reeltag.artifact.quantization.quantize import ENCODINGS
+from reeltag.artifact.quantization.sizes import ENCODINGS
 from reeltag.core import tensorfile
 from reeltag.core.errors import ArtifactError, UsageError
 from reeltag.core.tensorfile import TensorFile

@@ -12,7 +12,8 @@ import pytest
 import reeltag
 from conftest import REPO
 from reeltag.artifact.file import load_artifact, save_artifact
-from reeltag.artifact.quantization.quantize import ENCODINGS, dequantize_state, stored_as
+from reeltag.artifact.quantization.quantize import dequantize_state, stored_as
+from reeltag.artifact.quantization.sizes import ENCODINGS
 
 FOLDER = REPO / "tests" / "golden" / "written_before"
 EXPECTED = dict(np.load(FOLDER / "expected.npz"))

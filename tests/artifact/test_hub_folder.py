@@ -27,7 +27,8 @@ from reeltag.core.storage import remove_partials
 from reeltag.core.text import megabytes
 from reeltag.data.schema import Feature, Schema
 from reeltag.inference.predictor import Predictor
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 
 SCHEMA = Schema(features=(Feature(name="rgb", width=48), Feature(name="audio", width=8)), classes=20)
 ODD = 'a: "b" # c'

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from conftest import golden
 from reeltag.artifact.quantization.encodings import assemble
 from reeltag.artifact.quantization.quantize import (
-    ENCODINGS,
     dequantize_state,
     is_large,
     kmeans_codebook,
@@ -19,8 +18,10 @@ from reeltag.artifact.quantization.quantize import (
     quantized_bytes,
     stored_as,
 )
+from reeltag.artifact.quantization.sizes import ENCODINGS
 from reeltag.core.errors import UsageError
-from reeltag.models.tagger import meta_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import meta_tagger
 
 ARRAYS = golden("quant_uniform")
 NAMES = [key[2:] for key in ARRAYS if key.startswith("x:")]

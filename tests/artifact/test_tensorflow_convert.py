@@ -16,7 +16,7 @@ from reeltag.cli.main import main
 from reeltag.core.errors import ArtifactError, DataError
 from reeltag.data.schema import Feature, Schema
 from reeltag.inference.predictor import Predictor
-from reeltag.models.tagger import parse_config
+from reeltag.models.families import parse_config
 from slow_models import slow_tag
 
 OWN = REPO / "tests" / "golden" / "tf_checkpoints"

@@ -13,7 +13,7 @@ import torch
 
 import reeltag
 from reeltag.artifact.file import Artifact, Member, save_artifact
-from reeltag.artifact.quantization.quantize import ENCODINGS
+from reeltag.artifact.quantization.sizes import ENCODINGS
 from reeltag.cli.main import Mode, main
 from reeltag.cli.models import Encoding
 from reeltag.core.errors import UsageError
@@ -21,7 +21,8 @@ from reeltag.data.formats.example import Video, encode
 from reeltag.data.formats.tfrecord import ShardFile, write_shard
 from reeltag.data.shards import Shards
 from reeltag.inference import predictor
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +265,7 @@ def test_quantising_what_is_quantised_already_is_told_and_writes_nothing(capsys,
     assert main(["quantize", model, "--out", str(out)]) == 0
     assert "no tensor has more than 17,000 elements" in capsys.readouterr().out
     out.unlink()
-    monkeypatch.setattr("reeltag.artifact.quantization.quantize.MIN_ELEMENTS", 8)
+    monkeypatch.setattr("reeltag.artifact.quantization.sizes.MIN_ELEMENTS", 8)
     small = tmp_path / "small.reeltag"
     assert main(["quantize", model, "--out", str(small), "--encoding", "channel-8"]) == 0
     message = fails(capsys, "quantize", small, "--out", out, "--encoding", "group-4")
@@ -299,7 +300,7 @@ def test_quantize_and_average_write_models_that_tag(model, tmp_path, capsys):
 @pytest.mark.parametrize("mode", ["bf16", "fast"])
 def test_other_modes_give_nearly_the_same_tags(model, tiny_shards, tmp_path, mode, monkeypatch):
     monkeypatch.setattr(
-        "reeltag.artifact.quantization.quantize.MIN_ELEMENTS", 8
+        "reeltag.artifact.quantization.sizes.MIN_ELEMENTS", 8
     )  # so that the small model's weights count as large
     pattern, scores = str(tiny_shards / "test-*"), []
     for each in ("exact", mode):

@@ -10,7 +10,7 @@ from jsonschema import Draft7Validator
 
 from reeltag.cli.main import main
 from reeltag.core.errors import RecipeError, UsageError
-from reeltag.models.tagger import FAMILIES
+from reeltag.models.families import FAMILIES
 from reeltag.recipe import shipped
 from reeltag.recipe.json_schema import recipe_schema
 from reeltag.recipe.load import load_recipe
@@ -160,11 +160,11 @@ def test_the_schema_refuses_what_a_recipe_may_not_say(validator, tmp_path, chang
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_schema_knows_each_familys_keys(validator, family):
     table = tomllib.loads((shipped.FOLDER / "quickstart.toml").read_text())
-    keys = FAMILIES[family][0].model_fields
+    keys = FAMILIES[family].model_fields
     for section in ("models", "students"):
         known = {"family": family, "grid": {"hidden": [8, 16]}, "training": {"epochs": 2}}
         assert validator.is_valid(table | {section: {"a": known}})
-        others = {key for config, _ in FAMILIES.values() for key in config.model_fields} - set(keys)
+        others = {key for config in FAMILIES.values() for key in config.model_fields} - set(keys)
         for key in others:
             assert not validator.is_valid(table | {section: {"a": {**known, key: 1}}})
     assert validator.is_valid(table | {"students": {"a": {"family": family, "level": 2, "teachers": ["rnn"]}}})
@@ -197,3 +197,21 @@ def test_faults_of_the_environment_name_the_variable(monkeypatch, value, fault):
     assert fault in str(caught.value)
     (other,) = [each for each in caught.value.faults if "training.rat:" in each]
     assert "REELTAG_SET" not in other
+
+
+def test_check_imports_no_torch_and_still_knows_the_budget():
+    """Of every recipe that comes with reeltag, students and grids included."""
+    code = """
+import sys
+from reeltag.cli.main import main
+status = main(["recipe", "check", *sys.argv[1:]])
+print("torch" in sys.modules)
+sys.exit(status)
+"""
+    every = [sys.executable, "-c", code, *shipped.names()]
+    done = subprocess.run(every, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "False"), done.stderr
+    small = [sys.executable, "-c", code, "yt8m-2018", "--set", "budget_mb=0.1"]
+    refused = subprocess.run(small, capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stdout.splitlines()[-1]) == (2, "False")
+    assert "over the budget of 100,000 bytes" in refused.stderr

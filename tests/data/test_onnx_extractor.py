@@ -13,7 +13,7 @@ from reeltag.cli.main import main
 from reeltag.core.errors import ArtifactError, BudgetError
 from reeltag.core.tensorfile import TensorFile
 from reeltag.data.pca import ARRAYS, Projection, save_projections
-from reeltag.pipeline.stages.ensemble import beside_members, room
+from reeltag.pipeline.stages.check import beside_members, room
 from reeltag.recipe.load import load_recipe
 
 HEARD = ["--image", "none"]  # the sound alone, which needs no network

@@ -20,7 +20,8 @@ from reeltag.data.formats.tfrecord import ShardFile
 from reeltag.data.holdout import split_holdout
 from reeltag.data.loader import training_batches
 from reeltag.data.shards import Manifest, Shards, scan
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 from reliability import Promise
 
 COLUMNS = ("frames", "id_hashes", "class_counts")

@@ -33,7 +33,8 @@ from reeltag.data.ratings import Ratings
 from reeltag.data.schema import Feature, Schema
 from reeltag.data.segments import iter_examples
 from reeltag.data.shards import Manifest, Shards, read_examples, scan
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 from reeltag.training.losses import cross_entropy
 from reeltag.training.replica import Replica
 from reeltag.training.schedule import TrainingSettings

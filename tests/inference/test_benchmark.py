@@ -9,7 +9,8 @@ import reeltag
 from reeltag.artifact.file import Artifact, Member, load_artifact, quantize_artifact, save_artifact
 from reeltag.cli.main import main
 from reeltag.inference import benchmark
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 
 WAYS = ["exact", "bf16", "small", "fast", "onnx exact", "onnx small", "onnx fast"]
 

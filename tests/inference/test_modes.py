@@ -18,7 +18,8 @@ from reeltag.artifact.quantization.linear import (
     multiply_int8,
     quantized_state,
 )
-from reeltag.artifact.quantization.quantize import ENCODINGS, quantize_tensor
+from reeltag.artifact.quantization.quantize import quantize_tensor
+from reeltag.artifact.quantization.sizes import ENCODINGS
 from reeltag.core.errors import ArtifactError, UsageError
 from reeltag.inference.predictor import Predictor
 from small_models import battery, in_mode, shipped, videos

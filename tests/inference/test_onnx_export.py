@@ -3,6 +3,7 @@
 import builtins
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,14 +17,16 @@ import torch
 import onnx_alone
 from conftest import REPO
 from reeltag.artifact.file import Artifact, Member, quantize_artifact, save_artifact
-from reeltag.artifact.quantization.quantize import ENCODINGS
+from reeltag.artifact.quantization.sizes import ENCODINGS
 from reeltag.cli.main import main
 from reeltag.core.errors import ArtifactError, BudgetError, UsageError
 from reeltag.core.storage import find_files
 from reeltag.data.loader import stream_batches
 from reeltag.data.schema import Feature, Schema
 from reeltag.data.shards import read_examples
-from reeltag.models.tagger import FAMILIES, build_tagger, parse_config
+from reeltag.models import shapes
+from reeltag.models.families import FAMILIES, parse_config
+from reeltag.models.tagger import POOLINGS, build_tagger
 from small_models import CLASSES, SCHEMA, battery, in_mode, shipped, small_tagger, stirred, videos, with_options
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
@@ -268,13 +271,17 @@ def test_the_pages_example_runs_without_reeltag(tmp_path):
 
 def test_the_form_of_a_family_of_ones_own(tmp_path, monkeypatch):
     """As docs/models.md adds one."""
-    family, _, form = python_blocks("models.md")[-3:]
+    family, rule, form = python_blocks("models.md")[-3:]
     (tmp_path / "maximum_export.py").write_text(family)
     monkeypatch.syspath_prepend(tmp_path)
     maximum = importlib.import_module("maximum_export")
-    monkeypatch.setitem(FAMILIES, "maximum", (maximum.MaximumConfig, maximum.Maximum))
+    monkeypatch.setitem(FAMILIES, "maximum", maximum.MaximumConfig)
+    monkeypatch.setitem(POOLINGS, "maximum", maximum.Maximum)
     exec("from __future__ import annotations\n" + form, {**vars(poolings), "Maximum": maximum.Maximum})
+    exec("from __future__ import annotations\n" + rule, {**vars(shapes), "MaximumConfig": maximum.MaximumConfig})
     tagger = stirred(build_tagger(maximum.MaximumConfig(family="maximum"), SCHEMA.widths, CLASSES, 0))
+    sizes = shapes.tagger_shapes(tagger.config, SCHEMA.widths, CLASSES)
+    assert sum(map(math.prod, sizes.parameters)) == sum(each.numel() for each in tagger.parameters())
     ensemble = Artifact(SCHEMA, None, (Member("m", tagger.config, 1.0, tagger.state_dict()),), {})
     expected = in_mode(ensemble, "exact").predict(FRAMES, LENGTHS)
     np.testing.assert_allclose(probabilities(onnx_file(ensemble, tmp_path), "exact"), expected, atol=1e-5)

@@ -26,7 +26,8 @@ from reeltag.data.schema import Feature, Schema, preset_schema
 from reeltag.inference import shard_tagger
 from reeltag.inference.predictor import load
 from reeltag.inference.shard_tagger import ShardTagger, TagCounts, predict_to_file
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 
 WITH_PYARROW = find_spec("pyarrow") is not None
 needs_pyarrow = pytest.mark.skipif(not WITH_PYARROW, reason="pyarrow is missing: pip install 'reeltag[parquet]'")

@@ -10,7 +10,8 @@ AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_TH
 BATCH = """
 import sys, torch
 from reeltag.data.loader import Batch
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 config = parse_config({"family": "rnn", "cell": sys.argv[1], "cells": 8}, (16,))
 frames = torch.randint(0, 256, (4, 10, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 batch = Batch(tuple("abcd"), frames, torch.tensor([10, 3, 7, 1]), torch.eye(4, 5, dtype=torch.bool))

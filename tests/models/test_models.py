@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from reeltag.artifact.file import Artifact, Member, load_artifact, save_artifact
-from reeltag.artifact.quantization import quantize
 from reeltag.data.loader import Batch, count_sampled_frames, sample_frames, select_frames
 from reeltag.data.schema import Feature, Schema
 from reeltag.inference.ensemble import Ensemble
 from reeltag.inference.predictor import Predictor
 from reeltag.models import tagger as tagger_module
+from reeltag.models.families import FAMILIES
 from reeltag.models.frames import Frames
 from reeltag.models.layers import dequantize, l2_normalize
 from reeltag.models.rnn import PublishedGRU, shuffle_frames
-from reeltag.models.tagger import FAMILIES, build_tagger, meta_tagger
+from reeltag.models.tagger import build_tagger, meta_tagger
 from reeltag.training.losses import cross_entropy
 from slow_models import POOLINGS, slow_tag
 from small_models import ALL, CLASSES, FORMS, OPTIONS, WIDTHS, battery, small_tagger, stirred, videos, with_options
@@ -253,7 +253,7 @@ def test_bfloat16_stays_near_float32(family, form):
 
 @battery
 def test_an_ensemble_in_bfloat16_stays_near_float32(family, form, monkeypatch):
-    monkeypatch.setattr(quantize, "MIN_ELEMENTS", 15)  # so that batch norms and most weights are large
+    monkeypatch.setattr("reeltag.artifact.quantization.sizes.MIN_ELEMENTS", 15)
     tagger = stirred(small_tagger(family, form, head={"prob_gating": True}))
     frames, _, _ = videos(frames=9)
     lengths = torch.tensor([9, 1, 4, 2, 7, 3])
@@ -332,7 +332,9 @@ def test_shapes_alone_do_not_import_torchs_compiler():
     tables = [{"family": family} for family in FAMILIES if family != "nextvlad"]
     code = f"""
 import sys
-from reeltag.models.tagger import meta_tagger, parse_config
+from reeltag.models import tagger as tagger_module
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import meta_tagger
 for table in {tables}:
     meta_tagger(parse_config(table), (32, 8), 30)
 sys.exit("torch._dynamo" in sys.modules)
@@ -346,7 +348,8 @@ def test_the_example_of_the_docs_is_a_family(monkeypatch, tmp_path):
     (tmp_path / "maximum_family.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     maximum = importlib.import_module("maximum_family")
-    monkeypatch.setitem(FAMILIES, "maximum", (maximum.MaximumConfig, maximum.Maximum))
+    monkeypatch.setitem(FAMILIES, "maximum", maximum.MaximumConfig)
+    monkeypatch.setitem(tagger_module.POOLINGS, "maximum", maximum.Maximum)
     tagger = build_tagger(maximum.MaximumConfig(family="maximum", input_norm=False), WIDTHS, CLASSES, 0).eval()
     frames, _, _ = videos(count=3, frames=9)
     for row, length in zip(frames, (9, 1, 4), strict=True):

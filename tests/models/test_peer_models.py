@@ -8,12 +8,13 @@ from conftest import golden
 from peer_arrays import peer_architecture, peer_state
 from reeltag.models.config import HeadConfig
 from reeltag.models.dbof import GatedDBoF, SoftDBoF
+from reeltag.models.families import parse_config
 from reeltag.models.frames import Frames
 from reeltag.models.heads import build_head
 from reeltag.models.layers import dequantize
 from reeltag.models.netfv import NetFVFeature
 from reeltag.models.netvlad import NetVLADFeature
-from reeltag.models.tagger import Tagger, parse_config
+from reeltag.models.tagger import Tagger
 
 LAYERS = {
     "layer_netvlad": ("VLAD", lambda: NetVLADFeature(12, 6)),

@@ -21,7 +21,8 @@ from reeltag.data.soft_targets import SoftTargets
 from reeltag.inference.metrics.gap import Metrics
 from reeltag.pipeline import executor
 from reeltag.pipeline.plan import plan
-from reeltag.pipeline.stages.ensemble import MEMBER_ROOM, Beside, room
+from reeltag.pipeline.stages.check import Beside, room
+from reeltag.pipeline.stages.ensemble import MEMBER_ROOM
 from reeltag.pipeline.stages.files import split
 from reeltag.pipeline.stages.teachers import family_teacher
 from reeltag.recipe.load import load_recipe

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reeltag.artifact.file import Artifact, Member, load_artifact, quantize_artifact, save_artifact
-from reeltag.artifact.quantization.quantize import ENCODINGS
+from reeltag.artifact.quantization.sizes import ENCODINGS
 from reeltag.core.environment import versions
 from reeltag.core.errors import BudgetError
 from reeltag.core.progress import Progress
@@ -15,7 +15,8 @@ from reeltag.core.storage import write_json
 from reeltag.data.schema import Feature, Schema
 from reeltag.data.shards import Manifest
 from reeltag.inference.predictor import load
-from reeltag.models.tagger import FAMILIES, build_tagger, parse_config
+from reeltag.models.families import FAMILIES, parse_config
+from reeltag.models.tagger import build_tagger
 from reeltag.pipeline.executor import Job
 from reeltag.pipeline.stages import ensemble
 from reeltag.pipeline.stages.files import MANIFEST, MODEL, PREDICTIONS, SCORES

@@ -12,7 +12,8 @@ import torch
 
 from processgroup import all_end
 from reeltag.data.shards import Shards
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 from reeltag.recipe.load import load_recipe
 from reeltag.training.schedule import TrainingSettings, training_phase
 from reeltag.training.trainer import Trainer, TrainingData

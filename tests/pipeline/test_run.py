@@ -14,7 +14,8 @@ from reeltag.artifact.file import Artifact, Member, load_artifact, quantize_arti
 from reeltag.artifact.quantization.encodings import CodebookTensor
 from reeltag.cli.main import main
 from reeltag.core.progress import Progress
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 from reeltag.pipeline import executor
 from reeltag.pipeline.plan import plan
 from reeltag.pipeline.run_folder import outputs_at

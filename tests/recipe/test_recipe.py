@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from reeltag.core.errors import BudgetError, RecipeError, UsageError
-from reeltag.models.tagger import FAMILIES
+from reeltag.models.families import FAMILIES
 from reeltag.pipeline.plan import plan
 from reeltag.pipeline.stages.trained_model import recipe_model
 from reeltag.recipe.load import known_keys, load_recipe

@@ -18,7 +18,8 @@ from reeltag.core.errors import DataError, ReeltagError, TrainingError
 from reeltag.core.interrupts import Terminated, raise_on_sigterm
 from reeltag.core.progress import Progress, Task
 from reeltag.data.shards import Shards, scan
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 from reeltag.training.checkpoint import TrainingState
 from reeltag.training.replica import Replica
 from reeltag.training.schedule import AveragingSettings, Phase, TrainingSettings, averaging_phase, training_phase

@@ -29,7 +29,8 @@ from reeltag.data.shards import scan
 from reeltag.data.soft_targets import TargetsWriter
 from reeltag.data.synthetic import write_synthetic
 from reeltag.inference import shard_tagger
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 from reeltag.training import checkpoint
 from reeltag.training.checkpoint import TrainingState
 

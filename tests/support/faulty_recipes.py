@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import annotated_types
 from pydantic import BaseModel, StringConstraints
 
-from reeltag.models.tagger import FAMILIES
+from reeltag.models.families import FAMILIES
 from reeltag.recipe.schema import ModelSettings, Recipe, StudentSettings
 
 Path = tuple[str, ...]

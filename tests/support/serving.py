@@ -17,7 +17,8 @@ from reeltag.data.formats.example import encode
 from reeltag.data.formats.tfrecord import frame_record
 from reeltag.data.schema import Schema
 from reeltag.inference.predictor import load
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 
 MISSING = "the extra 'serve' is not installed"
 pytest.importorskip("fastapi", reason=MISSING)

@@ -6,7 +6,8 @@ import torch
 from reeltag.artifact.file import Artifact, Member, quantize_artifact
 from reeltag.data.schema import Feature, Schema
 from reeltag.inference.predictor import Predictor
-from reeltag.models.tagger import FAMILIES, build_tagger, parse_config
+from reeltag.models.families import FAMILIES, parse_config
+from reeltag.models.tagger import build_tagger
 
 WIDTHS, CLASSES = (12, 4), 9
 SCHEMA = Schema(
@@ -44,7 +45,7 @@ OPTIONS = {
 
 
 def small_tagger(family, form, seed=0, **options):
-    small = FAMILIES[family][0].model_fields
+    small = FAMILIES[family].model_fields
     table = {"family": family, "hidden": min(8, small["hidden"].default), "bn_decay": 0.9, **form, **options}
     if table.get("activation") == "default":
         table["activation"] = small["activation"].default

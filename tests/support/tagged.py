@@ -11,7 +11,8 @@ from reeltag.cli.main import main
 from reeltag.core.storage import read_json
 from reeltag.data.pca import read_projections
 from reeltag.data.schema import Schema, read_label_names
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 
 SECONDS = {"beach.mp4": 5, "hall.mp4": 3, "song.m4a": 4, "tram.mp4": 43}
 # What the page must not take for more than text.

@@ -12,7 +12,8 @@ import pytest
 from killing import killer
 from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.core.storage import LOCK
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 from reeltag.recipe.load import load_recipe
 
 RUN = ("run", "recipe.toml", "--out")

@@ -18,7 +18,8 @@ from reeltag.data.formats.tfrecord import write_shard
 from reeltag.data.loader import training_batches
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Shards, scan
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 from reeltag.training import checkpoint
 from reeltag.training.replica import step_seed
 from reeltag.training.schedule import AveragingSettings, TrainingSettings, averaging_phase, training_phase

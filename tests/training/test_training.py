@@ -12,8 +12,9 @@ from reeltag.cli.main import main
 from reeltag.core.errors import ArtifactError
 from reeltag.data.loader import Batch, sequential_batches
 from reeltag.data.shards import Shards
+from reeltag.models.families import parse_config
 from reeltag.models.layers import dequantize
-from reeltag.models.tagger import Tagger, build_tagger, parse_config
+from reeltag.models.tagger import Tagger, build_tagger
 from reeltag.training import checkpoint
 from reeltag.training.replica import Replica, clip_gradients, mix_videos
 from reeltag.training.schedule import AveragingSettings, TrainingSettings, averaging_phase, training_phase

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from reeltag.data.shards import Shards
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 from reeltag.training import checkpoint
 from reeltag.training.log import LOG, TrainingLog, steps_a_row
 from reeltag.training.replica import Replica

@@ -14,7 +14,8 @@ from reeltag.core.progress import PlainProgress
 from reeltag.data.shards import Manifest, Shards
 from reeltag.inference.metrics.evaluation import evaluate_predictions
 from reeltag.inference.predictor import load
-from reeltag.models.tagger import build_tagger, parse_config
+from reeltag.models.families import parse_config
+from reeltag.models.tagger import build_tagger
 from reeltag.pipeline.plan import plan
 from reeltag.pipeline.stages.files import split
 from reeltag.recipe.load import load_recipe

@@ -16,19 +16,21 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
+from reeltag.artifact.budget import explain_over_budget
 from reeltag.artifact.quantization.encodings import QuantizedTensor, State, assemble
-from reeltag.artifact.quantization.quantize import Encoding, dequantize_state, quantize_state
+from reeltag.artifact.quantization.quantize import dequantize_state, quantize_state
+from reeltag.artifact.quantization.sizes import Encoding
 from reeltag.core import tensorfile
 from reeltag.core.download_cache import fetch
 from reeltag.core.errors import ArtifactError, BudgetError, UsageError
 from reeltag.core.storage import atomic_path
-from reeltag.core.text import megabytes
 from reeltag.core.transfer import is_url
 from reeltag.core.validation import describe_fault
 from reeltag.data.pca import ARRAYS, Projection
 from reeltag.data.schema import Schema
 from reeltag.models.config import TaggerConfig
-from reeltag.models.tagger import AnyTaggerConfig, Tagger, meta_tagger
+from reeltag.models.families import AnyTaggerConfig
+from reeltag.models.tagger import Tagger, meta_tagger
 
 FORMAT = 2
 SHARED_FILE = "model.safetensors"  # the artifact's name in a folder for the Hub
@@ -160,29 +162,6 @@ def artifact_header(artifact: Artifact) -> dict[str, Any]:
         ],
         "provenance": dict(artifact.provenance),
     }
-
-
-def explain_over_budget(size: int, budget: int, overhead: int, sizes: Mapping[str, int], order: Sequence[str]) -> str:
-    """Explain by how much a file exceeds its budget and which members would fit.
-
-    Args:
-        size: bytes of the file.
-        budget: largest allowed size in bytes.
-        overhead: bytes of everything but the weights.
-        sizes: bytes of each member's weights.
-        order: names of the members, in the order in which they are tried.
-    """
-    fitting, total = [], overhead
-    for name in order:
-        if total + sizes[name] <= budget:
-            fitting.append(name)
-            total += sizes[name]
-    fit = f"{', '.join(fitting)} would fit ({megabytes(total)})" if fitting else "no single member would fit"
-    listing = ", ".join(f"{name} {megabytes(size)}" for name, size in sizes.items())
-    return (
-        f"the file would have {megabytes(size)}, {megabytes(size - budget)} over the budget of {megabytes(budget)}; "
-        f"members: {listing}; {fit}; leave members out, make them smaller, or raise budget_mb"
-    )
 
 
 def load_artifact(path: Path) -> Artifact:

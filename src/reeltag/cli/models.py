@@ -25,7 +25,7 @@ def quantize(model: Path, /, *, out: Path, encoding: Encoding = "uniform-8", jso
         out: A new .reeltag file.
         encoding: Encoding of the weights.
     """
-    from reeltag.artifact.quantization.quantize import MIN_ELEMENTS
+    from reeltag.artifact.quantization.sizes import MIN_ELEMENTS
     from reeltag.core.text import megabytes
     from reeltag.inference.quantize_file import quantize_file
 

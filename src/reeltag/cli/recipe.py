@@ -89,14 +89,14 @@ def check(*recipes: OneOrMore, set_: Overrides = [], json: Json = False) -> None
     Args:
         recipes: TOML files, or names of recipes that come with reeltag.
     """
-    from reeltag.pipeline.plan import plan
+    from reeltag.pipeline.stages.check import check_recipe
     from reeltag.recipe.load import load_recipe
 
     faults: dict[str, list[str]] = {}
     for each in recipes:
         faults[each] = []
         try:
-            plan(load_recipe(each, set_), without_data=True)
+            check_recipe(load_recipe(each, set_), without_data=True)
         except RecipeError as error:
             faults[each] = list(error.faults)
         except ReeltagError as error:

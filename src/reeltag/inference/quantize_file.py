@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from reeltag.artifact.file import load_artifact, quantize_artifact, save_artifact
-from reeltag.artifact.quantization.quantize import Encoding, stored_as
+from reeltag.artifact.quantization.quantize import stored_as
+from reeltag.artifact.quantization.sizes import Encoding
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import refuse_existing
 from reeltag.inference.predictor import Predictor, resolve_model

@@ -8,34 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from reeltag.models.config import TaggerConfig
+from reeltag.models.families import AttentionConfig
 from reeltag.models.frames import Frames
 from reeltag.models.layers import Pooling, normal
-
-
-class AttentionConfig(TaggerConfig):
-    """Keys of the attention family."""
-
-    family: Literal["attention"]
-    width: int = Field(512, gt=0, description="W, width that frames are projected to")
-    heads: int = Field(8, gt=0, description="attention heads; divide the width")
-    queries: int = Field(4, gt=0, description="Q, learned queries; the pooled vector has Q·W numbers")
-
-    @field_validator("heads")
-    @classmethod
-    def _divides_the_width(cls, value: int, info: ValidationInfo) -> int:
-        width = info.data.get("width")
-        if width is not None and width % value:
-            allowed = ", ".join(str(heads) for heads in range(1, min(width, 64) + 1) if width % heads == 0)
-            raise ValueError(f"{value} must divide width = {width}; allowed: {allowed}")
-        return value
 
 
 class AttentionPooling(Pooling):

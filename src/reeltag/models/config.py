@@ -1,4 +1,4 @@
-"""Configuration that all taggers share; each family adds its own keys in its file.
+"""Configuration that all taggers share; each family adds its own keys in `families.py`.
 
 A rule between two keys is a validator of the later key, so that one pass finds every fault. Rules that need the widths
 of the features read them from pydantic's validation context.
@@ -131,3 +131,8 @@ def at_least_for_further_features(value: int, info: ValidationInfo, share: int) 
     if len(feature_widths(info)) > 1 and value < share:
         raise ValueError(f"{value} must be at least {share}, because each further feature gets 1/{share} of it")
     return value
+
+
+def shares(count: int, features: int, divisor: int) -> list[int]:
+    """Return the number of clusters of each feature: `count` for the first, count/divisor for each further one."""
+    return [count, *[count // divisor] * (features - 1)]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from reeltag.models.config import GatingConfig, TaggerConfig, at_least_for_further_features
+from reeltag.models.config import shares
+from reeltag.models.families import DBoFConfig
 from reeltag.models.frames import Frames
 from reeltag.models.layers import (
     Clusters,
@@ -21,25 +20,7 @@ from reeltag.models.layers import (
     batch_norm,
     l2_normalize,
     normal,
-    shares,
 )
-
-
-class DBoFConfig(TaggerConfig):
-    """Keys of the deep-bag-of-frames family."""
-
-    family: Literal["dbof"]
-    pooling: Literal["max", "mean", "soft", "soft+max", "gated"] = Field(
-        "gated", description="classic (max, mean), soft (with or without the maximum), or gated"
-    )
-    clusters: int = Field(4096, gt=0, description="K; soft and gated: of the first feature, each further one gets K/8")
-    gating: GatingConfig = GatingConfig(kind="none")
-
-    @field_validator("clusters")
-    @classmethod
-    def _clusters_for_all(cls, value: int, info: ValidationInfo) -> int:
-        joint = info.data.get("pooling") in ("max", "mean")
-        return value if joint else at_least_for_further_features(value, info, 8)
 
 
 class ClassicDBoF(Clusters, Pooling):

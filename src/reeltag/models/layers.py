@@ -122,11 +122,6 @@ class PerFeature(Pooling):
         return torch.cat([part(piece) for part, piece in zip(self.parts, pieces, strict=True)], 1)
 
 
-def shares(count: int, features: int, divisor: int) -> list[int]:
-    """Return the number of clusters of each feature: `count` for the first, count/divisor for each further one."""
-    return [count, *[count // divisor] * (features - 1)]
-
-
 class FrameNorm(nn.Module):
     """Batch norm over all frames of a batch, each weighted by its count.
 

@@ -8,22 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import Tensor
 
-from reeltag.models.config import GatingConfig, HiddenWidth, TaggerConfig
+from reeltag.models.families import MeanConfig
 from reeltag.models.frames import Frames
 from reeltag.models.layers import Pooling
-
-
-class MeanConfig(TaggerConfig):
-    """Keys of the mean family; by default the head reads the mean itself."""
-
-    family: Literal["mean"]
-    input_norm: bool = False
-    hidden: HiddenWidth = 0
-    gating: GatingConfig = GatingConfig(kind="none")
 
 
 class Mean(Pooling):

@@ -4,38 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from reeltag.models.config import TaggerConfig, at_least_for_further_features
+from reeltag.models.config import shares
+from reeltag.models.families import NetFVConfig
 from reeltag.models.frames import Frames
-from reeltag.models.layers import PerFeature, SoftAssignment, intra_normalize, l2_normalize, normal, shares
+from reeltag.models.layers import PerFeature, SoftAssignment, intra_normalize, l2_normalize, normal
 
 VARIANCE_FLOOR = 1e-6
-
-
-class NetFVConfig(TaggerConfig):
-    """Keys of the NetFV family."""
-
-    family: Literal["netfv"]
-    clusters: int = Field(64, gt=1, description="K of the first feature; each further one gets K/2")
-    centres: Literal["free", "coupled"] = Field("free", description="coupled: the assignment's weights, scaled")
-    coupling: float = Field(0.01, gt=0, description="scale of coupled centres")
-
-    @field_validator("clusters")
-    @classmethod
-    def _clusters_for_all(cls, value: int, info: ValidationInfo) -> int:
-        return at_least_for_further_features(value, info, 2)
-
-    @field_validator("coupling")
-    @classmethod
-    def _needs_coupled_centres(cls, value: float, info: ValidationInfo) -> float:
-        if info.data.get("centres") == "free" and not cls._is_default(info, value):
-            raise ValueError(f'{value} needs centres = "coupled"')
-        return value
 
 
 class NetFVFeature(nn.Module):

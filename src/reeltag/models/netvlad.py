@@ -4,28 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from reeltag.models.config import TaggerConfig, at_least_for_further_features
+from reeltag.models.config import shares
+from reeltag.models.families import NetVLADConfig
 from reeltag.models.frames import Frames
-from reeltag.models.layers import PerFeature, SoftAssignment, intra_normalize, normal, shares
-
-
-class NetVLADConfig(TaggerConfig):
-    """Keys of the NetVLAD family."""
-
-    family: Literal["netvlad"]
-    clusters: int = Field(64, gt=1, description="K of the first feature; each further one gets K/2")
-    centres: Literal["free", "none"] = Field("free", description="none is LightVLAD")
-
-    @field_validator("clusters")
-    @classmethod
-    def _clusters_for_all(cls, value: int, info: ValidationInfo) -> int:
-        return at_least_for_further_features(value, info, 2)
+from reeltag.models.layers import PerFeature, SoftAssignment, intra_normalize, normal
 
 
 class NetVLADFeature(nn.Module):

@@ -4,63 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from reeltag.models.config import (
-    Activation,
-    GatingConfig,
-    TaggerConfig,
-    at_least_for_further_features,
-    feature_widths,
-)
+from reeltag.models.config import shares
+from reeltag.models.families import NeXtVLADConfig, groups_of
 from reeltag.models.frames import Frames
-from reeltag.models.layers import Dropout, FrameNorm, PerFeature, batch_norm, l2_normalize, normal, shares
-
-
-class NeXtVLADConfig(TaggerConfig):
-    """Keys of the NeXtVLAD family."""
-
-    family: Literal["nextvlad"]
-    clusters: int = Field(64, gt=1, description="K of the first feature; each further one gets K/2")
-    expansion: int = Field(2, gt=0, description="λ, a frame is projected from D to λ·D first")
-    groups: int = Field(8, gt=0, description="G of the first feature; each further one gets G/2")
-    vlad_dropout: float = Field(0.5, ge=0, lt=1, description="fraction of the pooled vector dropped in training")
-    input_norm: bool = False
-    activation: Activation = "norm"
-    gating: GatingConfig = GatingConfig(kind="se")
-
-    @field_validator("clusters")
-    @classmethod
-    def _clusters_for_all(cls, value: int, info: ValidationInfo) -> int:
-        return at_least_for_further_features(value, info, 2)
-
-    @field_validator("groups")
-    @classmethod
-    def _divides_every_feature(cls, value: int, info: ValidationInfo) -> int:
-        widths, expansion = feature_widths(info), info.data.get("expansion")
-        if expansion is None or not widths:
-            return value
-        for width, groups in zip(widths, groups_of(value, len(widths)), strict=True):
-            if expansion * width % groups:
-                allowed = [str(g) for g in range(1, 65) if _fits(g, widths, expansion)]
-                raise ValueError(
-                    f"{value} must divide expansion·D for every feature, here {expansion}·{width} by {groups}; "
-                    f"allowed: {', '.join(allowed)}"
-                )
-        return value
-
-
-def groups_of(count: int, features: int) -> list[int]:
-    """Return the number of groups of each feature: G for the first, max(1, G/2) for each further one."""
-    return [max(1, groups) for groups in shares(count, features, 2)]
-
-
-def _fits(count: int, widths: Sequence[int], expansion: int) -> bool:
-    return all(expansion * width % g == 0 for width, g in zip(widths, groups_of(count, len(widths)), strict=True))
+from reeltag.models.layers import Dropout, FrameNorm, PerFeature, batch_norm, l2_normalize, normal
 
 
 class NeXtVLADFeature(nn.Module):

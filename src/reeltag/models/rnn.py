@@ -10,52 +10,21 @@ import logging
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from reeltag.core.distributed.collectives import drawn
 from reeltag.core.distributed.process_group import rank
-from reeltag.models.config import GatingConfig, HiddenWidth, TaggerConfig, feature_widths
+from reeltag.models.config import shares
+from reeltag.models.families import Cell, RNNConfig
 from reeltag.models.frames import Frames
-from reeltag.models.layers import FrameNorm, Pooling, glorot, shares
-
-Cell = Literal["lstm", "gru", "gru-torch"]
+from reeltag.models.layers import FrameNorm, Pooling, glorot
 
 logger = logging.getLogger(__name__)
-
-
-class RNNConfig(TaggerConfig):
-    """Keys of the RNN family; by default the head reads the state itself."""
-
-    family: Literal["rnn"]
-    cell: Cell = Field(
-        "lstm",
-        description="gru resets its state before the matrix product, as published (TensorFlow 1); "
-        "gru-torch after it, the form that cuDNN has kernels for",
-    )
-    cells: int = Field(1024, gt=1, multiple_of=2, description="H; the first layer has H/2 each way")
-    paths: Literal["joint", "dual"] = Field(
-        "joint", description="dual: a stack for each feature after BN, FC, BN and relu6; further ones have H/8 cells"
-    )
-    shuffle: bool = Field(False, description="shuffle the frames in training")
-    input_norm: bool = False
-    hidden: HiddenWidth = 0
-    gating: GatingConfig = GatingConfig(kind="none")
-
-    @field_validator("paths")
-    @classmethod
-    def _cells_for_all(cls, value: str, info: ValidationInfo) -> str:
-        cells = info.data.get("cells")
-        if value == "dual" and cells is not None and len(feature_widths(info)) > 1 and cells % 16:
-            raise ValueError(
-                f"'dual' gives each further feature cells/8, which must be even; cells = {cells} is no multiple of 16"
-            )
-        return value
 
 
 class CuDNNLayer(nn.Module):

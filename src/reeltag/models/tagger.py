@@ -1,69 +1,43 @@
-"""The tagger, input → pooling → hidden layer → gating → head, and the registry of families."""
+"""The tagger, input → pooling → hidden layer → gating → head, and the poolings of the families."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from pydantic import GetCoreSchemaHandler, TypeAdapter
-from pydantic_core import CoreSchema, core_schema
 from torch import Tensor, nn
 
 from reeltag.core.distributed.process_group import world_size
 from reeltag.core.errors import UsageError
-from reeltag.models.attention import AttentionConfig, AttentionPooling
+from reeltag.models.attention import AttentionPooling
 from reeltag.models.config import TaggerConfig
-from reeltag.models.dbof import DBoFConfig, build_dbof
+from reeltag.models.dbof import build_dbof
 from reeltag.models.frames import Frames, frame_mask
 from reeltag.models.gating import build_gate
 from reeltag.models.heads import build_head
 from reeltag.models.layers import Dropout, Hidden, InputNorm, Pooling, dequantize, l2_normalize
-from reeltag.models.mean import Mean, MeanConfig
-from reeltag.models.netfv import NetFV, NetFVConfig
-from reeltag.models.netvlad import NetVLAD, NetVLADConfig
-from reeltag.models.nextvlad import NeXtVLAD, NeXtVLADConfig
-from reeltag.models.rnn import RNN, RNNConfig
+from reeltag.models.mean import Mean
+from reeltag.models.netfv import NetFV
+from reeltag.models.netvlad import NetVLAD
+from reeltag.models.nextvlad import NeXtVLAD
+from reeltag.models.rnn import RNN
 
-# The registry: for each family its configuration and the class or function that builds its pooling.
-FAMILIES: dict[str, tuple[type[TaggerConfig], Callable[[Any, Sequence[int]], Pooling]]] = {
-    "attention": (AttentionConfig, AttentionPooling),
-    "dbof": (DBoFConfig, build_dbof),
-    "mean": (MeanConfig, Mean),
-    "netfv": (NetFVConfig, NetFV),
-    "netvlad": (NetVLADConfig, NetVLAD),
-    "nextvlad": (NeXtVLADConfig, NeXtVLAD),
-    "rnn": (RNNConfig, RNN),
+# For each family the class or function that builds its pooling from its configuration and the widths of the features.
+POOLINGS: dict[str, Callable[[Any, Sequence[int]], Pooling]] = {
+    "attention": AttentionPooling,
+    "dbof": build_dbof,
+    "mean": Mean,
+    "netfv": NetFV,
+    "netvlad": NetVLAD,
+    "nextvlad": NeXtVLAD,
+    "rnn": RNN,
 }
 
 
 # Frames that are tagged at a time on a CPU; with fewer, its matrix products are slower.
 CHUNK_FRAMES = 4800
-
-
-class _ByFamily:
-    """Annotation that makes pydantic choose the configuration's class by its `family` key."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        choices = {name: handler.generate_schema(config) for name, (config, _) in FAMILIES.items()}
-        return core_schema.tagged_union_schema(choices, discriminator="family")
-
-
-AnyTaggerConfig = Annotated[TaggerConfig, _ByFamily()]
-
-
-def parse_config(table: Any, widths: Sequence[int] = ()) -> TaggerConfig:
-    """Parse the configuration of a tagger.
-
-    Args:
-        table: its keys, `family` among them.
-        widths: D_f of the features that the tagger will read, so that sizes that do not fit them are reported too.
-
-    Raises:
-        pydantic.ValidationError: unknown family, unknown key, wrong or contradictory values; lists all of them.
-    """
-    adapter: TypeAdapter[TaggerConfig] = TypeAdapter(AnyTaggerConfig)
-    return adapter.validate_python(table, context={"widths": tuple(widths)})
 
 
 class Tagger(nn.Module):
@@ -79,7 +53,7 @@ class Tagger(nn.Module):
         super().__init__()
         self.config = config
         self.input_norm = InputNorm(sum(widths)) if config.input_norm else None
-        self.pooling = FAMILIES[config.family][1](config, widths)
+        self.pooling = POOLINGS[config.family](config, widths)
         width, self.hidden = self.pooling.outputs, None
         if config.hidden:
             self.hidden = Hidden(width, config.hidden, self.pooling.scale, config.activation)
@@ -161,9 +135,25 @@ def meta_tagger(config: TaggerConfig, widths: Sequence[int], classes: int) -> Ta
     Raises:
         UsageError: a tensor would be larger than torch can address.
     """
+    with _on_meta_device(config):
+        return Tagger(config, widths, classes)
+
+
+def meta_pooling(config: TaggerConfig, widths: Sequence[int]) -> Pooling:
+    """Build a pooling on the meta device.
+
+    Raises:
+        UsageError: as `meta_tagger`.
+    """
+    with _on_meta_device(config):
+        return POOLINGS[config.family](config, widths)
+
+
+@contextmanager
+def _on_meta_device(config: TaggerConfig) -> Iterator[None]:
     try:
         with torch.device("meta"):
-            return Tagger(config, widths, classes)
+            yield
     except (RuntimeError, TypeError) as error:  # TypeError: a single size is too large
         reason = str(error).splitlines()[0]
         raise UsageError(f"{config.family}: is larger than any memory ({reason}); make its sizes smaller") from error

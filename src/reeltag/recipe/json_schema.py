@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from reeltag.data.schema import PRESETS
-from reeltag.models.tagger import FAMILIES
+from reeltag.models.families import FAMILIES
 from reeltag.recipe.schema import Recipe
 
 Node = dict[str, Any]
@@ -21,7 +21,7 @@ def recipe_schema() -> Node:
     tables: dict[str, Node] = schema["$defs"]
     for name in ("ModelSettings", "StudentSettings"):
         tables[name] = _by_family(tables[name], tables)
-    for config, _ in FAMILIES.values():
+    for config in FAMILIES.values():
         del tables[config.__name__]
     preset = {"enum": sorted(PRESETS)}
     layout = tables["Schema"]
@@ -41,7 +41,7 @@ def _by_family(table: Node, tables: dict[str, Node]) -> Node:
         "additionalProperties": {"type": "array", "minItems": 1},
     }
     branches = []
-    for family, (config, _) in sorted(FAMILIES.items()):
+    for family, config in sorted(FAMILIES.items()):
         then = {"properties": {**tables[config.__name__]["properties"], **own}, "additionalProperties": False}
         branches.append({"if": {"properties": {"family": {"const": family}}}, "then": then})
     return {

@@ -18,7 +18,7 @@ from reeltag.core.validation import describe_fault, format_value
 from reeltag.data.schema import expand_preset
 from reeltag.data.synthetic import SyntheticSettings
 from reeltag.models.config import TaggerConfig
-from reeltag.models.tagger import FAMILIES, parse_config
+from reeltag.models.families import FAMILIES, parse_config
 from reeltag.recipe.renamed_keys import rename_old_keys
 from reeltag.recipe.schema import NAME, Recipe
 from reeltag.recipe.shipped import path_of
@@ -174,8 +174,8 @@ def describe(fault: ErrorDetails, keys: Sequence[str] = ()) -> str:
 
 def _hint(key: str, family: str | None, keys: Sequence[str]) -> str:
     """What may have been meant by a key that stands where it is not known."""
-    here = keys or (list(FAMILIES[family][0].model_fields) if family else known_keys())
-    if family and (others := [name for name, (config, _) in FAMILIES.items() if key in config.model_fields]):
+    here = keys or (list(FAMILIES[family].model_fields) if family else known_keys())
+    if family and (others := [name for name, config in FAMILIES.items() if key in config.model_fields]):
         return f" of {family}, but of {', '.join(others)}; {family} has {', '.join(here)}"
     if question := did_you_mean(key, here):
         return f"; {question}"

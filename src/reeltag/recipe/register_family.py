@@ -8,8 +8,9 @@ from typing import Any, get_args
 from reeltag.artifact.file import HEADERS
 from reeltag.core.errors import UsageError
 from reeltag.models.config import TaggerConfig
+from reeltag.models.families import FAMILIES
 from reeltag.models.layers import Pooling
-from reeltag.models.tagger import FAMILIES
+from reeltag.models.tagger import POOLINGS
 from reeltag.recipe.load import known_keys
 from reeltag.recipe.schema import ModelSettings, Recipe, StudentSettings
 
@@ -30,11 +31,11 @@ def register_family(name: str, config: type[TaggerConfig], pooling: Callable[[An
         UsageError: another family has the name, or the configuration has another.
     """
     known = FAMILIES.get(name)
-    if known is not None and (known[0].__module__, known[0].__qualname__) != (config.__module__, config.__qualname__):
+    if known is not None and (known.__module__, known.__qualname__) != (config.__module__, config.__qualname__):
         raise UsageError(f"family {name!r}: there is one already; choose another name")
     if get_args(config.model_fields["family"].annotation) != (name,):
         raise UsageError(f'family {name!r}: {config.__name__} should say family: Literal["{name}"]')
-    FAMILIES[name] = (config, pooling)
+    FAMILIES[name], POOLINGS[name] = config, pooling
     for table in (*HEADERS, ModelSettings, StudentSettings, Recipe):
         table.model_rebuild(force=True)
     known_keys.cache_clear()

@@ -16,11 +16,10 @@ from pydantic import (
     model_validator,
 )
 
-from reeltag.artifact.quantization.quantize import ENCODINGS, Encoding
+from reeltag.artifact.quantization.sizes import ENCODINGS, Encoding
 from reeltag.core.storage import content_hash
 from reeltag.core.validation import count_or
-from reeltag.data.soft_targets import TopK
-from reeltag.models.tagger import FAMILIES, AnyTaggerConfig
+from reeltag.models.families import FAMILIES, AnyTaggerConfig
 from reeltag.recipe.data import DataSettings, LimitSettings, RecipeTable
 from reeltag.training.schedule import NOT_DECISIVE, AveragingSettings, TrainingSettings
 
@@ -126,7 +125,9 @@ class DistillationSettings(RecipeTable):
     folds: int = Field(
         0, ge=0, le=20, description="F: each video's targets come from teachers trained without its fold; 0: in-sample"
     )
-    top_k: Annotated[TopK, count_or("dense")] = Field(100, description="probabilities kept a video, or dense")
+    top_k: Annotated[int | Literal["dense"], count_or("dense")] = Field(
+        100, description="probabilities kept a video, or dense"
+    )
     label_weight: float = Field(0.5, ge=0, le=1, description="λ, share of the labels in a student's loss")
     dropout: float | None = Field(
         None, ge=0, lt=1, description="of students with a teacher's architecture, otherwise the teacher's"

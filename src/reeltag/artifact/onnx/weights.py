@@ -14,13 +14,13 @@ from torch import Tensor
 
 from reeltag.artifact.onnx.graph import Graph, Value
 from reeltag.artifact.quantization.encodings import (
-    GROUP,
     CodebookTensor,
     GroupTensor,
     HalfTensor,
     QuantizedTensor,
     State,
 )
+from reeltag.artifact.quantization.sizes import GROUP
 
 # A larger matrix is multiplied in pieces of this many elements, so that dequantizing it in every call needs little
 # memory. Pieces have a multiple of 256 rows, the block size of 8-bit kernels.

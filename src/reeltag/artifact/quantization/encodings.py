@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-LEVELS = 256
-GROUP = 64
+from reeltag.artifact.quantization.sizes import GROUP, LEVELS, channel_count
+
 # Elements processed at a time. As float64 they fit the cache, and malloc reuses their memory; with 65,536 elements page
 # faults make it 7 times slower.
 CHUNK = 16_384
@@ -219,14 +219,6 @@ def _is(tensor: Tensor, dtype: torch.dtype, *shape: int) -> bool:
     return tensor.dtype == dtype and (not shape or tuple(tensor.shape) == shape)
 
 
-def channel_count(shape: Sequence[int]) -> int:
-    """Return the length of the last dimension; a vector is one channel."""
-    return shape[-1] if len(shape) > 1 else 1
-
-
-State = Mapping[str, "Tensor | QuantizedTensor"]
-
-
 def assemble(parts: Mapping[str, Tensor]) -> Tensor | QuantizedTensor | None:
     """Assemble a tensor from its stored parts; return None if they do not form a known encoding."""
     codes, others = parts.get(""), {name: tensor for name, tensor in parts.items() if name}
@@ -243,3 +235,6 @@ def assemble(parts: Mapping[str, Tensor]) -> Tensor | QuantizedTensor | None:
     kind = kinds.get(tuple(sorted(others)))
     value = kind(codes, **others) if kind else None
     return value if value is not None and value.consistent() else None
+
+
+State = Mapping[str, "Tensor | QuantizedTensor"]

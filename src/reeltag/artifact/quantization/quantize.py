@@ -7,8 +7,8 @@ scale per group of 64 elements, go beyond the paper.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,27 +17,27 @@ from torch import Tensor
 
 from reeltag.artifact.quantization.encodings import (
     CHUNK,
-    GROUP,
-    LEVELS,
     ChannelTensor,
     CodebookTensor,
     GroupTensor,
     HalfTensor,
     QuantizedTensor,
     State,
+)
+from reeltag.artifact.quantization.sizes import (
+    GROUP,
+    LEVELS,
+    Encoding,
     channel_count,
+    encoded_bytes,
+    is_quantized,
 )
 from reeltag.core.errors import UsageError
 
-# Tensors of at most this many elements (batch norm, biases) stay float32.
-MIN_ELEMENTS = 17_000
 KMEANS_ROUNDS = 100
 # Elements this close to the midpoint of two values, in steps, are rounded by the exact rule. Minimum and maximum of a
 # float32 tensor differ by at least 2^-24 of their size, so float64 rounding moves a midpoint by less than 2^-18 steps.
 UNSURE = 2**-10
-
-Encoding = Literal["float32", "float16", "uniform-8", "kmeans-8", "quantile-8", "channel-8", "group-4"]
-ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 
 Floats = npt.NDArray[np.float64]
 
@@ -159,7 +159,7 @@ def _quantize_groups(tensor: Tensor) -> GroupTensor:
 
 def is_large(tensor: Tensor) -> bool:
     """Return True if a tensor is large enough to be quantized."""
-    return tensor.is_floating_point() and tensor.numel() > MIN_ELEMENTS
+    return tensor.is_floating_point() and is_quantized(tensor.shape)
 
 
 def quantize_state(state: State, encoding: Encoding = "uniform-8") -> dict[str, Tensor | QuantizedTensor]:
@@ -184,20 +184,6 @@ def stored_as(state: State) -> str:
 def quantized_bytes(state: State, encoding: Encoding = "uniform-8") -> int:
     """Return the bytes of the tensors after quantization; meta tensors suffice, since only shapes matter."""
     return sum(
-        _quantized_bytes(value.shape, encoding) if isinstance(value, Tensor) and is_large(value) else value.nbytes
+        encoded_bytes(value.shape, encoding) if isinstance(value, Tensor) and is_large(value) else value.nbytes
         for value in state.values()
     )
-
-
-def _quantized_bytes(shape: Sequence[int], encoding: Encoding) -> int:
-    elements = math.prod(shape)
-    if encoding == "float32":
-        return 4 * elements
-    if encoding == "float16":
-        return 2 * elements
-    if encoding == "channel-8":
-        return elements + 8 * channel_count(shape)
-    if encoding == "group-4":
-        groups = -(-elements // GROUP)
-        return groups * (GROUP // 2 + 4) + 8 * len(shape)
-    return elements + 4 * LEVELS

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from reeltag.artifact.file import Member
-from reeltag.artifact.quantization.encodings import LEVELS, CodebookTensor
+from reeltag.artifact.quantization.encodings import CodebookTensor
+from reeltag.artifact.quantization.sizes import LEVELS
 from reeltag.artifact.tensorflow.bundle import Array, index_path, read_checkpoint
 from reeltag.core.errors import ArtifactError
 from reeltag.data.schema import Schema

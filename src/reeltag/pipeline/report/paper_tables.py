@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from reeltag.artifact.quantization.quantize import ENCODINGS
+from reeltag.artifact.quantization.sizes import ENCODINGS
 from reeltag.core.text import megabytes
 
 PAPER_AVERAGING = {"rnn": 0.00339, "netfv": -0.00186, "dbof": 0.00216, "netvlad": 0.00072}

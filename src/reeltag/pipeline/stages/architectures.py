@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from reeltag.core.storage import read_json
-from reeltag.pipeline.executor import Job
 from reeltag.pipeline.stages.files import SELECTION
-from reeltag.recipe.schema import ModelSettings
+from reeltag.recipe.schema import ModelSettings, Recipe
 from reeltag.training.schedule import TrainingSettings
+
+if TYPE_CHECKING:
+    from reeltag.pipeline.executor import Job
 
 
 @dataclass(frozen=True)
@@ -69,3 +72,38 @@ class TeacherArchitecture:
 
 
 Architecture = FixedArchitecture | TeacherArchitecture
+
+
+def select_stage(family: str) -> str:
+    """Return the name of the stage that selects a family's teachers."""
+    return f"select.{family}"
+
+
+def teacher_architectures(recipe: Recipe, family: str) -> list[TeacherArchitecture]:
+    """Return the architectures of a family's teachers, one for each that will be selected."""
+    assert recipe.distillation is not None
+    names = recipe.families[family]
+    among = tuple(recipe.models[name] for name in names)
+    stage, count = select_stage(family), min(recipe.distillation.teachers, len(names))
+    if count == len(names):  # all models are selected, in their order
+        return [TeacherArchitecture(stage, index, (among[index],)) for index in range(count)]
+    return [TeacherArchitecture(stage, index, among) for index in range(count)]
+
+
+def student_architectures(recipe: Recipe, family: str) -> dict[str, TeacherArchitecture]:
+    """Return the architectures of the students that have those of a family's teachers, by the students' names."""
+    assert recipe.distillation is not None
+    return {
+        f"{family}-student-{teacher.index + 1}": replace(teacher, dropout=recipe.distillation.dropout)
+        for teacher in teacher_architectures(recipe, family)
+    }
+
+
+def member_architectures(recipe: Recipe) -> dict[str, Architecture]:
+    """Return the architectures of all models that the recipe trains and that may become members, by their names."""
+    architectures: dict[str, Architecture] = {}
+    architectures |= {name: FixedArchitecture(model) for name, model in recipe.models.items()}
+    if recipe.distillation is not None:
+        for family in recipe.distilled_families:
+            architectures |= student_architectures(recipe, family)
+    return architectures | {name: FixedArchitecture(student) for name, student in recipe.students.items()}

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from reeltag.artifact.file import Artifact, load_artifact, save_artifact
-from reeltag.core.download_cache import fetch
 from reeltag.core.environment import versions
-from reeltag.core.errors import BudgetError, UsageError
-from reeltag.core.storage import join_path, read_json, write_json
+from reeltag.core.errors import BudgetError
+from reeltag.core.storage import read_json, write_json
 from reeltag.core.text import counted, megabytes
-from reeltag.core.transfer import is_url
 from reeltag.data.holdout import split_halves
-from reeltag.data.pca import Projection, read_projections
-from reeltag.data.schema import read_label_names
 from reeltag.data.shards import Manifest
 from reeltag.inference.metrics.gap import gap
 from reeltag.pipeline.ensemble_search import Option, Selection, contenders, ensemble_gap, frontier, select
 from reeltag.pipeline.executor import Job, Stage
+from reeltag.pipeline.stages.check import Beside, room, shard_names
 from reeltag.pipeline.stages.files import MODEL, WEIGHTS, load_manifest, split
 from reeltag.pipeline.stages.member import MemberStages
 from reeltag.pipeline.stages.students import left_out
 from reeltag.recipe.schema import QuantizationSettings, Recipe
 
-# A member adds to the artifact at most the size of its own file and a few digits in the header. That file has the
-# schema and the versions too, so the header reserves room only for what the artifact alone has, beside the names.
-MEMBER_ROOM, HEADER_ROOM, PCA_ROOM = 512, 1024, 1024
+# A member adds to the artifact at most the size of its own file, which has the schema and the versions too, and a few
+# digits in the header.
+MEMBER_ROOM = 512
 FRONTIER_POINTS = 12
 ENSEMBLE_FORMAT = 1  # raise it when another ensemble is selected from the same predictions
 PACK_FORMAT = 1  # raise it when the same ensemble is written as another file
@@ -77,59 +72,6 @@ def ensemble_stages(
         bytes=2 * size,  # once in the stage's folder, once in the run's
     )
     return [selection, packing]
-
-
-@dataclass(frozen=True)
-class Beside:
-    """Content of the artifact beside the members.
-
-    Attributes:
-        label_names: names of the classes, or None.
-        projections: the PCA of each feature, by name.
-    """
-
-    label_names: tuple[str, ...] | None
-    projections: Mapping[str, Projection]
-
-
-def beside_members(recipe: Recipe, without_data: bool = False) -> Beside:
-    """Read the label names and the PCA before any training, so that a wrong file is reported at once.
-
-    Raises:
-        ArtifactError: the PCA is missing, unless `without_data`, or damaged.
-        UsageError: a file is missing, unless `without_data`, names other classes, or has another PCA.
-    """
-    data = recipe.data
-
-    def readable(name: str | None) -> bool:
-        return bool(name) and not (without_data and not Path(join_path(data.root, name or "")).exists())
-
-    location = join_path(data.root, data.label_names or "")
-    names = read_label_names(location, data.record_schema.classes) if readable(data.label_names) else None
-    return Beside(names, _projections(recipe) if readable(data.pca) else {})
-
-
-def _projections(recipe: Recipe) -> dict[str, Projection]:
-    location = join_path(recipe.data.root, recipe.data.pca or "")
-    projections, _ = read_projections(fetch(location, read_projections) if is_url(location) else Path(location))
-    features = recipe.data.record_schema.features
-    named = {each.name: each.extractor.projection for each in features if each.extractor and each.extractor.projection}
-    if named != {feature: projection.hash for feature, projection in projections.items()}:
-        what = "is not the PCA that data.schema names for its features"
-        raise UsageError(f"data.pca: {location} {what}; give the one beside the shards, with their schema")
-    return projections
-
-
-def room(recipe: Recipe, beside: Beside) -> int:
-    """Return the bytes of the budget that are left to the members; names are stored as JSON inside a JSON string."""
-    content = json.dumps(json.dumps([beside.label_names, _shard_names(recipe)], ensure_ascii=False), ensure_ascii=False)
-    projections = sum(projection.bytes + PCA_ROOM for projection in beside.projections.values())
-    return recipe.budget - HEADER_ROOM - len(content.encode()) - projections
-
-
-def _shard_names(recipe: Recipe) -> list[str]:
-    """Return the names of the training shards, without their folders."""
-    return [Path(pattern).name for pattern in recipe.data.train]
 
 
 @dataclass(frozen=True)
@@ -249,7 +191,7 @@ def pack(recipe: Recipe, members: Sequence[MemberStages], beside: Beside, job: J
         "recipe": recipe.name,
         "recipe_hash": recipe.fingerprint,
         "budget": recipe.budget,
-        "data": {"shards": _shard_names(recipe), "videos": len(split(recipe, load_manifest(job, "train"))[0])},
+        "data": {"shards": shard_names(recipe), "videos": len(split(recipe, load_manifest(job, "train"))[0])},
         "versions": versions(),
         "holdout_gap": {key: value for key, value in selection["holdout"].items() if key != "members"},
     }

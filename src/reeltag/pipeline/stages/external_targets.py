@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from reeltag.core.errors import UsageError
 from reeltag.core.storage import file_hash
 from reeltag.core.text import megabytes
 from reeltag.data.external_predictions import read_predictions
@@ -28,13 +27,8 @@ def external_targets_stage(recipe: Recipe, settings: DistillationSettings, name:
         recipe: the recipe.
         settings: the recipe's table `[distillation]`.
         name: of the teacher in `distillation.predictions`.
-
-    Raises:
-        UsageError: the file is missing.
     """
     path = settings.predictions[name]
-    if not path.is_file():
-        raise UsageError(f"distillation.predictions.{name}: there is no file {path}")
     parameters = {
         "file": file_hash(path),
         "top_k": settings.top_k,

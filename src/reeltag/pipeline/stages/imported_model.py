@@ -6,7 +6,8 @@ from dataclasses import replace
 from functools import cached_property
 
 from reeltag.artifact.file import Artifact, load_artifact, save_artifact
-from reeltag.artifact.quantization.quantize import Encoding, quantized_bytes
+from reeltag.artifact.quantization.quantize import quantized_bytes
+from reeltag.artifact.quantization.sizes import Encoding
 from reeltag.core.errors import ArtifactError, UsageError
 from reeltag.core.storage import file_hash
 from reeltag.core.text import megabytes

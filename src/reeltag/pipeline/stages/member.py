@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from reeltag.artifact.file import load_artifact, quantize_artifact, save_artifact
-from reeltag.artifact.quantization.quantize import Encoding
+from reeltag.artifact.quantization.sizes import Encoding
 from reeltag.core import tensorfile
 from reeltag.core.storage import file_inside, read_json, write_json
 from reeltag.core.text import counted, megabytes

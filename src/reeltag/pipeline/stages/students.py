@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from reeltag.core.storage import read_json, write_json
 from reeltag.pipeline.executor import Job, Stage
-from reeltag.pipeline.stages.architectures import FixedArchitecture
+from reeltag.pipeline.stages.architectures import FixedArchitecture, student_architectures
 from reeltag.pipeline.stages.external_targets import external_targets_stage
 from reeltag.pipeline.stages.files import KEPT
-from reeltag.pipeline.stages.teachers import family_teacher, student_teacher, teacher_architectures
+from reeltag.pipeline.stages.teachers import family_teacher, student_teacher
 from reeltag.pipeline.stages.trained_model import TrainedModelStages
 from reeltag.recipe.schema import DistillationSettings, Recipe, StudentSettings
 
@@ -64,9 +63,7 @@ class DistillationStages:
                 targets[name] = stage.name
         for family in distilled:
             taught_by = tuple(targets[each] for each in (self.recipe.families if cross else (family,)))
-            for teacher_architecture in teacher_architectures(self.recipe, family):
-                name = f"{family}-student-{teacher_architecture.index + 1}"
-                architecture = replace(teacher_architecture, dropout=self.settings.dropout)
+            for name, architecture in student_architectures(self.recipe, family).items():
                 model = TrainedModelStages(self.recipe, name, architecture, taught_by, self.settings.training)
                 self._add(model)
                 self._first.setdefault(family, []).append(model)

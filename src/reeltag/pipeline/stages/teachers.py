@@ -21,7 +21,7 @@ from reeltag.inference.ensemble import BATCH_SIZE, Ensemble, predict_batches
 from reeltag.inference.predictor import load
 from reeltag.pipeline.ensemble_search import best_combination, contenders
 from reeltag.pipeline.executor import Job, Pieces, Stage, Traffic
-from reeltag.pipeline.stages.architectures import TeacherArchitecture
+from reeltag.pipeline.stages.architectures import select_stage, teacher_architectures
 from reeltag.pipeline.stages.files import MODEL, SELECTION, load_manifest, split, split_parameters
 from reeltag.pipeline.stages.gpu_hours import FORWARD_AND_BACKWARD
 from reeltag.pipeline.stages.trained_model import TrainedModelStages, recipe_model
@@ -151,22 +151,6 @@ def _probabilities(files: tuple[Path, ...], manifest: Manifest, indices: Indices
     """Return the mean probabilities [N, C] of the models; batches stay within a shard, so shards are independent."""
     batches = sequential_batches(Shards(manifest), indices, batch_size=BATCH_SIZE)
     return torch.cat([part.probabilities for part in predict_batches(_ensemble(files), batches)])
-
-
-def select_stage(family: str) -> str:
-    """Return the name of the stage that selects a family's teachers."""
-    return f"select.{family}"
-
-
-def teacher_architectures(recipe: Recipe, family: str) -> list[TeacherArchitecture]:
-    """Return the architectures of a family's teachers, one for each that will be selected."""
-    assert recipe.distillation is not None
-    names = recipe.families[family]
-    among = tuple(recipe.models[name] for name in names)
-    stage, count = select_stage(family), min(recipe.distillation.teachers, len(names))
-    if count == len(names):  # all models are selected, in their order
-        return [TeacherArchitecture(stage, index, (among[index],)) for index in range(count)]
-    return [TeacherArchitecture(stage, index, among) for index in range(count)]
 
 
 def family_teacher(recipe: Recipe, family: str) -> tuple[TeacherStages, list[Stage]]:

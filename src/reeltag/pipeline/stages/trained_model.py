@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from reeltag.artifact.quantization.quantize import Encoding
+from reeltag.artifact.quantization.sizes import Encoding
 from reeltag.core.distributed.process_group import rank
 from reeltag.core.storage import read_json, write_json
 from reeltag.core.text import counted

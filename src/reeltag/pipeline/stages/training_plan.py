@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from reeltag.artifact.quantization.quantize import Encoding, quantized_bytes
+from reeltag.artifact.quantization.sizes import Encoding
 from reeltag.core.text import megabytes
 from reeltag.data.soft_targets import row_bytes
 from reeltag.models.tagger import Tagger, meta_tagger
 from reeltag.pipeline.executor import Job, Stage, Traffic
+from reeltag.pipeline.stages.check import architecture_bytes, candidate_shapes
 from reeltag.pipeline.stages.gpu_hours import gpu_hours
 from reeltag.pipeline.stages.training import TRAINING_FORMAT, ModelTraining
 from reeltag.recipe.schema import ModelSettings, Recipe
@@ -129,8 +130,7 @@ class TrainingPlan:
 
     def sizes(self, encoding: Encoding) -> list[int]:
         """Return the bytes of the tensors in an encoding, for each candidate."""
-        candidates = self.training.architecture.candidates
-        return [quantized_bytes(self._meta(candidate).state_dict(), encoding) for candidate in candidates]
+        return architecture_bytes(self._recipe, self.training.architecture, encoding)
 
     @property
     def _recipe(self) -> Recipe:
@@ -141,7 +141,7 @@ class TrainingPlan:
         return max(self.training.architecture.candidates, key=self._weights)
 
     def _weights(self, candidate: ModelSettings) -> int:
-        return sum(parameter.numel() for parameter in self._meta(candidate).parameters())
+        return sum(map(math.prod, candidate_shapes(self._recipe, candidate).parameters))
 
     def _seen(self, epochs: float | None) -> float:
         """Return the number of videos trained on, each as often as it is seen; 0 where their number is not known."""

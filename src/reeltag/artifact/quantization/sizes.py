@@ -1,0 +1,50 @@
+"""Names of the encodings, and the bytes that tensors take in them, from shapes alone and without importing torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from reeltag.models.shapes import TensorShapes
+
+Encoding = Literal["float32", "float16", "uniform-8", "kmeans-8", "quantile-8", "channel-8", "group-4"]
+ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
+
+# Tensors of at most this many elements (batch norm, biases) stay float32.
+MIN_ELEMENTS = 17_000
+LEVELS = 256  # values of a codebook
+GROUP = 64  # elements that share a scale in 4 bits
+
+
+def is_quantized(shape: Sequence[int]) -> bool:
+    """Return True if a float tensor of this shape is large enough to be quantized."""
+    return math.prod(shape) > MIN_ELEMENTS
+
+
+def encoded_bytes(shape: Sequence[int], encoding: Encoding) -> int:
+    """Return the bytes of a large tensor in an encoding."""
+    elements = math.prod(shape)
+    if encoding == "float32":
+        return 4 * elements
+    if encoding == "float16":
+        return 2 * elements
+    if encoding == "channel-8":
+        return elements + 8 * channel_count(shape)
+    if encoding == "group-4":
+        groups = -(-elements // GROUP)
+        return groups * (GROUP // 2 + 4) + 8 * len(shape)
+    return elements + 4 * LEVELS
+
+
+def tagger_bytes(shapes: TensorShapes, encoding: Encoding) -> int:
+    """Return the bytes of a tagger's tensors, of which the large ones are stored in an encoding."""
+    floats = (*shapes.parameters, *shapes.statistics)
+    return 8 * shapes.counters + sum(
+        encoded_bytes(shape, encoding if is_quantized(shape) else "float32") for shape in floats
+    )
+
+
+def channel_count(shape: Sequence[int]) -> int:
+    """Return the length of the last dimension; a vector is one channel."""
+    return shape[-1] if len(shape) > 1 else 1

@@ -1,0 +1,144 @@
+"""Check what the keys of a recipe do not show: the files that it names beside its shards, and its budget.
+
+`reeltag recipe check` runs this alone, and a plan begins with it. Nothing here imports torch, unless the recipe imports
+a model, names a PCA, or has a family from outside.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reeltag.artifact.budget import explain_over_budget
+from reeltag.artifact.quantization.sizes import Encoding, tagger_bytes
+from reeltag.core.download_cache import fetch
+from reeltag.core.errors import BudgetError, UsageError
+from reeltag.core.storage import join_path
+from reeltag.core.transfer import is_url
+from reeltag.data.schema import read_label_names
+from reeltag.models.shapes import TensorShapes, tagger_shapes
+from reeltag.pipeline.stages.architectures import Architecture, member_architectures
+from reeltag.recipe.schema import ModelSettings, Recipe
+
+if TYPE_CHECKING:
+    from reeltag.data.pca import Projection
+    from reeltag.pipeline.stages.imported_model import ImportedModelStages
+
+# The header of the artifact reserves this room for what only the artifact has, beside the names and each PCA.
+HEADER_ROOM, PCA_ROOM = 1024, 1024
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Content of the artifact beside the members.
+
+    Attributes:
+        label_names: names of the classes, or None.
+        projections: the PCA of each feature, by name.
+    """
+
+    label_names: tuple[str, ...] | None
+    projections: Mapping[str, Projection]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Content of the files that a recipe names beside its shards.
+
+    Attributes:
+        beside: content of the artifact beside the members.
+        imported: the imported models.
+    """
+
+    beside: Beside
+    imported: tuple[ImportedModelStages, ...]
+
+
+def check_recipe(recipe: Recipe, *, without_data: bool = False) -> Checked:
+    """Check the files that a recipe names beside its shards, and its budget.
+
+    Args:
+        recipe: the recipe.
+        without_data: allow a missing file of label names or of a PCA.
+
+    Raises:
+        ArtifactError: an imported model or the PCA is missing or damaged.
+        BudgetError: not even the smallest member fits the budget.
+        UsageError: a file is missing, or does not fit the recipe.
+    """
+    imported: list[ImportedModelStages] = []
+    if recipe.imported:
+        from reeltag.pipeline.stages.imported_model import ImportedModelStages  # imports torch
+
+        imported = [ImportedModelStages(recipe, name) for name in recipe.imported]
+    for name, path in (recipe.distillation.predictions if recipe.distillation else {}).items():
+        if not path.is_file():
+            raise UsageError(f"distillation.predictions.{name}: there is no file {path}")
+    beside = beside_members(recipe, without_data)
+    encodings = recipe.quantization.offered
+    sizes = {
+        name: min(min(architecture_bytes(recipe, architecture, encoding)) for encoding in encodings)
+        for name, architecture in member_architectures(recipe).items()
+    }
+    sizes |= {member.name: min(min(member.sizes(encoding)) for encoding in encodings) for member in imported}
+    left = room(recipe, beside)
+    if (smallest := min(sizes.values())) > left:
+        header = recipe.budget - left
+        raise BudgetError(explain_over_budget(header + smallest, recipe.budget, header, sizes, list(sizes)))
+    return Checked(beside, tuple(imported))
+
+
+def candidate_shapes(recipe: Recipe, candidate: ModelSettings) -> TensorShapes:
+    """Return the shapes of the tensors of a model that reads the recipe's data."""
+    schema = recipe.data.record_schema
+    return tagger_shapes(candidate.config, schema.widths, schema.classes)
+
+
+def architecture_bytes(recipe: Recipe, architecture: Architecture, encoding: Encoding) -> list[int]:
+    """Return the bytes of the tensors in an encoding, for each possible architecture of a model."""
+    return [tagger_bytes(candidate_shapes(recipe, each), encoding) for each in architecture.candidates]
+
+
+def beside_members(recipe: Recipe, without_data: bool = False) -> Beside:
+    """Read the label names and the PCA before any training, so that a wrong file is reported at once.
+
+    Raises:
+        ArtifactError: the PCA is missing, unless `without_data`, or damaged.
+        UsageError: a file is missing, unless `without_data`, names other classes, or has another PCA.
+    """
+    data = recipe.data
+
+    def readable(name: str | None) -> bool:
+        return bool(name) and not (without_data and not Path(join_path(data.root, name or "")).exists())
+
+    location = join_path(data.root, data.label_names or "")
+    names = read_label_names(location, data.record_schema.classes) if readable(data.label_names) else None
+    return Beside(names, _projections(recipe) if readable(data.pca) else {})
+
+
+def _projections(recipe: Recipe) -> dict[str, Projection]:
+    from reeltag.data.pca import read_projections  # imports torch
+
+    location = join_path(recipe.data.root, recipe.data.pca or "")
+    projections, _ = read_projections(fetch(location, read_projections) if is_url(location) else Path(location))
+    features = recipe.data.record_schema.features
+    named = {each.name: each.extractor.projection for each in features if each.extractor and each.extractor.projection}
+    if named != {feature: projection.hash for feature, projection in projections.items()}:
+        what = "is not the PCA that data.schema names for its features"
+        raise UsageError(f"data.pca: {location} {what}; give the one beside the shards, with their schema")
+    return projections
+
+
+def room(recipe: Recipe, beside: Beside) -> int:
+    """Return the bytes of the budget that are left to the members; names are stored as JSON inside a JSON string."""
+    content = json.dumps(json.dumps([beside.label_names, shard_names(recipe)], ensure_ascii=False), ensure_ascii=False)
+    projections = sum(projection.bytes + PCA_ROOM for projection in beside.projections.values())
+    return recipe.budget - HEADER_ROOM - len(content.encode()) - projections
+
+
+def shard_names(recipe: Recipe) -> list[str]:
+    """Return the names of the training shards, without their folders."""
+    return [Path(pattern).name for pattern in recipe.data.train]
