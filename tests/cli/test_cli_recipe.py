@@ -214,4 +214,4 @@ sys.exit(status)
     small = [sys.executable, "-c", code, "yt8m-2018", "--set", "budget_mb=0.1"]
     refused = subprocess.run(small, capture_output=True, text=True, check=False)
     assert (refused.returncode, refused.stdout.splitlines()[-1]) == (2, "False")
-    assert "over the budget of 100,000 bytes" in refused.stderr
+    assert "over the budget of 0.10 MB" in refused.stderr

@@ -19,6 +19,7 @@ from reeltag.models.families import FAMILIES, parse_config
 from reeltag.models.tagger import build_tagger
 from reeltag.pipeline.executor import Job
 from reeltag.pipeline.stages import ensemble
+from reeltag.pipeline.stages.check import Beside, room
 from reeltag.pipeline.stages.files import MANIFEST, MODEL, PREDICTIONS, SCORES
 from reeltag.pipeline.stages.member import MemberStages
 from reeltag.recipe.schema import Recipe
@@ -146,16 +147,14 @@ def problem(folder, seed):
     manifest.save(inputs["data.train"] / MANIFEST)
     for name in recipe.models:
         Ready(recipe, name).prepare(job, rng, labels)
-    return recipe, ensemble.Beside(names, {}), job, rng
+    return recipe, Beside(names, {}), job, rng
 
 
 def outcome(recipe, beside, job):
     """What the stages make of a budget: the file's size, or None where no member fits."""
     members = [Ready(recipe, name) for name in recipe.models]
     try:
-        ensemble.select_ensemble(
-            recipe, members, [], ensemble.room(recipe, beside), replace(job, folder=job.inputs["ensemble"])
-        )
+        ensemble.select_ensemble(recipe, members, [], room(recipe, beside), replace(job, folder=job.inputs["ensemble"]))
     except BudgetError as error:
         assert "no member fits" in str(error)
         return None
@@ -176,7 +175,7 @@ def test_no_file_is_over_its_budget_and_none_differs_from_its_members(tmp_path, 
         (tmp_path / str(seed)).mkdir()
         recipe, beside, job, rng = problem(tmp_path / str(seed), seed)
         sizes = [score["bytes"] for name in recipe.models for score in Ready(recipe, name).scores(job).values()]
-        overhead = recipe.budget - ensemble.room(recipe, beside)
+        overhead = recipe.budget - room(recipe, beside)
         for number in range(4):
             budget = overhead + int(rng.integers(0, int(1.1 * sum(sizes) / len(recipe.quantization.measured))))
             tried = recipe.model_copy(update={"budget_mb": budget / 1e6})

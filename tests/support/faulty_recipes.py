@@ -79,7 +79,7 @@ def keys(table: dict[str, Any], model: type[BaseModel] = Recipe, at: Path = ()) 
     for section, settings in (("models", ModelSettings), ("students", StudentSettings)) if not at else ():
         for name, entry in table[section].items():
             yield from keys(table, settings, (section, name))
-            yield from keys(table, FAMILIES[entry["family"]][0], (section, name))
+            yield from keys(table, FAMILIES[entry["family"]], (section, name))
 
 
 def parts(annotation: Any) -> list[Any]:

@@ -165,8 +165,8 @@ def machine() -> dict[str, str]:
     """Describe the machine and its threads, on which the last bits of a sum depend."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": cpuinfo_value("model name") or platform.processor() or "not told",
-        "processors": str(os.cpu_count()),
+        "cpu": cpuinfo_value("model name") or platform.processor() or "unknown",
+        "cpus": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "device": torch.cuda.get_device_name() if default_device() == "cuda" else "cpu",
     }
