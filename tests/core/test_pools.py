@@ -8,25 +8,25 @@ from contextlib import contextmanager
 import pytest
 
 import tasks
-from reeltag.core.distributed.process_pool import Needs, spawned
-from reeltag.core.distributed.ray_pool import ray_cluster
+from reeltag.core.distributed.process_pool import Resources, open_process_pool
+from reeltag.core.distributed.ray_pool import open_ray_pool
 from reeltag.core.errors import UsageError, WorkerError
 
 
 @contextmanager
 def processes():
-    with spawned(["cpu", "cpu"]) as pool:
+    with open_process_pool(["cpu", "cpu"]) as pool:
         yield pool
 
 
 @contextmanager
 def cluster():
     pytest.importorskip("ray", reason="the extra 'ray' is not installed")
-    with ray_cluster() as pool:
+    with open_ray_pool() as pool:
         yield pool
 
 
-POOLS = [processes, pytest.param(cluster, marks=pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one processor"))]
+POOLS = [processes, pytest.param(cluster, marks=pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="only one CPU"))]
 
 
 @pytest.mark.parametrize("opened", POOLS)
@@ -37,26 +37,26 @@ def test_a_pool(opened, tmp_path, monkeypatch):
     for place in places.values():
         place.mkdir()
     with opened() as pool:
-        assert [pool.submit(Needs(), tasks.double, n).result() for n in range(5)] == [0, 2, 4, 6, 8]
+        assert [pool.submit(Resources(), tasks.double, n).result() for n in range(5)] == [0, 2, 4, 6, 8]
         with pytest.raises(UsageError, match=r"^it is so$"):
-            pool.submit(Needs(), tasks.fail, "it is so").result()
-        meetings = [pool.submit(Needs(), tasks.meet, str(places["meeting"]), n, "ab") for n in "ab"]
-        deaths = pool.submit(Needs(), tasks.die, str(places["deaths"]), 2)
+            pool.submit(Resources(), tasks.fail, "it is so").result()
+        meetings = [pool.submit(Resources(), tasks.meet, str(places["meeting"]), n, "ab") for n in "ab"]
+        deaths = pool.submit(Resources(), tasks.die, str(places["deaths"]), 2)
         assert len({meeting.result() for meeting in meetings}) == 2
         assert deaths.result() == 2
         saved = tmp_path / "saved"
-        pool.submit(Needs(), tasks.save_when_told, str(saved))
+        pool.submit(Resources(), tasks.save_when_told, str(saved))
         while not saved.exists():
             time.sleep(0.02)
     assert saved.read_text() == "saved"
 
 
 def test_a_task_that_kills_every_process_is_given_up_and_harms_no_other(tmp_path):
-    with spawned(["cpu", "cpu"]) as pool:
-        death = pool.submit(Needs(), tasks.die, str(tmp_path), 100)
-        others = [pool.submit(Needs(), tasks.double, n) for n in range(20)]
+    with open_process_pool(["cpu", "cpu"]) as pool:
+        death = pool.submit(Resources(), tasks.die, str(tmp_path), 100)
+        others = [pool.submit(Resources(), tasks.double, n) for n in range(20)]
         assert [other.result() for other in others] == [2 * n for n in range(20)]
-        with pytest.raises(WorkerError, match=r"died 4 times over the same work: .* run the same command again"):
+        with pytest.raises(WorkerError, match=r"died 4 times on the same task: .* run the same command again"):
             death.result()
     assert len(list(tmp_path.iterdir())) == 4
 
@@ -65,19 +65,19 @@ def test_each_process_sees_its_device_and_its_share_of_the_threads(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for device, seen in {"cpu": "", "cuda:3": "3", "cuda": None}.items():
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        with spawned([device]) as pool:
-            assert pool.submit(Needs(), tasks.environment, "CUDA_VISIBLE_DEVICES").result() == seen
-            threads = pool.submit(Needs(), tasks.environment, "OMP_NUM_THREADS").result()
+        with open_process_pool([device]) as pool:
+            assert pool.submit(Resources(), tasks.environment, "CUDA_VISIBLE_DEVICES").result() == seen
+            threads = pool.submit(Resources(), tasks.environment, "OMP_NUM_THREADS").result()
             assert int(threads) == len(os.sched_getaffinity(0))
 
 
 @pytest.mark.slow
 def test_a_cluster_without_what_is_needed_says_so(tmp_path):
     pytest.importorskip("ray", reason="the extra 'ray' is not installed")
-    with pytest.raises(UsageError, match="has no GPU, and the recipe asks for one"), ray_cluster(gpu=True):
+    with pytest.raises(UsageError, match="has no GPU, and the recipe asks for one"), open_ray_pool(gpu=True):
         pass
-    with ray_cluster() as pool, pytest.raises(UsageError, match=r"no machine .* has the 1000 processors and 1.00 MB"):
-        pool.submit(Needs(1000, 0, 10**6), tasks.double, 1)
+    with open_ray_pool() as pool, pytest.raises(UsageError, match=r"no machine .* has the 1000 CPUs and 1.00 MB"):
+        pool.submit(Resources(1000, 0, 10**6), tasks.double, 1)
     refused = pytest.raises(UsageError, match=r"127.0.0.1:1: no Ray cluster answers .*check the address")
-    with refused, ray_cluster("127.0.0.1:1"):
+    with refused, open_ray_pool("127.0.0.1:1"):
         pass

@@ -277,7 +277,7 @@ class _PoolOfOneCrash:
     def submit(self, needs, function, *arguments):
         future = Future()
         if arguments[1].name == "3.mp4":
-            future.set_exception(WorkerError("a worker process died 4 times over the same work"))
+            future.set_exception(WorkerError("a worker process died 4 times on the same task"))
             return future
         try:
             future.set_result(function(*arguments))
@@ -287,7 +287,7 @@ class _PoolOfOneCrash:
 
 
 def test_a_video_that_crashes_its_process_is_left_out(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(collecting, "spawned", lambda devices: nullcontext(_PoolOfOneCrash()))
+    monkeypatch.setattr(collecting, "open_process_pool", lambda devices: nullcontext(_PoolOfOneCrash()))
     data = find_videos([str(videos)], videos / "labels.csv")
     found = extract_dataset(data, tmp_path / "out", Settings(image="none"), 2, Progress())
     left_out = {outcome.id: outcome.remarks[0] for outcome in found if outcome.split is None}

@@ -68,7 +68,7 @@ def test_without_onnx_the_other_modes_are_measured(model, capsys, monkeypatch):
             self.result = lambda: function(*arguments)
             return self
 
-    monkeypatch.setattr(benchmark, "spawned", lambda devices: Pool())
+    monkeypatch.setattr(benchmark, "open_process_pool", lambda devices: Pool())
     monkeypatch.setattr(benchmark, "SECONDS", 0.0)
     monkeypatch.setitem(__import__("sys").modules, "reeltag.artifact.onnx.model", None)
     monkeypatch.delattr("reeltag.artifact.onnx.model", raising=False)

@@ -14,7 +14,7 @@ import torch
 
 from conftest import TINY_RUN
 from reeltag.cli.main import main
-from reeltag.core.distributed.process_pool import spawned
+from reeltag.core.distributed.process_pool import open_process_pool
 from reeltag.core.errors import UsageError
 from reeltag.core.progress import Progress
 from reeltag.pipeline import executor
@@ -79,7 +79,7 @@ class Said(Progress):
 
 def test_stages_run_when_their_inputs_are_there_and_never_again(tmp_path):
     said = Said()
-    with spawned(["cpu", "cpu"]) as pool:
+    with open_process_pool(["cpu", "cpu"]) as pool:
         folders = executor.run(DIAMOND, tmp_path, said, pool)
         assert (folders["bottom"] / "text").read_text() == (
             "bottom of (left: left of (top: top of ()), right: right of (top: top of ()))"
@@ -99,14 +99,14 @@ def test_an_error_ends_the_run_and_what_was_finished_stays(tmp_path):
         Stage(name="bad", work=refuse, format=1, inputs=("good",)),
         Stage(name="after", work=note, format=1, inputs=("bad",)),
     ]
-    with spawned(["cpu", "cpu"]) as pool, pytest.raises(UsageError, match=r"^no$"):
+    with open_process_pool(["cpu", "cpu"]) as pool, pytest.raises(UsageError, match=r"^no$"):
         executor.run(stages, tmp_path, Progress(), pool)
     assert executor.statuses(stages, tmp_path) == {"good": "done", "bad": "unfinished", "after": "to do"}
 
 
 def test_pieces_come_before_the_rest_and_one_whose_process_dies_comes_again(tmp_path):
     stage = Stage(name="parted", work=join, format=1, pieces=Pieces(count_pieces, piece_file, write_piece))
-    with spawned(["cpu", "cpu"]) as pool:
+    with open_process_pool(["cpu", "cpu"]) as pool:
         folders = executor.run([stage], tmp_path, Progress(), pool)
     assert (folders["parted"] / "text").read_text() == str([f"piece-{number}" for number in range(5)])
     made = [(folders["parted"] / f"piece-{number}").read_text().splitlines() for number in range(5)]
@@ -123,7 +123,7 @@ def join_or_fail(job):
 @pytest.mark.parametrize("devices", [0, 1])
 def test_pieces_that_are_there_are_not_made_again(tmp_path, devices):
     stage = Stage(name="parted", work=join_or_fail, format=1, pieces=Pieces(count_pieces, piece_file, append_piece))
-    with spawned(["cpu"] * devices) if devices else nullcontext() as pool:
+    with open_process_pool(["cpu"] * devices) if devices else nullcontext() as pool:
         with pytest.raises(UsageError, match="not yet"):
             executor.run([stage], tmp_path, Progress(), pool)
         (folder,) = tmp_path.glob("stages/parted-*")
@@ -198,10 +198,10 @@ def test_a_recipe_ends_with_the_same_bytes(one_by_one, tmp_path, capsys, monkeyp
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--devices", "tpu"], "--devices: 'tpu' is none; give cpu or cuda:N"),
-        (["--devices", "cpu,cuda:99"], "--devices: there is no cuda:99 here"),
-        (["--address", "10.0.0.1:6379"], "--address: is that of a Ray cluster; add --executor ray"),
-        (["--executor", "ray", "--devices", "cpu"], "--devices: are those of this machine"),
+        (["--devices", "tpu"], "--devices: 'tpu' is not a device; give a list of cpu and cuda:N"),
+        (["--devices", "cpu,cuda:99"], "--devices: cuda:99 does not exist, since this machine has "),
+        (["--address", "10.0.0.1:6379"], "--address: is the address of a Ray cluster; add --executor ray"),
+        (["--executor", "ray", "--devices", "cpu"], "--devices: names devices of this machine"),
         (["--devices", "cpu,cpu", "--set", "training.devices=2"], "--devices: gives a stage one device"),
     ],
 )

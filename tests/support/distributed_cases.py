@@ -104,7 +104,12 @@ def every_case(manifest, folder):
         training = Recorded(manifest, folder / name, table, settings)
         state = training.run()
         weights = {part: getattr(state, part) for part in ("model", "optimizer")}
-        found[name] = (training.losses, weights, process_group.gathered(training.ids), process_group.gathered(weights))
+        found[name] = (
+            training.losses,
+            weights,
+            process_group.all_gather(training.ids),
+            process_group.all_gather(weights),
+        )
     return found
 
 
@@ -117,7 +122,7 @@ def one_case(manifest, path, name="netvlad"):
 def in_a_pair(manifest, folder):
     """All that the pair does: what came of it, by what it was."""
     return {
-        "who": process_group.gathered(
+        "who": process_group.all_gather(
             (
                 process_group.rank(),
                 process_group.world_size(),
@@ -125,11 +130,13 @@ def in_a_pair(manifest, folder):
                 process_group.broadcast(os.getpid()),
             )
         ),
-        "agreed": process_group.gathered(process_group.agreed(3 - process_group.rank(), 5 * process_group.rank())),
+        "agreed": process_group.all_gather(
+            process_group.all_reduce_max(3 - process_group.rank(), 5 * process_group.rank())
+        ),
         "cases": every_case(manifest, folder),
         "middle": [resumed(manifest, folder, averaging, until=4) for averaging in (False, True)],
         "not finite": not_finite(manifest, folder / "not finite"),
-        "refused": process_group.gathered(refused(manifest, folder / "refused")),
+        "refused": process_group.all_gather(refused(manifest, folder / "refused")),
     }
 
 
@@ -154,7 +161,7 @@ def not_finite(manifest, path):
     try:
         training.run(seconds=0)
     except TrainingError as error:
-        return process_group.gathered((str(error), len(calls)))
+        return process_group.all_gather((str(error), len(calls)))
     finally:
         reeltag.training.replica.cross_entropy = loss
     return None
@@ -173,7 +180,7 @@ def fails_in_one():
     """A bad record in one process, while the other waits for it."""
     if process_group.rank() == 1:
         raise DataError("is damaged", file="a.tfrecord", record=7, offset=99)
-    process_group.agreed(1)
+    process_group.all_reduce_max(1)
 
 
 class Told(Progress):

@@ -250,7 +250,7 @@ def test_a_process_that_is_killed_ends_all_with_one_message(tmp_path):
         assert process.returncode == 1
         # A loader of the killed one may still say that it is gone.
         said = "".join(line for line in said.splitlines(True) if not line.startswith("[rank1]"))
-        assert said.startswith("WorkerError: process 1 of the training ended before its work was done")
+        assert said.startswith("WorkerError: process 1 of the training died: it was killed or ran out of memory; ")
         assert "Error" not in said.removeprefix("WorkerError"), "what followed in the other is not told"
         assert all_end(process.pid)
 

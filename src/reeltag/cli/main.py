@@ -25,7 +25,7 @@ from reeltag.cli.share import share
 from reeltag.cli.simulate import simulate
 from reeltag.cli.tag import tag
 from reeltag.cli.video import extract
-from reeltag.core.distributed.pools import pool_of
+from reeltag.core.distributed.pools import open_pool
 from reeltag.core.environment import keep_freed_memory, limit_openmp_spinning
 from reeltag.core.errors import ReeltagError, UsageError
 from reeltag.core.interrupts import Terminated, TimeLimitReached, raise_on_sigterm
@@ -278,7 +278,7 @@ def predict(
             drop_flat=drop_flat,
             max_bad_records=max_bad_records,
             progress=default_progress(quiet=quiet),
-            pool=pool_of("", executor, address),
+            pool=open_pool("", executor, address),
         )
         told = {"file": out, "videos": counts.videos, "dropped": counts.dropped, "left_out": len(counts.bad.records)}
         example = stream_artifact(file)[0].schema.example

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from reeltag.core.distributed.collectives import drawn, own_rows
+from reeltag.core.distributed.collectives import local_rows, sample_global
 from reeltag.core.distributed.process_pool import without_interrupts
 from reeltag.core.errors import ReeltagError
 from reeltag.core.transfer import RemoteFile
@@ -101,7 +101,7 @@ def sample_frames(lengths: Tensor, count: int, generator: torch.Generator) -> Te
     Returns:
         Frame indices [B, count].
     """
-    draws = drawn(lambda videos: torch.rand(videos, count, generator=generator), len(lengths))
+    draws = sample_global(lambda videos: torch.rand(videos, count, generator=generator), len(lengths))
     return (draws.to(lengths.device) * lengths[:, None]).long()
 
 
@@ -227,7 +227,7 @@ def training_batches(
     """
     order = epoch_order if window is None else ShardWindowOrder(shards.numbers(indices), window)
     plan = partial(_training_plan, indices, seed, batch_size, order)
-    return _load(_Batches(shards, plan, targets, own_rows(batch_size)), steps, workers, pin)
+    return _load(_Batches(shards, plan, targets, local_rows(batch_size)), steps, workers, pin)
 
 
 def _training_plan(indices: Indices, seed: int, batch_size: int, order: Order, step: int) -> Indices:

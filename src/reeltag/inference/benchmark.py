@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from reeltag.artifact.file import load_artifact
-from reeltag.core.distributed.process_pool import Needs, spawned
+from reeltag.core.distributed.process_pool import Resources, open_process_pool
 from reeltag.core.environment import onnx_runtime
 from reeltag.core.errors import ReeltagError, UsageError
 from reeltag.core.progress import Progress
@@ -72,9 +72,10 @@ def benchmark_model(file: Path, batch_sizes: Sequence[int], progress: Progress) 
             if mode.startswith("onnx ") and failure:
                 rows.append(BenchmarkRow(mode, {}, {}, None, None, failure))
             else:
-                with spawned(["cpu"]) as pool:
+                with open_process_pool(["cpu"]) as pool:
                     path = onnx_file if mode.startswith("onnx ") else file
-                    times, resident, found = pool.submit(Needs(), measure, mode, file, path, list(batch_sizes)).result()
+                    future = pool.submit(Resources(), measure, mode, file, path, list(batch_sizes))
+                    times, resident, found = future.result()
                 exact = exact or (times, found)
                 ratios = {size: times[size] / exact[0][size] for size in times}
                 difference = max(float(np.abs(a - b).max()) for a, b in zip(found, exact[1], strict=True))

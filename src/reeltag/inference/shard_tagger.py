@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from reeltag.artifact.file import stream_artifact
-from reeltag.core.distributed.process_pool import PROCESS_BYTES, Needs, Pool, spawned
+from reeltag.core.distributed.process_pool import PROCESS_BYTES, Pool, Resources, open_process_pool
 from reeltag.core.environment import one_torch_thread
 from reeltag.core.errors import UsageError
 from reeltag.core.progress import Progress
@@ -298,8 +298,8 @@ def _finished(
         parts = zip(todo, prefetched([part.shard for part in todo]), strict=True)
         yield ((part, _write(tagger, part, job.max_bad_records)) for part, _ in parts)
     else:
-        needs = Needs(1, int(job.device != "cpu"), 3 * job.model.stat().st_size + PROCESS_BYTES)
-        with pool or spawned([job.device] * workers) as processes:
+        needs = Resources(1, int(job.device != "cpu"), 3 * job.model.stat().st_size + PROCESS_BYTES)
+        with pool or open_process_pool([job.device] * workers) as processes:
             futures = {processes.submit(needs, _write_in_worker, job, threads, part): part for part in todo}
             yield ((futures[future], future.result()) for future in as_completed(futures))
 

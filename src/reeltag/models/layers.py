@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reeltag.core.distributed.collectives import drawn, whole_sums
+from reeltag.core.distributed.collectives import all_reduce_sums, sample_global
 from reeltag.core.distributed.process_group import world_size
 from reeltag.models.frames import Frames
 
@@ -84,7 +84,7 @@ class Dropout(nn.Dropout):
         """Drop units of x [B, features] in training."""
         if not self.training or world_size() == 1:
             return super().forward(x)
-        return x * drawn(lambda rows: F.dropout(x.new_ones(rows, *x.shape[1:]), self.p), len(x))
+        return x * sample_global(lambda rows: F.dropout(x.new_ones(rows, *x.shape[1:]), self.p), len(x))
 
 
 class Pooling(nn.Module):
@@ -181,11 +181,11 @@ def _standardize_weighted(rows_NF: Tensor, weights_N: Tensor, norm: nn.BatchNorm
     assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
     with torch.autocast(rows_NF.device.type, enabled=False):
         rows_NF = rows_NF.float()
-        total_F, total_1 = whole_sums(weights_N @ rows_NF, weights_N.sum()[None])
+        total_F, total_1 = all_reduce_sums(weights_N @ rows_NF, weights_N.sum()[None])
         total = total_1[0]
         mean = total_F / total
         centred_NF = rows_NF - mean
-        (squares_F,) = whole_sums(weights_N @ centred_NF.square())
+        (squares_F,) = all_reduce_sums(weights_N @ centred_NF.square())
         variance = squares_F / total
         with torch.no_grad():
             norm.running_mean.lerp_(mean, norm.momentum)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from reeltag.core.distributed.collectives import drawn
+from reeltag.core.distributed.collectives import sample_global
 from reeltag.core.distributed.process_group import rank
 from reeltag.models.config import shares
 from reeltag.models.families import Cell, RNNConfig
@@ -268,7 +268,7 @@ class RNN(Pooling):
 
 def shuffle_frames(x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
     """Shuffle the real frames of each video; padded frames stay behind them."""
-    keys_BT = drawn(lambda videos: torch.rand(videos, x_BTD.shape[1], device=x_BTD.device), len(x_BTD))
+    keys_BT = sample_global(lambda videos: torch.rand(videos, x_BTD.shape[1], device=x_BTD.device), len(x_BTD))
     if mask_BT is not None:
         keys_BT = keys_BT.masked_fill(~mask_BT, 2.0)
     order_BT1 = keys_BT.argsort(1)[..., None]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from reeltag.core.distributed.process_group import broadcast, launch, rank, world_size
-from reeltag.core.distributed.process_pool import PROCESS_BYTES, Needs, Pool
+from reeltag.core.distributed.process_pool import PROCESS_BYTES, Pool, Resources
 from reeltag.core.errors import UsageError
 from reeltag.core.interrupts import raise_on_sigterm
 from reeltag.core.progress import Progress
@@ -111,9 +111,9 @@ class Stage:
     pieces: Pieces | None = None
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> Resources:
         """Resources of each process; its output is held in memory about twice."""
-        return Needs(self.cores, self.gpus, PROCESS_BYTES + 2 * self.bytes, self.processes)
+        return Resources(self.cores, self.gpus, PROCESS_BYTES + 2 * self.bytes, self.processes)
 
 
 def run(stages: Sequence[Stage], out: Path | str, progress: Progress, pool: Pool | None = None) -> dict[str, Path]:

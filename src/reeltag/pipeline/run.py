@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reeltag.core.distributed.pools import pool_of, seconds_of
+from reeltag.core.distributed.pools import max_seconds, open_pool
 from reeltag.core.distributed.process_group import rank, world_size
 from reeltag.core.environment import describe_environment, versions
 from reeltag.core.errors import UsageError
@@ -57,7 +57,7 @@ class Work:
     def pool(self, recipe: Recipe, stages: Sequence[Stage]) -> AbstractContextManager[Pool] | None:
         """Return the pool that runs the stages of a recipe; None for this process."""
         processes = {stage.processes for stage in stages}
-        return pool_of(self.devices, self.executor, self.address, recipe.devices, processes)
+        return open_pool(self.devices, self.executor, self.address, recipe.devices, processes)
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def executed(
 
     Of processes that were started together, only the first enters the block; the others exit.
     """
-    outputs, seconds = outputs_at(out), seconds_of(work.max_time)
+    outputs, seconds = outputs_at(out), max_seconds(work.max_time)
     with outputs.claimed() if rank() == 0 else nullcontext():
         with deadline(seconds), pool or nullcontext() as workers:
             folders = executor.run(stages, out, default_progress(quiet=work.quiet or rank() > 0), workers)

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from reeltag.artifact.file import Artifact
-from reeltag.core.distributed.process_pool import spawning, without_interrupts
+from reeltag.core.distributed.process_pool import spawn_context, without_interrupts
 from reeltag.core.errors import ReeltagError, RequestError, UsageError
 from reeltag.data.formats.example import Video
 from reeltag.data.schema import Schema
@@ -113,7 +113,7 @@ class VideoProcess:
                 raise
 
     def _started(self) -> _Worker:
-        context = spawning()
+        context = spawn_context()
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, self._shipped, self._name), daemon=True)
         with without_interrupts():

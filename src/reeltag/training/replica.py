@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reeltag.core.distributed import process_group
-from reeltag.core.distributed.collectives import drawn, whole_mean, whole_rows
+from reeltag.core.distributed.collectives import gather_rows, global_mean, sample_global
 from reeltag.core.distributed.process_group import world_size
 from reeltag.core.errors import TrainingError
 from reeltag.data.loader import Batch, count_sampled_frames, sample_frames, select_frames
@@ -88,7 +88,7 @@ class Replica:
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         gradient = clip_gradients(self.tagger, self.settings.clip, self.settings.clip_norm)
-        value = _finite(whole_mean(loss.detach()), gradient, self.tagger)
+        value = _finite(global_mean(loss.detach()), gradient, self.tagger)
         self.optimizer.step()
         return value
 
@@ -154,9 +154,10 @@ def mix_videos(batch: Batch, targets: Tensor, alpha: float, seed: int) -> tuple[
     rng = np.random.default_rng([seed, 0x313])
     sample = rng.beta(alpha, alpha)
     weight = max(sample, 1 - sample)
-    others = drawn(lambda videos: torch.from_numpy(rng.permutation(videos)), len(batch)).to(batch.lengths.device)
+    others = sample_global(lambda videos: torch.from_numpy(rng.permutation(videos)), len(batch))
+    others = others.to(batch.lengths.device)
     other_frames, other_lengths, other_targets = (
-        whole_rows(each)[others] for each in (batch.frames, batch.lengths, targets)
+        gather_rows(each)[others] for each in (batch.frames, batch.lengths, targets)
     )
     frames = torch.lerp(_values(other_frames, other_lengths), _values(batch.frames, batch.lengths), weight)
     mixed = replace(batch, frames=frames, lengths=torch.maximum(batch.lengths, other_lengths))
@@ -197,7 +198,7 @@ def _join(settings: TrainingSettings) -> None:
     here, gpus = process_group.local_world_size(), torch.cuda.device_count()
     if settings.device != "cpu" and 0 < gpus < here:
         raise TrainingError(f"training.devices: {here} processes and {gpus} GPUs here; each needs one of its own")
-    process_group.join()
+    process_group.initialize()
 
 
 def _device(settings: TrainingSettings) -> torch.device:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from reeltag.core.distributed.process_group import agreed, gathered, rank
+from reeltag.core.distributed.process_group import all_gather, all_reduce_max, rank
 from reeltag.core.errors import TrainingError
 from reeltag.core.interrupts import hold_signals
 from reeltag.core.progress import Progress, Task
@@ -130,7 +130,7 @@ class Trainer:
                     ends = self._step(run, step, batch)
                     task.advance(self.settings.batch_size, waited=waited, note=run.monitor.note)
                     # All ranks save at the same step: where a signal reached one of them, or rank 0's clock says so.
-                    signal, due = agreed(interrupt.number, rank() == 0 and run.pace.due())
+                    signal, due = all_reduce_max(interrupt.number, rank() == 0 and run.pace.due())
                     if due or ends or signal:
                         run.state = self._save(run, step, ends)
                     if signal:
@@ -148,7 +148,7 @@ class Trainer:
         if state is not None:
             checkpoint.restore(state, self.replica.tagger, self.replica.optimizer)
         step = state.step if state else phase.steps.start
-        if len(set(gathered(step))) > 1:
+        if len(set(all_gather(step))) > 1:
             raise TrainingError(f"{path}: not all processes see the same checkpoint; give them a folder that all share")
         if rank() == 0:
             log.write(path.with_name(LOG))  # a kill may have come between the checkpoint and its log
@@ -202,7 +202,7 @@ class Trainer:
         if rank() == 0:
             checkpoint.save(run.path, state)
             monitor.log.write(run.path.with_name(LOG))
-        agreed(step)
+        all_reduce_max(step)
         run.pace.saved()
         return state
 
@@ -278,7 +278,7 @@ def _not_finite_explained(step: int, batch: Batch, videos: int) -> Iterator[None
     try:
         yield
     except FloatingPointError as error:
-        ids: Sequence[str] = [each for part in gathered(batch.ids) for each in part]
+        ids: Sequence[str] = [each for part in all_gather(batch.ids) for each in part]
         raise TrainingError(
             f"{error} at step {step} (epoch {step * len(ids) // videos}), and nothing of that step is kept; lower "
             f"training.learning_rate, or check the videos of its batch: {', '.join(ids)}"

@@ -1,1 +1,1 @@
-"""Several processes: pools of them, and one training that they share."""
+"""Pools of worker processes, and the processes (ranks) that share one training."""

@@ -1,7 +1,7 @@
-"""One batch shared by the processes of a training: each has some of its rows, and computes as if it had all.
+"""Collective operations that make ranks compute on their rows of a global batch as one process would on all of them.
 
-What is random is drawn for the whole batch, as one process would, and each takes its rows of that. Statistics are sums
-over all processes. So the number of processes changes only the order in which numbers are added.
+Random numbers are sampled for the global batch, and each rank takes its rows of them. Statistics are sums over all
+ranks. So the number of ranks changes only the order in which numbers are added.
 """
 
 from __future__ import annotations
@@ -16,20 +16,25 @@ from torch import Tensor
 from reeltag.core.distributed.process_group import rank, world_size
 
 
-def own_rows(count: int) -> slice:
-    """Which of `count` rows of the whole batch are this process's."""
-    share = count // world_size()
-    return slice(rank() * share, (rank() + 1) * share)
+def local_rows(count: int) -> slice:
+    """Return the slice of this rank's rows in a global batch of `count` rows."""
+    local = count // world_size()
+    return slice(rank() * local, (rank() + 1) * local)
 
 
-def drawn(draw: Callable[[int], Tensor], rows: int) -> Tensor:
-    """This process's `rows` rows of what is drawn for all rows of the whole batch."""
-    whole = draw(rows * world_size())
-    return whole[own_rows(len(whole))]
+def sample_global(sample: Callable[[int], Tensor], rows: int) -> Tensor:
+    """Sample random numbers for the global batch, and return this rank's rows of them.
+
+    Args:
+        sample: samples a tensor with the number of rows that it is called with; equal on all ranks.
+        rows: number of rows of this rank.
+    """
+    sampled = sample(rows * world_size())
+    return sampled[local_rows(len(sampled))]
 
 
-def whole_rows(x: Tensor) -> Tensor:
-    """The rows of all processes, in the order of the whole batch."""
+def gather_rows(x: Tensor) -> Tensor:
+    """Return the rows of all ranks, in the order of the global batch; without a gradient."""
     if world_size() == 1:
         return x
     parts = [torch.empty_like(x) for _ in range(world_size())]
@@ -37,21 +42,21 @@ def whole_rows(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def whole_sums(*parts: Tensor) -> tuple[Tensor, ...]:
-    """Sums over the processes of tensors of one dimension, with gradients, in one message."""
+def all_reduce_sums(*parts: Tensor) -> tuple[Tensor, ...]:
+    """Return the sums over all ranks of one-dimensional tensors, with gradients, in one message."""
     if world_size() == 1:
         return parts
     total: Tensor = _Sum.apply(torch.cat(parts))  # type: ignore[no-untyped-call]
     return torch.split(total, [len(part) for part in parts])
 
 
-def whole_mean(x: Tensor) -> Tensor:
-    """The mean over the processes; without a gradient."""
+def global_mean(x: Tensor) -> Tensor:
+    """Return the mean over all ranks; without a gradient."""
     return x if world_size() == 1 else _sum(x) / world_size()
 
 
 class _Sum(torch.autograd.Function):
-    """What each process adds to the sum moves the losses of all, so gradients are summed too."""
+    """Sum over ranks. Each rank's term changes the losses of all ranks, so gradients are summed too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

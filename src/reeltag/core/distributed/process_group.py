@@ -1,7 +1,7 @@
-"""Several processes in one training: who one is among them, what all agree on, and what starts them on this machine.
+"""The process group of a training: ranks, messages between them, and the launcher for one machine.
 
-Who one is stands in the environment that torchrun sets, and nothing here or above asks who set it: `launch`, torchrun,
-or a task of a cluster.
+Rank and world size are read from the environment variables that torchrun defines. It does not matter what set them:
+`launch`, torchrun, or a task of a Ray cluster.
 """
 
 from __future__ import annotations
@@ -19,134 +19,140 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
-from reeltag.core.distributed.process_pool import begin, spawning, without_interrupts
+from reeltag.core.distributed.process_pool import initialize_worker, spawn_context, without_interrupts
 from reeltag.core.errors import ReeltagError, WorkerError
 from reeltag.core.interrupts import hold_signals, raise_on_sigterm
 
 T = TypeVar("T")
 
-# One process may do hours of other work while the rest wait; a process that ended is noticed without it.
-PATIENCE = timedelta(days=7)
-# A process that ended leaves errors in those that talked with it, and they may be heard of first.
-SECONDS_FOR_THE_CAUSE = 2.0
-# After its report a process only puts away what it used.
-SECONDS_TO_END = 2.0
+# One rank may do hours of other work while the rest wait. Dead ranks are noticed without this limit.
+TIMEOUT = timedelta(days=7)
+# The death of a rank causes errors in the ranks that communicate with it, and those may arrive first.
+CAUSE_SECONDS = 2.0
+# After its report a rank only has to clean up.
+EXIT_SECONDS = 2.0
 
 
 def rank() -> int:
-    """Number of this process among those of the training; the first, 0, is who writes files and tells people."""
+    """Return the rank of this process in the training; rank 0 writes files and reports progress."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """How many processes share the training."""
+    """Return the number of ranks that share the training."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_world_size() -> int:
-    """How many of them are on this machine."""
+    """Return the number of ranks on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
 
 
 def local_rank() -> int:
-    """Return the rank of this process among those on this machine, which is the number of its GPU."""
+    """Return the rank of this process among those on this machine; it is also the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", rank() % local_world_size()))
 
 
-def join() -> None:
-    """Enter the group of processes, once; its messages go by nccl between GPUs and by gloo between processors."""
+def initialize() -> None:
+    """Initialize torch's process group unless that is done; NCCL connects GPUs, and gloo connects CPUs."""
     import torch.distributed
 
     if world_size() > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group(timeout=PATIENCE)
+        torch.distributed.init_process_group(timeout=TIMEOUT)
 
 
 def broadcast(value: T) -> T:
-    """What rank 0 gives, in every process."""
+    """Return rank 0's value on every rank."""
     import torch.distributed
 
     if world_size() == 1:
         return value
-    join()
+    initialize()
     values = [value]
     torch.distributed.broadcast_object_list(values, 0)
     return values[0]
 
 
-def gathered(value: T) -> list[T]:
-    """What each process gives, by rank, in every process."""
+def all_gather(value: T) -> list[T]:
+    """Return the values of all ranks, in the order of ranks, on every rank."""
     import torch.distributed
 
     if world_size() == 1:
         return [value]
-    join()
+    initialize()
     values: list[Any] = [None] * world_size()
     torch.distributed.all_gather_object(values, value)
     return values
 
 
-def agreed(*values: int) -> list[int]:
-    """The largest that any process gives of each value; no process goes on before all have come here."""
+def all_reduce_max(*values: int) -> list[int]:
+    """Return the maximum over all ranks of each value, on every rank; also a barrier."""
     import torch
 
     if world_size() == 1:
         return list(values)
-    join()
+    initialize()
     largest = torch.tensor(values)
     torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
-    found: list[int] = largest.tolist()
-    return found
+    result: list[int] = largest.tolist()
+    return result
 
 
 def launch(work: Callable[[], T], processes: int) -> T:
-    """Do work in several processes on this machine, which share its threads.
+    """Run a function in several ranks on this machine, which divide its threads among them.
 
-    The first Ctrl-C or SIGTERM goes to rank 0, from which the others hear of it at the next step of a training; a
-    second ends all at once. They end with this process, however it does. A script that calls this has to keep what it
-    does under `if __name__ == "__main__"`, since each process imports it.
+    The first Ctrl-C or SIGTERM is passed on to rank 0, and the other ranks learn of it at the next step of the
+    training; a second one kills all ranks at once. All ranks end when this process ends, even if it is killed. A script
+    that calls this needs an `if __name__ == "__main__"` guard, since each rank imports the script.
 
     Args:
-        work: can be pickled.
-        processes: how many.
+        work: the function; it must be picklable.
+        processes: number of ranks.
 
     Returns:
-        What rank 0 returned.
+        The result of rank 0.
 
     Raises:
-        ReeltagError: what a process raised.
-        WorkerError: a process ended before its work was done.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; what the work does on it was done first.
+        ReeltagError: a rank raised it.
+        WorkerError: a rank died before its work was done.
+        KeyboardInterrupt: Ctrl-C or SIGTERM arrived; the ranks handled it first.
     """
     import torch
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # where they find each other
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # the rendezvous of the ranks
     threads = max(1, torch.get_num_threads() // processes)
-    context = spawning()
-    theirs, ours = context.Pipe(duplex=False)  # ours closes with this block, or with this process
+    context = spawn_context()
+    alive, keep = context.Pipe(duplex=False)  # `keep` closes with this block, or with this process
     ranks: list[_Rank] = []
     try:
         with without_interrupts():
             for number in range(processes):
-                report, told = context.Pipe()
-                environment = _environment(number, processes, store.port)
-                arguments = (theirs, told, environment, get_start_method(), threads, work)
-                process = context.Process(target=_take_part, args=arguments)
+                report, sender = context.Pipe()
+                setup = _Setup(_environment(number, processes, store.port), get_start_method(), threads)
+                process = context.Process(target=_run_rank, args=(alive, sender, setup, work))
                 ranks.append(_Rank(number, process, report))
                 process.start()
-                told.close()
+                sender.close()
         with hold_signals(lambda _: ranks[0].process.terminate()) as interrupt:
             try:
-                result: T = _watch(ranks)
+                result: T = _wait_for(ranks)
             except (WorkerError, KeyboardInterrupt):
-                interrupt.release()  # they end by what came here
+                interrupt.release()  # the ranks end for the signal that arrived here
                 raise
         return result
     finally:
         for each in ranks:
             each.end()
-        ours.close()
-        theirs.close()
+        keep.close()
+        alive.close()
+
+
+@dataclass(frozen=True)
+class _Setup:
+    environment: Mapping[str, str]
+    start_method: str
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -164,41 +170,40 @@ class _Rank:
     outcome: _Outcome | None = None
     reported: bool = False
 
-    def look(self) -> bool:
-        """Whether something came of it."""
-        alive = self.process.is_alive()  # asked first: it may report and end in between
+    def poll(self) -> bool:
+        """Return True once the rank has reported or died."""
+        alive = self.process.is_alive()  # checked before the report, since the rank may report and exit in between
         if self.outcome is None and self.report.poll():
             try:
                 self.outcome, self.reported = self.report.recv(), True
             except EOFError:
                 alive = False
         if self.outcome is None and not alive:
-            reason = f"process {self.number} of the training ended before its work was done: killed, or out of memory"
-            self.outcome = _Outcome(
-                error=WorkerError(f"{reason}; the others were ended too, and the same command goes on")
-            )
+            what = f"process {self.number} of the training died: it was killed or ran out of memory"
+            advice = "the other processes were stopped too, so run the same command again to resume"
+            self.outcome = _Outcome(error=WorkerError(f"{what}; {advice}"))
         return self.outcome is not None
 
     def end(self) -> None:
         self.report.close()
         if self.reported:
-            self.process.join(SECONDS_TO_END)
+            self.process.join(EXIT_SECONDS)
         if self.process.pid is not None:
             self.process.kill()
             self.process.join()
 
 
-def _watch(ranks: Sequence[_Rank]) -> Any:
-    """What rank 0 returned, once all are done, or the error that explains all others."""
+def _wait_for(ranks: Sequence[_Rank]) -> Any:
+    """Return the result of rank 0 once all ranks are done, or raise the error that caused all others."""
     working, failed = list(ranks), list[_Outcome]()
-    until = math.inf
-    while working and time.monotonic() < until:
-        # Not until one ends alone: a process of its own that outlives it keeps its pipes open.
+    deadline = math.inf
+    while working and time.monotonic() < deadline:
+        # With a timeout, since a dead rank's pipe stays open as long as a child process of it lives.
         wait([each.report for each in working], timeout=0.2)
-        working = [each for each in working if not each.look()]
-        failed = sorted((each.outcome for each in ranks if each.outcome and each.outcome.error), key=_told_last)
+        working = [each for each in working if not each.poll()]
+        failed = sorted((each.outcome for each in ranks if each.outcome and each.outcome.error), key=_cause_first)
         if failed:
-            until = min(until, time.monotonic() + SECONDS_FOR_THE_CAUSE)
+            deadline = min(deadline, time.monotonic() + CAUSE_SECONDS)
         if failed and isinstance(failed[0].error, ReeltagError) and not isinstance(failed[0].error, WorkerError):
             break
     if failed and failed[0].error:
@@ -207,14 +212,14 @@ def _watch(ranks: Sequence[_Rank]) -> Any:
     return ranks[0].outcome.result
 
 
-def _told_last(outcome: _Outcome) -> int:
-    """Puts the cause of several errors first: what a process says of its work, then that one ended."""
+def _cause_first(outcome: _Outcome) -> int:
+    """Sort key of errors, the likely cause first: errors of the work, then deaths of ranks, then all that follows."""
     error = outcome.error
     return 1 if isinstance(error, WorkerError) else 0 if isinstance(error, ReeltagError | KeyboardInterrupt) else 2
 
 
 def _environment(number: int, processes: int, port: int) -> dict[str, str]:
-    """What torchrun would set."""
+    """Return the environment variables that torchrun would set."""
     return {
         "RANK": str(number),
         "LOCAL_RANK": str(number),
@@ -222,33 +227,34 @@ def _environment(number: int, processes: int, port: int) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        # The store at that port is there already.
+        # The store at that port exists already, so rank 0 must not open another one.
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
     }
 
 
-def _take_part(
-    alive: Connection,
-    report: Connection,
-    environment: Mapping[str, str],
-    start_method: str,
-    threads: int,
-    work: Callable[[], Any],
-) -> None:
+def _run_rank(alive: Connection, report: Connection, setup: _Setup, work: Callable[[], Any]) -> None:
+    """Run the work in a rank, and report its outcome.
+
+    Args:
+        alive: see `initialize_worker`.
+        report: connection that the outcome is sent through.
+        setup: environment variables, start method of child processes and number of threads.
+        work: the function.
+    """
     import torch
 
-    os.environ.update(environment)
-    begin(alive)
-    torch.set_num_threads(threads)
-    set_start_method(start_method, force=True)  # of its loaders; by default they would begin as slowly as this one
+    os.environ.update(setup.environment)
+    initialize_worker(alive)
+    torch.set_num_threads(setup.threads)
+    set_start_method(setup.start_method, force=True)  # of data loaders; a spawned process would spawn them, slowly
     try:
         with raise_on_sigterm():
             result = work()
         outcome = _Outcome(result if rank() == 0 else None)
     except BaseException as error:
-        told = isinstance(error, ReeltagError | KeyboardInterrupt)
-        outcome = _Outcome(error=error, trace="" if told else traceback.format_exc())
+        expected = isinstance(error, ReeltagError | KeyboardInterrupt)
+        outcome = _Outcome(error=error, trace="" if expected else traceback.format_exc())
     report.send(outcome)
     with suppress(EOFError, OSError):
-        report.recv()  # the other end's close, before which it may still fetch tensors from memory of this process
+        report.recv()  # until the other end closes; before that it may still fetch tensors from this process's memory

@@ -1,4 +1,4 @@
-"""Processes that work for this one, and end with it."""
+"""A pool of worker processes on this machine, which end with this process."""
 
 from __future__ import annotations
 
@@ -24,43 +24,52 @@ from reeltag.core.errors import WorkerError
 from reeltag.core.interrupts import hold_signals
 
 RETRIES = 3  # of a task whose process died
-PROCESS_BYTES = 1_000_000_000  # of memory, for torch and a batch
-SAVING_SECONDS = 30.0  # that work has to save itself when it is broken off
+PROCESS_BYTES = 1_000_000_000  # memory of a process with torch and a batch
+GRACE_SECONDS = 30.0  # between SIGTERM and the end of a worker, for the work to save its state
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What a task takes of a machine.
+class Resources:
+    """Resources of a machine that each process of a task needs.
 
     Attributes:
-        processors: that it keeps busy.
-        gpus: that it computes on, where there are any.
-        memory: bytes, estimated.
-        processes: that do it together, each of which takes as much.
+        cpus: number of CPUs.
+        gpus: number of GPUs, if the pool has any.
+        memory: estimated memory in bytes.
+        processes: number of processes that run the task together.
     """
 
-    processors: int = 1
+    cpus: int = 1
     gpus: int = 0
     memory: int = 0
     processes: int = 1
 
 
 class Pool(Protocol):
-    """Where tasks run side by side."""
+    """Pool of workers that run tasks in parallel."""
 
-    def submit(self, needs: Needs, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Call a function of a module elsewhere, and again where its process dies, but not for ever.
+    def submit(self, resources: Resources, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Call a function in another process; if that process dies, call it again, a limited number of times.
 
-        The future raises what the function raised, or WorkerError.
+        Args:
+            resources: resources that the task needs.
+            function: a picklable function, so one of a module.
+            arguments: picklable arguments.
+
+        Returns:
+            The function's result, as a future. It raises the function's exception, or WorkerError after the last try.
         """
 
 
 @contextmanager
-def spawned(devices: Sequence[str]) -> Iterator[Pool]:
-    """Processes on this machine for the work of a block, one a device: `cpu`, `cuda:N`, or `cuda` for any.
+def open_process_pool(devices: Sequence[str]) -> Iterator[Pool]:
+    """Open a pool of processes on this machine for a block.
 
-    What is left of the work when the block ends, however it does, is broken off: SIGTERM tells it to save itself. A
-    script that uses them has to keep what it does under `if __name__ == "__main__"`, since each imports it.
+    Unfinished work is cancelled when the block ends, also by an exception: it gets SIGTERM, and 30 seconds to save its
+    state. A script that uses a pool needs an `if __name__ == "__main__"` guard, since each process imports the script.
+
+    Args:
+        devices: device of each process: `cpu`, `cuda:N`, or `cuda` for all GPUs.
     """
     pool = _Processes(devices)
     try:
@@ -78,90 +87,91 @@ class _Task:
 
 
 @dataclass
-class _Place:
+class _Worker:
     device: str
     pool: ProcessPoolExecutor
     busy: bool = False
 
 
 class _Processes:
-    """One process a device, each in a pool of its own, so that one that dies takes nobody else's work with it."""
+    """One process per device, each in an executor of its own, so that its death does not break the others' tasks."""
 
     def __init__(self, devices: Sequence[str]) -> None:
-        self._context = spawning()
-        self._theirs, self._ours = self._context.Pipe(duplex=False)  # ours closes with the block, or with this process
+        self._context = spawn_context()
+        self._alive, self._keep = self._context.Pipe(duplex=False)  # `_keep` closes with the block, or this process
         self._lock, self._ended = threading.RLock(), False
         self._waiting: deque[_Task] = deque()
         self._threads = max(1, available_cpus() // len(devices))
-        self._places = [_Place(device, self._started(device)) for device in devices]
+        self._workers = [_Worker(device, self._executor(device)) for device in devices]
 
-    def submit(self, needs: Needs, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """See `Pool`. What a task needs is not weighed here: it gets a process, and starts others itself."""
+    def submit(self, resources: Resources, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """See `Pool`. The resources are ignored: each task gets one process, and starts further ones itself."""
         task = _Task(function, arguments, Future())
         with self._lock:
             self._waiting.append(task)
-            self._begin()
+            self._start_tasks()
         return task.future
 
     def end(self) -> None:
-        """Break off what is left."""
+        """Cancel unfinished work."""
         with self._lock:
             self._ended = True
-        self._ours.close()
-        for place in self._places:
-            place.pool.shutdown()
-        self._theirs.close()
+        self._keep.close()
+        for worker in self._workers:
+            worker.pool.shutdown()
+        self._alive.close()
 
-    def _started(self, device: str) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, self._context, _prepare, (self._theirs, device, self._threads))
+    def _executor(self, device: str) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, self._context, _prepare, (self._alive, device, self._threads))
 
-    def _begin(self) -> None:
-        for place in self._places:
-            if self._waiting and not place.busy and not self._ended:
-                task, place.busy = self._waiting.popleft(), True
-                with without_interrupts():  # of the process that starts now
-                    running = place.pool.submit(task.function, *task.arguments)
-                running.add_done_callback(partial(self._done, task, place))
+    def _start_tasks(self) -> None:
+        for worker in self._workers:
+            if self._waiting and not worker.busy and not self._ended:
+                task, worker.busy = self._waiting.popleft(), True
+                with without_interrupts():  # in the process that may start now
+                    running = worker.pool.submit(task.function, *task.arguments)
+                running.add_done_callback(partial(self._done, task, worker))
 
-    def _done(self, task: _Task, place: _Place, running: Future[Any]) -> None:
+    def _done(self, task: _Task, worker: _Worker, running: Future[Any]) -> None:
         error = running.exception()
         died = isinstance(error, BrokenProcessPool)
         with self._lock:
-            place.busy = False
+            worker.busy = False
             if died and not self._ended:
-                place.pool.shutdown(wait=False)
-                place.pool = self._started(place.device)
+                worker.pool.shutdown(wait=False)
+                worker.pool = self._executor(worker.device)
             if died and task.left and not self._ended:
                 task.left -= 1
                 self._waiting.appendleft(task)
             elif died:
-                task.future.set_exception(died_too_often(RETRIES))
+                task.future.set_exception(retries_exhausted(RETRIES))
             elif error is not None:
                 task.future.set_exception(error)
             else:
                 task.future.set_result(running.result())
-            self._begin()
+            self._start_tasks()
 
 
-def died_too_often(retries: int, reason: str = "it was killed, or memory ran out") -> WorkerError:
-    """What is said of a task that was tried so often again."""
+def retries_exhausted(retries: int, reason: str = "it was killed or ran out of memory") -> WorkerError:
+    """Return the error of a task whose process died at the first try and at each retry."""
     return WorkerError(
-        f"a worker process died {retries + 1} times over the same work: {reason}; what is finished is kept, so run the "
-        "same command again, with fewer workers where memory is short"
+        f"a worker process died {retries + 1} times on the same task: {reason}; finished work is kept, so run the same "
+        "command again, with fewer workers if memory is short"
     )
 
 
-def spawning() -> SpawnContext:
-    """What starts fresh processes, from which `without_interrupts` can hold back Ctrl-C."""
-    ensure_running()  # would let all signals through again, were it started there
+def spawn_context() -> SpawnContext:
+    """Return multiprocessing's spawn context, ready to start processes inside `without_interrupts`."""
+    ensure_running()  # started inside `without_interrupts`, the resource tracker would unblock all signals
     return get_context("spawn")
 
 
 @contextmanager
 def without_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C back from processes that a block starts, for good: this one ends them.
+    """Block Ctrl-C for good in processes that are started in a block, since this process ends them itself.
 
-    Here it waits for the block's end, whichever thread it comes to: a process half started ends with a stack trace.
+    In this process Ctrl-C is deferred to the end of the block, in every thread, because a process that is interrupted
+    while it starts prints a stack trace.
     """
     with hold_signals(lambda _: None):
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
@@ -172,26 +182,26 @@ def without_interrupts() -> Iterator[None]:
 
 
 def _prepare(alive: Connection, device: str, threads: int) -> None:
-    if device != "cuda":  # any
+    if device != "cuda":  # which means all GPUs
         os.environ["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cpu").removeprefix("cuda:")
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    begin(alive)
+    initialize_worker(alive)
 
 
-def begin(alive: Connection) -> None:
-    """What such a process does first.
+def initialize_worker(alive: Connection) -> None:
+    """Prepare a worker process: keep freed memory, and end when the parent process ends.
 
     Args:
-        alive: end of a pipe whose other end is kept by the process that it works for.
+        alive: end of a pipe whose other end the parent keeps open.
     """
     keep_freed_memory()
-    threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(alive,), daemon=True).start()
 
 
-def _end_with(alive: Connection) -> None:
-    """Wait for the other end of a pipe, which nothing is sent through, to close."""
+def _exit_with_parent(alive: Connection) -> None:
+    """Wait until the other end of the pipe closes, since nothing is ever sent through it; then end this process."""
     with suppress(EOFError, OSError):
         alive.recv_bytes()
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(SAVING_SECONDS)
+    time.sleep(GRACE_SECONDS)
     os._exit(1)

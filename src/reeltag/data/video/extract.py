@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from reeltag.core import tensorfile
-from reeltag.core.distributed.process_pool import Needs, spawned
+from reeltag.core.distributed.process_pool import Resources, open_process_pool
 from reeltag.core.environment import available_cpus
 from reeltag.core.errors import ArtifactError, ReeltagError, UsageError, VideoError, WorkerError
 from reeltag.core.progress import Progress
@@ -213,9 +213,10 @@ def _extracted(parts: Sequence[_Part], settings: Settings, workers: int) -> Iter
             else:
                 yield part, None
         return
-    with spawned(["cpu"] * min(workers, len(parts))) as pool:
+    with open_process_pool(["cpu"] * min(workers, len(parts))) as pool:
         futures: list[tuple[_Part, Future[Any]]] = [
-            (part, pool.submit(Needs(), _extract_part, settings, part.item.path, part.path, threads)) for part in parts
+            (part, pool.submit(Resources(), _extract_part, settings, part.item.path, part.path, threads))
+            for part in parts
         ]
         for part, future in futures:
             try:
