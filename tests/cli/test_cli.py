@@ -14,8 +14,9 @@ import torch
 import reeltag
 from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.artifact.quantization.sizes import ENCODINGS
-from reeltag.cli.main import Mode, main
-from reeltag.cli.models import Encoding
+from reeltag.cli.main import main
+from reeltag.cli.options import Mode
+from reeltag.cli.quantize import Encoding
 from reeltag.core.errors import UsageError
 from reeltag.data.formats.example import Video, encode
 from reeltag.data.formats.tfrecord import ShardFile, write_shard

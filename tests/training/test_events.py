@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from reeltag.cli import logs as logs_command
+from reeltag.cli import tensorboard as tensorboard_command
 from reeltag.cli.main import main
 from reeltag.core.errors import UsageError
 from reeltag.training.log import LOG, TrainingLog, read_rows
@@ -70,7 +70,7 @@ def test_every_training_has_its_curves_and_the_command_twice_has_them_once(run, 
 
 
 def test_rows_that_come_later_are_added(run, monkeypatch, capsys):
-    monkeypatch.setattr(logs_command, "FOLLOW_SECONDS", 0.05)
+    monkeypatch.setattr(tensorboard_command, "FOLLOW_SECONDS", 0.05)
     real, looks = EventFiles.update, []
 
     def update(files):

@@ -1,47 +1,24 @@
-"""The commands `reeltag data …`, and options and functions on data that other commands share."""
+"""The commands `reeltag data …`: inspect, verify, generate and download shards."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
+from reeltag.cli.options import MaxBadRecords, OneOrMore, Overrides, load_schema
 from reeltag.cli.output import Json, say
 from reeltag.core.errors import DataError, UsageError
 from reeltag.core.text import one_line, toml
 
 if TYPE_CHECKING:
-    from reeltag.data.bad_records import BadRecords
-    from reeltag.data.schema import Schema
     from reeltag.data.schema_draft import Draft
 
 data = App(name="data", help="Inspect, verify, generate and download shards.")
-
-# The names as in predict.py, which would import torch.
-Mode = Annotated[
-    Literal["exact", "bf16", "small", "fast"],
-    Parameter(
-        help="exact: float32; bf16: about twice as fast on CPUs with bf16; small: weights stay quantized in memory; "
-        "fast: 8-bit products."
-    ),
-]
-MaxBad = Annotated[
-    int,
-    Parameter(
-        name="--max-bad-records",
-        help="Number of damaged or invalid records, over all shards, that may be skipped before the command fails.",
-    ),
-]
-OneOrMore = Annotated[str, Parameter(required=True)]
-Overrides = Annotated[
-    list[str],
-    Parameter(name="--set", consume_multiple=False, help="Override a key: dotted.key=value."),
-]
 
 
 @data.command(name="inspect")
@@ -77,7 +54,7 @@ def data_inspect(*shards: OneOrMore, json: Json = False) -> None:
 
 
 @data.command
-def verify(*shards: OneOrMore, schema: str, max_bad_records: MaxBad = 0, json: Json = False) -> None:
+def verify(*shards: OneOrMore, schema: str, max_bad_records: MaxBadRecords = 0, json: Json = False) -> None:
     """Verify checksums, features, labels and ids of all records; exit with code 2 at the first fault.
 
     Example: reeltag data verify '/data/audioset/eval-*.tfrecord' --schema audioset
@@ -219,21 +196,3 @@ def _schema_lines(table: Mapping[str, Any], notes: Mapping[str, str] = MappingPr
     """A table [data.schema] in TOML, with comments on some keys."""
     lines = [f"{key} = {toml(value)}" + (f"  # {notes[key]}" if key in notes else "") for key, value in table.items()]
     return ["[data.schema]", *lines]
-
-
-def say_left_out(bad: BadRecords) -> None:
-    """Say on standard error which bad records were left out, if any."""
-    from reeltag.data.bad_records import summary
-
-    if bad.records:
-        print(summary(bad.records), file=sys.stderr)
-
-
-def load_schema(name: str) -> Schema:
-    """A preset by its name, or the schema of a recipe."""
-    from reeltag.data.schema import preset_schema
-    from reeltag.recipe.load import load_recipe
-
-    if name.endswith(".toml"):
-        return load_recipe(name).data.record_schema
-    return preset_schema(name)

@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
+from reeltag.cli.average import average
 from reeltag.cli.benchmark import benchmark
-from reeltag.cli.data import MaxBad, Mode, OneOrMore, Overrides, data, say_left_out
+from reeltag.cli.data import data
 from reeltag.cli.doctor import doctor
+from reeltag.cli.evaluate import evaluate
 from reeltag.cli.export import export
+from reeltag.cli.extract import extract
+from reeltag.cli.import_tf import import_tf
 from reeltag.cli.inspect import inspect
-from reeltag.cli.logs import tensorboard
-from reeltag.cli.models import average, import_tf, quantize
-from reeltag.cli.options import Address, Devices, Executor, MaxTime, Quiet
-from reeltag.cli.output import Json, say
+from reeltag.cli.predict import predict
+from reeltag.cli.quantize import quantize
 from reeltag.cli.recipe import recipe
 from reeltag.cli.report import report
+from reeltag.cli.run import run
 from reeltag.cli.serve import serve
 from reeltag.cli.share import share
 from reeltag.cli.simulate import simulate
 from reeltag.cli.tag import tag
-from reeltag.cli.video import extract
-from reeltag.core.distributed.pools import open_pool
+from reeltag.cli.tensorboard import tensorboard
+from reeltag.cli.train import train
 from reeltag.core.environment import keep_freed_memory, limit_openmp_spinning
-from reeltag.core.errors import ReeltagError, UsageError
+from reeltag.core.errors import ReeltagError
 from reeltag.core.interrupts import Terminated, TimeLimitReached, raise_on_sigterm
 from reeltag.core.memory import explain_out_of_memory
 from reeltag.core.text import printable
@@ -66,226 +68,22 @@ app.command(average)
 app.command(benchmark)
 app.command(data)
 app.command(doctor)
+app.command(evaluate)
 app.command(export)
 app.command(extract)
 app.command(import_tf)
 app.command(inspect)
+app.command(predict)
 app.command(quantize)
 app.command(recipe)
 app.command(report)
+app.command(run)
 app.command(serve)
 app.command(share)
 app.command(simulate)
 app.command(tag)
 app.command(tensorboard)
-
-
-@app.command
-def run(
-    recipe: str,
-    /,
-    *,
-    out: str | None = None,
-    set_: Overrides = [],  # noqa: B006
-    devices: Devices = "",
-    executor: Executor = "local",
-    address: Address = None,
-    max_time: MaxTime = None,
-    quiet: Quiet = False,
-    smoke: bool = False,
-    dry_run: bool = False,
-    json: Json = False,
-) -> None:
-    """Run a recipe end to end: train, average, quantize, ensemble, pack, test, report.
-
-    Finished stages of an earlier run of the same recipe are kept: the same command resumes after an interruption and
-    does nothing when the run is complete. docs/recipes.md lists the keys of a recipe.
-
-    Example: reeltag run audioset --set data.root=/data/audioset --out runs/audioset
-
-    Args:
-        recipe: A TOML file, or the name of a recipe that comes with reeltag (`reeltag recipe list`).
-        out: Folder of the run, or its URL on an object store; runs/NAME by default.
-        smoke: Try every stage of the recipe with one batch per training and a few videos, in the folder OUT-smoke.
-        dry_run: Print the plan with sizes, estimated GPU hours and finished stages, and exit. Needs no data; the hours
-            are estimated from data.videos if the shards are not available.
-    """
-    from reeltag.recipe.load import load_recipe
-
-    loaded = load_recipe(recipe, set_)  # report its faults before the slow imports
-    from reeltag.core.text import counted
-    from reeltag.pipeline import run as api
-    from reeltag.pipeline.executor import listing, planned
-    from reeltag.pipeline.plan import plan
-    from reeltag.pipeline.report.markdown import examples, headline
-    from reeltag.recipe.smoke import smoked
-
-    if dry_run:
-        stages = plan(smoked(loaded) if smoke else loaded, without_data=True)
-        place = api.folder_of(loaded, out, smoke=smoke)
-        lines = listing(stages, place)
-        if loaded.models and not any(stage.gpu_hours for stage in stages):
-            lines.append(
-                "GPU hours are not estimated: no shards are here, and data.videos does not say how many videos"
-            )
-        say({"stages": planned(stages, place)}, lines, json)
-        return
-    work = api.Work(devices, executor, address, max_time, quiet)
-    done = api.run(loaded, out=out, smoke=smoke, work=work)
-    shown = examples(done.results)
-    text = ["", done.file, headline(done.results), "", f"{counted(len(shown), 'test video')}:", *shown]
-    if smoke:
-        text = [f"{done.out}: the recipe works from end to end; so short, its figures mean nothing"]
-    else:
-        text += ["", f"report: {done.report}"]
-    say({"file": done.file, "report": done.report, "results": done.results}, text, json)
-
-
-@app.command
-def train(
-    recipe: str,
-    /,
-    *,
-    model: list[str] = [],  # noqa: B006
-    out: str | None = None,
-    set_: Overrides = [],  # noqa: B006
-    devices: Devices = "",
-    executor: Executor = "local",
-    address: Address = None,
-    max_time: MaxTime = None,
-    quiet: Quiet = False,
-    profile: Path | None = None,
-    json: Json = False,
-) -> None:
-    """Train models of a recipe and write each as a float32 .reeltag file.
-
-    Example: reeltag train audioset-families --model netvlad --set data.root=/data/audioset
-
-    Args:
-        recipe: A TOML file, or the name of a recipe that comes with reeltag (`reeltag recipe list`).
-        model: Name of a model in the recipe; repeat for several, all by default.
-        out: Folder or URL of the run; runs/NAME by default. A later `run` with the same folder reuses the models.
-        profile: Profile ten steps of one model instead: write a trace for chrome://tracing to this new .json file and
-            print the slowest operations.
-    """
-    from reeltag.recipe.load import load_recipe
-
-    loaded = load_recipe(recipe, set_)  # report its faults before the slow imports
-    from reeltag.pipeline import run as api
-
-    work = api.Work(devices, executor, address, max_time, quiet)
-    if profile is not None:
-        print(api.profile(loaded, model, profile, out=out, work=work))
-        return
-    files = api.train_models(loaded, model, out=out, work=work)
-    say({"files": files}, files.values(), json)
-
-
-@app.command
-def evaluate(
-    model: str,
-    /,
-    *shards: OneOrMore,
-    all_scores: bool = False,
-    per_class: Path | None = None,
-    mode: Mode = "exact",
-    max_bad_records: MaxBad = 0,
-    json: Json = False,
-) -> None:
-    """Evaluate a model on labelled shards: GAP@20, Hit@1, PERR, mAP, and MAP@K (map_at_k) of segment models.
-
-    Example: reeltag evaluate model.reeltag '/data/audioset/eval-*.tfrecord'
-
-    Args:
-        model: A .reeltag file, a folder that `share` wrote, or a URL.
-        shards: Paths, URLs or glob patterns of TFRecord files.
-        all_scores: Also compute mAP over all scores (map_all), as AudioSet reports it; needs 10 bytes of memory per
-            video and class.
-        per_class: Write the average precision of each class to this CSV file.
-    """
-    from reeltag.core.storage import refuse_existing
-    from reeltag.data.bad_records import BadRecords
-    from reeltag.inference.formats.table import write_class_ap
-    from reeltag.inference.predictor import load
-
-    if per_class is not None:
-        refuse_existing(per_class)
-    bad = BadRecords(max_bad_records)
-    predictor = load(model, mode)
-    scores = predictor.evaluate_shards(shards, bad, all_scores=all_scores)
-    if per_class is not None:
-        write_class_ap(per_class, scores.class_ap.tolist(), predictor.label_names)
-    summary = scores.summary()
-    say(summary, [f"{name:<9} {value}" for name, value in summary.items()], json)
-    say_left_out(bad)
-
-
-@app.command
-def predict(
-    model: str,
-    /,
-    *shards: OneOrMore,
-    out: Path | None = None,
-    mode: Mode = "exact",
-    workers: int = 1,
-    executor: Executor = "local",
-    address: Address = None,
-    quiet: Quiet = False,
-    drop_flat: bool = False,
-    max_bad_records: MaxBad = 0,
-    json: Json = False,
-) -> None:
-    """Predict the tags of videos in shards.
-
-    With --out, the predictions of each finished shard are kept in the folder OUT.parts, so the same command resumes
-    after an interruption. See docs/predicting.md.
-
-    Example: reeltag predict model.reeltag 'shards/*.tfrecord' --out predictions.csv
-
-    Args:
-        model: A .reeltag file, a folder that `share` wrote, or a URL.
-        shards: Paths, URLs or glob patterns of TFRecord files; labels are not needed.
-        out: A new .csv (Kaggle's format), .jsonl or .parquet file; JSON Lines to standard output by default.
-        workers: Processes among which shards and CPU threads are divided; each loads the model.
-        drop_flat: Skip the fake test videos of the YouTube-8M challenge: those whose mean rgb hardly varies.
-    """
-    from reeltag.artifact.file import resolve_artifact, stream_artifact
-    from reeltag.core.progress import default_progress
-    from reeltag.core.text import counted
-    from reeltag.inference.formats.table import json_lines
-    from reeltag.inference.predictor import load
-    from reeltag.inference.shard_tagger import predict_to_file, stream_predictions
-
-    if out is None:
-        if workers != 1 or executor != "local":
-            raise UsageError("workers: share whole shards, which takes a file; give --out")
-        if json:
-            raise UsageError("--json: tells of a file that was written; without --out the output is JSON Lines anyway")
-        predictor = load(model, mode)
-        predictions, counts = stream_predictions(
-            predictor, shards, drop_flat=drop_flat, max_bad_records=max_bad_records
-        )
-        for line in json_lines(predictions, predictor.label_names):
-            print(line)
-    else:
-        file = resolve_artifact(model)
-        counts = predict_to_file(
-            file,
-            shards,
-            out,
-            mode=mode,
-            workers=workers,
-            drop_flat=drop_flat,
-            max_bad_records=max_bad_records,
-            progress=default_progress(quiet=quiet),
-            pool=open_pool("", executor, address),
-        )
-        told = {"file": out, "videos": counts.videos, "dropped": counts.dropped, "left_out": len(counts.bad.records)}
-        example = stream_artifact(file)[0].schema.example
-        say(told, [f"{out}: {counted(counts.videos, example)}"], json)
-    if drop_flat:
-        print(f"{counted(counts.dropped, 'flat video')} dropped", file=sys.stderr)
-    say_left_out(counts.bad)
+app.command(train)
 
 
 @app.command

@@ -1,11 +1,14 @@
-"""Options that several commands share: devices, executor, time limit, progress."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from reeltag.data.schema import Schema
 
 Devices = Annotated[
     str,
@@ -33,3 +36,33 @@ MaxTime = Annotated[
     ),
 ]
 Quiet = Annotated[bool, Parameter(help="Show only errors and the result, no progress.")]
+# The same names as `reeltag.inference.predictor.Mode`, whose module imports torch.
+Mode = Annotated[
+    Literal["exact", "bf16", "small", "fast"],
+    Parameter(
+        help="exact: float32; bf16: about twice as fast on CPUs with bf16; small: weights stay quantized in memory; "
+        "fast: 8-bit products."
+    ),
+]
+MaxBadRecords = Annotated[
+    int,
+    Parameter(
+        name="--max-bad-records",
+        help="Number of damaged or invalid records, over all shards, that may be skipped before the command fails.",
+    ),
+]
+OneOrMore = Annotated[str, Parameter(required=True)]
+Overrides = Annotated[
+    list[str],
+    Parameter(name="--set", consume_multiple=False, help="Override a key: dotted.key=value."),
+]
+
+
+def load_schema(name: str) -> Schema:
+    """Return the preset with this name, or the schema of a recipe if the name ends in .toml."""
+    from reeltag.data.schema import preset_schema
+    from reeltag.recipe.load import load_recipe
+
+    if name.endswith(".toml"):
+        return load_recipe(name).data.record_schema
+    return preset_schema(name)

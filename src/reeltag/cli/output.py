@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json as json_module
+import sys
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from reeltag.data.bad_records import BadRecords
 
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object instead of text.")]
 
@@ -23,3 +27,11 @@ def say(result: Mapping[str, Any], text: Iterable[str], json: bool) -> None:
         print(json_module.dumps(result, ensure_ascii=False, allow_nan=False, default=str))
     else:
         print("\n".join(text))
+
+
+def say_left_out(bad: BadRecords) -> None:
+    """List on standard error the bad records that were left out, if any."""
+    from reeltag.data.bad_records import summary
+
+    if bad.records:
+        print(summary(bad.records), file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import Any
 
 from cyclopts import App
 
-from reeltag.cli.data import OneOrMore, Overrides
+from reeltag.cli.options import OneOrMore, Overrides
 from reeltag.cli.output import Json, say
 from reeltag.core.errors import RecipeError, ReeltagError, UsageError
 from reeltag.core.text import toml

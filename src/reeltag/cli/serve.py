@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from cyclopts import Parameter
 
-from reeltag.cli.data import Mode
+from reeltag.cli.options import Mode
 from reeltag.core.errors import UsageError
 
 

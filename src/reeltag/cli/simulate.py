@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from reeltag.cli.data import Overrides
+from reeltag.cli.options import Overrides
 from reeltag.cli.output import Json, say
 from reeltag.core.text import megabytes
 from reeltag.recipe import shipped

@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from reeltag.cli.data import Mode, OneOrMore
-from reeltag.cli.options import Quiet
+from reeltag.cli.options import Mode, OneOrMore, Quiet
 from reeltag.cli.output import Json, say
 from reeltag.core.errors import UsageError
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reeltag.cli.data import OneOrMore
-from reeltag.cli.options import Quiet
+from reeltag.cli.options import OneOrMore, Quiet
 from reeltag.cli.output import Json, say
 from reeltag.core.errors import UsageError
 

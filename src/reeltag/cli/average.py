@@ -1,0 +1,32 @@
+"""The command `reeltag average`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from reeltag.cli.output import Json, say
+from reeltag.core.errors import UsageError
+
+
+def average(*models: Annotated[Path, Parameter(required=True)], out: Path, json: Json = False) -> None:
+    """Average the weights and batch-norm statistics of models with the same architecture.
+
+    Example: reeltag average first.reeltag second.reeltag --out mean.reeltag
+
+    Args:
+        models: .reeltag files with one member each.
+        out: A new .reeltag file.
+    """
+    from reeltag.artifact.file import average_artifacts, load_artifact, save_artifact
+    from reeltag.core.storage import refuse_existing
+    from reeltag.core.text import counted, megabytes
+
+    refuse_existing(out)
+    if twice := {str(model) for model in models if models.count(model) > 1}:
+        raise UsageError(f"{', '.join(sorted(twice))}: is given twice; the mean takes each model once")
+    size = save_artifact(out, average_artifacts({str(model): load_artifact(model) for model in models}))
+    text = [f"{out}: {megabytes(size)}, the mean of {counted(len(models), 'model')}"]
+    say({"file": out, "bytes": size, "models": len(models)}, text, json)

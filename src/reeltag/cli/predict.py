@@ -1,0 +1,78 @@
+"""The command `reeltag predict`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from reeltag.cli.options import Address, Executor, MaxBadRecords, Mode, OneOrMore, Quiet
+from reeltag.cli.output import Json, say, say_left_out
+from reeltag.core.errors import UsageError
+
+
+def predict(
+    model: str,
+    /,
+    *shards: OneOrMore,
+    out: Path | None = None,
+    mode: Mode = "exact",
+    workers: int = 1,
+    executor: Executor = "local",
+    address: Address = None,
+    quiet: Quiet = False,
+    drop_flat: bool = False,
+    max_bad_records: MaxBadRecords = 0,
+    json: Json = False,
+) -> None:
+    """Predict the tags of videos in shards.
+
+    With --out, the predictions of each finished shard are kept in the folder OUT.parts, so the same command resumes
+    after an interruption. See docs/predicting.md.
+
+    Example: reeltag predict model.reeltag 'shards/*.tfrecord' --out predictions.csv
+
+    Args:
+        model: A .reeltag file, a folder that `share` wrote, or a URL.
+        shards: Paths, URLs or glob patterns of TFRecord files; labels are not needed.
+        out: A new .csv (Kaggle's format), .jsonl or .parquet file; JSON Lines to standard output by default.
+        workers: Processes among which shards and CPU threads are divided; each loads the model.
+        drop_flat: Skip the fake test videos of the YouTube-8M challenge: those whose mean rgb hardly varies.
+    """
+    from reeltag.artifact.file import resolve_artifact, stream_artifact
+    from reeltag.core.distributed.pools import open_pool
+    from reeltag.core.progress import default_progress
+    from reeltag.core.text import counted
+    from reeltag.inference.formats.table import json_lines
+    from reeltag.inference.predictor import load
+    from reeltag.inference.shard_tagger import predict_to_file, stream_predictions
+
+    if out is None:
+        if workers != 1 or executor != "local":
+            raise UsageError("workers: share whole shards, which takes a file; give --out")
+        if json:
+            raise UsageError("--json: tells of a file that was written; without --out the output is JSON Lines anyway")
+        predictor = load(model, mode)
+        predictions, counts = stream_predictions(
+            predictor, shards, drop_flat=drop_flat, max_bad_records=max_bad_records
+        )
+        for line in json_lines(predictions, predictor.label_names):
+            print(line)
+    else:
+        file = resolve_artifact(model)
+        counts = predict_to_file(
+            file,
+            shards,
+            out,
+            mode=mode,
+            workers=workers,
+            drop_flat=drop_flat,
+            max_bad_records=max_bad_records,
+            progress=default_progress(quiet=quiet),
+            pool=open_pool("", executor, address),
+        )
+        told = {"file": out, "videos": counts.videos, "dropped": counts.dropped, "left_out": len(counts.bad.records)}
+        example = stream_artifact(file)[0].schema.example
+        say(told, [f"{out}: {counted(counts.videos, example)}"], json)
+    if drop_flat:
+        print(f"{counted(counts.dropped, 'flat video')} dropped", file=sys.stderr)
+    say_left_out(counts.bad)

@@ -1,0 +1,32 @@
+"""The command `reeltag quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from reeltag.cli.output import Json, say
+
+# The same names as `reeltag.artifact.quantization.sizes.ENCODINGS`, without float32.
+Encoding = Literal["float16", "uniform-8", "kmeans-8", "quantile-8", "channel-8", "group-4"]
+
+
+def quantize(model: Path, /, *, out: Path, encoding: Encoding = "uniform-8", json: Json = False) -> None:
+    """Quantize the large weights of a model.
+
+    Example: reeltag quantize runs/audioset/netvlad.reeltag --out small.reeltag --encoding group-4
+
+    Args:
+        model: A float32 .reeltag file, such as `reeltag train` writes; quantized weights stay as they are.
+        out: A new .reeltag file.
+        encoding: Encoding of the weights.
+    """
+    from reeltag.artifact.quantization.sizes import MIN_ELEMENTS
+    from reeltag.core.text import megabytes
+    from reeltag.inference.quantize_file import quantize_file
+
+    size = quantize_file(model, out, encoding)
+    was = model.stat().st_size
+    same = f"; no tensor has more than {MIN_ELEMENTS:,} elements, so all stay float32" if size == was else ""
+    text = [f"{out}: {megabytes(size)}, from {megabytes(was)}{same}"]
+    say({"file": out, "bytes": size, "bytes_before": was}, text, json)
