@@ -229,7 +229,7 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(capsys, monkeypatch, tmp
     assert all(set(each) == {"name", "value", "hint"} for each in before.values())
     assert {f"extra {name}" for name in doctor.extras()} <= set(before)
     monkeypatch.setattr(doctor, "_installed", lambda name: name != "pyarrow")
-    monkeypatch.setattr(doctor, "processor_flags", lambda: {"avx2"})
+    monkeypatch.setattr(doctor, "cpu_flags", lambda: {"avx2"})
     monkeypatch.setattr(doctor, "allowed_cpus", lambda: 0.5)
     monkeypatch.setenv("REELTAG_CACHE", str(tmp_path / "c"))
     after = found()

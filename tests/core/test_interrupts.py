@@ -38,7 +38,7 @@ def test_a_signal_saves_the_last_step_and_says_how_to_go_on(tmp_path, number, co
         assert process.returncode == code, said
         assert time.monotonic() - sent < 30
     assert "saving" in said
-    assert "the same command goes on from its last checkpoint" in said
+    assert "the same command resumes from its last checkpoint" in said
     assert "Traceback" not in said
     assert steps_at(out) > 0
     assert not list(out.rglob("*.partial"))
@@ -107,16 +107,19 @@ def test_sigterm_ends_a_command_with_143(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(executor, "run", terminated)
     assert main(["run", str(long_recipe(tmp_path)), "--out", str(tmp_path / "out")]) == 143
-    assert capsys.readouterr().err == "terminated; the same command goes on from its last checkpoint\n"
+    assert capsys.readouterr().err == "terminated; the same command resumes from its last checkpoint\n"
 
 
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["predict", "m", "s", "--out", "p.csv"], "; the same command goes on after the shards that are finished"),
+        (["predict", "m", "s", "--out", "p.csv"], "; the same command resumes after the shards that are finished"),
         (["predict", "m", "s"], ""),
-        (["data", "download", "yt8m", "--split", "test", "--out", "d"], "; the same command goes on where it was"),
-        (["extract", "v", "--out", "d"], "; the same command goes on after the videos that are finished"),
+        (
+            ["data", "download", "yt8m", "--split", "test", "--out", "d"],
+            "; the same command resumes after the bytes that are downloaded",
+        ),
+        (["extract", "v", "--out", "d"], "; the same command resumes after the videos that are finished"),
         (["inspect", "m"], ""),
     ],
 )
@@ -134,7 +137,7 @@ def test_the_end_of_the_time_saves_and_the_same_command_goes_on(tmp_path, capsys
     for _ in range(2):
         assert main(["train", str(recipe), "--out", str(out), "--max-time", "3s", "--quiet"]) == 75
         said = capsys.readouterr().err
-        assert "out of time; the same command goes on" in said
+        assert "out of time; the same command resumes" in said
         assert "loss" not in said  # it is quiet
         steps.append(steps_at(out))
     assert 0 < steps[0] < steps[1]
@@ -151,7 +154,7 @@ def test_the_end_of_the_time_is_told_to_the_processes_that_train(tmp_path, optio
         process.send_signal(signal.SIGALRM)  # what the timer does
         said = process.stderr.read()
     assert process.returncode == 75, said
-    assert "out of time; the same command goes on" in said
+    assert "out of time; the same command resumes" in said
     assert "Traceback" not in said
     assert steps_at(out) > 0
 

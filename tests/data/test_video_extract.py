@@ -216,12 +216,12 @@ def test_what_is_wrong_with_labels_is_said(tmp_path, text, message):
     [
         (["--image", "none", "--audio", "none"], "nothing to extract"),
         (["--image", "vgg"], "there is no 'vgg'"),
-        (["--test-share", "1"], "is no share"),
+        (["--test-share", "1"], "is not a valid fraction"),
         (["--workers", "0"], "give 1 or more"),
-        (["--fit-pca", "a"], "are no widths"),
-        (["--fit-pca", "1,2,3"], "are no widths"),
+        (["--fit-pca", "a"], "is not a list of widths"),
+        (["--fit-pca", "1,2,3"], "is not a list of widths"),
         ([*HEARD, "--fit-pca", "100"], "allow at most"),
-        (["--fit-pca", "3", "--pca", "x"], "leave one of the two out"),
+        (["--fit-pca", "3", "--pca", "x"], "give one of the two"),
         (["--pca", "missing"], "no such file"),
     ],
 )

@@ -78,8 +78,8 @@ def test_without_onnx_the_other_modes_are_measured(model, capsys, monkeypatch):
     assert lines.pop(0).startswith("on generated videos of ")
     assert [line.split("  ")[0] for line in lines[1:]] == WAYS
     assert all("reeltag[onnx]" in line for line in lines[5:])
-    assert "ms a video of 1" in lines[0]
-    assert "ms a video of 64" in lines[0]
+    assert "ms/video, batch 1" in lines[0]
+    assert "ms/video, batch 64" in lines[0]
 
 
 def test_a_model_of_segments_is_measured_on_segments(tiny_schema, tmp_path, capsys, monkeypatch):

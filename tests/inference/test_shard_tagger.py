@@ -130,7 +130,7 @@ def test_ctrl_c_ends_all_workers_and_keeps_what_is_finished(capsys, model, shard
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to all
     printed = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert "the same command goes on after the shards that are finished" in printed
+    assert "the same command resumes after the shards that are finished" in printed
     assert "Traceback" not in printed
     assert all_end(process.pid)
     assert not list(parts_of(out).glob(".part-*"))

@@ -260,7 +260,7 @@ def test_a_report_of_a_run_at_work_says_that_it_is_old(folder, tmp_path, capsys)
         assert worker.stdout.readline() == b"locked\n"
         assert main(["report", str(folder / "run"), "--out", str(tmp_path / "old.html")]) == 0
         worker.stdin.close()
-    assert "a process is at work here; this is what the run ended with before" in capsys.readouterr().err
+    assert "a process is working on this run; these are its last results" in capsys.readouterr().err
     assert main(["report", str(folder / "run"), "--out", str(tmp_path / "new.html")]) == 0
     assert "at work" not in capsys.readouterr().err
 

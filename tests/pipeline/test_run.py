@@ -248,4 +248,4 @@ def test_an_interrupt_ends_with_130_and_says_how_to_go_on(finished, monkeypatch,
 
     monkeypatch.setattr(executor, "run", interrupted)
     assert main(["run", str(finished / "tiny.toml"), "--out", str(finished / "out")]) == 130
-    assert "the same command goes on from its last checkpoint" in capsys.readouterr().err
+    assert "the same command resumes from its last checkpoint" in capsys.readouterr().err

@@ -243,7 +243,7 @@ def test_small_times_and_bytes_are_told_in_units_to_read(capsys, tmp_path, tiny_
     printed = capsys.readouterr().out
     assert "  seconds  computing" in printed
     assert re.search(r"^[\d.]+ GPU seconds of arithmetic$", printed, re.MULTILINE)
-    assert "of videos read, 9,600 bytes each, as the longest that may be" in printed
+    assert "of videos read, 9,600 bytes each, as the longest possible" in printed
     recipe = tmp_path / "own.toml"
     features = ", ".join(f'{{ name = "{each.name}", width = {each.width} }}' for each in tiny_schema.features)
     recipe.write_text(
@@ -253,7 +253,7 @@ def test_small_times_and_bytes_are_told_in_units_to_read(capsys, tmp_path, tiny_
     first = sorted(tiny_shards.glob("train-*"))[0]
     each = first.stat().st_size // len(ShardFile(first).offsets())
     assert main(["simulate", str(recipe), "--machines", machines]) == 0
-    assert f"of videos read, {each:,} bytes each, as those of the first shard" in capsys.readouterr().out
+    assert f"of videos read, {each:,} bytes each, as in the first shard" in capsys.readouterr().out
     plan_of = ["run", str(recipe), "--dry-run", "--out", str(tmp_path / "out")]
     assert main(plan_of) == 0
     printed = capsys.readouterr().out
@@ -262,7 +262,7 @@ def test_small_times_and_bytes_are_told_in_units_to_read(capsys, tmp_path, tiny_
     assert main([*plan_of, "--set", f"data.root={tmp_path}"]) == 0
     printed = capsys.readouterr().out
     assert "GPU minute" not in printed
-    assert "GPU hours are not estimated: no shards are here" in printed
+    assert "GPU hours are not estimated: there are no shards here" in printed
     assert main([*plan_of, "--set", f"data.root={tmp_path}", "--set", "data.videos=100_000_000"]) == 0
     assert re.search(r"train\.a .*, about [\d.]+ GPU (minutes|hours)$", capsys.readouterr().out, re.MULTILINE)
 

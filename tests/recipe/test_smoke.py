@@ -52,7 +52,7 @@ def test_a_smoke_run_does_every_stage_with_one_batch_in_a_folder_of_its_own(reci
     out, small = tmp_path / "out", tmp_path / "out-smoke"
     assert main(["run", str(recipe), "--out", str(out), "--smoke", "--quiet"]) == 0
     said = capsys.readouterr()
-    assert said.out == f"{small}: the recipe works from end to end; so short, its figures mean nothing\n"
+    assert said.out == f"{small}: the recipe works from end to end; the metrics of such a short run mean nothing\n"
     assert said.err == ""
     assert not out.exists()
     whole = load_recipe(recipe)

@@ -26,7 +26,7 @@ def average(*models: Annotated[Path, Parameter(required=True)], out: Path, json:
 
     refuse_existing(out)
     if twice := {str(model) for model in models if models.count(model) > 1}:
-        raise UsageError(f"{', '.join(sorted(twice))}: is given twice; the mean takes each model once")
+        raise UsageError(f"{', '.join(sorted(twice))}: given more than once; give each model once")
     size = save_artifact(out, average_artifacts({str(model): load_artifact(model) for model in models}))
     text = [f"{out}: {megabytes(size)}, the mean of {counted(len(models), 'model')}"]
     say({"file": out, "bytes": size, "models": len(models)}, text, json)

@@ -44,14 +44,14 @@ def benchmark(
 
 
 def _lines(rows: list[BenchmarkRow], sizes: tuple[int, ...]) -> list[str]:
-    """A table for people."""
-    heads = "".join(f"{f'ms a video of {size}':>17}  ratio" for size in sizes)
+    """Format the measurements as a table."""
+    heads = "".join(f"{f'ms/video, batch {size}':>20}  ratio" for size in sizes)
     lines = [f"{'':<10}{heads}{'memory':>12}  largest |Δp|"]
     for row in rows:
         if row.failed:
             lines.append(f"{row.mode:<10}  not measured: {row.failed}")
             continue
-        times = "".join(f"{row.milliseconds[size]:17.3f}  {row.ratios[size]:5.2f}" for size in sizes)
+        times = "".join(f"{row.milliseconds[size]:20.3f}  {row.ratios[size]:5.2f}" for size in sizes)
         memory = "" if row.resident is None else f"{row.resident / 1e6:,.1f} MB"
         lines.append(f"{row.mode:<10}{times}{memory:>12}  {row.difference:.1e}")
     return lines

@@ -25,7 +25,7 @@ data = App(name="data", help="Inspect, verify, generate and download shards.")
 def data_inspect(*shards: OneOrMore, json: Json = False) -> None:
     """Show the number of records, the first record, and a draft of the recipe table [data.schema].
 
-    The draft is inferred from all records of the first shard, whatever their features are called.
+    The draft is inferred from all records of the first shard; feature names may be any.
 
     Example: reeltag data inspect 'shards/*.tfrecord'
 
@@ -46,9 +46,9 @@ def data_inspect(*shards: OneOrMore, json: Json = False) -> None:
         lines = describe_record(files[0].record(0, 0).payload)
     except DataError as error:
         raise DataError(error.reason, file=files[0].name, record=0, offset=0) from error
-    told = f"{counted(len(files), 'shard')}, {counted(records, 'record')}, {megabytes(size)}"
+    summary = f"{counted(len(files), 'shard')}, {counted(records, 'record')}, {megabytes(size)}"
     drafted = draft(record.payload for record in files[0].records(lambda damaged: None))
-    text = [told, f"first record of {files[0].path}:", *(f"  {line}" for line in lines), "", *_draft_lines(drafted)]
+    text = [summary, f"first record of {files[0].path}:", *(f"  {line}" for line in lines), "", *_draft_lines(drafted)]
     result = {"shards": len(files), "records": records, "bytes": size, "first_record": lines}
     say({**result, "draft": asdict(drafted)}, text, json)
 
@@ -73,24 +73,24 @@ def verify(*shards: OneOrMore, schema: str, max_bad_records: MaxBadRecords = 0, 
     with default_progress().task("verify", sum(map(file_size, paths)), "bytes") as task:
         manifest = scan(paths, loaded, task.advance, max_bad_records=max_bad_records)
     if not len(manifest):
-        raise UsageError(f"no record is sound; the first: {manifest.left_out[0]}")
+        raise UsageError(f"no record is valid; the first fault is {manifest.left_out[0]}")
     frames = manifest.frames[manifest.first_examples]
     cut = int((frames > loaded.max_frames).sum())
     occurring, labels = int((manifest.class_counts > 0).sum()), float(manifest.class_counts.sum() / len(manifest))
     examples = counted(len(manifest), loaded.example)
     text = [
-        f"{counted(len(paths), 'shard')}, {examples}, {megabytes(manifest.bytes)}: all checksums and ids hold",
+        f"{counted(len(paths), 'shard')}, {examples}, {megabytes(manifest.bytes)}: all checksums and ids are valid",
         *(f"bad       {bad}" for bad in manifest.left_out),
         f"frames    {frames.min()} to {frames.max()} a video, {frames.mean():.1f} on average",
         *(
-            [f"          {cut:,} videos have more than {loaded.max_frames}; the later frames are left out"]
+            [f"          {cut:,} videos have more than {loaded.max_frames}; their later frames are left out"]
             if cut
             else []
         ),
-        f"labels    {manifest.labelled:,} {loaded.example}s have them, {labels:.2f} a {loaded.example}",
+        f"labels    {manifest.labelled:,} {loaded.example}s have labels, {labels:.2f} on average",
         f"classes   {occurring:,} of {loaded.classes:,} occur",
     ]
-    told = {
+    result = {
         "shards": len(paths),
         "videos": len(manifest),
         "bytes": manifest.bytes,
@@ -101,7 +101,7 @@ def verify(*shards: OneOrMore, schema: str, max_bad_records: MaxBadRecords = 0, 
         "classes": loaded.classes,
         "classes_that_occur": occurring,
     }
-    say(told, text, json)
+    say(result, text, json)
 
 
 @data.command
@@ -147,12 +147,12 @@ def download(
     """Download the official YouTube-8M shards (2018) and verify their MD5 checksums.
 
     The same command resumes after an interruption. Addresses and parts are those of the
-    official download.py; nobody has tried this against the real servers yet (docs/scale.md).
+    official download.py; this has not been tried against the real servers yet (docs/scale.md).
 
     Example: reeltag data download yt8m --split train --part 1/100 --mirror eu --out yt8m_frame
 
     Args:
-        data_set: yt8m.
+        data_set: Name of the data set.
         split: Split of the data set; test has no public labels.
         out: A new folder, or one that this command began; the shards are OUT/train0000.tfrecord and so on.
         level: Features of every frame (1.5 TB in total), or their mean per video (31 GB).
@@ -167,22 +167,22 @@ def download(
     shards = yt8m_download.download(out, level, split, chosen, mirror, default_progress(), yt8m_download.OFFICIAL_URLS)
     size = sum(shard.stat().st_size for shard in shards)
     text = [
-        f"{out}: {counted(len(shards), 'shard')}, {megabytes(size)}, each with the plan's MD5",
-        f"look through them: reeltag data verify '{out}/{split}????.tfrecord' --schema yt8m-{level}",
+        f"{out}: {counted(len(shards), 'shard')}, {megabytes(size)}, each with the official MD5",
+        f"verify them: reeltag data verify '{out}/{split}????.tfrecord' --schema yt8m-{level}",
     ]
     say({"folder": out, "shards": len(shards), "bytes": size}, text, json)
 
 
 def _draft_lines(drafted: Draft) -> list[str]:
-    """A draft for people, with what it follows from."""
+    """Format a draft of [data.schema], with the facts it was inferred from."""
     from reeltag.core.text import counted
 
     label = "no labels" if drafted.highest_label is None else f"highest label {drafted.highest_label:,}"
     facts = [label, *([f"{drafted.most_frames:,} frames at most"] if drafted.most_frames else [])]
     if drafted.unlabelled and drafted.highest_label is not None:
         facts.append(f"{drafted.unlabelled:,} without labels")
-    notes = {"classes": "highest label + 1; write how many there are, other shards may have more"}
-    notes |= {"max_frames": "the most of a record; later frames are left out"}
+    notes = {"classes": "highest label + 1; write the real number, as other shards may have more"}
+    notes |= {"max_frames": "of the longest record; later frames are left out"}
     return [
         f"draft for a recipe, from the first shard's {counted(drafted.records, 'record')} ({', '.join(facts)}):",
         "",
@@ -193,6 +193,6 @@ def _draft_lines(drafted: Draft) -> list[str]:
 
 
 def _schema_lines(table: Mapping[str, Any], notes: Mapping[str, str] = MappingProxyType({})) -> list[str]:
-    """A table [data.schema] in TOML, with comments on some keys."""
+    """Format the table [data.schema] in TOML, with comments on some keys."""
     lines = [f"{key} = {toml(value)}" + (f"  # {notes[key]}" if key in notes else "") for key, value in table.items()]
     return ["[data.schema]", *lines]

@@ -6,17 +6,11 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, distribution, requires
 from pathlib import Path
 
-from packaging.requirements import Requirement
-
 from reeltag.cli.output import Json, say
-from reeltag.core.download_cache import cache_folder
 from reeltag.core.environment import available_cpus, cpuinfo_value, default_device, versions
-from reeltag.core.storage import free_bytes
 from reeltag.core.text import megabytes
-from reeltag.data import shard_cache
 
 LITTLE_DISK, LITTLE_SHARED, LITTLE_MEMORY = 5e9, 1e9, 2e9  # bytes
 
@@ -53,14 +47,14 @@ def doctor(*, json: Json = False) -> None:
 def findings() -> list[Finding]:
     """Return the results of all checks, in the order in which they are printed."""
     found = [Finding(name, version) for name, version in versions().items()]
-    looks: list[Callable[[], Iterator[Finding]]] = [_processor, _threads, _gpu, _extras, _memory, _disk]
-    return found + [finding for look in looks for finding in look()]
+    checks: list[Callable[[], Iterator[Finding]]] = [_cpu, _threads, _gpu, _extras, _memory, _disk]
+    return found + [finding for check in checks for finding in check()]
 
 
-def _processor() -> Iterator[Finding]:
-    flags = processor_flags()
+def _cpu() -> Iterator[Finding]:
+    flags = cpu_flags()
     if flags is None:
-        yield Finding("CPU", "instruction sets are not reported here; `reeltag benchmark` compares the modes")
+        yield Finding("CPU", "instruction sets unknown on this system; `reeltag benchmark` compares the modes")
         return
     for name, wanted, gains, without in (
         ("bf16 products", ("avx512_bf16", "amx_bf16"), "training.precision=bf16-mixed and --mode bf16", "are slower"),
@@ -72,7 +66,7 @@ def _processor() -> Iterator[Finding]:
             yield Finding(name, f"none of {', '.join(wanted)}: {gains} {without} than float32 here")
 
 
-def processor_flags() -> set[str] | None:
+def cpu_flags() -> set[str] | None:
     """Return the instruction-set flags that Linux reports for this CPU, or None on other systems."""
     return set(cpuinfo_value("flags").split()) or None
 
@@ -81,13 +75,15 @@ def _threads() -> Iterator[Finding]:
     import torch
 
     allowed, threads = allowed_cpus(), torch.get_num_threads()
-    given = ", ".join(f"{key}={os.environ[key]}" for key in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY") if key in os.environ)
+    variables = ", ".join(
+        f"{key}={os.environ[key]}" for key in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY") if key in os.environ
+    )
     hint = ""
     if threads > allowed:
         hint = f"export OMP_NUM_THREADS={allowed:.0f}: more threads than CPUs wait for each other"
     elif threads < int(allowed):
         hint = f"only {threads} of {allowed:g} CPUs are used; unset OMP_NUM_THREADS, or set it to {int(allowed)}"
-    yield Finding("threads", f"{threads} on {allowed:g} CPUs{given and f' ({given})'}", hint)
+    yield Finding("threads", f"{threads} on {allowed:g} CPUs{variables and f' ({variables})'}", hint)
 
 
 def allowed_cpus(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
@@ -96,7 +92,7 @@ def allowed_cpus(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
     try:
         quota, period = limit.read_text().split()
         return count if quota == "max" else max(1, min(count, int(quota) / int(period)))
-    except (OSError, ValueError):  # no container, or another kind of it
+    except (OSError, ValueError):  # no container, or one without cgroup v2
         return count
 
 
@@ -107,13 +103,17 @@ def _gpu() -> Iterator[Finding]:
         size = torch.cuda.get_device_properties(0).total_memory
         yield Finding("GPU", f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}, {_gb(size)}")
     elif shutil.which("nvidia-smi"):
-        hint = "there is an NVIDIA driver, but this torch cannot use it: install the build of torch for its CUDA"
-        yield Finding("GPU", "none that torch sees", f"{hint} (https://pytorch.org/get-started)")
+        hint = "this build of torch cannot use the NVIDIA driver; install the build for its CUDA version"
+        yield Finding("GPU", "none visible to torch", f"{hint} (https://pytorch.org/get-started)")
     else:
-        yield Finding("GPU", "none; the CPU computes")
+        yield Finding("GPU", "none; models run on the CPU")
 
 
 def _extras() -> Iterator[Finding]:
+    from importlib.metadata import requires
+
+    from packaging.requirements import Requirement
+
     missing: dict[str, list[str]] = {}
     for text in requires("reeltag") or ():
         needed = Requirement(text)
@@ -129,10 +129,14 @@ def _extras() -> Iterator[Finding]:
 
 def extras() -> list[str]:
     """Return the extras that users may install."""
+    from importlib.metadata import distribution
+
     return [name for name in distribution("reeltag").metadata.get_all("Provides-Extra") or () if name != "dev"]
 
 
 def _installed(name: str) -> bool:
+    from importlib.metadata import PackageNotFoundError, distribution
+
     try:
         distribution(name)
     except PackageNotFoundError:
@@ -141,29 +145,35 @@ def _installed(name: str) -> bool:
 
 
 def _memory() -> Iterator[Finding]:
-    if (told := Path("/proc/meminfo")).exists():
-        lines = (line.split() for line in told.read_text(encoding="ascii").splitlines())
+    from reeltag.core.storage import free_bytes
+
+    if (meminfo := Path("/proc/meminfo")).exists():
+        lines = (line.split() for line in meminfo.read_text(encoding="ascii").splitlines())
         sizes = {line[0]: int(line[1]) * 1024 for line in lines}
-        free, whole = sizes["MemAvailable:"], sizes["MemTotal:"]
+        free, total = sizes["MemAvailable:"], sizes["MemTotal:"]
         hint = "close programs, or tag with --mode small" if free < LITTLE_MEMORY else ""
-        yield Finding("memory", f"{_gb(free)} free of {_gb(whole)}", hint)
-    if (shared := Path("/dev/shm")).is_dir():  # where loader processes leave their batches
+        yield Finding("memory", f"{_gb(free)} free of {_gb(total)}", hint)
+    if (shared := Path("/dev/shm")).is_dir():  # loader processes pass their batches through it
         free = free_bytes(shared)
-        hint = "keep training.workers = 0, or give the container more (docker run --shm-size=2g)"
+        hint = "keep training.workers = 0, or give the container more memory (docker run --shm-size=2g)"
         yield Finding("shared memory", f"{_gb(free)} free", hint if free < LITTLE_SHARED else "")
 
 
 def _disk() -> Iterator[Finding]:
+    from reeltag.core.download_cache import cache_folder
+    from reeltag.core.storage import free_bytes
+    from reeltag.data.shard_cache import limit_bytes
+
     free = free_bytes(Path())
-    hint = "make room, or choose an --out on another disk" if free < LITTLE_DISK else ""
+    hint = "free some space, or choose an --out on another disk" if free < LITTLE_DISK else ""
     yield Finding("disk", f"{_gb(free)} free in this folder", hint)
-    hint = "" if os.access(".", os.W_OK) else "choose an --out elsewhere, or change the folder's permissions"
-    yield Finding("this folder", "cannot be written to" if hint else "can be written to", hint)
+    hint = "" if os.access(".", os.W_OK) else "choose another --out, or change the permissions of this folder"
+    yield Finding("this folder", "not writable" if hint else "writable", hint)
     cache = cache_folder()
-    kept = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file() and not path.is_symlink())
-    there = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
-    hint = "" if os.access(there, os.W_OK) else "set REELTAG_CACHE to a folder that can be written to"
-    yield Finding("cache", f"{cache}: {megabytes(kept)}; of shards at most {_gb(shard_cache.limit_bytes())}", hint)
+    size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file() and not path.is_symlink())
+    existing = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
+    hint = "" if os.access(existing, os.W_OK) else "set REELTAG_CACHE to a writable folder"
+    yield Finding("cache", f"{cache}: {megabytes(size)}; shards take at most {_gb(limit_bytes())}", hint)
 
 
 def _gb(size: float) -> str:

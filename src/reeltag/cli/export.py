@@ -37,10 +37,10 @@ def export(
 
     size, difference = export_onnx(model, out, top=top, check=check)
     file = resolve_artifact(model)
-    of = "videos of the shards" if check else "random frames; give --check shards to use real ones"
+    inputs = "videos of the shards" if check else "random frames; use --check to compare on real ones"
     before = file.stat().st_size
     text = [
         f"{out}: {megabytes(size)}, from {megabytes(before)}",
-        f"probabilities differ by at most {difference:.1e} from the model's, on {of}",
+        f"probabilities differ by at most {difference:.1e} from the model's, on {inputs}",
     ]
     say({"file": out, "bytes": size, "bytes_before": before, "largest_difference": difference}, text, json)

@@ -56,35 +56,35 @@ def extract(
     if test_share is None:
         test_share = 0.2 if labels else 0.0
     if not 0 <= test_share < 1:
-        raise UsageError(f"--test-share: {test_share} is no share; give one from 0 to below 1")
+        raise UsageError(f"--test-share: {test_share} is not a valid fraction; give one from 0 to below 1")
     if workers is not None and workers < 1:
         raise UsageError("--workers: give 1 or more")
     if pca is not None and fit_pca:
-        raise UsageError("--fit-pca: learns what --pca reads; leave one of the two out")
+        raise UsageError("--fit-pca fits the PCA that --pca reads; give one of the two")
     settings = Settings(image, audio, pca, _widths(fit_pca, image, audio), test_share)
     data = find_videos(videos, labels)
     outcomes = extract_dataset(
         data, out, settings, workers or suggested_workers(len(data.items)), default_progress(quiet=quiet)
     )
-    _tell(data, outcomes, out, json)
+    _report(data, outcomes, out, json)
 
 
-def _tell(data: Dataset, outcomes: Sequence[Outcome], out: Path, json: bool) -> None:
-    """What became of the files, and what to do next."""
+def _report(data: Dataset, outcomes: Sequence[Outcome], out: Path, json: bool) -> None:
+    """Print how many files were extracted, which were left out, and the next step."""
     from reeltag.core.text import counted, first_lines, one_line
     from reeltag.data.video.dataset import classes_without_training_videos
 
     train, test = ([each for each in outcomes if each.split == split] for split in ("train", "test"))
     seconds, left_out = sum(each.seconds for each in train + test), len(outcomes) - len(train + test)
     untaught = classes_without_training_videos(data, {each.id for each in train})
-    told = {"folder": out, "train_videos": len(train), "test_videos": len(test), "seconds": seconds}
-    told |= {"left_out": left_out, "untaught": untaught, "report": out / "report.csv"}
+    result = {"folder": out, "train_videos": len(train), "test_videos": len(test), "seconds": seconds}
+    result |= {"left_out": left_out, "untaught": untaught, "report": out / "report.csv"}
     counts = [counted(len(train), "training video"), counted(len(test), "test video"), counted(seconds, "second")]
     text = [f"{out}: {', '.join(counts)}"]
     if data.classes is not None:
-        first = "" if test else f"say in {out / 'recipe.toml'} what to test on, data.test, and "
-        text.append(f"{first}train on them: reeltag run {out / 'recipe.toml'} --set data.root={out}")
-    say(told, text, json)
+        first = "" if test else f"set data.test in {out / 'recipe.toml'}, then "
+        text.append(f"{first}train: reeltag run {out / 'recipe.toml'} --set data.root={out}")
+    say(result, text, json)
     notes = [f"no training video has the label {one_line(name)}, so it cannot be learned" for name in untaught]
     notes = first_lines(notes) + (
         [f"{counted(left_out, 'file')} left out; see {out / 'report.csv'}"] if left_out else []
@@ -95,10 +95,13 @@ def _tell(data: Dataset, outcomes: Sequence[Outcome], out: Path, json: bool) -> 
 
 
 def _widths(text: str, image: str, audio: str) -> dict[str, int] | None:
+    """Parse --fit-pca into the width of the PCA per feature; None if it was not given."""
     if not text:
         return None
     names = [feature for feature, extractor in (("rgb", image), ("audio", audio)) if extractor != "none"]
     parts = text.split(",")
     if len(parts) > len(names) or not all(part.strip().isdigit() for part in parts) or not any(map(int, parts)):
-        raise UsageError(f"--fit-pca: {text!r} are no widths; give one for each of {', '.join(names)}, such as 256,64")
+        raise UsageError(
+            f"--fit-pca: {text!r} is not a list of widths; give one for each of {', '.join(names)}, such as 256,64"
+        )
     return {name: int(part) for name, part in zip(names, parts, strict=False) if int(part)}

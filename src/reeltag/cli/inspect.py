@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from reeltag.cli.output import Json, say
 from reeltag.core.text import one_line, toml
-from reeltag.recipe.tables import leaves
 
 if TYPE_CHECKING:
     from reeltag.artifact.file import Artifact, Member
 
-WIDTH = 100  # of a line
+WIDTH = 100  # characters of a line
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -31,25 +30,25 @@ def inspect(model: str, /, *, json: Json = False) -> None:
     from reeltag.core.text import counted, megabytes
 
     file = resolve_artifact(model)
-    shipped, size = load_artifact(file), file.stat().st_size
-    lines = [f"{model}: {megabytes(size)}, {counted(len(shipped.members), 'member')}", *_data(shipped)]
-    for member in shipped.members:
+    artifact, size = load_artifact(file), file.stat().st_size
+    lines = [f"{model}: {megabytes(size)}, {counted(len(artifact.members), 'member')}", *_data(artifact)]
+    for member in artifact.members:
         lines += _member(member)
-    if shipped.provenance:
-        lines.append("made by")
-        width = max(map(len, map(one_line, shipped.provenance)))
-        for key, value in shipped.provenance.items():
+    if artifact.provenance:
+        lines.append("provenance")
+        width = max(map(len, map(one_line, artifact.provenance)))
+        for key, value in artifact.provenance.items():
             lines += _wrapped(f"  {one_line(key):<{width}}  ", _values(value))
-    say(artifact_header(shipped) | {"bytes": size}, lines, json)
+    say(artifact_header(artifact) | {"bytes": size}, lines, json)
 
 
-def _data(shipped: Artifact) -> list[str]:
-    """What the members read, and the classes."""
-    schema = shipped.schema
+def _data(artifact: Artifact) -> list[str]:
+    """Format the input of the members and the number of classes."""
+    schema = artifact.schema
     features = " + ".join(f"{one_line(feature.name)} {feature.width}" for feature in schema.features)
     origins = [
         f"{one_line(each.name)} by {one_line(each.extractor.name)}"
-        f"{' and a PCA' if each.name in shipped.projections else ''}"
+        f"{' and a PCA' if each.name in artifact.projections else ''}"
         for each in schema.features
         if each.extractor is not None
     ]
@@ -57,15 +56,16 @@ def _data(shipped: Artifact) -> list[str]:
         f"reads     {schema.level} level, {features}, {schema.dtype}, at most {schema.max_frames} frames",
         *([f"extracted {', '.join(origins)}"] if origins else []),
         *([f"tags      segments of {schema.segments} frames"] if schema.segments is not None else []),
-        f"classes   {schema.classes}{'' if shipped.label_names else ', without names'}",
+        f"classes   {schema.classes}{'' if artifact.label_names else ', no names'}",
     ]
 
 
 def _member(member: Member) -> list[str]:
-    """A line for the whole, and the settings that are not the defaults."""
+    """Format a member: name, size and weight, then the settings that differ from the defaults."""
     from reeltag.artifact.file import stored_bytes
     from reeltag.artifact.quantization.quantize import stored_as
     from reeltag.core.text import megabytes
+    from reeltag.recipe.tables import leaves
 
     size = f"{megabytes(stored_bytes(member.state))}, {stored_as(member.state)}"
     settings = member.config.model_dump(mode="json", exclude_defaults=True) | {"family": member.config.family}
@@ -76,7 +76,9 @@ def _member(member: Member) -> list[str]:
 
 
 def _values(value: Any) -> list[str]:
-    """A value of the provenance, which is any JSON, in parts between which a line may end."""
+    """Split a value of the provenance, which is any JSON, into parts between which a line may break."""
+    from reeltag.recipe.tables import leaves
+
     if isinstance(value, Mapping):
         return [f"{one_line(key)} {', '.join(_values(each))}" for key, each in leaves(value)]
     if isinstance(value, list):
@@ -85,7 +87,7 @@ def _values(value: Any) -> list[str]:
 
 
 def _wrapped(head: str, parts: Sequence[str]) -> list[str]:
-    """Parts separated by commas, with a head before the first line."""
+    """Join parts with commas and wrap them, with a head before the first line."""
     wrapper = textwrap.TextWrapper(WIDTH, head, " " * len(head), break_on_hyphens=False, break_long_words=False)
     kept = [part.replace(" ", _NO_BREAK) for part in parts]
     return [line.replace(_NO_BREAK, " ") for line in wrapper.wrap(", ".join(kept))] or [head.rstrip()]

@@ -1,4 +1,8 @@
-"""The command line: parse and call. torch is imported only by commands that compute."""
+"""The command line: the app, its error messages and its exit codes.
+
+Each command has a file of its own beside this one. A command imports what it needs when it runs, so that `--help` is
+fast and torch is loaded only by commands that compute.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +41,12 @@ from reeltag.core.version import __version__
 
 
 def _shown_default(value: object) -> str | None:
-    """A default as help shows it; none where leaving the option out means just that."""
+    """Return the default that help shows; None if leaving the option out needs no explanation."""
     return str(value) if type(value) in (int, float, str) and value != "" else None
 
 
-def _said(error: CycloptsError) -> str:
-    """What is wrong with the words of a command; of one that is missing, what it should be."""
+def _format_error(error: CycloptsError) -> str:
+    """Describe a usage error; for a missing argument, with the help of that argument."""
     missing = error.argument
     if not isinstance(error, MissingArgumentError) or missing is None or missing.tokens or error.keyword:
         return f"error: {error}"
@@ -50,10 +54,10 @@ def _said(error: CycloptsError) -> str:
     for name in error.command_chain or ():
         command = command[name]
     described = command.assemble_argument_collection(parse_docstring=True)
-    what = next(each.parameter.help for each in described if each.name == missing.name)
+    description = next(each.parameter.help for each in described if each.name == missing.name)
     if choices := missing.get_choices():
-        what = f"choose one of {', '.join(choices)}"
-    return f"error: {missing.name} is missing: {what}"
+        description = f"choose one of {', '.join(choices)}"
+    return f"error: {missing.name} is missing: {description}"
 
 
 app = App(
@@ -61,8 +65,8 @@ app = App(
     help="Train video taggers from frame features and ship an ensemble of them as one small file.",
     version=__version__,
     default_parameter=Parameter(negative=(), show_default=_shown_default),
-    suppress_keyboard_interrupt=False,  # `main` says how to go on
-    error_formatter=_said,
+    suppress_keyboard_interrupt=False,  # `main` reports how to resume
+    error_formatter=_format_error,
 )
 app.command(average)
 app.command(benchmark)
@@ -99,45 +103,45 @@ def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
     print(app.generate_completion(shell=shell))
 
 
-def _on_again(words: Sequence[str]) -> str:
-    """How a command that was ended goes on, if it does."""
-    ways = {
+def _resume_note(words: Sequence[str]) -> str:
+    """Describe from which point the interrupted command resumes; empty if it would start again."""
+    points = {
         "run": "from its last checkpoint",
         "train": "from its last checkpoint",
         "extract": "after the videos that are finished",
-        "data download": "where it was",
+        "data download": "after the bytes that are downloaded",
     }
     if any(word.partition("=")[0] == "--out" for word in words):
-        ways["predict"] = "after the shards that are finished"
-    way = next((ways[name] for name in (" ".join(words[:2]), *words[:1]) if name in ways), None)
-    return f"; the same command goes on {way}" if way else ""
+        points["predict"] = "after the shards that are finished"
+    point = next((points[name] for name in (" ".join(words[:2]), *words[:1]) if name in points), None)
+    return f"; the same command resumes {point}" if point else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0 done, 2 bad input, 75 the time of --max-time is over, 130 interrupted, 143 terminated.
+        The exit code: 0 success, 2 bad input, 75 stopped by --max-time, 130 interrupted, 143 terminated.
     """
     keep_freed_memory()
     limit_openmp_spinning()
     try:
         with (
             raise_on_sigterm(),
-            explain_out_of_memory("this command", "end other programs, or take a machine with more"),
+            explain_out_of_memory("this command", "end other programs, or use a machine with more memory"),
         ):
             app(arguments, exit_on_error=False, result_action="return_value")
     except CycloptsError:
-        return 2  # printed already
+        return 2  # cyclopts has printed the message
     except ReeltagError as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         endings = {Terminated: ("terminated", 143), TimeLimitReached: ("out of time", 75)}
-        what, code = endings.get(type(error), ("interrupted", 130))
-        print(f"{what}{_on_again(sys.argv[1:] if arguments is None else arguments)}", file=sys.stderr)
+        ending, code = endings.get(type(error), ("interrupted", 130))
+        print(f"{ending}{_resume_note(sys.argv[1:] if arguments is None else arguments)}", file=sys.stderr)
         return code
     except BrokenPipeError:
-        sys.stdout = None  # the reader left; nothing may be flushed at exit
+        sys.stdout = None  # the reader of the pipe has gone; Python must not flush standard output at exit
         return 0
     return 0

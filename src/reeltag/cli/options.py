@@ -54,7 +54,7 @@ MaxBadRecords = Annotated[
 OneOrMore = Annotated[str, Parameter(required=True)]
 Overrides = Annotated[
     list[str],
-    Parameter(name="--set", consume_multiple=False, help="Override a key: dotted.key=value."),
+    Parameter(name="--set", consume_multiple=False, help="Override a key: dotted.key=value; repeat for several."),
 ]
 
 

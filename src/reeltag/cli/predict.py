@@ -48,9 +48,9 @@ def predict(
 
     if out is None:
         if workers != 1 or executor != "local":
-            raise UsageError("workers: share whole shards, which takes a file; give --out")
+            raise UsageError("--workers and --executor need a file to write to; give --out")
         if json:
-            raise UsageError("--json: tells of a file that was written; without --out the output is JSON Lines anyway")
+            raise UsageError("--json describes the file of --out; without --out the output is JSON Lines already")
         predictor = load(model, mode)
         predictions, counts = stream_predictions(
             predictor, shards, drop_flat=drop_flat, max_bad_records=max_bad_records
@@ -70,9 +70,9 @@ def predict(
             progress=default_progress(quiet=quiet),
             pool=open_pool("", executor, address),
         )
-        told = {"file": out, "videos": counts.videos, "dropped": counts.dropped, "left_out": len(counts.bad.records)}
+        result = {"file": out, "videos": counts.videos, "dropped": counts.dropped, "left_out": len(counts.bad.records)}
         example = stream_artifact(file)[0].schema.example
-        say(told, [f"{out}: {counted(counts.videos, example)}"], json)
+        say(result, [f"{out}: {counted(counts.videos, example)}"], json)
     if drop_flat:
         print(f"{counted(counts.dropped, 'flat video')} dropped", file=sys.stderr)
     say_left_out(counts.bad)

@@ -26,7 +26,7 @@ def quantize(model: Path, /, *, out: Path, encoding: Encoding = "uniform-8", jso
     from reeltag.inference.quantize_file import quantize_file
 
     size = quantize_file(model, out, encoding)
-    was = model.stat().st_size
-    same = f"; no tensor has more than {MIN_ELEMENTS:,} elements, so all stay float32" if size == was else ""
-    text = [f"{out}: {megabytes(size)}, from {megabytes(was)}{same}"]
-    say({"file": out, "bytes": size, "bytes_before": was}, text, json)
+    before = model.stat().st_size
+    unchanged = f"; no tensor has more than {MIN_ELEMENTS:,} elements, so all stay float32" if size == before else ""
+    text = [f"{out}: {megabytes(size)}, from {megabytes(before)}{unchanged}"]
+    say({"file": out, "bytes": size, "bytes_before": before}, text, json)

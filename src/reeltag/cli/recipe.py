@@ -13,8 +13,6 @@ from reeltag.cli.options import OneOrMore, Overrides
 from reeltag.cli.output import Json, say
 from reeltag.core.errors import RecipeError, ReeltagError, UsageError
 from reeltag.core.text import toml
-from reeltag.recipe import shipped
-from reeltag.recipe.tables import differences, keys_of, leaves, read_table, spell_out_grids
 
 recipe = App(name="recipe", help="List, show, copy, check and compare recipes.")
 
@@ -28,16 +26,20 @@ def list_recipes(*, json: Json = False) -> None:
     Example: reeltag recipe list
     """
     from reeltag.core.text import counted
+    from reeltag.recipe import shipped
 
-    found = {name: _summary(shipped.FOLDER / f"{name}.toml") for name in shipped.names()}
+    summaries = {name: _summary(shipped.FOLDER / f"{name}.toml") for name in shipped.names()}
     lines = []
-    for name, each in found.items():
+    for name, each in summaries.items():
         lines.append(f"{name}: {counted(each['models'], 'model')}, one file of at most {each['budget_mb']:g} MB")
         lines += textwrap.wrap(each["description"], 78, initial_indent="  ", subsequent_indent="  ")
-    say({"recipes": found}, lines, json)
+    say({"recipes": summaries}, lines, json)
 
 
 def _summary(path: Path) -> dict[str, Any]:
+    from reeltag.recipe import shipped
+    from reeltag.recipe.tables import read_table, spell_out_grids
+
     table = read_table(path)
     spell_out_grids(table, "models")
     models = len(table["models"])
@@ -72,12 +74,14 @@ def copy(recipe: str, file: Path, /, *, json: Json = False) -> None:
         file: A new file.
     """
     from reeltag.core.storage import refuse_existing, require_regular, write_bytes
+    from reeltag.recipe import shipped
+    from reeltag.recipe.tables import read_table
 
     source = shipped.path_of(recipe)
     read_table(source)
     refuse_existing(file)
     write_bytes(file, require_regular(source).read_bytes())
-    say({"file": file}, [f"{file}: change it, then reeltag recipe check {file}"], json)
+    say({"file": file}, [f"{file}: edit it, then run reeltag recipe check {file}"], json)
 
 
 @recipe.command
@@ -122,10 +126,11 @@ def diff(one: str, other: str, /, *, json: Json = False) -> None:
         other: The recipe to compare with.
     """
     from reeltag.recipe.load import load_recipe
+    from reeltag.recipe.tables import differences, leaves
 
     before, after = (load_recipe(each).dump() for each in (one, other))
     left, right = dict(leaves(before)), dict(leaves(after))
-    # The order of the recipes, with what only the second has at the end.
+    # In the order of the first recipe; keys that only the second has come last.
     keys = [key for key in {**left, **right} if left.get(key) != right.get(key)]
     lines = [_difference(one, other, *each) for each in differences(before, after)]
     say({"differences": {key: [left.get(key), right.get(key)] for key in keys}}, lines or ["no difference"], json)
@@ -146,7 +151,9 @@ def schema() -> None:
 
 
 def _difference(one: str, other: str, key: str, first: Any, second: Any) -> str:
-    """A line for a key that differs, or for a table that only one of two recipes has."""
+    """Format the line of a key that differs, or of a table that only one of two recipes has."""
+    from reeltag.recipe.tables import keys_of
+
     for name, table in ((one, first), (other, second)):
         if isinstance(table, Mapping):
             return f"{key}: only in {name} ({keys_of(table)})"
@@ -154,7 +161,7 @@ def _difference(one: str, other: str, key: str, first: Any, second: Any) -> str:
 
 
 def _without_none(value: Any) -> Any:
-    """A value that TOML can say: keys that are not given are left out."""
+    """Return a value without keys that are None, which TOML cannot express."""
     if isinstance(value, dict):
         return {key: _without_none(each) for key, each in value.items() if each is not None}
     return [_without_none(each) for each in value] if isinstance(value, list) else value

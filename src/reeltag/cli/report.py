@@ -27,7 +27,7 @@ def report(run: Path, other: Path | None = None, /, *, out: Path | None = None, 
     runs = [read_run(folder) for folder in (run, other) if folder is not None]
     for folder in (run, other):
         if folder is not None and is_locked(folder):
-            print(f"{folder}: a process is at work here; this is what the run ended with before", file=sys.stderr)
+            print(f"{folder}: a process is working on this run; these are its last results", file=sys.stderr)
     path = out or Path("-".join(each.name for each in runs) + ".html")
     refuse_existing(path)
     page = render_run(*runs) if other is None else render_comparison(*runs)

@@ -47,20 +47,18 @@ def run(
 
     if dry_run:
         stages = plan(smoked(loaded) if smoke else loaded, without_data=True)
-        place = api.folder_of(loaded, out, smoke=smoke)
-        lines = listing(stages, place)
+        folder = api.folder_of(loaded, out, smoke=smoke)
+        lines = listing(stages, folder)
         if loaded.models and not any(stage.gpu_hours for stage in stages):
-            lines.append(
-                "GPU hours are not estimated: no shards are here, and data.videos does not say how many videos"
-            )
-        say({"stages": planned(stages, place)}, lines, json)
+            lines.append("GPU hours are not estimated: there are no shards here; set data.videos, the number of videos")
+        say({"stages": planned(stages, folder)}, lines, json)
         return
     work = api.Work(devices, executor, address, max_time, quiet)
     done = api.run(loaded, out=out, smoke=smoke, work=work)
-    shown = examples(done.results)
-    text = ["", done.file, headline(done.results), "", f"{counted(len(shown), 'test video')}:", *shown]
+    samples = examples(done.results)
+    text = ["", done.file, headline(done.results), "", f"{counted(len(samples), 'test video')}:", *samples]
     if smoke:
-        text = [f"{done.out}: the recipe works from end to end; so short, its figures mean nothing"]
+        text = [f"{done.out}: the recipe works from end to end; the metrics of such a short run mean nothing"]
     else:
         text += ["", f"report: {done.report}"]
     say({"file": done.file, "report": done.report, "results": done.results}, text, json)

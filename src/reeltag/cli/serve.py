@@ -16,6 +16,7 @@ from reeltag.core.errors import UsageError
 
 
 def _default_mode(_: object) -> str:
+    """Return the default mode as help shows it."""
     return "fast, or exact where there is a GPU"
 
 
@@ -64,14 +65,14 @@ def serve(
     from reeltag.serve.limits import Limits
     from reeltag.serve.samples import read_samples
 
-    if "OMP_NUM_THREADS" not in os.environ:  # one core is HTTP's; threads that wait for it would spin
+    if "OMP_NUM_THREADS" not in os.environ:  # HTTP needs a core; torch threads without one would spin
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))
     predictor = load(model, mode or ("fast" if default_device() == "cpu" else "exact"))
     frames = 256 * predictor.schema.max_frames if max_frames is None else max_frames
     max_body = int(max_body_mb * 1e6) if math.isfinite(max_body_mb) else 0
     limits = Limits(max_batch, max_body, frames, timeout, max_waiting)
-    name = Path(urlsplit(model).path if is_url(model) else model).name  # a query may hold a signature
+    name = Path(urlsplit(model).path if is_url(model) else model).name  # the query may hold a signature
     app = create_app(predictor, name, limits, read_samples(find_files(samples), predictor.schema))
     gc.collect()
-    gc.freeze()  # what is there stays there, and need not be looked at again
+    gc.freeze()  # objects that live as long as the service need no garbage collection
     run(app, listen(host, port), name)

@@ -17,7 +17,7 @@ def share(model: str, /, *, out: Path, licence: str | None = None, json: Json = 
     Args:
         model: A .reeltag file, or its URL.
         out: A new folder.
-        licence: Licence of the model, as an SPDX or Hub identifier; by default the card says that none was stated.
+        licence: Licence of the model, as an SPDX or Hub identifier; by default the card states none.
     """
     from reeltag.artifact import hub
     from reeltag.artifact.file import SHARED_FILE, resolve_artifact

@@ -37,11 +37,13 @@ def tag(
         timeline: Also show scores over time, for at most 40 segments of a video.
         csv: A new CSV file with a row per tag, and with --timeline also a row per tag and segment.
         html: A new HTML file: a page with tags, timelines and thumbnails that needs no network; implies --timeline.
-        image: Extractor of the feature rgb if it was an ONNX model: onnx:PATH or inception:PATH, with its settings.
-        audio: Extractor of the feature audio if it was an ONNX model: onnx:PATH, with its settings.
+        image: Extractor of the feature rgb, needed only if an ONNX model extracted it: onnx:PATH or inception:PATH,
+            with its settings.
+        audio: Extractor of the feature audio, needed only if an ONNX model extracted it: onnx:PATH, with its
+            settings.
     """
     if top < 1:
-        raise UsageError(f"--top: {top} is no number of tags; give 1 or more")
+        raise UsageError(f"--top: {top} is not a valid number of tags; give 1 or more")
     from reeltag.core.progress import default_progress
     from reeltag.core.storage import refuse_existing, write_bytes
     from reeltag.core.text import counted
@@ -56,8 +58,8 @@ def tag(
     items = find_videos(videos, None).items
     name = Path(urlsplit(model).path if is_url(model) else model).name
     tagger = open_tagger(load(model, mode), name, image, audio)
-    shown = {"timeline": timeline or html is not None, "pictures": html is not None}
-    results, left_out = tag_files(tagger, items, top, default_progress(quiet=quiet), **shown)
+    wanted = {"timeline": timeline or html is not None, "pictures": html is not None}
+    results, left_out = tag_files(tagger, items, top, default_progress(quiet=quiet), **wanted)
     faults = [f"{id_}: {reason}" for id_, reason in left_out.items()]
     if not results:
         raise UsageError("\n  ".join(["no video could be tagged", *faults]))
@@ -65,9 +67,9 @@ def tag(
         write_bytes(csv, as_csv(results).encode())
     if html is not None:
         write_bytes(html, as_html(name, results, left_out).encode())
-    told = {"videos": [result.tagged | {"remarks": result.remarks} for result in results], "left_out": left_out}
-    say(told, [line for result in results for line in as_lines(result.tagged)], json)
-    for line in [f"{result.tagged['id']}: {'; '.join(result.remarks)}" for result in results if result.remarks]:
+    result = {"videos": [each.tagged | {"remarks": each.remarks} for each in results], "left_out": left_out}
+    say(result, [line for each in results for line in as_lines(each.tagged)], json)
+    for line in [f"{each.tagged['id']}: {'; '.join(each.remarks)}" for each in results if each.remarks]:
         print(line, file=sys.stderr)
     if faults:
         print("\n  ".join([f"{counted(len(faults), 'file')} left out:", *faults]), file=sys.stderr)

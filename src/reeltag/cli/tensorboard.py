@@ -25,7 +25,7 @@ def tensorboard(run: Path, /, *, follow: bool = False) -> None:
 
     files = EventFiles(run)
     print(f"{files.folder}: {counted(files.update(), 'row')}; tensorboard --logdir {files.folder}", flush=True)
-    with suppress(KeyboardInterrupt):  # the way to end it
+    with suppress(KeyboardInterrupt):  # users stop --follow with Ctrl-C
         while follow:
             time.sleep(FOLLOW_SECONDS)
             files.update()

@@ -8,7 +8,6 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +21,8 @@ PACKAGES = ("torch", "numpy", "pydantic", "protobuf", "google-crc32c")
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that a result may depend on."""
+    from importlib.metadata import version  # slow to import, and not needed by most commands
+
     return {"python": platform.python_version(), "reeltag": __version__} | {name: version(name) for name in PACKAGES}
 
 
