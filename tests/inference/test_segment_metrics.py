@@ -157,6 +157,6 @@ def test_a_class_without_positives_does_not_count_and_nothing_rated_is_an_error(
 
 def test_an_id_that_would_end_its_cell_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
     part = Predictions(("a b:0",), torch.zeros(1, CLASSES), None)
-    with pytest.raises(UsageError, match=r"'a b:0' cannot stand in a CSV of segments.*use \.jsonl"):
+    with pytest.raises(UsageError, match=r"'a b:0' contains a separator of this CSV of segments; use \.jsonl"):
         Submission(SCHEMA).write(tmp_path / "part.csv", [part], [])
     assert not list(tmp_path.iterdir())

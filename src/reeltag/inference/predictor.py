@@ -146,7 +146,7 @@ class Predictor:
             yield from self.predict(padded, lengths)
 
     def tags(self, frames: npt.ArrayLike, top: int = 5) -> list[tuple[str, float]]:
-        """The most probable classes of one video [T, D], by name.
+        """Return the most probable classes of one video [T, D], by name.
 
         Raises:
             UsageError: the frames are not those of one video.

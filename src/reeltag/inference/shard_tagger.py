@@ -305,7 +305,7 @@ def _finished(
 
 
 def _threads(device: str, workers: int) -> int:
-    """A worker's share of the threads that torch would use; one is enough to keep a GPU busy."""
+    """Return the number of torch threads of a worker: an equal part of all on CPUs, one for a GPU."""
     return max(1, torch.get_num_threads() // workers) if device == "cpu" else 1
 
 

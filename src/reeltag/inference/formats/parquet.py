@@ -1,4 +1,4 @@
-"""Predictions as Parquet, through pyarrow: the extra `parquet`."""
+"""Predictions as Parquet, written by pyarrow (extra `parquet`)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from reeltag.core.storage import atomic_path
 from reeltag.inference.ensemble import Predictions
 from reeltag.inference.metrics.gap import TOP_K, top_k
 
-GROUP_BATCHES = 128  # of predictions in a row group
+GROUP_BATCHES = 128  # batches of predictions in a row group
 
 
 class Parquet:
-    """Columns id, classes, names and scores: the 20 most probable classes of a video.
+    """Format with the columns id, classes, names and scores: the 20 most probable classes of each video.
 
     Raises:
         UsageError: pyarrow is not installed.
@@ -36,7 +36,7 @@ class Parquet:
         self._schema = pyarrow.schema(columns)
 
     def write(self, path: Path, predictions: Iterable[Predictions], label_names: Sequence[str]) -> None:
-        """Write predictions, a row group at a time."""
+        """Write predictions, one row group at a time."""
         names = self._arrow.array(label_names, self._arrow.string())
         batches = (self._batch(part, names) for part in predictions)
         with atomic_path(path) as temporary, self._files.ParquetWriter(temporary, self._schema) as writer:
@@ -44,7 +44,7 @@ class Parquet:
                 writer.write_table(self._arrow.Table.from_batches(group))
 
     def join(self, path: Path, parts: Sequence[Path]) -> None:
-        """Put files that `write` wrote one after the other, a row group at a time."""
+        """Concatenate files that `write` wrote, one row group at a time."""
         with atomic_path(path) as temporary, self._files.ParquetWriter(temporary, self._schema) as writer:
             for part in parts:
                 with self._files.ParquetFile(part) as file:

@@ -1,7 +1,7 @@
-"""Segments on disk as the third YouTube-8M challenge (2019) took them: a line a class, its segments best first.
+"""Submission file of the third YouTube-8M challenge (2019): for each class its highest-scoring segments.
 
-A class's list needs the segments of all shards, so a part holds the scores of its shard, and parts are joined a class
-at a time: what is in memory is one class's scores, and the segments' names.
+The list of a class needs the segments of all shards. So a part holds the scores of one shard, and parts are joined
+class by class, with one class's scores and the ids of the segments in memory.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from reeltag.data.schema import Schema
 from reeltag.inference.ensemble import Predictions
 from reeltag.inference.metrics.segments import TOP_SEGMENTS
 
-_MARKS = frozenset(' ,"\r\n')  # what parts the cells of the file and the segments of a list
+_MARKS = frozenset(' ,"\r\n')  # separators of cells and of segments
 
 
 @dataclass(frozen=True)
 class Submission:
-    """`Class,Segments`: up to K segments `ID:START` of each class, by falling score, equal ones in their order.
+    """Format `Class,Segments`: up to K segments `ID:START` of each class, in descending order of score.
 
     Attributes:
-        schema: of the model; its `segment_classes` have a line, by default all classes.
+        schema: schema of the model; its `segment_classes`, by default all classes, have a line each.
         top: K.
     """
 
@@ -38,14 +38,14 @@ class Submission:
 
     @property
     def classes(self) -> list[int]:
-        """Those that have a line."""
+        """Classes with a line in the file."""
         return list(self.schema.segment_classes or range(self.schema.classes))
 
     def write(self, path: Path, predictions: Iterable[Predictions], label_names: Sequence[str]) -> None:
         """Write the scores of a part, 4 bytes a segment and class.
 
         Raises:
-            UsageError: a video's id cannot stand in such a file.
+            UsageError: a video's id contains a separator.
         """
         ids: list[str] = []
         columns = [torch.empty(0, len(self.classes))]
@@ -53,20 +53,22 @@ class Submission:
             ids += part.ids
             columns.append(part.probabilities[:, self.classes])
         if bad := next((each for each in ids if _MARKS & set(each)), None):
-            raise UsageError(f"{path.name}: {bad!r} cannot stand in a CSV of segments, which spaces part; use .jsonl")
+            raise UsageError(
+                f"{path.name}: {bad!r} contains a space, comma, quote or line break, which separate segments in this CSV; use .jsonl"
+            )
         names = np.frombuffer("\n".join(ids).encode(), np.uint8)
         tensorfile.write(path, {"scores": torch.cat(columns).T.numpy(), "ids": names}, {"segments": len(ids)})
 
     def join(self, path: Path, parts: Sequence[Path]) -> None:
-        """Write a line for each class, from the scores of all parts."""
+        """Write a line for each class from the scores of all parts."""
         files = [TensorFile(part) for part in parts]
         ids = [name for file in files if file.content["segments"] for name in _names(file)]
-        scores = [file.read("scores") for file in files]  # pages of the files
+        scores = [file.read("scores") for file in files]  # memory-mapped
         with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as out:
             out.write("Class,Segments\n")
             for row, label in enumerate(self.classes):
                 order = np.argsort(-np.concatenate([each[row] for each in scores]), kind="stable")[: self.top]
-                out.write(f"{label},{' '.join(ids[place] for place in order.tolist())}\n")
+                out.write(f"{label},{' '.join(ids[index] for index in order.tolist())}\n")
 
 
 def _names(file: TensorFile) -> list[str]:

@@ -20,7 +20,7 @@ from reeltag.inference.metrics.gap import TOP_K, top_k
 
 
 def kaggle_lines(predictions: Iterable[Predictions], label_names: Sequence[str]) -> Iterator[str]:
-    """The challenge's format: the id, and 20 pairs of class number and probability."""
+    """Yield lines of Kaggle's format: the id, and 20 pairs of class number and probability."""
     for part in predictions:
         scores, classes = top_k(part.probabilities, TOP_K)
         for name, row, numbers in zip(part.ids, scores.tolist(), classes.tolist(), strict=True):
@@ -29,7 +29,7 @@ def kaggle_lines(predictions: Iterable[Predictions], label_names: Sequence[str])
 
 
 def json_lines(predictions: Iterable[Predictions], label_names: Sequence[str]) -> Iterator[str]:
-    """One JSON object a video: its id and its 20 most probable classes, by number and name."""
+    """Yield one JSON object for each video: its id and its 20 most probable classes, by number and name."""
     for part in predictions:
         scores, classes = top_k(part.probabilities, TOP_K)
         for name, row, numbers in zip(part.ids, scores.tolist(), classes.tolist(), strict=True):
@@ -52,7 +52,7 @@ class Format(Protocol):
 
 @dataclass(frozen=True)
 class Text:
-    """A format with a line a video, after a header where it has one."""
+    """Text format with one line for each video, after an optional header."""
 
     lines: Callable[[Iterable[Predictions], Sequence[str]], Iterator[str]]
     header: str = ""
@@ -83,20 +83,18 @@ def refuse_ending(path: Path) -> None:
     """See that a path's ending tells a format, before a model is opened.
 
     Raises:
-        UsageError: it tells none, or one that needs a package that is not installed.
+        UsageError: the ending is unknown, or its format needs a package that is not installed.
     """
     if path.suffix not in FORMATS:
-        raise UsageError(
-            f"{path}: the format is told by the ending; use .csv (Kaggle), .jsonl (JSON Lines) or .parquet"
-        )
+        raise UsageError(f"{path}: the ending decides the format; use .csv (Kaggle), .jsonl (JSON Lines) or .parquet")
     FORMATS[path.suffix]()
 
 
 def output_format(path: Path, schema: Schema) -> Format:
-    """The format that a path's ending, one of `FORMATS`, tells of what a model of this schema tags.
+    """Return the format for a path's ending, which is a key of `FORMATS`; CSV of segments is a submission file.
 
     Raises:
-        UsageError: it needs a package that is not installed.
+        UsageError: the format needs a package that is not installed.
     """
     if path.suffix == ".csv" and schema.segments is not None:
         return Submission(schema)
@@ -104,7 +102,7 @@ def output_format(path: Path, schema: Schema) -> Format:
 
 
 def write_class_ap(path: Path, class_ap: Sequence[float], label_names: Sequence[str]) -> None:
-    """Write `class,name,ap`, a line a class."""
+    """Write a CSV with the columns class, name and ap, one line for each class."""
     rows = [f"{number},{_csv_cell(label_names[number])},{ap:.5f}" for number, ap in enumerate(class_ap)]
     write_bytes(path, "\n".join(["class,name,ap", *rows, ""]).encode())
 

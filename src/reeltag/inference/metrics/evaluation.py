@@ -12,11 +12,11 @@ from reeltag.inference.metrics.segments import SegmentRanking
 
 
 class Evaluation:
-    """Labelled predictions, measured as they come.
+    """Metrics of labelled predictions, accumulated batch by batch.
 
     Args:
-        all_scores: keep them all in memory, for `Scores.map_all`.
-        classes: that segments can be rated in; all by default.
+        all_scores: keep all scores in memory, for `Scores.map_all`.
+        classes: classes in which segments can be rated; all by default.
     """
 
     def __init__(self, *, all_scores: bool = False, classes: Sequence[int] | None = None) -> None:
@@ -25,10 +25,10 @@ class Evaluation:
         self._ranking: SegmentRanking | None = None
 
     def add(self, part: Predictions) -> None:
-        """Measure some; segments without a rating take part in the ranking of each class alone.
+        """Add labelled predictions; segments without a rating count only in the ranking of each class.
 
         Raises:
-            DataError: one has no labels.
+            DataError: a video has no labels.
         """
         if part.labels is None:
             raise DataError(
@@ -39,16 +39,16 @@ class Evaluation:
         if part.rated is not None:
             self._ranking = self._ranking or SegmentRanking(labels.shape[1], self._classes)
             self._ranking.add(part.probabilities, labels, part.rated)
-            told = part.rated.any(1)
-            scores, labels = scores[told], labels[told]
+            rated = part.rated.any(1)
+            scores, labels = scores[rated], labels[rated]
         if len(labels):
             self._parts.append(Metrics.of(scores, labels, all_scores=self._all_scores))
 
     def metrics(self) -> Metrics:
-        """Metrics of all that was added.
+        """Return the metrics of all predictions so far.
 
         Raises:
-            DataError: there was nothing.
+            DataError: there are none.
         """
         if not self._parts:
             raise DataError("no videos to evaluate")
@@ -59,7 +59,7 @@ class Evaluation:
 def evaluate_predictions(
     predictions: Iterable[Predictions], *, all_scores: bool = False, classes: Sequence[int] | None = None
 ) -> Metrics:
-    """Metrics of labelled predictions; the arguments are those of `Evaluation`.
+    """Compute the metrics of labelled predictions; the arguments are those of `Evaluation`.
 
     Raises:
         DataError: a video has no labels, or there is no video.

@@ -27,16 +27,15 @@ class Scores:
 
     Attributes:
         gap: global average precision of each video's 20 highest-scoring classes, pooled.
-        hit_at_1: share of videos whose highest-scoring class is a label.
+        hit_at_1: fraction of videos whose highest-scoring class is a label.
         perr: precision at each video's number of labels, averaged over videos.
         map: mean of `class_ap` over all C classes.
         class_ap: [C], average precision of each class within the videos' top 20, or of segments at K; 0 without
             positives.
         videos: number of videos, or of rated segments.
-        map_all: mean over the classes with positives of the average precision over all videos' scores, which is what
-            AudioSet reports; None where it was not asked for.
-        map_at_k: of segments, the mean of `class_ap` over the classes with positives (`segment_metrics`); None of
-            videos.
+        map_all: mean over the classes with positives of the average precision over all videos' scores, as AudioSet
+            reports it; None if not requested.
+        map_at_k: for segments, the mean of `class_ap` over the classes with positives (`segments.py`); None for videos.
     """
 
     gap: float
@@ -49,7 +48,7 @@ class Scores:
     map_at_k: float | None = None
 
     def summary(self) -> dict[str, float]:
-        """The scalars, for JSON; GAP and its companions to 5 decimals."""
+        """Return the scalar metrics for JSON, rounded to 5 decimals."""
         scalars = asdict(self)
         del scalars["class_ap"]
         return {name: round(value, 5) for name, value in scalars.items() if value is not None}
@@ -57,16 +56,16 @@ class Scores:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Statistics of the videos so far from which scores are computed; merging concatenates them.
+    """Statistics of videos from which scores are computed; merging concatenates them.
 
     Attributes:
         scores: [N, k] float32, each video's highest probabilities, descending.
-        classes: [N, k] their classes.
-        hits: [N, k] whether the class is a label.
+        classes: [N, k] int64, their classes.
+        hits: [N, k] bool, true if the class is a label.
         precisions: [N] precision at the video's number of labels.
         positives: [C] labels of each class, in the top k or not.
-        everything: [N, C] all scores and all labels, for `Scores.map_all`; None to do without.
-        segment_ap: [C] average precision of each class over segments, NaN without positives; None of videos.
+        everything: [N, C] all scores and all labels, for `Scores.map_all`; None if not requested.
+        segment_ap: [C] average precision of each class over segments, NaN without positives; None for videos.
     """
 
     scores: npt.NDArray[np.float32]
@@ -79,12 +78,12 @@ class Metrics:
 
     @classmethod
     def of(cls, probabilities: Tensor, labels: Tensor, *, all_scores: bool = False) -> Metrics:
-        """Metrics of a batch.
+        """Compute the statistics of a batch.
 
         Args:
             probabilities: [B, C] float32.
             labels: [B, C] bool.
-            all_scores: keep them all, 5 bytes a video and class (10 while merging), for `Scores.map_all`.
+            all_scores: keep all scores for `Scores.map_all`: 5 bytes a video and class, 10 while merging.
         """
         scores, classes = top_k(probabilities, TOP_K)
         hits = labels.gather(1, classes)
@@ -100,7 +99,7 @@ class Metrics:
 
     @classmethod
     def merge(cls, parts: Iterable[Metrics]) -> Metrics:
-        """Metrics of all parts together, in their order; at least one."""
+        """Concatenate the statistics of one or more parts, in their order."""
         each = list(parts)
         everything = [part.everything for part in each if part.everything is not None]
         return cls(
@@ -114,11 +113,11 @@ class Metrics:
 
     @cached_property
     def _by_score(self) -> Integers:
-        """Places of the scores from the highest down; equal ones in their order."""
+        """Indices that sort the scores in descending order; equal scores keep their order."""
         return np.argsort(-self.scores, axis=None, kind="stable")
 
     def compute(self) -> Scores:
-        """The scores of all videos seen."""
+        """Compute the scores of all videos."""
         class_ap = self._class_ap()
         mean, at_k = float(class_ap.mean()), None
         if self.segment_ap is not None:
@@ -136,38 +135,43 @@ class Metrics:
         )
 
     def gap(self) -> float:
-        """GAP@20 alone."""
+        """Compute GAP@20 only."""
         return average_precision(self.hits.ravel()[self._by_score], int(self.positives.sum()))
 
     def _class_ap(self) -> Floats:
         classes = self.classes.ravel()[self._by_score]
         by_class = np.argsort(classes.astype(np.min_scalar_type(len(self.positives))), kind="stable")  # radix sort
         classes, hits = classes[by_class], self.hits.ravel()[self._by_score][by_class]
-        places = np.flatnonzero(hits)
-        of = classes[places]
-        ranks = places - np.searchsorted(classes, of) + 1  # within the class
-        found = np.arange(len(of)) - np.searchsorted(of, of) + 1
-        return np.bincount(of, found / ranks, minlength=len(self.positives)) / np.maximum(self.positives, 1)
+        positions = np.flatnonzero(hits)
+        hit_classes = classes[positions]
+        ranks = positions - np.searchsorted(classes, hit_classes) + 1  # within the class
+        hit_counts = np.arange(len(hit_classes)) - np.searchsorted(hit_classes, hit_classes) + 1
+        return np.bincount(hit_classes, hit_counts / ranks, minlength=len(self.positives)) / np.maximum(
+            self.positives, 1
+        )
 
 
 def gap(probabilities: Tensor, labels: Tensor) -> float:
-    """GAP@20 alone of [N, C] probabilities, for searches that measure thousands of ensembles."""
+    """Compute only GAP@20 of probabilities [N, C], for searches that evaluate thousands of ensembles."""
     scores, classes = top_k(probabilities, TOP_K)
     hits = labels.gather(1, classes).cpu().numpy()
     return _pooled_precision(scores.cpu().numpy(), hits, int(np.count_nonzero(labels.cpu().numpy())))
 
 
 def top_k(probabilities: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest probabilities of each row and their classes; equal ones in class order.
+    """Return the k highest probabilities of each row and their classes; equal ones in class order.
 
     Args:
         probabilities: [B, C].
-        k: cut to C where there are fewer classes.
+        k: number of classes; at most C are returned.
+
+    Returns:
+        Probabilities [B, k] in descending order, and classes [B, k] int64.
     """
     count = probabilities.shape[1]
     k = min(k, count)
     scores, classes = probabilities.topk(min(k + 1, count), dim=1)
-    # topk orders ties as it likes, and a tie across the edge may even change which classes are in.
+    # topk does not define the order of ties, and a tie at rank k may even change which classes are included.
     tied = torch.nonzero((scores[:, 1:] == scores[:, :-1]).any(1))[:, 0]
     scores, classes = scores[:, :k].clone(), classes[:, :k].clone()
     if len(tied):
@@ -177,13 +181,18 @@ def top_k(probabilities: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _pooled_precision(scores: npt.NDArray[np.float32], hits: npt.NDArray[np.bool_], positives: int) -> float:
-    """Average precision of all videos' highest scores pooled; equal ones in their order."""
+    """Compute the average precision of all videos' highest scores, pooled; equal scores keep their order."""
     order = np.argsort(-scores, axis=None, kind="stable")
     return average_precision(hits.ravel()[order], positives)
 
 
 def average_precision(hits: npt.NDArray[np.bool_], positives: int) -> float:
-    """Sum of the precision at each hit, over all positives; hits are in order of score."""
+    """Sum the precision at each hit and divide by the number of positives.
+
+    Args:
+        hits: [N] bool, in descending order of score.
+        positives: number of positives, in the list or not.
+    """
     if positives == 0:
         return 0.0
     ranks = np.flatnonzero(hits) + 1
@@ -191,17 +200,17 @@ def average_precision(hits: npt.NDArray[np.bool_], positives: int) -> float:
 
 
 def _mean_over_all(probabilities: Tensor, labels: Tensor) -> float:
-    """Mean of the classes' average precision over all scores [N, C]; classes without positives do not count."""
-    found = []
+    """Average the classes' average precision over all scores [N, C]; classes without positives do not count."""
+    precisions = []
     for scores, hits in zip(probabilities.T.numpy(), labels.T.numpy(), strict=True):
         if hits.any():
-            found.append(_pooled_precision(scores, hits, int(hits.sum())))
-    return float(np.mean(found)) if found else 0.0
+            precisions.append(_pooled_precision(scores, hits, int(hits.sum())))
+    return float(np.mean(precisions)) if precisions else 0.0
 
 
 def _label_counts(labels: Tensor) -> tuple[Integers, Integers]:
     """Return the number of labels of each video [N] and of each class [C]."""
-    # By way of the few that there are: summing a wide bool tensor takes longer than finding the 20 highest scores.
+    # Labels are sparse: summing a wide bool tensor takes longer than finding the 20 highest scores.
     videos, classes = np.divmod(np.flatnonzero(labels.cpu().numpy()), labels.shape[1])
     return np.bincount(videos, minlength=len(labels)), np.bincount(classes, minlength=labels.shape[1])
 
@@ -214,5 +223,5 @@ def _precision_at_label_count(
         scores, classes = top_k(probabilities, int(counts.max()))
         hits = labels.gather(1, classes)
     within = torch.arange(scores.shape[1], device=counts.device) < counts[:, None]
-    found = (hits & within & (scores > 0)).sum(1)
-    return (found.double() / counts.clamp_min(1)).cpu().numpy()
+    hit_counts = (hits & within & (scores > 0)).sum(1)
+    return (hit_counts.double() / counts.clamp_min(1)).cpu().numpy()

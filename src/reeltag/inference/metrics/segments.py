@@ -1,9 +1,9 @@
 """MAP@K over segments, as the third YouTube-8M challenge (2019) defined it.
 
 MAP@K = mean over classes of Σ_k P(k)·rel(k) / N_c. A class's list has the K segments of all videos with the highest
-scores; those that nobody rated for the class are then passed over, so k counts the rated ones and rel(k) is what was
-said of the k-th (google/youtube-8m, `segment_eval_inference.py`). N_c are all that were rated positive, in the list or
-not, and classes without any do not count. Equal scores keep the order in which segments were added.
+scores; segments without a rating for the class are then skipped, so k counts rated segments and rel(k) is the rating of
+the k-th (google/youtube-8m, `segment_eval_inference.py`). N_c is the number of segments rated positive, in the list or
+not; classes without any do not count. Equal scores keep the order in which segments were added.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _UNRATED = -1
 
 
 class SegmentRanking:
-    """The K highest segments of each class so far, in 10 bytes a segment and class at most.
+    """The K highest-scoring segments of each class so far, in at most 10 bytes a segment and class.
 
     Args:
-        count: C, the classes that segments have scores for.
-        classes: those that can be rated; all by default.
+        count: C, number of classes.
+        classes: classes that can be rated; all by default.
         top: K.
     """
 
@@ -35,43 +35,43 @@ class SegmentRanking:
         self.classes = np.arange(count) if classes is None else np.array(classes)
         self.positives = np.zeros(len(self.classes), np.int64)
         self._scores: list[npt.NDArray[np.float32]] = []  # each [classes, some segments]
-        self._said: list[npt.NDArray[np.int8]] = []  # of the same: 0, 1 or unrated
+        self._ratings: list[npt.NDArray[np.int8]] = []  # ratings of the same segments: 0, 1 or unrated
         self._waiting = 0  # segments since the lists were last cut
 
     def add(self, probabilities: Tensor, labels: Tensor, rated: Tensor) -> None:
-        """Take in B segments.
+        """Add B segments.
 
         Args:
             probabilities: [B, C] float32.
-            labels: [B, C] bool, the classes that hold.
-            rated: [B, C] bool, the classes that the labels tell of.
+            labels: [B, C] bool.
+            rated: [B, C] bool, true for classes with a rating.
         """
-        said = np.where(rated.cpu().numpy(), labels.cpu().numpy(), _UNRATED).astype(np.int8)[:, self.classes].T
-        self.positives += (said == 1).sum(1)
+        ratings = np.where(rated.cpu().numpy(), labels.cpu().numpy(), _UNRATED).astype(np.int8)[:, self.classes].T
+        self.positives += (ratings == 1).sum(1)
         self._scores.append(probabilities.cpu().numpy()[:, self.classes].T)
-        self._said.append(said)
+        self._ratings.append(ratings)
         self._waiting += len(probabilities)
         if self._waiting >= self.top:
             self._cut()
 
     def class_ap(self) -> Floats:
-        """[C], average precision at K of each class; NaN where nothing was rated positive."""
+        """Return the average precision at K of each class [C]; NaN for classes without a positive rating."""
         self._cut()
-        found = np.full(self.count, np.nan)
-        if self._said:
-            for label, said, positives in zip(self.classes, self._said[0], self.positives.tolist(), strict=True):
+        precisions = np.full(self.count, np.nan)
+        if self._ratings:
+            for label, ratings, positives in zip(self.classes, self._ratings[0], self.positives.tolist(), strict=True):
                 if positives:
-                    found[label] = average_precision(said[said != _UNRATED] == 1, positives)
-        return found
+                    precisions[label] = average_precision(ratings[ratings != _UNRATED] == 1, positives)
+        return precisions
 
     def _cut(self) -> None:
-        """Sort what is there, and keep K of each class."""
+        """Sort the segments and keep the K highest of each class."""
         if not self._waiting:
             return
-        scores, said = np.concatenate(self._scores, axis=1), np.concatenate(self._said, axis=1)
-        self._scores, self._said, self._waiting = [], [], 0
+        scores, ratings = np.concatenate(self._scores, axis=1), np.concatenate(self._ratings, axis=1)
+        self._scores, self._ratings, self._waiting = [], [], 0
         kept = min(self.top, scores.shape[1])
-        for row, column in zip(scores, said, strict=True):  # in place, a class at a time
+        for row, column in zip(scores, ratings, strict=True):  # in place, a class at a time
             order = np.argsort(-row, kind="stable")[:kept]
             row[:kept], column[:kept] = row[order], column[order]
-        self._scores, self._said = [scores[:, :kept].copy()], [said[:, :kept].copy()]
+        self._scores, self._ratings = [scores[:, :kept].copy()], [ratings[:, :kept].copy()]

@@ -1,4 +1,4 @@
-"""Video files → what a model reads, by the extractors that its schema names."""
+"""Read video files as a model's input, with the extractors that its schema names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reeltag.data.schema import Feature, Schema
 from reeltag.data.video.extractors import IMAGE, SOUND, Extractor, image_extractor, sound_extractor
 from reeltag.data.video.features import Pipeline
 
-# By feature: the option that names its extractor, the extractors there are, and what opens one.
+# For each feature: the option that names its extractor, the known extractors, and the function that opens one.
 _KINDS: dict[str, tuple[str, dict[str, Any], Callable[[str], Extractor[Any] | None]]] = {
     "rgb": ("--image", IMAGE, image_extractor),
     "audio": ("--audio", SOUND, sound_extractor),
@@ -25,26 +25,29 @@ _KINDS: dict[str, tuple[str, dict[str, Any], Callable[[str], Extractor[Any] | No
 
 @dataclass(frozen=True)
 class VideoReader:
-    """The extractors of a model; see `open_reader`.
+    """Reader of video files for one model; see `open_reader`.
 
     Attributes:
-        schema: what the model reads.
-        pipeline: file → features.
+        schema: schema of the model.
+        pipeline: extractors of its features.
     """
 
     schema: Schema
     pipeline: Pipeline
 
     def read(self, path: Path, name: str, threads: int = 1) -> tuple[Video, tuple[str, ...]]:
-        """Extract the features that the model reads from a file, and remarks about the file.
+        """Extract the features of a file.
 
         Args:
             path: the file.
-            name: the video's.
-            threads: of the decoder.
+            name: id of the video.
+            threads: threads of the decoder.
+
+        Returns:
+            The video, and remarks about the file.
 
         Raises:
-            VideoError: the file cannot be read, or is too slow to decode.
+            VideoError: the file cannot be read, or decoding stalls.
         """
         extraction = self.pipeline.extract(path, threads)
         codes = dict(zip(extraction.values, self.pipeline.codes(extraction), strict=True))
@@ -54,16 +57,16 @@ class VideoReader:
 
 
 def open_reader(artifact: Artifact, name: str, image: str | None = None, audio: str | None = None) -> VideoReader:
-    """The extractors of a model, opened by the names that its schema has, or as they are given.
+    """Open the extractors of a model, by the names in its schema or by the given ones.
 
     Args:
         artifact: the model; its members are not needed.
-        name: of its file, for errors.
-        image: what makes the feature `rgb`, such as `onnx:PATH`, where the name does not tell.
-        audio: what makes the feature `audio`.
+        name: name of its file, for messages.
+        image: extractor of the feature `rgb`, such as `onnx:PATH`, if the schema does not say where its file is.
+        audio: extractor of the feature `audio`, likewise.
 
     Raises:
-        UsageError: the model's features are of no extractor that is known, or of another.
+        UsageError: the extractor of a feature is unknown, or the given one is not that of the training data.
     """
     schema = artifact.schema
     given = {feature: value for feature, value in (("rgb", image), ("audio", audio)) if value is not None}
@@ -78,15 +81,15 @@ def open_reader(artifact: Artifact, name: str, image: str | None = None, audio: 
 
 
 def refuse_unreadable(artifact: Artifact, name: str, given: Collection[str] = ()) -> None:
-    """See that a model knows what made its features, before anything is opened.
+    """Refuse a model whose input cannot be made from video files.
 
     Args:
         artifact: the model.
-        name: of its file.
-        given: features whose extractors are given, and need not be known by their names.
+        name: name of its file, for messages.
+        given: features whose extractors the user names.
 
     Raises:
-        UsageError: it does not, or reads no files.
+        UsageError: the model tags segments, or does not say which extractors made its features.
     """
     schema = artifact.schema
     if schema.segments is not None:
@@ -110,11 +113,11 @@ def refuse_unreadable(artifact: Artifact, name: str, given: Collection[str] = ()
 
 def _extractor(feature: Feature, given: str | None, model: str) -> Extractor[Any]:
     origin = feature.extractor
-    assert origin is not None  # `refuse_unreadable` saw to it
+    assert origin is not None  # checked by `refuse_unreadable`
     option, _, opener = _KINDS[feature.name]
     extractor = opener(given or origin.name)
-    found = extractor.origin(origin.projection) if extractor else None
-    if extractor is None or found is None or found.hash != origin.hash:
-        other = f"{found.name}{describe_difference(found, origin)}" if found else "none"
+    opened = extractor.origin(origin.projection) if extractor else None
+    if extractor is None or opened is None or opened.hash != origin.hash:
+        other = f"{opened.name}{describe_difference(opened, origin)}" if opened else "none"
         raise UsageError(f"{model}: reads {feature.name!r} from {origin.name}, not from {other}; give {option} as then")
     return extractor

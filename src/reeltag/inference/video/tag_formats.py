@@ -1,4 +1,4 @@
-"""Tags of video files → lines for a terminal, CSV, and a page that needs no network."""
+"""Format the tags of video files: lines for a terminal, CSV, and an HTML page that works offline."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from reeltag.inference.timeline import Tagged, Timeline, tag_spans
 from reeltag.inference.video.tagger import TaggedFile
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
-_RUNS = 3  # of the times at which a tag holds, in a line
+_RUNS = 3  # largest number of time spans of a tag in a line
 
 
 def as_lines(tagged: Tagged) -> Iterator[str]:
-    """A video and its tags, for people; with a timeline also when they hold."""
+    """Yield lines for people: a video, its tags and, if it has a timeline, the times at which each tag holds."""
     yield f"{one_line(tagged['id'])}: {counted(tagged['frames'], 'second')}"
     names = [one_line(tag["name"]) for tag in tagged["tags"]]
-    for place, (tag, name) in enumerate(zip(tagged["tags"], names, strict=True)):
+    for index, (tag, name) in enumerate(zip(tagged["tags"], names, strict=True)):
         line = f"  {tag['score']:.2f}  {name:<{max(map(len, names))}}"
         if "timeline" in tagged:
-            line += f"  {_strip(tagged['timeline']['scores'][place])}  {_times(tagged['timeline'], place)}"
+            line += f"  {_strip(tagged['timeline']['scores'][index])}  {_times(tagged['timeline'], index)}"
         yield line.rstrip()
 
 
@@ -43,26 +43,26 @@ def _times(timeline: Timeline, tag: int) -> str:
 
 
 def as_csv(results: Sequence[TaggedFile]) -> str:
-    """CSV with a row a tag of each video; with a timeline also a row a tag and segment. Times are in seconds."""
+    """Return CSV with a row for each tag of each video, and with a timeline also for each segment; times in seconds."""
     text = StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "begin", "end", "class", "name", "score"])
     for tagged in (result.tagged for result in results):
         spans = [(0, tagged["frames"]), *(tagged["timeline"]["segments"] if "timeline" in tagged else [])]
-        for place, tag in enumerate(tagged["tags"]):
-            scores = [tag["score"], *(tagged["timeline"]["scores"][place] if "timeline" in tagged else [])]
+        for index, tag in enumerate(tagged["tags"]):
+            scores = [tag["score"], *(tagged["timeline"]["scores"][index] if "timeline" in tagged else [])]
             for span, score in zip(spans, scores, strict=True):
                 writer.writerow([tagged["id"], *span, tag["class"], tag["name"], f"{score:.6f}"])
     return text.getvalue()
 
 
 def as_html(model: str, results: Sequence[TaggedFile], left_out: Mapping[str, str]) -> str:
-    """HTML with everything in it.
+    """Return a self-contained HTML page.
 
     Args:
-        model: its name.
-        results: with timelines.
-        left_out: files without a result, and why.
+        model: name of the model.
+        results: tags with timelines.
+        left_out: files without a result, with the reason.
     """
     content = {
         "videos": [
@@ -83,7 +83,9 @@ def as_html(model: str, results: Sequence[TaggedFile], left_out: Mapping[str, st
         model=escape(model),
         facts=escape(" · ".join(facts)),
         style=_file("reeltag.serve", "page.css") + _file("reeltag.inference.video", "page/page.css"),
-        data=json.dumps(content, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),  # nothing can end it
+        data=json.dumps(content, ensure_ascii=False, allow_nan=False).replace(
+            "<", "\\u003c"
+        ),  # no text can end the script element
         script=script,
         hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -94,5 +96,5 @@ def _file(package: str, name: str) -> str:
 
 
 def _without_imports(script: str) -> str:
-    """Of a module what two that stand in one file need; each import and export is a line."""
+    """Remove a module's import and export lines, so that several modules fit into one script."""
     return re.sub(r"^(import|export) \{.*\}.*;\n", "", script, flags=re.MULTILINE)
