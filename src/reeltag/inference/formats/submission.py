@@ -53,9 +53,7 @@ class Submission:
             ids += part.ids
             columns.append(part.probabilities[:, self.classes])
         if bad := next((each for each in ids if _MARKS & set(each)), None):
-            raise UsageError(
-                f"{path.name}: {bad!r} contains a space, comma, quote or line break, which separate segments in this CSV; use .jsonl"
-            )
+            raise UsageError(f"{path.name}: {bad!r} contains a separator of this CSV of segments; use .jsonl")
         names = np.frombuffer("\n".join(ids).encode(), np.uint8)
         tensorfile.write(path, {"scores": torch.cat(columns).T.numpy(), "ids": names}, {"segments": len(ids)})
 
