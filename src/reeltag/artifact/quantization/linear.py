@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from itertools import product
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +22,8 @@ COPIED_ROWS = 4096
 HIDDEN = "hidden.weight"
 FEW = 4  # up to this many rows of x are multiplied faster one by one
 PRODUCTS = {"matmul", "__matmul__"}
+
+logger = logging.getLogger(__name__)
 
 
 class QuantizedWeight(Tensor):
@@ -127,12 +132,30 @@ class Int8Weight(QuantizedWeight):
 
 
 def multiply_int8(a_NK: Tensor, b_KM: Tensor) -> Tensor:
-    """Return the product of two `int8` matrices, summed exactly in `int32`.
+    """Return the product of two `int8` matrices, summed exactly.
 
     `torch._int_mm` is private. No public function of torch multiplies 8-bit integers with 32-bit sums; see
     docs/architecture.md for the alternatives that were measured.
+
+    Returns:
+        [N, M], int32; float64 on a CPU whose kernel is not exact.
     """
-    return torch._int_mm(a_NK, b_KM)
+    return torch._int_mm(a_NK, b_KM) if int8_sums_are_exact() else a_NK.double() @ b_KM.double()
+
+
+@cache
+def int8_sums_are_exact() -> bool:
+    """Return True if this CPU's int8 kernel sums exactly, and log once if it does not.
+
+    oneDNN's kernel for CPUs without VNNI adds pairs of products in 16 bits, which overflow; torch takes it where
+    `ONEDNN_MAX_CPU_ISA` hides VNNI. So the extremes are multiplied once.
+    """
+    for x, y in product((-128, 127), repeat=2):
+        a, b = torch.full((32, 64), x, dtype=torch.int8), torch.full((48, 64), y, dtype=torch.int8)
+        if any(bool((torch._int_mm(rows, b.t()) != 64 * x * y).any()) for rows in (a, a[:1])):
+            logger.warning("this CPU's product of 8-bit integers is not exact: mode fast uses float64, which is slow")
+            return False
+    return True
 
 
 def dequantized_state(state: State, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
