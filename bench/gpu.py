@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Peaks:
-    """What the device sustains: operations a second in bfloat16, bytes a second through its memory."""
+    """Measured peaks of the device: operations a second in bfloat16, bytes a second through its memory."""
 
     bfloat16: float
     memory: float
@@ -62,7 +62,7 @@ class Peaks:
 
 @dataclass(frozen=True)
 class Bench:
-    """How to measure."""
+    """Settings of the measurement."""
 
     device: torch.device
     schema: Schema
@@ -83,7 +83,7 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
 
     def rates(self, step: Callable[[], float]) -> list[float]:
-        """What `step` counts, a second, in every round."""
+        """Return the count that `step` returns, a second, in every round."""
         for _ in range(WARM_UP):
             step()
         return [self._rate(step) for _ in range(self.rounds)]
@@ -248,7 +248,7 @@ def random_shards(folder: Path, schema: Schema, videos: int) -> Shards:
 
 
 def drawn_frames(frames: int, settings: TrainingSettings, tagger: Tagger) -> int:
-    """How many different frames a step needs of a video on average: those drawn twice count twice, read once."""
+    """Return the number of distinct frames of a video that a step reads; frames sampled twice are read once."""
     if settings.frames == "all" or tagger.pooling.ordered:
         return frames
     return round(frames * (1 - (1 - 1 / frames) ** settings.frames))
@@ -378,7 +378,7 @@ def main() -> None:
 
 
 def report(wanted: bool, device: str, peaks: Peaks, recipe: Recipe, rows: dict[str, dict[str, Any]]) -> None:
-    """What was not reached, hours, JSON."""
+    """Print missed targets and hours, and write the JSON."""
     print(f"\nTo be reached: {LEAST_SHARE:.0%} of the floor's rate by {' and '.join(SHARE_FAMILIES)},", end=" ")
     print(f"{MOST_WAIT:.0%} data wait at most")
     for name, row in rows.items():

@@ -1,4 +1,4 @@
-"""What the benches share: rounds in turns, ratios round by round, a table, a line of JSON, the peers' interpreter.
+"""Shared by the benches: rounds in turns, ratios round by round, a table, a line of JSON, the peers' interpreter.
 
 Whoever is measured takes turns in one order, so that a slow minute of the machine hits all alike. Ratios are formed
 within a round; the first two only warm up.

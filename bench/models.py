@@ -55,7 +55,7 @@ def frames_of(name: str) -> int:
 
 
 def scaled_to(name: str, size: int) -> float:
-    """How many videos of 300 frames a batch stands for."""
+    """Return the number of videos of 300 frames to which a batch is equivalent."""
     return size * frames_of(name) / SCHEMA.max_frames
 
 

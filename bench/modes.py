@@ -1,4 +1,4 @@
-"""What each way to load a model costs: time a call, resident memory, and GAP; in PyTorch and in onnxruntime.
+"""Measure every mode of loading a model: time a call, resident memory, and GAP; in PyTorch and in onnxruntime.
 
 NetVLAD1 of the paper (K 192, H 992) with random weights in 8 bits, 300 frames of 1152 bytes, one core. Every way lives
 in a process of its own, and they take turns. GAP needs a real model and labelled shards (--model, --shards).
@@ -50,7 +50,7 @@ def write_models(folder: Path, table: dict[str, Any]) -> None:
 
 
 def opened(engine: str, mode: str, reeltag_file: Path, onnx_file: Path) -> Run:
-    """What tags frames [B, T, D] of some lengths in a way."""
+    """Return a function that tags frames [B, T, D] of some lengths in a mode."""
     if engine == "PyTorch":
         return reeltag.load(reeltag_file, mode).predict
     session = reeltag.open_onnx(onnx_file, mode, threads=torch.get_num_threads())

@@ -27,7 +27,7 @@ REACH = {38: 0.5, 321: 4.0}  # seconds for so many million
 
 
 def ours(weights: torch.Tensor, few: torch.Tensor) -> dict[str, Callable[[], Times]]:
-    """What is timed, in seconds for a million."""
+    """Return the timed functions; each returns seconds for a million values."""
     rows: dict[str, Callable[[], Times]] = {}
     for encoding in (*FAST, *SORTING):
         tensor = weights if encoding in FAST else few

@@ -1,4 +1,4 @@
-"""How long `reeltag --help` and `reeltag doctor` take, beside importing TensorFlow, as each peer's command does first.
+"""Time `reeltag --help` and `reeltag doctor` beside importing TensorFlow, as each peer's command does first.
 
 CPU seconds of the whole process; files are in the page cache after the first round, which is not counted.
 """

@@ -65,13 +65,13 @@ def anchors(page: Path) -> set[str]:
 
 
 def targets(page: Path) -> list[str]:
-    """What its links and images point at."""
+    """Return the targets of a page's links and images."""
     found = [token.attrs.get("href") or token.attrs.get("src") for token in tokens(page)]
     return [unquote(str(target)) for target in found if target]
 
 
 def broken(page: Path, target: str) -> bool:
-    """Whether a relative link or its anchor leads nowhere."""
+    """Return True if a relative link or its anchor leads nowhere."""
     if re.match(r"[a-z]+:", target):
         return False
     name, _, anchor = target.partition("#")
@@ -94,7 +94,7 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path):
 
 
 def commands(page: Path) -> tuple[list[str], list[str]]:
-    """What begins with `reeltag`: lines of its shell blocks, and spans of code."""
+    """Return commands of reeltag on a page: lines of shell blocks, and spans of code."""
     blocks, spans = [], []
     for token in tokens(page):
         if token.type == "fence" and token.info.split(" ")[0] in ("sh", "console", ""):
@@ -203,7 +203,7 @@ def modules_named(text: str) -> set[str]:
 
 
 def resolves(name: str) -> bool:
-    """Whether a dotted name is a module or something in one."""
+    """Return True if a dotted name is a module or a name in one."""
     parts = name.split(".")
     for cut in range(len(parts), 0, -1):
         try:

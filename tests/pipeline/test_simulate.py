@@ -21,7 +21,7 @@ from reeltag.recipe.load import load_recipe
 RECIPES = Path(__file__).parents[2] / "recipes"
 DESCRIPTION = {
     "name": "x", "nodes": 2, "gpus": 4, "tflops": 10, "link_gb_s": 100, "network_gb_s": 10, "read_gb_s": 2,
-    "write_gb_s": 1, "processors": 8, "load_gb_s": 0.5, "price": 3,
+    "write_gb_s": 1, "cpus": 8, "load_gb_s": 0.5, "price": 3,
 }  # fmt: skip
 MACHINES = Machines(**DESCRIPTION)
 
@@ -173,7 +173,7 @@ def test_a_stage_on_described_machines():
     (reading,) = stage_tasks([stage("data.train", traffic=Traffic(1000))], alike, 300_000, 8)
     assert (reading.seconds, reading.devices) == (pytest.approx(3e8 / 0.5e9), 1)
     assert alike.data_rate == 2e9
-    assert Machines(**DESCRIPTION | {"processors": 2}).data_rate == 1e9
+    assert Machines(**DESCRIPTION | {"cpus": 2}).data_rate == 1e9
     assert alike.shape(7) == (4, 3)
 
 

@@ -55,7 +55,7 @@ class Page:
         await self.call("Page.navigate", url=url)
 
     async def value(self, script):
-        """What a line of JavaScript gives."""
+        """Evaluate a line of JavaScript and return its value."""
         result = await self._evaluate(script)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")

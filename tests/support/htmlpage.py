@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 
 class Page(HTMLParser):
-    """What a page holds: elements with their attributes, and tables as rows of texts."""
+    """Parsed HTML page: elements with their attributes, and tables as rows of texts."""
 
     def __init__(self, text):
         super().__init__()

@@ -159,12 +159,12 @@ def exchange(content, rng):
 
 
 def header_end(content):
-    """Where the tensors begin."""
+    """Return the offset of the first tensor."""
     return 8 + struct.unpack("<Q", content[:8])[0]
 
 
 def inside(header, at):
-    """Whether a place of JSON text is within a string."""
+    """Return True if an index of JSON text is inside a string."""
     return len(header[:at].replace("\\\\", "").replace('\\"', "").split('"')) % 2 == 0
 
 

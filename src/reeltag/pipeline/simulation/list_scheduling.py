@@ -1,4 +1,4 @@
-"""How long a recipe would take on machines that nobody has rented yet: its stages, scheduled on paper.
+"""Estimate how long a recipe takes on given machines, by list scheduling of its stages.
 
 The schedule is a list schedule: whenever devices are free, the ready stage with the longest way to the end starts.
 Stages that read on the same node share what it can read, the modest first; a stage that gets less than it asks for
@@ -74,7 +74,7 @@ class _Running:
 
 
 def stage_tasks(stages: Sequence[Stage], machines: Machines, video_bytes: int, gpus: int) -> list[Task]:
-    """What stages are on machines.
+    """Tasks of the stages on given machines.
 
     Args:
         stages: of a plan.
@@ -175,7 +175,7 @@ def _place(task: Task, shape: Sequence[int], running: Sequence[_Running]) -> tup
 
 
 def _speeds(running: Sequence[_Running], nodes: int, data_rate: float) -> tuple[list[float], float]:
-    """How fast each task goes, from 0 to 1, and the most that a node reads."""
+    """Return the speed of each task, from 0 to 1, and the highest read rate of a node."""
     speeds = [1.0] * len(running)
     asked = [{number: ask for number, each in enumerate(running) if (ask := each.asked_of(n))} for n in range(nodes)]
     for asks in asked:

@@ -24,14 +24,14 @@ class Machines(BaseModel):
     network_gb_s: float = Field(gt=0, description="of a node to the other nodes, the same")
     read_gb_s: float = Field(gt=0, description="of a node from where the videos are")
     write_gb_s: float = Field(gt=0, description="of a node to where checkpoints go")
-    processors: int = Field(gt=0, description="of a node")
-    load_gb_s: float = Field(gt=0, description="that one processor reads, checks and makes into batches")
+    cpus: int = Field(gt=0, description="CPU cores of a node")
+    load_gb_s: float = Field(gt=0, description="GB/s that one core reads, checks and turns into batches")
     price: float = Field(ge=0, description="of a node, an hour")
 
     @property
     def data_rate(self) -> float:
-        """Bytes of videos a second that a node brings to its GPUs: what it reads, or what its processors manage."""
-        return 1e9 * min(self.read_gb_s, self.processors * self.load_gb_s)
+        """Bytes of videos a second that a node supplies to its GPUs: limited by reading, or by its cores."""
+        return 1e9 * min(self.read_gb_s, self.cpus * self.load_gb_s)
 
     def shape(self, gpus: int) -> tuple[int, ...]:
         """GPUs of each node where so many are taken, whole nodes first."""
