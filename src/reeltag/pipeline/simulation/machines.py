@@ -49,6 +49,8 @@ def load_machines(path: Path) -> Machines:
         RecipeError: lists every fault with its key.
     """
     table = read_table(path)
+    if "processors" in table:
+        raise RecipeError(str(path), ["processors is called cpus now"])
     try:
         return Machines.model_validate(table)
     except ValidationError as error:
