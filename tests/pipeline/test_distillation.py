@@ -1,4 +1,4 @@
-"""The recipe of the paper's Figure 1 in small: candidates, teachers, students, second level, one file."""
+"""A small version of the paper's Figure 1: candidates, teachers, students, second level, one file."""
 
 import json
 import re
@@ -83,7 +83,7 @@ def run(folder, *overrides):
 
 
 def stage_folder(folder, name, *overrides):
-    """The folder of a stage that was run."""
+    """Return the folder of a finished stage."""
     found = executor.run(plan(load_recipe(folder / "recipe.toml", overrides)), folder / "out", Progress())
     return found[name]
 
@@ -98,7 +98,7 @@ def manifest(folder):
     return Manifest.load(stage_folder(folder, "data.train") / "manifest.safetensors")
 
 
-def test_the_file_holds_the_budget_and_beats_the_prior(folder, results):
+def test_the_file_is_within_the_budget_and_beats_the_prior(folder, results):
     assert (folder / "out" / "model.reeltag").stat().st_size == results["bytes"] <= 250_000
     assert results["test"]["file"]["gap"] > results["test"]["prior"]["gap"] + 0.1
     shipped = load_artifact(folder / "out" / "model.reeltag")
@@ -106,7 +106,7 @@ def test_the_file_holds_the_budget_and_beats_the_prior(folder, results):
     assert sum(entry["weight"] for entry in results["shipped"]) == pytest.approx(1)
 
 
-def test_a_budget_that_just_holds_the_smallest_member_is_held(folder, results):
+def test_a_budget_that_just_fits_the_smallest_member_is_kept(folder, results):
     recipe = load_recipe(folder / "recipe.toml")
     members = [model for name, model in results["members"].items() if name not in results["left_out"]]
     smallest = min(model["holdout"][encoding]["bytes"] for model in members for encoding in ("uniform-8", "group-4"))
@@ -119,7 +119,7 @@ def test_a_budget_that_just_holds_the_smallest_member_is_held(folder, results):
     assert main(["run", str(folder / "recipe.toml"), "--out", str(folder / "out"), *less]) == 2
 
 
-def test_every_model_is_there(results):
+def test_every_model_is_in_the_results(results):
     students = {"netvlad-student-1", "netvlad-student-2", "mean-student-1", "cross", "second-2", "second-4"}
     assert {name for name, model in results["members"].items() if model["taught_by"]} == students
     assert set(results["members"]) - students == {"netvlad-4", "netvlad-6", "netvlad-8", "mean"}
@@ -271,7 +271,7 @@ def test_map_over_all_scores_is_reported_where_asked_for(folder, capsys):
     assert "map_all" not in run(folder)["test"]["file"]
 
 
-def test_a_candidate_that_is_not_chosen_redoes_no_student(folder):
+def test_a_candidate_that_is_not_selected_recomputes_no_student(folder):
     before = ["distillation.folds=0"]
     selection = json.loads((stage_folder(folder, "select.netvlad", *before) / "selection.json").read_text())
     (loser,) = {4, 6, 8} - {int(name.removeprefix("netvlad-")) for name in selection["names"]}
@@ -327,6 +327,6 @@ ALL_STUDENTS = STUDENTS | stages_of("mean-student-1") | OF_STUDENTS
         ("ensemble.trials=7", ENDS),
     ],
 )  # fmt: skip
-def test_a_change_redoes_its_family_and_what_follows_and_nothing_else(folder, override, redone):
+def test_a_change_recomputes_its_family_and_later_stages_only(folder, override, redone):
     done = executor.statuses(plan(load_recipe(folder / "recipe.toml", [override])), folder / "out")
     assert {name for name, status in done.items() if status != "done"} == redone

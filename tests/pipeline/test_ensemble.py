@@ -1,4 +1,4 @@
-"""Ensembles under a budget: never over it, and as good as trying everything where that can be done."""
+"""Ensembles under a budget: never over it, and as good as exhaustive search where that is possible."""
 
 from itertools import combinations, product
 
@@ -23,7 +23,7 @@ VIDEOS, CLASSES = 40, 30
 
 
 def problem(seed, members, encodings=1):
-    """Labels, and members that see them through noise of their own; more bytes, less noise."""
+    """Return labels, and members with noisy predictions of them; more bytes, less noise."""
     rng = np.random.default_rng(seed)
     labels = torch.from_numpy(rng.random((VIDEOS, CLASSES)) < 0.1)
     labels[:, 0] |= ~labels.any(1)
@@ -99,7 +99,7 @@ def test_greedy_picks_go_for_the_largest_gain_and_count_as_weights(seed):
     assert shares == pytest.approx({options[index].member: best.count(index) / len(best) for index in best})
 
 
-def test_gain_by_byte_passes_by_a_large_member_that_is_hardly_better():
+def test_selection_by_gain_per_byte_skips_a_large_member_that_is_hardly_better():
     options, labels = problem(5, 1)
     (good,) = options
     better = torch.where(labels, good.probabilities + 0.01, good.probabilities)
@@ -159,7 +159,7 @@ def test_random_search_is_never_below_equal_weights_and_never_falls_with_more_tr
 
 
 def alike(seed, members, videos=50, classes=400):
-    """Members that agree on what is unlikely, with scores that are often equal, and labels that are anywhere."""
+    """Return members that agree on unlikely classes, with many equal scores, and random labels."""
     rng = np.random.default_rng(seed)
     common = rng.normal(-6, 2, (videos, classes))
     labels = rng.random((videos, classes)) < 0.01 + 0.5 * (common > -2)

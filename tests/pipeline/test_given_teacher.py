@@ -1,4 +1,4 @@
-"""Teachers from elsewhere: predictions in files become soft targets, checked, and teach."""
+"""External teachers: predictions in files are checked, become soft targets, and teach."""
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def targets_of(run):
     return SoftTargets(folder, manifest), manifest, folder
 
 
-def test_a_recipe_of_students_alone_learns_what_the_file_says(tmp_path, tiny_shards):
+def test_students_without_models_learn_from_a_file(tmp_path, tiny_shards):
     ids = ids_of(tiny_shards)
     wanted = probabilities_of(ids)
     recipe = write_recipe(tmp_path, tiny_shards, write_npz(tmp_path / "t.npz", ids, wanted))
@@ -83,7 +83,7 @@ def test_a_recipe_of_students_alone_learns_what_the_file_says(tmp_path, tiny_sha
     assert np.isnan(stored).all(1).sum() == len(holdout) > 0
 
 
-def test_what_a_student_learns_follows_the_content_and_not_the_place(tmp_path, tiny_shards):
+def test_targets_depend_on_the_content_of_the_file_and_not_on_its_path(tmp_path, tiny_shards):
     ids = ids_of(tiny_shards)
     first = write_npz(tmp_path / "t.npz", ids, probabilities_of(ids))
     recipe = write_recipe(tmp_path, tiny_shards, first)
@@ -102,7 +102,7 @@ def test_what_a_student_learns_follows_the_content_and_not_the_place(tmp_path, t
     assert {name.split("-")[0] for name in more} >= {"targets.mine", "train.s", "pack"}
 
 
-def test_our_own_predictions_as_csv_are_a_teacher(tmp_path, tiny_shards, tiny_model):
+def test_predictions_of_reeltag_as_csv_teach(tmp_path, tiny_shards, tiny_model):
     written = tmp_path / "p.csv"
     reeltag.predict_to_file(tiny_model, [str(tiny_shards / "train-*")], written)
     given = read_predictions(written, 8)
@@ -166,7 +166,7 @@ def test_other_files_are_refused(tmp_path):
         ({"ids": np.array([b"\xff"]), "probabilities": np.zeros((1, 8))}, "is not UTF-8"),
     ],
 )
-def test_faults_of_arrays_are_told_and_pickles_never_read(tmp_path, arrays, fault):
+def test_faults_of_arrays_are_reported_and_pickles_never_read(tmp_path, arrays, fault):
     np.savez(tmp_path / "p.npz", **arrays)
     with pytest.raises(UsageError, match=fault):
         read_predictions(tmp_path / "p.npz", 8)
@@ -185,8 +185,8 @@ def test_contradictions_of_a_recipe_are_named(tmp_path, tiny_shards):
         plan(load_recipe(recipe))
     for change, fault in (
         ('students.s.teachers=["other"]', "teachers may be mine"),
-        ('distillation.predictions={rnn="x.csv"}', "rnn: so a family is called"),
-        ("students.s.level=2", "no first student of mine to teach it"),
+        ('distillation.predictions={rnn="x.csv"}', "rnn: is the name of a family"),
+        ("students.s.level=2", "no first-level student of mine to teach it"),
     ):
         with pytest.raises(RecipeError) as caught:
             load_recipe(recipe, [change])

@@ -1,4 +1,4 @@
-"""A profile of a training: a trace that others can open, and nothing else left."""
+"""A profile of a training: a trace in the usual format, and no other files."""
 
 import json
 
@@ -16,7 +16,7 @@ def command(tmp_path):
     return ["train", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "out"), "--profile"]
 
 
-def test_a_profile_holds_ten_steps_and_leaves_no_training(command, tmp_path, capsys):
+def test_a_profile_has_ten_steps_and_keeps_no_training(command, tmp_path, capsys):
     assert main([*command, str(tmp_path / "steps.json"), "--model", "a"]) == 0
     table = capsys.readouterr().out
     assert "aten::addmm" in table or "aten::mm" in table
@@ -29,7 +29,7 @@ def test_a_profile_holds_ten_steps_and_leaves_no_training(command, tmp_path, cap
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_what_cannot_be_profiled_is_refused(command, tmp_path, capsys):
+def test_unsupported_profiles_are_refused(command, tmp_path, capsys):
     assert main([*command, str(tmp_path / "steps.json")]) == 2
     assert "--profile: profiles one model" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "steps.json"), "--model", "a", "--devices", "cpu"]) == 2

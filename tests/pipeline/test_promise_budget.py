@@ -1,4 +1,4 @@
-"""Promise 15: the file predicts what its members predicted, and no budget is overrun."""
+"""Promise 15: the file predicts the weighted mean of its members, and no budget is exceeded."""
 
 from dataclasses import dataclass, replace
 
@@ -31,14 +31,14 @@ LETTERS = ["a", "Z", " ", '"', "\\", "é", "日", "\U0001f600", "\n", "/"]
 
 
 def in_float64(members, frames):
-    """The weighted mean of what each model says by itself."""
+    """Return the weighted mean of the models' own predictions."""
     alone = [(weight, tagger(frames, torch.full((len(frames),), frames.shape[1]))) for tagger, weight in members]
     return sum(weight * probabilities.double() for weight, probabilities in alone).numpy()
 
 
 @torch.inference_mode()
 def parity(path, models, seed):
-    """Largest difference between a float file's probabilities and the mean of its members'."""
+    """Return the largest difference between a float file's probabilities and the mean of its members."""
     rng = np.random.default_rng(seed)
     taggers = [stirred(small_tagger(family, form, seed=number), seed + number) for number, (family, form) in models]
     shares = rng.dirichlet(np.ones(len(taggers))).tolist()
@@ -53,7 +53,7 @@ def parity(path, models, seed):
 
 
 def ensembles():
-    """The forms of each family together, and all of all."""
+    """Yield the forms of each family together, and then all forms of all families."""
     numbered = list(enumerate(ALL))
     yield from ([each for each in numbered if each[1][0] == family] for family in FAMILIES)
     yield numbered
@@ -61,7 +61,7 @@ def ensembles():
 
 @dataclass(frozen=True)
 class Ready(MemberStages):
-    """A model whose files lie in a folder already."""
+    """Stages of a model whose files exist already."""
 
     @property
     def finished(self):
@@ -74,7 +74,7 @@ class Ready(MemberStages):
         raise NotImplementedError
 
     def prepare(self, job, rng, labels):
-        """Leave what the stages of a model leave, with random weights and predictions."""
+        """Write the output of a model's stages, with random weights and predictions."""
         family = str(rng.choice(["mean", "netvlad", "dbof", "rnn"]))
         small = {"netvlad": {"clusters": 4}, "dbof": {"clusters": 16}, "rnn": {"cells": 8}}.get(family, {})
         config = parse_config({"family": family, "hidden": int(rng.integers(8, 60)), **small})
@@ -96,7 +96,7 @@ class Ready(MemberStages):
 
 
 def text(rng, most):
-    """A text of random length, with letters that take up to ten bytes in the file."""
+    """Return a text of random length, with characters that take up to ten bytes in the file."""
     return "".join(rng.choice(LETTERS, int(rng.integers(0, most))))
 
 
@@ -105,7 +105,7 @@ def plain_text(rng, most):
 
 
 def problem(folder, seed):
-    """Random models in a run's folder; the recipe without its budget, and what the stages need."""
+    """Write random models into a run's folder; return the recipe without its budget, and the inputs of the stages."""
     rng = np.random.default_rng([seed, 15])
     features = tuple(Feature(name=text(rng, 9) + str(n), width=int(rng.integers(2, 30))) for n in range(2))
     schema = Schema(features=features, classes=int(rng.integers(3, 40)))
@@ -151,14 +151,14 @@ def problem(folder, seed):
 
 
 def outcome(recipe, beside, job):
-    """What the stages make of a budget: the file's size, or None where no member fits."""
+    """Run the stages under a budget; return the file's size, or None if no member fits."""
     members = [Ready(recipe, name) for name in recipe.models]
     try:
         ensemble.select_ensemble(recipe, members, [], room(recipe, beside), replace(job, folder=job.inputs["ensemble"]))
     except BudgetError as error:
         assert "no member fits" in str(error)
         return None
-    ensemble.pack(recipe, members, beside, job)  # has no reason to refuse what was chosen
+    ensemble.pack(recipe, members, beside, job)  # the selected members always fit
     assert len(load_artifact(job.folder / MODEL).members) <= len(members)
     return (job.folder / MODEL).stat().st_size
 

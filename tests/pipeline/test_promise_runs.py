@@ -1,4 +1,4 @@
-"""A run ends with the same bytes, whatever killed it on the way, and wherever and with how many loaders it runs."""
+"""A run writes the same bytes after any kill, in any folder, and with any number of loaders."""
 
 import random
 import shutil
@@ -24,17 +24,17 @@ __all__ = ["commands", "folder"]
 
 @pytest.fixture(scope="module")
 def figures():
-    """What the tests found, for the last to tell."""
+    """Results of the tests, which the last test prints."""
     return {}
 
 
 def all_but_recipe(out):
-    """Its contents, but for what says how many loaders there are."""
+    """Return its contents, without the number of loaders."""
     return {path: digest for path, digest in contents(out).items() if path != "recipe.json"}
 
 
 def kind(stage):
-    """What a stage is; the second level and what is taught are kinds of their own."""
+    """Return the kind of a stage; stages of the second level and of students are kinds of their own."""
     what, _, name = stage.partition(".")
     if what == "targets" and name.endswith("students"):
         return "targets of students"
@@ -44,21 +44,21 @@ def kind(stage):
 
 @pytest.fixture(scope="module")
 def counts(commands, folder):
-    """How many moments each stage has in a run that is watched and not killed."""
+    """Number of moments in each stage of a run that is not killed."""
     found = commands.run(*RUN, "counted", within="counted", folder=str(folder))
     assert contents(folder / "counted") == contents(folder / "whole")
     return found["counts"]
 
 
 def kill_in_turn(commands, folder, name, moments, **how):
-    """Kill a run at one moment after another, each time on from what the one before left, and let it end.
+    """Kill a run at one moment after another, each time resuming it, and let it finish.
 
     Returns:
         How often it was killed in each kind of stage.
     """
     killed = Counter()
     for stage, moment in moments:
-        if stage == "publish":  # what is there already is not written again
+        if stage == "publish":  # existing files are not written again
             (folder / name / "model.reeltag").unlink(missing_ok=True)
             shutil.rmtree(folder / name / "report", ignore_errors=True)
         found = commands.run(*RUN, name, within=name, folder=str(folder), stage=stage, moment=moment, **how)
@@ -70,8 +70,7 @@ def kill_in_turn(commands, folder, name, moments, **how):
 
 
 def test_a_run_killed_in_every_stage(promise, figures, commands, folder, counts):
-    """In the suite at a few moments; in full before every change of a file, and before and after every fsync and step
-    of a training; at some of them twice."""
+    """Kill at a few moments in the fast suite, and in the full test at every moment; at some of them twice."""
     moments = [(stage, number) for stage, count in counts.items() for number in range(count)]
     moments = moments[:: len(moments) // promise.amount(8, len(moments))]
     twice = [moment for moment in moments for _ in range(2 if moment[1] % 10 == 0 else 1)]
@@ -85,8 +84,8 @@ def test_a_run_killed_in_every_stage(promise, figures, commands, folder, counts)
     )
 
 
-def test_a_training_killed_again_and_again_on_its_way(promise, figures, commands, folder, counts):
-    """Each time it goes on from the checkpoint of the step before."""
+def test_a_training_killed_at_every_step(promise, figures, commands, folder, counts):
+    """Resume each time from the checkpoint of the step before."""
     rng = random.Random(0)
     stages = [stage for stage in counts if stage.partition(".")[0] in ("train", "average", "fold")]
     moments = [
@@ -99,7 +98,7 @@ def test_a_training_killed_again_and_again_on_its_way(promise, figures, commands
 
 @pytest.mark.slow
 def test_a_run_with_loaders_killed_from_outside_at_any_time(promise, figures, commands, folder):
-    """The process alone, or all that it started; nothing of it lives on."""
+    """Kill the process alone, or with its children; no process survives."""
     rng, kills = random.Random(1), promise.amount(4, 60)
     command, groups, number = ["--set", "training.workers=2"], [], 0
     while len(groups) < kills:
@@ -120,13 +119,13 @@ ENDINGS = ["csv", "jsonl", *(["parquet"] if find_spec("pyarrow") else [])]
 
 
 def tag(commands, folder, out, *options, **how):
-    """Tag all shards of the run into a file."""
+    """Return the command that tags all shards of the run into a file."""
     command = ["predict", "whole/model.reeltag", "whole/stages/synthetic-*/*.tfrecord", "--out", out, *options]
     return commands.run(*command, within=out.parent, folder=str(folder), **how)
 
 
 def ends_whole(commands, folder, out, *options):
-    """After a kill the file is there, or the same command makes it, and nothing else is left; whether it was there."""
+    """Check that after a kill the file exists or the same command writes it; return True if it existed."""
     if not (there := (folder / out).exists()):
         assert tag(commands, folder, out, *options)["code"] == 0
         assert [path.name for path in (folder / out).parent.iterdir()] == [out.name]
@@ -136,7 +135,7 @@ def ends_whole(commands, folder, out, *options):
 
 @pytest.fixture(scope="module")
 def tags(commands, folder):
-    """How many moments tagging has, by the ending of its file."""
+    """Number of moments of tagging, by the suffix of its file."""
     (folder / "tags").mkdir()
     endings = {ending: tag(commands, folder, Path(f"tags/whole.{ending}")) for ending in ENDINGS}
     return {ending: found["counts"]["begin"] for ending, found in endings.items()}
@@ -178,7 +177,7 @@ def test_tagging_by_workers_killed_from_outside(promise, figures, commands, fold
 
 
 def model_of(commands, folder, place):
-    """The file that the recipe comes to on the first run's shards, copied to a place."""
+    """Return the model file of the recipe, run on the first run's shards copied to a folder."""
     schema = load_recipe(folder / "recipe.toml").data.record_schema
     features = ", ".join(f"{{ name = '{f.name}', width = {f.width} }}" for f in schema.features)
     data = f"""[data.schema]
@@ -198,7 +197,7 @@ max_frames = {schema.max_frames}
 
 
 def threads_apart(shards, folder):
-    """The largest difference of a weight after a training with 1 thread and with 2, which share large products."""
+    """Return the largest difference of a weight between trainings with 1 and 2 threads, which share large products."""
     config = parse_config({"family": "netvlad", "clusters": 32, "hidden": 512, "bn_decay": 0.9})
     settings = TrainingSettings(batch_size=24, epochs=20, frames=9, learning_rate=1e-3, device="cpu")
     before, states = torch.get_num_threads(), []
@@ -215,8 +214,8 @@ def threads_apart(shards, folder):
 
 @pytest.mark.slow
 def test_the_same_recipe_gives_the_same_bytes(promise, commands, folder, tmp_path, tiny_manifests):
-    """Every time, with any number of loaders, from any folder and wherever the shards are."""
-    for number in range(promise.amount(0, 3)):  # in short, `counts` is a second run
+    """Repeat with other numbers of loaders, another folder, and other locations of the shards."""
+    for number in range(promise.amount(0, 3)):  # in the fast suite, `counts` is the second run
         assert commands.run(*RUN, f"again-{number}", folder=str(folder))["code"] == 0
         assert contents(folder / f"again-{number}") == contents(folder / "whole")
     for loaders in (2, 4, 0)[: promise.amount(1, 3)]:

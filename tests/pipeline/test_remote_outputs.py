@@ -1,4 +1,4 @@
-"""A run's folder on an object store: the same file, gone on with by any machine, whatever fails on the way."""
+"""Runs in an object store: the same file, resumed by any machine, after any failure."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ hidden = 16
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    """The same run in a folder of this machine."""
+    """Folder of the same run on this machine."""
     folder = tmp_path_factory.mktemp("here")
     (folder / "tiny.toml").write_text(RECIPE)
     assert main(["run", str(folder / "tiny.toml"), "--out", str(folder / "out")]) == 0
@@ -41,7 +41,7 @@ def results(folder):
 
 
 def another_machine(monkeypatch, folder):
-    """One that has nothing yet."""
+    """Switch to a machine with an empty cache."""
     monkeypatch.setenv("REELTAG_CACHE", str(folder))
 
 
@@ -66,7 +66,7 @@ def test_a_run_ends_with_the_same_file_and_any_machine_knows_it_is_done(s3, here
 
 
 @pytest.mark.slow
-def test_another_machine_goes_on_from_the_last_checkpoint(s3, here, tmp_path, monkeypatch):
+def test_another_machine_resumes_from_the_last_checkpoint(s3, here, tmp_path, monkeypatch):
     import reeltag.training.trainer
     from reeltag.training.replica import Replica
 
@@ -91,7 +91,7 @@ def test_another_machine_goes_on_from_the_last_checkpoint(s3, here, tmp_path, mo
     monkeypatch.setattr(Replica, "train_step", lambda *a, **n: steps.append(1) or step(*a, **n))
     assert main(command) == 0
     at_once = checkpoint.load(next((here / "out/stages").glob("average.a-*/checkpoint.safetensors"))).step
-    assert len(steps) < at_once + 31  # some were not done again
+    assert len(steps) < at_once + 31  # some steps were not repeated
     assert read(f"{s3.root}/run/model.reeltag") == (here / "out/model.reeltag").read_bytes()
 
 
@@ -104,7 +104,7 @@ def note(job):
 STAGES = [Stage(name="a", work=note, format=1), Stage(name="b", work=note, format=1, inputs=("a",))]
 
 
-def test_an_older_state_in_a_working_copy_is_fetched_anew(s3, tmp_path):
+def test_an_older_state_in_a_working_copy_is_downloaded_again(s3, tmp_path):
     url = f"{s3.root}/run"
     folders = executor.run(STAGES[:1], url, Progress())
     (folders["a"] / "text").write_text("y")
@@ -118,7 +118,7 @@ def test_an_older_state_in_a_working_copy_is_fetched_anew(s3, tmp_path):
 
 
 def keep_or_write(job):
-    """As a training does that finds its last checkpoint."""
+    """Resume as a training does that finds its last checkpoint."""
     for number in range(3):
         if not (path := job.folder / f"file-{number}").exists():
             path.write_text(str(number))
@@ -127,8 +127,8 @@ def keep_or_write(job):
 KEPT = Stage(name="kept", work=keep_or_write, format=1)
 
 
-def test_what_a_killed_process_had_not_put_there_is_put_later(s3, tmp_path, monkeypatch):
-    """Its files are whole in the working copy, so the work is not done again, but they are nowhere else."""
+def test_files_that_a_killed_process_did_not_upload_are_uploaded_later(s3, tmp_path, monkeypatch):
+    """The files are complete in the working copy, so nothing is recomputed, but they exist nowhere else."""
     url, keep = f"{s3.root}/run", RemoteOutputs._upload
 
     def killed(*arguments):
@@ -146,7 +146,7 @@ def test_what_a_killed_process_had_not_put_there_is_put_later(s3, tmp_path, monk
     assert {path.name: path.read_bytes() for path in brought.glob("[!.]*")} == here and len(here) == 3
 
 
-def test_a_run_whose_url_was_emptied_is_put_there_anew(s3, tmp_path, monkeypatch):
+def test_a_run_whose_url_was_emptied_is_uploaded_again(s3, tmp_path, monkeypatch):
     url = f"{s3.root}/run"
     executor.run([KEPT], url, Progress())
     filesystem, path = transfer.file_system(url)
@@ -156,7 +156,7 @@ def test_a_run_whose_url_was_emptied_is_put_there_anew(s3, tmp_path, monkeypatch
     assert (outputs_at(url).bring(folders["kept"].name) / "file-2").read_text() == "2"
 
 
-def test_a_file_that_is_not_what_its_marker_says_is_one_message(s3, tmp_path, monkeypatch):
+def test_a_file_that_differs_from_its_marker_is_one_message(s3, tmp_path, monkeypatch):
     url = f"{s3.root}/run"
     executor.run(STAGES[:1], url, Progress())
     (text,) = [file.url for file in list_files(url) if file.url.endswith("text")]

@@ -1,6 +1,8 @@
-"""A whole recipe: it ends with one file, and redoes only what a change touches."""
+"""A complete recipe writes one file, and a change recomputes only the stages that depend on it."""
 
+import html
 import json
+import os
 import re
 import shutil
 
@@ -77,6 +79,15 @@ def test_the_report_names_size_gap_and_baseline(finished):
         assert f"{gap:.5f}" in report
 
 
+def test_the_results_and_the_report_name_the_cpu(finished):
+    machine = read_results(finished / "out")["environment"]["machine"]
+    assert machine["cpus"] == str(os.cpu_count())
+    assert machine["cpu"]
+    page = (finished / "out" / "report" / "report.html").read_text()
+    assert html.escape(machine["cpu"]) in page
+    assert "processor" not in machine
+
+
 def test_a_second_run_does_nothing(finished):
     assert planned(finished) == set()
     before = {path: path.stat().st_mtime_ns for path in (finished / "out" / "stages").rglob("*")}
@@ -102,11 +113,11 @@ def test_a_second_run_does_nothing(finished):
         ("training.workers=1", set()),
     ],
 )
-def test_a_change_redoes_what_depends_on_it_and_nothing_else(finished, override, redone):
+def test_a_change_recomputes_only_the_stages_that_depend_on_it(finished, override, redone):
     assert planned(finished, override) == redone
 
 
-def test_going_back_to_an_earlier_recipe_redoes_nothing(finished):
+def test_going_back_to_an_earlier_recipe_recomputes_nothing(finished):
     out = finished / "out"
     before = (out / "model.reeltag").read_bytes()
     assert main(["run", str(finished / "tiny.toml"), "--out", str(out), "--set", "ensemble.trials=3"]) == 0
@@ -124,7 +135,7 @@ def test_dry_run_prints_every_stage_and_touches_nothing(finished, tmp_path, caps
     assert not (tmp_path / "new").exists()
 
 
-def test_train_stops_with_a_float_file_and_run_goes_on_from_it(finished, tmp_path, capsys):
+def test_train_writes_a_float_file_and_run_continues_from_it(finished, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["train", str(finished / "tiny.toml"), "--model", "b", "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out / "b.reeltag")
@@ -135,7 +146,7 @@ def test_train_stops_with_a_float_file_and_run_goes_on_from_it(finished, tmp_pat
     }  # fmt: skip
 
 
-def test_gap_on_the_whole_hold_out_and_on_the_other_half_say_so(finished, tmp_path, capsys):
+def test_messages_say_which_part_of_the_hold_out_a_gap_is_from(finished, tmp_path, capsys):
     out = shutil.copytree(finished / "out", tmp_path / "out")
     for stage in ("average.a-*", "predict.a-*"):
         (folder,) = out.glob(f"stages/{stage}")
@@ -152,7 +163,7 @@ def test_gap_on_the_whole_hold_out_and_on_the_other_half_say_so(finished, tmp_pa
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-    """A recipe of two members that were trained elsewhere, one of them in 8 bits."""
+    """Write a recipe with two imported members, one of them in 8 bits."""
     folder = tmp_path_factory.mktemp("imported")
     recipe = RECIPE.partition("[models.a]")[0]
     (folder / "tiny.toml").write_text(recipe + f'[imported]\nx = "{folder}/x.reeltag"\ny = "{folder}/y.reeltag"\n')
@@ -165,7 +176,7 @@ def imported(tmp_path_factory):
     return folder
 
 
-def test_members_trained_elsewhere_ship_like_any_other(imported):
+def test_imported_members_are_packed_like_any_other(imported):
     out = imported / "out"
     assert main(["run", str(imported / "tiny.toml"), "--out", str(out)]) == 0
     weights = {entry["name"]: entry["weight"] for entry in read_results(out)["shipped"]}
@@ -177,7 +188,7 @@ def test_members_trained_elsewhere_ship_like_any_other(imported):
         path = imported / f"{member.name}.reeltag"
         (source,) = load_artifact(path).members
         for name, value in source.state.items():
-            if isinstance(value, CodebookTensor):  # what is in 8 bits already stays as it is
+            if isinstance(value, CodebookTensor):  # quantized tensors stay as they are
                 assert torch.equal(member.state[name].codes, value.codes)
         expected = expected + weights[member.name] * reeltag.load(path).predict(frames)
     np.testing.assert_allclose(reeltag.load(out / "model.reeltag").predict(frames), expected, atol=1e-3)
@@ -229,7 +240,7 @@ schema = {{ features = [{features}], classes = 12, max_frames = 12 }}
     assert new == {"data.train", "data.test"}
 
 
-def test_what_a_killed_run_was_writing_goes_but_not_what_another_process_writes_in_its_stage(tmp_path):
+def test_partial_files_of_a_killed_run_are_removed_but_not_those_of_another_process(tmp_path):
     out = tmp_path / "out"
     left, other = out / "report" / ".report.md.1.partial", out / "stages" / "train.b-0" / ".checkpoint.2.partial"
     for path in (left, other):
@@ -242,7 +253,7 @@ def test_what_a_killed_run_was_writing_goes_but_not_what_another_process_writes_
     assert other.exists()
 
 
-def test_an_interrupt_ends_with_130_and_says_how_to_go_on(finished, monkeypatch, capsys):
+def test_an_interrupt_exits_with_130_and_says_how_to_resume(finished, monkeypatch, capsys):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 

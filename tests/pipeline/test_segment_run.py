@@ -1,4 +1,4 @@
-"""From generated, rated segments to a file that knows them: run, evaluate, predict, and what is refused."""
+"""Generated rated segments, end to end: run, evaluate, predict, and unsupported combinations."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def out(recipe: Path) -> Path:
-    """The folder of a run."""
+    """Folder of a run."""
     folder = recipe.parent / "run"
     assert main(["run", str(recipe), "--out", str(folder)]) == 0
     return folder
@@ -73,11 +73,13 @@ def out(recipe: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def shards(out: Path) -> list[Path]:
-    """The shards of the test set."""
+    """Shards of the test set."""
     return sorted(out.glob("stages/synthetic-*/test-*.tfrecord"))
 
 
-def test_the_file_beats_the_prior_by_far_and_says_what_it_tags(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_file_beats_the_prior_by_far_and_describes_its_segments(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     results = json.loads((out / "results.json").read_text())
     test, holdout = results["test"], results["holdout_gap"]
     assert test["file"]["map_at_k"] > test["prior"]["map_at_k"] + 0.4
@@ -88,7 +90,7 @@ def test_the_file_beats_the_prior_by_far_and_says_what_it_tags(out: Path, capsys
     assert "tags      segments of 5 frames" in capsys.readouterr().out
 
 
-def test_evaluate_says_what_the_run_said(out: Path, shards: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_agrees_with_the_run(out: Path, shards: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["evaluate", str(out / "model.reeltag"), *map(str, shards), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((out / "results.json").read_text())["test"]["file"]
@@ -131,7 +133,7 @@ def test_each_segment_is_tagged_by_its_own_frames(out: Path, shards: list[Path],
     assert next(lines, None) is None
 
 
-def test_what_segments_are_not_for_is_refused(out: Path, shards: list[Path], tmp_path: Path) -> None:
+def test_commands_without_support_for_segments_refuse_them(out: Path, shards: list[Path], tmp_path: Path) -> None:
     model = out / "model.reeltag"
     tagger = reeltag.load(model)
     with pytest.raises(UsageError, match="this model tags segments of 5 frames"):
@@ -151,13 +153,13 @@ def test_what_segments_are_not_for_is_refused(out: Path, shards: list[Path], tmp
 @pytest.mark.parametrize(
     ("override", "fault"),
     [
-        ("distillation.teachers=1", "distillation: teaches whole videos"),
+        ("distillation.teachers=1", "distillation: works with whole videos only"),
         ("training.mixup=0.4", "training: mixup mixes labels of all classes"),
         ("models.mean.training.mixup=0.4", "models: mean.training.mixup mixes labels"),
         ("data.synthetic.segments=13", "data.synthetic.segments: a segment is a part of a video"),
     ],
 )
-def test_what_cannot_be_done_with_segments_is_found_in_the_recipe(recipe: Path, override: str, fault: str) -> None:
+def test_keys_without_support_for_segments_are_faults_of_the_recipe(recipe: Path, override: str, fault: str) -> None:
     with pytest.raises(RecipeError, match=fault):
         load_recipe(recipe, [override])
 

@@ -1,4 +1,4 @@
-"""Stages side by side in a pool: in the order of what they need, the same bytes, redone where one dies, never twice."""
+"""Stages in parallel in a pool: ordered by their inputs, the same bytes, repeated only if a process dies."""
 
 import os
 import random
@@ -22,14 +22,14 @@ from reeltag.pipeline.executor import Pieces, Stage
 
 
 def note(job):
-    """Leave what the inputs left, and the time."""
+    """Write the content of the inputs, and the time."""
     lines = [name + ": " + (folder / "text").read_text() for name, folder in sorted(job.inputs.items())]
     (job.folder / "text").write_text(f"{job.folder.name.rpartition('-')[0]} of ({', '.join(lines)})")
     (job.folder / "begun").write_text(repr(time.time()))
 
 
 def wait_for_other(job):
-    """End once another stage, which is to run at the same time, began too."""
+    """Wait until another stage, which should run at the same time, has begun too."""
     (job.folder / "came").touch()
     end = time.monotonic() + 60
     while len(list(job.folder.parent.glob("*/came"))) < 2:
@@ -77,7 +77,7 @@ class Said(Progress):
         self.lines.append(line)
 
 
-def test_stages_run_when_their_inputs_are_there_and_never_again(tmp_path):
+def test_stages_run_once_when_their_inputs_are_finished(tmp_path):
     said = Said()
     with open_process_pool(["cpu", "cpu"]) as pool:
         folders = executor.run(DIAMOND, tmp_path, said, pool)
@@ -89,11 +89,11 @@ def test_stages_run_when_their_inputs_are_there_and_never_again(tmp_path):
     assert [(folder / "begun").read_text() for folder in folders.values()] == before
     assert said.lines[-4:] == [f"[{n}/4] {name}: done before" for n, name in enumerate(folders, 1)]
     assert list(folders) == [stage.name for stage in DIAMOND]
-    done = executor.run(DIAMOND[:1], tmp_path, said)  # in this process: the same folder
+    done = executor.run(DIAMOND[:1], tmp_path, said)  # in this process, with the same folder
     assert done["top"] == folders["top"]
 
 
-def test_an_error_ends_the_run_and_what_was_finished_stays(tmp_path):
+def test_an_error_ends_the_run_and_finished_stages_stay(tmp_path):
     stages = [
         Stage(name="good", work=note, format=1),
         Stage(name="bad", work=refuse, format=1, inputs=("good",)),
@@ -104,7 +104,7 @@ def test_an_error_ends_the_run_and_what_was_finished_stays(tmp_path):
     assert executor.statuses(stages, tmp_path) == {"good": "done", "bad": "unfinished", "after": "to do"}
 
 
-def test_pieces_come_before_the_rest_and_one_whose_process_dies_comes_again(tmp_path):
+def test_pieces_run_before_the_rest_and_are_repeated_if_their_process_dies(tmp_path):
     stage = Stage(name="parted", work=join, format=1, pieces=Pieces(count_pieces, piece_file, write_piece))
     with open_process_pool(["cpu", "cpu"]) as pool:
         folders = executor.run([stage], tmp_path, Progress(), pool)
@@ -121,7 +121,7 @@ def join_or_fail(job):
 
 
 @pytest.mark.parametrize("devices", [0, 1])
-def test_pieces_that_are_there_are_not_made_again(tmp_path, devices):
+def test_finished_pieces_are_not_recomputed(tmp_path, devices):
     stage = Stage(name="parted", work=join_or_fail, format=1, pieces=Pieces(count_pieces, piece_file, append_piece))
     with open_process_pool(["cpu"] * devices) if devices else nullcontext() as pool:
         with pytest.raises(UsageError, match="not yet"):
@@ -156,7 +156,7 @@ family = "mean"
 
 
 def bytes_of(out):
-    """All that was trained, packed, predicted or taught, in every stage."""
+    """Return the content of all models, predictions and targets, by stage."""
     kinds = ("*.reeltag", "checkpoint.safetensors", "predictions.safetensors", "*.npy", "weights.json")
     files = [path for kind in kinds for path in out.glob(f"stages/*/{kind}")]
     return {str(path.relative_to(out)): path.read_bytes() for path in [*files, out / "model.reeltag"]}
@@ -164,7 +164,7 @@ def bytes_of(out):
 
 @pytest.fixture(scope="module")
 def one_by_one(tmp_path_factory):
-    """A run in one process with one thread."""
+    """Run in one process with one thread."""
     folder = tmp_path_factory.mktemp("one")
     (folder / "tiny.toml").write_text(RECIPE)
     threads = torch.get_num_threads()
@@ -205,7 +205,7 @@ def test_a_recipe_ends_with_the_same_bytes(one_by_one, tmp_path, capsys, monkeyp
         (["--devices", "cpu,cpu", "--set", "training.devices=2"], "--devices: gives a stage one device"),
     ],
 )
-def test_options_that_cannot_be_are_one_message(tmp_path, capsys, options, said):
+def test_impossible_options_are_one_message(tmp_path, capsys, options, said):
     (tmp_path / "tiny.toml").write_text(RECIPE)
     assert main(["run", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "out"), *options]) == 2
     assert capsys.readouterr().err.startswith(f"error: {said}")
@@ -222,8 +222,8 @@ def started_together(recipe, out, *options):
 
 
 @pytest.mark.slow
-def test_whoever_starts_the_processes_of_a_training_the_bytes_are_the_same(one_by_one, tmp_path, monkeypatch):
-    """Those that a run starts itself, those of torchrun, and tasks of Ray that are placed together."""
+def test_every_launcher_of_a_training_gives_the_same_bytes(one_by_one, tmp_path, monkeypatch):
+    """Compare processes started by a run, by torchrun, and by Ray as a placement group."""
     pytest.importorskip("ray", reason="the extra 'ray' is not installed")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     recipe = one_by_one / "tiny.toml"
@@ -254,7 +254,7 @@ def test_workers_of_a_cluster_that_are_killed_change_no_byte(one_by_one, tmp_pat
 
 
 def processes():
-    """Command lines by process."""
+    """Return the command lines of all processes."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):

@@ -18,7 +18,7 @@ MOST = 12  # faults of one recipe
 
 
 def toml(value):
-    """A value in TOML, tables inline."""
+    """Format a value as TOML, with inline tables."""
     if isinstance(value, Mapping):
         return f"{{ {', '.join(f'{key} = {toml(item)}' for key, item in value.items())} }}"
     if isinstance(value, list):
@@ -38,7 +38,7 @@ def said(path):
 
 
 @pytest.mark.parametrize("source", RECIPES)
-def test_the_recipes_that_are_spoilt_are_sound(source, tmp_path):
+def test_the_recipes_without_faults_are_valid(source, tmp_path):
     assert load_recipe(write(tmp_path / "x.toml", RECIPES[source][0]))
 
 
@@ -70,7 +70,7 @@ def test_every_fault_alone_and_random_faults_together_are_named_in_one_message(t
 
 
 def from_the_command_line(path):
-    """Seconds in which `reeltag run` refuses a recipe."""
+    """Return the seconds in which `reeltag run` refuses a recipe."""
     begin = time.perf_counter()
     command = "import sys; from reeltag.cli.main import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run([sys.executable, "-c", command, "run", str(path)], capture_output=True, text=True)
@@ -80,9 +80,9 @@ def from_the_command_line(path):
     return time.perf_counter() - begin
 
 
-def test_faults_are_found_before_data_and_folders_are_looked_at(tmp_path, monkeypatch, capsys):
+def test_faults_are_reported_before_data_and_folders_are_read(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "x.toml", WITH_FILES)  # whose folder of shards does not exist
+    write(tmp_path / "x.toml", WITH_FILES)  # the folder of its shards does not exist
     assert main(["run", "x.toml"]) == 2
     assert "the folder does not exist" in capsys.readouterr().err
     write(tmp_path / "x.toml", WITH_FILES | {"seed": -1})
@@ -99,10 +99,10 @@ def test_faults_are_found_before_data_and_folders_are_looked_at(tmp_path, monkey
             {"hidden": 16, "dropout": [0.1, 0.1]},
             ["hidden must be a list of values", "dropout must be a list of diff"],
         ),
-        ({f'"head.k{n}"': list(range(11)) for n in range(3)}, ["makes 1,331 models, and may make 1,000"]),
+        ({f'"head.k{n}"': list(range(11)) for n in range(3)}, ["makes 1,331 models; at most 1,000 are allowed"]),
     ],
 )
-def test_faults_of_a_grid_hide_nothing(tmp_path, grid, message):
+def test_faults_of_a_grid_hide_no_others(tmp_path, grid, message):
     table = faulty(GENERATED)
     table["models"]["mean"] |= {"grid": grid, "hiden": 3}
     found = said(write(tmp_path / "x.toml", table))
@@ -111,12 +111,12 @@ def test_faults_of_a_grid_hide_nothing(tmp_path, grid, message):
         assert any(fault.startswith(each) for fault in found), found
 
 
-def test_a_value_as_long_as_a_book_is_shown_in_part(tmp_path):
+def test_a_very_long_value_is_shortened_in_the_message(tmp_path):
     (fault,) = said(write(tmp_path / "x.toml", GENERATED | {"seed": "9" * 10_000 + "x"}))
     assert fault.startswith("seed: ") and len(fault) < 300
 
 
-def test_a_key_that_stands_twice_is_one_message_with_its_line(tmp_path):
+def test_a_duplicate_key_is_one_message_with_its_line(tmp_path):
     (tmp_path / "x.toml").write_text('name = "x"\nseed = 1\nseed = 2\nbudget_mb = -1\n')
-    (fault,) = said(tmp_path / "x.toml")  # what is no TOML has no keys in which to look for more
+    (fault,) = said(tmp_path / "x.toml")  # invalid TOML has no keys that could have further faults
     assert fault.startswith("is not TOML: Cannot overwrite a value (at line 3")

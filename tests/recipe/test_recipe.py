@@ -1,4 +1,4 @@
-"""Recipes: every fault at once, with its key and what was meant."""
+"""Recipes: every fault in one message, with its key and a suggestion."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def write(tmp_path, text):
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
-def test_the_recipes_that_we_ship_are_valid_and_can_be_planned(path):
+def test_the_recipes_that_come_with_reeltag_are_valid_and_can_be_planned(path):
     recipe = load_recipe(path)
     assert recipe.name == path.stem
     assert plan(recipe, without_data=True)[-1].name == "report"
@@ -73,7 +73,7 @@ def test_contradictions_are_named(tmp_path, change, fault):
     assert fault in str(caught.value)
 
 
-# Contradictions and wrong values in models' tables: what is set beside family and data, and what is said of it.
+# Contradictions and wrong values in models' tables: the table beside family and data, and the expected message.
 MODEL_FAULTS = {
     'family = "netvlad"\ncentres = "coupled"': "models.a.centres: must be 'free' or 'none', not 'coupled'",
     'family = "netvlad"\ncoupling = 0.1': "models.a.coupling: unknown key of netvlad, but of netfv; netvlad has ",
@@ -119,14 +119,14 @@ def test_contradictions_and_wrong_values_of_several_models_come_in_one_message(t
     assert sorted(keys) == expected
 
 
-def test_groups_are_held_against_the_features_of_the_data(tmp_path):
+def test_groups_are_checked_against_the_features_of_the_data(tmp_path):
     text = GOOD.replace('family = "netvlad"', 'family = "nextvlad"\ngroups = 24\n').replace("classes = 12", "rgb = 48")
     assert load_recipe(write(tmp_path, text), ["data.synthetic.audio=24"])
     with pytest.raises(RecipeError, match=r"here 2·16 by 12; allowed: "):
         load_recipe(write(tmp_path, text), ["data.synthetic.audio=16"])
 
 
-def test_a_model_may_be_trained_otherwise_than_the_rest(tmp_path):
+def test_a_model_may_override_the_training(tmp_path):
     text = GOOD.replace("[models.a]", "[training]\nlearning_rate = 0.5\nepochs = 7\n[models.a]")
     recipe = load_recipe(write(tmp_path, text), ["models.a.training.epochs=3", "models.b.family=mean"])
     a, b = (recipe.training_with(recipe.models[name].training) for name in "ab")
@@ -135,7 +135,7 @@ def test_a_model_may_be_trained_otherwise_than_the_rest(tmp_path):
     assert recipe.training_with(recipe.models["a"].training, TrainingSettings(epochs=4)).epochs == 4
     assert recipe.dump()["models"]["a"]["training"] == {"epochs": 3.0}
     assert "training" not in recipe.dump()["models"]["b"]
-    # what a run leaves behind is the recipe again
+    # `recipe.json` of a run is the recipe again
     assert type(recipe).model_validate(recipe.dump()).fingerprint == recipe.fingerprint
 
 
@@ -148,7 +148,7 @@ def test_a_recipe_needs_a_member_and_each_name_once(tmp_path):
         load_recipe(write(tmp_path, GOOD), ["imported.a=a.reeltag"])
 
 
-def test_a_key_in_the_wrong_table_is_sent_to_the_right_one(tmp_path):
+def test_a_key_in_the_wrong_table_is_named_as_one_of_another_table(tmp_path):
     with pytest.raises(RecipeError, match=r"label_names: unknown key in this table; it belongs to another one"):
         load_recipe(write(tmp_path, GOOD), ["label_names=x.csv"])
 
@@ -176,7 +176,7 @@ label_names = "labels.csv"
         plan(load_recipe(write(tmp_path, text), ["budget_mb=20"]))
 
 
-def test_a_grid_is_spelled_out_to_one_model_a_combination(tmp_path):
+def test_a_grid_makes_one_model_for_each_combination(tmp_path):
     text = (
         GOOD
         + 'hidden = 8\ngrid = { clusters = [4, 8], "training.batch_size" = [80, 160], "head.kind" = ["logistic"] }\n'
@@ -201,19 +201,22 @@ def test_a_grid_is_spelled_out_to_one_model_a_combination(tmp_path):
         ("grid = { head = { l2 = [1] } }", "write nested keys in quotes, as 'head.l2'"),
         ("grid = { clusters = [] }", "clusters must be a list of values to try"),
         ("grid = { clusters = [4, 4] }", "clusters must be a list of different plain values"),
-        ("dropout = 0.1\ngrid = { 'dropout.rate' = [0.2] }", "models.a.grid: dropout.rate leads into a value"),
+        ("dropout = 0.1\ngrid = { 'dropout.rate' = [0.2] }", "models.a.grid: dropout.rate is inside a value"),
         ("grid = { clustres = [4] }", "models.a.clustres: unknown key; did you mean 'clusters'?"),
         ("grid = { clusters = [4, 0] }", "models.a-0.clusters: must be more than 1, not 0"),
-        ("grid = { clusters = [4] }\n[models.a-4]\nfamily = 'mean'", "models: a-4 stands there twice, once by a grid"),
+        (
+            "grid = { clusters = [4] }\n[models.a-4]\nfamily = 'mean'",
+            "models: a-4 occurs twice, at least once made by a grid",
+        ),
     ],
 )
-def test_a_grid_that_cannot_be_spelled_out_is_refused(tmp_path, grid, fault):
+def test_an_invalid_grid_is_refused(tmp_path, grid, fault):
     with pytest.raises(RecipeError) as caught:
         load_recipe(write(tmp_path, GOOD + grid + "\n"))
     assert fault in str(caught.value)
 
 
-def test_a_fault_that_all_models_of_a_grid_share_is_told_once(tmp_path):
+def test_a_fault_that_all_models_of_a_grid_share_is_reported_once(tmp_path):
     grid = "grid = { clusters = [4, 8], hidden = [16, 32] }\n"
     text = GOOD + "clustres = 3\n" + grid + '[models.b]\nfamily = "netvald"\n' + grid
     text += '[models.c]\nfamily = "mean"\ngrid = { hidden = [4, -1, -2] }\n'
@@ -243,7 +246,7 @@ def test_a_fault_that_all_models_of_a_grid_share_is_told_once(tmp_path):
         ("training.epochs.x=3", "training.epochs: must be a number, not a table"),
     ],
 )
-def test_wrong_values_are_told_in_our_words(tmp_path, override, fault):
+def test_wrong_values_have_clear_messages(tmp_path, override, fault):
     with pytest.raises(RecipeError) as caught:
         load_recipe(write(tmp_path, GOOD), [override])
     assert len(caught.value.faults) == 1
@@ -261,12 +264,12 @@ STUDENT = "[students.s]\nfamily = 'mean'\n"
         ("[distillation]\n" + STUDENT + "teachers = ['rnn']\n", "s: no model of rnn to teach it"),
         (
             "[distillation]\nfamilies = []\n[students.s]\nfamily = 'netvlad'\nlevel = 2\n",
-            "students: s: no first student of netvlad to teach it",
+            "students: s: no first-level student of netvlad to teach it",
         ),
         ("[distillation]\n" + STUDENT + "level = 3\n", "students.s.level: must be 1 or 2, not 3"),
         ("[distillation]\n" + STUDENT + "depth = 3\n", "students.s.depth: unknown key"),
         ("[distillation]\n[students.a]\nfamily = 'netvlad'\n", "students: a has a table under models already"),
-        ("[distillation]\n[imported]\nnetvlad-student-1 = 'x'\n", "netvlad-student-1: so a student of"),
+        ("[distillation]\n[imported]\nnetvlad-student-1 = 'x'\n", "netvlad-student-1: is the name of a student that"),
         ("[training]\nepochs = inf\n", "training.epochs: must be finite"),
         (
             "[distillation]\nfamilies = ['dbof']\n",
@@ -279,12 +282,15 @@ STUDENT = "[students.s]\nfamily = 'mean'\n"
         ("[distillation]\n" + STUDENT + "teachers = 'netvlad'\n", r"teachers: must be a list, such as \['netvlad'\]"),
         ("[distillation]\nlabel_weight = 1.5\n", "distillation.label_weight: must be 1 or less, not 1.5"),
         ("[distillation.training]\nepoch = 3\n", "distillation.training.epoch: unknown key; did you mean 'epochs'"),
-        ("[quantization]\nencodings = []\n", "quantization.encodings: give a list of different ones of float32, "),
+        (
+            "[quantization]\nencodings = []\n",
+            "quantization.encodings: give a list of different encodings out of ",
+        ),
         ("[quantization]\nencodings = ['uniform-9']\n", "quantization.encodings"),
         ("[training]\nmixup = -1\n", "training.mixup: must be 0 or more, not -1"),
     ],
 )
-def test_what_cannot_be_distilled_or_stored_is_refused(tmp_path, tables, fault):
+def test_contradictions_between_tables_are_refused(tmp_path, tables, fault):
     with pytest.raises(RecipeError, match=fault):
         load_recipe(write(tmp_path, GOOD + tables))
 
@@ -307,14 +313,14 @@ def test_overrides_set_any_key_and_their_faults_are_listed_too(tmp_path):
     assert "name is a value" in str(caught.value)
 
 
-def test_the_fingerprint_covers_everything_but_the_place_of_the_data(tmp_path):
+def test_the_fingerprint_covers_everything_but_the_location_of_the_data(tmp_path):
     path = write(tmp_path, GOOD)
     recipe = load_recipe(path)
     assert load_recipe(path, ["data.root=/elsewhere"]).fingerprint == recipe.fingerprint
     assert load_recipe(path, ["training.learning_rate=3e-4"]).fingerprint != recipe.fingerprint
 
 
-def test_weights_that_cannot_fit_the_budget_are_refused_before_anything_is_read(tmp_path):
+def test_a_budget_that_no_member_fits_is_refused_before_any_data_is_read(tmp_path):
     path, small = write(tmp_path, GOOD), ["models.b.family=netvlad", "models.b.hidden=8"]
     assert plan(load_recipe(path, ["budget_mb=0.5", *small]))  # which b fits
     with pytest.raises(
@@ -323,7 +329,7 @@ def test_weights_that_cannot_fit_the_budget_are_refused_before_anything_is_read(
         plan(load_recipe(path, ["budget_mb=0.01", *small]))
 
 
-def test_every_key_stands_in_the_documentation():
+def test_every_key_is_documented():
     text = "".join((RECIPES.parent / "docs" / name).read_text() for name in ("recipes.md", "models.md"))
     tables = {"data", "training", "averaging", "quantization", "ensemble", "models", "distillation", "students"}
     tables |= {"imported"}

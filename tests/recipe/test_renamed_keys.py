@@ -1,4 +1,4 @@
-"""Keys of recipes that were renamed: an old one is an error that names the new one, wherever it stands."""
+"""Renamed keys of recipes: an old key is an error that names the new one, in every table."""
 
 import pytest
 
@@ -71,7 +71,7 @@ def test_an_old_key_is_an_error_that_names_the_new_one(recipe, monkeypatch, old,
     assert faults(recipe) == [f"{said} (REELTAG_SET sets it)"]
 
     monkeypatch.setenv("REELTAG_SET", f"{new}={value}")
-    load_recipe(recipe)  # and the new key is one
+    load_recipe(recipe)  # the new key is valid
 
 
 @pytest.mark.parametrize(("old", "new", "value"), [(old, *new) for old, new in GRIDS.items()])

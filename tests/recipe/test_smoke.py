@@ -1,4 +1,4 @@
-"""Recipes made small: a smoke run of every stage, and the first videos of a split alone."""
+"""Shortened recipes: a smoke run of every stage, and limits on the number of videos."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def manifest(out, split):
     return Manifest.load(path)
 
 
-def test_a_smoke_run_does_every_stage_with_one_batch_in_a_folder_of_its_own(recipe, tmp_path, capsys):
+def test_a_smoke_run_runs_every_stage_with_one_batch_in_its_own_folder(recipe, tmp_path, capsys):
     out, small = tmp_path / "out", tmp_path / "out-smoke"
     assert main(["run", str(recipe), "--out", str(out), "--smoke", "--quiet"]) == 0
     said = capsys.readouterr()
@@ -60,7 +60,7 @@ def test_a_smoke_run_does_every_stage_with_one_batch_in_a_folder_of_its_own(reci
     trainings = list(small.glob(f"stages/*/{LOG}"))
     assert len(trainings) == len(list(small.glob("logs/*.csv"))) > 8
     for log in trainings:
-        (row,) = read_rows(log)  # of one step
+        (row,) = read_rows(log)  # a single step
         state = checkpoint.load(log.parent / "checkpoint.safetensors")
         assert row.step == state.step == (2 if log.parent.name.startswith("average") else 1)
     assert len(manifest(small, "train")) == 64
@@ -68,7 +68,7 @@ def test_a_smoke_run_does_every_stage_with_one_batch_in_a_folder_of_its_own(reci
     assert json.loads((small / "results.json").read_text())["bytes"] <= 300_000
 
 
-def test_a_small_recipe_keeps_its_batches_and_architectures(recipe):
+def test_a_shortened_recipe_keeps_its_batches_and_architectures(recipe):
     whole, small = load_recipe(recipe), smoked(load_recipe(recipe))
     for name, model in whole.models.items():
         assert small.models[name].config == model.config
@@ -103,14 +103,14 @@ def test_a_limit_is_part_of_what_decides_the_result_and_its_absence_is_not(recip
     assert statuses(plan(few), out)["average.b"] == "done"
     for other in (load_recipe(recipe), limited(recipe, train=51)):
         assert statuses(plan(other), out)["data.train"] == "to do"
-    more = ["--set", "data.limit.train=51"]  # of the same shards
+    more = ["--set", "data.limit.train=51"]  # in the same shards
     assert main(["train", str(recipe), "--model", "b", "--out", str(out), *more]) == 0
     assert len(list(out.glob("stages/train.b-*"))) == 2
     assert few.data.expected_videos == 50
     assert "limit" not in json.dumps(dict(plan(load_recipe(recipe))[1].parameters))
 
 
-def test_what_a_limit_leaves_unread_is_not_waited_for(recipe, tmp_path, capsys):
+def test_progress_does_not_wait_for_shards_that_a_limit_leaves_unread(recipe, tmp_path, capsys):
     few = ["data.limit.train=20", "data.synthetic.rgb=512"]
     sets = [part for each in few for part in ("--set", each)]
     assert main(["train", str(recipe), "--model", "b", "--out", str(tmp_path / "out"), *sets]) == 0

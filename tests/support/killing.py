@@ -1,9 +1,9 @@
-"""A process that forks others which kill themselves; the tests of kills start it.
+"""A server process that forks processes which run commands and kill themselves at a given moment.
 
-Each line on stdin is JSON, `{"arguments": [...], ...}`, and so is each answer. The imports are done once, so a command
-takes as long as its work. A forked process counts moments in the stage that it is in: before every change of a folder
-or file (as Python's audit events tell it), every fsync, and before and after every training step. At the moment that
-it is told it kills itself, at the latest when the next stage begins.
+Each line on stdin is a command in JSON, `{"arguments": [...], ...}`, and so is each answer. Modules are imported once,
+in the server, so that a command takes only the time of its work. A forked process counts moments in each stage: before
+every change of a folder or file (by Python's audit events), before every fsync, and before and after every training
+step. It kills itself at the given moment, at the latest when the next stage begins.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TITLE = re.compile(r"\[\d+/\d+\] ([^\s:]+)(: done before)?")
 
 
 class Moments:
-    """What a forked process has done, and when it ends itself.
+    """Moments that a forked process has passed, and the one at which it kills itself.
 
     Args:
         command: `stage` and `moment` to be killed at, `report` to write to.
@@ -37,12 +37,12 @@ class Moments:
         self.within = str(command["within"])
 
     def enter(self, stage):
-        late, self.stage, self.number = self.stage == self.end[0], stage, 0
-        if late:
+        passed, self.stage, self.number = self.stage == self.end[0], stage, 0
+        if passed:
             self.kill()
 
     def miss(self, stage):
-        """A stage that was done before: where it is the one to be killed in, the next is."""
+        """Note a stage that was finished before: if the kill belongs there, it comes when the next stage begins."""
         if stage == self.end[0]:
             self.stage, self.number = stage, math.inf
 
@@ -68,7 +68,7 @@ class Moments:
 
 
 def watch(moments, every_step):
-    """Have the moments of this process counted."""
+    """Count the moments of this process."""
     import reeltag.training.trainer
     from reeltag.core.progress import PlainProgress, Task
     from reeltag.pipeline import executor
@@ -99,7 +99,7 @@ def watch(moments, every_step):
 
 
 def forked(command):
-    """What the new process does."""
+    """Run a command in the forked process."""
     from reeltag.cli.main import main
 
     os.setsid()
@@ -117,7 +117,7 @@ def forked(command):
 
 
 def answer(command):
-    """Fork, and kill from outside after some `seconds`: one process, or with `group` all that it started."""
+    """Fork a process for a command, and kill it from outside after `seconds`; with `group` also its children."""
     begin = time.monotonic()
     child = os.fork()
     if not child:
@@ -140,10 +140,10 @@ def answer(command):
 
 
 class Killer:
-    """The other end: runs commands of reeltag, in processes of their own that may be killed.
+    """Client of the server: runs commands of reeltag in processes that may be killed.
 
     Args:
-        folder: for what they say.
+        folder: for their output.
         environment: of the processes.
     """
 
@@ -156,15 +156,15 @@ class Killer:
         )
 
     def run(self, *arguments, within="/", **how):
-        """What became of a command: its `code`, and the `counts` of its moments or the `stage` where it was killed."""
+        """Run a command; return its `code`, and the `counts` of its moments or the `stage` in which it was killed."""
         self.report.unlink(missing_ok=True)
         given = {"arguments": list(map(str, arguments)), "within": str(within), "log": str(self.log), **how}
         self.process.stdin.write(json.dumps(given | {"report": str(self.report)}) + "\n")
         self.process.stdin.flush()
         found = json.loads(self.process.stdout.readline())
-        told = json.loads(self.report.read_text()) if self.report.exists() else {}
+        report = json.loads(self.report.read_text()) if self.report.exists() else {}
         assert found["code"] in (0, -signal.SIGKILL), self.log.read_text()[-3000:]
-        return found | told
+        return found | report
 
     def close(self):
         self.process.stdin.close()
@@ -173,7 +173,7 @@ class Killer:
 
 @contextmanager
 def killer(folder, **environment):
-    """A `Killer` that ends with the block."""
+    """Yield a `Killer`, and end it with the block."""
     opened = Killer(folder, **environment)
     try:
         yield opened
@@ -181,7 +181,7 @@ def killer(folder, **environment):
         opened.close()
 
 
-LATE = (
+LAZY_IMPORTS = (
     "reeltag.inference.shard_tagger",
     "reeltag.cli.main",
     "reeltag.recipe.load",
@@ -193,12 +193,12 @@ LATE = (
 
 
 def import_all():
-    """What commands import when they need it, so that forked processes have it."""
-    for name in LATE:
+    """Import the modules that commands import lazily, so that forked processes need not."""
+    for name in LAZY_IMPORTS:
         import_module(name)
-    from reeltag.pipeline.stages import training
+    from reeltag.pipeline.stages import training_plan
 
-    training.gpu_hours = lambda *arguments: 0.0  # a second of each command, for an estimate that decides nothing
+    training_plan.gpu_hours = lambda *arguments: 0.0  # the estimate takes a second and decides nothing
 
 
 if __name__ == "__main__":

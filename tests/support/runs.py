@@ -1,4 +1,4 @@
-"""Runs in processes of their own and trainings, for tests that disturb them."""
+"""Runs in separate processes, and trainings, that tests interrupt or kill."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ LONG = (
 
 
 def long_recipe(folder):
-    """A recipe with a training that lasts."""
+    """Write a recipe whose training takes long, and return its path."""
     path = folder / "tiny.toml"
     path.write_text(LONG)
     return path
@@ -26,7 +26,7 @@ def long_recipe(folder):
 
 @contextmanager
 def started(recipe, out, *overrides):
-    """A run in a group of its own, once it trains."""
+    """Start a run in its own process group, and yield the process once it trains."""
     sets = (part for each in overrides for part in ("--set", each))
     process = subprocess.Popen(
         [*COMMAND, "run", str(recipe), "--out", str(out), *sets],
@@ -34,7 +34,7 @@ def started(recipe, out, *overrides):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore SIGINT
     )
     try:
         while "train.a" not in (line := process.stderr.readline()):
@@ -47,7 +47,7 @@ def started(recipe, out, *overrides):
 
 
 class KilledError(Exception):
-    """A training was broken off."""
+    """A training was interrupted."""
 
 
 class Countdown(Task):
@@ -62,7 +62,7 @@ class Countdown(Task):
 
 
 class KillAfter(Progress):
-    """Breaks a training off after some of its steps, as a kill would."""
+    """Progress that interrupts a training after some steps, as a kill would."""
 
     def __init__(self, steps):
         self.steps = steps

@@ -8,12 +8,12 @@ import numpy as np
 
 
 def as_the_starter_code_does(lines: Sequence[str], labels: dict[tuple[str, int], float], top: int) -> float:
-    """MAP from a submission: the steps of `segment_eval_inference.py` and of its average precision calculator."""
+    """Compute MAP of a submission as `segment_eval_inference.py` and its average precision calculator do."""
     aps = []
     for line in lines[1:]:
         label, _, listed = line.rstrip("\n").partition(",")
         positives = sum(score > 0 for (_, of), score in labels.items() if of == int(label))
-        if not positives:  # where the starter code ends with a KeyError
+        if not positives:  # here the starter code raises a KeyError
             continue
         names = [name for name in listed.split(" ")[:top] if (name, int(label)) in labels]
         confidences = [place / len(names) for place in range(len(names), 0, -1)]

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of tagging videos: clips, their shards, and a model that was never trained."""
+"""Fixtures for the tests of tagging videos: clips, their shards, and an untrained model."""
 
 import csv
 
@@ -15,12 +15,12 @@ from reeltag.models.families import parse_config
 from reeltag.models.tagger import build_tagger
 
 SECONDS = {"beach.mp4": 5, "hall.mp4": 3, "song.m4a": 4, "tram.mp4": 43}
-# What the page must not take for more than text.
+# The page must show these as plain text.
 NAMES = ("<b>high</b>", "low, lower", "none")
 
 
 def write_untrained(path, schema, projections=None, names=None, **changes):
-    """A model whose probabilities differ from video to video."""
+    """Write an untrained model, whose probabilities differ between videos."""
     config = parse_config({"family": "netvlad", "clusters": 4, "hidden": 8})
     state = build_tagger(config, schema.widths, schema.classes, 0).state_dict()
     shipped = Artifact(schema, names, (Member("a", config, 1.0, state),), {}, projections or {})
@@ -34,7 +34,7 @@ def schema_of(shards):
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory):
-    """Four clips, one of them long and with less than a picture a second, and their labels."""
+    """Folder with four clips and their labels; one clip is long and has less than one picture a second."""
     folder = tmp_path_factory.mktemp("clips")
     write_clip(folder / "beach.mp4", 5, 10, sound=tone(5, 300))
     noise = np.random.default_rng(0).integers(0, 256, (3, 48, 64, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""A tiny recipe of every kind of stage, a run of it that nobody disturbed, and what two runs have to have in common."""
+"""A tiny recipe with every kind of stage, an undisturbed run of it, and the comparison of two runs."""
 
 import hashlib
 import os
@@ -70,7 +70,7 @@ TRAINED = ("train", "average", "fold")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The recipe, what it imports, and `whole`, which one process made undisturbed."""
+    """Folder with the recipe, the model that it imports, and `whole`, an undisturbed run in one process."""
     folder = tmp_path_factory.mktemp("kills")
     (folder / "other.reeltag").touch()
     (folder / "recipe.toml").write_text(RECIPE)
@@ -86,16 +86,16 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def commands(folder):
-    """Runs commands of reeltag that may be killed."""
+    """Client that runs commands of reeltag that may be killed."""
     with killer(folder) as opened:
         yield opened
 
 
 def contents(out):
-    """Hash of what each file says, by its path.
+    """Return a hash of each file's content, by its path.
 
-    But for how long things took, and for the manifests, which tell when the shards were written; the stages' markers
-    have the hash of what the shards say.
+    Durations are left out, and so are the manifests, which contain the shards' modification times; the stages' markers
+    have hashes of the shards' content.
     """
     files = (path for path in out.rglob("*") if path.is_file() and path.name not in (LOCK, "manifest.safetensors"))
     return {str(path.relative_to(out)): hashlib.sha256(timeless(path)).hexdigest() for path in files}

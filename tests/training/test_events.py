@@ -61,6 +61,17 @@ def test_a_log_that_was_written_is_read_back(tmp_path):
         read_rows(tmp_path / "other.csv")
 
 
+def test_a_log_of_an_earlier_version_is_one_message_with_the_next_step(run, capsys):
+    path = run / "stages" / STAGES[0] / LOG
+    path.write_text(path.read_text().replace("learning_rate", "rate", 1))
+    assert main(["tensorboard", str(run)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{path}: an earlier version of reeltag wrote this log, with a column rate" in line
+    assert "rename it in the first line" in line
+    path.write_text(path.read_text().replace("rate", "learning_rate", 1))
+    assert main(["tensorboard", str(run)]) == 0
+
+
 def test_every_training_has_its_curves_and_the_command_twice_has_them_once(run, capsys):
     for _ in range(2):
         assert main(["tensorboard", str(run)]) == 0

@@ -192,7 +192,7 @@ def test_watching_is_decisive_and_its_absence_changes_no_hash(tmp_path):
 
 def test_patience_without_a_watch_is_a_fault_wherever_it_stands(tmp_path):
     for keys in (["training.patience=3"], ["models.a.training.patience=3"]):
-        with pytest.raises(RecipeError, match="patience = 3 counts measurements on the hold-out; give evaluate_every"):
+        with pytest.raises(RecipeError, match="patience = 3 counts evaluations on the hold-out; give evaluate_every"):
             recipe(tmp_path, *keys)
     assert recipe(tmp_path, "training.evaluate_every=0.5", "models.a.training.patience=3")
 

@@ -1,7 +1,7 @@
-"""An ensemble under a byte budget: members, encodings and weights chosen on hold-out data (paper section 4.3).
+"""Search for an ensemble under a byte budget: members, encodings and weights, by hold-out GAP (paper section 4.3).
 
-Greedy forward selection with replacement (Caruana et al. 2004), every subset where they are few, and the paper's random
-search of weights. What is chosen never exceeds the budget.
+Greedy forward selection with replacement (Caruana et al. 2004), all subsets if they are few, and the paper's random
+search of weights. The selection never exceeds the budget.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from torch import Tensor
 
 from reeltag.inference.metrics.gap import TOP_K, gap
 
-ROUNDS = 30  # picks of a greedy selection; a member that is picked twice weighs twice
-EXACT = 300  # subsets up to which all of them are tried
-ROUNDING = 1e-4  # more than what mixing in float32 can change of a score
+ROUNDS = 30  # picks of a greedy selection; a member that is picked twice has twice the weight
+EXACT = 300  # if there are at most so many subsets, all are tried
+ROUNDING = 1e-4  # relative; more than the rounding error of a weighted mean in float32
 
 
 @dataclass(frozen=True)
 class Option:
-    """A member in one encoding, which may join.
+    """Candidate member in one encoding.
 
     Attributes:
-        member: its name; an ensemble takes a member in one encoding only.
-        encoding: how its large tensors are stored.
-        bytes: what it adds to the file.
+        member: name of the member; an ensemble contains it in one encoding only.
+        encoding: of its large tensors.
+        bytes: that it adds to the file.
         probabilities: [N, C] on the hold-out.
     """
 
@@ -44,13 +44,13 @@ class Option:
 
 @dataclass(frozen=True)
 class Selection:
-    """Options and their weights.
+    """Selected options and their weights.
 
     Attributes:
-        options: what was chosen, in the order in which it was offered.
-        weights: of each, summing to 1.
-        gap: of their weighted mean, on the videos that it was chosen on.
-        random_weights: the best weights of random search for these options.
+        options: the selected ones, in their original order.
+        weights: of each; they sum to 1.
+        gap: of the weighted mean, on the videos used for the selection.
+        random_weights: best weights that the random search found for these options.
     """
 
     options: tuple[Option, ...]
@@ -60,23 +60,23 @@ class Selection:
 
     @property
     def bytes(self) -> int:
-        """What the members take together."""
+        """Bytes of all members together."""
         return sum(option.bytes for option in self.options)
 
 
 def contenders(probabilities: Sequence[Tensor], labels: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Leave out what no weights can bring among a video's 20 highest; the GAP of every weighted mean stays the same.
+    """Drop classes that cannot be among a video's 20 highest for any weights; the GAP of every weighted mean is kept.
 
-    A mean is at least the lowest of what its members say and at most the highest. Of thousands of classes some
-    hundred are left, and a search takes that much less time and memory.
+    A weighted mean lies between the lowest and the highest probability of the members. Of thousands of classes some
+    hundred remain, so a search takes a fraction of the time and memory.
 
     Args:
         probabilities: [N, C] of each member; the weights are not negative and sum to 1.
         labels: [N, C] bool.
 
     Returns:
-        [N, K] of each member, a video's own classes in their order, and [N, K] bool. Labels that are left out have
-        places of their own at the end, where everyone says -1: GAP counts them as missed.
+        [N, K] of each member, with the remaining classes of each video in their order, and the labels [N, K] bool.
+        Labels of dropped classes have extra columns at the end with probability -1, which GAP counts as missed.
     """
     classes = labels.shape[1]
     lowest, highest = reduce(torch.minimum, probabilities), reduce(torch.maximum, probabilities)
@@ -93,19 +93,19 @@ def contenders(probabilities: Sequence[Tensor], labels: Tensor) -> tuple[list[Te
 
 
 def select(options: Sequence[Option], labels: Tensor, budget: int, *, trials: int, seed: int) -> Selection | None:
-    """The best ensemble that fits: greedy picks, and every subset with equal weights where they are few.
+    """Return the best ensemble that fits: by greedy selection, or a subset with equal weights if all can be tried.
 
-    The winner's weights are then also searched at random. Of equal ones, the smaller, then the first wins.
+    Random search then looks for better weights of the winner. Among equals the smaller wins, then the first.
 
     Args:
         options: members in their encodings.
         labels: [N, C] bool of the hold-out.
-        budget: most bytes of the members together.
-        trials: random weightings of the winner.
-        seed: of the draws.
+        budget: largest number of bytes of all members together.
+        trials: number of random weightings of the winner.
+        seed: of the random weightings.
 
     Returns:
-        The selection, or None where not even one option fits.
+        The selection, or None if no option fits.
     """
     best = _best(options, labels, budget, {})
     if not best.options:
@@ -116,7 +116,7 @@ def select(options: Sequence[Option], labels: Tensor, budget: int, *, trials: in
 
 
 def _best(options: Sequence[Option], labels: Tensor, budget: int, known: dict[tuple[int, ...], float]) -> Selection:
-    """The best of both greedy ways and of the subsets, without the random search."""
+    """Return the best of both greedy selections and of all subsets, before the random search."""
     found = [greedy(options, labels, budget, by_bytes=by_bytes, known=known) for by_bytes in (False, True)]
     found += [weighted(subset, labels) for subset in _subsets(options, budget)]
     return max(found, key=lambda selection: (selection.gap, -selection.bytes))
@@ -130,15 +130,15 @@ def greedy(
     by_bytes: bool = False,
     known: dict[tuple[int, ...], float] | None = None,
 ) -> Selection:
-    """Pick again and again what helps the mean most among what still fits; ends with the best of the way.
+    """Repeatedly pick the fitting option that raises the GAP of the mean most; return the best of all steps.
 
     Args:
         options: members in their encodings.
         labels: [N, C] bool.
-        budget: most bytes.
-        by_bytes: prefer a new member's gain a byte, so that a large one must be worth its room; picking one again
-            takes no bytes, so any gain by that comes first.
-        known: GAP of what was picked before, which searches of the same options at other budgets share.
+        budget: largest number of bytes.
+        by_bytes: rank new members by their gain for each byte. Picking a member again adds no bytes, so its gain is not
+            divided.
+        known: GAP of combinations that were evaluated before; searches of the same options share it.
     """
     known = {} if known is None else known
     picks: list[int] = []
@@ -166,7 +166,7 @@ def greedy(
 
 
 def _fitting(options: Sequence[Option], picks: Sequence[int], budget: int) -> Iterator[tuple[int, int]]:
-    """Options that may be picked next, and what each adds in bytes: none where it was picked before."""
+    """Yield the index of each option that may be picked next, and the bytes that it adds; 0 if it was picked before."""
     left = budget - sum(options[index].bytes for index in set(picks))
     picked = {options[index].member: index for index in picks}
     for index, option in enumerate(options):
@@ -177,14 +177,14 @@ def _fitting(options: Sequence[Option], picks: Sequence[int], budget: int) -> It
 
 
 def weighted(options: Sequence[Option], labels: Tensor, weights: Sequence[float] | None = None) -> Selection:
-    """The weighted mean of some options, by default with equal weights."""
+    """Evaluate the weighted mean of some options, by default with equal weights."""
     weights = weights or [1 / max(len(options), 1)] * len(options)
     found = ensemble_gap([option.probabilities for option in options], labels, weights) if options else 0.0
     return Selection(tuple(options), tuple(weights), found)
 
 
 def _subsets(options: Sequence[Option], budget: int) -> Iterator[list[Option]]:
-    """Every subset that fits, with one encoding a member; none where there are too many to try."""
+    """Yield every subset that fits, with one encoding for each member; nothing if there are too many subsets."""
     members: dict[str, list[Option | None]] = {}
     for option in options:
         members.setdefault(option.member, [None]).append(option)
@@ -197,7 +197,7 @@ def _subsets(options: Sequence[Option], budget: int) -> Iterator[list[Option]]:
 
 
 def frontier(options: Sequence[Option], labels: Tensor, points: int) -> list[Selection]:
-    """The best ensembles at rising budgets, from the smallest option alone to all members."""
+    """Return the best ensembles at increasing budgets, from the smallest option alone to all members."""
     smallest = min(option.bytes for option in options)
     largest = sum(max(o.bytes for o in options if o.member == member) for member in {o.member for o in options})
     budgets = np.geomspace(smallest, max(largest, smallest), points).round().astype(int).tolist()
@@ -211,17 +211,17 @@ def frontier(options: Sequence[Option], labels: Tensor, points: int) -> list[Sel
 
 
 def best_combination(probabilities: Sequence[Tensor], labels: Tensor, count: int) -> tuple[list[int], float]:
-    """The `count` models whose equal-weight mean has the highest GAP (paper section 4.1).
+    """Find the `count` models whose equal-weight mean has the highest GAP (paper section 4.1).
 
-    Every combination where they are few, otherwise greedily, the best single model first.
+    If there are few combinations, all are tried; otherwise models are added greedily, beginning with the best one.
 
     Args:
         probabilities: [N, C] of each model.
         labels: [N, C] bool.
-        count: how many; all where there are fewer models.
+        count: number of models; all if there are fewer.
 
     Returns:
-        Their positions, ascending, and the GAP of their mean.
+        The indices of the models, ascending, and the GAP of their mean.
     """
     models = range(len(probabilities))
     count = min(count, len(models))
@@ -240,28 +240,28 @@ def best_combination(probabilities: Sequence[Tensor], labels: Tensor, count: int
 def random_search(
     probabilities: Sequence[Tensor], labels: Tensor, *, trials: int, seed: int
 ) -> tuple[list[float], float]:
-    """The best of `trials` random weightings and of the equal weights, by GAP.
+    """Return the best of `trials` random weightings and of equal weights, by GAP.
 
     Args:
         probabilities: [N, C] of each of M members on the same N hold-out videos.
         labels: [N, C] bool.
-        trials: weightings to draw, uniformly from all that sum to 1.
-        seed: of the draws.
+        trials: number of weightings, sampled uniformly from all that sum to 1.
+        seed: of the sampling.
 
     Returns:
         M weights that sum to 1, and their GAP@20 on these videos.
     """
     members = len(probabilities)
-    drawn = np.random.default_rng(seed).dirichlet(np.ones(members), trials if members > 1 else 0)
-    candidates = [[1 / members] * members, *drawn.tolist()]
+    sampled = np.random.default_rng(seed).dirichlet(np.ones(members), trials if members > 1 else 0)
+    candidates = [[1 / members] * members, *sampled.tolist()]
     gaps = [ensemble_gap(probabilities, labels, weights) for weights in candidates]
     best = int(np.argmax(gaps))  # the first of equals, so that equal weights win a tie
     return candidates[best], gaps[best]
 
 
 def ensemble_gap(probabilities: Sequence[Tensor], labels: Tensor, weights: Sequence[float]) -> float:
-    """GAP@20 of a weighted mean."""
+    """Return GAP@20 of a weighted mean."""
     mixed = torch.zeros(labels.shape)
     for weight, each in zip(weights, probabilities, strict=True):
-        mixed.add_(each, alpha=weight)  # one after the other: a stack of all would be as large again
+        mixed.add_(each, alpha=weight)  # one by one: stacking all would double the memory
     return gap(mixed, labels)

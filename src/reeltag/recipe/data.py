@@ -14,7 +14,7 @@ from reeltag.data.synthetic import SyntheticSettings
 
 
 class RecipeTable(BaseModel):
-    """A table of a recipe: no other keys than it names, and none that changes later."""
+    """Base class of a recipe's tables: immutable, and without other keys than the declared ones."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", populate_by_name=True, validate_default=True, allow_inf_nan=False
@@ -22,10 +22,10 @@ class RecipeTable(BaseModel):
 
 
 class HoldoutSettings(RecipeTable):
-    """Which training videos are kept from training, to choose by."""
+    """Size of the hold-out: training videos that no model is trained on, by which models are chosen."""
 
-    fraction: float | None = Field(None, gt=0, lt=1, description="share of the videos, or")
-    shards: int | None = Field(None, gt=0, description="number of whole shards")
+    fraction: float | None = Field(None, gt=0, lt=1, description="fraction of the training videos; or give `shards`")
+    shards: int | None = Field(None, gt=0, description="number of whole training shards; or give `fraction`")
 
     @field_validator("shards")
     @classmethod
@@ -36,29 +36,35 @@ class HoldoutSettings(RecipeTable):
 
 
 class LimitSettings(RecipeTable):
-    """How many videos of a split are used: the first ones, in the order of the shards."""
+    """Largest number of videos of each split; the first ones are used, in the order of the shards."""
 
-    train: int | None = Field(None, gt=0, description="most training videos, those of the hold-out included")
-    test: int | None = Field(None, gt=0, description="most test videos")
+    train: int | None = Field(
+        None, gt=0, description="largest number of training videos, including those of the hold-out"
+    )
+    test: int | None = Field(None, gt=0, description="largest number of test videos")
 
 
 class DataSettings(RecipeTable):
-    """Where the videos are, or how to generate some."""
+    """Location and format of the videos, or settings for generated ones."""
 
     synthetic: SyntheticSettings | None = None
-    root: Path | str = Field(Path(), description="folder that the patterns below start from, or its URL")
+    root: Path | str = Field(Path(), description="folder of the patterns below, or its URL")
     layout: Annotated[Schema | None, BeforeValidator(expand_preset)] = Field(None, alias="schema")
     train: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     label_names: str | None = Field(None, description="CSV file that names the classes")
-    pca: str | None = Field(None, description="file with the PCA that the features went through, to be shipped")
-    videos: int | None = Field(None, gt=0, description="training videos, for the estimates of a plan")
+    pca: str | None = Field(
+        None, description="file with the PCA that was applied to the features; stored in the model file"
+    )
+    videos: int | None = Field(None, gt=0, description="number of training videos, for the estimates of a plan")
     holdout: HoldoutSettings = HoldoutSettings(fraction=0.1)
     limit: LimitSettings = LimitSettings()
-    max_bad_records: int = Field(0, ge=0, description="most bad records of each split that are left out")
-    order: Literal["auto", "shuffled", "by-shard"] = Field("auto", description="auto: by-shard behind URLs alone")
-    shuffle_window: int = Field(8, gt=0, description="by-shard: how many shards are mixed at a time")
-    cache_gb: float | None = Field(None, gt=0, description="most gigabytes of the cache of shards behind URLs")
+    max_bad_records: int = Field(0, ge=0, description="largest number of bad records of each split that may be skipped")
+    order: Literal["auto", "shuffled", "by-shard"] = Field(
+        "auto", description="order of the training videos; auto: by-shard for shards at URLs, otherwise shuffled"
+    )
+    shuffle_window: int = Field(8, gt=0, description="by-shard: number of shards that are mixed at a time")
+    cache_gb: float | None = Field(None, gt=0, description="largest size of the cache of shards at URLs, in gigabytes")
 
     @field_validator("root", mode="before")
     @classmethod
@@ -70,29 +76,29 @@ class DataSettings(RecipeTable):
     @field_validator("layout", "train", "test", "label_names", "pca")
     @classmethod
     def _one_source(cls, value: object, info: ValidationInfo) -> object:
-        if "synthetic" in info.data:  # otherwise that has a fault of its own
+        if "synthetic" in info.data:  # absent if it has a fault itself
             generated = info.data["synthetic"] is not None
             if generated and value:
                 raise ValueError("cannot be given beside [data.synthetic], which generates the data")
             if not generated and not value and info.field_name in ("layout", "train", "test"):
-                raise ValueError("missing or empty; say what the data are, or generate some with [data.synthetic]")
+                raise ValueError("missing or empty; describe the data, or generate some with [data.synthetic]")
         return value
 
     @property
     def expected_videos(self) -> int | None:
-        """How many videos the training set has, as far as the recipe says."""
+        """Number of training videos according to the recipe; None if it does not say."""
         videos = self.synthetic.train_videos if self.synthetic else self.videos
         return videos and min(videos, self.limit.train or videos)
 
     @property
     def mixed_shards(self) -> int | None:
-        """How many training shards are mixed at a time; None for all of them."""
+        """Number of training shards that are mixed at a time; None for all of them."""
         remote = any(is_url(join_path(self.root, pattern)) for pattern in self.train)
         return self.shuffle_window if self.order == "by-shard" or (self.order == "auto" and remote) else None
 
     @property
     def record_schema(self) -> Schema:
-        """The schema, whichever way it was given."""
+        """Schema of the records, of generated data too."""
         schema = self.synthetic.record_schema if self.synthetic else self.layout
-        assert schema is not None  # the validator above saw to it
+        assert schema is not None  # the validator above has checked it
         return schema

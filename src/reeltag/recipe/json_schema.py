@@ -1,4 +1,4 @@
-"""The JSON schema of recipes as people write them, for editors."""
+"""JSON schema of recipe files, for editors."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Node = dict[str, Any]
 
 
 def recipe_schema() -> Node:
-    """The schema: all keys with their types, bounds, defaults and meanings.
+    """Return the JSON schema: all keys with their types, bounds, defaults and meanings.
 
-    Rules between keys are not in it; `load_recipe` knows these. It says what may be written, which is less than a
-    recipe holds: a model is one table, grids are allowed, and a data set's schema may be a preset.
+    It lacks the rules between keys, which only `load_recipe` checks. It describes the file and not the loaded recipe: a
+    model is one table, grids are allowed, and a data set's schema may be a preset.
     """
     schema = Recipe.model_json_schema()
     tables: dict[str, Node] = schema["$defs"]
@@ -32,10 +32,10 @@ def recipe_schema() -> Node:
 
 
 def _by_family(table: Node, tables: dict[str, Node]) -> Node:
-    """A model's table: the keys of its family and its own in one, chosen by `family`."""
+    """Return the schema of a model's table: the keys of its family, chosen by `family`, and those of every model."""
     own = {key: value for key, value in table["properties"].items() if key != "config"}
     own["grid"] = {
-        "description": "one model a combination of these values; nested keys in quotes",
+        "description": "one model for each combination of these values; nested keys in quotes",
         "type": "object",
         "minProperties": 1,
         "additionalProperties": {"type": "array", "minItems": 1},
@@ -54,7 +54,7 @@ def _by_family(table: Node, tables: dict[str, Node]) -> Node:
 
 
 def _plain(node: Any) -> Any:
-    """Without the titles that pydantic makes of names, and without `null`, which TOML has not."""
+    """Remove the titles that pydantic derives from names, and `null`, which TOML does not have."""
     if isinstance(node, list):
         return [_plain(each) for each in node]
     if not isinstance(node, dict):

@@ -1,4 +1,4 @@
-"""A recipe's file → the typed recipe. Every fault is listed in one message, before any data is opened."""
+"""Load a recipe file. One message lists every fault, before any data is opened."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from reeltag.recipe.tables import VARIABLE, Table, from_environment, grid_names,
 
 
 def load_recipe(source: str | Path, overrides: str | Sequence[str] = ()) -> Recipe:
-    """Read a recipe.
+    """Read and validate a recipe.
 
     Args:
         source: a TOML file, or the name of a recipe that comes with reeltag.
-        overrides: `dotted.key=value`, one or several, applied after reading and after those of `$REELTAG_SET`; a
-            value is TOML, or else a string.
+        overrides: `dotted.key=value`, one or several, applied after those of `$REELTAG_SET`; a value is parsed as
+            TOML, or else taken as a string.
 
     Raises:
         RecipeError: lists every fault with its key.
@@ -59,10 +59,10 @@ def load_recipe(source: str | Path, overrides: str | Sequence[str] = ()) -> Reci
 def _of_whole_grids(
     faults: Sequence[ErrorDetails], grids: Mapping[str, Mapping[str, Sequence[str]]]
 ) -> list[ErrorDetails]:
-    """Faults of which those that all models of a grid share come once, under the grid's name.
+    """Merge faults that all models of a grid share into one under the grid's name.
 
     Args:
-        faults: that pydantic found.
+        faults: reported by pydantic.
         grids: by section and name, the models that each grid makes.
     """
     makers: dict[tuple[str, ...], str] = {
@@ -75,17 +75,17 @@ def _of_whole_grids(
         return fault if name is None else {**fault, "loc": (place[0], name, *place[2:])}
 
     shared = Counter(describe(of_grid(fault)) for fault in faults)
-    told: dict[str, ErrorDetails] = {}
+    merged: dict[str, ErrorDetails] = {}
     for fault in faults:
         general = of_grid(fault)
         models = grids[str(fault["loc"][0])][str(general["loc"][1])] if general is not fault else ()
         chosen = general if len(models) == shared[describe(general)] else fault
-        told.setdefault(describe(chosen), chosen)
-    return list(told.values())
+        merged.setdefault(describe(chosen), chosen)
+    return list(merged.values())
 
 
 def _origin(location: Sequence[int | str], environment: Sequence[str]) -> str:
-    """Name `$REELTAG_SET` where that sets the key at a location; empty where the file or the command does."""
+    """Return a remark that `$REELTAG_SET` sets the key at a location; empty if the file or the command does."""
     place = [key for key in map(str, location) if key != "config" and key not in FAMILIES]
     keys = [text.partition("=")[0].strip() for text in environment]
     blamed = any([part for part in key.split(".") if part not in FAMILIES] == place for key in keys)
@@ -93,7 +93,7 @@ def _origin(location: Sequence[int | str], environment: Sequence[str]) -> str:
 
 
 def _widths(table: Mapping[str, Any]) -> tuple[int, ...]:
-    """Widths of the features that the models will read, whatever else is wrong; none where they are not known."""
+    """Return the widths of the features that the models will read; empty if the table does not tell them."""
     data = table.get("data")
     if not isinstance(data, dict):
         return ()
@@ -110,7 +110,7 @@ def _widths(table: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def tagger_config(source: str, table: Table, overrides: Sequence[str], widths: Sequence[int]) -> TaggerConfig:
-    """A model's configuration from a table and `key=value` overrides.
+    """Parse the configuration of a model from a table and `key=value` overrides.
 
     Raises:
         RecipeError: lists every fault with its key.
@@ -128,7 +128,7 @@ def tagger_config(source: str, table: Table, overrides: Sequence[str], widths: S
 
 
 def synthetic_settings(overrides: Sequence[str]) -> SyntheticSettings:
-    """Settings of generated data from `key=value` overrides.
+    """Parse the settings of generated data from `key=value` overrides.
 
     Raises:
         RecipeError: lists every fault with its key.
@@ -145,19 +145,21 @@ def synthetic_settings(overrides: Sequence[str]) -> SyntheticSettings:
 
 
 def describe(fault: ErrorDetails, keys: Sequence[str] = ()) -> str:
-    """A fault that pydantic found, with its key and what was meant.
+    """Describe a validation error, with its key and a suggestion.
 
     Args:
-        fault: of a table.
-        keys: that the table may have, where it is no recipe.
+        fault: reported by pydantic.
+        keys: keys that the table may have, if it is not a recipe.
     """
     place = list(map(str, fault["loc"]))
     family = None
     if place and place[0] in ("models", "students") and len(place) > 2 and place[2] == "config":
-        del place[2]  # the table of a model is split in two
+        del place[2]  # a model's table is parsed as two
         if len(place) > 2 and place[2] in FAMILIES:
-            family = place.pop(2)  # pydantic names the branch that it chose
-            family = family if len(place) == 3 else None  # its own keys, not those of a table within
+            family = place.pop(2)  # pydantic adds the chosen branch of the union
+            family = (
+                family if len(place) == 3 else None
+            )  # only for the table's own keys, not for those of an inner table
     key = ".".join(place)
     if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
         given = fault.get("ctx", {}).get("tag")
@@ -173,7 +175,7 @@ def describe(fault: ErrorDetails, keys: Sequence[str] = ()) -> str:
 
 
 def _hint(key: str, family: str | None, keys: Sequence[str]) -> str:
-    """What may have been meant by a key that stands where it is not known."""
+    """Return a suggestion for an unknown key: a similar key, or the families that have it."""
     here = keys or (list(FAMILIES[family].model_fields) if family else known_keys())
     if family and (others := [name for name, config in FAMILIES.items() if key in config.model_fields]):
         return f" of {family}, but of {', '.join(others)}; {family} has {', '.join(here)}"
@@ -186,8 +188,8 @@ def _hint(key: str, family: str | None, keys: Sequence[str]) -> str:
 
 @cache
 def known_keys() -> list[str]:
-    """Every key that a recipe may have, in any table."""
+    """Return every key that a recipe may have, in any table."""
     schema = Recipe.model_json_schema()
     tables = [schema, *schema["$defs"].values()]
     keys = {key for table in tables for key in table.get("properties", {})}
-    return sorted(keys - {"config"} | {"grid"})  # a model's own table, and what is spelled out before
+    return sorted(keys - {"config"} | {"grid"})  # `config` is no key of the file; grids are expanded before

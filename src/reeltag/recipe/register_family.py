@@ -1,4 +1,4 @@
-"""Families that are defined outside reeltag."""
+"""Registration of families that are defined outside reeltag."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from reeltag.recipe.schema import ModelSettings, Recipe, StudentSettings
 
 
 def register_family(name: str, config: type[TaggerConfig], pooling: Callable[[Any, Sequence[int]], Pooling]) -> None:
-    """Add a family, before a recipe or a model of it is read.
+    """Register a family; required before any recipe or model of it is read.
 
-    Recipes, training, quantisation, the file and all modes know it from there on; ONNX does not. A process that did not
-    register it can neither read its recipes nor load its models, so do it at the top of a module: the processes of
-    `devices` import that too. The same family may be registered again, as a notebook does.
+    Recipes, training, quantization, model files and all modes then support the family; ONNX export does not. Every
+    process that reads its recipes or loads its models must register it, so call this at the top of a module: worker
+    processes import that module too. The same family may be registered again, as happens in a notebook.
 
     Args:
-        name: as `family = "NAME"` of a recipe has it.
-        config: its keys; `family` is `Literal["NAME"]` there.
-        pooling: makes the pooling from a configuration and the widths D_f of the features.
+        name: of the family, as in `family = "NAME"` of a recipe.
+        config: class of its configuration, in which `family` is `Literal["NAME"]`.
+        pooling: builds the pooling from a configuration and the widths D_f of the features.
 
     Raises:
-        UsageError: another family has the name, or the configuration has another.
+        UsageError: another family has this name, or the configuration names another family.
     """
     known = FAMILIES.get(name)
     if known is not None and (known.__module__, known.__qualname__) != (config.__module__, config.__qualname__):
-        raise UsageError(f"family {name!r}: there is one already; choose another name")
+        raise UsageError(f"family {name!r}: is registered already, with another configuration; choose another name")
     if get_args(config.model_fields["family"].annotation) != (name,):
         raise UsageError(f'family {name!r}: {config.__name__} should say family: Literal["{name}"]')
     FAMILIES[name], POOLINGS[name] = config, pooling

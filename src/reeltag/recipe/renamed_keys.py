@@ -25,7 +25,7 @@ _OF_GRIDS = {f"training.{old}": f"training.{new}" for old, new in TRAINING.items
 def rename_old_keys(table: Table) -> list[tuple[str, str]]:
     """Rename the keys of a recipe that have a new name, so that their values can be validated too.
 
-    A key stays out where the table has the new one already.
+    An old key is dropped if the table has the new one too.
 
     Args:
         table: the recipe before its grids are expanded; changed in place.

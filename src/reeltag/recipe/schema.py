@@ -1,4 +1,4 @@
-"""The typed recipe: what each table may say, and the rules between them."""
+"""Schema of recipes: the tables, their keys, and the rules between them."""
 
 from __future__ import annotations
 
@@ -28,54 +28,59 @@ Name = Annotated[str, StringConstraints(pattern=NAME)]
 
 
 class QuantizationSettings(RecipeTable):
-    """How large weights may be stored."""
+    """Encodings of large weights."""
 
     encodings: tuple[Encoding, ...] | Literal["auto"] = Field(
-        ("uniform-8",), description="from which the ensemble takes one a member; auto: each member's smallest"
+        ("uniform-8",),
+        description="the ensemble chooses one of these for each member; auto: the smallest that loses little",
     )
-    max_loss: float = Field(0.0005, ge=0, description="auto: hold-out GAP that the smallest may lose")
+    max_loss: float = Field(0.0005, ge=0, description="auto: largest loss of hold-out GAP that is allowed")
 
     @field_validator("encodings", mode="before")
     @classmethod
     def _known(cls, value: Any) -> Any:
         listed = value if isinstance(value, list | tuple) else ()
         if value != "auto" and (not listed or any(listed.count(each) > 1 or each not in ENCODINGS for each in listed)):
-            raise ValueError(f'give a list of different ones of {", ".join(ENCODINGS)}, or "auto", not {value!r}')
+            raise ValueError(
+                f'give a list of different encodings out of {", ".join(ENCODINGS)}, or "auto", not {value!r}'
+            )
         return value
 
     @property
     def offered(self) -> tuple[Encoding, ...]:
-        """The encodings that may be shipped."""
+        """Encodings that the model file may use."""
         return ENCODINGS if self.encodings == "auto" else self.encodings
 
     @property
     def measured(self) -> tuple[Encoding, ...]:
-        """The encodings that every member is measured in, float32 first."""
+        """Encodings that every member is evaluated in on the hold-out, float32 first."""
         return ("float32", *(encoding for encoding in self.offered if encoding != "float32"))
 
     @property
     def tested(self) -> tuple[Encoding, ...]:
-        """The encodings that every member is tested in: float32, and one other that may be shipped."""
+        """Encodings that every member is tested in: float32, and one other that the model file may use."""
         return ("float32", "uniform-8") if self.encodings == "auto" else self.measured[:2]
 
 
 class EnsembleSettings(RecipeTable):
-    """The search for members and weights."""
+    """Search for the members of the ensemble and their weights."""
 
-    trials: int = Field(200, ge=0, description="random weightings beside the greedy ones")
+    trials: int = Field(200, ge=0, description="number of random weightings that are tried for the selected members")
 
 
 class TestSettings(RecipeTable):
-    """What is measured on the test set beside GAP@20 and its companions."""
+    """Further metrics on the test set."""
 
-    all_scores: bool = Field(False, description="mAP over all scores too; takes 10 bytes a video and class")
+    all_scores: bool = Field(
+        False, description="also mAP over all scores, which takes 10 bytes of memory a video and class"
+    )
 
 
 class ModelSettings(RecipeTable):
-    """An architecture, and what its training does otherwise than `[training]` says; one table in TOML."""
+    """Architecture of a model, and keys that override `[training]` for it; in TOML one table."""
 
     config: AnyTaggerConfig
-    training: TrainingSettings = Field(TrainingSettings(), description="only the keys that are given count")
+    training: TrainingSettings = Field(TrainingSettings(), description="only the keys that are set override [training]")
 
     @model_validator(mode="before")
     @classmethod
@@ -93,54 +98,63 @@ class ModelSettings(RecipeTable):
         return {**own["config"], **others, **({"training": training} if training else {})}
 
     def decisive(self) -> dict[str, Any]:
-        """The table as JSON, without what changes only where and how fast it is trained."""
+        """Return the table as JSON, without keys that change only the device and the speed of the training."""
         table = self.model_dump(mode="json")
         training = {key: value for key, value in table.pop("training", {}).items() if key not in NOT_DECISIVE}
         return table | ({"training": training} if training else {})
 
 
 class StudentSettings(ModelSettings):
-    """A student with an architecture of its own."""
+    """Student with an architecture of its own."""
 
     teachers: tuple[str, ...] = Field(
-        (), description="families or names of predictions that teach it, by default its own"
+        (), description="families, or names of predictions, that teach it; by default its own family"
     )
-    level: Literal[1, 2] = Field(1, description="2: taught by the first students of these families")
+    level: Literal[1, 2] = Field(1, description="2: taught by the first-level students of these families")
 
     @property
     def taught_by(self) -> tuple[str, ...]:
-        """The families that teach it."""
+        """Families and names of predictions that teach the student."""
         return self.teachers or (self.config.family,)
 
 
 class DistillationSettings(RecipeTable):
-    """Teachers and students (paper sections 3.1 and 4.2)."""
+    """Settings of teachers and students (paper sections 3.1 and 4.2)."""
 
-    families: tuple[str, ...] | None = Field(None, description="whose models are distilled; all by default")
+    families: tuple[str, ...] | None = Field(None, description="families whose models are distilled; all by default")
     predictions: dict[Name, Path] = Field(
-        {}, description="teachers from elsewhere: files of their predictions of the training videos, .csv or .npz"
+        {}, description="external teachers: files with their predictions of the training videos, .csv or .npz"
     )
-    teachers: int = Field(3, gt=0, description="n: a family's best combination of so many models teaches")
+    teachers: int = Field(3, gt=0, description="n: the best combination of n models of a family teaches")
     cross_family: bool = Field(False, description="students learn the mean of all families' targets")
     folds: int = Field(
-        0, ge=0, le=20, description="F: each video's targets come from teachers trained without its fold; 0: in-sample"
+        0,
+        ge=0,
+        le=20,
+        description="F: each video's targets come from teachers that were trained without its fold; 0: in-sample",
     )
     top_k: Annotated[int | Literal["dense"], count_or("dense")] = Field(
-        100, description="probabilities kept a video, or dense"
+        100, description="number of probabilities stored for each video, or dense for all"
     )
-    label_weight: float = Field(0.5, ge=0, le=1, description="λ, share of the labels in a student's loss")
+    label_weight: float = Field(0.5, ge=0, le=1, description="λ, weight of the labels in a student's loss")
     dropout: float | None = Field(
-        None, ge=0, lt=1, description="of students with a teacher's architecture, otherwise the teacher's"
+        None, ge=0, lt=1, description="of students with a teacher's architecture; by default the teacher's"
     )
-    training: TrainingSettings = Field(TrainingSettings(), description="students: only the keys that are given count")
-    keep: int = Field(2, gt=0, description="second level: how many of the smallest that hold the GAP are kept")
-    tolerance: float = Field(0.001, ge=0, description="hold-out GAP below the first level's mean that still holds")
+    training: TrainingSettings = Field(
+        TrainingSettings(), description="of students; only the keys that are set override [training]"
+    )
+    keep: int = Field(
+        2, gt=0, description="second level: largest number of students that are kept, the smallest that hold the GAP"
+    )
+    tolerance: float = Field(
+        0.001, ge=0, description="second level: largest hold-out GAP below the mean of the first level that still holds"
+    )
 
     @field_validator("predictions")
     @classmethod
     def _other_names(cls, value: dict[str, Path]) -> dict[str, Path]:
         if twice := sorted(set(value) & set(FAMILIES)):
-            raise ValueError(f"{', '.join(twice)}: so a family is called; choose another name")
+            raise ValueError(f"{', '.join(twice)}: is the name of a family; choose another name")
         return value
 
     @field_validator("folds")
@@ -151,7 +165,7 @@ class DistillationSettings(RecipeTable):
         return value
 
     def distilled(self, trained: Iterable[str]) -> list[str]:
-        """Those of the trained families whose teachers' architectures are trained anew."""
+        """Return the trained families for which students with the teachers' architectures are added."""
         return [family for family in trained if self.families is None or family in self.families]
 
     @model_serializer(mode="wrap")
@@ -160,11 +174,11 @@ class DistillationSettings(RecipeTable):
 
 
 class Recipe(RecipeTable):
-    """From shards to one file."""
+    """A recipe: everything from the shards to one model file."""
 
     name: Name
     seed: int = Field(0, ge=0)
-    budget_mb: float = Field(gt=0, description="most megabytes (10⁶ bytes) of the shipped file")
+    budget_mb: float = Field(gt=0, description="largest size of the model file in megabytes (10⁶ bytes)")
     data: DataSettings
     training: TrainingSettings = TrainingSettings()
     averaging: AveragingSettings | None = None
@@ -174,13 +188,13 @@ class Recipe(RecipeTable):
     models: dict[Name, ModelSettings] = Field({})
     distillation: DistillationSettings | None = None
     students: dict[Name, StudentSettings] = Field({})
-    imported: dict[Name, Path] = Field({}, description="finished .reeltag files that join the ensemble")
+    imported: dict[Name, Path] = Field({}, description="finished .reeltag files that may become members")
     _source: str | Path | None = PrivateAttr(None)
 
     @field_validator("training", "models", "distillation", "students")
     @classmethod
     def _agree(cls, value: Any, info: ValidationInfo) -> Any:
-        """The keys of each training with each other; what a student has of its teacher is not known yet."""
+        """Check the keys of each training against each other; a student's keys from its teacher are not known yet."""
         base = value if info.field_name == "training" else info.data.get("training")
         if base is None:
             return value
@@ -195,7 +209,10 @@ class Recipe(RecipeTable):
         faults = [f"{place}{fault}" for place, each in found.items() if (fault := each.fault())]
         if _of_segments(info):
             mixed = [f"{place}mixup" for place, each in found.items() if each.mixup]
-            faults += [f"{place} mixes labels of all classes, and segments have some; leave it out" for place in mixed]
+            faults += [
+                f"{place} mixes labels of all classes, but segments are rated for only some; leave it out"
+                for place in mixed
+            ]
         if faults:
             raise ValueError("; ".join(faults))
         return value
@@ -205,7 +222,7 @@ class Recipe(RecipeTable):
     def _members(cls, value: dict[str, Path], info: ValidationInfo) -> dict[str, Path]:
         models = info.data.get("models")
         if models is not None and not models and not value and not info.data.get("students"):
-            raise ValueError("no members; give at least one [models.NAME], or a file here")
+            raise ValueError("no members; give at least one [models.NAME], or an imported file")
         faults = [
             f"{', '.join(twice)} has a table under {table} already; choose another name"
             for table in ("models", "students")
@@ -216,7 +233,9 @@ class Recipe(RecipeTable):
             numbers = range(1, settings.teachers + 1)
             generated = {f"{f}-student-{n}" for f in settings.distilled(trained) for n in numbers}
             if twice := sorted(generated & {*info.data["models"], *(info.data.get("students") or ()), *value}):
-                faults.append(f"{', '.join(twice)}: so a student of [distillation] is called; choose another name")
+                faults.append(
+                    f"{', '.join(twice)}: is the name of a student that [distillation] adds; choose another name"
+                )
         if faults:
             raise ValueError("; ".join(faults))
         return value
@@ -226,7 +245,7 @@ class Recipe(RecipeTable):
     def _known_families(cls, value: DistillationSettings | None, info: ValidationInfo) -> DistillationSettings | None:
         trained = _families(info.data.get("models"))
         if value and _of_segments(info):
-            raise ValueError("teaches whole videos; leave it out, or data.schema.segments")
+            raise ValueError("works with whole videos only; leave it out, or data.schema.segments")
         if value and trained is not None and (unknown := sorted(set(value.families or ()) - set(trained))):
             raise ValueError(f"families: no model of {', '.join(unknown)}; the recipe trains {', '.join(trained)}")
         return value
@@ -245,7 +264,7 @@ class Recipe(RecipeTable):
                 able = [family for family in trained if student.level == 1 or family in taught]
                 able += settings.predictions if student.level == 1 else ()
                 if unknown := sorted(set(student.taught_by) - set(able)):
-                    of = "model" if student.level == 1 else "first student"
+                    of = "model" if student.level == 1 else "first-level student"
                     may = ", ".join(able) or "none; give [models.NAME], or distillation.predictions"
                     faults.append(f"{name}: no {of} of {', '.join(unknown)} to teach it; teachers may be {may}")
         if twice := sorted(set(info.data.get("models") or ()) & set(value)):
@@ -261,7 +280,7 @@ class Recipe(RecipeTable):
 
     @property
     def budget(self) -> int:
-        """Most bytes of the shipped file."""
+        """Largest size of the model file in bytes."""
         return round(self.budget_mb * 1e6)
 
     @property
@@ -271,36 +290,36 @@ class Recipe(RecipeTable):
 
     @property
     def distilled_families(self) -> list[str]:
-        """Families whose teachers' architectures are trained anew."""
+        """Families for which students with the teachers' architectures are added."""
         assert self.distillation is not None
         return self.distillation.distilled(self.families)
 
     def training_with(self, *overrides: TrainingSettings) -> TrainingSettings:
-        """How a model is trained: as `[training]` says, but for the keys that others give; the later ones win."""
+        """Return `[training]` with the keys that other tables set; later tables win."""
         return _merged(self.training, *overrides)
 
     @property
     def devices(self) -> set[str]:
-        """Every device that something trains on."""
+        """Devices of all trainings."""
         tables: list[tuple[TrainingSettings, ...]] = [(model.training,) for model in self.models.values()]
         if (settings := self.distillation) is not None:
             tables += [(settings.training,), *((settings.training, each.training) for each in self.students.values())]
         return {self.training_with(*overrides).device for overrides in tables}
 
     def dump(self) -> dict[str, Any]:
-        """The whole recipe as JSON, defaults and all."""
+        """Return the recipe as JSON, including defaults."""
         return self.model_dump(mode="json", by_alias=True)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides the result: not where the data lie, nor where and with what help it runs."""
+        """Hash of everything that decides the result; the location of the data and the devices do not."""
         content = self.dump()
         del content["imported"], content["test"]
         if content["distillation"] is not None:
             del content["distillation"]["predictions"]
         for key in ("root", "videos", "max_bad_records", "order", "shuffle_window", "cache_gb"):
             del content["data"][key]
-        if self.data.limit == LimitSettings():  # a recipe from before there were limits is the same
+        if self.data.limit == LimitSettings():  # so recipes that are older than this key keep their hash
             del content["data"]["limit"]
         if self.data.pca is None:
             del content["data"]["pca"]
@@ -314,19 +333,19 @@ class Recipe(RecipeTable):
 
 
 def _of_segments(info: ValidationInfo) -> bool:
-    """Whether the recipe's data, unless they have faults of their own, are segments."""
+    """Return True if the recipe's data are segments; False if the data have faults themselves."""
     data = info.data.get("data")
     return data is not None and data.record_schema.segments is not None
 
 
 def _merged(settings: TrainingSettings, *overrides: TrainingSettings) -> TrainingSettings:
-    """Settings, but for the keys that others give; the later ones win."""
+    """Return settings with the keys that other tables set; later tables win."""
     given = [each.model_dump(exclude_unset=True) for each in overrides]
     return settings.model_copy(update={key: value for keys in given for key, value in keys.items()})
 
 
 def _families(models: Mapping[str, ModelSettings] | None) -> dict[str, list[str]] | None:
-    """Names by family; None where the models have faults of their own."""
+    """Return the names of the models by family; None if the models have faults themselves."""
     if models is None:
         return None
     names: dict[str, list[str]] = {}

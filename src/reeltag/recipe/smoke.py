@@ -1,4 +1,4 @@
-"""A recipe made so small that it shows within seconds or minutes whether it works from end to end."""
+"""Shorten a recipe, so that a run shows within seconds or minutes if it works from end to end."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from reeltag.recipe.schema import (
 Table = TypeVar("Table", bound=BaseModel)
 Trained = TypeVar("Trained", ModelSettings, StudentSettings, DistillationSettings)
 
-# Enough for a hold-out of two halves, and for the most folds.
+# Enough for a hold-out of two halves, and for the largest number of folds.
 TRAIN_VIDEOS, TEST_VIDEOS, HOLDOUT = 64, 16, 0.25
 ONE_BATCH = 1e-9  # epochs; a phase has at least one step
 
 
 def smoked(recipe: Recipe) -> Recipe:
-    """The recipe with one batch of its full size a training and few videos; its architectures and stages stay."""
+    """Return the recipe with one batch for each training and few videos; architectures, batch sizes and stages stay."""
     few = LimitSettings(train=TRAIN_VIDEOS, test=TEST_VIDEOS)
     data = _with(recipe.data, limit=few, holdout=HoldoutSettings(fraction=HOLDOUT))
     if data.synthetic is not None:
@@ -44,10 +44,10 @@ def smoked(recipe: Recipe) -> Recipe:
 
 
 def _short(table: Trained) -> Trained:
-    """A table that may say otherwise than `[training]` how long is trained."""
+    """Return a table whose own training is one batch long."""
     return _with(table, training=_with(table.training, epochs=ONE_BATCH))
 
 
 def _with(table: Table, **keys: Any) -> Table:
-    """A table with some keys changed."""
+    """Return a table with some keys changed."""
     return table.model_copy(update=keys)

@@ -1,4 +1,4 @@
-"""Tables of a recipe before they are validated: reading TOML, overriding keys, spelling out grids."""
+"""Tables of a recipe before validation: read TOML, override keys, expand grids, compare."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Table = dict[str, Any]
 
 VARIABLE = "REELTAG_SET"
 MOST_DOTS, MOST_COMBINATIONS = 32, 1000
-FEW_KEYS = 6  # of a table that is told in full
+FEW_KEYS = 6  # a table with more keys is summarised
 _DOTTED = re.compile(r"""[\w"'-]+(?:[ \t]*\.[ \t]*[\w"'-]+)*""")
 
 
@@ -32,7 +32,7 @@ def read_table(path: Path) -> Table:
     """Read a TOML file.
 
     Raises:
-        RecipeError: it cannot be read, or is not TOML.
+        RecipeError: the file cannot be read, or is not TOML.
     """
     try:
         text = require_regular(path).read_text(encoding="utf-8")
@@ -41,19 +41,19 @@ def read_table(path: Path) -> Table:
         return table
     except OSError as error:
         raise RecipeError(str(path), [f"cannot be read ({error.strerror})"]) from error
-    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of a number that is too long
+    except (ValueError, RecursionError) as error:  # invalid TOML, invalid UTF-8, or a number with too many digits
         raise RecipeError(str(path), [f"is not TOML: {error}"]) from error
 
 
 def _refuse_dots(text: str) -> None:
-    """TOML's reader takes memory by the square of the dots in a key."""
+    """Refuse keys with many dots, for which the TOML parser's memory grows with the square of their number."""
     dots = max((key.group().count(".") for key in _DOTTED.finditer(text)), default=0)
     if dots > MOST_DOTS:
-        raise ValueError(f"a key has {dots} dots, and may have {MOST_DOTS}")
+        raise ValueError(f"a key has {dots} dots; at most {MOST_DOTS} are allowed")
 
 
 def leaves(table: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
-    """Values with their dotted keys."""
+    """Yield the dotted key and the value of each leaf."""
     for key, value in table.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{place}{key}.")
@@ -62,7 +62,7 @@ def leaves(table: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted key and both values of what differs, None where there is none; a table that only one has is one value."""
+    """Yield the dotted key and both values of each difference; a table that only one side has is one value."""
     for key in dict.fromkeys([*before, *after]):
         name, old, new = f"{place}{key}", before.get(key), after.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -72,7 +72,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], place: str 
 
 
 def keys_of(table: Mapping[str, Any]) -> str:
-    """What a table says, where that is little, or how many keys it has."""
+    """Format a small table with its values, and a larger one as its number of keys."""
     found = [(key, value) for key, value in leaves(table) if value is not None]
     if len(found) > FEW_KEYS:
         return f"{len(found)} keys"
@@ -80,17 +80,20 @@ def keys_of(table: Mapping[str, Any]) -> str:
 
 
 def from_environment() -> list[str]:
-    """The overrides in `$REELTAG_SET`: `dotted.key=value`, separated by `;`."""
+    """Return the overrides in `$REELTAG_SET`: `dotted.key=value`, separated by `;`."""
     return [text.strip() for text in os.environ.get(VARIABLE, "").split(";") if text.strip()]
 
 
 def override(table: Table, overrides: Sequence[str], origin: str = "--set") -> list[str]:
-    """Set keys by `dotted.key=value`, the value in TOML or else a string; returns what is wrong with them.
+    """Set keys of a table by `dotted.key=value`; a value is parsed as TOML, or else taken as a string.
 
     Args:
-        table: which is changed.
+        table: changed in place.
         overrides: the texts.
-        origin: where they were given.
+        origin: the option or variable with the overrides, for messages.
+
+    Returns:
+        Descriptions of the faults.
     """
     return [f"{origin} {text}: {fault}" for text in overrides if (fault := _override(table, text))]
 
@@ -109,7 +112,7 @@ def _override(table: Table, text: str) -> str | None:
 
 
 def _set(table: Table, dotted: str, value: Any) -> str | None:
-    """Set one key; returns the key on the way that is no table, if there is one."""
+    """Set one key; return the first parent key that holds a value instead of a table, if any."""
     *parents, last = dotted.split(".")
     for parent in parents:
         inner = table.setdefault(parent, {})
@@ -121,13 +124,13 @@ def _set(table: Table, dotted: str, value: Any) -> str | None:
 
 
 def spell_out_grids(table: Table, section: str) -> list[str]:
-    """Replace each entry of a section that has a `grid` by one entry a combination, named after its values.
+    """Replace each entry of a section that has a `grid` by one entry for each combination, named after its values.
 
     `grid = { clusters = [16, 32], "training.batch_size" = [80, 160] }` in `[models.a]` makes `a-16-80`, `a-16-160`,
     `a-32-80` and `a-32-160`.
 
     Returns:
-        What is wrong with grids, if anything.
+        Descriptions of the faults.
     """
     entries = table.get(section)
     if not isinstance(entries, dict):
@@ -143,14 +146,16 @@ def spell_out_grids(table: Table, section: str) -> list[str]:
         else:
             found = dict(_combinations(name, entry))
         if twice := sorted(set(spelled) & set(found)):
-            faults.append(f"{section}: {', '.join(twice)} stands there twice, once by a grid; choose another name")
+            faults.append(
+                f"{section}: {', '.join(twice)} occurs twice, at least once made by a grid; choose another name"
+            )
         spelled |= found
     table[section] = spelled
     return faults
 
 
 def grid_names(table: Table, section: str) -> dict[str, list[str]]:
-    """The names of the entries that each sound grid of a section makes."""
+    """Return the names of the entries that each valid grid of a section makes."""
     entries = table.get(section)
     if not isinstance(entries, dict):
         return {}
@@ -172,9 +177,9 @@ def _grid_faults(entry: Mapping[str, Any]) -> list[str]:
         elif any(isinstance(value, dict | list) for value in values) or len(set(map(str, values))) < len(values):
             faults.append(f"{key} must be a list of different plain values, not {values!r}")
         if _set(deepcopy(dict(entry)), key, None):
-            faults.append(f"{key} leads into a value, not into a table")
+            faults.append(f"{key} is inside a value that is not a table")
     if not faults and (count := math.prod(map(len, grid.values()))) > MOST_COMBINATIONS:
-        faults.append(f"makes {count:,} models, and may make {MOST_COMBINATIONS:,}; leave values out")
+        faults.append(f"makes {count:,} models; at most {MOST_COMBINATIONS:,} are allowed; leave values out")
     return faults
 
 
@@ -189,5 +194,5 @@ def _combinations(name: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, Ta
 
 
 def _plain(value: object) -> str:
-    """A value as part of a name."""
+    """Format a value as part of a name."""
     return "".join(c if c.isalnum() else "_" for c in str(value))

@@ -89,18 +89,28 @@ def read_rows(path: Path) -> list[Row]:
     """Read the rows of a `log.csv`.
 
     Raises:
-        UsageError: the file is not the log of a training.
+        UsageError: the file is not the log of a training, or an earlier version wrote it.
     """
     try:
         with path.open(newline="") as file:
-            return [
-                Row(
-                    int(row["step"]), float(row["epoch"]), float(row["loss"]), float(row["learning_rate"]), _number(row)
-                )
-                for row in csv.DictReader(file)
-            ]
+            reader = csv.DictReader(file)
+            if "rate" not in (reader.fieldnames or ()):
+                return [
+                    Row(
+                        step=int(row["step"]),
+                        epoch=float(row["epoch"]),
+                        loss=float(row["loss"]),
+                        learning_rate=float(row["learning_rate"]),
+                        holdout_gap=_number(row),
+                    )
+                    for row in reader
+                ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path}: is not the log of a training ({error})") from error
+    raise UsageError(
+        f"{path}: an earlier version of reeltag wrote this log, with a column rate that is called learning_rate now; "
+        "rename it in the first line of the file"
+    )
 
 
 def _number(row: Mapping[str, str]) -> float | None:

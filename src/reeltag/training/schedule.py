@@ -1,4 +1,4 @@
-"""How to train: the settings, and the phases of steps and rates that follow from them."""
+"""Settings of trainings, and the phases of steps and learning rates that follow from them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from reeltag.core.validation import count_or
 
-# Settings that change where and how fast a training runs, but not what comes out, up to rounding. A device does decide
-# the precision where that is "auto": a run that moves to another one keeps what it has trained.
+# Settings that change the device and the speed of a training, but not its result, up to rounding. With precision "auto"
+# the device decides the precision; a run that moves to another device still keeps its finished trainings.
 NOT_DECISIVE = {"device", "devices", "nodes", "workers"}
 
-FORGOTTEN = 0.05  # share of batch norm's first statistics that a training may end with
+FORGOTTEN = 0.05  # largest weight that batch norm's initial statistics may still have after a training
 
 
 def _is_none(value: object) -> bool:
@@ -23,51 +23,60 @@ def _is_none(value: object) -> bool:
 
 
 class TrainingSettings(BaseModel):
-    """How to train; the defaults are the paper's (section 4.1 and the published configuration)."""
+    """Settings of a training; the defaults are the paper's (section 4.1 and the published configuration)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     batch_size: int = Field(128, gt=1, description="of all processes together")
     epochs: float = Field(5.0, gt=0)
     frames: Annotated[Annotated[int, Field(gt=0)] | Literal["all"], count_or("all")] = Field(
-        300, description="drawn a video with replacement, or all real ones"
+        300, description="number of frames sampled from each video with replacement, or all"
     )
     learning_rate: float = Field(2e-4, gt=0, description="of Adam, before the schedule")
     schedule: Literal["staircase", "cosine"] = "staircase"
-    learning_rate_decay: float = Field(0.8, gt=0, le=1, description="staircase: factor a stair")
-    learning_rate_decay_examples: int = Field(4_000_000, gt=0, description="staircase: examples a stair")
-    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="cosine: share of the steps that warm up")
-    clip: Literal["tensor", "global", "none"] = Field("tensor", description="each gradient tensor, or all as one")
+    learning_rate_decay: float = Field(0.8, gt=0, le=1, description="staircase: factor of each stair")
+    learning_rate_decay_examples: int = Field(4_000_000, gt=0, description="staircase: examples of each stair")
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="cosine: fraction of the steps that warm up")
+    clip: Literal["tensor", "global", "none"] = Field(
+        "tensor", description="clip the norm of each gradient tensor, or of all together"
+    )
     clip_norm: float = Field(1.0, gt=0)
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: int = Field(1, gt=0, description="processes on each machine, one a GPU")
-    nodes: int = Field(1, gt=0, description="machines")
-    workers: int = Field(0, ge=0, description="loader processes beside each process of the training")
-    mixup: float = Field(0.0, ge=0, description="a of the Beta(a, a) by which pairs of videos are mixed; 0 for none")
-    # Left out of hashes where they are not given, so that trainings from before there were such keys stay.
+    devices: int = Field(1, gt=0, description="number of processes on each machine; one for each GPU")
+    nodes: int = Field(1, gt=0, description="number of machines")
+    workers: int = Field(0, ge=0, description="number of loader processes of each training process")
+    mixup: float = Field(
+        0.0,
+        ge=0,
+        description="a of Beta(a, a), from which the weights of mixed pairs of videos are sampled; 0: no mixup",
+    )
+    # Not part of hashes unless set, so that trainings that are older than these keys stay valid.
     evaluate_every: float | None = Field(
-        None, gt=0, exclude_if=_is_none, description="epochs between two measurements of hold-out GAP"
+        None, gt=0, exclude_if=_is_none, description="epochs between two evaluations on the hold-out"
     )
     patience: int | None = Field(
-        None, gt=0, exclude_if=_is_none, description="measurements without a new best until a phase ends"
+        None,
+        gt=0,
+        exclude_if=_is_none,
+        description="number of evaluations without a new best GAP after which a phase ends",
     )
 
     @property
     def processes(self) -> int:
-        """How many share a training."""
+        """Number of processes that share the training."""
         return self.devices * self.nodes
 
     def fault(self) -> str:
-        """What these settings contradict each other in; empty where they do not."""
+        """Return a description of a contradiction between settings; empty if there is none."""
         if self.patience is not None and self.evaluate_every is None:
             return (
-                f"patience = {self.patience} counts measurements on the hold-out; give evaluate_every, such as 1.0, too"
+                f"patience = {self.patience} counts evaluations on the hold-out; give evaluate_every, such as 1.0, too"
             )
         return self.cannot_share(self.processes)
 
     def cannot_share(self, processes: int) -> str:
-        """What keeps so many processes from sharing a training; empty where nothing does."""
+        """Return the reason why this number of processes cannot share the training; empty if it can."""
         if self.batch_size % processes:
             near = max(1, self.batch_size // processes) * processes
             return (
@@ -80,7 +89,7 @@ class TrainingSettings(BaseModel):
 
 
 class AveragingSettings(BaseModel):
-    """The second step of the paper's training: go on with a lower rate and average the weights."""
+    """Settings of the paper's second phase: continue with a lower learning rate and average the weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -94,7 +103,7 @@ class Phase:
     """A stretch of training.
 
     Attributes:
-        steps: numbers of its steps; a later phase goes on counting.
+        steps: indices of the steps; a later phase continues them.
         learning_rate: of Adam at a step.
         time_constant: of the weight average in steps, or None for none.
     """
@@ -105,7 +114,7 @@ class Phase:
 
 
 def training_phase(settings: TrainingSettings, videos: int) -> Phase:
-    """The first phase, over `epochs` passes through `videos` videos."""
+    """Return the first phase, over `epochs` passes through `videos` videos."""
     total = _steps(settings.epochs, settings, videos)
     if settings.schedule == "cosine":
         warmup = max(1, round(settings.warmup_ratio * total))
@@ -114,16 +123,16 @@ def training_phase(settings: TrainingSettings, videos: int) -> Phase:
 
 
 def averaging_phase(settings: TrainingSettings, averaging: AveragingSettings, videos: int) -> Phase:
-    """The second phase: the base rate, or the stair that was reached, divided; constant."""
+    """Return the averaging phase; its constant learning rate is the initial one, or the reached stair, divided."""
     first = _steps(settings.epochs, settings, videos)
     stair = _stair(first, settings) if settings.schedule == "staircase" else 1.0
-    rate = settings.learning_rate * stair / averaging.learning_rate_divisor
+    learning_rate = settings.learning_rate * stair / averaging.learning_rate_divisor
     steps = range(first, first + _steps(averaging.epochs, settings, videos))
-    return Phase(steps, lambda step: rate, averaging.time_constant)
+    return Phase(steps, lambda step: learning_rate, averaging.time_constant)
 
 
 def evaluation_steps(settings: TrainingSettings, videos: int) -> int | None:
-    """Steps between two measurements on the hold-out; None for no measurement."""
+    """Return the number of steps between two evaluations on the hold-out; None for no evaluation."""
     return (
         None
         if settings.evaluate_every is None

@@ -67,7 +67,7 @@ class TeacherArchitecture:
         return ModelSettings.model_validate(table | ({} if self.dropout is None else {"dropout": self.dropout}))
 
     def training_tables(self, own: ModelSettings, overrides: TrainingSettings) -> tuple[TrainingSettings, ...]:
-        """Order the training tables so that later ones win: the model's own table speaks of the teacher, not of it."""
+        """Order the training tables so that later ones win: the model's own table belongs to the teacher."""
         return (own.training, overrides)
 
 

@@ -22,7 +22,7 @@ from reeltag.inference.predictor import load
 from reeltag.pipeline.ensemble_search import best_combination, contenders
 from reeltag.pipeline.executor import Job, Pieces, Stage, Traffic
 from reeltag.pipeline.stages.architectures import select_stage, teacher_architectures
-from reeltag.pipeline.stages.files import MODEL, SELECTION, load_manifest, split, split_parameters
+from reeltag.pipeline.stages.files import MANIFEST, MODEL, SELECTION, load_manifest, split, split_parameters
 from reeltag.pipeline.stages.gpu_hours import FORWARD_AND_BACKWARD
 from reeltag.pipeline.stages.trained_model import TrainedModelStages, recipe_model
 from reeltag.pipeline.stages.training import ModelTraining
@@ -108,7 +108,7 @@ class TeacherStages:
 
     def _write_shard(self, job: Job, shard: int) -> None:
         """Write the targets of a shard's training videos, by the models of their fold or by the finished models."""
-        manifest = load_manifest(job, "train")
+        manifest = _manifest(job)
         writer = TargetsWriter(job.folder, manifest, self.distillation.top_k)
         train, _ = split(self.recipe, manifest)
         first, end = manifest.first_records[shard : shard + 2]
@@ -137,7 +137,17 @@ class TeacherStages:
 
 
 def _count_shards(job: Job) -> int:
-    return len(load_manifest(job, "train").shards)
+    return len(_manifest(job).shards)
+
+
+def _manifest(job: Job) -> Manifest:
+    return _load_manifest(job.inputs["data.train"] / MANIFEST)
+
+
+@lru_cache(maxsize=1)
+def _load_manifest(path: Path) -> Manifest:
+    """Load a manifest; cached, because a process writes the targets of many shards."""
+    return Manifest.load(path)
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""The recipes and machines that come with reeltag, by their names."""
+"""Recipes and descriptions of machines that come with reeltag, by name."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def names(folder: Path = FOLDER) -> list[str]:
-    """The recipes that come with reeltag, or what else lies in a folder of it."""
+    """Return the names of the recipes that come with reeltag, or of the files in another folder of it."""
     return sorted(path.stem for path in folder.glob("*.toml"))
 
 
 def path_of(given: str | Path, folder: Path = FOLDER) -> Path:
-    """The file of a shipped recipe, for a name; any other text is a path and stays one.
+    """Return the path of a file that comes with reeltag, by its name; anything that is not a name is a path already.
 
     Args:
-        given: a name has letters, digits, `-` and `_` alone.
-        folder: where names are looked up.
+        given: a path, or a name, which has only letters, digits, `-` and `_`.
+        folder: folder of the names.
 
     Raises:
-        UsageError: a name that there is not.
+        UsageError: no file has this name.
     """
     if isinstance(given, Path) or not _NAME.fullmatch(given):
         return Path(given)
@@ -38,7 +38,7 @@ def path_of(given: str | Path, folder: Path = FOLDER) -> Path:
 
 
 def description(path: Path) -> str:
-    """What a recipe's first comment says, up to its commands."""
+    """Return the first comment of a recipe, up to its commands."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         text = line.removeprefix("#").strip()
