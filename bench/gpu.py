@@ -29,6 +29,7 @@ from measure import options, print_json, spread
 from reeltag.data.formats.example import Video, encode
 from reeltag.data.formats.tfrecord import write_shard
 from reeltag.data.loader import Batch, training_batches
+from reeltag.data.sampler import Shuffle
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Shards, scan
 from reeltag.inference.ensemble import BATCH_SIZE, Ensemble, predict_batches
@@ -217,7 +218,7 @@ def data_wait(bench: Bench, shards: Shards, trainer: Trainer, size: int, workers
     batches = training_batches(
         shards,
         np.arange(len(shards)),
-        seed=0,
+        shuffle=Shuffle(0),
         batch_size=size,
         steps=range(1_000_000),
         workers=workers,

@@ -24,6 +24,7 @@ from reeltag.core.environment import keep_freed_memory
 from reeltag.data.formats.example import encode
 from reeltag.data.formats.tfrecord import write_shard
 from reeltag.data.loader import Batch, sequential_batches, training_batches
+from reeltag.data.sampler import Shuffle
 from reeltag.data.shards import Shards, scan
 from reeltag.models.layers import dequantize
 from videos import FRAMES, SCHEMA, generate, random_video
@@ -53,7 +54,7 @@ def load_floats(shards: Shards, steps: int) -> None:
 
 def train(shards: Shards, steps: int, workers: int = 0) -> Iterator[Batch]:
     return training_batches(
-        shards, np.arange(len(shards)), seed=1, batch_size=BATCH, steps=range(steps), workers=workers
+        shards, np.arange(len(shards)), shuffle=Shuffle(1), batch_size=BATCH, steps=range(steps), workers=workers
     )
 
 

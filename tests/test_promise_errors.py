@@ -24,6 +24,7 @@ from reeltag.data.formats.protos import SequenceExample
 from reeltag.data.formats.tfrecord import ShardFile, frame_record, write_shard
 from reeltag.data.holdout import refuse_overlap
 from reeltag.data.loader import sequential_batches, training_batches
+from reeltag.data.sampler import Shuffle
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Shards, read_examples, scan
 from reeltag.data.soft_targets import SoftTargets, TargetsWriter
@@ -224,7 +225,11 @@ def test_a_loader_tells_the_place_of_what_changed(tmp_path: Path, workers: int, 
     everything = np.arange(len(manifest))
     with pytest.raises(DataError, match="CRC of the payload does not match") as caught:
         if training:
-            list(training_batches(Shards(manifest), everything, seed=1, batch_size=4, steps=range(9), workers=workers))
+            list(
+                training_batches(
+                    Shards(manifest), everything, shuffle=Shuffle(1), batch_size=4, steps=range(9), workers=workers
+                )
+            )
         else:
             list(sequential_batches(Shards(manifest), batch_size=4, workers=workers))
     assert (caught.value.file, caught.value.record, caught.value.offset) == (str(case.bad[1]), 7, offset)
@@ -245,7 +250,7 @@ def test_soft_targets_tell_the_place_of_the_video_that_has_none(tmp_path: Path, 
             training_batches(
                 Shards(manifest),
                 np.arange(len(manifest)),
-                seed=0,
+                shuffle=Shuffle(0),
                 batch_size=6,
                 steps=range(6),
                 targets=targets.rows,

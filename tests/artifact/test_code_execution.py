@@ -29,13 +29,13 @@ from reliability import peak_memory
 MODULES = sorted((REPO / "src" / "reeltag").rglob("*.py"))
 ATTACKS = REPO / "tests" / "attacks"
 REFUSED = {  # attack → what is said of it, beside its name
-    "pickle.reeltag": "is cut short, or no file of reeltag",
-    "torch.reeltag": "is cut short, or no file of reeltag",
-    "length.reeltag": "is cut short, or no file of reeltag",
-    "claims.reeltag": "is no file of reeltag",
-    "claims-sealed.reeltag": "holds 4,112 bytes, and its header says 4,398,046,515,216",
+    "pickle.reeltag": "is truncated, or not a reeltag file",
+    "torch.reeltag": "is truncated, or not a reeltag file",
+    "length.reeltag": "is truncated, or not a reeltag file",
+    "claims.reeltag": "is not a reeltag file",
+    "claims-sealed.reeltag": "holds 4,112 bytes, but its header describes 4,398,046,515,216",
     "sizes-sealed.reeltag": "is larger than any memory",
-    "nesting-sealed.reeltag": "is no file of reeltag",
+    "nesting-sealed.reeltag": "is not a reeltag file",
     "tag.toml": "is not TOML",
     "call.toml": "models.a.family: choose one of",
     "number.toml": "is not TOML: Exceeds the limit",
@@ -45,7 +45,7 @@ REFUSED = {  # attack → what is said of it, beside its name
     "zip.tfrecord": "record 0, byte 0: CRC of the length does not match",
     "gzip.tfrecord": "record 0, byte 0: CRC of the length does not match",
     "length.tfrecord": "record 0, byte 0: truncated",
-    "groups.tfrecord": "record 0, byte 0: is no SequenceExample",
+    "groups.tfrecord": "record 0, byte 0: is not a valid SequenceExample",
     "messages.tfrecord": "record 0, byte 0: no feature 'audio_embedding'",
     "shard.index": "contradicts itself",
     "shards.index": "cannot be read",

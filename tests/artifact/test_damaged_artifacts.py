@@ -123,9 +123,9 @@ def is_mapped(tensor):
 @pytest.mark.parametrize(
     ("length", "message"),
     [
-        (2**63, "is cut short, or no file of reeltag"),
-        (2_000_000, "has a header of 2,000,000 bytes, and may have 1,000,000"),
-        (0, "is no file of reeltag"),
+        (2**63, "is truncated, or not a reeltag file"),
+        (2_000_000, "has a header of 2,000,000 bytes; at most 1,000,000 are allowed"),
+        (0, "is not a reeltag file"),
     ],
 )
 def test_a_forged_length_is_refused_before_the_header_is_read(tmp_path, length, message):

@@ -28,8 +28,8 @@ def test_a_second_run_in_one_folder_is_refused_and_a_killed_one_is_not_in_the_wa
     with started(recipe, out, "training.workers=2") as process:
         assert main(["run", str(recipe), "--out", str(out)]) == 2
         said = capsys.readouterr().err
-        assert f"{out}: process {process.pid} on " in said
-        assert "is at work here; wait for its end" in said
+        assert f"{out}: is in use by process {process.pid} on " in said
+        assert re.search(r"is in use by process \d+ on .*, since [\d: -]+; wait until it ends", said)
         process.kill()
         process.wait()
         with outputs_at(out).claimed():  # at once, though its loaders may live on for a while
@@ -64,7 +64,7 @@ def test_two_predictions_into_one_file_are_refused(tiny_model, tiny_shards, tmp_
     with locked(parts):
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert f"{parts}: process {os.getpid()} on " in done.stderr
+    assert f"{parts}: is in use by process {os.getpid()} on " in done.stderr
     assert not out.exists()
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

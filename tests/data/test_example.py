@@ -136,7 +136,7 @@ def test_other_encodings_of_a_video_decode_to_the_same_video(content: bytes, usu
 )
 def test_the_strided_reader_declines_what_protobuf_refuses(content: bytes) -> None:
     assert not agree(content, BYTES)
-    with pytest.raises(DataError, match="is no SequenceExample"):
+    with pytest.raises(DataError, match="is not a valid SequenceExample"):
         decode(content, BYTES)
 
 
@@ -225,7 +225,7 @@ def build(context: Any, lists: Any) -> bytes:
         (encode(NAN, VECTORS), VECTORS, "NaN or infinite"),
         (encode(make_video(VECTORS, 1), VECTORS), FLOATS, "no feature 'rgb'"),
         (encode(make_video(BYTES), BYTES), VECTORS, "no feature 'rgb'; the record has id, labels"),
-        (b"These are notes.", BYTES, "is no SequenceExample; check the schema's level (frame)"),
+        (b"These are notes.", BYTES, "is not a valid SequenceExample; check the schema's level (frame)"),
     ],
     ids=lambda value: value if isinstance(value, str) else "-",  # the order of features in a record is random
 )

@@ -23,6 +23,7 @@ from reeltag.data.loader import (
     stream_batches,
     training_batches,
 )
+from reeltag.data.sampler import Shuffle
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Manifest, Shards, read_examples, scan
 
@@ -141,7 +142,7 @@ INDICES = np.array([20, 3, 5, 8, 13, 1, 2, 23, 11, 0, 7])
 
 
 def train(shards: Shards, steps: range, **more: Any) -> Iterator[Batch]:
-    return training_batches(shards, INDICES, **{"seed": 4, "batch_size": 4, "steps": steps} | more)
+    return training_batches(shards, INDICES, **{"shuffle": Shuffle(4), "batch_size": 4, "steps": steps} | more)
 
 
 def test_worker_processes_change_nothing(shards: Shards) -> None:
@@ -166,7 +167,9 @@ def test_training_visits_its_own_videos_once_an_epoch_in_full_batches(shards: Sh
 
 
 def test_another_seed_gives_another_order(shards: Shards) -> None:
-    assert [batch.ids for batch in train(shards, range(4))] != [batch.ids for batch in train(shards, range(4), seed=5)]
+    assert [batch.ids for batch in train(shards, range(4))] != [
+        batch.ids for batch in train(shards, range(4), shuffle=Shuffle(5))
+    ]
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 24, 100])

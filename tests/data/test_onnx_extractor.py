@@ -129,7 +129,7 @@ def test_a_file_with_a_part_of_a_pca_or_another_is_refused(model, tmp_path, monk
     [
         (
             lambda origin: origin.update(name="onnx:v.onnx", hash="0" * 64),
-            "from onnx:v.onnx, and the model reads it from",
+            "from onnx:v.onnx, but the model expects it from",
         ),
         (lambda origin: origin.update(hash="0" * 64), "from logmel with other weights or settings"),
         (lambda origin: origin.update(projection="0" * 64), "from logmel through another PCA"),

@@ -19,6 +19,7 @@ from reeltag.core.errors import DataError, UsageError
 from reeltag.data.formats.tfrecord import ShardFile
 from reeltag.data.holdout import split_holdout
 from reeltag.data.loader import training_batches
+from reeltag.data.sampler import Shuffle
 from reeltag.data.shards import Manifest, Shards, scan
 from reeltag.models.families import parse_config
 from reeltag.models.tagger import build_tagger
@@ -64,7 +65,7 @@ def check_manifest(case: Case, folder: Path) -> None:
     for indices, same in zip(one, other, strict=True):
         np.testing.assert_array_equal(indices, same)
     batches, same_batches = (
-        training_batches(each, one[0], seed=3, batch_size=5, steps=range(9)) for each in (shards, others)
+        training_batches(each, one[0], shuffle=Shuffle(3), batch_size=5, steps=range(9)) for each in (shards, others)
     )
     for batch, same in zip(batches, same_batches, strict=True):
         assert batch.ids == same.ids

@@ -159,7 +159,7 @@ def test_a_plan_without_the_network_can_be_looked_at(web, folder, tmp_path, caps
 def test_a_pattern_that_matches_nothing_says_so(store, capsys):
     store.put("a.tfrecord", b"x")
     assert main(["data", "inspect", f"{store.root}/b-*"]) == 2
-    assert f"{store.root}/b-*: no file there matches" in capsys.readouterr().err
+    assert f"{store.root}/b-*: no file matches" in capsys.readouterr().err
 
 
 def test_a_shard_that_changes_between_runs_is_indexed_anew(s3, folder, tmp_path, capsys):
@@ -172,7 +172,7 @@ def test_a_shard_that_changes_between_runs_is_indexed_anew(s3, folder, tmp_path,
     assert main(command) == 2
     error = capsys.readouterr().err
     assert f"{s3.root}/train-00001-of-00006.tfrecord changed" in error
-    assert "stands already in" in error
+    assert "occurs already in" in error
     s3.put("train-00001-of-00006.tfrecord", content)
     assert "train.a: done before" in (main(command), capsys.readouterr().err)[1]
 

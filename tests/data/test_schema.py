@@ -63,7 +63,7 @@ def test_a_preset_that_is_no_name_is_refused_like_an_unknown_one() -> None:
     ("change", "fault"),
     [
         ({"level": "video"}, "video-level features are float32"),
-        ({"features": [RGB, RGB]}, "each name may stand once"),
+        ({"features": [RGB, RGB]}, "each name may occur only once"),
         ({"features": []}, "features"),
         ({"features": [RGB | {"width": 0}]}, "width"),
         ({"ids": []}, "ids"),

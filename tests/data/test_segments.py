@@ -30,6 +30,7 @@ from reeltag.data.formats.tfrecord import write_shard
 from reeltag.data.holdout import refuse_overlap, split_halves, split_holdout
 from reeltag.data.loader import collate, sequential_batches, training_batches
 from reeltag.data.ratings import Ratings
+from reeltag.data.sampler import Shuffle
 from reeltag.data.schema import Feature, Schema
 from reeltag.data.segments import iter_examples
 from reeltag.data.shards import Manifest, Shards, read_examples, scan
@@ -133,13 +134,25 @@ def test_on_damaged_payloads_the_strided_reader_declines_or_agrees() -> None:
 
 
 BAD = {
-    "lengths": (tensorflows(RATINGS, segment_labels=[1, 2]), "the ratings of segments disagree on their number: {'seg"),
-    "no scores": (tensorflows(RATINGS, leave_out=NAMES[3]), "and has no segment_scores; write all four, or none"),
+    "lengths": (tensorflows(RATINGS, segment_labels=[1, 2]), "the rating features differ in length: {'seg"),
+    "no scores": (tensorflows(RATINGS, leave_out=NAMES[3]), "without segment_scores; write all four, or none"),
     "beyond": (tensorflows([(15, 20, 3, 1)]), "segment 15 to 20 begins beyond the 12 frames of the video"),
-    "between": (tensorflows([(3, 8, 3, 1)]), "segment 3 to 8 is none of those of 5 frames"),
-    "before": (tensorflows([(-5, 0, 3, 1)]), "segment -5 to 0 is none of those of 5 frames"),
-    "longer": (tensorflows([(5, 15, 3, 1)]), "segment 5 to 15 is none of those of 5 frames"),
-    "backwards": (tensorflows([(5, 0, 3, 1)]), "segment 5 to 0 is none of those of 5 frames"),
+    "between": (
+        tensorflows([(3, 8, 3, 1)]),
+        "segment 3 to 8 is not one of the segments of 5 frames",
+    ),
+    "before": (
+        tensorflows([(-5, 0, 3, 1)]),
+        "segment -5 to 0 is not one of the segments of 5 frames",
+    ),
+    "longer": (
+        tensorflows([(5, 15, 3, 1)]),
+        "segment 5 to 15 is not one of the segments of 5 frames",
+    ),
+    "backwards": (
+        tensorflows([(5, 0, 3, 1)]),
+        "segment 5 to 0 is not one of the segments of 5 frames",
+    ),
     "unknown class": (tensorflows([(5, 10, 9, 1)]), "segment label 9 is outside the 9 classes 0…8"),
     "negative class": (tensorflows([(5, 10, -1, 1)]), "segment label -1 is outside"),
     "half a score": (tensorflows([(5, 10, 3, 0.5)]), "the segment at 5 has score 0.5 for class 3"),
@@ -165,7 +178,7 @@ def test_bad_ratings_are_told_with_record_and_byte(tmp_path: Path, record: bytes
 def test_ratings_of_other_classes_and_records_without_ratings_are_refused(tmp_path: Path) -> None:
     few = replace_schema(segment_classes=[8, 3])
     assert few.segment_classes == (3, 8)
-    with pytest.raises(DataError, match="class 0 is rated and none of the schema's 'segment_classes'"):
+    with pytest.raises(DataError, match="class 0 is rated but not in the schema's 'segment_classes'"):
         decode(tensorflows(RATINGS), few)
     write_shard(tmp_path / "shard", [encode(make_video(SCHEMA, 12), SCHEMA)])
     assert scan([tmp_path / "shard"], SCHEMA).labelled == 0
@@ -179,8 +192,8 @@ def test_ratings_of_other_classes_and_records_without_ratings_are_refused(tmp_pa
         ({"level": "video", "dtype": "float32"}, "segments are made of frames"),
         ({"segments": 41}, "41 is more than max_frames"),
         ({"segments": None, "segment_classes": [1]}, "needs segments"),
-        ({"segment_classes": [1, 1]}, "each class may stand once"),
-        ({"segment_classes": [9]}, "9 is none of the schema's classes"),
+        ({"segment_classes": [1, 1]}, "each class may occur only once"),
+        ({"segment_classes": [9]}, "9 is not one of the schema's classes"),
     ],
 )
 def test_contradictions_in_a_schema_are_named(changes: dict[str, Any], fault: str) -> None:
@@ -270,7 +283,7 @@ def test_a_video_that_stands_twice_or_in_the_test_set_is_found_whichever_segment
     one, other = tensorflows([(0, 5, 3, 1.0)]), tensorflows([(5, 10, 3, 1.0), (10, 15, 2, 1.0)])
     sound = tensorflows(RATINGS, name="cd")
     write_shard(tmp_path / "twice", [one, sound, other])
-    with pytest.raises(DataError, match="id 'ab' stands already in record 0"):
+    with pytest.raises(DataError, match="id 'ab' occurs already in record 0"):
         scan([tmp_path / "twice"], SCHEMA, rated_only=True)
     kept = scan([tmp_path / "twice"], SCHEMA, rated_only=True, max_bad_records=1)
     assert kept.class_counts.tolist() == [0, 0, 0, 2, 0, 0, 0, 0, 1]
@@ -294,7 +307,7 @@ def test_batches_say_which_classes_were_rated(paths: list[Path]) -> None:
         assert torch.nonzero(first.labels[row])[:, 0].tolist() == example.labels.tolist()
     assert not (first.labels & ~first.rated).any()
     indices = np.arange(len(shards))
-    drawn = next(training_batches(shards, indices, seed=1, batch_size=8, steps=range(3, 4)))
+    drawn = next(training_batches(shards, indices, shuffle=Shuffle(1), batch_size=8, steps=range(3, 4)))
     assert drawn.rated.any(1).all()
     unrated = decode(encode(make_video(SCHEMA, 4), SCHEMA), SCHEMA)
     batch = collate([each for _, each in iter_examples(unrated, SCHEMA)], [4], SCHEMA)

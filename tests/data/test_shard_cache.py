@@ -16,6 +16,7 @@ from reeltag.core.storage import find_files
 from reeltag.data import shard_cache, shards
 from reeltag.data.loader import sequential_batches, training_batches
 from reeltag.data.prefetch import Prefetcher
+from reeltag.data.sampler import Shuffle
 from reeltag.data.shards import Manifest, Shards, read_examples, scan
 from reeltag.data.synthetic import write_synthetic
 
@@ -40,13 +41,22 @@ def there(store, folder):
     return scan(find_files(["train-*"], store.root), SCHEMA)
 
 
-def kept():
-    """Bytes of all files in the cache, whatever they are."""
-    total = 0
+def cached_bytes():
+    """Return the total size of all files in the cache at one moment, although downloads go on in the background."""
+    listing = None
+    while listing != (listing := _listing()):
+        pass  # a file that is renamed or evicted while the folder is read would count twice or not at all
+    return sum(listing.values())
+
+
+def _listing():
+    sizes = {}
     for path in shard_cache.folder().iterdir():
-        with suppress(FileNotFoundError):  # of the read-ahead, which goes on
-            total += path.lstat().st_size if not path.is_symlink() else 0
-    return total
+        with suppress(FileNotFoundError):
+            if not path.is_symlink():
+                status = path.stat()
+                sizes[status.st_ino] = status.st_size
+    return sizes
 
 
 def empty():
@@ -88,7 +98,7 @@ def test_batches_are_those_of_the_same_shards_here_and_go_on_at_any_step(s3, fol
     monkeypatch.setenv("REELTAG_CACHE_GB", str(4.2 * largest / 1e9))  # two windows of two
     s3.faults.rate = 0.05
     indices = np.setdiff1d(np.arange(60), [3, 14, 15, 41])
-    of = {"seed": 3, "batch_size": 8, "window": 2}
+    of = {"shuffle": Shuffle(3, 2), "batch_size": 8}
     expected = list(training_batches(ours, indices, steps=range(21), **of))
     for first in (0, 5, 13) if workers else range(21):
         if first % 5 == 0:
@@ -110,8 +120,8 @@ def test_the_cache_never_holds_more_than_its_limit(web, folder, monkeypatch):
     empty()
     web.faults.requests.clear()
     seen = []
-    for _ in training_batches(videos, np.arange(60), seed=1, batch_size=5, steps=range(60), window=2):
-        seen.append(kept())
+    for _ in training_batches(videos, np.arange(60), shuffle=Shuffle(1, 2), batch_size=5, steps=range(60)):
+        seen.append(cached_bytes())
     assert len(seen) == 60
     assert max(seen) <= limit < sum(sizes)
     assert max(seen) > 2 * min(sizes)  # the next window is there before it is needed
@@ -173,7 +183,7 @@ def test_two_processes_fetch_a_shard_once(web, folder, monkeypatch):
         assert process.exitcode == 0
     begins = [path for path, span in web.faults.reads() if span.startswith("bytes=0-")]
     assert sorted(begins) == sorted(f"/data/{file.name}" for file in files)
-    assert kept() == sum(file.size for file in files)
+    assert cached_bytes() == sum(file.size for file in files)
 
 
 def _fetch_all(files):
@@ -204,7 +214,7 @@ def test_a_damaged_copy_is_not_used(web, folder):
     videos = Shards(there(web, folder))
     copy = shard_cache.folder() / videos.manifest.shards[0].sha256
     copy.write_bytes(bytes(copy.stat().st_size))
-    with pytest.raises(DataError, match=r"record 0, byte 0: CRC of the length .*run again, and it is fetched anew"):
+    with pytest.raises(DataError, match=r"record 0, byte 0: CRC of the length .*run again to download it again"):
         videos.read(0)
     assert not copy.exists()
     copy.write_bytes(b"cut short")
@@ -254,7 +264,7 @@ def test_a_limit_that_is_too_small_or_no_size_is_one_message(web, folder, monkey
 def test_a_full_disk_is_one_message(web, folder, monkeypatch):
     (file, *_) = find_files([f"{web.put_folder(folder)}/train-*"])
     monkeypatch.setattr(shard_cache, "_free", lambda: 10)
-    with pytest.raises(UsageError, match="10 bytes are free there; make room, or set REELTAG_CACHE"):
+    with pytest.raises(UsageError, match="but only 10 bytes are free; make room, or set REELTAG_CACHE"):
         shard_cache.fetch(file)
 
 

@@ -119,7 +119,7 @@ def test_every_flipped_bit_in_a_manifest_is_refused(paths: list[Path], tmp_path:
 def test_an_id_that_stands_twice_is_refused_with_both_places(paths: list[Path], tmp_path: Path) -> None:
     third = write(tmp_path / "third.tfrecord", [make_video(SCHEMA, name="f"), make_video(SCHEMA, name="b")])
     offset = int(ShardFile(third).offsets()[1])
-    with pytest.raises(DataError, match=rf"id 'b' stands already in record 1 of {paths[0]}") as caught:
+    with pytest.raises(DataError, match=rf"id 'b' occurs already in record 1 of {paths[0]}") as caught:
         scan([*paths, third], SCHEMA)
     assert (caught.value.file, caught.value.record, caught.value.offset) == (str(third), 1, offset)
 

@@ -13,6 +13,7 @@ from reeltag.data.formats.example import encode
 from reeltag.data.formats.tfrecord import write_shard
 from reeltag.data.holdout import split_folds
 from reeltag.data.loader import training_batches
+from reeltag.data.sampler import Shuffle
 from reeltag.data.schema import preset_schema
 from reeltag.data.shards import Shards, scan
 from reeltag.data.soft_targets import SoftTargets, TargetsWriter
@@ -59,7 +60,13 @@ def test_batches_carry_the_targets_of_their_own_videos(manifest, probabilities, 
     by_name = {Shards(manifest).read(index).id: probabilities[index] for index in indices}
     for workers in (0, 1):
         batches = training_batches(
-            Shards(manifest), indices, seed=1, batch_size=5, steps=range(4), targets=targets.rows, workers=workers
+            Shards(manifest),
+            indices,
+            shuffle=Shuffle(1),
+            batch_size=5,
+            steps=range(4),
+            targets=targets.rows,
+            workers=workers,
         )
         for batch in batches:
             assert torch.equal(batch.targets, torch.stack([by_name[name] for name in batch.ids]).half().float())
@@ -88,7 +95,7 @@ def test_shards_are_known_by_what_they_say_and_not_by_their_place(manifest, prob
 def test_targets_of_other_shards_are_refused(manifest, probabilities, tmp_path):
     write(tmp_path, manifest, probabilities, 3)
     changed = replace(manifest, shards=(replace(manifest.shards[0], sha256="0" * 64), *manifest.shards[1:]))
-    with pytest.raises(UsageError, match=r"made for other data than .*train-000.*; make the soft targets anew"):
+    with pytest.raises(UsageError, match=r"computed for other data than .*train-000.*; recompute the soft targets"):
         SoftTargets(tmp_path, changed)
 
 

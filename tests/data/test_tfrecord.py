@@ -112,7 +112,7 @@ def test_an_absurd_length_is_refused_before_anything_is_read(shard: Path) -> Non
 def test_an_empty_file_is_no_shard(tmp_path: Path) -> None:
     path = tmp_path / "empty"
     path.touch()
-    with pytest.raises(DataError, match=r"empty: is empty, so it is no shard"):
+    with pytest.raises(DataError, match=r"empty: is empty, so it is not a shard"):
         ShardFile(path).offsets()
 
 

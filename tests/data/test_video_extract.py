@@ -120,7 +120,7 @@ def test_what_became_of_each_file_is_told(shards):
     assert told["silent.mp4"]["remarks"] == ["no sound, taken as silence"]
     assert told["heard.m4a"]["remarks"] == ["no pictures, taken as black"]
     assert told["broken.mp4"]["split"] is None
-    assert "is no media file" in told["broken.mp4"]["remarks"][0]
+    assert "is not a media file" in told["broken.mp4"]["remarks"][0]
     assert "there is no such video" in told["gone.mp4"]["remarks"][0]
     assert told["0.mp4"]["remarks"] == []
     assert manifest["extractors"]["rgb"]["name"] == "efficientnet-lite0"
@@ -186,7 +186,7 @@ def test_a_video_stays_in_its_split_when_others_come():
     assert fewer == {item.id for item in test} & {item.id for item in items[:200]}
     assert not {item.id for item in train} & {item.id for item in test}
     assert [len(part) for part in split(items[:2], 0.01)] == [1, 1]
-    with pytest.raises(UsageError, match="cannot be shared out"):
+    with pytest.raises(UsageError, match="cannot be split"):
         split(items[:1], 0.5)
 
 
@@ -292,7 +292,7 @@ def test_a_video_that_crashes_its_process_is_left_out(videos, tmp_path, monkeypa
     found = extract_dataset(data, tmp_path / "out", Settings(image="none"), 2, Progress())
     left_out = {outcome.id: outcome.remarks[0] for outcome in found if outcome.split is None}
     assert left_out.keys() == {"3.mp4", "broken.mp4", "silent.mp4", "gone.mp4"}
-    assert "ended the process that read it" in left_out["3.mp4"]
+    assert "crashed the process that read it" in left_out["3.mp4"]
 
 
 class Killed(Exception):  # noqa: N818

@@ -132,7 +132,7 @@ def test_wrong_bytes_that_stay_are_one_message_that_names_the_file(shards, tmp_p
         with pytest.raises(TransferError) as caught:
             fetched(server, tmp_path)
     message = str(caught.value)
-    assert "trainbF.tfrecord: came twice with another MD5 than the plan's" in message
+    assert "trainbF.tfrecord: was downloaded twice with another MD5 than the plan's" in message
     assert "train0093.tfrecord" in message and "--mirror" in message
     assert not (tmp_path / "train0093.tfrecord").exists()
 
@@ -153,7 +153,7 @@ def test_what_is_here_is_not_fetched_again(shards, tmp_path):
         said = Said()
         assert fetched(server, tmp_path, progress=said) == paths
         assert not server.times_asked
-        assert "4 shards of 4 here already" in said.lines[0]
+        assert "4 shards of 4 exist already" in said.lines[0]
         paths[1].unlink()
         fetched(server, tmp_path)
         assert set(server.times_asked) == {"trainab.tfrecord"}
@@ -164,7 +164,7 @@ def test_other_shards_of_the_same_names_are_kept(shards, tmp_path):
     """Such as those of the other level."""
     with serving(shards) as server:
         (tmp_path / "train0000.tfrecord").write_bytes(b"the only copy")
-        with pytest.raises(UsageError, match=r"train0000\.tfrecord: is there, but has another MD5 than the plan's"):
+        with pytest.raises(UsageError, match=r"train0000\.tfrecord: exists, but its MD5 is not the plan's"):
             fetched(server, tmp_path)
         assert not server.times_asked
         (tmp_path / "train0001.tfrecord").write_bytes(b"another")
@@ -186,7 +186,7 @@ def test_a_killed_download_goes_on_where_it_was(tmp_path):
             "transfer.CHUNK_BYTES, download.CONCURRENT_DOWNLOADS = 20_000, 1\n"
             f"source = download.UrlTemplates({server.source.plan!r}, {server.source.shard!r})\n"
             f"out, part = Path({str(tmp_path)!r}), download.Part()\n"
-            "download.download(out, 'frame', 'train', part, 'us', Progress(), source)\n"
+            "download.download(out, 'frame', 'train', part, mirror='us', progress=Progress(), source=source)\n"
         )
         process = subprocess.Popen([sys.executable, "-c", program])
         stalled = server.stalled.wait(60)
@@ -214,7 +214,7 @@ def test_disk_space_is_checked_before(shards, tmp_path, monkeypatch):
     monkeypatch.setattr(yt8m_download, "free_bytes", lambda path: 9_000)
     with serving(shards) as server:
         with pytest.raises(
-            UsageError, match=r"10,600 bytes are to be fetched, and 9,000 bytes are free there; make room"
+            UsageError, match=r"10,600 bytes have to be downloaded, but only 9,000 bytes are free; make room"
         ):
             fetched(server, tmp_path)
         assert not server.times_asked
@@ -240,7 +240,7 @@ def test_disk_space_is_checked_before(shards, tmp_path, monkeypatch):
 def test_a_plan_that_is_none(shards, tmp_path, plan):
     with serving(shards) as server:
         server.plan = plan
-        with pytest.raises(TransferError, match="is no plan of train shards"):
+        with pytest.raises(TransferError, match="is not a plan of train shards"):
             fetched(server, tmp_path)
 
 

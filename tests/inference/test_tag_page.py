@@ -97,7 +97,7 @@ def test_a_file_that_was_left_out_says_why(file, tmp_path):
     async def story(page):
         await page.value(chosen(4))
         assert not await page.value("document.querySelector('#fault').hidden")
-        assert "is no media file" in await page.value("document.querySelector('#fault').textContent")
+        assert "is not a media file" in await page.value("document.querySelector('#fault').textContent")
         assert await page.value("document.querySelector('#video').hidden")
 
     browse(file, tmp_path, story)

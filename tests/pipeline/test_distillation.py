@@ -157,7 +157,7 @@ def test_hold_out_videos_have_no_targets_and_all_others_do(folder, manifest, tea
     train, holdout = split(load_recipe(folder / "recipe.toml"), manifest)
     assert torch.isfinite(targets.rows(train)).all()
     for index in holdout:
-        with pytest.raises(DataError, match="kept from the teacher"):
+        with pytest.raises(DataError, match="the teacher skipped this video"):
             targets.rows(np.array([index]))
 
 

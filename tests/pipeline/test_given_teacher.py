@@ -123,13 +123,13 @@ def csv_with(tmp_path, *lines, header="VideoId,LabelConfidencePairs"):
 @pytest.mark.parametrize(
     ("lines", "fault"),
     [
-        (["a,0 0.5", "a,1 0.5"], "'a' stands there twice"),
-        (["a,0 0.5", "b,8 0.5"], "line 3: 8 is none of the classes 0 to 7"),
-        (["a,-1 0.5"], "-1 is none"),
-        (["a,0.5 0.5"], "0.5 is none of the classes"),
-        (["a,0 1.5"], "1.5 is no probability"),
-        (["a,0 nan"], "nan is no probability"),
-        (["a,0 0.1 0 0.2"], "a class stands there twice"),
+        (["a,0 0.5", "a,1 0.5"], "'a' occurs twice"),
+        (["a,0 0.5", "b,8 0.5"], "line 3: 8 is not one of the classes 0 to 7"),
+        (["a,-1 0.5"], "-1 is not one of the classes"),
+        (["a,0.5 0.5"], "0.5 is not one of the classes"),
+        (["a,0 1.5"], "1.5 is not a probability"),
+        (["a,0 nan"], "nan is not a probability"),
+        (["a,0 0.1 0 0.2"], "a class occurs twice"),
         (["a,0 0.1 1"], "line 2: should be an id, and pairs"),
         (["a"], "line 2: should be an id, and pairs"),
         (["a,x 1"], "line 2: should be an id, and pairs"),
@@ -151,7 +151,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
         read_predictions(tmp_path / "none.npz", 8)
     (tmp_path / "text.npz").write_text("no zip")
-    with pytest.raises(UsageError, match=r"is no \.npz file"):
+    with pytest.raises(UsageError, match=r"is not an \.npz file"):
         read_predictions(tmp_path / "text.npz", 8)
 
 
@@ -161,8 +161,8 @@ def test_other_files_are_refused(tmp_path):
         ({"ids": np.array(["a"])}, "no array"),
         ({"ids": np.array(["a"]), "probabilities": np.zeros((1, 7))}, r"give ids \[N\] as text and probabilities"),
         ({"ids": np.array([1]), "probabilities": np.zeros((1, 8))}, "as text"),
-        ({"ids": np.array(["a"], object), "probabilities": np.zeros((1, 8))}, "is no .npz file of ids"),
-        ({"ids": np.array(["a", "b"]), "probabilities": np.full((2, 8), 2.0)}, "row 0: 2 is no probability"),
+        ({"ids": np.array(["a"], object), "probabilities": np.zeros((1, 8))}, "is not an .npz file with ids"),
+        ({"ids": np.array(["a", "b"]), "probabilities": np.full((2, 8), 2.0)}, "row 0: 2 is not a probability"),
         ({"ids": np.array([b"\xff"]), "probabilities": np.zeros((1, 8))}, "is not UTF-8"),
     ],
 )

@@ -91,7 +91,7 @@ def test_what_cannot_be_served_is_said_in_one_message(model, tmp_path, capsys, m
 
     assert "nowhere.reeltag" in fails(tmp_path / "nowhere.reeltag")
     assert "max-batch: must be a number above 0" in fails(model, "--max-batch", 0)
-    assert f"in {tmp_path} no file matches" in fails(model, "--samples", tmp_path / "*.tfrecord")
+    assert f"no file in {tmp_path} matches" in fails(model, "--samples", tmp_path / "*.tfrecord")
     assert "choose another --host or --port" in fails(model, "--host", "host.invalid")
     assert "choose another --port" in fails(model, "--port", 70000)
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -64,7 +64,7 @@ def test_a_video_is_tagged_as_the_command_does(client, clips, knowing):
 def test_what_is_no_video_or_too_large_is_refused(client, clips):
     whole = (clips / "beach.mp4").read_bytes()
     cases = [
-        (400, b"no video", "the video is no media file"),
+        (400, b"no video", "the video is not a media file"),
         (400, b"", "the video is empty"),
         (400, whole[:300], "the video "),
         (413, bytes(300_001), "more than 300,000 bytes"),
@@ -209,7 +209,7 @@ def test_a_video_that_is_dropped_on_the_page(knowing, clips, tmp_path):
         assert (await page.value(texts("#axis span")))[2] == "0:43"
         (tmp_path / "broken.mp4").write_bytes(b"no video")
         await page.choose_file("#file", tmp_path / "broken.mp4")
-        await page.until("document.querySelector('#fault').textContent.includes('is no media file')")
+        await page.until("document.querySelector('#fault').textContent.includes('is not a media file')")
 
     with running(create_app(knowing, "m.reeltag", limits(knowing.schema))) as address:
         complaints = browse((address,), tmp_path, story)

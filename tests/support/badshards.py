@@ -48,7 +48,7 @@ RGB, AUDIO = np.zeros((3, 6), np.uint8), np.zeros((3, 2), np.uint8)
 # Each makes a bad record, framed; the last ones are bad only beside what comes before them.
 KINDS: dict[str, Callable[[str], bytes]] = {
     "CRC of the payload does not match": damaged,
-    "is no SequenceExample": lambda name: frame_record(b"These are notes."),
+    "is not a valid SequenceExample": lambda name: frame_record(b"These are notes."),
     "no feature 'rgb'": lambda name: frame_record(b""),
     "no id": lambda name: frame_record(without_id(name)),
     "label 11 is outside the 8 classes": lambda name: broken(name, labels=np.array([1, 11])),
@@ -56,9 +56,9 @@ KINDS: dict[str, Callable[[str], bytes]] = {
     "features disagree on the number of frames": lambda name: broken(name, features=(RGB, AUDIO[:2])),
     "0 frames": lambda name: broken(name, features=(RGB[:0], AUDIO[:0])),
     "has no labels": lambda name: broken(name, labels=None),
-    "stands already in record": lambda name: frame_record(good(name)),
+    "occurs already in record": lambda name: frame_record(good(name)),
 }
-NEED_LABELS, REPEATED = "has no labels", "stands already in record"
+NEED_LABELS, REPEATED = "has no labels", "occurs already in record"
 
 
 @dataclass(frozen=True)

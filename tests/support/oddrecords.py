@@ -201,7 +201,7 @@ REFUSED: dict[str, tuple[Schema, bytes, str]] = {
     "NaN": (FLOATS, floats(np.nan), "NaN or infinite"),
     "infinity": (FLOATS, floats(-np.inf), "NaN or infinite"),
     "a vector that is too short": (VECTORS, vector(field(2, field(1, ROW[:44]))), "11 values, expected 12"),
-    "a key that is not UTF-8": (BYTES, record(extra=entry(b"\xff")), "is no SequenceExample"),
+    "a key that is not UTF-8": (BYTES, record(extra=entry(b"\xff")), "is not a valid SequenceExample"),
 }
 
 

@@ -130,7 +130,7 @@ def test_a_loss_that_is_not_finite_in_one_stops_all_at_the_same_step(pair, manif
     alone.run(until=2)
     before = checkpoint.load(tmp_path / "state")
     alone.run(until=3)
-    assert message.startswith("the loss is nan at step 2 (epoch 0), and nothing of that step is kept")
+    assert message.startswith("the loss is nan at step 2 (epoch 0), and that step is discarded")
     assert message.endswith(f": {', '.join(alone.ids[2])}"), "the videos of all processes"
     kept = checkpoint.load(folder / "not finite")
     assert kept.step == 2

@@ -16,6 +16,7 @@ from reeltag.core.errors import DataError, TrainingError
 from reeltag.data.formats.example import encode
 from reeltag.data.formats.tfrecord import write_shard
 from reeltag.data.loader import training_batches
+from reeltag.data.sampler import Shuffle
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Shards, scan
 from reeltag.models.families import parse_config
@@ -61,7 +62,9 @@ def train(
 
 
 def batch_of(shards, step, size=SETTINGS.batch_size):
-    return next(training_batches(shards, np.arange(len(shards)), seed=SEED, batch_size=size, steps=range(step, 99)))
+    return next(
+        training_batches(shards, np.arange(len(shards)), shuffle=Shuffle(SEED), batch_size=size, steps=range(step, 99))
+    )
 
 
 def stops(step, shards, words, *arguments, **given):
@@ -75,7 +78,7 @@ def stops(step, shards, words, *arguments, **given):
     ids = ", ".join(batch_of(shards, step).ids)
     epoch = step * SETTINGS.batch_size // len(shards)
     assert re.fullmatch(
-        rf"{words} at step {step} \(epoch {epoch}\), and nothing of that step is kept; lower "
+        rf"{words} at step {step} \(epoch {epoch}\), and that step is discarded; lower "
         rf"training.learning_rate, or check the videos of its batch: {re.escape(ids)}",
         message,
     )
@@ -150,9 +153,9 @@ def test_features_that_are_not_finite_are_refused_when_they_are_read(tmp_path):
 
 WORDS = {
     "loss": "the loss is nan",
-    "NaN gradient": "the gradient's length is nan",
-    "infinite gradient": "the gradient's length is inf",
-    "root": "the gradient's length is nan",
+    "NaN gradient": "the gradient's norm is nan",
+    "infinite gradient": "the gradient's norm is inf",
+    "root": "the gradient's norm is nan",
     "statistic": r"batch norm's input_norm.norm.running_var is inf",
 }
 

@@ -116,7 +116,7 @@ def test_people_are_told_why_a_phase_ended(shards, tmp_path, capsys):
         progress=PlainProgress(),
     )
     said = capsys.readouterr().err
-    assert "hold-out GAP 0.10000, the best was 2 measurements ago, so it ends" in said
+    assert "hold-out GAP 0.10000, the best was 2 evaluations ago, so training ends" in said
 
 
 def test_averaging_that_is_watched_leaves_its_best_average(shards, tmp_path):

@@ -164,7 +164,9 @@ def download(
     from reeltag.data import yt8m_download
 
     chosen = yt8m_download.parse_part(part)
-    shards = yt8m_download.download(out, level, split, chosen, mirror, default_progress(), yt8m_download.OFFICIAL_URLS)
+    shards = yt8m_download.download(
+        out, level, split, chosen, mirror=mirror, progress=default_progress(), source=yt8m_download.OFFICIAL_URLS
+    )
     size = sum(shard.stat().st_size for shard in shards)
     text = [
         f"{out}: {counted(len(shards), 'shard')}, {megabytes(size)}, each with the official MD5",

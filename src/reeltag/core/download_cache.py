@@ -68,7 +68,7 @@ def _version(filesystem: Any, path: str) -> object:
     """Return the version that the server reports for the file, or None, so that it is downloaded again."""
     info = filesystem.info(path)
     if info["type"] != "file":
-        raise FileNotFoundError("is a folder, device or pipe and no file")
+        raise FileNotFoundError("is a folder, device or pipe, not a file")
     known = version(info)
     return known and [known, info["size"]]
 

@@ -112,7 +112,8 @@ def check_device(name: str) -> None:
 
     missing = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
     if missing.get(name):
-        raise UsageError(f"training.device: there is no {name} here; use 'auto' or 'cpu', and see `reeltag doctor`")
+        what = f"{name} is not available on this machine"
+        raise UsageError(f"training.device: {what}; use 'auto' or 'cpu', and see `reeltag doctor`")
 
 
 def default_device() -> str:

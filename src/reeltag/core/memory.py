@@ -32,7 +32,7 @@ def explain_out_of_memory(work: str, less: str) -> Iterator[None]:
         if not _ran_out(error):
             raise
         asked = _ASKED.search(str(error))
-        size = f", with {_size(asked[1], asked[2])} asked for at once" if asked else ""
+        size = f" while allocating {_size(asked[1], asked[2])}" if asked else ""
         place = "a GPU's memory" if "CUDA" in str(error) else "memory"
         raise OutOfMemoryError(f"{work}: {place} ran out{size}; {less}") from error
 

@@ -60,7 +60,7 @@ def find_files(patterns: Patterns, root: Path | str | None = None) -> list[DataF
 def _behind(url: str) -> list[RemoteFile]:
     found = expand(url)
     if not found:
-        raise UsageError(f"{url}: no file there matches; give the URL of a shard or a pattern in quotes")
+        raise UsageError(f"{url}: no file matches; give the URL of a shard or a pattern in quotes")
     return found
 
 
@@ -69,7 +69,7 @@ def _matching(full: Path) -> list[Path]:
     relative = str(full.relative_to(anchor)) if full.is_absolute() else str(full)
     matches = [full] if full.exists() else sorted(anchor.glob(relative))
     if not matches:
-        where = f"in {full.parent.resolve()} no file matches"
+        where = f"no file in {full.parent.resolve()} matches"
         hint = where if full.parent.exists() else "the folder does not exist"
         raise UsageError(f"{full}: {hint}; give the path of a shard or a glob pattern in quotes")
     for match in matches:
@@ -78,7 +78,7 @@ def _matching(full: Path) -> list[Path]:
         try:
             require_regular(match)
         except OSError as error:
-            raise UsageError(f"{match}: cannot be read ({error.strerror}); name shards alone") from error
+            raise UsageError(f"{match}: cannot be read ({error.strerror}); name only shards") from error
     return matches
 
 
@@ -109,9 +109,9 @@ def require_regular(path: Path) -> Path:
         OSError: there is no regular file at the path.
     """
     if "\0" in str(path):
-        raise OSError(errno.EINVAL, "is no name of a file", str(path))
+        raise OSError(errno.EINVAL, "is not a valid file name", str(path))
     if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "is a folder, device or pipe and no file", str(path))
+        raise OSError(errno.EINVAL, "is a folder, device or pipe, not a file", str(path))
     return path
 
 
@@ -126,8 +126,8 @@ def file_inside(folder: Path, name: str) -> Path:
         if path.resolve().parent != folder.resolve():
             raise OSError(errno.EINVAL, "leads elsewhere", name)
     except OSError as error:
-        what = f"the file {name!r} that it names cannot be read ({error.strerror})"
-        raise UsageError(f"{folder}: {what}; remove the folder and it is made anew") from error
+        what = f"the file {name!r} that it lists cannot be read ({error.strerror})"
+        raise UsageError(f"{folder}: {what}; remove the folder, and reeltag recreates it") from error
     return path
 
 
@@ -140,7 +140,7 @@ def refuse_existing(path: Path) -> None:
     if path.exists():
         raise UsageError(f"{path}: exists already; remove it or choose another name")
     if not path.parent.is_dir():
-        raise UsageError(f"{path.parent}: no such folder; create it or choose another place")
+        raise UsageError(f"{path.parent}: no such folder; create it or choose another one")
 
 
 def refuse_nonempty(folder: Path) -> None:
@@ -278,9 +278,9 @@ def _lock(folder: Path) -> TextIO:
         except (BlockingIOError, PermissionError) as error:
             file.seek(0)
             owner = file.read().strip() or "another process"
-            raise UsageError(f"{folder}: {owner} is at work here; wait for its end, or choose another --out") from error
+            raise UsageError(f"{folder}: is in use by {owner}; wait until it ends, or choose another --out") from error
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S},\n")
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
         file.flush()
     except OSError as error:
         raise UsageError(f"{path}: cannot be locked ({error.strerror or error}); choose another --out") from error
@@ -354,7 +354,7 @@ def read_json(path: Path) -> Any:
         return json.loads(require_regular(path).read_bytes())
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{path}: cannot be read as JSON ({error}); remove {path.parent}, and what was in it is made anew"
+            f"{path}: cannot be read as JSON ({error}); remove {path.parent}, and reeltag recreates it"
         ) from error
 
 

@@ -93,12 +93,12 @@ def write(path: Path, arrays: Mapping[str, Array], content: Mapping[str, Any]) -
     try:
         content = json.loads(_json(content))  # as it will be read
     except ValueError as error:
-        raise UsageError(f"{path}: what is measured or set beside the weights is not finite ({error})") from error
+        raise UsageError(f"{path}: a number in the header is not finite ({error})") from error
     arrays = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
     entries = {name: _Entry(dtype=_NAMES[array.dtype], shape=array.shape) for name, array in arrays.items()}
     header = _header(entries, {name: _crc(array) for name, array in arrays.items()}, content)
     if len(header) > MAX_HEADER:
-        most = f"names and numbers take {megabytes(len(header))} beside the weights, and may take {MAX_HEADER:,} bytes"
+        most = f"the header takes {megabytes(len(header))}, of which at most {MAX_HEADER:,} bytes are allowed"
         raise UsageError(f"{path}: {most}; shorten the names of the classes")
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(len(header).to_bytes(_LENGTH, "little") + header)
@@ -135,7 +135,7 @@ class TensorFile:
         self.content, self._entries, self._checksums = self._parsed(header)
         ends = np.cumsum([_LENGTH + len(header), *(entry.bytes for entry in self._entries.values())], dtype=object)
         if ends[-1] != len(self._file):
-            raise self._damaged(f"holds {len(self._file):,} bytes, and its header says {ends[-1]:,}")
+            raise self._damaged(f"holds {len(self._file):,} bytes, but its header describes {ends[-1]:,}")
         self._begins = dict(zip(self._entries, ends.tolist(), strict=False))
 
     @property
@@ -160,9 +160,9 @@ class TensorFile:
         """Return the header's bytes after checking its length."""
         size = int.from_bytes(self._file[:_LENGTH].tobytes(), "little")
         if len(self._file) < _LENGTH or size > len(self._file) - _LENGTH:
-            raise self._unknown("is cut short, or no file of reeltag")
+            raise self._unknown("is truncated, or not a reeltag file")
         if size > MAX_HEADER:
-            raise self._unknown(f"has a header of {size:,} bytes, and may have {MAX_HEADER:,}")
+            raise self._unknown(f"has a header of {size:,} bytes; at most {MAX_HEADER:,} are allowed")
         return self._file[_LENGTH : _LENGTH + size].tobytes()
 
     def _parsed(self, header: bytes) -> tuple[dict[str, Any], dict[str, _Entry], dict[str, int]]:
@@ -170,7 +170,7 @@ class TensorFile:
             parsed = _Header.model_validate_json(header)
             sealed = _Sealed.model_validate_json(parsed.metadata.reeltag)
         except ValidationError as error:
-            raise self._unknown("is no file of reeltag, or one of another version") from error
+            raise self._unknown("is not a reeltag file, or is one of another version") from error
         entries = parsed.__pydantic_extra__
         try:
             same = _header(entries, sealed.crc32c, sealed.content) == header

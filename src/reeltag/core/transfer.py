@@ -328,7 +328,7 @@ def _chunks(file: RemoteFile, begin: int) -> Iterator[bytes]:
             return content[begin:]
         if len(content) != end - begin:
             _refuse_change(file)
-            raise OSError(errno.EIO, f"{len(content):,} bytes came and not {end - begin:,}")
+            raise OSError(errno.EIO, f"{len(content):,} bytes were received instead of {end - begin:,}")
         return content
 
     while begin < file.size:
@@ -362,7 +362,7 @@ def _with_retries(url: str, action: Callable[[], _T], place: str = "", tries: in
                 raise refusal_error(url, error) from error
             if number == tries - 1:
                 what = f"cannot be reached ({describe_error(error)}), {tries} times in a row"
-                hint = "check the URL and the network, and run again: what has arrived is kept"
+                hint = "check the URL and the network, and run again: downloaded bytes are kept"
                 raise TransferError(f"{url}{place}: {what}; {hint}") from error
         time.sleep(min(PAUSE_SECONDS * 2**number, LONGEST_PAUSE) * _random.uniform(0.5, 1))
     raise AssertionError("there is at least one try")

@@ -52,7 +52,7 @@ class ExternalPredictions:
         places = np.searchsorted(self.ids, ids)
         missing = self.ids[np.minimum(places, len(self.ids) - 1)] != ids
         if missing.any():
-            what = f"has none of {missing.sum():,} of {len(ids):,} training videos of a shard"
+            what = f"has no predictions for {missing.sum():,} of {len(ids):,} training videos of a shard"
             raise UsageError(f"{self.path}: {what}; predict every training video by its id")
         out = np.zeros((len(ids), self.width), np.float32)
         for row, place in zip(out, places.tolist(), strict=True):
@@ -81,7 +81,7 @@ def read_predictions(path: Path, classes: int) -> ExternalPredictions:
     hashes = np.array([id_hash(name) for name in names], np.uint64)
     order = np.argsort(hashes, kind="stable")
     if (twice := np.flatnonzero(np.diff(hashes[order]) == 0)).size:
-        raise UsageError(f"{path}: {names[order[twice[0]]]!r} stands there twice; give each video once")
+        raise UsageError(f"{path}: {names[order[twice[0]]]!r} occurs twice; give each video once")
     starts = np.cumsum([0, *counts])[:-1]
     return ExternalPredictions(path, hashes[order], starts[order], counts[order], numbers, values, classes)
 
@@ -122,7 +122,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: is no CSV file ({error})") from error
+        raise UsageError(f"{path}: is not a CSV file ({error})") from error
 
 
 def _read_npz(path: Path, classes: int) -> Read:
@@ -134,7 +134,7 @@ def _read_npz(path: Path, classes: int) -> Read:
     except KeyError as error:
         raise UsageError(f"{path}: has no array {error}; give ids [N] and probabilities [N, C]") from error
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise UsageError(f"{path}: is no .npz file of ids (text) and probabilities ({error})") from error
+        raise UsageError(f"{path}: is not an .npz file with ids (text) and probabilities ({error})") from error
     if ids.dtype.kind not in "US" or dense.shape != (len(ids.ravel()), classes) or ids.ndim != 1:
         shapes = f"ids {list(ids.shape)} {ids.dtype} and probabilities {list(dense.shape)}"
         raise UsageError(f"{path}: holds {shapes}; give ids [N] as text and probabilities [N, {classes}]")
@@ -157,9 +157,9 @@ def _fault(numbers: npt.NDArray[Any], probabilities: npt.NDArray[Any], classes: 
     """Return what is wrong with a video's predictions; empty if nothing is."""
     known = (numbers >= 0) & (numbers < classes) & (numbers == np.floor(numbers))
     if not known.all():
-        return f"{numbers[~known][0]:g} is none of the classes 0 to {classes - 1}"
+        return f"{numbers[~known][0]:g} is not one of the classes 0 to {classes - 1}"
     if len(np.unique(numbers)) < len(numbers):
-        return "a class stands there twice"
+        return "a class occurs twice"
     if not (sound := (probabilities >= 0) & (probabilities <= 1)).all():  # NaN is neither
-        return f"{probabilities[~sound][0]:g} is no probability; give numbers from 0 to 1"
+        return f"{probabilities[~sound][0]:g} is not a probability; give numbers from 0 to 1"
     return ""

@@ -30,8 +30,8 @@ def refuse_other_origin(schema: Schema, shards: Iterable[DataFile]) -> None:
             wanted = ours.get(name)
             if wanted is not None and (theirs.hash, theirs.projection) != (wanted.hash, wanted.projection):
                 made = f"{theirs.name}{describe_difference(theirs, wanted)}"
-                what = f"{name!r} of these shards is from {made}, and the model reads it from {wanted.name}"
-                raise UsageError(f"{folder}: {what}; extract the videos as the model's were")
+                what = f"{name!r} of these shards is from {made}, but the model expects it from {wanted.name}"
+                raise UsageError(f"{folder}: {what}; extract the videos as those of the model were")
 
 
 def describe_difference(found: Origin, wanted: Origin) -> str:

@@ -20,7 +20,9 @@ def rgb_feature_index(schema: Schema) -> int:
         UsageError: there is none, or the examples are segments, which may be flat in any video.
     """
     if schema.segments is not None:
-        raise UsageError("drop_flat: tells fake videos by all their frames, and this model tags segments; leave it out")
+        raise UsageError(
+            "drop_flat: detects fake videos by all their frames, but the model tags segments; leave it out"
+        )
     names = [feature.name for feature in schema.features]
     place = next((names.index(name) for name in RGB if name in names), None)
     if place is None:

@@ -21,7 +21,7 @@ from reeltag.core.errors import ReeltagError
 from reeltag.core.transfer import RemoteFile
 from reeltag.data.formats.example import Video
 from reeltag.data.prefetch import Prefetcher
-from reeltag.data.sampler import Order, ShardWindowOrder, epoch_order, step_positions
+from reeltag.data.sampler import Order, ShardWindowOrder, Shuffle, epoch_order, step_positions
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Indices, Shards
 
@@ -204,10 +204,9 @@ def training_batches(
     shards: Shards,
     indices: Indices,
     *,
-    seed: int,
+    shuffle: Shuffle,
     batch_size: int,
     steps: range,
-    window: int | None = None,
     targets: Callable[[Indices], Tensor] | None = None,
     workers: int = 0,
     pin: bool = False,
@@ -217,16 +216,16 @@ def training_batches(
     Args:
         shards: of the videos.
         indices: of the training videos.
-        seed: of the order.
+        shuffle: seed and window of the random order.
         batch_size: B of the global batch.
         steps: the steps to run; resuming starts at a later one.
-        window: number of shards that are shuffled together; None for all.
         targets: soft targets [B, C] of videos, by their indices.
         workers: loader processes; 0 reads in this one.
         pin: copy to page-locked memory, for a GPU.
     """
+    window = shuffle.window
     order = epoch_order if window is None else ShardWindowOrder(shards.numbers(indices), window)
-    plan = partial(_training_plan, indices, seed, batch_size, order)
+    plan = partial(_training_plan, indices, shuffle.seed, batch_size, order)
     return _load(_Batches(shards, plan, targets, local_rows(batch_size)), steps, workers, pin)
 
 

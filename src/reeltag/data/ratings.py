@@ -57,14 +57,14 @@ def from_lists(lists: Lists, frames: int, schema: Schema) -> Ratings | None:
         return None
     if missing := [name for name in FEATURES if name not in lists]:
         raise DataError(
-            f"rates segments in {', '.join(lists)} and has no {', '.join(missing)}; write all four, or none"
+            f"has the rating features {', '.join(lists)} without {', '.join(missing)}; write all four, or none"
         )
     lengths = {name: len(values) for name, values in lists.items()}
     if len(set(lengths.values())) > 1:
-        raise DataError(f"the ratings of segments disagree on their number: {lengths}")
+        raise DataError(f"the rating features differ in length: {lengths}")
     found: dict[tuple[int, int], bool] = {}
     for start, end, label, score in zip(*(lists[name] for name in FEATURES), strict=True):
-        _check(int(start), int(end), int(label), score, frames, schema)
+        _check(int(start), int(end), int(label), score, frames=frames, schema=schema)
         if found.setdefault((int(start), int(label)), score == 1) != (score == 1):
             raise DataError(f"class {label} is rated 0 and 1 in the segment at {start}; keep one of the two")
     pairs = sorted(found)
@@ -72,12 +72,12 @@ def from_lists(lists: Lists, frames: int, schema: Schema) -> Ratings | None:
     return Ratings(starts, classes, np.array([found[pair] for pair in pairs], bool))
 
 
-def _check(start: int, end: int, label: int, score: float, frames: int, schema: Schema) -> None:
+def _check(start: int, end: int, label: int, score: float, *, frames: int, schema: Schema) -> None:
     size = schema.segments
     assert size is not None
     if start < 0 or start % size or end != start + size:
         raise DataError(
-            f"segment {start} to {end} is none of those of {size} frames that a video is cut into, "
+            f"segment {start} to {end} is not one of the segments of {size} frames, "
             f"0 to {size}, {size} to {2 * size}, …; check the schema's 'segments'"
         )
     if start >= frames:
@@ -88,9 +88,9 @@ def _check(start: int, end: int, label: int, score: float, frames: int, schema: 
             "check the schema's 'classes'"
         )
     if (known := schema.segment_classes) and known[bisect_left(known, label, hi=len(known) - 1)] != label:  # ascending
-        raise DataError(f"class {label} is rated and none of the schema's 'segment_classes'; add it there")
+        raise DataError(f"class {label} is rated but not in the schema's 'segment_classes'; add it there")
     if score not in (0, 1):
-        raise DataError(f"the segment at {start} has score {score:g} for class {label}; 0 and 1 are known")
+        raise DataError(f"the segment at {start} has score {score:g} for class {label}; only 0 and 1 are allowed")
 
 
 def to_lists(ratings: Ratings, schema: Schema) -> Lists:

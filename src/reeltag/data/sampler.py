@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from reeltag.data.shards import Indices
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """Random order of the training videos.
+
+    Attributes:
+        seed: seed of the order.
+        window: number of shards that are shuffled together; None to shuffle all videos.
+    """
+
+    seed: int
+    window: int | None = None
+
 
 Order = Callable[[int, int, int], Indices]  # of `count` videos, `seed` and `epoch`
 

@@ -85,7 +85,7 @@ class Schema(BaseModel):
     def _named_once(cls, value: tuple[Feature, ...]) -> tuple[Feature, ...]:
         names = [feature.name for feature in value]
         if len(set(names)) < len(names):
-            raise ValueError(f"each name may stand once, not {names}")
+            raise ValueError(f"each name may occur only once, not {names}")
         return value
 
     @field_validator("dtype")
@@ -112,9 +112,9 @@ class Schema(BaseModel):
         if "segments" in info.data and info.data["segments"] is None:
             raise ValueError("needs segments, such as segments = 5")
         if len(set(value)) < len(value):
-            raise ValueError("each class may stand once")
+            raise ValueError("each class may occur only once")
         if outside := [each for each in value if not 0 <= each < info.data.get("classes", each + 1)]:
-            raise ValueError(f"{outside[0]} is none of the schema's classes")
+            raise ValueError(f"{outside[0]} is not one of the schema's classes")
         return tuple(sorted(value))
 
     @property
@@ -162,7 +162,7 @@ def expand_preset(value: Any) -> Any:
     if isinstance(value, dict) and "preset" in value:
         preset = value["preset"]
         if not isinstance(preset, str) or preset not in PRESETS:
-            raise ValueError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
+            raise ValueError(f"no preset {preset!r}; the presets are {', '.join(PRESETS)}")
         return PRESETS[preset] | {key: item for key, item in value.items() if key != "preset"}
     return value
 

@@ -57,5 +57,5 @@ def refuse_unlabelled(video: Video, record: bytes, schema: Schema) -> None:
         what, hint = f"ratings of segments: no {CLASSES!r}", ""
     names_present = context_names(record)
     names = ", ".join(names_present[:MAX_LISTED]) + (", …" if len(names_present) > MAX_LISTED else "")
-    need = "training and measuring need them, `reeltag predict` does not"
+    need = "training and evaluation need them, `reeltag predict` does not"
     raise DataError(f"has no {what}, but {names}; {hint}{need}")

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -251,31 +251,59 @@ def _make_room(size: int) -> bool:
     if size > most:
         what = f"a shard of {megabytes(size)} does not fit the cache's limit of {megabytes(most)}"
         raise UsageError(f"{folder()}: {what}; raise data.cache_gb or {LIMIT}")
-    held, coming, found = 0, 0, []
+    files = _by_eviction()
+    reserved, missing = size + sum(file.reserved for file in files), size + sum(file.missing for file in files)
+    for file in files:
+        if reserved <= most and _free() >= missing:
+            break
+        if _remove(file.path):
+            reserved, missing = reserved - file.reserved, missing - file.missing
+    _remove_dangling_links()
+    if reserved > most:
+        return False
+    if _free() < missing:
+        what = f"{megabytes(missing)} are needed for shards, but only {megabytes(_free())} are free"
+        raise UsageError(f"{folder()}: {what}; make room, or set REELTAG_CACHE to a folder on another disk")
+    return True
+
+
+@dataclass(frozen=True, order=True)
+class _Held:
+    """A cached shard, or the partial file of a download; smaller is evicted earlier.
+
+    Attributes:
+        needed: True for a shard that this process still needs.
+        used: time of the last use, in nanoseconds.
+        path: path of the file.
+        reserved: size of the complete shard in bytes.
+        missing: bytes that are still to be downloaded.
+    """
+
+    needed: bool
+    used: int
+    path: Path
+    reserved: int
+    missing: int
+
+
+def _by_eviction() -> list[_Held]:
+    """List the shards and partial files of the cache in the order in which they are evicted."""
+    files = []
     for path in folder().iterdir():
         partial = _PARTIAL.fullmatch(path.name)
         if partial or _ENTRY.fullmatch(path.name):
             with suppress(FileNotFoundError):
                 status = path.stat()
                 reserved = int(partial[1]) if partial else status.st_size
-                found.append((_needed[path.name] > 0, status.st_mtime_ns, path, reserved, reserved - status.st_size))
-                held, coming = held + reserved, coming + reserved - status.st_size
-    removed = False
-    for *_, path, reserved, missing in sorted(found):
-        if held + size <= most and _free() >= coming + size:
-            break
-        if _remove(path):
-            held, coming, removed = held - reserved, coming - missing, True
-    if removed:
-        for link in folder().glob("*.link"):
-            if not link.exists():
-                link.unlink(missing_ok=True)
-    if held + size > most:
-        return False
-    if _free() < coming + size:
-        what = f"{megabytes(coming + size)} are needed for shards, and {megabytes(_free())} are free there"
-        raise UsageError(f"{folder()}: {what}; make room, or set REELTAG_CACHE to a folder on another disk")
-    return True
+                needed = _needed[path.name] > 0
+                files.append(_Held(needed, status.st_mtime_ns, path, reserved, reserved - status.st_size))
+    return sorted(files)
+
+
+def _remove_dangling_links() -> None:
+    for link in folder().glob("*.link"):
+        if not link.exists():
+            link.unlink(missing_ok=True)
 
 
 def _free() -> int:

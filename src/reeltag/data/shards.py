@@ -130,7 +130,7 @@ class Manifest:
         shards, left_out = (json.loads(file.read(key).tobytes()) for key in ("shards", "left_out"))
         for place in (Path(shard["path"]) for shard in shards if not is_url(shard["path"])):
             if not place.is_absolute() or ".." in place.parts:
-                raise ArtifactError(f"{path}: {place} is no whole path; remove {path.parent} and run again")
+                raise ArtifactError(f"{path}: {place} is not an absolute path; remove {path.parent} and run again")
         return cls(
             Schema(**file.content["schema"]),
             tuple(ShardInfo(**shard) for shard in shards),
@@ -252,7 +252,7 @@ def _without_repeats(manifest: Manifest, bad: BadRecords) -> Manifest:
         example, (path, record, offset) = shards.read(repeat), shards.location(repeat)
         if repeat == begins[videos[repeat]]:
             earlier = "record {1} of {0}".format(*shards.location(int(originals[repeat])))
-            reason = f"id {shards.video(repeat).id!r} stands already in {earlier}"
+            reason = f"id {shards.video(repeat).id!r} occurs already in {earlier}"
             bad.skip(DataError(reason, file=path, record=record, offset=offset))
         if example.labelled:
             labelled -= 1
@@ -328,7 +328,7 @@ class Shards:
 
     def _changed(self, index: int, error: DataError) -> DataError:
         path, number, offset = self.location(index)
-        again = "run again, and it is fetched anew" if is_url(path) else "`touch` this one and run again"
+        again = "run again to download it again" if is_url(path) else "`touch` this one and run again"
         reason = f"{error.reason}; put back the shard that was indexed, or {again}"
         return DataError(reason, file=path, record=number, offset=offset)
 
@@ -354,7 +354,7 @@ def _opened(info: ShardInfo) -> ShardFile:
     """Open a shard and check that its size is that of the manifest."""
     shard = ShardFile(info.source)
     if shard.size != info.bytes:
-        raise DataError(f"the shard has {shard.size:,} bytes and had {info.bytes:,} when it was indexed")
+        raise DataError(f"the shard has {shard.size:,} bytes, but had {info.bytes:,} when it was indexed")
     return shard
 
 

@@ -136,17 +136,17 @@ class SoftTargets:
         checksum = index.pop("checksum", None) if isinstance(index, dict) else None
         if checksum != content_hash(index) or index["format"] != FORMAT:
             what = "was changed, or was written by another version of reeltag"
-            raise UsageError(f"{folder / INDEX}: {what}; remove {folder}, and it is made anew")
+            raise UsageError(f"{folder / INDEX}: {what}; remove {folder}, and reeltag recreates it")
         self.classes, self.folder = index["classes"], folder
         by_shard = {entry["shard"]: entry for entry in index["shards"]}
         self._files: list[Path] = []
         for shard in manifest.shards:
             entry = by_shard.get(shard.sha256)
             if entry is None or self.classes != manifest.schema.classes:
-                raise UsageError(f"{folder}: was made for other data than {shard.path}; make the soft targets anew")
+                raise UsageError(f"{folder}: was computed for other data than {shard.path}; recompute the soft targets")
             path = file_inside(folder, entry["file"])
             if file_hash(path) != entry["sha256"]:
-                raise UsageError(f"{path}: was changed; remove {folder}, and it is made anew")
+                raise UsageError(f"{path}: was changed; remove {folder}, and reeltag recreates it")
             self._files.append(path)
         self._first, self._shards = manifest.first_records, Shards(manifest)
 
@@ -166,7 +166,7 @@ class SoftTargets:
                 row[:] = stored
         if np.isnan(out).any():
             path, record, offset = self._shards.location(indices[np.isnan(out).any(1)][0])
-            reason = f"has no soft targets in {self.folder}, as it was kept from the teacher; make them anew"
+            reason = f"has no soft targets in {self.folder}, since the teacher skipped this video; recompute them"
             raise DataError(reason, file=path, record=record, offset=offset)
         return torch.from_numpy(out)
 
@@ -177,7 +177,7 @@ def _open(path: Path) -> npt.NDArray[Any]:
         rows: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         raise UsageError(
-            f"{path}: holds no soft targets ({error}); remove {path.parent}, and it is made anew"
+            f"{path}: holds no soft targets ({error}); remove {path.parent}, and reeltag recreates it"
         ) from error
     return rows
 

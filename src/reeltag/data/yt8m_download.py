@@ -112,7 +112,7 @@ def read_plan(level: Level, split: Split, source: UrlTemplates = OFFICIAL_URLS) 
     try:
         shards = [_planned(name, md5, split) for name, md5 in json.loads(content)["files"].items()]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise TransferError(f"{url}: is no plan of {split} shards with their MD5s ({error}); report it") from error
+        raise TransferError(f"{url}: is not a plan of {split} shards with their MD5s ({error}); report it") from error
     return sorted(shards, key=lambda shard: shard.file)
 
 
@@ -128,6 +128,7 @@ def download(
     level: Level,
     split: Split,
     part: Part,
+    *,
     mirror: Mirror,
     progress: Progress,
     source: UrlTemplates = OFFICIAL_URLS,
@@ -181,11 +182,11 @@ def _missing(out: Path, shards: Sequence[PlannedShard], progress: Progress) -> l
     if others := [str(out / shard.file) for shard, md5 in zip(here, sums, strict=True) if md5 != shard.md5]:
         what = "damaged, or of another --level" if len(others) == 1 else f"as have {len(others) - 1} more"
         raise UsageError(
-            f"{others[0]}: is there, but has another MD5 than the plan's, {what}; remove such shards to have them "
-            "fetched, or choose another --out"
+            f"{others[0]}: exists, but its MD5 is not the plan's, {what}; remove such shards to download them "
+            "again, or choose another --out"
         )
     if here:
-        progress.say(f"  {counted(len(here), 'shard')} of {len(shards)} here already, with the plan's MD5s")
+        progress.say(f"  {counted(len(here), 'shard')} of {len(shards)} exist already, with the plan's MD5s")
     return [shard for shard in shards if shard not in here]
 
 
@@ -193,7 +194,7 @@ def _check_room(out: Path, shards: Sequence[PlannedShard], remote: Sequence[Remo
     begun = sum((out / shard.unfinished).stat().st_size for shard in shards if (out / shard.unfinished).exists())
     needed, free = sum(file.size for file in remote) - begun, free_bytes(out)
     if needed > free:
-        room = f"{megabytes(needed)} are to be fetched, and {megabytes(free)} are free there"
+        room = f"{megabytes(needed)} have to be downloaded, but only {megabytes(free)} are free"
         raise UsageError(f"{out}: {room}; make room, choose an --out on another disk, or fetch a smaller --part")
 
 
@@ -210,7 +211,7 @@ def _fetch(out: Path, shard: PlannedShard, remote: RemoteFile, advance: Callable
         except OSError as error:
             raise UsageError(f"{out / shard.file}: cannot be written ({error.strerror or error})") from error
         advance(-remote.size)
-    what = f"came twice with another MD5 than the plan's, {shard.md5}"
+    what = f"was downloaded twice with another MD5 than the plan's, {shard.md5}"
     raise TransferError(f"{remote.url}: {what}, and is not kept as {shard.file}; try another --mirror, or later")
 
 

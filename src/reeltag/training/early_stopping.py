@@ -76,7 +76,7 @@ class TrainingMonitor:
         if not (misses := self._evaluations_since_best()):
             self.best = {name: tensor.detach().clone() for name, tensor in current.items()}
         if misses == evaluation.patience:
-            self.note += f", the best was {misses} measurements ago, so it ends"
+            self.note += f", the best was {misses} evaluations ago, so training ends"
         return ends or misses == evaluation.patience
 
     def _evaluations_since_best(self) -> int:

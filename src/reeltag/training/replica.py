@@ -173,7 +173,7 @@ def _values(frames: Tensor, lengths: Tensor) -> Tensor:
 def _targets(batch: Batch, label_weight: float) -> Tensor:
     """Return the targets of the loss: the labels, or the labels mixed with a teacher's probabilities."""
     if batch.labels is None:
-        raise TrainingError(f"videos without labels cannot train, such as {batch.ids[0]!r} or one beside it")
+        raise TrainingError(f"a video without labels cannot be trained on; it is in the batch of {batch.ids[0]!r}")
     if batch.targets is None:
         return batch.labels.float()
     return distillation_targets(batch.labels, batch.targets, label_weight)
@@ -183,7 +183,7 @@ def _finite(loss: Tensor, gradient: Tensor, module: nn.Module) -> float:
     """Return the loss, once it, the gradient's norm and the statistics of batch norm are known to be finite."""
     statistics = {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
     largest = [torch.linalg.vector_norm(buffer, math.inf) for buffer in statistics.values()]
-    names = ["the loss", "the gradient's length", *(f"batch norm's {name}" for name in statistics)]
+    names = ["the loss", "the gradient's norm", *(f"batch norm's {name}" for name in statistics)]
     values: list[float] = torch.stack([loss, gradient, *largest]).tolist()  # together: one wait for a GPU
     for name, value in zip(names, values, strict=True):
         if not math.isfinite(value):
@@ -197,7 +197,7 @@ def _join(settings: TrainingSettings) -> None:
         raise TrainingError(f"training.{fault}")
     here, gpus = process_group.local_world_size(), torch.cuda.device_count()
     if settings.device != "cpu" and 0 < gpus < here:
-        raise TrainingError(f"training.devices: {here} processes and {gpus} GPUs here; each needs one of its own")
+        raise TrainingError(f"training.devices: this machine has {gpus} GPUs for {here} processes; each needs its own")
     process_group.initialize()
 
 

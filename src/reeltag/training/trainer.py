@@ -20,6 +20,7 @@ from reeltag.core.errors import TrainingError
 from reeltag.core.interrupts import hold_signals
 from reeltag.core.progress import Progress, Task
 from reeltag.data.loader import Batch, training_batches
+from reeltag.data.sampler import Shuffle
 from reeltag.data.shards import Indices, Shards
 from reeltag.models.tagger import Tagger
 from reeltag.training import checkpoint
@@ -161,10 +162,9 @@ class Trainer:
         return training_batches(
             self.data.shards,
             self.data.indices,
-            seed=self.seed,
+            shuffle=Shuffle(self.seed, self.data.shuffle_window),
             batch_size=self.settings.batch_size,
             steps=steps,
-            window=self.data.shuffle_window,
             targets=distillation.targets if distillation else None,
             workers=self.settings.workers,
             pin=self.replica.device.type == "cuda",
@@ -172,7 +172,7 @@ class Trainer:
 
     @contextmanager
     def _task(self, name: str, phase: Phase, run: _Run) -> Iterator[Task]:
-        """Open the task of a phase; the global random generator, which a step seeds anew, is restored at its end."""
+        """Open the task of a phase; the global random generator, which each step seeds, is restored at its end."""
         videos = self.settings.batch_size
         with torch.random.fork_rng(), self.progress.task(name, len(phase.steps) * videos, "videos") as task:
             task.resume_at((run.first - phase.steps.start) * videos)
@@ -280,6 +280,6 @@ def _not_finite_explained(step: int, batch: Batch, videos: int) -> Iterator[None
     except FloatingPointError as error:
         ids: Sequence[str] = [each for part in all_gather(batch.ids) for each in part]
         raise TrainingError(
-            f"{error} at step {step} (epoch {step * len(ids) // videos}), and nothing of that step is kept; lower "
+            f"{error} at step {step} (epoch {step * len(ids) // videos}), and that step is discarded; lower "
             f"training.learning_rate, or check the videos of its batch: {', '.join(ids)}"
         ) from error

@@ -290,7 +290,7 @@ def _read_general(record: bytes, schema: Schema) -> _Parts:
         message.ParseFromString(record)
     except DecodeError as error:
         kind = type(message).__name__
-        raise DataError(f"is no {kind}; check the schema's level ({schema.level})") from error
+        raise DataError(f"is not a valid {kind}; check the schema's level ({schema.level})") from error
     context = (message.context if schema.level == "frame" else message.features).feature
     name = next((_value(context, key, "bytes_list")[0] for key in schema.ids if _has(context, key)), None)
     labels = None

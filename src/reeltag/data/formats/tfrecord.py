@@ -205,7 +205,7 @@ class ShardFile(Records):
             weakref.finalize(self, file.close)
             size = os.fstat(file.fileno()).st_size
             if not size:
-                raise DataError("is empty, so it is no shard", file=self.name)
+                raise DataError("is empty, so it is not a shard", file=self.name)
             self._opened = file.fileno(), size
         return self._opened
 

@@ -79,7 +79,7 @@ def find_videos(inputs: Sequence[str], labels: Path | None) -> Dataset:
         if name in given
     )
     left_out = {name: f"has no row in {labels.name}" for name in paths if name not in given}
-    left_out |= {name: f"stands in {labels.name}, but there is no such video" for name in given if name not in paths}
+    left_out |= {name: f"is listed in {labels.name}, but there is no such video" for name in given if name not in paths}
     found = Dataset(tuple(items), classes, left_out)
     if not found.items:
         lines = [f"{name}: {reason}" for name, reason in sorted(left_out.items())]
@@ -107,7 +107,7 @@ def split(items: Sequence[Item], test_share: float) -> tuple[list[Item], list[It
     if not test_share:
         return ordered, []
     if len(ordered) < 2:
-        raise UsageError(f"--test-share: {counted(len(ordered), 'video')} cannot be shared out; give more, or 0")
+        raise UsageError(f"--test-share: {counted(len(ordered), 'video')} cannot be split; give more, or 0")
     tests = sum(int.from_bytes(item.order[:8], "big") < test_share * 2**64 for item in ordered)
     tests = min(max(tests, 1), len(ordered) - 1)
     return ordered[tests:], ordered[:tests]

@@ -84,7 +84,9 @@ class _Watchdog:
 
     def check(self) -> None:
         if time.monotonic() - self.last > STALLED_SECONDS:
-            raise VideoError(f"{self.path}: gave nothing for {STALLED_SECONDS:g} seconds; convert it, or leave it out")
+            raise VideoError(
+                f"{self.path}: yielded nothing for {STALLED_SECONDS:g} seconds; convert it, or leave it out"
+            )
 
 
 def probe(path: Path) -> Media:
@@ -369,7 +371,7 @@ def _opened(path: Path) -> Iterator[InputContainer]:
             timeout=STALLED_SECONDS,
         )
     except av.FFmpegError as error:
-        raise VideoError(f"{path}: is no media file that can be read ({error.strerror}); is it complete?") from error
+        raise VideoError(f"{path}: is not a media file that can be read ({error.strerror}); is it complete?") from error
     except OSError as error:
         raise VideoError(f"{path}: cannot be read ({error.strerror})") from error
     with container:

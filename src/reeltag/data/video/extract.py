@@ -114,7 +114,7 @@ def extract_dataset(data: Dataset, out: Path, settings: Settings, workers: int, 
     pipeline = _opened(settings.image, settings.sound, settings.pca)
     folder = out.with_name(f"{out.name}.parts")
     with exclusive_parts(folder, out):
-        outcomes, parts = _extract_all(data, folder, settings, pipeline, workers, progress)
+        outcomes, parts = _extract_all(data, folder, settings, pipeline, workers=workers, progress=progress)
         if not parts:
             first = next(outcome for outcome in outcomes if outcome.remarks)
             raise UsageError(f"no video could be extracted; the first, {first.id}: {first.remarks[0]}")
@@ -167,7 +167,7 @@ def _read_part(path: Path, pipeline: Pipeline) -> dict[str, Any]:
 
 
 def _extract_all(
-    data: Dataset, folder: Path, settings: Settings, pipeline: Pipeline, workers: int, progress: Progress
+    data: Dataset, folder: Path, settings: Settings, pipeline: Pipeline, *, workers: int, progress: Progress
 ) -> tuple[list[Outcome], dict[str, _Part]]:
     deciding = [_deciding(pipeline), bool(settings.fit)]
     parts = [_Part(item, folder / f"{content_hash([deciding, file_identity(item.path)])}.part") for item in data.items]
@@ -224,7 +224,7 @@ def _extracted(parts: Sequence[_Part], settings: Settings, workers: int) -> Iter
             except VideoError as error:
                 yield part, error
             except WorkerError:
-                yield part, VideoError(f"{part.item.path}: ended the process that read it, each time; leave it out")
+                yield part, VideoError(f"{part.item.path}: crashed the process that read it, each time; leave it out")
             else:
                 yield part, None
 

@@ -123,8 +123,8 @@ class _Model:
             )
         difference = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
         if not difference <= TOLERANCE:
-            what = f"differs from its reference by {difference:.1e} of the largest value"
-            raise UsageError(f"{self.path}: {what}, and may by {TOLERANCE:g}; check mean, std, size and output")
+            what = f"differs from its reference by {difference:.1e} of the largest value, above {TOLERANCE:g}"
+            raise UsageError(f"{self.path}: {what}; check mean, std, size and output")
 
 
 class ImageModel(_Model):
