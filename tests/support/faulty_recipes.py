@@ -1,4 +1,4 @@
-"""Sound recipes, every key that they may have, and what can be wrong with each."""
+"""Valid recipes, every key that they may have, and the possible faults of each."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -48,12 +48,12 @@ class Fault:
     of: tuple[Path, ...]
 
     def meets(self, other: "Fault") -> bool:
-        """Whether one is about a key, or a table, that the other is about."""
+        """Return True if both faults concern the same key or table."""
         return any(one[: len(two)] == two[: len(one)] for one in self.of for two in other.of)
 
 
 def faulty(table: dict[str, Any], *faults: Fault) -> dict[str, Any]:
-    """A recipe with faults."""
+    """Return a copy of a recipe with faults added."""
     table = deepcopy(table)
     for path, value in (edit for fault in faults for edit in fault.edits):
         inner = table
@@ -67,7 +67,7 @@ def faulty(table: dict[str, Any], *faults: Fault) -> dict[str, Any]:
 
 
 def keys(table: dict[str, Any], model: type[BaseModel] = Recipe, at: Path = ()) -> Iterator[tuple[Path, Any, Any]]:
-    """Every key that a recipe may have: its path, its type and what limits its values."""
+    """Yield every key that a recipe may have: its path, its type and the constraints on its values."""
     for name, field in model.model_fields.items():
         path = (*at, field.alias or name)
         if name == "config":
@@ -83,7 +83,7 @@ def keys(table: dict[str, Any], model: type[BaseModel] = Recipe, at: Path = ()) 
 
 
 def parts(annotation: Any) -> list[Any]:
-    """The types of a union, without what limits them."""
+    """Return the types of a union, without constraints."""
     if get_origin(annotation) is Annotated:
         return parts(get_args(annotation)[0])
     inner = get_args(annotation) if get_origin(annotation) is not Literal else ()
@@ -96,7 +96,7 @@ def is_table(kind: Any) -> bool:
 
 
 def faults(table: dict[str, Any]) -> list[Fault]:
-    """Each key misspelled, with a value of a wrong type, and with one out of range."""
+    """Return faults for each key: misspelled, with a value of a wrong type, and with values out of range."""
     found = []
     for path, annotation, limits in keys(table):
         *above, key = path
@@ -112,7 +112,7 @@ def faults(table: dict[str, Any]) -> list[Fault]:
 
 
 def outside(kinds: list[Any], limits: list[Any]) -> Iterator[Any]:
-    """Values of the right type that a key may not have."""
+    """Yield values of the right type that violate the constraints of a key."""
     if any(get_origin(kind) is Literal for kind in kinds):
         yield "nonsense"
     for limit in limits:
@@ -133,7 +133,7 @@ def outside(kinds: list[Any], limits: list[Any]) -> Iterator[Any]:
 
 
 def contradiction(said: str, **edits: Any) -> Fault:
-    """A fault between keys that are each sound; keys as `models__NAME__KEY`."""
+    """Build a fault between keys that are each valid; keys are written `models__NAME__KEY`."""
     paths = {tuple(key.split("__")): value for key, value in edits.items()}
     return Fault(tuple(paths.items()), said, tuple(paths))
 
