@@ -1,4 +1,4 @@
-"""What every command has: examples that work, options that are described, `--json`, completion, plain text."""
+"""Every command has working examples, described options, `--json`, completion and plain text help."""
 
 import json
 import os
@@ -18,7 +18,7 @@ NO_RESULT = {"serve", "tensorboard", "completion", "recipe schema"}
 
 
 def commands(group=app, path=()):
-    """Every command with its name, without `--help` and the like."""
+    """Yield every command with its name, without options such as `--help`."""
     for name in group:
         if not name.startswith("-"):
             inner, here = group[name], (*path, name)
@@ -149,7 +149,7 @@ def test_what_was_mistyped_is_guessed(capsys, arguments, meant):
 
 
 def completed(words):
-    """What bash offers for the last of the words, with our completion."""
+    """Return the completions that bash offers for the last of the words."""
     script = app.generate_completion(shell="bash")
     call = f"COMP_WORDS=({' '.join(map(shlex.quote, words))}); COMP_CWORD={len(words) - 1}; _reeltag\n"
     shown = subprocess.run(

@@ -36,13 +36,13 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def figures():
-    """What the tests found, for the last to tell."""
+    """Results of the tests, reported by the last one."""
     return {"grown": 0.0}
 
 
 @contextmanager
 def watched(promise, figures, model, tmp_path, *arguments, before="pass"):
-    """A service that is there afterwards, in about the same memory, and had no failure of its own."""
+    """Run a service; afterwards it still answers, its memory has hardly grown, and its log has no traceback."""
     before = before if promise.in_full else f"{IN_SHORT}; {before}"
     with (tmp_path / "log").open("w") as log, service(model, *arguments, before=before, log=log) as (process, port):
         assert post(port, GOOD)[0] == 200
@@ -62,7 +62,7 @@ def watched(promise, figures, model, tmp_path, *arguments, before="pass"):
 
 @dataclass
 class Ended:
-    """What a client saw until the service closed its connection."""
+    """Record of a connection until the service closed it."""
 
     received: bytes = b""
     sent: int = 0

@@ -102,7 +102,7 @@ def test_video_level_features_and_names(tmp_path):
     vector = np.linspace(-2, 2, 8, dtype=np.float32)[None]
     with client_of(model) as client:
         tagged = client.post("/predict", json={"frames": vector.tolist(), "timeline": True}).json()
-        assert "one vector a video" in client.post("/predict", json={"frames": [[0.5] * 8] * 2}).json()["error"]
+        assert "one vector per video" in client.post("/predict", json={"frames": [[0.5] * 8] * 2}).json()["error"]
         assert client.get("/model").json()["named"]
     np.testing.assert_allclose(scores_of(tagged), model.predict(vector), atol=1e-6)
     assert tagged["tags"][0]["name"] == names[tagged["tags"][0]["class"]]

@@ -1,4 +1,4 @@
-"""Requests that overlap are computed together, in turn, and only as long as somebody waits."""
+"""Concurrent requests are computed in batches, in turn, and only while their clients are connected."""
 
 import asyncio
 import time
@@ -32,7 +32,7 @@ def ask(client, length=4, seed=0, **more):
 
 
 def run(predictor, story, **changes):
-    """Live through a story with a service."""
+    """Run a scenario, a coroutine of a client, against a service."""
 
     async def live():
         async with concurrent_client(create_app(predictor, "m", limits(**changes))) as client:
@@ -41,7 +41,7 @@ def run(predictor, story, **changes):
     return asyncio.run(live())
 
 
-def test_requests_that_wait_are_computed_in_one_call(predictor, gate):
+def test_waiting_requests_are_computed_as_one_batch(predictor, gate):
     async def story(client):
         first = asyncio.create_task(ask(client))
         await gate.entered()
@@ -59,7 +59,7 @@ def test_requests_that_wait_are_computed_in_one_call(predictor, gate):
 
 
 def gate_free(gate, frames):
-    """What the model computes of one video alone."""
+    """Return the scores of a single video, computed alone."""
     import torch
 
     with torch.inference_mode():
@@ -109,7 +109,7 @@ def test_a_bad_video_does_not_hurt_those_beside_it(predictor, gate):
     assert sum(gate.calls) == 4
 
 
-def test_a_request_past_its_time_gets_504_and_is_not_computed(predictor, gate):
+def test_a_request_past_its_deadline_gets_504_and_is_not_computed(predictor, gate):
     async def story(client):
         first, late = asyncio.create_task(ask(client)), asyncio.create_task(ask(client, seed=1))
         answers = [await first, await late]
@@ -122,7 +122,7 @@ def test_a_request_past_its_time_gets_504_and_is_not_computed(predictor, gate):
     assert gate.calls == [1, 1]  # the first, which had begun, and the last
 
 
-def test_too_many_requests_are_told_to_come_again(predictor, gate):
+def test_too_many_requests_get_503_and_a_retry_header(predictor, gate):
     async def story(client):
         waiting = [asyncio.create_task(ask(client, seed=n)) for n in range(3)]
         await gate.entered()
@@ -133,7 +133,7 @@ def test_too_many_requests_are_told_to_come_again(predictor, gate):
         return refused, health, await asyncio.gather(*waiting), await ask(client)
 
     refused, health, answered, later = run(predictor, story, max_waiting=3)
-    assert refused.status_code == 503 and refused.headers["Retry-After"] == "1" and "come again" in refused.text
+    assert refused.status_code == 503 and refused.headers["Retry-After"] == "1" and "try again later" in refused.text
     assert health.status_code == 200
     assert [answer.status_code for answer in (*answered, later)] == [200] * 4
 

@@ -1,4 +1,4 @@
-"""Valid recipes, every key that they may have, and possible faults of each key."""
+"""Valid recipes, every key that they may have, and the possible faults of each."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -35,12 +35,12 @@ GENERATED = SOUND | {"data": {"synthetic": {}, "holdout": {"fraction": 0.1}, "ro
 
 @dataclass(frozen=True)
 class Fault:
-    """Fault of a recipe.
+    """Something wrong in a recipe.
 
     Attributes:
-        edits: keys that are set to make the fault; None removes a key.
-        said: beginning of its line in the message.
-        of: keys that the fault is about, and that must have no other fault in the same recipe.
+        edits: keys that are set; None removes one.
+        said: how a fault in the message begins.
+        of: keys that must have no other fault, because this one is about them.
     """
 
     edits: tuple[tuple[Path, Any], ...]
@@ -48,12 +48,12 @@ class Fault:
     of: tuple[Path, ...]
 
     def meets(self, other: "Fault") -> bool:
-        """Return True if both are about the same key or table."""
+        """Return True if both faults concern the same key or table."""
         return any(one[: len(two)] == two[: len(one)] for one in self.of for two in other.of)
 
 
 def faulty(table: dict[str, Any], *faults: Fault) -> dict[str, Any]:
-    """Return a copy of a recipe with faults."""
+    """Return a copy of a recipe with faults added."""
     table = deepcopy(table)
     for path, value in (edit for fault in faults for edit in fault.edits):
         inner = table
@@ -67,7 +67,7 @@ def faulty(table: dict[str, Any], *faults: Fault) -> dict[str, Any]:
 
 
 def keys(table: dict[str, Any], model: type[BaseModel] = Recipe, at: Path = ()) -> Iterator[tuple[Path, Any, Any]]:
-    """Yield every key that a recipe may have, with its type and the limits of its values."""
+    """Yield every key that a recipe may have: its path, its type and the constraints on its values."""
     for name, field in model.model_fields.items():
         path = (*at, field.alias or name)
         if name == "config":
@@ -83,7 +83,7 @@ def keys(table: dict[str, Any], model: type[BaseModel] = Recipe, at: Path = ()) 
 
 
 def parts(annotation: Any) -> list[Any]:
-    """Return the types of a union without their limits."""
+    """Return the types of a union, without constraints."""
     if get_origin(annotation) is Annotated:
         return parts(get_args(annotation)[0])
     inner = get_args(annotation) if get_origin(annotation) is not Literal else ()
@@ -96,7 +96,7 @@ def is_table(kind: Any) -> bool:
 
 
 def faults(table: dict[str, Any]) -> list[Fault]:
-    """Return three kinds of faults of each key: misspelled, of a wrong type, and out of range."""
+    """Return faults for each key: misspelled, with a value of a wrong type, and with values out of range."""
     found = []
     for path, annotation, limits in keys(table):
         *above, key = path
@@ -112,7 +112,7 @@ def faults(table: dict[str, Any]) -> list[Fault]:
 
 
 def outside(kinds: list[Any], limits: list[Any]) -> Iterator[Any]:
-    """Yield values of the right type that a key may not have."""
+    """Yield values of the right type that violate the constraints of a key."""
     if any(get_origin(kind) is Literal for kind in kinds):
         yield "nonsense"
     for limit in limits:
@@ -133,7 +133,7 @@ def outside(kinds: list[Any], limits: list[Any]) -> Iterator[Any]:
 
 
 def contradiction(said: str, **edits: Any) -> Fault:
-    """Return a contradiction between keys that are valid alone; keys are written as `models__NAME__KEY`."""
+    """Build a fault between keys that are each valid; keys are written `models__NAME__KEY`."""
     paths = {tuple(key.split("__")): value for key, value in edits.items()}
     return Fault(tuple(paths.items()), said, tuple(paths))
 
@@ -160,7 +160,7 @@ ANYWHERE = [
     contradiction("distillation.folds: one fold", distillation__folds=1),
     contradiction("models.mean.grid: hidden must be a list", models__mean__grid={"hidden": 16}),
 ]
-BESIDE_MODELS = [  # these are about all models, none of which may have another fault
+BESIDE_MODELS = [  # about all models, so that none of them may have another fault
     Fault(
         ((("students", "third"), {"family": "mean", "teachers": ["rnnn"]}),),
         "students: third: no model of rnnn to teach it",
@@ -173,7 +173,7 @@ BESIDE_MODELS = [  # these are about all models, none of which may have another 
     ),
     Fault(
         ((("imported",), {"rnn-student-1": "x.reeltag"}),),
-        "imported: rnn-student-1: is the name of a student that [distillation] adds",
+        "imported: rnn-student-1: so a student of [distillation] is called",
         (("models",), ("imported",), ("distillation",)),
     ),
 ]

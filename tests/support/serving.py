@@ -1,4 +1,4 @@
-"""What the tests of the service share: a model behind it, and ways to ask it."""
+"""Helpers of the tests of the service: a small model, clients, and a service in a process."""
 
 import asyncio
 import http.client
@@ -40,7 +40,7 @@ SMALL = {"family": "netvlad", "clusters": 4, "hidden": 8}
 
 
 def write_model(path, schema=SCHEMA, label_names=None, config=SMALL):
-    """A file with one untrained member whose probabilities differ from video to video."""
+    """Write a file with one untrained member whose probabilities differ from video to video."""
     config = parse_config({"family": "mean"} if schema.level == "video" else config)
     state = build_tagger(config, schema.widths, schema.classes, 0).state_dict()
     save_artifact(path, Artifact(schema, label_names, (Member("a", config, 1.0, state),), {"recipe": "none"}))
@@ -70,7 +70,7 @@ def client_of(predictor, samples=(), **changes):
 
 @asynccontextmanager
 async def concurrent_client(app):
-    """For requests that overlap."""
+    """Open a client for concurrent requests."""
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://test") as opened:
         yield opened
 
@@ -89,7 +89,7 @@ def post_records(client, body, **query):
 
 
 def scores_of(tagged, classes=SCHEMA.classes):
-    """All probabilities of an answer that has all tags."""
+    """Return all probabilities of an answer that has all tags, by class."""
     scores = np.full(classes, np.nan)
     for tag in tagged["tags"]:
         scores[tag["class"]] = tag["score"]
@@ -97,10 +97,10 @@ def scores_of(tagged, classes=SCHEMA.classes):
 
 
 class Gate:
-    """A model that computes once it is let; notes how many videos each call has.
+    """Model that waits until `open` is set; records the number of videos of each call.
 
     Args:
-        predictor: whose probabilities it gives.
+        predictor: the predictor whose model computes.
     """
 
     def __init__(self, predictor):
@@ -132,7 +132,7 @@ def gate(predictor, monkeypatch):
 
 @contextmanager
 def service(*arguments, before="pass", log=subprocess.PIPE):
-    """A running service: its process and its port; `before` is code that it runs first, `log` where stderr goes."""
+    """Run a service and yield its process and port; `before` is code that it runs first, `log` its standard error."""
     code = f"import sys; from reeltag.cli.main import main; {before}; sys.exit(main())"
     command = [sys.executable, "-c", code, "serve", *map(str, arguments), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
@@ -153,7 +153,7 @@ def post(port, body, kind=TFRECORD):
 
 
 def raw(port, *parts):
-    """Send bytes as they are; returns what comes back until the service closes."""
+    """Send raw bytes; return the bytes that the service sends until it closes the connection."""
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
         for part in parts:
             connection.sendall(part)

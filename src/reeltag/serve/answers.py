@@ -1,4 +1,4 @@
-"""What is computed for a request, and what it is answered. The types also describe answers at `/openapi.json`."""
+"""Clips that are computed for a request, and the answer to it. The types also describe answers in `/openapi.json`."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from reeltag.serve.requests import Wanted
 
 
 class TaggedVideos(TypedDict):
-    """What is said of each record."""
+    """Answer to a request of TFRecords."""
 
     videos: list[Tagged]
 
 
 class Fault(TypedDict):
-    """What is wrong with a request, and what to do."""
+    """Answer to a request that was refused: the fault and the next step."""
 
     error: str
 
 
 def clips(wanted: Wanted) -> list[Video]:
-    """What is computed: each video, followed by its segments as videos of their own where there is to be a timeline."""
-    found = []
+    """Return the clips to compute: each video, followed by its segments as clips if a timeline is wanted."""
+    result = []
     for video in wanted.videos:
-        found += [video, *split_segments(video)] if wanted.timeline else [video]
-    return found
+        result += [video, *split_segments(video)] if wanted.timeline else [video]
+    return result
 
 
 def answers(wanted: Wanted, scores: ScoreArray, label_names: Sequence[str]) -> list[Tagged]:
-    """What is said of each video.
+    """Build the answer for each video of a request.
 
     Args:
         wanted: the request.
-        scores: [N, C], probabilities of its clips.
-        label_names: of the C classes.
+        scores: [N, C], probabilities of the N clips that `clips` returned.
+        label_names: names of the C classes.
 
     Raises:
-        RequestError: the values are so large that the model computed no number.
+        RequestError: scores are NaN or infinite, because the frames have too large values.
     """
     if not np.isfinite(scores).all():
         raise RequestError(
             422, "the model's scores are not finite: are the frames on the scale that it was trained on?"
         )
     counts = [1 + (len(segment_spans(video.length)) if wanted.timeline else 0) for video in wanted.videos]
-    places = np.cumsum([0, *counts])
+    starts = np.cumsum([0, *counts])
     return [
         build_tagged(video, scores[begin : begin + count], wanted.top, label_names)
-        for video, begin, count in zip(wanted.videos, places.tolist(), counts, strict=False)
+        for video, begin, count in zip(wanted.videos, starts.tolist(), counts, strict=False)
     ]

@@ -46,35 +46,35 @@ _OURS_ONLY = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-_LARGE = 250_000  # bytes of a body that is read beside the event loop, which goes on with other requests
+_LARGE = 250_000  # bytes; larger bodies are parsed in a thread, so that the event loop serves other requests
 _log = logging.getLogger("reeltag.serve")
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 class Service:
-    """What the routes share.
+    """State and handlers of the routes.
 
     Args:
         predictor: the model.
-        name: of its file.
-        limits: how much is taken on.
-        samples: for the page.
+        name: name of its file.
+        limits: limits of the service.
+        samples: records that the page offers.
     """
 
     def __init__(self, predictor: Predictor, name: str, limits: Limits, samples: Sequence[Sample]) -> None:
         self.limits, self.samples = limits, samples
         self.schema, self.label_names = predictor.schema, predictor.label_names
-        shipped = artifact_header(predictor.artifact)
+        header = artifact_header(predictor.artifact)
         self.about = {
             "name": name,
             "reeltag": __version__,
             "classes": self.schema.classes,
-            "named": shipped["label_names"] is not None,
+            "named": header["label_names"] is not None,
             "limits": asdict(limits),
-        } | {key: shipped[key] for key in ("data", "members", "provenance")}
-        members = str(len(shipped["members"]))
-        told = {"name": name, "members": members, "classes": str(self.schema.classes), "reeltag": __version__}
-        self.monitoring = Monitoring(lambda: self.batcher.waiting, told)
+        } | {key: header[key] for key in ("data", "members", "provenance")}
+        members = str(len(header["members"]))
+        labels = {"name": name, "members": members, "classes": str(self.schema.classes), "reeltag": __version__}
+        self.monitoring = Monitoring(lambda: self.batcher.waiting, labels)
         self.batcher = Batcher(_tagging(predictor), self.schema, limits.max_batch, self.monitoring.batches.observe)
         self.videos = VideoProcess(predictor.artifact, name)
         self.about["videos"] = self.videos.refusal is None
@@ -83,9 +83,9 @@ class Service:
     async def predict(self, request: Request) -> Response:
         """Tag the videos of a request."""
         if self._working >= self.limits.max_waiting:
-            raise RequestError(503, f"{self._working} requests are being worked on, as many as are taken; come again")
+            raise RequestError(503, f"{self._working} requests are in progress, the maximum; try again later")
         self._working += 1
-        late = asyncio.get_running_loop().time() + self.limits.timeout
+        deadline = asyncio.get_running_loop().time() + self.limits.timeout
         try:
             kind = media_type(request.headers.get("content-type", ""))
             if kind == VIDEO and self.videos.refusal is not None:
@@ -93,67 +93,67 @@ class Service:
             reading = _body(request, most_bytes(kind, self.schema, self.limits))
             body = await asyncio.wait_for(reading, self.limits.timeout)
             tag = self._tagged_file if kind == VIDEO else self._tagged
-            tagged = await tag(request, kind, body, late)
+            tagged = await tag(request, kind, body, deadline)
         except asyncio.TimeoutError as error:
             raise RequestError(408, f"the body did not arrive within {self.limits.timeout:g} s") from error
         except ClientDisconnect as error:
-            raise RequestError(499, "the client left before its body had arrived") from error
+            raise RequestError(499, "the client disconnected before its body had arrived") from error
         finally:
             self._working -= 1
         return _json({"videos": tagged} if kind in RECORDS else tagged[0])
 
-    async def _tagged(self, request: Request, kind: str, body: bytes, late: float) -> list[Tagged]:
+    async def _tagged(self, request: Request, kind: str, body: bytes, deadline: float) -> list[Tagged]:
         arguments = (kind, request.query_params, body, self.schema, self.limits)
         wanted = parse(*arguments) if len(body) < _LARGE else await asyncio.to_thread(parse, *arguments)
-        return await self._answered(request, wanted, late)
+        return await self._answered(request, wanted, deadline)
 
-    async def _tagged_file(self, request: Request, _: str, body: bytes, late: float) -> list[Tagged]:
-        options(request.query_params, self.schema, [])  # first, as the video takes longer
-        video, remarks = await self.videos.read(body, late)
+    async def _tagged_file(self, request: Request, _: str, body: bytes, deadline: float) -> list[Tagged]:
+        options(request.query_params, self.schema, [])  # check the options before the slow decoding
+        video, remarks = await self.videos.read(body, deadline)
         if video.length > self.limits.max_frames:
             raise RequestError(413, f"the video has more than {self.limits.max_frames:,} frames; send a shorter one")
-        (tagged,) = await self._answered(request, options(request.query_params, self.schema, [video]), late)
+        (tagged,) = await self._answered(request, options(request.query_params, self.schema, [video]), deadline)
         return [{**tagged, "remarks": remarks}]
 
-    async def _answered(self, request: Request, wanted: Wanted, late: float) -> list[Tagged]:
+    async def _answered(self, request: Request, wanted: Wanted, deadline: float) -> list[Tagged]:
         videos = clips(wanted)
         refuse_large_answer(len(videos), wanted.top)
-        scores = await self.batcher.tag(videos, late, request.is_disconnected)
+        scores = await self.batcher.tag(videos, deadline, request.is_disconnected)
         self.monitoring.videos.inc(len(wanted.videos))
         return answers(wanted, scores, self.label_names)
 
     async def healthz(self) -> Response:
-        """Say that the service is there."""
+        """Report that the service is running."""
         return _json({"status": "ok"})
 
     async def metrics(self) -> Response:
-        """Counts and times, for Prometheus."""
+        """Return metrics in the format of Prometheus."""
         return Response(generate_latest(self.monitoring.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def model(self) -> Response:
-        """What the model reads, its members, where it comes from, and the service's limits."""
+        """Return the data schema, members and provenance of the model, and the limits of the service."""
         return _json(self.about)
 
     async def sample_list(self) -> Response:
-        """Records that can be tried: `/samples/0` and so on."""
+        """List the sample records, which are at `/samples/0`, `/samples/1` and so on."""
         return _json([{"id": sample.id, "frames": sample.frames} for sample in self.samples])
 
     async def sample(self, number: str) -> Response:
-        """One record, as `/predict` takes it."""
-        known = {str(place): sample for place, sample in enumerate(self.samples)}
+        """Return a sample record, ready to be sent to `/predict`."""
+        known = {str(index): sample for index, sample in enumerate(self.samples)}
         if number not in known:
-            raise RequestError(404, f"there is no sample of that number; there are {len(known)}")
+            raise RequestError(404, f"no sample has this number; there are {len(known)}, numbered from 0")
         return Response(known[number].record, media_type=RECORDS[0])
 
 
 def create_app(predictor: Predictor, name: str, limits: Limits, samples: Sequence[Sample] = ()) -> ASGIApp:
-    """The service as an ASGI application; its arguments are those of `Service`.
+    """Build the service as an ASGI application, from the arguments of `Service`.
 
     Raises:
         UsageError: the model tags segments.
     """
     if predictor.schema.segments is not None:
-        raise UsageError(f"{name}: tags segments, and the service whole videos; use `reeltag predict`")
+        raise UsageError(f"{name}: the model tags segments, but the service tags whole videos; use `reeltag predict`")
     service = Service(predictor, name, limits, samples)
 
     @asynccontextmanager
@@ -163,7 +163,7 @@ def create_app(predictor: Predictor, name: str, limits: Limits, samples: Sequenc
         service.videos.close()
 
     app = FastAPI(title="reeltag", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.add_route("/predict", service.predict, methods=["POST"])  # comes first and answers, without FastAPI's layers
+    app.add_route("/predict", service.predict, methods=["POST"])  # matches first, and so bypasses FastAPI's layers
     app.add_api_route("/predict", service.predict, methods=["POST"], **PREDICT)  # for /openapi.json
     for path, route in (
         ("/healthz", service.healthz),
@@ -191,14 +191,14 @@ def _tagging(predictor: Predictor) -> Callable[[Batch], ScoreArray]:
 
 
 async def _body(request: Request, limit: int) -> bytes:
-    """All of a request's body.
+    """Return the complete body of a request.
 
     Raises:
-        RequestError: it is larger than the limit, as its header says or as it turns out.
+        RequestError: the body is larger than the limit, by its header or in fact.
     """
     announced = request.headers.get("content-length", "0")
     chunks: list[bytes] = []
-    size = int(announced) if len(announced) < 20 else limit + 1  # h11 let digits alone pass
+    size = int(announced) if len(announced) < 20 else limit + 1  # h11 lets only digits pass
     if size <= limit:
         size = 0
         async for chunk in request.stream():
@@ -230,7 +230,7 @@ def _asset(file: str, kind: str) -> Callable[[], Any]:
 
 
 def _fault(request: Request, status: int, reason: str) -> Response:
-    """One shape for all, and one line in the log, in which nobody else's text can begin another."""
+    """Log a fault on one line, with line breaks escaped, and build its answer."""
     client = request.client.host if request.client else "?"
     line = f"{client} {request.method} {request.url.path}: {status}, {reason}"
     _log.warning("%s", line.encode("unicode_escape").decode())
@@ -249,14 +249,14 @@ async def _no_such_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     allowed = dict(error.headers or {})
     if error.status_code == 405:
-        reason = f"{request.method} is not for {request.url.path}; it takes {allowed.get('Allow', 'another method')}"
+        reason = f"{request.method} is not allowed for {request.url.path}; use {allowed.get('Allow', 'another method')}"
     else:
-        reason = f"there is nothing at {request.url.path}; see / or /openapi.json"
+        reason = f"there is no page {request.url.path}; see / or /openapi.json"
     response = _fault(request, error.status_code, reason)
     response.headers.update(allowed)
     return response
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """A bug of ours: the traceback is in the log."""
-    return _fault(request, 500, f"the service failed ({type(error).__name__}); its log says more")
+    """Answer with status 500 after a bug; uvicorn logs the traceback."""
+    return _fault(request, 500, f"internal error ({type(error).__name__}); the log of the service has the traceback")

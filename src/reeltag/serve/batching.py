@@ -1,7 +1,7 @@
-"""One thread that computes, and the queue before it: all that waits is tagged together, at most so many at a time.
+"""Dynamic batching: a queue of requests, and one thread that computes those that wait as one batch.
 
-The queue belongs to the event loop, so it needs no locks. An idle service computes a request at once; while it
-computes, others gather, and they are the next batch.
+The queue belongs to the event loop, so it needs no locks. An idle service computes a request at once; requests that
+arrive during a computation form the next batch.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from reeltag.data.loader import Batch, collate
 from reeltag.data.schema import Schema
 from reeltag.inference.timeline import ScoreArray
 
-_PAUSE, _MOST = 0.002, 0.02  # seconds without a request, in a loop that has nothing to do, that end a gathering; of all
-_PATIENCE = 0.1  # seconds that a request waits before it is looked whether its client is still there
+_PAUSE, _MOST = 0.002, 0.02  # gathering ends after this many idle seconds without a request, and after this many in all
+_PATIENCE = 0.1  # seconds that a request waits before the service checks that its client is still connected
 
 
 @dataclass(eq=False)
 class _Job:
-    """A request's videos, some of which may be computed already."""
+    """Videos of a request, some of which may have been computed already."""
 
     videos: Sequence[Video]
     scores: ScoreArray
@@ -38,13 +38,13 @@ class _Job:
 
 
 class Batcher:
-    """Tags the videos of concurrent requests together.
+    """Computes the videos of concurrent requests in batches.
 
     Args:
-        tag: probabilities [B, C] of a batch; called in one thread, by one batch at a time.
-        schema: of the videos.
-        max_batch: most videos a batch.
-        observe: told the videos of each batch.
+        tag: returns probabilities [B, C] of a batch; called in one thread, one batch at a time.
+        schema: schema of the videos.
+        max_batch: maximum number of videos per batch.
+        observe: called with the number of videos of each batch.
     """
 
     def __init__(
@@ -54,29 +54,29 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, "reeltag-compute")
         self._waiting: deque[_Job] = deque()
         self._running: asyncio.Task[None] | None = None
-        self._expected = 0  # requests that the next batch is to have
+        self._expected = 0  # number of requests that the next batch waits for
         self._gathered = asyncio.Event()
 
     @property
     def waiting(self) -> int:
-        """Requests of which something is still to be computed."""
+        """Number of requests with videos that are still to be computed."""
         return len(self._waiting)
 
-    async def tag(self, videos: Sequence[Video], late: float, left: Callable[[], Awaitable[bool]]) -> ScoreArray:
-        """Probabilities [N, C] of a request's videos, which must be valid.
+    async def tag(self, videos: Sequence[Video], deadline: float, left: Callable[[], Awaitable[bool]]) -> ScoreArray:
+        """Return the probabilities [N, C] of the videos of a request.
 
         Args:
-            videos: one or several.
-            late: time of the event loop's clock after which nothing is computed any more.
-            left: whether nobody waits for the answer any more.
+            videos: N valid videos, at least one.
+            deadline: time of the event loop's clock at which the request times out.
+            left: returns True once the client has disconnected.
 
         Raises:
-            RequestError: it is late, or nobody waits.
+            RequestError: the deadline has passed, or the client has disconnected.
         """
         loop = asyncio.get_running_loop()
         scores = np.empty((len(videos), self._schema.classes), np.float32)
         job = _Job(videos, scores, left, loop.create_future())
-        timer = loop.call_at(late, self._end, [job], RequestError(504, "not answered in time; come again later"))
+        timer = loop.call_at(deadline, self._end, [job], RequestError(504, "not answered in time; try again later"))
         self._waiting.append(job)
         if len(self._waiting) >= self._expected:
             self._gathered.set()
@@ -91,7 +91,7 @@ class Batcher:
         return scores
 
     def close(self) -> None:
-        """End the thread, after the batch that it computes."""
+        """Stop the thread after its current batch."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     async def _run(self) -> None:
@@ -108,7 +108,7 @@ class Batcher:
         self._observe(len(videos))
         try:
             scores = await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, videos)
-        except Exception as error:  # a bug, which each of the requests reports
+        except Exception as error:  # a bug: every request of the batch reports it
             self._end([job for job, _, _ in parts], error)
             return
         for job, begin, end in parts:
@@ -117,7 +117,7 @@ class Batcher:
                 job.done.set_result(None)
 
     def _next_parts(self) -> list[tuple[_Job, int, int]]:
-        """The next batch: of each request in turn what finds room; one that is not done queues up again."""
+        """Take the next batch: from each request in turn as many videos as fit; unfinished requests queue again."""
         parts = []
         room = self._max_batch
         for job in list(self._waiting):
@@ -133,10 +133,10 @@ class Batcher:
         return parts
 
     async def _gather(self, answered: int) -> None:
-        """Before the next batch, wait for the clients that were just answered, as long as they keep coming.
+        """Wait before the next batch for new requests of the clients that were just answered, while they keep arriving.
 
-        During a batch their handling and the model would take turns with the interpreter's lock, and both be slower;
-        and a larger batch costs less a video. One that was answered alone is not waited for.
+        Handled during a batch, these requests and the model would compete for the interpreter lock, and both be slower;
+        a larger batch also costs less per video. After a batch of a single request there is no wait.
         """
         self._expected = min(self._max_batch, len(self._waiting) + answered) if answered > 1 else 0
         begin, idle = time.monotonic(), False
@@ -149,9 +149,9 @@ class Batcher:
                 idle = len(self._waiting) == count and time.monotonic() - before < 2 * _PAUSE
 
     async def _drop_left(self) -> None:
-        """Leave out requests that waited for a while and whose clients have gone."""
+        """Drop requests that have waited for a while and whose clients have disconnected."""
         patient = [job for job in self._waiting if time.monotonic() - job.since > _PATIENCE]
-        self._end([job for job in patient if await job.left()], RequestError(499, "the client left"))
+        self._end([job for job in patient if await job.left()], RequestError(499, "the client disconnected"))
 
     def _end(self, jobs: Sequence[_Job], error: Exception) -> None:
         for job in jobs:
@@ -170,10 +170,10 @@ class Batcher:
 
 
 def groups(lengths: Sequence[int]) -> list[list[int]]:
-    """Places of videos that are padded to one length: none is shorter than a quarter of the longest beside it."""
-    found: list[list[int]] = []
+    """Group indices of videos to pad together: none is shorter than a quarter of the longest in its group."""
+    result: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if not found or 4 * lengths[index] < lengths[found[-1][0]]:
-            found.append([])
-        found[-1].append(index)
-    return found
+        if not result or 4 * lengths[index] < lengths[result[-1][0]]:
+            result.append([])
+        result[-1].append(index)
+    return result

@@ -1,8 +1,8 @@
-// A video's tags as bars, and when they hold as strips of colour; and the list of videos beside it. The pages of the
-// service and of `reeltag tag` share it. Names are only ever set as text.
+// Draw the tags of a video as bars and their scores over time as strips of colour, beside a list of videos. The pages of
+// the service and of `reeltag tag` share this file. Names are only ever set as text.
 
 const $ = (id) => document.getElementById(id);
-const FAINT = 0.1; // probability below which a tag stands back
+const FAINT = 0.1; // probability below which a tag is dimmed
 const decimals = new Intl.NumberFormat("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 
 function make(tag, className, text = "") {
@@ -38,13 +38,13 @@ function choose(button) {
 
 // --- one video ------------------------------------------------------------------------------------
 
-// Draw a video's tags and timeline. Of `words`, `span` names a stretch, `at` a place, and `pointed`, where it is given,
-// hears of the stretch that is pointed at, or -1.
+// Draw the tags and the timeline of a video. `words.span` names a segment, `words.at` a position; `words.pointed`, which
+// is optional, is called with the index of the segment under the pointer, or -1.
 function draw(video, facts, words) {
   const { segments, scores } = video.timeline;
   const whole = segments.length < 2;
   $("video").classList.toggle("whole", whole);
-  $("title").textContent = video.id || "A video without a name";
+  $("title").textContent = video.id || "Unnamed video";
   $("facts").textContent = facts;
   shown = { video, words, row: -1, column: -1 };
   const rows = video.tags.map((tag, row) => tagRow(tag, row, whole ? [] : scores[row], segments));

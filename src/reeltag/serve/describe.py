@@ -1,4 +1,4 @@
-"""What `/openapi.json` says of `/predict`."""
+"""Description of `/predict` in `/openapi.json`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from reeltag.inference.timeline import Tagged
 from reeltag.serve.answers import Fault, TaggedVideos
 from reeltag.serve.requests import JSON, RECORDS, VIDEO
 
-_TOP = {"type": "integer", "minimum": 1, "default": 20, "description": "how many tags"}
-_TIMELINE = {"type": "boolean", "default": False, "description": "scores over time too"}
+_TOP = {"type": "integer", "minimum": 1, "default": 20, "description": "number of tags"}
+_TIMELINE = {"type": "boolean", "default": False, "description": "also return scores over time"}
 _VIDEO = {
     "type": "object",
     "additionalProperties": False,
@@ -17,11 +17,11 @@ _VIDEO = {
         "frames": {
             "type": "array",
             "items": {"type": "array", "items": {"type": "number"}},
-            "description": "T lists of D numbers; those past the model's limit are left out",
+            "description": "T lists of D numbers; frames beyond the model's limit are left out",
         },
         "frames_base64": {
             "type": "string",
-            "description": "instead of frames: T × D values in the model's type, little-endian, frame after frame",
+            "description": "instead of frames: T × D values in the model's data type, little-endian, frame by frame",
         },
         "shape": {"type": "array", "items": {"type": "integer"}, "description": "[T, D] of frames_base64"},
         "id": {"type": "string", "default": ""},
@@ -34,21 +34,21 @@ _BODY = {JSON: {"schema": _VIDEO}} | dict.fromkeys((*RECORDS, VIDEO, "audio/*"),
 _QUERY = [{"name": name, "in": "query", "schema": schema} for name, schema in (("top", _TOP), ("timeline", _TIMELINE))]
 _FAULTS = {
     400: "the body is malformed",
-    408: "the body came too slowly",
-    413: "too large",
-    415: "another content type, or a video for a model that does not know what makes its features",
-    422: "the model computes no number for these values, or the video ended the process that read it",
-    501: "a video, and what reads it is missing here",
-    503: "too many requests at once",
-    504: "not answered in time",
+    408: "the body did not arrive in time",
+    413: "the request or its answer is too large",
+    415: "unknown content type, or a video for a model whose feature extractors are unknown",
+    422: "the scores are not finite, or the video crashed the process that decodes videos",
+    501: "videos need a package or an extractor that the service does not have",
+    503: "too many requests in progress; try again later",
+    504: "the request timed out",
 }
 PREDICT: dict[str, Any] = {
     "summary": "Tag one video, as JSON or as a video file, or several, as TFRecords",
-    "description": "The options stand in a JSON body, and in the address where the body is another.",
+    "description": "Options are keys of a JSON body, and query parameters with any other body.",
     "openapi_extra": {"requestBody": {"required": True, "content": _BODY}, "parameters": _QUERY},
     "response_model": None,
     "responses": {
-        200: {"model": Tagged | TaggedVideos, "description": "one video's tags, or those of all records"},
+        200: {"model": Tagged | TaggedVideos, "description": "tags of the video, or of every record"},
         **{status: {"model": Fault, "description": text} for status, text in _FAULTS.items()},
     },
 }

@@ -1,4 +1,4 @@
-"""How much the service takes on at once."""
+"""Limits of the service: sizes of requests and answers, time, and load."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass, fields
 
 from reeltag.core.errors import RequestError, UsageError
 
-MAX_CLIPS = 1024  # whose probabilities a request holds in memory until it is answered
+MAX_CLIPS = 1024  # per request, as their probabilities stay in memory until the answer
 MAX_SCORES = 100_000  # in an answer, about 7 MB of JSON
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What `reeltag serve` can be told.
+    """Limits that options of `reeltag serve` set.
 
     Attributes:
-        max_batch: videos and segments that are computed together.
-        max_body: bytes of a request's body.
-        max_frames: frames of all videos of a request together, after each was cut at the schema's limit.
-        timeout: seconds from a request's first byte to its answer.
-        max_waiting: requests to `/predict` that are read, wait or are computed at one time.
+        max_batch: maximum number of videos and segments per batch.
+        max_body: maximum size of a request body, in bytes.
+        max_frames: maximum number of frames per request, after each video was cut at the schema's limit.
+        timeout: seconds from the start of a request to its answer.
+        max_waiting: maximum number of requests to `/predict` in progress.
     """
 
     max_batch: int
@@ -36,14 +36,14 @@ class Limits:
 
 
 def refuse_large_answer(clips: int, top: int) -> None:
-    """Bound what a request makes the service hold.
+    """Refuse a request whose answer would take too much memory.
 
     Args:
-        clips: videos, and segments of them.
-        top: tags of each.
+        clips: number of videos and segments.
+        top: number of tags per video.
 
     Raises:
-        RequestError: too much for one request.
+        RequestError: there are too many clips or scores for one request.
     """
     if clips > MAX_CLIPS:
         raise RequestError(413, f"more than {MAX_CLIPS:,} videos and segments of timelines; send fewer at a time")

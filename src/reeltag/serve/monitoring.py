@@ -1,4 +1,4 @@
-"""What `/metrics` shows: a registry of the service's own."""
+"""Metrics of the service, for `/metrics`, in a Prometheus registry of its own."""
 
 from __future__ import annotations
 
@@ -13,41 +13,39 @@ _VIDEOS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Monitoring:
-    """Counts and times.
+    """Counters and histograms of the service.
 
     Args:
-        waiting: the length of the queue, asked when somebody looks.
-        model: what is told of the model.
+        waiting: returns the length of the queue; called for each scrape.
+        model: labels of the metric `reeltag_model_info`.
     """
 
     def __init__(self, waiting: Callable[[], int], model: dict[str, str]) -> None:
         self.registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "reeltag_requests", "Requests by the status of their answer", ["status"], registry=registry
-        )
+        self.requests = Counter("reeltag_requests", "Requests by status code", ["status"], registry=registry)
         self.seconds = Histogram(
             "reeltag_predict_seconds",
-            "From a prediction's first byte to its answer",
+            "Seconds from the start of a request to /predict to its answer",
             registry=registry,
             buckets=_SECONDS,
         )
         self.batches = Histogram(
             "reeltag_batch_videos",
-            "Videos and segments that were computed together",
+            "Videos and segments per batch",
             registry=registry,
             buckets=_VIDEOS,
         )
         self.videos = Counter("reeltag_videos", "Videos that were tagged", registry=registry)
-        Gauge("reeltag_waiting", "Requests that wait for the model", registry=registry).set_function(waiting)
+        Gauge("reeltag_waiting", "Requests waiting for the model", registry=registry).set_function(waiting)
         Info("reeltag_model", "The model", registry=registry).info(model)
 
 
 class Monitored:
-    """An application whose answers are counted.
+    """ASGI middleware that counts answers and measures their time.
 
     Args:
         app: the application.
-        monitoring: where.
+        monitoring: the metrics to update.
     """
 
     def __init__(self, app: ASGIApp, monitoring: Monitoring) -> None:

@@ -1,5 +1,5 @@
-// A shard in the browser is walked by its records' lengths alone; each record goes to the service as it stands in the
-// file, which checks it. Names are only ever set as text.
+// The browser splits a shard by the lengths of its records alone; each record is sent unchanged to the service, which
+// checks it. Names are only ever set as text.
 
 import { $, choose, counted, draw, list, seconds } from "./chart.js";
 
@@ -9,7 +9,7 @@ const OVERHEAD = 16; // bytes of a record beside its payload
 
 let limits = { max_body: Infinity };
 let samples = [];
-let walk = null; // the shard that is looked at: { file, offset, number }
+let walk = null; // the open shard: { file, offset, number }
 let latest = 0; // number of the newest request for a video, as an older answer may come later
 
 async function ask(path, options) {
@@ -70,13 +70,13 @@ async function showFile(file) {
 function showMedia(file) {
   $("shard").textContent = "";
   if (file.size > limits.max_body) {
-    complain(`${file.name} has ${file.size.toLocaleString("en")} bytes, more than the service takes.`);
+    complain(`${file.name} has ${file.size.toLocaleString("en")} bytes, more than the service accepts.`);
     return;
   }
   list(file.name, "video file", (button) => open(button, async () => file)).click();
 }
 
-// The next records of the shard: first their names, then what the service says of each.
+// List the next records of the shard, then ask the service for the name and best tag of each.
 async function showMore() {
   const mine = walk;
   const found = [];
@@ -88,7 +88,7 @@ async function showMore() {
     mine.offset = Math.min(begin + OVERHEAD + length, mine.file.size);
     if (mine.offset - begin > limits.max_body) {
       complain(`Record ${mine.number}, at byte ${begin} of ${mine.file.name}, has ${length.toLocaleString("en")} bytes, ` +
-        "more than the service takes. Is this a TFRecord file, uncompressed?");
+        "more than the service accepts. Is this a TFRecord file, uncompressed?");
       mine.offset = mine.file.size;
       break;
     }
@@ -120,7 +120,7 @@ async function describe(queue, mine) {
   }
 }
 
-// A record is sent alone, so its place within the request says nothing.
+// A record is sent alone, so its position within the request means nothing.
 const reason = (error) => error.message.replace(/^record 0, byte 0: /, "");
 
 // --- one video ------------------------------------------------------------------------------------

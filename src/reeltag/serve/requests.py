@@ -1,4 +1,4 @@
-"""The body of a request → checked videos, before anything is queued. Whatever is wrong is a `RequestError`."""
+"""Parse and check the body of a request before it is queued. Every fault is a `RequestError`."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from reeltag.serve.limits import Limits
 
 RECORDS = ("application/x-tfrecord", "application/octet-stream")
 JSON = "application/json"
-VIDEO = "video/*"  # and audio/*, whichever it is: what is in a file is found out by reading it
+VIDEO = "video/*"  # stands for audio/* too: only decoding a file shows what it holds
 _OPTIONS = ("top", "timeline")
 _JSON_KEYS = ("frames", "frames_base64", "shape", "id", *_OPTIONS)
-_JSON_VALUE, _JSON_REST = 32, 64_000  # most characters of a number, and of all else
+_JSON_VALUE, _JSON_REST = 32, 64_000  # maximum characters of a number, and of everything else
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a request asks for.
+    """Parsed request.
 
     Attributes:
-        videos: one or several.
-        top: how many tags of each.
-        timeline: whether to tag segments too.
+        videos: at least one.
+        top: number of tags per video.
+        timeline: also tag segments.
     """
 
     videos: list[Video]
@@ -42,10 +42,10 @@ class Wanted:
 
 
 def media_type(content_type: str) -> str:
-    """The kind of body, without its parameters; `VIDEO` for all videos and sounds.
+    """Return the media type without its parameters; `VIDEO` for all of video/* and audio/*.
 
     Raises:
-        RequestError: it is none that the service reads.
+        RequestError: the service does not read this type.
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind.partition("/")[0] in ("video", "audio"):
@@ -58,28 +58,28 @@ def media_type(content_type: str) -> str:
 
 
 def most_bytes(kind: str, schema: Schema, limits: Limits) -> int:
-    """Bytes that a body may have; JSON holds one video, and is read at once."""
+    """Return the maximum size of a body in bytes; JSON holds a single video, so its limit is lower."""
     if kind != JSON:
         return limits.max_body
     return min(limits.max_body, _JSON_VALUE * schema.max_frames * schema.width + _JSON_REST)
 
 
 def parse(kind: str, query: Mapping[str, str], body: bytes, schema: Schema, limits: Limits) -> Wanted:
-    """Read a request.
+    """Parse a request of JSON or TFRecords.
 
     Args:
-        kind: of the body, as `media_type` gives it.
-        query: options of a request of TFRecords; JSON holds its own.
-        body: all of it.
-        schema: what the videos should look like.
-        limits: how many frames are taken.
+        kind: media type of the body, as `media_type` returns it.
+        query: query parameters, the options with TFRecords; JSON holds its own.
+        body: the complete body.
+        schema: schema of the videos.
+        limits: limits of the service.
 
     Raises:
-        RequestError: anything is not as it should be.
+        RequestError: the request is invalid or too large.
     """
     if kind == JSON:
         if query:
-            raise RequestError(400, f"{next(iter(query))!r} stands in the address; with JSON it belongs in the body")
+            raise RequestError(400, f"{next(iter(query))!r} is a query parameter; with JSON put it in the body")
         return _from_json(body, schema, limits)
     if not body:
         raise RequestError(400, "the body is empty; send one or several TFRecords")
@@ -87,10 +87,10 @@ def parse(kind: str, query: Mapping[str, str], body: bytes, schema: Schema, limi
 
 
 def options(query: Mapping[str, str], schema: Schema, videos: list[Video]) -> Wanted:
-    """Videos, and what the address asks for.
+    """Combine videos with the options in the query.
 
     Raises:
-        RequestError: it asks for something that there is not.
+        RequestError: an option is unknown or its value invalid.
     """
     given: dict[str, Any] = {key: _query_value(value) for key, value in query.items()}
     _refuse_unknown(given, _OPTIONS)
@@ -111,7 +111,7 @@ def _records(body: bytes, schema: Schema, limits: Limits) -> Iterator[Video]:
 
 
 def _query_value(text: str) -> object:
-    """A query's text as JSON would have it."""
+    """Convert the text of a query parameter to the value that JSON would hold."""
     if text.isascii() and text.isdigit() and len(text) < 10:
         return int(text)
     return {"true": True, "false": False}.get(text, text)
@@ -120,7 +120,7 @@ def _query_value(text: str) -> object:
 def _refuse_unknown(given: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for key in given:
         if key not in known:
-            raise RequestError(400, f"{_short(key)} is no key of a request; there are {', '.join(known)}")
+            raise RequestError(400, f"{_short(key)} is not a key of a request; the keys are {', '.join(known)}")
 
 
 def _top(given: Mapping[str, Any], schema: Schema) -> int:
@@ -153,7 +153,7 @@ def _from_json(body: bytes, schema: Schema, limits: Limits) -> Wanted:
         raise RequestError(400, f"id is {_short(name)}: must be a string")
     frames = _frames(given, schema)
     if schema.level == "video" and len(frames) != 1:
-        raise RequestError(400, f"{len(frames)} frames: this model reads video-level features, one vector a video")
+        raise RequestError(400, f"{len(frames)} frames: this model reads video-level features, one vector per video")
     cut = max(0, len(frames) - schema.max_frames)
     frames = frames[: schema.max_frames]
     if len(frames) > limits.max_frames:
@@ -171,7 +171,7 @@ def _load(body: bytes) -> dict[str, Any]:
         raise RequestError(400, "the body is nested too deeply; frames are a list of lists of numbers") from error
     except json.JSONDecodeError as error:
         raise RequestError(400, f"the body is not JSON: {error}") from error
-    except ValueError as error:  # Python converts no number of thousands of digits
+    except ValueError as error:  # Python refuses to convert numbers of thousands of digits
         raise RequestError(400, "the body holds a number of thousands of digits") from error
     if not isinstance(given, dict):
         raise RequestError(400, 'the body must be an object, such as {"frames": [[0, 255, …], …]}')
@@ -179,7 +179,7 @@ def _load(body: bytes) -> dict[str, Any]:
 
 
 def _frames(given: Mapping[str, Any], schema: Schema) -> FrameArray:
-    """Frames [T, D] in the schema's type."""
+    """Return the frames [T, D] in the schema's data type."""
     if ("frames" in given) == ("frames_base64" in given):
         raise RequestError(400, "give the video as one of frames, a list of lists, and frames_base64, with its shape")
     if "frames" not in given:
@@ -211,8 +211,10 @@ def _frames_of_lists(rows: object, schema: Schema) -> FrameArray:
         wrong = ~(np.abs(values) <= MAX_VALUE)
         expected = f"numbers from {-MAX_VALUE:g} to {MAX_VALUE:g}"
     if wrong.any():
-        frame, place = np.argwhere(wrong)[0].tolist()
-        raise RequestError(400, f"frame {frame}, value {place} is {values[frame, place]}: this model reads {expected}")
+        frame, position = np.argwhere(wrong)[0].tolist()
+        raise RequestError(
+            400, f"frame {frame}, value {position} is {values[frame, position]}: this model reads {expected}"
+        )
     return values.astype(schema.dtype)
 
 
@@ -220,7 +222,7 @@ def _frames_of_base64(text: object, shape: object, schema: Schema) -> FrameArray
     if type(shape) is not list or len(shape) != 2 or not all(type(n) is int for n in shape) or shape[0] < 1:
         raise RequestError(400, f"shape is {_short(shape)}: must be [T, {schema.width}], with at least one frame")
     if shape[1] != schema.width:
-        raise RequestError(400, f"shape is {_short(shape)}; this model reads {schema.width} values a frame")
+        raise RequestError(400, f"shape is {_short(shape)}; this model reads {schema.width} values per frame")
     if type(text) is not str:
         raise RequestError(400, "frames_base64 must be a string")
     try:

@@ -1,4 +1,4 @@
-"""A few records that a person can pick from on the page."""
+"""Sample records that the page offers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from reeltag.data.formats.tfrecord import ShardFile, frame_record
 from reeltag.data.schema import Schema
 from reeltag.data.shards import read_records
 
-MOST = 12  # of each shard
+MOST = 12  # records per shard
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One record.
+    """Record that the page offers.
 
     Attributes:
-        id: the video's name.
-        frames: how many it has, cut at the schema's limit.
-        record: the TFRecord, as a request to `/predict` takes it.
+        id: id of the video.
+        frames: number of frames, cut at the schema's limit.
+        record: the TFRecord, ready to be sent to `/predict`.
     """
 
     id: str
@@ -30,10 +30,10 @@ class Sample:
 
 
 def read_samples(paths: Sequence[DataFile], schema: Schema) -> list[Sample]:
-    """The first records of shards.
+    """Return the first records of each shard.
 
     Raises:
-        DataError: one of them is damaged or does not follow the schema.
+        DataError: a record is damaged or does not follow the schema.
     """
     samples = []
     for path in paths:

@@ -1,6 +1,7 @@
-"""Uploaded videos → what the model reads, in a process that can be ended: FFmpeg parses what strangers send.
+"""Read uploaded videos in a separate process that can be killed, since FFmpeg parses files of strangers there.
 
-The process gets a path and answers with JSON and bytes, never with a pickle: who takes it over has not the service.
+The process receives a path and answers with JSON and bytes, never with a pickle, so that an attacker who takes over the
+process does not control the service.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from reeltag.data.formats.example import Video
 from reeltag.data.schema import Schema
 from reeltag.inference.video.reader import open_reader, refuse_unreadable
 
-_ANSWER = 64_000  # most bytes of what is said beside the values
+_ANSWER = 64_000  # maximum bytes of the JSON that precedes the values
 
 
 @dataclass(frozen=True)
 class _Worker:
-    """A process, the end of the pipe to it, and the folder where it finds videos."""
+    """Process that reads videos, our end of the pipe to it, and the folder of its videos."""
 
     process: BaseProcess
     connection: Connection
@@ -37,104 +38,106 @@ class _Worker:
     def end(self) -> None:
         self.process.kill()
         self.process.join()
-        self.folder.cleanup()  # the connection may be waited at in a thread, which now hears that it ended
+        self.folder.cleanup()  # the connection stays open: a thread may be waiting on it, and now gets EOFError
 
     def read(self, content: bytes, schema: Schema) -> tuple[Video, list[str]]:
-        """Wait for what it makes of a video.
+        """Return the video that the process reads from a file, and remarks on it.
 
         Raises:
-            EOFError, OSError: it ended.
-            RequestError: it cannot read the video.
+            EOFError, OSError: the process ended.
+            RequestError: the process cannot read the video.
         """
         path = Path(self.folder.name) / "video"
         path.write_bytes(content)
         self.connection.send_bytes(str(path).encode())
-        told = json.loads(self.connection.recv_bytes(_ANSWER))
+        answer = json.loads(self.connection.recv_bytes(_ANSWER))
         path.unlink()
-        if "error" in told:
-            raise RequestError(told["status"], told["error"])
+        if "error" in answer:
+            raise RequestError(answer["status"], answer["error"])
         values = self.connection.recv_bytes(schema.max_frames * schema.width)
         frames = np.frombuffer(values, np.uint8).reshape(-1, schema.width)
         features = np.split(frames, np.cumsum(schema.widths)[:-1], axis=1)
-        return Video("", None, tuple(features), int(told["cut"])), [str(remark) for remark in told["remarks"]]
+        return Video("", None, tuple(features), int(answer["cut"])), [str(remark) for remark in answer["remarks"]]
 
 
 class VideoProcess:
-    """Reads one video after the other in a process that starts with the first, and again where it ended.
+    """Reads one video at a time in a process that starts with the first video, and is restarted if it ended.
 
     Args:
-        shipped: the model; its members are not needed.
-        name: of its file, for errors.
+        artifact: the model; its members are not needed.
+        name: name of its file, for errors.
     """
 
-    def __init__(self, shipped: Artifact, name: str) -> None:
-        self._shipped, self._name = replace(shipped, members=()), name
+    def __init__(self, artifact: Artifact, name: str) -> None:
+        self._artifact, self._name = replace(artifact, members=()), name
         self._turn = asyncio.Lock()
         self._worker: _Worker | None = None
         self.refusal = self._refusal()
 
     def _refusal(self) -> tuple[int, str] | None:
-        """Status and reason for which no video can be read, as far as that is known before one is."""
+        """Return the status and reason if no video can be read, as far as known beforehand."""
         try:
-            refuse_unreadable(self._shipped, self._name)
+            refuse_unreadable(self._artifact, self._name)
         except UsageError as error:
-            return 415, f"no videos are taken: {error}"
+            return 415, f"videos are not accepted: {error}"
         if find_spec("av") is None:
-            return 501, "no videos are taken: PyAV is not installed; `pip install 'reeltag[video]'`"
+            return 501, "videos are not accepted: PyAV is not installed; `pip install 'reeltag[video]'`"
         return None
 
-    async def read(self, content: bytes, late: float) -> tuple[Video, list[str]]:
-        """What the model reads of a video, and what is unusual about it.
+    async def read(self, content: bytes, deadline: float) -> tuple[Video, list[str]]:
+        """Return the features that the model reads from a video, and remarks on what is unusual about it.
 
         Args:
-            content: the file.
-            late: time of the event loop's clock at which the process is ended, where it still reads.
+            content: content of the file.
+            deadline: time of the event loop's clock at which the process is killed if it is still reading.
 
         Raises:
-            RequestError: it cannot be read, or not in time.
+            RequestError: the video cannot be read, or not in time.
         """
         try:
-            return await asyncio.wait_for(self._read(content), late - asyncio.get_running_loop().time())
+            return await asyncio.wait_for(self._read(content), deadline - asyncio.get_running_loop().time())
         except asyncio.TimeoutError as error:
-            raise RequestError(504, "not read in time; send a shorter or a smaller video, or come again") from error
+            raise RequestError(504, "not read in time; send a shorter or smaller video, or try again later") from error
 
     async def _read(self, content: bytes) -> tuple[Video, list[str]]:
         async with self._turn:
             worker = self._worker = self._worker or self._started()
             try:
-                return await asyncio.to_thread(worker.read, content, self._shipped.schema)
+                return await asyncio.to_thread(worker.read, content, self._artifact.schema)
             except RequestError:
                 raise
             except (EOFError, OSError) as error:
                 self.close()
-                raise RequestError(422, "the video ended the process that read it; convert it") from error
-            except asyncio.CancelledError:  # it is late
+                raise RequestError(
+                    422, "the video crashed the process that read it; convert it to another format"
+                ) from error
+            except asyncio.CancelledError:  # the deadline has passed
                 self.close()
                 raise
 
     def _started(self) -> _Worker:
         context = spawn_context()
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, self._shipped, self._name), daemon=True)
+        process = context.Process(target=_work, args=(theirs, self._artifact, self._name), daemon=True)
         with without_interrupts():
             process.start()
         theirs.close()
         return _Worker(process, ours, TemporaryDirectory(prefix="reeltag-"))
 
     def close(self) -> None:
-        """End the process."""
+        """Kill the process."""
         if self._worker is not None:
             self._worker.end()
         self._worker = None
 
 
-def _work(connection: Connection, shipped: Artifact, name: str) -> None:
-    """Answer until the service closes its end of the pipe."""
+def _work(connection: Connection, artifact: Artifact, name: str) -> None:
+    """Read videos until the service closes its end of the pipe."""
     reader, refused = None, ""
     try:
-        reader = open_reader(shipped, name)
+        reader = open_reader(artifact, name)
     except ReeltagError as error:
-        refused = f"no videos are taken: {error}"
+        refused = f"videos are not accepted: {error}"
     while True:
         try:
             path = Path(connection.recv_bytes().decode())
