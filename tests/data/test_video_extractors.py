@@ -209,7 +209,7 @@ def test_what_is_wrong_with_an_image_model_is_said(tmp_path, name, message):
 
 
 def stand_in_for_inception(path):
-    """What has Inception-v3's form: 299 x 299 pictures to 2048 values, here the means of the picture times weights."""
+    """Write a graph of Inception-v3's form: 299 x 299 pictures to 2048 values, here weighted means of the picture."""
     weights = RNG.normal(size=(3, 2048)).astype(np.float32)
     mean = helper.make_node("ReduceMean", ["x"], ["mean"], axes=[1, 2], keepdims=0)
     product = helper.make_node("MatMul", ["mean", "w"], ["pool_3"])

@@ -148,7 +148,7 @@ def resumed(manifest, folder, averaging, until=None):
 
 
 def not_finite(manifest, path):
-    """What each process says when the loss of one is not a number at the third step."""
+    """Return the error of each process when the loss of one is not a number at the third step."""
     loss, calls = reeltag.training.replica.cross_entropy, []
 
     def third_is_none(*arguments):
@@ -168,7 +168,7 @@ def not_finite(manifest, path):
 
 
 def refused(manifest, path):
-    """What is said of a batch that two processes cannot divide."""
+    """Return the message about a batch that two processes cannot divide."""
     try:
         Recorded(manifest, path, CASES["netvlad"][0], {"batch_size": 9}).run()
     except TrainingError as error:

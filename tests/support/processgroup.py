@@ -14,7 +14,7 @@ def living(group):
 
 
 def all_end(group):
-    """Whether no process of a group is left after a while."""
+    """Return True if no process of a group is left after a while."""
     deadline = time.monotonic() + 20
     while living(group) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pair(manifest, folder):
-    """What two processes found. Two trainings are begun by one process, and go on in them."""
+    """Results of two processes; two of their trainings were begun by one process and resume in them."""
     for averaging in (False, True):
         resumed(manifest, folder, averaging, until=2)
     return launch(partial(in_a_pair, manifest, folder), 2)

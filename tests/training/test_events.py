@@ -32,7 +32,7 @@ def log(run, stage, rows):
 
 
 def scalars(run, stage):
-    """What TensorBoard reads: the steps and values of each tag."""
+    """Return the steps and values of each tag as TensorBoard reads them."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found = EventAccumulator(str(run / "logs" / "tensorboard" / stage)).Reload()
