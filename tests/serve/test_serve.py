@@ -192,15 +192,16 @@ def test_metrics_count_what_happened(client):
 def test_the_page_asks_nobody_else(client):
     policy = client.get("/").headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'self'") and "unsafe" not in policy
-    for path, file, kind in [
-        ("/", "page.html", "text/html; charset=utf-8"),
-        ("/page.css", "page.css", "text/css; charset=utf-8"),
-        ("/page.js", "page.js", "text/javascript; charset=utf-8"),
-        ("/icon.svg", "icon.svg", "image/svg+xml"),
+    for path, package, file, kind in [
+        ("/", "reeltag.serve", "page.html", "text/html; charset=utf-8"),
+        ("/page.css", "reeltag.inference.video", "page/base.css", "text/css; charset=utf-8"),
+        ("/page.js", "reeltag.serve", "page.js", "text/javascript; charset=utf-8"),
+        ("/chart.js", "reeltag.inference.video", "page/chart.js", "text/javascript; charset=utf-8"),
+        ("/icon.svg", "reeltag.serve", "icon.svg", "image/svg+xml"),
     ]:
         answer = client.get(path)
         assert answer.headers["Content-Type"] == kind
-        assert answer.content == files("reeltag.serve").joinpath(file).read_bytes()
+        assert answer.content == files(package).joinpath(file).read_bytes()
         addresses = set(re.findall(r"https?://[^\s\"']+", answer.text)) - {"http://www.w3.org/2000/svg"}
         assert not addresses
     assert "innerHTML" not in client.get("/page.js").text

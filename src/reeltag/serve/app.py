@@ -34,12 +34,13 @@ from reeltag.serve.requests import JSON, RECORDS, VIDEO, Wanted, media_type, mos
 from reeltag.serve.samples import Sample
 from reeltag.serve.videos import VideoProcess
 
+# For each path of the page: package, file and media type. `reeltag tag --html` shares the style and the chart.
 _PAGE = {
-    "/": ("page.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/chart.js": ("chart.js", "text/javascript"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
+    "/": ("reeltag.serve", "page.html", "text/html"),
+    "/page.css": ("reeltag.inference.video", "page/base.css", "text/css"),
+    "/page.js": ("reeltag.serve", "page.js", "text/javascript"),
+    "/chart.js": ("reeltag.inference.video", "page/chart.js", "text/javascript"),
+    "/icon.svg": ("reeltag.serve", "icon.svg", "image/svg+xml"),
 }
 _OURS_ONLY = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -173,8 +174,8 @@ def create_app(predictor: Predictor, name: str, limits: Limits, samples: Sequenc
         ("/samples/{number}", service.sample),
     ):
         app.add_api_route(path, route)
-    for path, (file, kind) in _PAGE.items():
-        app.add_api_route(path, _asset(file, kind), include_in_schema=False)
+    for path, (package, file, kind) in _PAGE.items():
+        app.add_api_route(path, _asset(package, file, kind), include_in_schema=False)
     app.add_exception_handler(RequestError, _refused)
     app.add_exception_handler(HTTPException, _no_such_route)
     app.add_exception_handler(Exception, _failed)
@@ -217,8 +218,8 @@ def _json(content: Any, status: int = 200) -> Response:
     return Response(_encode(content), status, media_type=JSON)
 
 
-def _asset(file: str, kind: str) -> Callable[[], Any]:
-    content = files("reeltag.serve").joinpath(file).read_bytes()
+def _asset(package: str, file: str, kind: str) -> Callable[[], Any]:
+    content = files(package).joinpath(file).read_bytes()
 
     async def asset() -> Response:
         return Response(content, headers=_OURS_ONLY, media_type=kind)

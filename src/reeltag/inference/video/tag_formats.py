@@ -75,14 +75,13 @@ def as_html(model: str, results: Sequence[TaggedFile], left_out: Mapping[str, st
         ],
         "left_out": dict(left_out),
     }
-    modules = (("reeltag.serve", "chart.js"), ("reeltag.inference.video", "page/page.js"))
-    script = "".join(_without_imports(_file(*module)) for module in modules)
+    script = "".join(_without_imports(_file(module)) for module in ("chart.js", "page.js"))
     facts = [model, counted(len(results), "video")]
     facts += [f"{len(left_out):,} left out"] if left_out else []
-    return Template(_file("reeltag.inference.video", "page/page.html")).substitute(
+    return Template(_file("page.html")).substitute(
         model=escape(model),
         facts=escape(" · ".join(facts)),
-        style=_file("reeltag.serve", "page.css") + _file("reeltag.inference.video", "page/page.css"),
+        style=_file("base.css") + _file("page.css"),
         data=json.dumps(content, ensure_ascii=False, allow_nan=False).replace(
             "<", "\\u003c"
         ),  # no text can end the script element
@@ -91,8 +90,8 @@ def as_html(model: str, results: Sequence[TaggedFile], left_out: Mapping[str, st
     )
 
 
-def _file(package: str, name: str) -> str:
-    return files(package).joinpath(name).read_text(encoding="utf-8")
+def _file(name: str) -> str:
+    return files("reeltag.inference.video").joinpath("page", name).read_text(encoding="utf-8")
 
 
 def _without_imports(script: str) -> str:
