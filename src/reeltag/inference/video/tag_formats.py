@@ -91,7 +91,7 @@ def as_html(model: str, results: Sequence[TaggedFile], left_out: Mapping[str, st
 
 
 def _file(name: str) -> str:
-    return files("reeltag.inference.video").joinpath("page", name).read_text(encoding="utf-8")
+    return files("reeltag.inference.video").joinpath(f"page/{name}").read_text(encoding="utf-8")
 
 
 def _without_imports(script: str) -> str:
