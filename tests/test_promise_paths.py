@@ -208,7 +208,7 @@ def test_an_encoding_that_leads_elsewhere_is_not_packed(tmp_path: Path, capsys: 
     capsys.readouterr()
     assert main(command) == 2
     printed = capsys.readouterr().err
-    assert "the file '../../../elsewhere.reeltag' that it names cannot be read (leads elsewhere)" in printed
+    assert "the file '../../../elsewhere.reeltag' that it lists cannot be read (leads elsewhere)" in printed
 
 
 def test_members_of_a_file_are_never_paths(tmp_path: Path) -> None:

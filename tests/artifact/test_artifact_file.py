@@ -153,7 +153,7 @@ def test_a_header_that_contradicts_itself_is_refused(ensemble, tmp_path, change,
 def test_foreign_files_are_refused(tmp_path):
     path = tmp_path / "foreign.safetensors"
     save_file({"x": torch.zeros(3)}, path)
-    with pytest.raises(ArtifactError, match="no file of reeltag"):
+    with pytest.raises(ArtifactError, match="not a reeltag file"):
         load_artifact(path)
     with pytest.raises(ArtifactError, match="nowhere"):
         load_artifact(tmp_path / "nowhere.reeltag")

@@ -136,7 +136,7 @@ def test_a_page_or_a_damaged_file_never_enters_the_cache(server, cache):
     damaged = bytearray(server.content)
     damaged[-5] ^= 1
     for content, message in (
-        (b"<html>Please log in</html>", "no file of reeltag"),
+        (b"<html>Please log in</html>", "not a reeltag file"),
         (bytes(damaged), "checksum of tensor"),
     ):
         server.content = content

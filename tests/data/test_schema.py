@@ -48,7 +48,7 @@ def test_a_name_alone_is_a_preset_and_a_table_without_one_is_left_alone() -> Non
 
 
 def test_an_unknown_preset_names_the_known_ones() -> None:
-    with pytest.raises(UsageError, match=r"no preset 'yt9m'; there are yt8m-frame, yt8m-video, audioset"):
+    with pytest.raises(UsageError, match=r"no preset 'yt9m'; the presets are yt8m-frame, yt8m-video, audioset"):
         preset_schema("yt9m")
     with pytest.raises(ValueError, match="no preset 'yt9m'"):
         expand_preset({"preset": "yt9m", "classes": 3})
