@@ -190,5 +190,5 @@ def test_a_family_from_outside_is_one_of_ours(own, recipe, tmp_path):
 def test_a_family_takes_no_other_name_and_no_others_place(own):
     with pytest.raises(UsageError, match=r'should say family: Literal\["other"\]'):
         reeltag.register_family("other", OwnConfig, Mean)
-    with pytest.raises(UsageError, match="there is one already"):
+    with pytest.raises(UsageError, match="family 'rnn': is registered already, with another configuration"):
         reeltag.register_family("rnn", OwnConfig, Mean)

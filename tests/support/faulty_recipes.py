@@ -173,7 +173,7 @@ BESIDE_MODELS = [  # about all models, so that none of them may have another fau
     ),
     Fault(
         ((("imported",), {"rnn-student-1": "x.reeltag"}),),
-        "imported: rnn-student-1: so a student of [distillation] is called",
+        "imported: rnn-student-1: is the name of a student that [distillation] adds",
         (("models",), ("imported",), ("distillation",)),
     ),
 ]
