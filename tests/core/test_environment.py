@@ -89,7 +89,7 @@ def test_the_command_line_says_how_threads_wait_before_torch_reads_it(given, fou
     assert done.stdout.splitlines()[-1] == str(found)
 
 
-def test_what_linux_says_of_its_processor_is_found(tmp_path):
+def test_values_of_cpuinfo_are_read(tmp_path):
     told = tmp_path / "cpuinfo"
     told.write_text(
         "processor\t: 0\nmodel name\t: Some CPU @ 2: fast\nflags\t\t: fpu avx2\n\nprocessor\t: 1\nflags\t: none\n"
@@ -99,8 +99,8 @@ def test_what_linux_says_of_its_processor_is_found(tmp_path):
     assert cpuinfo_value("model", told) == cpuinfo_value("flags", tmp_path / "none") == ""
 
 
-def test_a_report_names_the_processor_and_the_threads(monkeypatch):
+def test_results_name_the_cpu_and_the_threads(monkeypatch):
     monkeypatch.setattr(shown, "cpuinfo_value", lambda key: {"model name": "Some CPU"}[key])
     found = shown.machine()
-    assert found["processor"] == "Some CPU"
+    assert found["cpu"] == "Some CPU"
     assert found["threads"] == str(torch.get_num_threads())

@@ -138,7 +138,7 @@ def test_commands_without_support_for_segments_refuse_them(out: Path, shards: li
     tagger = reeltag.load(model)
     with pytest.raises(UsageError, match="this model tags segments of 5 frames"):
         tagger.predict(np.zeros((6, 32), np.uint8))
-    with pytest.raises(UsageError, match=r"drop_flat: .* this model tags segments"):
+    with pytest.raises(UsageError, match=r"drop_flat: .* the model tags segments"):
         from reeltag.inference.shard_tagger import predict_to_file
 
         predict_to_file(model, list(map(str, shards)), tmp_path / "s.csv", drop_flat=True)
