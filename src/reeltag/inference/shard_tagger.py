@@ -181,7 +181,7 @@ def stream_predictions(
     return chain.from_iterable(tagger.tag(shard, counts) for shard in prefetched(shards)), counts
 
 
-def predict_to_file(
+def predict_to_file(  # noqa: PLR0913 (each is an option of `reeltag predict`)
     model: str | Path | Predictor,
     patterns: Patterns,
     out: str | Path,

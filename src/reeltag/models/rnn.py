@@ -130,7 +130,7 @@ class GRURecurrence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917 (autograd calls it by position)
         ctx: Any,
         gates_BTG: Tensor,
         candidate_BTH: Tensor,
