@@ -26,7 +26,8 @@ def cluster():
         yield pool
 
 
-POOLS = [processes, pytest.param(cluster, marks=pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="only one CPU"))]
+FEW_CPUS = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="only one CPU")
+POOLS = [processes, pytest.param(cluster, marks=[pytest.mark.slow, FEW_CPUS])]
 
 
 @pytest.mark.parametrize("opened", POOLS)

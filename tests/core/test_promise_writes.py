@@ -24,6 +24,7 @@ def library(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_whatever_write_fails_files_are_old_or_new_and_the_path_is_named(library, tmp_path, promise):
     runs = promise.amount(2, 60)
     paths = os.pathsep.join([str(SUPPORT.parent), *sys.path])

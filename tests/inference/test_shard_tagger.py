@@ -151,6 +151,7 @@ def test_ctrl_c_while_workers_start_is_as_quiet(model, shards, tmp_path, seconds
     assert all_end(process.pid)
 
 
+@pytest.mark.slow
 def test_the_shard_of_a_worker_that_is_killed_is_tagged_again(capsys, model, shards, whole, tmp_path):
     out = tmp_path / "p.csv"
     process = start(model, shards, out, 2)

@@ -84,6 +84,7 @@ def test_a_run_killed_in_every_stage(promise, figures, commands, folder, counts)
     )
 
 
+@pytest.mark.slow
 def test_a_training_killed_at_every_step(promise, figures, commands, folder, counts):
     """Resume each time from the checkpoint of the step before."""
     rng = random.Random(0)

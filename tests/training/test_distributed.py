@@ -255,6 +255,7 @@ def test_a_process_that_is_killed_ends_all_with_one_message(tmp_path):
         assert all_end(process.pid)
 
 
+@pytest.mark.slow
 def test_no_process_outlives_the_one_that_started_it(tmp_path):
     with training(tmp_path) as (process, _):
         process.kill()
