@@ -6,6 +6,7 @@ Rank and world size are read from the environment variables that torchrun define
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 import time
@@ -59,6 +60,8 @@ def initialize() -> None:
 
     if world_size() > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group(timeout=TIMEOUT)
+        # Its threads must end before the interpreter does, or the process ends with SIGABRT now and then.
+        atexit.register(torch.distributed.destroy_process_group)
 
 
 def broadcast(value: T) -> T:
