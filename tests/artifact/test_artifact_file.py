@@ -54,8 +54,8 @@ def file(ensemble, tmp_path_factory):
 FRAMES = np.random.default_rng(0).integers(0, 256, (5, 7, 56), dtype=np.uint8)
 
 
-def probabilities(shipped):
-    return Predictor(shipped, shipped.members).predict(FRAMES)
+def probabilities(artifact):
+    return Predictor(artifact, artifact.members).predict(FRAMES)
 
 
 def test_what_is_saved_is_what_is_loaded(ensemble, file):
@@ -175,13 +175,13 @@ def test_quantising_twice_changes_nothing(ensemble):
 def test_every_encoding_comes_back_from_the_file(tmp_path, encoding):
     config = parse_config({"family": "mean", "hidden": 400})
     state = build_tagger(config, SCHEMA.widths, 20, 0).state_dict()
-    shipped = quantize_artifact(Artifact(SCHEMA, None, (Member("m", config, 1.0, state),), {}), encoding)
-    save_artifact(tmp_path / "m.reeltag", shipped)
+    artifact = quantize_artifact(Artifact(SCHEMA, None, (Member("m", config, 1.0, state),), {}), encoding)
+    save_artifact(tmp_path / "m.reeltag", artifact)
     back = load_artifact(tmp_path / "m.reeltag")
-    for name, value in dequantize_state(shipped.members[0].state).items():
+    for name, value in dequantize_state(artifact.members[0].state).items():
         if value.is_floating_point():
             assert torch.equal(dequantize_state(back.members[0].state)[name], value)
-    assert stored_bytes(back.members[0].state) == stored_bytes(shipped.members[0].state)
+    assert stored_bytes(back.members[0].state) == stored_bytes(artifact.members[0].state)
 
 
 def test_parts_that_are_no_encoding_are_refused(tmp_path):

@@ -206,9 +206,9 @@ def test_soft_targets_that_are_objects_are_refused_though_every_hash_holds(tmp_p
 
 
 def test_names_in_a_file_mean_nothing_to_a_terminal_or_a_page(capsys):
-    shipped = load_artifact(ATTACKS / "names-sealed.reeltag")
-    assert "<script>" in shipped.label_names[0]
-    card = model_card(shipped, 1)
+    artifact = load_artifact(ATTACKS / "names-sealed.reeltag")
+    assert "<script>" in artifact.label_names[0]
+    card = model_card(artifact, 1)
     assert harmless(card)
     assert "\nlicense:" not in card  # none was given, and none can be slipped in
     assert main(["inspect", str(ATTACKS / "names-sealed.reeltag")]) == 0

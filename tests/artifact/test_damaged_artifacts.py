@@ -20,7 +20,7 @@ from reeltag.core.errors import ArtifactError, UsageError
 from reeltag.core.tensorfile import TensorFile
 from reeltag.data.shards import Manifest
 from reeltag.training import checkpoint
-from small_models import CLASSES, FORMS, shipped
+from small_models import CLASSES, FORMS, small_artifact
 
 ROOM = 24 << 20  # bytes by which opening mutants of files of some kilobytes may let a process grow
 FAMILIES = ["netvlad", "dbof", "mean", "netfv", "rnn", "nextvlad", "attention"]
@@ -32,7 +32,7 @@ def models(tmp_path, everything_is_large):
     paths = []
     for family, encoding in zip(FAMILIES, ENCODINGS, strict=True):
         paths.append(tmp_path / f"{encoding}.reeltag")
-        save_artifact(paths[-1], shipped(family, FORMS.get(family, [{}])[0], encoding))
+        save_artifact(paths[-1], small_artifact(family, FORMS.get(family, [{}])[0], encoding))
     members = [
         replace(load_artifact(path).members[0], name=f"m{number}", weight=weight)
         for number, (path, weight) in enumerate(zip(paths[:3], (0.5, 0.25, 0.25), strict=True))

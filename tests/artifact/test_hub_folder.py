@@ -48,7 +48,7 @@ def member(name, weight, config):
 
 
 @pytest.fixture(scope="module")
-def shipped():
+def artifact():
     members = (
         member("a|b", 0.25, {"family": "netvlad", "clusters": 16, "hidden": 40}),
         member("c", 0.75, {"family": "mean", "hidden": 400}),
@@ -57,9 +57,9 @@ def shipped():
 
 
 @pytest.fixture(scope="module")
-def file(shipped, tmp_path_factory):
+def file(artifact, tmp_path_factory):
     path = tmp_path_factory.mktemp("share") / "model.reeltag"
-    save_artifact(path, shipped)
+    save_artifact(path, artifact)
     return path
 
 
@@ -105,10 +105,10 @@ def test_the_folder_holds_the_same_bytes_and_predicts_the_same_without_network(f
         np.testing.assert_array_equal(tagger.predict(FRAMES), expected)
 
 
-def test_config_json_is_the_header(shipped, folder):
+def test_config_json_is_the_header(artifact, folder):
     content = json.loads((folder / "config.json").read_text())
     assert content.pop("library_name") == "reeltag"
-    assert content == json.loads(json.dumps(artifact_header(shipped)))
+    assert content == json.loads(json.dumps(artifact_header(artifact)))
 
 
 def test_the_metadata_are_what_the_hub_reads(folder):
@@ -124,7 +124,7 @@ def test_the_metadata_are_what_the_hub_reads(folder):
     assert hub.metadata_load(folder / "README.md") == found
 
 
-def test_the_card_says_what_the_artifact_holds(shipped, file, folder):
+def test_the_card_says_what_the_artifact_holds(artifact, file, folder):
     card = (folder / "README.md").read_text()
     assert cells(card, "Measured") == [
         ["this file", "0.81235"],
@@ -137,7 +137,7 @@ def test_the_card_says_what_the_artifact_holds(shipped, file, folder):
     assert f"2 members in one file of {megabytes(file.stat().st_size)}" in card
     assert cells(card, "Members") == [
         [m.name, m.config.family, stored_as(m.state), f"{m.weight:.5f}", megabytes(stored_bytes(m.state))]
-        for m in shipped.members
+        for m in artifact.members
     ]
 
 
@@ -157,19 +157,19 @@ def test_odd_names_are_shown_as_they_are(folder):
 @pytest.mark.parametrize(
     "name", ["- x\n---\n# y", "\x85\u2028\ufffe tab\t", "😀 'quoted' \\ {a: [b]}", "null", "0.1", "\ud800"]
 )
-def test_no_recipe_name_breaks_the_metadata(shipped, name):
-    card = hub.model_card(replace(shipped, provenance={**PROVENANCE, "recipe": name}), 1)
+def test_no_recipe_name_breaks_the_metadata(artifact, name):
+    card = hub.model_card(replace(artifact, provenance={**PROVENANCE, "recipe": name}), 1)
     found = metadata(card)["model-index"][0]["name"]
     assert found.split() == "".join(c if c.isprintable() else " " for c in name).split()
     assert card.encode().decode() == card
 
 
-def test_the_cards_code_runs(shipped, folder, monkeypatch, capsys):
+def test_the_cards_code_runs(artifact, folder, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(folder)
     exec(code, {})
     printed = capsys.readouterr().out
-    expected = Predictor(shipped, shipped.members).predict(np.zeros((30, 56), np.uint8))
+    expected = Predictor(artifact, artifact.members).predict(np.zeros((30, 56), np.uint8))
     best = LABELS[int(expected.argmax())]
     assert printed.startswith(f"[({best!r}, ")
     assert printed.endswith("(20,)\n")
@@ -187,18 +187,18 @@ def test_a_video_level_cards_code_runs(tmp_path, monkeypatch):
     assert "Classes: 5, without names." in card
 
 
-def test_what_nobody_stated_is_not_made_up(shipped):
-    card = hub.model_card(replace(shipped, provenance={}), 1)
+def test_what_nobody_stated_is_not_made_up(artifact):
+    card = hub.model_card(replace(artifact, provenance={}), 1)
     assert not {"license", "model-index", "datasets"} & set(metadata(card))
     assert "The authors have not stated a licence." in card
     assert "The file holds no measurements." in card
     assert "does not say on which videos" in card
 
 
-def test_measurements_from_before_quantising_are_not_those_of_the_small_file(shipped, tmp_path):
+def test_measurements_from_before_quantising_are_not_those_of_the_small_file(artifact, tmp_path):
     whole, small = tmp_path / "float.reeltag", tmp_path / "small.reeltag"
     only = member("c", 1.0, {"family": "mean", "hidden": 400})
-    save_artifact(whole, replace(shipped, members=(only,)))
+    save_artifact(whole, replace(artifact, members=(only,)))
     assert "0.81235" in hub.model_card(load_artifact(whole), 1)
     assert main(["quantize", str(whole), "--out", str(small), "--encoding", "uniform-8"]) == 0
     card = hub.model_card(load_artifact(small), 1)
@@ -273,6 +273,6 @@ def test_commands_take_folders(file, folder, tiny_model, tiny_shards, tmp_path, 
     assert outputs[0] == outputs[1]
 
 
-def test_a_model_that_came_from_no_file_says_so(shipped, tmp_path):
+def test_a_model_that_came_from_no_file_says_so(artifact, tmp_path):
     with pytest.raises(UsageError, match="was not loaded from a file"):
-        Predictor(shipped, shipped.members).save_pretrained(tmp_path / "shared")
+        Predictor(artifact, artifact.members).save_pretrained(tmp_path / "shared")

@@ -156,9 +156,9 @@ def test_every_program_of_the_authors_is_recognised_by_its_variables(name, tmp_p
     assert member.config == parse_config(expected, WIDTHS)
     # and the weights stand where they belong
     frames = np.random.default_rng(1).standard_normal((2, 5, 24)).astype(np.float32)
-    shipped = Artifact(SCHEMA, None, (member,), {})
+    artifact = Artifact(SCHEMA, None, (member,), {})
     slow = np.stack([slow_tag(member.config, WIDTHS, member.state, row) for row in frames])
-    np.testing.assert_allclose(Predictor(shipped, shipped.members).predict(frames), slow, atol=1e-5)
+    np.testing.assert_allclose(Predictor(artifact, artifact.members).predict(frames), slow, atol=1e-5)
 
 
 def test_float16_and_short_codebooks_are_read_as_numbers(tmp_path):

@@ -25,7 +25,7 @@ from fuzz.forge import Tensor, framed, plain, put_together, take_apart  # noqa: 
 from bundles import block, entry, field, message, table, varint  # noqa: E402
 from reeltag.artifact.file import save_artifact  # noqa: E402
 from reeltag.data.formats.tfrecord import frame_record as record  # noqa: E402
-from small_models import shipped  # noqa: E402
+from small_models import small_artifact  # noqa: E402
 
 ZEROS = 10_000_000  # bytes, which compress to some kilobytes
 
@@ -40,7 +40,7 @@ class Payload:
 def model():
     """A sound small model, taken apart."""
     path = HERE / "model.tmp"
-    save_artifact(path, shipped("mean", {}))
+    save_artifact(path, small_artifact("mean", {}))
     content = path.read_bytes()
     path.unlink()
     return take_apart(content)

@@ -21,8 +21,8 @@ def model(tiny_schema, tmp_path_factory):
     config = parse_config({"family": "mean", "hidden": 2048, "bn_decay": 0.9, "head": {"experts": 4}})
     state = build_tagger(config, tiny_schema.widths, tiny_schema.classes, 0).state_dict()
     path = tmp_path_factory.mktemp("model") / "m.reeltag"
-    shipped = Artifact(tiny_schema, None, (Member("a", config, 1.0, state),), {})
-    save_artifact(path, quantize_artifact(shipped, "channel-8"))
+    artifact = Artifact(tiny_schema, None, (Member("a", config, 1.0, state),), {})
+    save_artifact(path, quantize_artifact(artifact, "channel-8"))
     return path
 
 

@@ -22,7 +22,7 @@ from reeltag.artifact.quantization.quantize import quantize_tensor
 from reeltag.artifact.quantization.sizes import ENCODINGS
 from reeltag.core.errors import ArtifactError, UsageError
 from reeltag.inference.predictor import Predictor
-from small_models import battery, in_mode, shipped, videos
+from small_models import battery, in_mode, small_artifact, videos
 
 
 def matrix(rows, columns, seed=0):
@@ -32,7 +32,7 @@ def matrix(rows, columns, seed=0):
 @battery
 @pytest.mark.parametrize("encoding", ["uniform-8", "group-4"])
 def test_small_is_exact_and_fast_is_near_for_every_family(family, form, encoding, everything_is_large):
-    ensemble = shipped(family, form, encoding)
+    ensemble = small_artifact(family, form, encoding)
     weights = quantized_state(ensemble.members[0].state).values()
     assert any(isinstance(weight, QuantizedWeight) for weight in weights)
     frames, lengths = videos()[0].numpy(), np.array([7, 3, 7, 1, 5, 2])
@@ -44,7 +44,7 @@ def test_small_is_exact_and_fast_is_near_for_every_family(family, form, encoding
 @pytest.mark.parametrize(("mode", "kind"), [("small", QuantizedWeight), ("fast", Int8Weight)])
 def test_the_large_products_use_the_codes(mode, kind, everything_is_large, monkeypatch):
     """Pooling weights aside, which are scaled first, every product of a NetVLAD with a mixture of experts."""
-    predictor, shapes = in_mode(shipped("netvlad", {"clusters": 4}), mode), []
+    predictor, shapes = in_mode(small_artifact("netvlad", {"clusters": 4}), mode), []
     product = kind.left_multiply
     monkeypatch.setattr(kind, "left_multiply", lambda self, x: shapes.append(tuple(self.shape)) or product(self, x))
     predictor.predict(videos()[0].numpy())
@@ -113,7 +113,7 @@ def test_the_extremes_do_not_overflow():
 
 
 def test_a_video_gets_the_same_whoever_is_beside_it(everything_is_large):
-    predictor = in_mode(shipped("netvlad", {"clusters": 4}), "fast")
+    predictor = in_mode(small_artifact("netvlad", {"clusters": 4}), "fast")
     frames = videos()[0].numpy()
     together = predictor.predict(frames)
     for number, video in enumerate(frames):
@@ -122,7 +122,7 @@ def test_a_video_gets_the_same_whoever_is_beside_it(everything_is_large):
 
 @pytest.mark.parametrize("mode", ["exact", "small", "fast"])
 def test_threads_share_a_predictor(mode, everything_is_large):
-    predictor = in_mode(shipped("netfv", {"clusters": 4}), mode)
+    predictor = in_mode(small_artifact("netfv", {"clusters": 4}), mode)
     batches = [videos(seed=seed)[0].numpy() for seed in range(16)]
     alone = [predictor.predict(batch) for batch in batches]
     with ThreadPoolExecutor(8) as pool:
@@ -132,7 +132,7 @@ def test_threads_share_a_predictor(mode, everything_is_large):
 
 def test_videos_of_an_iterator_get_what_each_gets_alone(monkeypatch):
     monkeypatch.setattr("reeltag.inference.predictor.BATCH_SIZE", 3)
-    predictor = in_mode(shipped("netvlad", {"clusters": 4}), "exact")
+    predictor = in_mode(small_artifact("netvlad", {"clusters": 4}), "exact")
     frames = [video[:length] for video, length in zip(videos(8)[0].numpy(), (7, 1, 3, 7, 2, 5, 6, 4), strict=True)]
     taken = []
     found = predictor.predict_each(taken.append(len(video)) or video for video in frames)
@@ -148,8 +148,10 @@ def test_videos_of_an_iterator_get_what_each_gets_alone(monkeypatch):
 
 def test_members_are_read_one_by_one_and_let_go(tmp_path, monkeypatch):
     """While one is read, the stored weights of the one before are all that is in memory beside it."""
-    single = shipped("mean", {})
-    members = tuple(replace(shipped("mean", {}).members[0], name=f"m{number}", weight=0.25) for number in range(4))
+    single = small_artifact("mean", {})
+    members = tuple(
+        replace(small_artifact("mean", {}).members[0], name=f"m{number}", weight=0.25) for number in range(4)
+    )
     path = tmp_path / "four.reeltag"
     save_artifact(path, replace(single, members=members))
     alive, most = [0], [0]
@@ -171,8 +173,8 @@ def test_members_are_read_one_by_one_and_let_go(tmp_path, monkeypatch):
 
 
 def test_a_damaged_member_that_has_no_weight_is_still_refused(tmp_path):
-    single = shipped("mean", {})
-    unused = replace(shipped("mean", {}).members[0], name="unused", weight=0.0)
+    single = small_artifact("mean", {})
+    unused = replace(small_artifact("mean", {}).members[0], name="unused", weight=0.0)
     path = tmp_path / "m.reeltag"
     save_artifact(path, replace(single, members=(*single.members, unused)))
     data = bytearray(path.read_bytes())
@@ -183,7 +185,7 @@ def test_a_damaged_member_that_has_no_weight_is_still_refused(tmp_path):
 
 
 def test_modes_that_cannot_be_are_refused(tmp_path):
-    ensemble = shipped("mean", {})
+    ensemble = small_artifact("mean", {})
     with pytest.raises(UsageError, match="no 'tiny'; use exact, bf16, small, fast"):
         in_mode(ensemble, "tiny")
     with pytest.raises(UsageError, match="'fast' runs on CPUs only"):
@@ -194,13 +196,13 @@ def test_modes_that_cannot_be_are_refused(tmp_path):
 
 
 def test_what_is_no_array_of_frames_is_refused():
-    predictor = in_mode(shipped("mean", {}), "exact")
+    predictor = in_mode(small_artifact("mean", {}), "exact")
     for bad in (3, None, [[1, 2], [3]], np.zeros((2, 2, 2, 16), np.uint8)):
         with pytest.raises(UsageError, match="frames are"):
             predictor.predict(bad)
 
 
 def test_a_description_without_weights_is_not_saved(tmp_path):
-    predictor = in_mode(shipped("mean", {}), "exact")
+    predictor = in_mode(small_artifact("mean", {}), "exact")
     with pytest.raises(UsageError, match="m has no weights"):
         save_artifact(tmp_path / "m.reeltag", predictor.artifact)

@@ -1,4 +1,4 @@
-"""A shipped model as ONNX, in onnxruntime, against the model itself."""
+"""A model as ONNX, in onnxruntime, against the model itself."""
 
 import builtins
 import importlib
@@ -27,7 +27,7 @@ from reeltag.data.shards import read_examples
 from reeltag.models import shapes
 from reeltag.models.families import FAMILIES, parse_config
 from reeltag.models.tagger import POOLINGS, build_tagger
-from small_models import CLASSES, SCHEMA, battery, in_mode, shipped, small_tagger, stirred, videos, with_options
+from small_models import CLASSES, SCHEMA, battery, in_mode, small_artifact, small_tagger, stirred, videos, with_options
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -55,7 +55,7 @@ def probabilities(path, mode, frames=FRAMES, lengths=LENGTHS):
 @battery
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_every_family_in_every_encoding_and_way(family, form, encoding, everything_is_large, tmp_path):
-    ensemble = shipped(family, form, encoding)
+    ensemble = small_artifact(family, form, encoding)
     path, expected = onnx_file(ensemble, tmp_path), in_mode(ensemble, "exact").predict(FRAMES, LENGTHS)
     onnx.checker.check_model(str(path), full_check=True)
     for mode, tolerance in (("exact", 1e-5), ("small", 1e-5), ("fast", 0.2 * expected.std())):
@@ -65,13 +65,13 @@ def test_every_family_in_every_encoding_and_way(family, form, encoding, everythi
 @battery
 @with_options
 def test_every_option_of_every_family(family, form, options, everything_is_large, tmp_path):
-    ensemble = shipped(family, form, "uniform-8", **options)
+    ensemble = small_artifact(family, form, "uniform-8", **options)
     found = probabilities(onnx_file(ensemble, tmp_path), "exact")
     np.testing.assert_allclose(found, in_mode(ensemble, "exact").predict(FRAMES, LENGTHS), atol=1e-5, rtol=0)
 
 
 def test_an_ensemble_is_the_weighted_mean_and_an_unused_member_stays_out(everything_is_large, tmp_path):
-    parts = [shipped(family, form).members[0] for family, form in (("netvlad", {"clusters": 4}), ("mean", {}))]
+    parts = [small_artifact(family, form).members[0] for family, form in (("netvlad", {"clusters": 4}), ("mean", {}))]
     members = [
         replace(part, name=name, weight=w) for part, name, w in zip(parts * 2, "abc", (0.7, 0.3, 0.0), strict=False)
     ]
@@ -85,7 +85,7 @@ def test_an_ensemble_is_the_weighted_mean_and_an_unused_member_stays_out(everyth
 def test_large_weights_are_multiplied_in_pieces(everything_is_large, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_weights, "PIECE", 300)
     monkeypatch.setattr(onnx_weights, "PIECE_ROWS", 16)
-    ensemble = shipped("netvlad", {"clusters": 4})
+    ensemble = small_artifact("netvlad", {"clusters": 4})
     path, expected = onnx_file(ensemble, tmp_path), in_mode(ensemble, "exact").predict(FRAMES, LENGTHS)
     stored = [each.name for each in onnx.load(path).graph.initializer if "hidden.weight@" in each.name]
     assert {name.partition("#")[0] for name in stored} == {f"m/hidden.weight@{begin}" for begin in (0, 32)}
@@ -95,7 +95,7 @@ def test_large_weights_are_multiplied_in_pieces(everything_is_large, tmp_path, m
 
 @pytest.mark.parametrize("mode", ["exact", "small", "fast"])
 def test_what_onnxruntime_makes_of_the_ways(mode, everything_is_large, tmp_path):
-    ensemble = shipped("netvlad", {"clusters": 8})
+    ensemble = small_artifact("netvlad", {"clusters": 8})
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.optimized_model_filepath = 3, str(tmp_path / "optimised.onnx")
     for key, value in ENTRIES[mode].items():
@@ -111,7 +111,7 @@ def test_what_onnxruntime_makes_of_the_ways(mode, everything_is_large, tmp_path)
 
 
 def test_the_most_probable_classes_alone(tmp_path):
-    ensemble = shipped("netvlad", {"clusters": 4})
+    ensemble = small_artifact("netvlad", {"clusters": 4})
     classes, scores = open_onnx(onnx_file(ensemble, tmp_path, top=4)).run(None, {"frames": FRAMES, "lengths": LENGTHS})
     expected = in_mode(ensemble, "exact").predict(FRAMES, LENGTHS)
     np.testing.assert_array_equal(classes, np.argsort(-expected, axis=1)[:, :4])
@@ -121,7 +121,7 @@ def test_the_most_probable_classes_alone(tmp_path):
 
 
 def test_frames_beyond_the_limit_are_cut(tmp_path):
-    ensemble = shipped("netvlad", {"clusters": 4})
+    ensemble = small_artifact("netvlad", {"clusters": 4})
     ensemble = replace(ensemble, schema=SCHEMA.model_copy(update={"max_frames": 4}))
     path, expected = onnx_file(ensemble, tmp_path), in_mode(ensemble, "exact").predict(FRAMES, LENGTHS)
     np.testing.assert_allclose(probabilities(path, "exact"), expected, atol=1e-6)
@@ -142,7 +142,7 @@ def test_video_level_floats_whatever_stands_in_the_padding(tmp_path):
 
 
 def test_equal_models_are_equal_bytes_and_say_what_they_are(tmp_path):
-    ensemble = replace(shipped("mean", {}), label_names=tuple("äbcdefghi"), provenance={"recipe": "r"})
+    ensemble = replace(small_artifact("mean", {}), label_names=tuple("äbcdefghi"), provenance={"recipe": "r"})
     sizes = [save_onnx(tmp_path / name, ensemble, generated_batches(SCHEMA)) for name in ("a.onnx", "b.onnx")]
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     assert sizes[0][0] == (tmp_path / "a.onnx").stat().st_size and sizes[0][1] < 1e-5
@@ -154,25 +154,25 @@ def test_equal_models_are_equal_bytes_and_say_what_they_are(tmp_path):
 def test_a_file_that_differs_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_model, "hidden", lambda layer, x, weights: weights.product(x * 1.01, "weight"))
     with pytest.raises(ArtifactError, match="not kept, since its probabilities differ by"):
-        save_onnx(tmp_path / "m.onnx", shipped("netvlad", {"clusters": 4}), generated_batches(SCHEMA))
+        save_onnx(tmp_path / "m.onnx", small_artifact("netvlad", {"clusters": 4}), generated_batches(SCHEMA))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_computes_nan_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_model, "hidden", lambda layer, x, weights: weights.product(x * float("nan"), "weight"))
     with pytest.raises(ArtifactError, match="not kept, since its probabilities differ by nan"):
-        save_onnx(tmp_path / "m.onnx", shipped("netvlad", {"clusters": 4}), generated_batches(SCHEMA))
+        save_onnx(tmp_path / "m.onnx", small_artifact("netvlad", {"clusters": 4}), generated_batches(SCHEMA))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_larger_than_protobuf_can_be_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "LARGEST", onnx_export.ROOM)
     with pytest.raises(BudgetError, match=r"m.onnx: would have 16.78 MB, .* over 16.78 MB"):
-        save_onnx(tmp_path / "m.onnx", shipped("mean", {}), [])
+        save_onnx(tmp_path / "m.onnx", small_artifact("mean", {}), [])
 
 
 def test_the_budget_of_the_model_holds_for_the_onnx_file(tmp_path):
-    ensemble = shipped("mean", {})
+    ensemble = small_artifact("mean", {})
     size = len(onnx_model.build_onnx(replace(ensemble, provenance={"budget": 99_999})).SerializeToString())
     save = onnx_export.save_onnx
     assert save(tmp_path / "m.onnx", replace(ensemble, provenance={"budget": 99_999}), [])[0] == size
@@ -181,7 +181,7 @@ def test_the_budget_of_the_model_holds_for_the_onnx_file(tmp_path):
 
 
 def test_a_family_without_a_form_is_named(monkeypatch):
-    ensemble = shipped("mean", {})
+    ensemble = small_artifact("mean", {})
     tagger = small_tagger("mean", {})
     tagger.pooling = torch.nn.Identity()
     monkeypatch.setattr(onnx_model, "meta_tagger", lambda *arguments: tagger)
@@ -190,7 +190,7 @@ def test_a_family_without_a_form_is_named(monkeypatch):
 
 
 def test_files_that_are_no_onnx_are_refused(tmp_path):
-    path = onnx_file(shipped("mean", {}), tmp_path)
+    path = onnx_file(small_artifact("mean", {}), tmp_path)
     data = path.read_bytes()
     for bad in (b"", data[: len(data) // 2], b"nothing"):
         path.write_bytes(bad)
@@ -256,7 +256,7 @@ def python_blocks(page):
 
 
 def test_the_pages_example_runs_without_reeltag(tmp_path):
-    ensemble = replace(shipped("mean", {}), label_names=tuple("äbcdefghi"))
+    ensemble = replace(small_artifact("mean", {}), label_names=tuple("äbcdefghi"))
     onnx_file(ensemble, tmp_path)
     (code,) = python_blocks("onnx.md")
     blocked = onnx_alone.CODE.partition("os.environ")[0]

@@ -170,10 +170,10 @@ def test_names_that_are_no_utf_8(clips, model, tmp_path, capsys):
 
 def altered(model, path, change, **others):
     """The model with another schema."""
-    shipped = load_artifact(model)
-    features = tuple(change(feature) for feature in shipped.schema.features)
-    schema = shipped.schema.model_copy(update={"features": features})
-    save_artifact(path, replace(shipped, schema=schema, **others))
+    artifact = load_artifact(model)
+    features = tuple(change(feature) for feature in artifact.schema.features)
+    schema = artifact.schema.model_copy(update={"features": features})
+    save_artifact(path, replace(artifact, schema=schema, **others))
     return path
 
 
@@ -197,9 +197,9 @@ def test_a_model_whose_features_cannot_be_made_is_refused(clips, model, tmp_path
 
 
 def test_what_else_cannot_work_is_refused(clips, model, tmp_path, capsys):
-    shipped = load_artifact(model)
-    segments_of_five = shipped.schema.model_copy(update={"segments": 5})
-    save_artifact(tmp_path / "s.reeltag", replace(shipped, schema=segments_of_five))
+    artifact = load_artifact(model)
+    segments_of_five = artifact.schema.model_copy(update={"segments": 5})
+    save_artifact(tmp_path / "s.reeltag", replace(artifact, schema=segments_of_five))
     assert "tags segments of 5 frames" in fails(capsys, clips, "--model", tmp_path / "s.reeltag")
     assert "--top: 0" in fails(capsys, clips, "--model", model, "--top", 0)
     assert "VIDEOS is missing" in fails(capsys, "--model", model)

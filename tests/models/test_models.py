@@ -34,8 +34,8 @@ def as_numpy_says(tagger, schema, frames, lengths):
     assert config.family in POOLINGS, (
         "write it again, slowly, in tests/support/slow_models.py and name it in POOLINGS there"
     )
-    shipped = Artifact(schema, None, (Member("m", config, 1.0, state),), {})
-    ours = Predictor(shipped, shipped.members).predict(frames, lengths)
+    artifact = Artifact(schema, None, (Member("m", config, 1.0, state),), {})
+    ours = Predictor(artifact, artifact.members).predict(frames, lengths)
     cut = [row[: min(length, schema.max_frames)] for row, length in zip(frames, lengths, strict=True)]
     return ours, np.stack([slow_tag(config, WIDTHS, state, row) for row in cut])
 

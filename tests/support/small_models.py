@@ -70,7 +70,7 @@ def stirred(tagger, seed=7):
     return tagger.eval()
 
 
-def shipped(family, form, encoding="uniform-8", **options):
+def small_artifact(family, form, encoding="uniform-8", **options):
     """An artefact with one member; tests that want its small weights quantised ask for `everything_is_large`."""
     tagger = stirred(small_tagger(family, form, **options))
     member = Member("m", tagger.config, 1.0, tagger.state_dict())

@@ -23,8 +23,8 @@ def write_untrained(path, schema, projections=None, names=None, **changes):
     """Write an untrained model, whose probabilities differ between videos."""
     config = parse_config({"family": "netvlad", "clusters": 4, "hidden": 8})
     state = build_tagger(config, schema.widths, schema.classes, 0).state_dict()
-    shipped = Artifact(schema, names, (Member("a", config, 1.0, state),), {}, projections or {})
-    save_artifact(path, shipped, **changes)
+    artifact = Artifact(schema, names, (Member("a", config, 1.0, state),), {}, projections or {})
+    save_artifact(path, artifact, **changes)
     return path
 
 
