@@ -184,7 +184,7 @@ def origin_of(feature, **changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: f.model_copy(update={"extractor": None}), "does not know what makes its feature 'rgb'"),
+        (lambda f: f.model_copy(update={"extractor": None}), "does not name the extractor of its feature 'rgb'"),
         (lambda f: origin_of(f, hash="0" * 64, projection=None), "not from .* with other weights or settings"),
         (lambda f: origin_of(f, name="inception:x.onnx", projection=None), r"--image inception:PATH\?"),
         (lambda f: origin_of(f, name="eyes", projection=None), "'eyes', which this reeltag does not have"),
