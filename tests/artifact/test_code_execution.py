@@ -122,7 +122,7 @@ def test_no_module_can_run_code_from_a_file(path):
         "importlib.import_module(name)",
     ],
 )
-def test_what_could_run_code_would_be_found(line):
+def test_the_check_reports_calls_that_can_run_code(line):
     assert list(faults(ast.parse(line)))
 
 
@@ -175,21 +175,21 @@ def test_every_attack_is_refused_with_one_message_and_leaves_nothing(tmp_path, p
     )
 
 
-def test_every_attack_is_tried():
+def test_every_attack_file_is_listed():
     names = {path.name for path in ATTACKS.iterdir() if path.is_file()} - {"make.py"}
     assert names == {*REFUSED, *BESIDE, *SHOWN, "objects.npy"}
 
 
 @pytest.mark.parametrize("opener", [checkpoint.load, Manifest.load, load_artifact])
 @pytest.mark.parametrize("name", ["pickle.reeltag", "torch.reeltag", "objects.npy"])
-def test_a_pickle_is_nothing_that_a_run_reads(tmp_path, monkeypatch, opener, name):
+def test_pickles_are_refused_as_intermediate_files(tmp_path, monkeypatch, opener, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ArtifactError, match=re.escape(name)):
         opener(ATTACKS / name)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_soft_targets_that_are_objects_are_refused_though_every_hash_holds(tmp_path, monkeypatch, tiny_manifests):
+def test_soft_targets_of_python_objects_are_refused_despite_valid_hashes(tmp_path, monkeypatch, tiny_manifests):
     manifest = tiny_manifests["train"]
     TargetsWriter(tmp_path, manifest, "dense").finish({})
     index = json.loads((tmp_path / "targets.json").read_text())
@@ -205,7 +205,7 @@ def test_soft_targets_that_are_objects_are_refused_though_every_hash_holds(tmp_p
     assert set(tmp_path.iterdir()) == before
 
 
-def test_names_in_a_file_mean_nothing_to_a_terminal_or_a_page(capsys):
+def test_names_from_a_file_are_escaped_in_a_terminal_and_a_model_card(capsys):
     artifact = load_artifact(ATTACKS / "names-sealed.reeltag")
     assert "<script>" in artifact.label_names[0]
     card = model_card(artifact, 1)
@@ -215,7 +215,7 @@ def test_names_in_a_file_mean_nothing_to_a_terminal_or_a_page(capsys):
     assert all(letter.isprintable() or letter == "\n" for letter in capsys.readouterr().out)
 
 
-def test_names_of_classes_mean_nothing_in_a_report():
+def test_names_of_classes_are_escaped_in_a_report():
     names = read_label_names(ATTACKS / "labels.csv", 5)
     scores = {"gap": 0.5, "hit_at_1": 0.5, "perr": 0.5, "map": 0.5, "videos": 1, "bytes": 1}
     holdout = dict.fromkeys(("file", "prior", "file_where_chosen", "equal_weights", "random_search"), 0.5)

@@ -45,7 +45,7 @@ def models(tmp_path, everything_is_large):
     return [*paths, tmp_path / "ensemble.reeltag"]
 
 
-def test_no_mutant_opens_unless_every_checksum_was_made_anew(models, tiny_manifests, promise):
+def test_every_mutant_without_recomputed_checksums_is_refused(models, tiny_manifests, promise):
     damage, kept = [mutants.blind, mutants.by_hand], intermediates(models[0].parent, tiny_manifests["train"])
     count, few, forged = promise.amount(400, 50_100), promise.amount(40, 3_000), promise.amount(300, 20_000)
     jobs = [
@@ -86,7 +86,7 @@ def intermediates(folder, manifest):
     ]
 
 
-def test_others_read_the_same_and_would_write_the_same_bytes(models, tiny_manifests):
+def test_the_safetensors_library_reads_and_writes_the_same_bytes(models, tiny_manifests):
     for path in [*models, *(path for path, _ in intermediates(models[0].parent, tiny_manifests["train"]))]:
         file, content = TensorFile(path), path.read_bytes()
         with safetensors.safe_open(path, "np") as peer:
@@ -98,13 +98,13 @@ def test_others_read_the_same_and_would_write_the_same_bytes(models, tiny_manife
             assert file.read(name).dtype == array.dtype
 
 
-def test_the_documented_form_is_the_form(models):
+def test_a_file_written_by_the_documented_format_has_the_same_bytes(models):
     for path in models:
         tensors, content = take_apart(path.read_bytes())
         assert put_together(tensors, plain(content)) == path.read_bytes()
 
 
-def test_codes_are_pages_of_the_file_and_floats_are_not(models):
+def test_codes_are_memory_mapped_and_floats_are_copied(models):
     _, names, read = tensorfile.open_tensors(models[ENCODINGS.index("uniform-8")])
     kinds = {read(name).dtype: read(name) for name in names}
     assert set(kinds) == {torch.uint8, torch.float32}
@@ -150,7 +150,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_sizes_that_no_tensor_has_are_refused_though_every_checksum_holds(models, tmp_path, size):
+def test_sizes_that_no_tensor_has_are_refused_despite_valid_checksums(models, tmp_path, size):
     tensors, content = take_apart(models[0].read_bytes())
     SIZES[size](content)
     path = tmp_path / "huge.reeltag"
@@ -169,14 +169,14 @@ def test_weights_that_are_not_finite_are_refused(models, tmp_path):
         load_artifact(tmp_path / "nan.reeltag")
 
 
-def test_a_file_of_the_first_format_says_so(tmp_path):
+def test_a_file_of_the_first_format_is_refused(tmp_path):
     text = json.dumps({"checksum": 1, "content": {"format": 1, "members": []}})
     safetensors.numpy.save_file({"m/x": np.zeros(3, np.float32)}, tmp_path / "old.reeltag", {"reeltag": text})
     with pytest.raises(ArtifactError, match="is not a reeltag file, or is one of another version"):
         load_artifact(tmp_path / "old.reeltag")
 
 
-def test_what_could_not_be_read_again_is_not_written(tmp_path):
+def test_a_header_that_cannot_be_read_back_is_not_written(tmp_path):
     path = tmp_path / "x.safetensors"
     with pytest.raises(UsageError, match=r"the header takes 1.05 MB, of which at most 1,000,000 bytes are allowed"):
         tensorfile.write(path, {}, {"names": ["x" * 100] * 10_000})

@@ -49,7 +49,7 @@ def test_every_code_is_the_nearest_of_all_256_values(values):
         assert distances[code] <= distances.min() * (1 + 1e-12)
 
 
-def test_a_constant_tensor_comes_back_unchanged():
+def test_a_constant_tensor_is_quantized_exactly():
     tensor = torch.full((200, 100), -0.25)
     torch.testing.assert_close(quantize_uniform(tensor).dequantize(), tensor, rtol=0, atol=0)
 
@@ -122,7 +122,7 @@ def weights():
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_bytes_are_known_from_the_shape_alone(weights, encoding):
+def test_the_size_of_an_encoding_follows_from_the_shape(weights, encoding):
     for tensor in (weights, weights.flatten(), weights.view(7, 43, 97)):
         coded = quantize_tensor(tensor, encoding)
         assert coded.nbytes == quantized_bytes({"w": tensor.to("meta")}, encoding)
@@ -138,7 +138,7 @@ def squared_error(weights, encoding):
     return (quantize_tensor(weights, encoding).dequantize() - weights).square().mean().item()
 
 
-def test_k_means_ends_where_every_value_is_the_mean_of_its_elements(weights):
+def test_k_means_converges_to_the_means_of_its_clusters(weights):
     values = weights.numpy().astype(np.float64).ravel()
     codebook = kmeans_codebook(values)
     nearest = np.abs(values[:, None] - codebook).argmin(1)
@@ -169,13 +169,13 @@ def test_no_element_is_further_than_half_a_step_of_its_channel_or_group(weights)
 
 
 @pytest.mark.parametrize("encoding", ["float16", "group-4"])
-def test_what_float16_cannot_hold_is_refused(encoding):
+def test_values_beyond_the_range_of_float16_are_refused(encoding):
     with pytest.raises(UsageError, match=f"{encoding} holds values up to 65,504"):
         quantize_tensor(torch.full((200, 100), 1e6), encoding)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS[1:])
-def test_parts_that_do_not_fit_each_other_are_no_encoding(weights, encoding):
+def test_inconsistent_parts_are_not_assembled(weights, encoding):
     parts = quantize_tensor(weights, encoding).parts()
     assert assemble({**parts, "more": torch.zeros(1)}) is None
     for name, part in parts.items():
@@ -187,7 +187,7 @@ def test_parts_that_do_not_fit_each_other_are_no_encoding(weights, encoding):
 
 @settings(max_examples=50, deadline=None)
 @given(st.sampled_from(ENCODINGS), st.floats(-10, 10, width=32), st.floats(0.125, 8, width=32))
-def test_ranges_of_any_size_survive_every_encoding(encoding, middle, width):
+def test_errors_of_every_encoding_are_bounded(encoding, middle, width):
     tensor = torch.full((20, 13), middle) + torch.rand(20, 13, generator=torch.Generator().manual_seed(1)) * width
     back = dequantize_state({"w": quantize_tensor(tensor, encoding)})["w"]
     assert torch.isfinite(back).all()
@@ -206,7 +206,7 @@ def test_ranges_of_any_size_survive_every_encoding(encoding, middle, width):
         ("group-4", "group-4"),
     ],
 )
-def test_people_read_how_weights_are_stored_as_recipes_call_it(encoding, name):
+def test_encodings_are_reported_by_their_names_in_recipes(encoding, name):
     state = {"large": torch.randn(200, 100), "small": torch.randn(8)}
     assert stored_as(quantize_state(state, encoding)) == name
 
@@ -246,7 +246,7 @@ TENSORS = {
 
 
 @pytest.mark.parametrize("name", TENSORS)
-def test_codes_are_the_rules_for_every_element(name):
+def test_codes_equal_a_slow_implementation_for_every_element(name):
     tensor = torch.from_numpy(TENSORS[name])
     codes, codebook = slow_uniform(tensor)
     ours = quantize_uniform(tensor)
@@ -261,6 +261,6 @@ def test_a_transposed_tensor_keeps_its_shape():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_has_no_even_spacing(bad):
+def test_values_that_are_not_finite_are_refused(bad):
     with pytest.raises(UsageError, match="not finite"):
         quantize_uniform(torch.tensor([1.0, bad]))

@@ -27,7 +27,7 @@ def model(tiny_schema, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_mode_is_measured_beside_exact(model, capsys):
+def test_every_mode_is_measured_and_compared_with_exact(model, capsys):
     assert main(["benchmark", str(model), "--batch-size", "1", "--batch-size", "5", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     rows = {row["mode"]: row for row in told["modes"]}
@@ -95,6 +95,6 @@ def test_a_model_of_segments_is_measured_on_segments(tiny_schema, tmp_path, caps
     assert capsys.readouterr().out.startswith("on generated segments of 2 frames each\n")
 
 
-def test_a_batch_of_nothing_is_refused(model, capsys):
+def test_a_batch_size_of_0_is_refused(model, capsys):
     assert main(["benchmark", str(model), "--batch-size", "0"]) == 2
     assert "batch_size: give" in capsys.readouterr().err

@@ -54,7 +54,7 @@ def probabilities(path, mode, frames=FRAMES, lengths=LENGTHS):
 
 @battery
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_every_family_in_every_encoding_and_way(family, form, encoding, everything_is_large, tmp_path):
+def test_every_family_in_every_encoding_and_mode(family, form, encoding, everything_is_large, tmp_path):
     ensemble = small_artifact(family, form, encoding)
     path, expected = onnx_file(ensemble, tmp_path), in_mode(ensemble, "exact").predict(FRAMES, LENGTHS)
     onnx.checker.check_model(str(path), full_check=True)
@@ -70,7 +70,7 @@ def test_every_option_of_every_family(family, form, options, everything_is_large
     np.testing.assert_allclose(found, in_mode(ensemble, "exact").predict(FRAMES, LENGTHS), atol=1e-5, rtol=0)
 
 
-def test_an_ensemble_is_the_weighted_mean_and_an_unused_member_stays_out(everything_is_large, tmp_path):
+def test_an_exported_ensemble_is_the_weighted_mean_without_unused_members(everything_is_large, tmp_path):
     parts = [small_artifact(family, form).members[0] for family, form in (("netvlad", {"clusters": 4}), ("mean", {}))]
     members = [
         replace(part, name=name, weight=w) for part, name, w in zip(parts * 2, "abc", (0.7, 0.3, 0.0), strict=False)
@@ -94,7 +94,7 @@ def test_large_weights_are_multiplied_in_pieces(everything_is_large, tmp_path, m
 
 
 @pytest.mark.parametrize("mode", ["exact", "small", "fast"])
-def test_what_onnxruntime_makes_of_the_ways(mode, everything_is_large, tmp_path):
+def test_onnxruntime_fuses_the_kernels_of_each_mode(mode, everything_is_large, tmp_path):
     ensemble = small_artifact("netvlad", {"clusters": 8})
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.optimized_model_filepath = 3, str(tmp_path / "optimised.onnx")
@@ -110,7 +110,7 @@ def test_what_onnxruntime_makes_of_the_ways(mode, everything_is_large, tmp_path)
     assert (found["DequantizeLinear"], found["MatMulNBits"]) == expected
 
 
-def test_the_most_probable_classes_alone(tmp_path):
+def test_export_of_the_most_probable_classes_only(tmp_path):
     ensemble = small_artifact("netvlad", {"clusters": 4})
     classes, scores = open_onnx(onnx_file(ensemble, tmp_path, top=4)).run(None, {"frames": FRAMES, "lengths": LENGTHS})
     expected = in_mode(ensemble, "exact").predict(FRAMES, LENGTHS)
@@ -128,7 +128,7 @@ def test_frames_beyond_the_limit_are_cut(tmp_path):
     np.testing.assert_allclose(probabilities(path, "exact", FRAMES[:, :4], LENGTHS.clip(max=4)), expected, atol=1e-6)
 
 
-def test_video_level_floats_whatever_stands_in_the_padding(tmp_path):
+def test_padding_of_video_level_floats_is_ignored(tmp_path):
     schema = Schema(
         level="video", dtype="float32", features=(Feature(name="x", width=16),), classes=CLASSES, max_frames=3
     )
@@ -141,7 +141,7 @@ def test_video_level_floats_whatever_stands_in_the_padding(tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_equal_models_are_equal_bytes_and_say_what_they_are(tmp_path):
+def test_exports_are_reproducible_and_hold_metadata(tmp_path):
     ensemble = replace(small_artifact("mean", {}), label_names=tuple("äbcdefghi"), provenance={"recipe": "r"})
     sizes = [save_onnx(tmp_path / name, ensemble, generated_batches(SCHEMA)) for name in ("a.onnx", "b.onnx")]
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
@@ -151,27 +151,27 @@ def test_equal_models_are_equal_bytes_and_say_what_they_are(tmp_path):
     assert Schema.model_validate_json(known["reeltag.schema"]) == SCHEMA
 
 
-def test_a_file_that_differs_is_not_kept(tmp_path, monkeypatch):
+def test_an_export_with_other_probabilities_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_model, "hidden", lambda layer, x, weights: weights.product(x * 1.01, "weight"))
     with pytest.raises(ArtifactError, match="not kept, since its probabilities differ by"):
         save_onnx(tmp_path / "m.onnx", small_artifact("netvlad", {"clusters": 4}), generated_batches(SCHEMA))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_computes_nan_is_not_kept(tmp_path, monkeypatch):
+def test_an_export_that_computes_nan_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_model, "hidden", lambda layer, x, weights: weights.product(x * float("nan"), "weight"))
     with pytest.raises(ArtifactError, match="not kept, since its probabilities differ by nan"):
         save_onnx(tmp_path / "m.onnx", small_artifact("netvlad", {"clusters": 4}), generated_batches(SCHEMA))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_larger_than_protobuf_can_be_is_refused(tmp_path, monkeypatch):
+def test_an_export_beyond_the_limit_of_protobuf_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "LARGEST", onnx_export.ROOM)
     with pytest.raises(BudgetError, match=r"m.onnx: would have 16.78 MB, .* over 16.78 MB"):
         save_onnx(tmp_path / "m.onnx", small_artifact("mean", {}), [])
 
 
-def test_the_budget_of_the_model_holds_for_the_onnx_file(tmp_path):
+def test_the_budget_of_the_artifact_applies_to_its_export(tmp_path):
     ensemble = small_artifact("mean", {})
     size = len(onnx_model.build_onnx(replace(ensemble, provenance={"budget": 99_999})).SerializeToString())
     save = onnx_export.save_onnx
@@ -180,7 +180,7 @@ def test_the_budget_of_the_model_holds_for_the_onnx_file(tmp_path):
         save(tmp_path / "m.onnx", replace(ensemble, provenance={"budget": size - 9}), [])
 
 
-def test_a_family_without_a_form_is_named(monkeypatch):
+def test_a_family_without_an_onnx_form_is_an_error(monkeypatch):
     ensemble = small_artifact("mean", {})
     tagger = small_tagger("mean", {})
     tagger.pooling = torch.nn.Identity()
@@ -189,7 +189,7 @@ def test_a_family_without_a_form_is_named(monkeypatch):
         onnx_model.build_onnx(ensemble)
 
 
-def test_files_that_are_no_onnx_are_refused(tmp_path):
+def test_damaged_and_missing_onnx_files_are_errors(tmp_path):
     path = onnx_file(small_artifact("mean", {}), tmp_path)
     data = path.read_bytes()
     for bad in (b"", data[: len(data) // 2], b"nothing"):
@@ -216,7 +216,7 @@ def test_telemetry_is_off_before_onnxruntime_is_imported(tmp_path):
     assert [path.name for path in sources] == ["environment.py"]
 
 
-def test_without_onnx_the_command_says_what_to_install(tiny_model, tmp_path, monkeypatch, capsys):
+def test_without_onnx_the_error_names_the_extra(tiny_model, tmp_path, monkeypatch, capsys):
     real = builtins.__import__
 
     def missing(name, *arguments, **keywords):
@@ -234,7 +234,7 @@ def test_without_onnx_the_command_says_what_to_install(tiny_model, tmp_path, mon
     assert "pip install 'reeltag[onnx]'" in capsys.readouterr().err
 
 
-def test_the_file_alone_gives_the_csv_of_the_command(everything_is_large, tmp_path, tiny_shards, tiny_schema):
+def test_onnxruntime_alone_reproduces_the_csv_of_predict(everything_is_large, tmp_path, tiny_shards, tiny_schema):
     """Padding, ragged videos and 8-bit weights, without a line of ours."""
     tagger = stirred(
         build_tagger(parse_config({"family": "netvlad", "clusters": 4}), tiny_schema.widths, tiny_schema.classes, 0)
@@ -255,7 +255,7 @@ def python_blocks(page):
     return [part.partition("```")[0] for part in (REPO / "docs" / page).read_text().split("```python\n")[1:]]
 
 
-def test_the_pages_example_runs_without_reeltag(tmp_path):
+def test_the_example_of_the_docs_runs_without_reeltag(tmp_path):
     ensemble = replace(small_artifact("mean", {}), label_names=tuple("äbcdefghi"))
     onnx_file(ensemble, tmp_path)
     (code,) = python_blocks("onnx.md")
@@ -269,7 +269,7 @@ def test_the_pages_example_runs_without_reeltag(tmp_path):
     np.testing.assert_allclose([float(score) for _, score in lines], np.sort(expected)[::-1][:5], atol=1e-6)
 
 
-def test_the_form_of_a_family_of_ones_own(tmp_path, monkeypatch):
+def test_the_onnx_form_of_a_user_defined_family(tmp_path, monkeypatch):
     """As docs/models.md adds one."""
     family, rule, form = python_blocks("models.md")[-3:]
     (tmp_path / "maximum_export.py").write_text(family)

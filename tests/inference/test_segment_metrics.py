@@ -67,7 +67,7 @@ def predictions(
 
 @settings(max_examples=150)
 @given(data=rated_scores(), top=st.integers(1, 70), step=st.integers(1, 20))
-def test_the_ranking_is_the_formula_however_the_segments_come(
+def test_class_ap_equals_the_formula_for_every_split_into_batches(
     data: tuple[np.ndarray, np.ndarray, np.ndarray], top: int, step: int
 ) -> None:
     ranking = SegmentRanking(CLASSES, top=top)
@@ -80,7 +80,7 @@ def test_the_ranking_is_the_formula_however_the_segments_come(
 
 
 @pytest.mark.parametrize("top", [4, 30, 100_000])
-def test_the_file_scored_as_the_challenge_did_gives_our_map(tmp_path: Path, top: int) -> None:
+def test_map_at_k_equals_the_challenges_score_of_the_submission_file(tmp_path: Path, top: int) -> None:
     rng = np.random.default_rng(top)
     scores = rng.integers(0, 40, (90, CLASSES)).astype(np.float32) / 40
     rated = rng.random((90, CLASSES)) < 0.3
@@ -155,7 +155,7 @@ def test_a_class_without_positives_does_not_count_and_nothing_rated_is_an_error(
     assert isinstance(evaluate_predictions(videos), Metrics)
 
 
-def test_an_id_that_would_end_its_cell_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+def test_an_id_with_a_separator_is_refused_without_writing(tmp_path: Path) -> None:
     part = Predictions(("a b:0",), torch.zeros(1, CLASSES), None)
     with pytest.raises(UsageError, match=r"'a b:0' contains a separator of this CSV of segments; use \.jsonl"):
         Submission(SCHEMA).write(tmp_path / "part.csv", [part], [])

@@ -112,7 +112,7 @@ def goes_on(capsys, model, shards, out, whole):
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
-def test_a_run_killed_half_way_goes_on_and_ends_with_the_same_bytes(capsys, model, shards, whole, tmp_path):
+def test_a_killed_run_resumes_and_writes_the_same_bytes(capsys, model, shards, whole, tmp_path):
     out = tmp_path / "p.csv"
     process = start(model, shards, out, 1)
     process.kill()
@@ -124,7 +124,7 @@ def test_a_run_killed_half_way_goes_on_and_ends_with_the_same_bytes(capsys, mode
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_all_workers_and_keeps_what_is_finished(capsys, model, shards, whole, tmp_path):
+def test_ctrl_c_ends_all_workers_and_keeps_finished_shards(capsys, model, shards, whole, tmp_path):
     out = tmp_path / "p.jsonl"
     process = start(model, shards, out, 2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to all
@@ -139,7 +139,7 @@ def test_ctrl_c_ends_all_workers_and_keeps_what_is_finished(capsys, model, shard
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.0, 0.1, 0.3])
-def test_ctrl_c_while_workers_start_is_as_quiet(model, shards, tmp_path, seconds):
+def test_ctrl_c_while_workers_start_prints_no_traceback(model, shards, tmp_path, seconds):
     process = launch(model, shards, tmp_path / "p.csv", 2)
     while not any("spawn_main" in args for args in living(process.pid).values()):
         assert process.poll() is None
@@ -152,7 +152,7 @@ def test_ctrl_c_while_workers_start_is_as_quiet(model, shards, tmp_path, seconds
 
 
 @pytest.mark.slow
-def test_the_shard_of_a_worker_that_is_killed_is_tagged_again(capsys, model, shards, whole, tmp_path):
+def test_the_shard_of_a_killed_worker_is_tagged_again(capsys, model, shards, whole, tmp_path):
     out = tmp_path / "p.csv"
     process = start(model, shards, out, 2)
     worker = next(pid for pid, args in living(process.pid).items() if "spawn_main" in args)
@@ -166,14 +166,14 @@ def test_the_shard_of_a_worker_that_is_killed_is_tagged_again(capsys, model, sha
 
 @needs_pyarrow
 @pytest.mark.slow
-def test_a_cluster_does_not_change_a_bit(capsys, model, shards, whole, tmp_path):
+def test_a_cluster_writes_the_same_bytes(capsys, model, shards, whole, tmp_path):
     pytest.importorskip("ray", reason="the extra 'ray' is not installed")
     assert main(["predict", str(model), f"{shards}/*", "--out", str(tmp_path / "p.csv"), "--executor", "ray"]) == 0
     assert (tmp_path / "p.csv").read_bytes() == (whole / "p.csv").read_bytes()
     assert "videos" in capsys.readouterr().out
 
 
-def test_workers_and_threads_do_not_change_a_bit(model, shards, whole, tmp_path):
+def test_workers_and_threads_do_not_change_the_output(model, shards, whole, tmp_path):
     counts = predict_to_file(model, [f"{shards}/*"], tmp_path / "p.parquet", workers=2)
     assert counts == TagCounts(videos=sum(40 + 5 * number for number in range(40)))
     assert (tmp_path / "p.parquet").read_bytes() == (whole / "p.parquet").read_bytes()
@@ -184,9 +184,7 @@ def test_workers_and_threads_do_not_change_a_bit(model, shards, whole, tmp_path)
         np.testing.assert_array_equal(part.probabilities.numpy(), other.probabilities.numpy())
 
 
-def test_a_damaged_shard_stops_all_with_its_place_and_once_mended_the_rest_is_done(
-    capsys, model, shards, whole, tmp_path
-):
+def test_a_damaged_shard_stops_the_run_and_a_repaired_one_is_resumed(capsys, model, shards, whole, tmp_path):
     copies, out = tmp_path / "copies", tmp_path / "p.csv"
     shutil.copytree(shards, copies)
     bad = copies / "s-30.tfrecord"
@@ -229,7 +227,7 @@ class Listener(Progress):
 @pytest.mark.parametrize(
     ("change", "done"), [("nothing", 3), ("shard", 2), ("model", 0), ("mode", 0), ("drop_flat", 0), ("format", 0)]
 )
-def test_a_run_with_anything_changed_takes_no_part_that_is_stale(tiny_schema, tmp_path, change, done):
+def test_a_changed_run_does_not_reuse_stale_parts(tiny_schema, tmp_path, change, done):
     one, other = (save_model(tmp_path / f"{k}.reeltag", tiny_schema, family="mean", hidden=k) for k in (3, 4))
     for number in range(5):
         make_shard(tmp_path / f"s-{number}.tfrecord", tiny_schema, 6)
@@ -257,7 +255,7 @@ def test_a_run_with_anything_changed_takes_no_part_that_is_stale(tiny_schema, tm
     assert out.read_bytes() == (tmp_path / f"anew{out.suffix}").read_bytes()
 
 
-def test_a_marker_without_its_part_is_not_done(tiny_schema, tmp_path):
+def test_a_marker_without_its_part_is_unfinished(tiny_schema, tmp_path):
     model = save_model(tmp_path / "m.reeltag", tiny_schema, family="mean", hidden=3)
     make_shard(tmp_path / "s-0.tfrecord", tiny_schema, 6)
     out, shards = tmp_path / "p.csv", [str(tmp_path / "s-0.tfrecord")]
@@ -272,7 +270,7 @@ def test_a_marker_without_its_part_is_not_done(tiny_schema, tmp_path):
     assert out.read_bytes() == whole
 
 
-def test_what_is_said_on_the_way(capsys, model, shards, tmp_path):
+def test_progress_and_summary_of_predict(capsys, model, shards, tmp_path):
     assert main(["predict", str(model), f"{shards}/s-0*", "--out", str(tmp_path / "p.csv")]) == 0
     printed = capsys.readouterr()
     size = sum(path.stat().st_size for path in shards.glob("s-0*"))
@@ -281,13 +279,13 @@ def test_what_is_said_on_the_way(capsys, model, shards, tmp_path):
     assert printed.out == f"{tmp_path / 'p.csv'}: 625 videos\n"
 
 
-def test_standard_output_has_the_lines_of_the_file(capsys, model, shards, whole):
+def test_standard_output_equals_the_json_lines_file(capsys, model, shards, whole):
     assert main(["predict", str(model), f"{shards}/*"]) == 0
     assert capsys.readouterr().out == (whole / "p.jsonl").read_text()
 
 
 @needs_pyarrow
-def test_parquet_says_what_json_lines_say(whole):
+def test_parquet_holds_the_content_of_json_lines(whole):
     import pyarrow
     from pyarrow import parquet
 
@@ -309,7 +307,7 @@ def test_parquet_says_what_json_lines_say(whole):
     assert parquet.ParquetFile(whole / "p.parquet").num_row_groups == 40
 
 
-def test_parquet_without_pyarrow_is_one_message_before_anything_is_done(capsys, model, shards, tmp_path, monkeypatch):
+def test_parquet_without_pyarrow_is_an_error_before_tagging(capsys, model, shards, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)  # makes its import fail
     assert main(["predict", "no.reeltag", f"{shards}/*", "--out", str(tmp_path / "p.parquet")]) == 2
     assert "pip install 'reeltag[parquet]'" in capsys.readouterr().err
@@ -317,7 +315,7 @@ def test_parquet_without_pyarrow_is_one_message_before_anything_is_done(capsys, 
     assert main(["predict", str(model), f"{shards}/s-00*", "--out", str(tmp_path / "p.csv")]) == 0
 
 
-def test_what_cannot_work_is_refused_before_anything_is_done(capsys, model, shards, tmp_path):
+def test_invalid_arguments_are_errors_before_tagging(capsys, model, shards, tmp_path):
     own = tmp_path / "p.csv.parts" / "notes.txt"
     own.parent.mkdir()
     own.write_text("mine")
@@ -366,7 +364,7 @@ def test_flat_videos_are_dropped_by_the_authors_rule(capsys, tmp_path, workers):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_shard_of_flat_videos_alone_leaves_a_file_without_lines(capsys, tmp_path, ending):
+def test_a_shard_of_only_flat_videos_gives_an_empty_file(capsys, tmp_path, ending):
     rng = np.random.default_rng(0)
     write_shard(tmp_path / "s", [encode(image_video(str(number), 0.01, rng), FLAT) for number in range(3)])
     model, out = save_model(tmp_path / "m.reeltag", FLAT, family="mean", hidden=3), tmp_path / f"p.{ending}"
@@ -380,7 +378,7 @@ def test_a_shard_of_flat_videos_alone_leaves_a_file_without_lines(capsys, tmp_pa
         assert out.read_text() == {"csv": "VideoId,LabelConfidencePairs\n", "jsonl": ""}[ending]
 
 
-def test_what_is_flat_of_video_level_features_and_of_none():
+def test_flat_videos_of_video_level_features_and_without_images():
     rng = np.random.default_rng(0)
     for spread in (0.09, 0.11):
         values = rng.normal(size=(1, 1024))

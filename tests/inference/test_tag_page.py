@@ -52,7 +52,7 @@ def chosen(number):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (400, "light")])
-def test_videos_their_tags_and_their_pictures(file, tmp_path, width, scheme):
+def test_the_page_lists_videos_tags_and_pictures(file, tmp_path, width, scheme):
     async def story(page):
         await page.look(width, 900, scheme)
         assert await page.value(texts("#videos .name")) == [*SECONDS, "<img src=x>.mp4"]
@@ -74,7 +74,7 @@ def test_videos_their_tags_and_their_pictures(file, tmp_path, width, scheme):
     browse(file, tmp_path, story)
 
 
-def test_a_stretch_that_is_pointed_at_shows_its_picture(file, tmp_path):
+def test_a_selected_segment_shows_its_picture(file, tmp_path):
     async def story(page):
         await page.value(chosen(1))
         assert await page.value("document.querySelector('#picture').hidden")
@@ -93,7 +93,7 @@ def test_a_stretch_that_is_pointed_at_shows_its_picture(file, tmp_path):
     browse(file, tmp_path, story)
 
 
-def test_a_file_that_was_left_out_says_why(file, tmp_path):
+def test_a_file_without_a_result_shows_the_reason(file, tmp_path):
     async def story(page):
         await page.value(chosen(4))
         assert not await page.value("document.querySelector('#fault').hidden")
@@ -103,7 +103,7 @@ def test_a_file_that_was_left_out_says_why(file, tmp_path):
     browse(file, tmp_path, story)
 
 
-def test_one_video_has_no_list_beside_it(clips, model, tmp_path):
+def test_a_page_of_one_video_has_no_list(clips, model, tmp_path):
     path = tmp_path / "one.html"
     assert main(["tag", str(clips / "hall.mp4"), "--model", str(model), "--quiet", "--html", str(path)]) == 0
 

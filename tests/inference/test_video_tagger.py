@@ -61,7 +61,7 @@ def agree(found, expected):
         np.testing.assert_allclose([scores[number] for number in range(len(row))], row, rtol=0, atol=1e-6)
 
 
-def test_the_scores_are_those_of_extract_and_predict(clips, shards, model, capsys):
+def test_scores_equal_those_of_extract_and_predict(clips, shards, model, capsys):
     found = told(capsys, clips, "--model", model)
     agree(found["videos"], predicted(model, shards))
     assert {video["id"]: video["frames"] for video in found["videos"]} == SECONDS
@@ -80,14 +80,14 @@ def test_the_scores_are_those_of_extract_and_predict(clips, shards, model, capsy
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "videos").is_dir(), reason="needs real clips, see REELTAG_DATA")
-def test_real_clips_too(tmp_path, capsys):
+def test_scores_of_real_clips_equal_those_of_extract_and_predict(tmp_path, capsys):
     out = tmp_path / "shards"
     assert main(["extract", str(DATA / "videos"), "--out", str(out), "--quiet"]) == 0
     model = write_untrained(tmp_path / "m.reeltag", schema_of(out).model_copy(update={"classes": 50}))
     agree(told(capsys, DATA / "videos", "--model", model, "--top", 50)["videos"], predicted(model, out))
 
 
-def test_a_timeline_tags_each_stretch_as_a_video_of_its_own(clips, shards, model, capsys):
+def test_a_timeline_tags_each_segment_as_a_separate_video(clips, shards, model, capsys):
     predictor = load(model)
     videos = {
         video.id: video.frames() for video in read_examples(find_files([str(shards / "*.tfrecord")]), predictor.schema)
@@ -102,7 +102,7 @@ def test_a_timeline_tags_each_stretch_as_a_video_of_its_own(clips, shards, model
         assert len(video["tags"]) == 2
 
 
-def test_when_a_tag_holds_is_where_it_has_half_of_its_highest_score():
+def test_tag_spans_hold_at_least_half_of_the_highest_score():
     spans = segment_spans(90)
     scores = np.random.default_rng(3).random((4, len(spans))).round(2).tolist()
     for tag, row in enumerate(scores):
@@ -115,7 +115,7 @@ def test_when_a_tag_holds_is_where_it_has_half_of_its_highest_score():
         assert all(end < begin for (_, end), (begin, _) in pairwise(runs))
 
 
-def test_text_for_people():
+def test_lines_for_a_terminal():
     tags = [{"class": 0, "name": "sea", "score": 0.934}, {"class": 2, "name": "people", "score": 0.06}]
     spans = [(0, 30), (30, 60), (60, 90), (90, 120), (120, 150)]
     scores = [[0.9, 0.1, 0.99, 0.98, 0.1], [0.0, 0.06, 0.0, 0.05, 0.06]]  # the second holds nowhere
@@ -127,7 +127,7 @@ def test_text_for_people():
     ]
 
 
-def test_csv(clips, model, capsys, tmp_path):
+def test_the_csv_holds_the_tags_of_videos_and_segments(clips, model, capsys, tmp_path):
     found = told(capsys, clips, "--model", model, "--timeline", "--csv", tmp_path / "tags.csv")["videos"]
     with (tmp_path / "tags.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -143,7 +143,7 @@ def test_csv(clips, model, capsys, tmp_path):
     assert "exists" in fails(capsys, clips, "--model", model, "--csv", tmp_path / "tags.csv")
 
 
-def test_files_that_cannot_be_read_are_named_and_the_rest_goes_on(clips, model, tmp_path, capsys):
+def test_unreadable_files_are_reported_and_the_others_tagged(clips, model, tmp_path, capsys):
     (tmp_path / "broken.mp4").write_bytes((clips / "beach.mp4").read_bytes()[:300])
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("no video")
@@ -160,7 +160,7 @@ def test_files_that_cannot_be_read_are_named_and_the_rest_goes_on(clips, model, 
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no such names")
-def test_names_that_are_no_utf_8(clips, model, tmp_path, capsys):
+def test_file_names_that_are_not_utf_8(clips, model, tmp_path, capsys):
     (tmp_path / os.fsdecode(b"b\xff\x1b[2J.mp4")).write_bytes((clips / "hall.mp4").read_bytes())
     outputs = ["--csv", tmp_path / "tags.csv", "--html", tmp_path / "page.html"]
     (video,) = told(capsys, tmp_path, "--model", model, *outputs)["videos"]
@@ -191,12 +191,12 @@ def origin_of(feature, **changes):
         (lambda f: f, "does not hold the PCA of its feature 'rgb'"),
     ],
 )
-def test_a_model_whose_features_cannot_be_made_is_refused(clips, model, tmp_path, capsys, change, message):
+def test_a_model_whose_features_cannot_be_extracted_is_refused(clips, model, tmp_path, capsys, change, message):
     other = altered(model, tmp_path / "m.reeltag", change, projections={})
     assert re.search(message, fails(capsys, clips, "--model", other))
 
 
-def test_what_else_cannot_work_is_refused(clips, model, tmp_path, capsys):
+def test_invalid_models_and_arguments_are_refused(clips, model, tmp_path, capsys):
     artifact = load_artifact(model)
     segments_of_five = artifact.schema.model_copy(update={"segments": 5})
     save_artifact(tmp_path / "s.reeltag", replace(artifact, schema=segments_of_five))
@@ -208,7 +208,7 @@ def test_what_else_cannot_work_is_refused(clips, model, tmp_path, capsys):
     )
 
 
-def test_an_onnx_model_is_given_by_its_path_and_known_by_its_hash(tmp_path, capsys):
+def test_an_onnx_extractor_is_opened_by_path_and_verified_by_hash(tmp_path, capsys):
     onnx = pytest.importorskip("onnx")
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     mean = helper.make_node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)
@@ -242,7 +242,7 @@ def decoded(content):
         return next(container.decode(video=0)).to_ndarray(format="rgb24")
 
 
-def test_small_pictures_are_those_of_their_seconds(tmp_path):
+def test_thumbnails_show_the_requested_seconds(tmp_path):
     clip = write_clip(tmp_path / "a.mp4", 6, 10, pictures=[numbered(n, 320, 240) for n in range(60)])
     found = {second: decoded(content) for second, content in thumbnails(clip, [1, 4]).items()}
     assert {second: number_of(picture) for second, picture in found.items()} == {1: 15, 4: 45}
@@ -254,7 +254,7 @@ def test_small_pictures_are_those_of_their_seconds(tmp_path):
 @pytest.mark.parametrize(
     ("width", "height", "pixel", "shape"), [(96, 96, 2, (80, 160)), (64, 192, 1, (160, 54)), (2, 1200, 1, (160, 2))]
 )
-def test_small_pictures_keep_their_shape(tmp_path, width, height, pixel, shape):
+def test_thumbnails_keep_the_aspect_ratio(tmp_path, width, height, pixel, shape):
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=5)

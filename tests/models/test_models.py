@@ -41,7 +41,7 @@ def as_numpy_says(tagger, schema, frames, lengths):
 
 
 @battery
-def test_ragged_videos_are_tagged_as_a_slow_implementation_does(family, form):
+def test_ragged_videos_equal_a_slow_implementation(family, form):
     schema = Schema(
         features=(Feature(name="a", width=12), Feature(name="b", width=4)), dtype="float32", classes=CLASSES
     )
@@ -56,7 +56,7 @@ def test_ragged_videos_are_tagged_as_a_slow_implementation_does(family, form):
 
 @pytest.mark.parametrize("family", ["netvlad", "mean"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_options_are_as_a_slow_implementation_has_them(family, options):
+def test_options_equal_a_slow_implementation(family, options):
     schema = Schema(features=(Feature(name="a", width=12), Feature(name="b", width=4)), dtype="float32", classes=9)
     frames = np.random.default_rng(3).standard_normal((4, 9, 16)).astype(np.float32)
     tagger = stirred(small_tagger(family, FORMS.get(family, [{}])[0], **options))
@@ -77,7 +77,7 @@ def test_batch_norm_counts_only_real_frames():
     torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * rows.var(0))
 
 
-def test_shuffling_moves_real_frames_only_and_loses_none():
+def test_shuffling_permutes_only_real_frames():
     x = torch.arange(1.0, 61.0).view(2, 30, 1)
     mask = torch.arange(30) < torch.tensor([[30], [20]])
     torch.manual_seed(1)
@@ -88,7 +88,7 @@ def test_shuffling_moves_real_frames_only_and_loses_none():
         assert (row[length:] == 0).all()
 
 
-def test_a_shuffling_model_shuffles_in_training_alone():
+def test_a_shuffling_model_shuffles_only_in_training():
     tagger = small_tagger("rnn", {"cell": "gru", "cells": 8, "shuffle": True})
     frames, lengths, _ = videos(frames=20)
     assert torch.equal(tagger.eval()(frames, lengths), tagger(frames, lengths))
@@ -131,7 +131,7 @@ def test_constant_videos_give_finite_numbers(family, form, value):
 
 @battery
 @with_options
-def test_what_stands_in_padded_frames_changes_nothing(family, form, options):
+def test_padded_frames_do_not_change_probabilities(family, form, options):
     tagger = stirred(small_tagger(family, form, **options))
     frames, _, _ = videos(frames=9)
     lengths = torch.tensor([9, 1, 4, 2, 7, 3])
@@ -142,7 +142,7 @@ def test_what_stands_in_padded_frames_changes_nothing(family, form, options):
 
 
 @battery
-def test_padded_frames_change_no_gradient_and_no_statistic(family, form):
+def test_padded_frames_do_not_change_gradients_or_statistics(family, form):
     found = []
     for fill in (0, 255):
         frames, _, labels = videos(frames=9)
@@ -157,7 +157,7 @@ def test_padded_frames_change_no_gradient_and_no_statistic(family, form):
 
 
 @battery
-def test_a_video_is_tagged_alike_alone_and_in_a_padded_batch(family, form):
+def test_a_video_alone_and_in_a_padded_batch_gets_the_same_probabilities(family, form):
     tagger = stirred(small_tagger(family, form))
     frames, _, _ = videos(frames=9)
     lengths = torch.tensor([9, 1, 4, 2, 7, 3])
@@ -168,7 +168,7 @@ def test_a_video_is_tagged_alike_alone_and_in_a_padded_batch(family, form):
 
 
 @battery
-def test_ragged_videos_are_tagged_alike_whatever_shares_their_chunk(family, form, monkeypatch):
+def test_chunks_do_not_change_probabilities(family, form, monkeypatch):
     tagger = stirred(small_tagger(family, form))
     frames, _, _ = videos(count=7, frames=9)
     lengths = torch.tensor([9, 1, 4, 2, 7, 3, 9])
@@ -179,7 +179,7 @@ def test_ragged_videos_are_tagged_alike_whatever_shares_their_chunk(family, form
 
 @pytest.mark.parametrize(("family", "form"), [pair for pair in ALL if pair[0] != "rnn"])  # which draws no frames
 @with_options
-def test_drawn_frames_with_their_counts_train_as_the_draws_themselves(family, form, options):
+def test_sampled_frames_with_counts_train_like_repeated_frames(family, form, options):
     """Loss, gradients and statistics of a step on each drawn frame once are those of a step on all draws."""
     frames, _, labels = videos(frames=9)
     batch = Batch(("",) * 6, frames, torch.tensor([9, 1, 4, 2, 7, 3]), labels)
@@ -210,7 +210,7 @@ def plain_gru(gru, x_BTD, mask_BT):
 
 @pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize("bf16", [False, True])
-def test_the_gradients_of_a_gru_are_autograds(backwards, bf16):
+def test_gradients_of_the_gru_equal_autograd(backwards, bf16):
     torch.manual_seed(2)
     gru, x = PublishedGRU(5, 6, backwards), torch.randn(4, 9, 5, requires_grad=True)
     mask = torch.arange(9) < torch.tensor([[9], [1], [4], [7]])
@@ -227,7 +227,7 @@ def test_the_gradients_of_a_gru_are_autograds(backwards, bf16):
 
 
 @battery
-def test_one_batch_can_be_learnt_by_heart(family, form):
+def test_every_family_overfits_one_batch(family, form):
     tagger = small_tagger(family, form, hidden=8).train()
     frames, lengths, labels = videos()
     optimizer = torch.optim.Adam(tagger.parameters(), lr=0.02)
@@ -270,7 +270,7 @@ def test_an_ensemble_in_bfloat16_stays_near_float32(family, form, monkeypatch):
 
 
 @pytest.mark.parametrize("family", ["netvlad", "netfv"])
-def test_bfloat16_holds_where_the_input_is_far_from_zero(family):
+def test_bfloat16_is_accurate_for_inputs_far_from_zero(family):
     """The input norm is applied before anything is rounded."""
     tagger = stirred(small_tagger(family, {"clusters": 4}))
     tagger.input_norm.norm.running_mean.fill_(1.0)
@@ -301,7 +301,7 @@ def test_a_model_saved_and_loaded_is_bit_equal(family, form, tmp_path, tiny_sche
 
 
 @battery
-def test_the_seed_decides_the_initial_weights_and_leaves_the_global_generator_alone(family, form):
+def test_initial_weights_depend_only_on_the_seed(family, form):
     before = torch.random.get_rng_state()
     first, again, other = (small_tagger(family, form, seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(before, torch.random.get_rng_state())
@@ -317,7 +317,7 @@ def test_a_meta_tagger_has_the_shapes_of_a_real_one(family, form):
 
 
 @battery
-def test_the_vector_starts_with_a_sensible_size(family, form):
+def test_initial_weights_neither_shrink_nor_blow_up_the_vector(family, form):
     """Initial weights let a signal through: neither vanished nor beyond what sigmoids can tell apart."""
     tagger = small_tagger(family, form)
     seen = []
@@ -327,7 +327,7 @@ def test_the_vector_starts_with_a_sensible_size(family, form):
     assert math.isfinite(seen[0].abs().max().item())
 
 
-def test_shapes_alone_do_not_import_torchs_compiler():
+def test_meta_taggers_do_not_import_the_compiler_of_torch():
     """That takes longer than opening a model; NeXtVLAD's linear layers do."""
     tables = [{"family": family} for family in FAMILIES if family != "nextvlad"]
     code = f"""
@@ -342,7 +342,7 @@ sys.exit("torch._dynamo" in sys.modules)
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
-def test_the_example_of_the_docs_is_a_family(monkeypatch, tmp_path):
+def test_the_example_family_of_the_docs_works(monkeypatch, tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
     code = page.partition("## Adding a family")[2].split("```python\n")[1].partition("```")[0]
     (tmp_path / "maximum_family.py").write_text(code)
