@@ -1,4 +1,4 @@
-"""Python does what the command line does: the same files, the same numbers."""
+"""The Python API: same files and numbers as the command line."""
 
 import html.parser
 import inspect
@@ -52,7 +52,7 @@ def test_importing_needs_no_torch():
 
 
 def test_names_stay_functions_when_modules_are_imported():
-    """A module of the same name would take a function's place as soon as something imports it."""
+    """Check that no module has a public function's name; importing it would replace the function."""
     source = Path(reeltag.__file__).parent
     modules = {path.stem for path in source.glob("*.py")} | {path.parent.name for path in source.glob("*/__init__.py")}
     assert not modules & set(reeltag.__all__)
@@ -61,9 +61,9 @@ def test_names_stay_functions_when_modules_are_imported():
 def test_run_equals_the_command(recipe, tmp_path, capsys):
     done = reeltag.run(recipe, out=tmp_path / "python", overrides=["seed=3"])
     assert main(["run", str(recipe), "--set", "seed=3", "--out", str(tmp_path / "command"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert Path(done.file).read_bytes() == Path(told["file"]).read_bytes()
-    assert done.results["test"]["file"] == told["results"]["test"]["file"]
+    printed = json.loads(capsys.readouterr().out)
+    assert Path(done.file).read_bytes() == Path(printed["file"]).read_bytes()
+    assert done.results["test"]["file"] == printed["results"]["test"]["file"]
     assert Path(done.report).is_file()
     shards = [str(next((tmp_path / "python" / "stages").glob("synthetic-*")) / "test-*.tfrecord")]
     scores = reeltag.evaluate(done.file, shards)
@@ -137,8 +137,8 @@ def test_the_representation_of_a_predictor_describes_its_members(tiny_model, tin
     text = repr(predictor)
     tagger = build_tagger(parse_config({"family": "netvlad", "clusters": 4, "hidden": 8}), (6, 2), 8, 0)
     parameters = f"{sum(each.numel() for each in tagger.parameters()):,} parameters"
-    for shown in ("[T, 8] uint8", "rgb 6 + audio 2", "[8] float32", "netvlad", parameters, str(tiny_model), "bytes"):
-        assert shown in text
+    for expected in ("[T, 8] uint8", "rgb 6 + audio 2", "[8] float32", "netvlad", parameters, str(tiny_model), "bytes"):
+        assert expected in text
     config = parse_config({"family": "mean"})
     state = build_tagger(config, tiny_schema.widths, 8, 0).state_dict()
     path = tmp_path / "odd.reeltag"
@@ -154,7 +154,7 @@ def test_the_representation_of_a_predictor_describes_its_members(tiny_model, tin
 
 
 class OwnConfig(TaggerConfig):
-    """Keys of a family from outside."""
+    """Configuration of a user-defined family."""
 
     family: Literal["own"]
     strength: int = 3
@@ -173,7 +173,7 @@ def test_a_registered_family_works_in_recipes_and_files(own, recipe, tmp_path):
     with pytest.raises(RecipeError, match="choose one of attention"):
         reeltag.load_recipe(recipe)
     reeltag.register_family("own", OwnConfig, Mean)
-    reeltag.register_family("own", OwnConfig, Mean)  # as a notebook does
+    reeltag.register_family("own", OwnConfig, Mean)  # again, as rerunning a notebook cell does
     assert reeltag.load_recipe(recipe).models["a"].config.strength == 4
     with pytest.raises(RecipeError, match="did you mean 'strength'"):
         reeltag.load_recipe(recipe, ["models.a.strenght=5"])
@@ -182,9 +182,9 @@ def test_a_registered_family_works_in_recipes_and_files(own, recipe, tmp_path):
     assert "own" in repr(reeltag.load(done.file))
     assert "strength" in json.dumps(recipe_schema())
     elsewhere = [sys.executable, "-m", "reeltag", "inspect", done.file]
-    told = subprocess.run(elsewhere, capture_output=True, text=True, check=False)
-    assert told.returncode == 2
-    assert "'own'" in told.stderr
+    done = subprocess.run(elsewhere, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "'own'" in done.stderr
 
 
 def test_registering_refuses_other_names_and_taken_names(own):

@@ -1,4 +1,4 @@
-"""The one file: what goes in comes out, the budget holds, and nothing damaged is opened."""
+"""Artifact files: saving and loading, the byte budget, and refusal of damaged files."""
 
 import json
 import struct
@@ -125,7 +125,7 @@ def test_a_header_that_claims_more_bytes_than_the_file_is_refused(tmp_path):
 
 
 def rewrite(ensemble, path, change):
-    """A file with a changed header whose checksums all hold, as a newer reeltag might write."""
+    """Write a file with a changed header and valid checksums, as a newer reeltag might."""
     save_artifact(path, ensemble)
     tensors, content = checkpoint.load_tensors(path)
     change(content)

@@ -1,4 +1,4 @@
-"""Promise 9: a damaged tensor file is refused, whatever the damage, before it takes memory."""
+"""Promise 9: every damaged tensor file is refused before it takes memory."""
 
 import json
 from concurrent.futures import ProcessPoolExecutor
@@ -22,13 +22,13 @@ from reeltag.data.shards import Manifest
 from reeltag.training import checkpoint
 from small_models import CLASSES, FORMS, small_artifact
 
-ROOM = 24 << 20  # bytes by which opening mutants of files of some kilobytes may let a process grow
+ROOM = 24 << 20  # most bytes by which the process that opens the mutants, of some kilobytes each, may grow
 FAMILIES = ["netvlad", "dbof", "mean", "netfv", "rnn", "nextvlad", "attention"]
 
 
 @pytest.fixture
 def models(tmp_path, everything_is_large):
-    """A small file of each encoding, each of another family, and an ensemble with names."""
+    """Write a small file of each encoding, each of another family, and an ensemble with label names."""
     paths = []
     for family, encoding in zip(FAMILIES, ENCODINGS, strict=True):
         paths.append(tmp_path / f"{encoding}.reeltag")
@@ -53,11 +53,13 @@ def test_every_mutant_without_recomputed_checksums_is_refused(models, tiny_manif
         *((opener, [path], damage, few, 1) for path, opener in kept),
         (mutants.predicts, models, [mutants.sealed], forged, 2),
     ]
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # where no other test took memory
+    with ProcessPoolExecutor(
+        1, mp_context=get_context("spawn")
+    ) as pool:  # a process of its own, in which no other test raised the peak of memory
         *damaged, sealed = pool.submit(mutants.try_each, jobs).result(timeout=1200)
     assert [opened for _, opened, _, _ in damaged] == [[]] * len(damaged)
     refused = [refused for refused, _, _, _ in damaged]
-    assert sum(refused) > 0.99 * (count + few * len(kept))  # a few are equal to the file
+    assert sum(refused) > 0.99 * (count + few * len(kept))  # a few mutants equal the file
     assert sealed[0] > 0.5 * forged
     growth = sum(grown for _, _, _, grown in (*damaged, sealed))
     assert growth < ROOM
@@ -65,7 +67,7 @@ def test_every_mutant_without_recomputed_checksums_is_refused(models, tiny_manif
     promise.found(
         9,
         f"{refused[0]:,} mutants of {len(models)} models in 7 encodings and {sum(refused[1:]):,} of a checkpoint, "
-        f"predictions and a manifest: all refused, the file named; {forged:,} with every checksum made anew: "
+        f"predictions and a manifest: all refused, the file named; {forged:,} with recomputed checksums: "
         f"{sealed[0]:,} refused, {len(sealed[1]):,} are models that tag; slowest {slowest:.2f} s, "
         f"and the process grew by {growth / 2**20:.1f} MiB",
     )
@@ -90,7 +92,7 @@ def test_the_safetensors_library_reads_and_writes_the_same_bytes(models, tiny_ma
     for path in [*models, *(path for path, _ in intermediates(models[0].parent, tiny_manifests["train"]))]:
         file, content = TensorFile(path), path.read_bytes()
         with safetensors.safe_open(path, "np") as peer:
-            arrays = {name: peer.get_tensor(name) for name in peer.keys()}  # noqa: SIM118 - it is no dict
+            arrays = {name: peer.get_tensor(name) for name in peer.keys()}  # noqa: SIM118 - not a dict
             assert safetensors.numpy.save(arrays, peer.metadata()) == content
         assert arrays.keys() == set(file.names)
         for name, array in arrays.items():
@@ -117,7 +119,7 @@ def is_mapped(tensor):
         begin, end = (int(number, 16) for number in line.split()[0].split("-"))
         if begin <= tensor.data_ptr() < end:
             return line.endswith(".reeltag")
-    raise AssertionError("a tensor lies nowhere")
+    raise AssertionError("no memory mapping holds the tensor")
 
 
 @pytest.mark.parametrize(
@@ -132,16 +134,16 @@ def test_a_forged_length_is_refused_before_the_header_is_read(tmp_path, length, 
     path = tmp_path / "forged.reeltag"
     with path.open("wb") as file:
         file.write(length.to_bytes(8, "little"))
-        file.truncate(3_000_000_000)  # a hole: reading it would take 3 GB
+        file.truncate(3_000_000_000)  # a sparse file: reading it would take 3 GB of memory
     with pytest.raises(ArtifactError, match=rf"forged\.reeltag: {message}"):
         load_artifact(path)
 
 
 SIZES = {
     "hidden": lambda c: c["members"][0]["config"].update(hidden=10**9),
-    "a size that nothing can count": lambda c: c["members"][0]["config"].update(hidden=2**70),
+    "hidden beyond 64 bits": lambda c: c["members"][0]["config"].update(hidden=2**70),
     "classes": lambda c: c["data"].update(classes=10**12),
-    "classes that nothing can count": lambda c: c["data"].update(classes=10**30),
+    "classes beyond 64 bits": lambda c: c["data"].update(classes=10**30),
     "width": lambda c: c["data"]["features"][0].update(width=10**12),
     "features": lambda c: c["data"].update(features=[{"name": str(n), "width": 1} for n in range(20_000)]),
     "experts": lambda c: c["members"][0]["config"]["head"].update(experts=10**9),

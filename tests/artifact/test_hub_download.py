@@ -1,4 +1,4 @@
-"""Models by their name on the Hugging Face Hub, which nothing here can reach: its cache, and its refusals."""
+"""Models by name from the Hugging Face Hub: its cache and its errors. The tests need no network."""
 
 import importlib
 import logging
@@ -16,7 +16,7 @@ FRAMES = np.random.default_rng(0).integers(0, 256, (2, 5, 8), dtype=np.uint8)
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """The library, offline, with an empty cache."""
+    """Return the Hub's library, offline and with an empty cache."""
     hub = pytest.importorskip("huggingface_hub", reason="needs reeltag[hub]")
     constants = importlib.import_module("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -26,7 +26,7 @@ def hub(monkeypatch, tmp_path):
 
 @pytest.fixture
 def cached(hub, tiny_model, tmp_path):
-    """A snapshot of user/tagger in the cache, laid out as the library does."""
+    """Write a snapshot of user/tagger to the cache, in the library's layout."""
     repo = tmp_path / "hub" / "models--user--tagger"
     reeltag.load(tiny_model).save_pretrained(repo / "snapshots" / COMMIT)
     (repo / "refs").mkdir()

@@ -1,4 +1,4 @@
-"""Folders for the Hub: the file's own bytes, and a card whose numbers all come from the artifact."""
+"""Folders for the Hub: the unchanged file, and a model card whose numbers come from the artifact."""
 
 import json
 import re
@@ -84,7 +84,7 @@ def metadata(card):
 
 
 def cells(card, section):
-    """The rows of a section's table, as Markdown shows them."""
+    """Return the rows of a section's table, as Markdown renders them."""
     tokens = MarkdownIt().enable("table").parse(card.split(f"\n## {section}\n")[1].split("\n## ")[0])
     rows = []
     for token in tokens:
@@ -112,16 +112,16 @@ def test_config_json_is_the_header(artifact, folder):
 
 
 def test_the_hub_library_reads_the_metadata(folder):
-    found = metadata((folder / "README.md").read_text())
-    assert (found["library_name"], found["pipeline_tag"]) == ("reeltag", "video-classification")
-    assert found["license"] == "cc-by-4.0"
-    assert {"netvlad", "mean"} < set(found["tags"])
+    content = metadata((folder / "README.md").read_text())
+    assert (content["library_name"], content["pipeline_tag"]) == ("reeltag", "video-classification")
+    assert content["license"] == "cc-by-4.0"
+    assert {"netvlad", "mean"} < set(content["tags"])
     hub = pytest.importorskip("huggingface_hub", reason="needs reeltag[hub]")
     card = hub.ModelCard.load(folder / "README.md")
     (result,) = card.data.eval_results
     assert (card.data.model_name, result.dataset_type) == (ODD, ODD)
     assert (result.metric_type, result.metric_value) == ("gap", 0.81235)
-    assert hub.metadata_load(folder / "README.md") == found
+    assert hub.metadata_load(folder / "README.md") == content
 
 
 def test_the_card_reports_metrics_data_and_members(artifact, file, folder):
@@ -159,8 +159,8 @@ def test_odd_names_are_escaped_in_the_card(folder):
 )
 def test_any_recipe_name_is_valid_in_the_metadata(artifact, name):
     card = hub.model_card(replace(artifact, provenance={**PROVENANCE, "recipe": name}), 1)
-    found = metadata(card)["model-index"][0]["name"]
-    assert found.split() == "".join(c if c.isprintable() else " " for c in name).split()
+    stored = metadata(card)["model-index"][0]["name"]
+    assert stored.split() == "".join(c if c.isprintable() else " " for c in name).split()
     assert card.encode().decode() == card
 
 

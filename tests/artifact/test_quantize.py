@@ -1,4 +1,4 @@
-"""Partial 8-bit quantisation: the authors' codes, and sizes as published."""
+"""Quantization: codes of the authors' program, published sizes, and error bounds of every encoding."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def test_only_tensors_of_more_than_17000_elements_change():
 
 
 MOE, LOGISTIC = {"prob_gating": True}, {"kind": "logistic"}
-# Bytes after quantisation from the paper's Table 4 and the published configuration, in whole MB.
+# Size after quantization from the paper's Table 4 and the published configuration, in whole MB.
 PUBLISHED = {
     "NetVLAD, large": (321, {"family": "netvlad", "clusters": 256, "hidden": 1024, "head": MOE}),
     "NetVLAD1": (242, {"family": "netvlad", "clusters": 192, "hidden": 992, "head": MOE}),
@@ -86,21 +86,21 @@ def test_published_models_have_their_published_size(name):
 
 
 def test_an_lstm_of_1024_cells_rounds_to_its_published_size():
-    """RNN2 is published with 19 MB, and its weights alone are 0.8 % more."""
+    """Compare with the 19 MB of RNN2 in the paper; its weights alone take 0.8 % more."""
     weights = 2 * (1024 + 128 + 512) * 4 * 512 + (1024 + 1024) * 4 * 1024 + 1024 * 3862
     size = megabytes({"family": "rnn", "cell": "lstm", "cells": 1024, "head": LOGISTIC})
     assert round(size) == 19
-    # the rest is codebooks and float biases, of which torch's cells have two
+    # The rest is codebooks and float32 biases, of which torch's cells have two each.
     assert weights < 1e6 * size < 1.005 * weights
 
 
 def test_a_gru_of_1024_cells_has_the_weights_of_its_formula():
-    """RNN3 is published with 19 MB, which no bidirectional GRU of 1024 cells with a logistic head can have."""
+    """Compare with a formula: the published 19 MB are impossible for 1024 bidirectional cells and a logistic head."""
     first = 2 * 3 * ((1024 + 128 + 512) * 512 + 512)
     second = 3 * ((1024 + 1024) * 1024 + 1024)
     head = 1024 * 3862 + 3862
     table = {"family": "rnn", "cell": "gru", "cells": 1024, "head": LOGISTIC}
-    # biases take four bytes, codebooks and 8 bits one byte a weight
+    # A bias takes four bytes, any other weight one, and codebooks are extra.
     assert first + second + head < 1e6 * megabytes(table) < 1.01 * (first + second + head)
 
 
@@ -115,7 +115,7 @@ def test_float16_is_the_authors(name):
 
 @pytest.fixture(scope="module")
 def weights():
-    """Weights as trained ones are: heavy tails, columns of different size, a shape that no group of 64 divides."""
+    """Return weights like trained ones: heavy tails, columns of different scale, a size that 64 does not divide."""
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(301, 97, generator=generator)
     return normal * normal.abs() * torch.logspace(-2, 0, 97)
@@ -124,14 +124,14 @@ def weights():
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_the_size_of_an_encoding_follows_from_the_shape(weights, encoding):
     for tensor in (weights, weights.flatten(), weights.view(7, 43, 97)):
-        coded = quantize_tensor(tensor, encoding)
-        assert coded.nbytes == quantized_bytes({"w": tensor.to("meta")}, encoding)
-        back = dequantize_state({"w": coded})["w"]
+        quantized = quantize_tensor(tensor, encoding)
+        assert quantized.nbytes == quantized_bytes({"w": tensor.to("meta")}, encoding)
+        back = dequantize_state({"w": quantized})["w"]
         assert (back.shape, back.dtype) == (tensor.shape, torch.float32)
         if encoding == "float32":
             assert torch.equal(back, tensor)
-        else:  # what is stored is an encoding again when it is read
-            assert torch.equal(assemble(coded.parts()).dequantize(), back)
+        else:  # the stored parts are recognised as the same encoding
+            assert torch.equal(assemble(quantized.parts()).dequantize(), back)
 
 
 def squared_error(weights, encoding):
@@ -164,7 +164,9 @@ def test_no_element_is_further_than_half_a_step_of_its_channel_or_group(weights)
         part = weights.flatten()[begin : begin + 64]
         reach = part.abs().max().item()
         half_a_step = (part.max() - part.min()).item() / 15 * 0.5
-        assert group[begin : begin + 64].abs().max() <= half_a_step + 2e-3 * reach  # float16 of the ends
+        assert (
+            group[begin : begin + 64].abs().max() <= half_a_step + 2e-3 * reach
+        )  # rounding of the group's ends to float16
     assert squared_error(weights, "channel-8") < squared_error(weights, "uniform-8")
 
 
@@ -212,7 +214,7 @@ def test_encodings_are_reported_by_their_names_in_recipes(encoding, name):
 
 
 def slow_uniform(tensor):
-    """The rule for every element, in float64: find the two values around it, and take the nearer."""
+    """Quantize element by element in float64: find the two neighbouring values and take the nearer one."""
     values = tensor.numpy().astype(np.float64)
     codebook = np.linspace(values.min(), values.max(), 256)
     step = (values.max() - values.min()) / 255 or 1.0
@@ -222,7 +224,7 @@ def slow_uniform(tensor):
 
 
 def between_codes(low, high):
-    """float32 values as near as can be to the middles of neighbouring codes, and their neighbours."""
+    """Return the float32 values nearest to the midpoints of neighbouring codes, and the next floats on both sides."""
     codebook = np.linspace(low, high, 256)
     middles = np.float32((codebook[1:] + codebook[:-1]) / 2)
     ends = np.float32([low, high])

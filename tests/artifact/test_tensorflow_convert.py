@@ -1,4 +1,4 @@
-"""Checkpoints of the authors' program: read without TensorFlow, tagged alike, refused where they are damaged."""
+"""Checkpoints of the authors' program: read without TensorFlow, same probabilities, damaged ones refused."""
 
 import shutil
 
@@ -26,7 +26,7 @@ SCHEMA = Schema(features=(Feature(name="rgb", width=16), Feature(name="audio", w
 
 
 def peer_checkpoint(name):
-    """The large float one does not lie in the project."""
+    """Return the folder of a checkpoint; skip the test if it is the large one, which is not in the repository."""
     folder = OWN / name if (OWN / name).is_dir() else SHARED / name
     if not folder.is_dir():
         pytest.skip(f"no checkpoint in {folder}")
@@ -99,8 +99,8 @@ def dbof(scope, features, clusters):
     return {f"{scope}/cluster_weights": (features, clusters), **norm(f"{scope}/cluster_bn", clusters)}
 
 
-# What the authors' program names its variables where no golden checkpoint shows it (frame_level_models.py,
-# devel_models.py and video_level_models.py of the published code), and the configuration that it means.
+# Names and shapes of the program's variables for models without a golden checkpoint (frame_level_models.py,
+# devel_models.py and video_level_models.py of the published code), and the configuration that is expected.
 PROGRAMS = {
     "gated GRU": (
         stack("", 24, 6, "gru") | {"gating_weights_2": (6, 6), "gating_biases": (6,)} | logistic(6),
@@ -154,7 +154,7 @@ def test_every_model_of_the_authors_is_recognised_by_its_variables(name, tmp_pat
     head = {"kind": kind, "l2": 1e-6 if kind == "moe" else 1e-8} | table.get("head", {})
     expected = {"gating": {"kind": "none"}, "input_norm": "input_bn/beta" in shapes, **table, "head": head}
     assert member.config == parse_config(expected, WIDTHS)
-    # and the weights stand where they belong
+    # The probabilities verify that every weight was assigned to its place.
     frames = np.random.default_rng(1).standard_normal((2, 5, 24)).astype(np.float32)
     artifact = Artifact(SCHEMA, None, (member,), {})
     slow = np.stack([slow_tag(member.config, WIDTHS, member.state, row) for row in frames])
@@ -197,7 +197,7 @@ def test_options_that_leave_no_trace_in_the_variables_can_be_set(tmp_path, capsy
     assert "clustres: unknown key; did you mean 'clusters'?" in message
 
 
-# --- what cannot be read ----------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_of_another_program_is_refused_with_its_variables(tmp_path):
@@ -271,9 +271,9 @@ def test_every_damaged_byte_is_detected(tmp_path):
         for bad in damaged:
             (tmp_path / f"bad{suffix}").write_bytes(bad)
             try:
-                found = read_checkpoint(tmp_path / "bad")
+                arrays = read_checkpoint(tmp_path / "bad")
             except DataError:
                 continue
-            # padding in the footer says nothing
-            assert found.keys() == expected.keys()
-            assert all(np.array_equal(found[name], expected[name]) for name in expected)
+            # Only the padding of the footer has no checksum.
+            assert arrays.keys() == expected.keys()
+            assert all(np.array_equal(arrays[name], expected[name]) for name in expected)

@@ -1,4 +1,4 @@
-"""GAP and its companions: the authors' numbers, brute force, and merging."""
+"""GAP, Hit@1, PERR and mAP: the authors' numbers, slow implementations, and merging."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_metrics_are_the_authors(name, batches):
 
 @pytest.mark.parametrize("name", TIES)
 def test_with_ties_gap_and_hit_at_1_stay_near_the_authors(name):
-    # PERR and mAP hang on which of the tied classes numpy.argpartition happens to take there.
+    # In the authors' program PERR and mAP depend on which of the tied classes numpy.argpartition returns.
     scores = Metrics.of(*case(name)).compute()
     hit, _, gap, _ = ARRAYS[f"{name}:metrics"][:4]
     assert scores.hit_at_1 == pytest.approx(hit, abs=1e-6)
@@ -39,7 +39,7 @@ def test_with_ties_gap_and_hit_at_1_stay_near_the_authors(name):
 
 
 def slow_gap(predictions, labels):
-    """By the definition: pool the top 20 of each video, sort, sum precision at each hit."""
+    """Compute GAP by its definition: pool the top 20 of each video, sort, sum the precision at each hit."""
     pooled = []
     for video, (row, truth) in enumerate(zip(predictions, labels, strict=True)):
         best = sorted(range(len(row)), key=lambda c: (-row[c], c))[:20]
@@ -78,14 +78,14 @@ def test_merged_metrics_do_not_depend_on_the_split(videos, seed, data):
 
 
 def slow_map(predictions, labels):
-    """By the definition: of each class with positives, the mean over them of the share of positives ranked as high."""
-    found = []
+    """Compute mAP by its definition: for each class with positives, the mean precision at the rank of each positive."""
+    precisions = []
     for scores, truth in zip(predictions.T, labels.T, strict=True):
         order = sorted(range(len(scores)), key=lambda video: (-scores[video], video))
         ranks = [rank for rank, video in enumerate(order, 1) if truth[video]]
         if ranks:
-            found.append(sum(number / rank for number, rank in enumerate(ranks, 1)) / len(ranks))
-    return sum(found) / len(found) if found else 0
+            precisions.append(sum(number / rank for number, rank in enumerate(ranks, 1)) / len(ranks))
+    return sum(precisions) / len(precisions) if precisions else 0
 
 
 @settings(max_examples=60)

@@ -1,5 +1,6 @@
-"""The ways to load a model: exact, bf16, small and fast."""
+"""The modes of a loaded model: exact, bf16, small and fast."""
 
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -8,12 +9,13 @@ import pytest
 import torch
 
 import reeltag
-from reeltag.artifact.file import _state, save_artifact
+from reeltag.artifact.file import save_artifact
 from reeltag.artifact.quantization.encodings import QuantizedTensor
 from reeltag.artifact.quantization.linear import (
     INT8_ROWS,
     Int8Weight,
     QuantizedWeight,
+    dequantized_state,
     int8_state,
     multiply_int8,
     quantized_state,
@@ -21,7 +23,7 @@ from reeltag.artifact.quantization.linear import (
 from reeltag.artifact.quantization.quantize import quantize_tensor
 from reeltag.artifact.quantization.sizes import ENCODINGS
 from reeltag.core.errors import ArtifactError, UsageError
-from reeltag.inference.predictor import Predictor
+from reeltag.inference.predictor import WEIGHTS, Predictor
 from small_models import battery, in_mode, small_artifact, videos
 
 
@@ -43,7 +45,7 @@ def test_small_equals_exact_and_fast_is_close_for_every_family(family, form, enc
 
 @pytest.mark.parametrize(("mode", "kind"), [("small", QuantizedWeight), ("fast", Int8Weight)])
 def test_the_large_products_use_the_codes(mode, kind, everything_is_large, monkeypatch):
-    """Pooling weights aside, which are scaled first, every product of a NetVLAD with a mixture of experts."""
+    """Check all products of a NetVLAD with a mixture of experts but the pooling's, which scales its weights."""
     predictor, shapes = in_mode(small_artifact("netvlad", {"clusters": 4}), mode), []
     product = kind.left_multiply
     monkeypatch.setattr(kind, "left_multiply", lambda self, x: shapes.append(tuple(self.shape)) or product(self, x))
@@ -67,7 +69,7 @@ def test_int8_weights_keep_evenly_spaced_codes_and_approximate_others(encoding, 
 
 
 def test_int8_products_equal_exact_products_of_rounded_inputs():
-    """By hand in exact integers: what is rounded is x alone, to 255 steps for each part of each row."""
+    """Compare with float64: only x is rounded, to 255 steps for each part of each row."""
     weight = int8_state({"w": quantize_tensor(matrix(INT8_ROWS + 100, 5), "channel-8")})["w"]
     x = matrix(3, INT8_ROWS + 100, seed=1) * torch.tensor([[1.0], [1e-3], [50.0]])
     floats = weight.stored.dequantize().double().numpy()
@@ -76,7 +78,7 @@ def test_int8_products_equal_exact_products_of_rounded_inputs():
         step = np.abs(x[:, part].numpy()).max(1, keepdims=True) / np.float32(127)
         rounded[:, part] = np.rint(x[:, part].numpy() / step) * step
     zero = weight.stored.zero.double().numpy()
-    # The constant part of the weights meets x itself, not the rounded one.
+    # The zero point of the weights is multiplied by x itself, not by the rounded x.
     expected = rounded @ (floats - zero) + x.double().numpy().sum(1, keepdims=True) * zero
     np.testing.assert_allclose((x @ weight).numpy(), expected, rtol=1e-4, atol=1e-3 * np.abs(expected).mean())
 
@@ -126,19 +128,19 @@ def test_several_threads_can_share_a_predictor(mode, everything_is_large):
     batches = [videos(seed=seed)[0].numpy() for seed in range(16)]
     alone = [predictor.predict(batch) for batch in batches]
     with ThreadPoolExecutor(8) as pool:
-        for expected, found in zip(alone, pool.map(predictor.predict, batches), strict=True):
-            np.testing.assert_array_equal(found, expected)
+        for expected, probabilities in zip(alone, pool.map(predictor.predict, batches), strict=True):
+            np.testing.assert_array_equal(probabilities, expected)
 
 
 def test_predict_each_equals_predict_and_reads_one_batch_ahead(monkeypatch):
     monkeypatch.setattr("reeltag.inference.predictor.BATCH_SIZE", 3)
     predictor = in_mode(small_artifact("netvlad", {"clusters": 4}), "exact")
     frames = [video[:length] for video, length in zip(videos(8)[0].numpy(), (7, 1, 3, 7, 2, 5, 6, 4), strict=True)]
-    taken = []
-    found = predictor.predict_each(taken.append(len(video)) or video for video in frames)
-    first = next(found)
-    assert taken == [7, 1, 3]  # no more than a batch ahead
-    for alone, each in zip(map(predictor.predict, frames), [first, *found], strict=True):
+    read = []
+    results = predictor.predict_each(read.append(len(video)) or video for video in frames)
+    first = next(results)
+    assert read == [7, 1, 3]  # one batch of three
+    for alone, each in zip(map(predictor.predict, frames), [first, *results], strict=True):
         np.testing.assert_allclose(each, alone, atol=1e-6)
     assert list(predictor.predict_each([])) == []
     for bad in (frames[0][:, :3], frames[0].astype(np.float32), frames[0][:0], np.uint8(3)):
@@ -146,30 +148,24 @@ def test_predict_each_equals_predict_and_reads_one_batch_ahead(monkeypatch):
             list(predictor.predict_each([frames[0], bad]))
 
 
-def test_loading_holds_the_stored_weights_of_one_member_at_a_time(tmp_path, monkeypatch):
-    """While one is read, the stored weights of the one before are all that is in memory beside it."""
-    single = small_artifact("mean", {})
-    members = tuple(
-        replace(small_artifact("mean", {}).members[0], name=f"m{number}", weight=0.25) for number in range(4)
-    )
+def test_loading_holds_the_stored_weights_of_one_member_at_a_time(tmp_path, monkeypatch, everything_is_large):
+    single = small_artifact("netvlad", {"clusters": 4})
+    members = tuple(replace(single.members[0], name=f"m{number}", weight=0.25) for number in range(4))
     path = tmp_path / "four.reeltag"
     save_artifact(path, replace(single, members=members))
-    alive, most = [0], [0]
+    stored, alive = [], []
 
-    class Counted(dict):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            alive[0] += 1
-            most[0] = max(most[0], alive[0])
+    def count(state):
+        stored.extend(weakref.ref(value) for value in state.values() if isinstance(value, QuantizedTensor))
+        alive.append(sum(reference() is not None for reference in stored))
+        return dequantized_state(state)
 
-        def __del__(self):
-            alive[0] -= 1
-
-    original = _state
-    monkeypatch.setattr("reeltag.artifact.file._state", lambda *arguments: Counted(original(*arguments)))
+    monkeypatch.setitem(WEIGHTS, "exact", count)
     predictor = reeltag.load(path)
     assert len(predictor.model.taggers) == 4
-    assert most[0] <= 2 and alive[0] == 0
+    assert alive[0] > 0
+    assert alive == [len(stored) // 4] * 4
+    assert not any(reference() for reference in stored)
 
 
 def test_a_damaged_member_of_weight_0_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""A model as ONNX, in onnxruntime, against the model itself."""
+"""Models exported as ONNX: onnxruntime computes the same probabilities as the model."""
 
 import builtins
 import importlib
@@ -48,8 +48,8 @@ def onnx_file(ensemble, folder, top=None):
 
 
 def probabilities(path, mode, frames=FRAMES, lengths=LENGTHS):
-    (found,) = open_onnx(path, mode, threads=1).run(None, {"frames": frames, "lengths": lengths})
-    return found
+    (outputs,) = open_onnx(path, mode, threads=1).run(None, {"frames": frames, "lengths": lengths})
+    return outputs
 
 
 @battery
@@ -66,8 +66,8 @@ def test_every_family_in_every_encoding_and_mode(family, form, encoding, everyth
 @with_options
 def test_every_option_of_every_family(family, form, options, everything_is_large, tmp_path):
     ensemble = small_artifact(family, form, "uniform-8", **options)
-    found = probabilities(onnx_file(ensemble, tmp_path), "exact")
-    np.testing.assert_allclose(found, in_mode(ensemble, "exact").predict(FRAMES, LENGTHS), atol=1e-5, rtol=0)
+    outputs = probabilities(onnx_file(ensemble, tmp_path), "exact")
+    np.testing.assert_allclose(outputs, in_mode(ensemble, "exact").predict(FRAMES, LENGTHS), atol=1e-5, rtol=0)
 
 
 def test_an_exported_ensemble_is_the_weighted_mean_without_unused_members(everything_is_large, tmp_path):
@@ -103,11 +103,11 @@ def test_onnxruntime_fuses_the_kernels_of_each_mode(mode, everything_is_large, t
     onnxruntime.InferenceSession(
         str(onnx_file(ensemble, tmp_path)), options, ["CPUExecutionProvider"], disabled_optimizers=DISABLED[mode]
     )
-    found = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
-    centres = 2  # one a feature, which are no products
-    products = 6  # assignments of two features; hidden, gate; gates and experts of the head
+    nodes = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    centres = 2  # of two features; used in a sum, not in a product
+    products = 6  # assignments of two features, hidden layer, gate, and gates and experts of the head
     expected = {"exact": (0, 0), "small": (centres + products, 0), "fast": (centres, products)}[mode]
-    assert (found["DequantizeLinear"], found["MatMulNBits"]) == expected
+    assert (nodes["DequantizeLinear"], nodes["MatMulNBits"]) == expected
 
 
 def test_export_of_the_most_probable_classes_only(tmp_path):
@@ -137,8 +137,8 @@ def test_padding_of_video_level_floats_is_ignored(tmp_path):
     frames = np.random.default_rng(0).normal(size=(3, 2, 16)).astype(np.float32)
     expected = in_mode(ensemble, "exact").predict(frames, np.array([2, 1, 1]))
     frames[1:, 1] = np.nan
-    found = probabilities(onnx_file(ensemble, tmp_path), "exact", frames, np.array([2, 1, 1]))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    outputs = probabilities(onnx_file(ensemble, tmp_path), "exact", frames, np.array([2, 1, 1]))
+    np.testing.assert_allclose(outputs, expected, atol=1e-6)
 
 
 def test_exports_are_reproducible_and_hold_metadata(tmp_path):
@@ -203,7 +203,7 @@ def test_damaged_and_missing_onnx_files_are_errors(tmp_path):
 
 
 def test_telemetry_is_off_before_onnxruntime_is_imported(tmp_path):
-    """A stand-in for onnxruntime says what the environment held when it was imported."""
+    """Import a stand-in for onnxruntime that prints the setting at the time of its import."""
     (tmp_path / "onnxruntime.py").write_text("import os; print(os.environ.get('ORT_DISABLE_TELEMETRY'))")
     code = "import reeltag\ntry: reeltag.open_onnx('m.onnx')\nexcept AttributeError: pass"
     environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
@@ -235,7 +235,7 @@ def test_without_onnx_the_error_names_the_extra(tiny_model, tmp_path, monkeypatc
 
 
 def test_onnxruntime_alone_reproduces_the_csv_of_predict(everything_is_large, tmp_path, tiny_shards, tiny_schema):
-    """Padding, ragged videos and 8-bit weights, without a line of ours."""
+    """Cover padding, videos of different length and 8-bit weights, in a process without reeltag."""
     tagger = stirred(
         build_tagger(parse_config({"family": "netvlad", "clusters": 4}), tiny_schema.widths, tiny_schema.classes, 0)
     )
@@ -251,7 +251,7 @@ def test_onnxruntime_alone_reproduces_the_csv_of_predict(everything_is_large, tm
 
 
 def python_blocks(page):
-    """Examples in Python on a page, in their order."""
+    """Return the Python examples of a page, in order."""
     return [part.partition("```")[0] for part in (REPO / "docs" / page).read_text().split("```python\n")[1:]]
 
 
@@ -270,7 +270,7 @@ def test_the_example_of_the_docs_runs_without_reeltag(tmp_path):
 
 
 def test_the_onnx_form_of_a_user_defined_family(tmp_path, monkeypatch):
-    """As docs/models.md adds one."""
+    """Run the example of docs/models.md."""
     family, rule, form = python_blocks("models.md")[-3:]
     (tmp_path / "maximum_export.py").write_text(family)
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,4 +1,4 @@
-"""A shard set into one file: the same bytes however many workers there are and whatever was killed on the way."""
+"""Tagging shards into one file: the bytes do not depend on workers, threads or interruptions."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def make_shard(path, schema, count):
 
 @pytest.fixture(scope="module")
 def shards(tiny_schema, tmp_path_factory):
-    """A folder of forty shards, of which most take more than one batch."""
+    """Write forty shards, most of them larger than one batch."""
     folder = tmp_path_factory.mktemp("shards")
     for number in range(40):
         make_shard(folder / f"s-{number:02}.tfrecord", tiny_schema, 40 + 5 * number)
@@ -57,7 +57,7 @@ def shards(tiny_schema, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tiny_schema, tmp_path_factory):
-    """A file whose products are large enough that torch's threads would round them otherwise."""
+    """Write a model whose products are so large that their rounding depends on the number of torch's threads."""
     path = tmp_path_factory.mktemp("model") / "model.reeltag"
     return save_model(path, tiny_schema, family="rnn", cell="lstm", cells=128, hidden=64)
 
@@ -84,13 +84,13 @@ def launch(model, shards, out, workers):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell lets what it starts in the background ignore Ctrl-C, and so would all that this starts.
+        # Processes that a shell starts in the background ignore Ctrl-C, and so would their children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
 def start(model, shards, out, workers):
-    """Start the command and wait until its first shard is done."""
+    """Start the command and wait until its first shard is finished."""
     process = launch(model, shards, out, workers)
     while not list(parts_of(out).glob("*.json")):
         assert process.poll() is None, process.stderr.read()
@@ -102,8 +102,8 @@ def parts_of(out):
     return out.with_name(out.name + ".parts")
 
 
-def goes_on(capsys, model, shards, out, whole):
-    """Run the command again; it takes what is done and ends with the bytes of an uninterrupted run."""
+def resume(capsys, model, shards, out, whole):
+    """Run the command again; assert that it reuses finished shards and writes the bytes of an uninterrupted run."""
     done = len(list(parts_of(out).glob("*.json")))
     assert 0 < done < 40
     assert main(["predict", str(model), f"{shards}/*", "--out", str(out)]) == 0
@@ -120,21 +120,21 @@ def test_a_killed_run_resumes_and_writes_the_same_bytes(capsys, model, shards, w
     assert all_end(process.pid)
     (parts_of(out) / ".part-0.csv.1.partial").touch()
     (tmp_path / f".{out.name}.1.partial").touch()
-    goes_on(capsys, model, shards, out, whole)
+    resume(capsys, model, shards, out, whole)
 
 
 @pytest.mark.slow
 def test_ctrl_c_ends_all_workers_and_keeps_finished_shards(capsys, model, shards, whole, tmp_path):
     out = tmp_path / "p.jsonl"
     process = start(model, shards, out, 2)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to all
+    os.killpg(process.pid, signal.SIGINT)  # to the whole process group, as a terminal does
     printed = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert "the same command resumes after the shards that are finished" in printed
     assert "Traceback" not in printed
     assert all_end(process.pid)
     assert not list(parts_of(out).glob(".part-*"))
-    goes_on(capsys, model, shards, out, whole)
+    resume(capsys, model, shards, out, whole)
 
 
 @pytest.mark.slow
@@ -199,7 +199,7 @@ def test_a_damaged_shard_stops_the_run_and_a_repaired_one_is_resumed(capsys, mod
     assert "Traceback" not in printed
     assert not out.exists()
     assert not list(parts_of(out).glob(".part-*"))
-    # A worker may have been ended between a part and its marker, and such a part is made anew.
+    # A worker may have been killed between a part and its marker; such a part is written again.
     kept = {
         path.name: path.stat().st_mtime_ns
         for marker in parts_of(out).glob("*.json")
@@ -208,20 +208,22 @@ def test_a_damaged_shard_stops_the_run_and_a_repaired_one_is_resumed(capsys, mod
     assert len(kept) >= 30
     shutil.copy(shards / bad.name, bad)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard_tagger, "remove_folder", lambda folder: None)  # to see what was made anew
+        patch.setattr(
+            shard_tagger, "remove_folder", lambda folder: None
+        )  # keeps the parts, whose times tell which were written again
         assert main(command[:-2]) == 0
     assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in parts_of(out).iterdir()}.items()
     assert out.read_bytes() == (whole / "p.csv").read_bytes()
 
 
 class Listener(Progress):
-    """Keeps what a run says."""
+    """Progress that records its lines."""
 
     def __init__(self):
-        self.said = []
+        self.lines = []
 
     def say(self, line):
-        self.said.append(line)
+        self.lines.append(line)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +242,7 @@ def test_a_changed_run_does_not_reuse_stale_parts(tiny_schema, tmp_path, change,
     last.write_bytes(content)
     if change == "model":
         other.replace(one)
-    elif change == "shard":  # of the same size
+    elif change == "shard":  # another content of the same size
         videos = (make_video(tiny_schema, 3 + number % 5, name=f"t-0-{number}") for number in range(6))
         write_shard(tmp_path / "s-0.tfrecord", (encode(video, tiny_schema) for video in videos))
     elif change == "format":
@@ -250,9 +252,9 @@ def test_a_changed_run_does_not_reuse_stale_parts(tiny_schema, tmp_path, change,
         options[change] = {"mode": "bf16", "drop_flat": True}[change]
     listener = Listener()
     predict_to_file(one, pattern, out, progress=listener, **options)
-    assert listener.said == ([f"{done} of 5 shards were done before"] if done else [])
-    predict_to_file(one, pattern, tmp_path / f"anew{out.suffix}", **options)
-    assert out.read_bytes() == (tmp_path / f"anew{out.suffix}").read_bytes()
+    assert listener.lines == ([f"{done} of 5 shards were done before"] if done else [])
+    predict_to_file(one, pattern, tmp_path / f"fresh{out.suffix}", **options)
+    assert out.read_bytes() == (tmp_path / f"fresh{out.suffix}").read_bytes()
 
 
 def test_a_marker_without_its_part_is_unfinished(tiny_schema, tmp_path):
@@ -308,7 +310,7 @@ def test_parquet_holds_the_content_of_json_lines(whole):
 
 
 def test_parquet_without_pyarrow_is_an_error_before_tagging(capsys, model, shards, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)  # makes its import fail
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # its import fails
     assert main(["predict", "no.reeltag", f"{shards}/*", "--out", str(tmp_path / "p.parquet")]) == 2
     assert "pip install 'reeltag[parquet]'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -334,7 +336,7 @@ FLAT = Schema(features=(Feature(name="audio", width=4), Feature(name="rgb", widt
 
 
 def image_video(name, spread, rng):
-    """A video whose mean frame's values deviate by about `spread`."""
+    """Generate a video whose mean frame has a standard deviation of about `spread`."""
     count = int(rng.integers(1, 9))
     mean = 127 + rng.normal(size=64) * spread * 255 / 4
     rgb = np.clip(np.round(mean + rng.normal(size=(count, 64))), 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The page of `reeltag tag` in a headless browser: tags, strips and pictures, and nothing is asked of anybody."""
+"""The page of `reeltag tag` in a headless browser: tags, timelines and pictures, without any network request."""
 # ruff: noqa: F811 - fixtures are arguments
 
 import asyncio
@@ -16,7 +16,7 @@ pytestmark = chromium.needed
 
 @pytest.fixture(scope="module")
 def file(clips, model, tmp_path_factory):
-    """A page of four videos and one that is broken, whose name and reason are no HTML."""
+    """Write a page of four videos and a broken one, whose name and error contain HTML."""
     folder = tmp_path_factory.mktemp("page")
     (folder / "<img src=x>.mp4").write_bytes(b"</script><b>no video</b>")
     arguments = [str(clips), str(folder / "<img src=x>.mp4"), "--model", str(model), "--quiet"]
@@ -25,15 +25,15 @@ def file(clips, model, tmp_path_factory):
 
 
 def browse(path, folder, story):
-    """Live through a story with the page; all that it asked for is the file, and what is in it."""
+    """Run a story in a browser; assert that the page requests only itself and logs no error."""
 
     async def live():
         async with chromium.page(folder / "profile") as page:
             await page.open(path.as_uri())
             await page.until("document.querySelectorAll('.tag').length")
             await story(page)
-            asked = {url for url in page.requests if not url.startswith("data:image/jpeg;base64,")}
-            assert asked == {path.as_uri()}
+            requested = {url for url in page.requests if not url.startswith("data:image/jpeg;base64,")}
+            assert requested == {path.as_uri()}
             return page.complaints
 
     assert asyncio.run(live()) == []
@@ -84,11 +84,11 @@ def test_a_selected_segment_shows_its_picture(file, tmp_path):
         assert re.fullmatch(
             r".*, 0:01 to 0:02: 0\.\d\d", await page.value("document.querySelector('#reading').textContent")
         )
-        shown = await page.value("document.querySelector('#picture').src")
+        picture = await page.value("document.querySelector('#picture').src")
         film = await page.value("[...document.querySelectorAll('#film img')].map(each => each.src)")
-        assert shown == film[1]
+        assert picture == film[1]
         assert len(set(film)) == 3
-        assert base64.b64decode(shown.partition(",")[2]).startswith(b"\xff\xd8")
+        assert base64.b64decode(picture.partition(",")[2]).startswith(b"\xff\xd8")
 
     browse(file, tmp_path, story)
 

@@ -1,4 +1,4 @@
-"""`reeltag tag`: the scores of extract and predict, their timeline, and every file that cannot be read by name."""
+"""`reeltag tag`: scores equal those of extract and predict; timelines, output formats and unreadable files."""
 # ruff: noqa: F811 - fixtures are arguments
 
 import csv
@@ -33,7 +33,7 @@ def tag(capsys, *arguments, code=0):
     return capsys.readouterr()
 
 
-def told(capsys, *arguments):
+def tag_json(capsys, *arguments):
     return json.loads(tag(capsys, *arguments, "--json").out)
 
 
@@ -42,7 +42,7 @@ def fails(capsys, *arguments):
 
 
 def predicted(model, shards):
-    """By id, what `reeltag predict` computes of shards."""
+    """Return the probabilities of `reeltag predict` for shards, by id."""
     parts = load(model).predict_shards([str(shards / "*.tfrecord")])
     return {name: row for part in parts for name, row in zip(part.ids, part.probabilities.numpy(), strict=True)}
 
@@ -51,10 +51,10 @@ def scores_of(video):
     return {tag["class"]: tag["score"] for tag in video["tags"]}
 
 
-def agree(found, expected):
-    """All scores of tagged videos, rounded to six decimals, are those that were expected by id."""
-    assert {video["id"] for video in found} == set(expected)
-    for video in found:
+def agree(results, expected):
+    """Assert that all scores of tagged videos, rounded to six decimals, equal the expected ones by id."""
+    assert {video["id"] for video in results} == set(expected)
+    for video in results:
         row = expected[video["id"]]
         scores = scores_of(video)
         assert len(scores) == len(row)
@@ -62,18 +62,18 @@ def agree(found, expected):
 
 
 def test_scores_equal_those_of_extract_and_predict(clips, shards, model, capsys):
-    found = told(capsys, clips, "--model", model)
-    agree(found["videos"], predicted(model, shards))
-    assert {video["id"]: video["frames"] for video in found["videos"]} == SECONDS
-    assert {video["id"]: video["remarks"] for video in found["videos"]} == {
+    results = tag_json(capsys, clips, "--model", model)
+    agree(results["videos"], predicted(model, shards))
+    assert {video["id"]: video["frames"] for video in results["videos"]} == SECONDS
+    assert {video["id"]: video["remarks"] for video in results["videos"]} == {
         "beach.mp4": [],
         "hall.mp4": [],
         "song.m4a": ["no pictures, taken as black"],
         "tram.mp4": ["no sound, taken as silence"],
     }
-    assert found["left_out"] == {}
-    assert not any("timeline" in video for video in found["videos"])
-    scores = [[tag["score"] for tag in video["tags"]] for video in found["videos"]]
+    assert results["left_out"] == {}
+    assert not any("timeline" in video for video in results["videos"])
+    scores = [[tag["score"] for tag in video["tags"]] for video in results["videos"]]
     assert all(row == sorted(row, reverse=True) for row in scores)
     assert len({tuple(row) for row in scores}) == len(SECONDS)
 
@@ -84,7 +84,7 @@ def test_scores_of_real_clips_equal_those_of_extract_and_predict(tmp_path, capsy
     out = tmp_path / "shards"
     assert main(["extract", str(DATA / "videos"), "--out", str(out), "--quiet"]) == 0
     model = write_untrained(tmp_path / "m.reeltag", schema_of(out).model_copy(update={"classes": 50}))
-    agree(told(capsys, DATA / "videos", "--model", model, "--top", 50)["videos"], predicted(model, out))
+    agree(tag_json(capsys, DATA / "videos", "--model", model, "--top", 50)["videos"], predicted(model, out))
 
 
 def test_a_timeline_tags_each_segment_as_a_separate_video(clips, shards, model, capsys):
@@ -92,9 +92,11 @@ def test_a_timeline_tags_each_segment_as_a_separate_video(clips, shards, model, 
     videos = {
         video.id: video.frames() for video in read_examples(find_files([str(shards / "*.tfrecord")]), predictor.schema)
     }
-    found = told(capsys, clips / "tram.mp4", clips / "hall.mp4", "--model", model, "--timeline", "--top", 2)["videos"]
-    assert {video["id"]: len(video["timeline"]["segments"]) for video in found} == {"tram.mp4": 40, "hall.mp4": 3}
-    for video in found:
+    results = tag_json(capsys, clips / "tram.mp4", clips / "hall.mp4", "--model", model, "--timeline", "--top", 2)[
+        "videos"
+    ]
+    assert {video["id"]: len(video["timeline"]["segments"]) for video in results} == {"tram.mp4": 40, "hall.mp4": 3}
+    for video in results:
         assert video["timeline"]["segments"] == [list(span) for span in segment_spans(video["frames"])]
         rows = [predictor.predict(videos[video["id"]][begin:end]) for begin, end in video["timeline"]["segments"]]
         for tag, scores in zip(video["tags"], video["timeline"]["scores"], strict=True):
@@ -118,7 +120,7 @@ def test_tag_spans_hold_at_least_half_of_the_highest_score():
 def test_lines_for_a_terminal():
     tags = [{"class": 0, "name": "sea", "score": 0.934}, {"class": 2, "name": "people", "score": 0.06}]
     spans = [(0, 30), (30, 60), (60, 90), (90, 120), (120, 150)]
-    scores = [[0.9, 0.1, 0.99, 0.98, 0.1], [0.0, 0.06, 0.0, 0.05, 0.06]]  # the second holds nowhere
+    scores = [[0.9, 0.1, 0.99, 0.98, 0.1], [0.0, 0.06, 0.0, 0.05, 0.06]]  # the second tag is nowhere present
     video = {"id": "a\x1b[31m.mp4", "frames": 150, "cut": 0, "tags": tags}
     assert list(as_lines(video)) == ["a [31m.mp4: 150 seconds", "  0.93  sea", "  0.06  people"]
     assert list(as_lines(video | {"timeline": {"segments": spans, "scores": scores}}))[1:] == [
@@ -128,11 +130,11 @@ def test_lines_for_a_terminal():
 
 
 def test_the_csv_holds_the_tags_of_videos_and_segments(clips, model, capsys, tmp_path):
-    found = told(capsys, clips, "--model", model, "--timeline", "--csv", tmp_path / "tags.csv")["videos"]
+    results = tag_json(capsys, clips, "--model", model, "--timeline", "--csv", tmp_path / "tags.csv")["videos"]
     with (tmp_path / "tags.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == sum(len(video["tags"]) * (1 + len(video["timeline"]["segments"])) for video in found)
-    for video in found:
+    assert len(rows) == sum(len(video["tags"]) * (1 + len(video["timeline"]["segments"])) for video in results)
+    for video in results:
         whole = [
             row for row in rows if (row["file"], row["begin"], row["end"]) == (video["id"], "0", str(video["frames"]))
         ]
@@ -148,11 +150,11 @@ def test_unreadable_files_are_reported_and_the_others_tagged(clips, model, tmp_p
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("no video")
     bad = [tmp_path / name for name in ("broken.mp4", "empty.mp4", "notes.txt")]
-    found = tag(capsys, *bad, clips / "hall.mp4", "--model", model)
-    assert found.out.startswith("hall.mp4: 3 seconds\n")
-    assert "3 files left out:" in found.err
-    assert all(f"  {path.name}: " in found.err for path in bad)
-    assert set(told(capsys, *bad, clips / "hall.mp4", "--model", model)["left_out"]) == {path.name for path in bad}
+    results = tag(capsys, *bad, clips / "hall.mp4", "--model", model)
+    assert results.out.startswith("hall.mp4: 3 seconds\n")
+    assert "3 files left out:" in results.err
+    assert all(f"  {path.name}: " in results.err for path in bad)
+    assert set(tag_json(capsys, *bad, clips / "hall.mp4", "--model", model)["left_out"]) == {path.name for path in bad}
     message = fails(capsys, *bad, "--model", model, "--html", tmp_path / "page.html")
     assert "no video could be tagged" in message
     assert all(f"  {path.name}: " in message for path in bad)
@@ -163,13 +165,13 @@ def test_unreadable_files_are_reported_and_the_others_tagged(clips, model, tmp_p
 def test_file_names_that_are_not_utf_8(clips, model, tmp_path, capsys):
     (tmp_path / os.fsdecode(b"b\xff\x1b[2J.mp4")).write_bytes((clips / "hall.mp4").read_bytes())
     outputs = ["--csv", tmp_path / "tags.csv", "--html", tmp_path / "page.html"]
-    (video,) = told(capsys, tmp_path, "--model", model, *outputs)["videos"]
+    (video,) = tag_json(capsys, tmp_path, "--model", model, *outputs)["videos"]
     assert video["id"] == "b?\x1b[2J.mp4"
     assert "\x1b" not in tag(capsys, tmp_path, "--model", model).out
 
 
 def altered(model, path, change, **others):
-    """The model with another schema."""
+    """Write the model with a changed schema; return its path."""
     artifact = load_artifact(model)
     features = tuple(change(feature) for feature in artifact.schema.features)
     schema = artifact.schema.model_copy(update={"features": features})
@@ -224,7 +226,7 @@ def test_an_onnx_extractor_is_opened_by_path_and_verified_by_hash(tmp_path, caps
     (tmp_path / "mean.onnx").rename(tmp_path / "moved.onnx")
     moved = f"onnx:{tmp_path / 'moved.onnx'}"
     agree(
-        told(capsys, tmp_path / "a.mp4", "--model", model, "--image", f"{moved}?scale=2")["videos"],
+        tag_json(capsys, tmp_path / "a.mp4", "--model", model, "--image", f"{moved}?scale=2")["videos"],
         predicted(model, out),
     )
     assert "--image onnx:PATH" in fails(capsys, tmp_path / "a.mp4", "--model", model)
@@ -234,7 +236,7 @@ def test_an_onnx_extractor_is_opened_by_path_and_verified_by_hash(tmp_path, caps
     assert "--audio: m.reeltag reads no such feature" in fails(capsys, tmp_path / "a.mp4", "--model", model, *both)
 
 
-# --- small pictures -------------------------------------------------------------------------------
+# --- thumbnails -----------------------------------------------------------------------------------
 
 
 def decoded(content):
@@ -244,9 +246,9 @@ def decoded(content):
 
 def test_thumbnails_show_the_requested_seconds(tmp_path):
     clip = write_clip(tmp_path / "a.mp4", 6, 10, pictures=[numbered(n, 320, 240) for n in range(60)])
-    found = {second: decoded(content) for second, content in thumbnails(clip, [1, 4]).items()}
-    assert {second: number_of(picture) for second, picture in found.items()} == {1: 15, 4: 45}
-    assert {picture.shape for picture in found.values()} == {(120, 160, 3)}
+    results = {second: decoded(content) for second, content in thumbnails(clip, [1, 4]).items()}
+    assert {second: number_of(picture) for second, picture in results.items()} == {1: 15, 4: 45}
+    assert {picture.shape for picture in results.values()} == {(120, 160, 3)}
     assert all(len(content) < 8000 for content in thumbnails(clip, [1, 4]).values())
     assert thumbnails(write_clip(tmp_path / "b.m4a", pictures=(), sound=np.zeros(16000)), [0]) == {}
 
