@@ -173,7 +173,8 @@ def test_every_attack_is_refused_with_one_message_and_leaves_nothing(tmp_path, p
         10,
         f"{len(MODULES)} modules hold nothing that could run code from a file; {len(outcomes)} attack files of 6 "
         f"kinds: all refused in one message, no payload ran; slowest "
-        f"{max(each[2] for each in outcomes.values()):.2f} s, and the process that opened all grew by {growth / 2**20:.0f} MiB",
+        f"{max(each[2] for each in outcomes.values()):.2f} s, and the process that opened "
+        f"all grew by {growth / 2**20:.0f} MiB",
     )
 
 
