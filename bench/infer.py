@@ -47,8 +47,8 @@ def measure(name: str, peers: Path, rounds: int) -> dict[str, Any]:
 def opened(name: str, mode: Mode) -> nn.Module:
     """A model as a user has it."""
     tagger = build(name)
-    shipped = Artifact(SCHEMA, None, (Member(name, tagger.config, 1.0, tagger.state_dict()),), {})
-    return Predictor(shipped, shipped.members, mode, "cpu").model
+    artifact = Artifact(SCHEMA, None, (Member(name, tagger.config, 1.0, tagger.state_dict()),), {})
+    return Predictor(artifact, artifact.members, mode, "cpu").model
 
 
 def tag(model, batch) -> None:

@@ -44,9 +44,9 @@ def write_models(folder: Path, table: dict[str, Any]) -> None:
     """The model in 8 bits, and as ONNX."""
     tagger = build_tagger(parse_config(table, SCHEMA.widths), SCHEMA.widths, SCHEMA.classes, 7)
     member = Member("netvlad1", tagger.config, 1.0, tagger.state_dict())
-    shipped = quantize_artifact(Artifact(SCHEMA, None, (member,), {}))
-    save_artifact(folder / "model.reeltag", shipped)
-    save_onnx(folder / "model.onnx", shipped, generated_batches(SCHEMA, videos=4))
+    artifact = quantize_artifact(Artifact(SCHEMA, None, (member,), {}))
+    save_artifact(folder / "model.reeltag", artifact)
+    save_onnx(folder / "model.onnx", artifact, generated_batches(SCHEMA, videos=4))
 
 
 def opened(engine: str, mode: str, reeltag_file: Path, onnx_file: Path) -> Run:
@@ -109,10 +109,10 @@ def gaps(model: Path, patterns: list[str]) -> dict[str, float]:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         onnx_file = Path(folder, "model.onnx")
-        shipped = load_artifact(model)
-        save_onnx(onnx_file, shipped, generated_batches(shipped.schema))
+        artifact = load_artifact(model)
+        save_onnx(onnx_file, artifact, generated_batches(artifact.schema))
         for engine, mode in WAYS:
-            predictions = tagged(opened(engine, mode, model, onnx_file), shipped, patterns)
+            predictions = tagged(opened(engine, mode, model, onnx_file), artifact, patterns)
             found[f"{engine}, {mode}"] = evaluate_predictions(predictions).compute().gap
     print("| | GAP@20 | less than float32 |\n|---|---|---|")
     for name, gap in found.items():
@@ -121,9 +121,9 @@ def gaps(model: Path, patterns: list[str]) -> dict[str, float]:
     return found
 
 
-def tagged(run: Run, shipped: Artifact, patterns: list[str]) -> Iterator[Predictions]:
+def tagged(run: Run, artifact: Artifact, patterns: list[str]) -> Iterator[Predictions]:
     """All videos of shards."""
-    for batch in stream_batches(read_examples(find_files(patterns), shipped.schema), shipped.schema, 64):
+    for batch in stream_batches(read_examples(find_files(patterns), artifact.schema), artifact.schema, 64):
         yield Predictions(batch.ids, torch.from_numpy(run(batch.frames.numpy(), batch.lengths.numpy())), batch.labels)
 
 

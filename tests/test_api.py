@@ -1,4 +1,4 @@
-"""Python does what the command line does: the same files, the same numbers."""
+"""The Python API: same files and numbers as the command line."""
 
 import html.parser
 import inspect
@@ -32,7 +32,7 @@ def recipe(tmp_path):
     return path
 
 
-def test_every_public_name_is_there_described_and_typed():
+def test_every_public_name_exists_with_docstring_and_types():
     assert (Path(reeltag.__file__).parent / "py.typed").exists()
     for name in reeltag.__all__:
         thing = getattr(reeltag, name)
@@ -52,18 +52,18 @@ def test_importing_needs_no_torch():
 
 
 def test_names_stay_functions_when_modules_are_imported():
-    """A module of the same name would take a function's place as soon as something imports it."""
+    """Check that no module has a public function's name; importing it would replace the function."""
     source = Path(reeltag.__file__).parent
     modules = {path.stem for path in source.glob("*.py")} | {path.parent.name for path in source.glob("*/__init__.py")}
     assert not modules & set(reeltag.__all__)
 
 
-def test_a_run_is_that_of_the_command(recipe, tmp_path, capsys):
+def test_run_equals_the_command(recipe, tmp_path, capsys):
     done = reeltag.run(recipe, out=tmp_path / "python", overrides=["seed=3"])
     assert main(["run", str(recipe), "--set", "seed=3", "--out", str(tmp_path / "command"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert Path(done.file).read_bytes() == Path(told["file"]).read_bytes()
-    assert done.results["test"]["file"] == told["results"]["test"]["file"]
+    printed = json.loads(capsys.readouterr().out)
+    assert Path(done.file).read_bytes() == Path(printed["file"]).read_bytes()
+    assert done.results["test"]["file"] == printed["results"]["test"]["file"]
     assert Path(done.report).is_file()
     shards = [str(next((tmp_path / "python" / "stages").glob("synthetic-*")) / "test-*.tfrecord")]
     scores = reeltag.evaluate(done.file, shards)
@@ -71,7 +71,7 @@ def test_a_run_is_that_of_the_command(recipe, tmp_path, capsys):
     assert scores.summary() == json.loads(capsys.readouterr().out)
 
 
-def test_one_of_what_may_be_several_is_text_or_a_path(recipe, tiny_model, tiny_shards, tmp_path):
+def test_arguments_take_text_paths_and_sequences_of_them(recipe, tiny_model, tiny_shards, tmp_path):
     assert reeltag.load_recipe(recipe, "training.epochs=3") == reeltag.load_recipe(recipe, ["training.epochs=3"])
     pattern = tiny_shards / "test-*"
     scores = reeltag.evaluate(str(tiny_model), str(pattern)).summary()
@@ -89,7 +89,7 @@ def test_one_of_what_may_be_several_is_text_or_a_path(recipe, tiny_model, tiny_s
     reeltag.export_onnx(tagger, tmp_path / "m.onnx", check=str(pattern))
 
 
-def test_a_predictor_keeps_its_mode_where_it_is_taken_for_a_file(tiny_model, tiny_shards, tmp_path):
+def test_a_predictor_in_place_of_a_file_keeps_its_mode(tiny_model, tiny_shards, tmp_path):
     pattern = str(tiny_shards / "test-*")
     reeltag.predict_to_file(tiny_model, pattern, tmp_path / "p.jsonl", mode="bf16")
     reeltag.predict_to_file(reeltag.load(tiny_model, "bf16"), pattern, tmp_path / "q.jsonl")
@@ -105,12 +105,12 @@ def test_a_predictor_keeps_its_mode_where_it_is_taken_for_a_file(tiny_model, tin
         (lambda: reeltag.load_recipe("quickstart", 3), "3: is neither text nor a path"),
     ],
 )
-def test_what_is_neither_text_nor_path_is_told(call, message):
+def test_arguments_of_other_types_are_refused(call, message):
     with pytest.raises(UsageError, match=message):
         call()
 
 
-def test_values_that_are_no_codes_yet_are_told_how_to_become_them(tiny_model):
+def test_the_error_for_float_frames_names_the_conversion(tiny_model):
     tagger = reeltag.load(tiny_model)
     values = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
     with pytest.raises(UsageError, match=r"codes of values from -2 to 2, as `reeltag\.data\.pca\.to_codes"):
@@ -118,7 +118,7 @@ def test_values_that_are_no_codes_yet_are_told_how_to_become_them(tiny_model):
     assert tagger.predict(to_codes(values)).shape == (8,)
 
 
-def test_models_are_trained_and_made_small_as_by_the_command(recipe, tmp_path):
+def test_train_quantize_and_export_equal_the_commands(recipe, tmp_path):
     files = reeltag.train_models(recipe, ["a"], out=tmp_path / "run")
     assert list(files) == ["a"]
     size = reeltag.quantize_file(files["a"], tmp_path / "small.reeltag", "float16")
@@ -132,13 +132,13 @@ def test_models_are_trained_and_made_small_as_by_the_command(recipe, tmp_path):
         reeltag.train_models(recipe, ["aa"], out=tmp_path / "run")
 
 
-def test_a_predictor_shows_its_members_shapes_parameters_and_bytes(tiny_model, tiny_schema, tmp_path):
+def test_the_representation_of_a_predictor_describes_its_members(tiny_model, tiny_schema, tmp_path):
     predictor = reeltag.load(tiny_model)
     text = repr(predictor)
     tagger = build_tagger(parse_config({"family": "netvlad", "clusters": 4, "hidden": 8}), (6, 2), 8, 0)
     parameters = f"{sum(each.numel() for each in tagger.parameters()):,} parameters"
-    for shown in ("[T, 8] uint8", "rgb 6 + audio 2", "[8] float32", "netvlad", parameters, str(tiny_model), "bytes"):
-        assert shown in text
+    for expected in ("[T, 8] uint8", "rgb 6 + audio 2", "[8] float32", "netvlad", parameters, str(tiny_model), "bytes"):
+        assert expected in text
     config = parse_config({"family": "mean"})
     state = build_tagger(config, tiny_schema.widths, 8, 0).state_dict()
     path = tmp_path / "odd.reeltag"
@@ -154,7 +154,7 @@ def test_a_predictor_shows_its_members_shapes_parameters_and_bytes(tiny_model, t
 
 
 class OwnConfig(TaggerConfig):
-    """Keys of a family from outside."""
+    """Configuration of a user-defined family."""
 
     family: Literal["own"]
     strength: int = 3
@@ -168,12 +168,12 @@ def own():
         reeltag.register_family("mean", FAMILIES["mean"], POOLINGS["mean"])  # rebuilds the pydantic models
 
 
-def test_a_family_from_outside_is_one_of_ours(own, recipe, tmp_path):
+def test_a_registered_family_works_in_recipes_and_files(own, recipe, tmp_path):
     recipe.write_text(SMALL_RECIPE.replace('"mean"', '"own"\nstrength = 4\nhidden = 4'))
     with pytest.raises(RecipeError, match="choose one of attention"):
         reeltag.load_recipe(recipe)
     reeltag.register_family("own", OwnConfig, Mean)
-    reeltag.register_family("own", OwnConfig, Mean)  # as a notebook does
+    reeltag.register_family("own", OwnConfig, Mean)  # again, as rerunning a notebook cell does
     assert reeltag.load_recipe(recipe).models["a"].config.strength == 4
     with pytest.raises(RecipeError, match="did you mean 'strength'"):
         reeltag.load_recipe(recipe, ["models.a.strenght=5"])
@@ -182,12 +182,12 @@ def test_a_family_from_outside_is_one_of_ours(own, recipe, tmp_path):
     assert "own" in repr(reeltag.load(done.file))
     assert "strength" in json.dumps(recipe_schema())
     elsewhere = [sys.executable, "-m", "reeltag", "inspect", done.file]
-    told = subprocess.run(elsewhere, capture_output=True, text=True, check=False)
-    assert told.returncode == 2
-    assert "'own'" in told.stderr
+    done = subprocess.run(elsewhere, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "'own'" in done.stderr
 
 
-def test_a_family_takes_no_other_name_and_no_others_place(own):
+def test_registering_refuses_other_names_and_taken_names(own):
     with pytest.raises(UsageError, match=r'should say family: Literal\["other"\]'):
         reeltag.register_family("other", OwnConfig, Mean)
     with pytest.raises(UsageError, match="family 'rnn': is registered already, with another configuration"):

@@ -1,4 +1,4 @@
-"""The one file: what goes in comes out, the budget holds, and nothing damaged is opened."""
+"""Artifact files: saving and loading, the byte budget, and refusal of damaged files."""
 
 import json
 import struct
@@ -54,18 +54,18 @@ def file(ensemble, tmp_path_factory):
 FRAMES = np.random.default_rng(0).integers(0, 256, (5, 7, 56), dtype=np.uint8)
 
 
-def probabilities(shipped):
-    return Predictor(shipped, shipped.members).predict(FRAMES)
+def probabilities(artifact):
+    return Predictor(artifact, artifact.members).predict(FRAMES)
 
 
-def test_what_is_saved_is_what_is_loaded(ensemble, file):
+def test_loading_returns_the_saved_artifact(ensemble, file):
     back = load_artifact(file)
     assert artifact_header(back) == artifact_header(ensemble)
     assert back.label_names == NAMES
     np.testing.assert_array_equal(probabilities(back), probabilities(ensemble))
 
 
-def test_equal_models_are_equal_bytes(ensemble, file, tmp_path):
+def test_equal_artifacts_have_equal_bytes(ensemble, file, tmp_path):
     save_artifact(tmp_path / "again.reeltag", ensemble)
     assert (tmp_path / "again.reeltag").read_bytes() == file.read_bytes()
 
@@ -76,7 +76,7 @@ def test_the_file_predicts_the_weighted_mean_of_its_members(ensemble, file):
     np.testing.assert_allclose(load(file).predict(FRAMES), expected, atol=1e-6)
 
 
-def test_large_weights_are_stored_as_bytes(ensemble):
+def test_large_weights_are_stored_in_8_bits(ensemble):
     floats = Artifact(SCHEMA, None, (member("a"),), {})
     large = {n: t.numel() for n, t in floats.members[0].state.items() if t.numel() > 17_000}
     assert large
@@ -92,7 +92,7 @@ def test_a_file_of_exactly_the_budget_is_written_and_one_byte_less_is_refused(en
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fits.reeltag"]
 
 
-def test_a_budget_that_nothing_fits_says_so(ensemble, tmp_path):
+def test_a_budget_too_small_for_every_member_is_an_error(ensemble, tmp_path):
     with pytest.raises(BudgetError, match="no single member would fit"):
         save_artifact(tmp_path / "over.reeltag", ensemble, budget=1000)
 
@@ -115,7 +115,7 @@ def test_every_flipped_bit_and_every_cut_is_refused(file, tmp_path):
             load(broken)
 
 
-def test_a_header_that_claims_more_than_the_file_is_refused_before_memory_is_taken(tmp_path):
+def test_a_header_that_claims_more_bytes_than_the_file_is_refused(tmp_path):
     path = tmp_path / "forged.reeltag"
     entry = {"x": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}
     header = json.dumps(entry).encode()
@@ -125,7 +125,7 @@ def test_a_header_that_claims_more_than_the_file_is_refused_before_memory_is_tak
 
 
 def rewrite(ensemble, path, change):
-    """A file with a changed header whose checksums all hold, as a newer reeltag might write."""
+    """Write a file with a changed header and valid checksums, as a newer reeltag might."""
     save_artifact(path, ensemble)
     tensors, content = checkpoint.load_tensors(path)
     change(content)
@@ -143,7 +143,7 @@ def rewrite(ensemble, path, change):
         (lambda c: c["members"][1].update(name="a"), "belongs to no member|same name"),
     ],
 )
-def test_a_header_that_contradicts_itself_is_refused(ensemble, tmp_path, change, message):
+def test_an_inconsistent_header_is_refused(ensemble, tmp_path, change, message):
     path = tmp_path / "odd.reeltag"
     rewrite(ensemble, path, change)
     with pytest.raises(ArtifactError, match=message):
@@ -161,7 +161,7 @@ def test_foreign_files_are_refused(tmp_path):
         load_artifact(tmp_path)
 
 
-def test_quantising_twice_changes_nothing(ensemble):
+def test_quantizing_twice_changes_nothing(ensemble):
     again = quantize_artifact(ensemble)
     for name, value in ensemble.members[0].state.items():
         other = again.members[0].state[name]
@@ -172,19 +172,19 @@ def test_quantising_twice_changes_nothing(ensemble):
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_every_encoding_comes_back_from_the_file(tmp_path, encoding):
+def test_every_encoding_survives_saving_and_loading(tmp_path, encoding):
     config = parse_config({"family": "mean", "hidden": 400})
     state = build_tagger(config, SCHEMA.widths, 20, 0).state_dict()
-    shipped = quantize_artifact(Artifact(SCHEMA, None, (Member("m", config, 1.0, state),), {}), encoding)
-    save_artifact(tmp_path / "m.reeltag", shipped)
+    artifact = quantize_artifact(Artifact(SCHEMA, None, (Member("m", config, 1.0, state),), {}), encoding)
+    save_artifact(tmp_path / "m.reeltag", artifact)
     back = load_artifact(tmp_path / "m.reeltag")
-    for name, value in dequantize_state(shipped.members[0].state).items():
+    for name, value in dequantize_state(artifact.members[0].state).items():
         if value.is_floating_point():
             assert torch.equal(dequantize_state(back.members[0].state)[name], value)
-    assert stored_bytes(back.members[0].state) == stored_bytes(shipped.members[0].state)
+    assert stored_bytes(back.members[0].state) == stored_bytes(artifact.members[0].state)
 
 
-def test_parts_that_are_no_encoding_are_refused(tmp_path):
+def test_an_unknown_encoding_is_refused(tmp_path):
     config = parse_config({"family": "mean", "hidden": 400})
     state = dict(build_tagger(config, SCHEMA.widths, 20, 0).state_dict())
     state["hidden.weight"] = state["hidden.weight"].double()
@@ -193,7 +193,7 @@ def test_parts_that_are_no_encoding_are_refused(tmp_path):
         load_artifact(tmp_path / "m.reeltag")
 
 
-def test_averaged_models_must_be_two_of_one_architecture(tmp_path):
+def test_averaging_needs_several_models_of_one_architecture(tmp_path):
     config, other = parse_config({"family": "mean", "hidden": 8}), parse_config({"family": "mean", "hidden": 9})
     made = {
         name: Artifact(SCHEMA, None, (Member("m", c, 1.0, build_tagger(c, SCHEMA.widths, 20, seed).state_dict()),), {})

@@ -1,4 +1,4 @@
-"""Promise 10: nothing that reeltag opens can run code, and what tries to fill memory is refused."""
+"""Promise 10: no file that reeltag opens can run code, and files that would fill memory are refused."""
 
 import ast
 import json
@@ -28,7 +28,7 @@ from reliability import peak_memory
 
 MODULES = sorted((REPO / "src" / "reeltag").rglob("*.py"))
 ATTACKS = REPO / "tests" / "attacks"
-REFUSED = {  # attack → what is said of it, beside its name
+REFUSED = {  # attack file → part of the message, which also names the file
     "pickle.reeltag": "is truncated, or not a reeltag file",
     "torch.reeltag": "is truncated, or not a reeltag file",
     "length.reeltag": "is truncated, or not a reeltag file",
@@ -56,9 +56,9 @@ REFUSED = {  # attack → what is said of it, beside its name
     "elsewhere.onnx": "onnxruntime cannot open it",
     "operator.onnx": "onnxruntime cannot open it",
 }
-BESIDE = {"claims.data-00000-of-00001", "dimensions.data-00000-of-00001"}  # what index files point to
-SHOWN = {"names-sealed.reeltag", "labels.csv"}  # sound, but for their names
-ROOM = 64 << 20  # bytes by which a process may grow that opens all of them
+BESIDE = {"claims.data-00000-of-00001", "dimensions.data-00000-of-00001"}  # data files of the index files above
+ODD_NAMES = {"names-sealed.reeltag", "labels.csv"}  # valid files with hostile names
+ROOM = 64 << 20  # most bytes by which the process that opens all attacks may grow
 CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "yaml", "joblib", "code", "runpy"}
 CALLS = {"eval", "exec", "compile", "__import__", "execfile", "input", "breakpoint"}
 METHODS = {
@@ -79,20 +79,22 @@ def faults(tree):
             yield from CODE & {name.split(".")[0] for name in names}
         if not isinstance(node, ast.Call):
             continue
-        called, given = node.func, {keyword.arg: keyword.value for keyword in node.keywords}
+        called, keywords = node.func, {keyword.arg: keyword.value for keyword in node.keywords}
         if isinstance(called, ast.Name) and called.id in CALLS:
             yield called.id
         if isinstance(called, ast.Attribute):
             base = called.value.id if isinstance(called.value, ast.Name) else getattr(called.value, "attr", "")
-            tensors_alone = (base, called.attr) == ("torch", "load") and is_constant(given.get("weights_only"), True)
+            tensors_alone = (base, called.attr) == ("torch", "load") and is_constant(keywords.get("weights_only"), True)
             if (base, called.attr) in METHODS and not tensors_alone:
                 yield f"{base}.{called.attr}"
-            if (base, called.attr) == ("np", "load") and not is_constant(given.get("allow_pickle"), False):
+            if (base, called.attr) == ("np", "load") and not is_constant(keywords.get("allow_pickle"), False):
                 yield "np.load with pickles"
-        names_one = getattr(called, "attr", "") == "generate_completion"  # whose `shell` is text, bash or another
-        if "shell" in given and not is_constant(given["shell"], False) and not names_one:
+        names_one = (
+            getattr(called, "attr", "") == "generate_completion"
+        )  # its `shell` is the name of a shell, such as bash
+        if "shell" in keywords and not is_constant(keywords["shell"], False) and not names_one:
             yield "a shell"
-        if "trust_remote_code" in given:
+        if "trust_remote_code" in keywords:
             yield "remote code"
 
 
@@ -122,22 +124,22 @@ def test_no_module_can_run_code_from_a_file(path):
         "importlib.import_module(name)",
     ],
 )
-def test_what_could_run_code_would_be_found(line):
+def test_the_check_reports_calls_that_can_run_code(line):
     assert list(faults(ast.parse(line)))
 
 
 def opened(path):
-    """Open a file as its users do; the exit code, and what was said."""
-    said = StringIO()
-    with redirect_stderr(said):
+    """Open a file with the command for its kind; return the exit code and the output on stderr."""
+    output = StringIO()
+    with redirect_stderr(output):
         if path.suffix == ".reeltag":
-            return main(["inspect", str(path)]), said.getvalue()
+            return main(["inspect", str(path)]), output.getvalue()
         if path.suffix == ".toml":
-            return main(["run", str(path), "--dry-run"]), said.getvalue()
+            return main(["run", str(path), "--dry-run"]), output.getvalue()
         if path.suffix == ".tfrecord":
-            return main(["data", "verify", str(path), "--schema", "audioset"]), said.getvalue()
+            return main(["data", "verify", str(path), "--schema", "audioset"]), output.getvalue()
         if path.suffix == ".index":
-            return main(["import-tf", str(path), "--out", "out.reeltag"]), said.getvalue()
+            return main(["import-tf", str(path), "--out", "out.reeltag"]), output.getvalue()
     try:
         open_onnx(path)
     except ReeltagError as error:
@@ -146,50 +148,51 @@ def opened(path):
 
 
 def try_all(folder):
-    """Open every attack, in a process of its own; by name the exit code, what was said, and the seconds."""
+    """Open every attack file; return exit code, output and seconds of each by name, and the growth in bytes."""
     os.chdir(folder)
     for path in (ATTACKS / "tag.toml", ATTACKS / "gzip.tfrecord", ATTACKS / "shard.index"):
-        opened(path)  # imports what such files need
-    before, found = peak_memory(), {}
+        opened(path)  # imports the modules that such files need, so that only the attacks are measured
+    before, outcomes = peak_memory(), {}
     for name in REFUSED:
         begin = time.perf_counter()
-        found[name] = (*opened(ATTACKS / name), time.perf_counter() - begin)
-    return found, peak_memory() - before
+        outcomes[name] = (*opened(ATTACKS / name), time.perf_counter() - begin)
+    return outcomes, peak_memory() - before
 
 
 def test_every_attack_is_refused_with_one_message_and_leaves_nothing(tmp_path, promise):
     pytest.importorskip("onnxruntime", reason="opens ONNX files; pip install 'reeltag[onnx]'")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        found, growth = pool.submit(try_all, tmp_path).result(timeout=300)
-    for name, (code, said, _) in found.items():
+        outcomes, growth = pool.submit(try_all, tmp_path).result(timeout=300)
+    for name, (code, output, _) in outcomes.items():
         assert code == 2, name
-        assert said.startswith("error: ") and "\nerror: " not in said and len(said) < 1000, said
-        assert name.partition(".")[0] in said and REFUSED[name] in said, said
+        assert output.startswith("error: ") and "\nerror: " not in output and len(output) < 1000, output
+        assert name.partition(".")[0] in output and REFUSED[name] in output, output
     assert growth < ROOM
-    assert list(tmp_path.iterdir()) == []  # no canary
+    assert list(tmp_path.iterdir()) == []  # no payload created its file `canary`
     promise.found(
         10,
-        f"{len(MODULES)} modules hold nothing that could run code from a file; {len(found)} attack files of 6 kinds: "
-        f"all refused in one message, no payload ran; slowest {max(each[2] for each in found.values()):.2f} s, and the "
-        f"process that opened all grew by {growth / 2**20:.0f} MiB",
+        f"{len(MODULES)} modules hold nothing that could run code from a file; {len(outcomes)} attack files of 6 "
+        f"kinds: all refused in one message, no payload ran; slowest "
+        f"{max(each[2] for each in outcomes.values()):.2f} s, and the process that opened "
+        f"all grew by {growth / 2**20:.0f} MiB",
     )
 
 
-def test_every_attack_is_tried():
+def test_every_attack_file_is_listed():
     names = {path.name for path in ATTACKS.iterdir() if path.is_file()} - {"make.py"}
-    assert names == {*REFUSED, *BESIDE, *SHOWN, "objects.npy"}
+    assert names == {*REFUSED, *BESIDE, *ODD_NAMES, "objects.npy"}
 
 
 @pytest.mark.parametrize("opener", [checkpoint.load, Manifest.load, load_artifact])
 @pytest.mark.parametrize("name", ["pickle.reeltag", "torch.reeltag", "objects.npy"])
-def test_a_pickle_is_nothing_that_a_run_reads(tmp_path, monkeypatch, opener, name):
+def test_pickles_are_refused_as_intermediate_files(tmp_path, monkeypatch, opener, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ArtifactError, match=re.escape(name)):
         opener(ATTACKS / name)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_soft_targets_that_are_objects_are_refused_though_every_hash_holds(tmp_path, monkeypatch, tiny_manifests):
+def test_soft_targets_of_python_objects_are_refused_despite_valid_hashes(tmp_path, monkeypatch, tiny_manifests):
     manifest = tiny_manifests["train"]
     TargetsWriter(tmp_path, manifest, "dense").finish({})
     index = json.loads((tmp_path / "targets.json").read_text())
@@ -205,17 +208,17 @@ def test_soft_targets_that_are_objects_are_refused_though_every_hash_holds(tmp_p
     assert set(tmp_path.iterdir()) == before
 
 
-def test_names_in_a_file_mean_nothing_to_a_terminal_or_a_page(capsys):
-    shipped = load_artifact(ATTACKS / "names-sealed.reeltag")
-    assert "<script>" in shipped.label_names[0]
-    card = model_card(shipped, 1)
+def test_names_from_a_file_are_escaped_in_a_terminal_and_a_model_card(capsys):
+    artifact = load_artifact(ATTACKS / "names-sealed.reeltag")
+    assert "<script>" in artifact.label_names[0]
+    card = model_card(artifact, 1)
     assert harmless(card)
-    assert "\nlicense:" not in card  # none was given, and none can be slipped in
+    assert "\nlicense:" not in card  # no licence was stated, and no name can add one
     assert main(["inspect", str(ATTACKS / "names-sealed.reeltag")]) == 0
     assert all(letter.isprintable() or letter == "\n" for letter in capsys.readouterr().out)
 
 
-def test_names_of_classes_mean_nothing_in_a_report():
+def test_names_of_classes_are_escaped_in_a_report():
     names = read_label_names(ATTACKS / "labels.csv", 5)
     scores = {"gap": 0.5, "hit_at_1": 0.5, "perr": 0.5, "map": 0.5, "videos": 1, "bytes": 1}
     holdout = dict.fromkeys(("file", "prior", "file_where_chosen", "equal_weights", "random_search"), 0.5)
@@ -237,7 +240,7 @@ def test_names_of_classes_mean_nothing_in_a_report():
 
 
 def harmless(text):
-    """No control character, and no HTML, link or image that Markdown would make of what is not ours."""
+    """Return True if a text has no control character, and no HTML, link or image but those of the template."""
     ours = text.replace("![GAP against megabytes](frontier.svg)", "").replace("[tables.md](tables.md)", "")
     printable = all(letter.isprintable() or letter == "\n" for letter in text)
     return printable and not re.search(r"(?<!\\)<|(?<!\\)\]\(", ours)

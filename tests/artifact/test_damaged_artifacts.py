@@ -1,4 +1,4 @@
-"""Promise 9: a damaged tensor file is refused, whatever the damage, before it takes memory."""
+"""Promise 9: every damaged tensor file is refused before it takes memory."""
 
 import json
 from concurrent.futures import ProcessPoolExecutor
@@ -20,19 +20,19 @@ from reeltag.core.errors import ArtifactError, UsageError
 from reeltag.core.tensorfile import TensorFile
 from reeltag.data.shards import Manifest
 from reeltag.training import checkpoint
-from small_models import CLASSES, FORMS, shipped
+from small_models import CLASSES, FORMS, small_artifact
 
-ROOM = 24 << 20  # bytes by which opening mutants of files of some kilobytes may let a process grow
+ROOM = 24 << 20  # most bytes by which the process that opens the mutants, of some kilobytes each, may grow
 FAMILIES = ["netvlad", "dbof", "mean", "netfv", "rnn", "nextvlad", "attention"]
 
 
 @pytest.fixture
 def models(tmp_path, everything_is_large):
-    """A small file of each encoding, each of another family, and an ensemble with names."""
+    """Write a small file of each encoding, each of another family, and an ensemble with label names."""
     paths = []
     for family, encoding in zip(FAMILIES, ENCODINGS, strict=True):
         paths.append(tmp_path / f"{encoding}.reeltag")
-        save_artifact(paths[-1], shipped(family, FORMS.get(family, [{}])[0], encoding))
+        save_artifact(paths[-1], small_artifact(family, FORMS.get(family, [{}])[0], encoding))
     members = [
         replace(load_artifact(path).members[0], name=f"m{number}", weight=weight)
         for number, (path, weight) in enumerate(zip(paths[:3], (0.5, 0.25, 0.25), strict=True))
@@ -45,7 +45,7 @@ def models(tmp_path, everything_is_large):
     return [*paths, tmp_path / "ensemble.reeltag"]
 
 
-def test_no_mutant_opens_unless_every_checksum_was_made_anew(models, tiny_manifests, promise):
+def test_every_mutant_without_recomputed_checksums_is_refused(models, tiny_manifests, promise):
     damage, kept = [mutants.blind, mutants.by_hand], intermediates(models[0].parent, tiny_manifests["train"])
     count, few, forged = promise.amount(400, 50_100), promise.amount(40, 3_000), promise.amount(300, 20_000)
     jobs = [
@@ -53,11 +53,13 @@ def test_no_mutant_opens_unless_every_checksum_was_made_anew(models, tiny_manife
         *((opener, [path], damage, few, 1) for path, opener in kept),
         (mutants.predicts, models, [mutants.sealed], forged, 2),
     ]
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # where no other test took memory
+    with ProcessPoolExecutor(
+        1, mp_context=get_context("spawn")
+    ) as pool:  # a process of its own, in which no other test raised the peak of memory
         *damaged, sealed = pool.submit(mutants.try_each, jobs).result(timeout=1200)
     assert [opened for _, opened, _, _ in damaged] == [[]] * len(damaged)
     refused = [refused for refused, _, _, _ in damaged]
-    assert sum(refused) > 0.99 * (count + few * len(kept))  # a few are equal to the file
+    assert sum(refused) > 0.99 * (count + few * len(kept))  # a few mutants equal the file
     assert sealed[0] > 0.5 * forged
     growth = sum(grown for _, _, _, grown in (*damaged, sealed))
     assert growth < ROOM
@@ -65,7 +67,7 @@ def test_no_mutant_opens_unless_every_checksum_was_made_anew(models, tiny_manife
     promise.found(
         9,
         f"{refused[0]:,} mutants of {len(models)} models in 7 encodings and {sum(refused[1:]):,} of a checkpoint, "
-        f"predictions and a manifest: all refused, the file named; {forged:,} with every checksum made anew: "
+        f"predictions and a manifest: all refused, the file named; {forged:,} with recomputed checksums: "
         f"{sealed[0]:,} refused, {len(sealed[1]):,} are models that tag; slowest {slowest:.2f} s, "
         f"and the process grew by {growth / 2**20:.1f} MiB",
     )
@@ -86,11 +88,11 @@ def intermediates(folder, manifest):
     ]
 
 
-def test_others_read_the_same_and_would_write_the_same_bytes(models, tiny_manifests):
+def test_the_safetensors_library_reads_and_writes_the_same_bytes(models, tiny_manifests):
     for path in [*models, *(path for path, _ in intermediates(models[0].parent, tiny_manifests["train"]))]:
         file, content = TensorFile(path), path.read_bytes()
         with safetensors.safe_open(path, "np") as peer:
-            arrays = {name: peer.get_tensor(name) for name in peer.keys()}  # noqa: SIM118 - it is no dict
+            arrays = {name: peer.get_tensor(name) for name in peer.keys()}  # noqa: SIM118 - not a dict
             assert safetensors.numpy.save(arrays, peer.metadata()) == content
         assert arrays.keys() == set(file.names)
         for name, array in arrays.items():
@@ -98,13 +100,13 @@ def test_others_read_the_same_and_would_write_the_same_bytes(models, tiny_manife
             assert file.read(name).dtype == array.dtype
 
 
-def test_the_documented_form_is_the_form(models):
+def test_a_file_written_by_the_documented_format_has_the_same_bytes(models):
     for path in models:
         tensors, content = take_apart(path.read_bytes())
         assert put_together(tensors, plain(content)) == path.read_bytes()
 
 
-def test_codes_are_pages_of_the_file_and_floats_are_not(models):
+def test_codes_are_memory_mapped_and_floats_are_copied(models):
     _, names, read = tensorfile.open_tensors(models[ENCODINGS.index("uniform-8")])
     kinds = {read(name).dtype: read(name) for name in names}
     assert set(kinds) == {torch.uint8, torch.float32}
@@ -117,7 +119,7 @@ def is_mapped(tensor):
         begin, end = (int(number, 16) for number in line.split()[0].split("-"))
         if begin <= tensor.data_ptr() < end:
             return line.endswith(".reeltag")
-    raise AssertionError("a tensor lies nowhere")
+    raise AssertionError("no memory mapping holds the tensor")
 
 
 @pytest.mark.parametrize(
@@ -132,16 +134,16 @@ def test_a_forged_length_is_refused_before_the_header_is_read(tmp_path, length, 
     path = tmp_path / "forged.reeltag"
     with path.open("wb") as file:
         file.write(length.to_bytes(8, "little"))
-        file.truncate(3_000_000_000)  # a hole: reading it would take 3 GB
+        file.truncate(3_000_000_000)  # a sparse file: reading it would take 3 GB of memory
     with pytest.raises(ArtifactError, match=rf"forged\.reeltag: {message}"):
         load_artifact(path)
 
 
 SIZES = {
     "hidden": lambda c: c["members"][0]["config"].update(hidden=10**9),
-    "a size that nothing can count": lambda c: c["members"][0]["config"].update(hidden=2**70),
+    "hidden beyond 64 bits": lambda c: c["members"][0]["config"].update(hidden=2**70),
     "classes": lambda c: c["data"].update(classes=10**12),
-    "classes that nothing can count": lambda c: c["data"].update(classes=10**30),
+    "classes beyond 64 bits": lambda c: c["data"].update(classes=10**30),
     "width": lambda c: c["data"]["features"][0].update(width=10**12),
     "features": lambda c: c["data"].update(features=[{"name": str(n), "width": 1} for n in range(20_000)]),
     "experts": lambda c: c["members"][0]["config"]["head"].update(experts=10**9),
@@ -150,7 +152,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_sizes_that_no_tensor_has_are_refused_though_every_checksum_holds(models, tmp_path, size):
+def test_sizes_that_no_tensor_has_are_refused_despite_valid_checksums(models, tmp_path, size):
     tensors, content = take_apart(models[0].read_bytes())
     SIZES[size](content)
     path = tmp_path / "huge.reeltag"
@@ -169,14 +171,14 @@ def test_weights_that_are_not_finite_are_refused(models, tmp_path):
         load_artifact(tmp_path / "nan.reeltag")
 
 
-def test_a_file_of_the_first_format_says_so(tmp_path):
+def test_a_file_of_the_first_format_is_refused(tmp_path):
     text = json.dumps({"checksum": 1, "content": {"format": 1, "members": []}})
     safetensors.numpy.save_file({"m/x": np.zeros(3, np.float32)}, tmp_path / "old.reeltag", {"reeltag": text})
     with pytest.raises(ArtifactError, match="is not a reeltag file, or is one of another version"):
         load_artifact(tmp_path / "old.reeltag")
 
 
-def test_what_could_not_be_read_again_is_not_written(tmp_path):
+def test_a_header_that_cannot_be_read_back_is_not_written(tmp_path):
     path = tmp_path / "x.safetensors"
     with pytest.raises(UsageError, match=r"the header takes 1.05 MB, of which at most 1,000,000 bytes are allowed"):
         tensorfile.write(path, {}, {"names": ["x" * 100] * 10_000})

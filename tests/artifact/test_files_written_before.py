@@ -44,9 +44,9 @@ def test_the_tensors_have_the_same_bits(encoding, tmp_path):
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("mode", ["exact", "small"])
 def test_the_probabilities_are_the_same(encoding, mode):
-    found = reeltag.load(written(encoding), mode, "cpu").predict(FRAMES, LENGTHS)
-    # Other CPUs sum in another order, which moves the last bits.
-    np.testing.assert_allclose(found, EXPECTED[f"probabilities:{encoding}"], atol=1e-6, rtol=0)
+    probabilities = reeltag.load(written(encoding), mode, "cpu").predict(FRAMES, LENGTHS)
+    # Other CPUs sum in another order, which changes the last bits.
+    np.testing.assert_allclose(probabilities, EXPECTED[f"probabilities:{encoding}"], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -55,5 +55,5 @@ def test_the_onnx_export_gives_the_same_probabilities(encoding, tmp_path):
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     reeltag.export_onnx(written(encoding), tmp_path / "m.onnx")
     session = reeltag.open_onnx(tmp_path / "m.onnx", threads=1)
-    (found,) = session.run(None, {"frames": FRAMES, "lengths": LENGTHS})
-    np.testing.assert_allclose(found, EXPECTED[f"probabilities:{encoding}"], atol=1e-5, rtol=0)
+    (probabilities,) = session.run(None, {"frames": FRAMES, "lengths": LENGTHS})
+    np.testing.assert_allclose(probabilities, EXPECTED[f"probabilities:{encoding}"], atol=1e-5, rtol=0)

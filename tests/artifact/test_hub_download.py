@@ -1,4 +1,4 @@
-"""Models by their name on the Hugging Face Hub, which nothing here can reach: its cache, and its refusals."""
+"""Models by name from the Hugging Face Hub: its cache and its errors. The tests need no network."""
 
 import importlib
 import logging
@@ -16,7 +16,7 @@ FRAMES = np.random.default_rng(0).integers(0, 256, (2, 5, 8), dtype=np.uint8)
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """The library, offline, with an empty cache."""
+    """Return the Hub's library, offline and with an empty cache."""
     hub = pytest.importorskip("huggingface_hub", reason="needs reeltag[hub]")
     constants = importlib.import_module("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -26,7 +26,7 @@ def hub(monkeypatch, tmp_path):
 
 @pytest.fixture
 def cached(hub, tiny_model, tmp_path):
-    """A snapshot of user/tagger in the cache, laid out as the library does."""
+    """Write a snapshot of user/tagger to the cache, in the library's layout."""
     repo = tmp_path / "hub" / "models--user--tagger"
     reeltag.load(tiny_model).save_pretrained(repo / "snapshots" / COMMIT)
     (repo / "refs").mkdir()
@@ -34,7 +34,7 @@ def cached(hub, tiny_model, tmp_path):
     return repo / "snapshots" / COMMIT
 
 
-def test_a_cached_model_opens_offline_and_says_so(cached, tiny_model, caplog):
+def test_a_cached_model_opens_offline_with_a_warning(cached, tiny_model, caplog):
     with caplog.at_level(logging.WARNING, logger="reeltag"):
         tagger = reeltag.from_pretrained("user/tagger")
     np.testing.assert_array_equal(tagger.predict(FRAMES), reeltag.load(tiny_model).predict(FRAMES))
@@ -43,18 +43,18 @@ def test_a_cached_model_opens_offline_and_says_so(cached, tiny_model, caplog):
     assert tagger.source == cached / "model.safetensors"
 
 
-def test_a_cached_commit_opens_by_its_name_and_another_does_not(cached):
+def test_offline_only_the_cached_revision_opens(cached):
     reeltag.from_pretrained("user/tagger", revision=COMMIT)
     with pytest.raises(UsageError, match="its cache has no complete copy"):
         reeltag.from_pretrained("user/tagger", revision="v2")
 
 
-def test_what_is_not_cached_is_one_clear_message_offline(hub):
+def test_offline_a_model_that_is_not_cached_is_an_error(hub):
     with pytest.raises(UsageError, match=r"^user/other: the Hugging Face Hub cannot be reached .*check the network"):
         reeltag.from_pretrained("user/other")
 
 
-def test_online_the_revision_is_asked_for_and_nothing_is_said(hub, cached, monkeypatch, caplog):
+def test_online_the_requested_revision_is_downloaded_without_a_warning(hub, cached, monkeypatch, caplog):
     asked = []
     monkeypatch.setattr(hub, "model_info", lambda name, revision: asked.append((name, revision)))
 
@@ -71,7 +71,9 @@ def test_online_the_revision_is_asked_for_and_nothing_is_said(hub, cached, monke
 
 
 @pytest.mark.parametrize(("status", "refused"), [(401, True), (404, True), (503, False)])
-def test_a_refusal_is_an_error_and_a_hub_in_trouble_is_out_of_reach(hub, cached, monkeypatch, status, refused):
+def test_a_client_error_is_an_error_and_a_server_error_falls_back_on_the_cache(
+    hub, cached, monkeypatch, status, refused
+):
     def answer(name, revision):
         error = OSError(f"{status} from the Hub\nmore")
         error.response = type("Response", (), {"status_code": status})
@@ -87,7 +89,7 @@ def test_a_refusal_is_an_error_and_a_hub_in_trouble_is_out_of_reach(hub, cached,
         reeltag.from_pretrained("user/tagger")
 
 
-def test_a_download_that_breaks_off_is_one_message(hub, monkeypatch):
+def test_an_interrupted_download_is_an_error(hub, monkeypatch):
     def broken(*arguments, **options):
         raise OSError("connection reset")
 
@@ -97,7 +99,7 @@ def test_a_download_that_breaks_off_is_one_message(hub, monkeypatch):
         reeltag.from_pretrained("user/tagger")
 
 
-def test_names_that_cannot_be_on_the_hub(hub):
+def test_invalid_names_of_hub_models_are_refused(hub):
     for name in ("nowhere", "./a/b/c", "a b/c"):
         with pytest.raises(UsageError, match="no such folder; give one that `reeltag share` wrote"):
             reeltag.from_pretrained(name)
@@ -105,12 +107,12 @@ def test_names_that_cannot_be_on_the_hub(hub):
         reeltag.from_pretrained("-user/tagger")
 
 
-def test_a_folder_has_no_revisions(tmp_path):
+def test_a_revision_of_a_local_folder_is_refused(tmp_path):
     with pytest.raises(UsageError, match="is a folder, so revision 'v1' does not apply"):
         reeltag.from_pretrained(tmp_path, revision="v1")
 
 
-def test_without_the_library_a_name_says_what_to_install(monkeypatch):
+def test_without_huggingface_hub_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UsageError, match=r"user/tagger: .* needs its library; pip install 'reeltag\[hub\]'"):
         reeltag.from_pretrained("user/tagger")

@@ -1,4 +1,4 @@
-"""Folders for the Hub: the file's own bytes, and a card whose numbers all come from the artifact."""
+"""Folders for the Hub: the unchanged file, and a model card whose numbers come from the artifact."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def member(name, weight, config):
 
 
 @pytest.fixture(scope="module")
-def shipped():
+def artifact():
     members = (
         member("a|b", 0.25, {"family": "netvlad", "clusters": 16, "hidden": 40}),
         member("c", 0.75, {"family": "mean", "hidden": 400}),
@@ -57,9 +57,9 @@ def shipped():
 
 
 @pytest.fixture(scope="module")
-def file(shipped, tmp_path_factory):
+def file(artifact, tmp_path_factory):
     path = tmp_path_factory.mktemp("share") / "model.reeltag"
-    save_artifact(path, shipped)
+    save_artifact(path, artifact)
     return path
 
 
@@ -84,7 +84,7 @@ def metadata(card):
 
 
 def cells(card, section):
-    """The rows of a section's table, as Markdown shows them."""
+    """Return the rows of a section's table, as Markdown renders them."""
     tokens = MarkdownIt().enable("table").parse(card.split(f"\n## {section}\n")[1].split("\n## ")[0])
     rows = []
     for token in tokens:
@@ -97,7 +97,7 @@ def cells(card, section):
     return rows[1:]
 
 
-def test_the_folder_holds_the_same_bytes_and_predicts_the_same_without_network(file, folder, no_network):
+def test_a_shared_folder_holds_the_same_bytes_and_works_without_network(file, folder, no_network):
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert (folder / "model.safetensors").read_bytes() == file.read_bytes()
     expected = reeltag.load(file).predict(FRAMES)
@@ -105,26 +105,26 @@ def test_the_folder_holds_the_same_bytes_and_predicts_the_same_without_network(f
         np.testing.assert_array_equal(tagger.predict(FRAMES), expected)
 
 
-def test_config_json_is_the_header(shipped, folder):
+def test_config_json_is_the_header(artifact, folder):
     content = json.loads((folder / "config.json").read_text())
     assert content.pop("library_name") == "reeltag"
-    assert content == json.loads(json.dumps(artifact_header(shipped)))
+    assert content == json.loads(json.dumps(artifact_header(artifact)))
 
 
-def test_the_metadata_are_what_the_hub_reads(folder):
-    found = metadata((folder / "README.md").read_text())
-    assert (found["library_name"], found["pipeline_tag"]) == ("reeltag", "video-classification")
-    assert found["license"] == "cc-by-4.0"
-    assert {"netvlad", "mean"} < set(found["tags"])
+def test_the_hub_library_reads_the_metadata(folder):
+    content = metadata((folder / "README.md").read_text())
+    assert (content["library_name"], content["pipeline_tag"]) == ("reeltag", "video-classification")
+    assert content["license"] == "cc-by-4.0"
+    assert {"netvlad", "mean"} < set(content["tags"])
     hub = pytest.importorskip("huggingface_hub", reason="needs reeltag[hub]")
     card = hub.ModelCard.load(folder / "README.md")
     (result,) = card.data.eval_results
     assert (card.data.model_name, result.dataset_type) == (ODD, ODD)
     assert (result.metric_type, result.metric_value) == ("gap", 0.81235)
-    assert hub.metadata_load(folder / "README.md") == found
+    assert hub.metadata_load(folder / "README.md") == content
 
 
-def test_the_card_says_what_the_artifact_holds(shipped, file, folder):
+def test_the_card_reports_metrics_data_and_members(artifact, file, folder):
     card = (folder / "README.md").read_text()
     assert cells(card, "Measured") == [
         ["this file", "0.81235"],
@@ -137,11 +137,11 @@ def test_the_card_says_what_the_artifact_holds(shipped, file, folder):
     assert f"2 members in one file of {megabytes(file.stat().st_size)}" in card
     assert cells(card, "Members") == [
         [m.name, m.config.family, stored_as(m.state), f"{m.weight:.5f}", megabytes(stored_bytes(m.state))]
-        for m in shipped.members
+        for m in artifact.members
     ]
 
 
-def test_odd_names_are_shown_as_they_are(folder):
+def test_odd_names_are_escaped_in_the_card(folder):
     card = (folder / "README.md").read_text().split("\n---\n", 1)[1]
     html = MarkdownIt().enable("table").render(card)
     assert "<h1>a: &quot;b&quot; # c</h1>" in html
@@ -157,19 +157,19 @@ def test_odd_names_are_shown_as_they_are(folder):
 @pytest.mark.parametrize(
     "name", ["- x\n---\n# y", "\x85\u2028\ufffe tab\t", "😀 'quoted' \\ {a: [b]}", "null", "0.1", "\ud800"]
 )
-def test_no_recipe_name_breaks_the_metadata(shipped, name):
-    card = hub.model_card(replace(shipped, provenance={**PROVENANCE, "recipe": name}), 1)
-    found = metadata(card)["model-index"][0]["name"]
-    assert found.split() == "".join(c if c.isprintable() else " " for c in name).split()
+def test_any_recipe_name_is_valid_in_the_metadata(artifact, name):
+    card = hub.model_card(replace(artifact, provenance={**PROVENANCE, "recipe": name}), 1)
+    stored = metadata(card)["model-index"][0]["name"]
+    assert stored.split() == "".join(c if c.isprintable() else " " for c in name).split()
     assert card.encode().decode() == card
 
 
-def test_the_cards_code_runs(shipped, folder, monkeypatch, capsys):
+def test_the_cards_code_runs(artifact, folder, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(folder)
     exec(code, {})
     printed = capsys.readouterr().out
-    expected = Predictor(shipped, shipped.members).predict(np.zeros((30, 56), np.uint8))
+    expected = Predictor(artifact, artifact.members).predict(np.zeros((30, 56), np.uint8))
     best = LABELS[int(expected.argmax())]
     assert printed.startswith(f"[({best!r}, ")
     assert printed.endswith("(20,)\n")
@@ -187,18 +187,18 @@ def test_a_video_level_cards_code_runs(tmp_path, monkeypatch):
     assert "Classes: 5, without names." in card
 
 
-def test_what_nobody_stated_is_not_made_up(shipped):
-    card = hub.model_card(replace(shipped, provenance={}), 1)
+def test_the_card_omits_missing_facts(artifact):
+    card = hub.model_card(replace(artifact, provenance={}), 1)
     assert not {"license", "model-index", "datasets"} & set(metadata(card))
     assert "The authors have not stated a licence." in card
     assert "The file holds no measurements." in card
     assert "does not say on which videos" in card
 
 
-def test_measurements_from_before_quantising_are_not_those_of_the_small_file(shipped, tmp_path):
+def test_the_card_of_a_quantized_file_omits_metrics_of_the_original(artifact, tmp_path):
     whole, small = tmp_path / "float.reeltag", tmp_path / "small.reeltag"
     only = member("c", 1.0, {"family": "mean", "hidden": 400})
-    save_artifact(whole, replace(shipped, members=(only,)))
+    save_artifact(whole, replace(artifact, members=(only,)))
     assert "0.81235" in hub.model_card(load_artifact(whole), 1)
     assert main(["quantize", str(whole), "--out", str(small), "--encoding", "uniform-8"]) == 0
     card = hub.model_card(load_artifact(small), 1)
@@ -213,7 +213,7 @@ def test_a_licence_must_be_an_identifier(file, tmp_path, licence):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_filled_folder_is_kept_and_an_empty_one_is_used(file, folder, tmp_path, capsys):
+def test_sharing_refuses_a_filled_folder_and_uses_an_empty_one(file, folder, tmp_path, capsys):
     before = {path: path.read_bytes() for path in folder.iterdir()}
     assert main(["share", str(file), "--out", str(folder)]) == 2
     assert "exists already and is not empty; choose another folder" in capsys.readouterr().err
@@ -233,7 +233,7 @@ def test_a_failed_write_leaves_nothing(file, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_share_leaves_is_removed_with_other_partials(tmp_path):
+def test_leftovers_of_a_killed_share_are_removed(tmp_path):
     leftover = tmp_path / ".shared.1.partial"
     leftover.mkdir()
     (leftover / "model.safetensors").write_bytes(b"half")
@@ -241,7 +241,7 @@ def test_what_a_killed_share_leaves_is_removed_with_other_partials(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_damaged_and_missing_files_are_clear_errors(file, folder, tmp_path, capsys):
+def test_damaged_and_missing_files_in_a_folder_are_errors(file, folder, tmp_path, capsys):
     shared = folder / "model.safetensors"
     content = shared.read_bytes()
     altered = bytearray(content)
@@ -273,6 +273,6 @@ def test_commands_take_folders(file, folder, tiny_model, tiny_shards, tmp_path, 
     assert outputs[0] == outputs[1]
 
 
-def test_a_model_that_came_from_no_file_says_so(shipped, tmp_path):
+def test_a_predictor_without_a_file_cannot_be_shared(artifact, tmp_path):
     with pytest.raises(UsageError, match="was not loaded from a file"):
-        Predictor(shipped, shipped.members).save_pretrained(tmp_path / "shared")
+        Predictor(artifact, artifact.members).save_pretrained(tmp_path / "shared")

@@ -1,4 +1,4 @@
-"""Partial 8-bit quantisation: the authors' codes, and sizes as published."""
+"""Quantization: codes of the authors' program, published sizes, and error bounds of every encoding."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_every_code_is_the_nearest_of_all_256_values(values):
         assert distances[code] <= distances.min() * (1 + 1e-12)
 
 
-def test_a_constant_tensor_comes_back_unchanged():
+def test_a_constant_tensor_is_quantized_exactly():
     tensor = torch.full((200, 100), -0.25)
     torch.testing.assert_close(quantize_uniform(tensor).dequantize(), tensor, rtol=0, atol=0)
 
@@ -64,7 +64,7 @@ def test_only_tensors_of_more_than_17000_elements_change():
 
 
 MOE, LOGISTIC = {"prob_gating": True}, {"kind": "logistic"}
-# Bytes after quantisation from the paper's Table 4 and the published configuration, in whole MB.
+# Size after quantization from the paper's Table 4 and the published configuration, in whole MB.
 PUBLISHED = {
     "NetVLAD, large": (321, {"family": "netvlad", "clusters": 256, "hidden": 1024, "head": MOE}),
     "NetVLAD1": (242, {"family": "netvlad", "clusters": 192, "hidden": 992, "head": MOE}),
@@ -86,21 +86,21 @@ def test_published_models_have_their_published_size(name):
 
 
 def test_an_lstm_of_1024_cells_rounds_to_its_published_size():
-    """RNN2 is published with 19 MB, and its weights alone are 0.8 % more."""
+    """Compare with the 19 MB of RNN2 in the paper; its weights alone take 0.8 % more."""
     weights = 2 * (1024 + 128 + 512) * 4 * 512 + (1024 + 1024) * 4 * 1024 + 1024 * 3862
     size = megabytes({"family": "rnn", "cell": "lstm", "cells": 1024, "head": LOGISTIC})
     assert round(size) == 19
-    # the rest is codebooks and float biases, of which torch's cells have two
+    # The rest is codebooks and float32 biases, of which torch's cells have two each.
     assert weights < 1e6 * size < 1.005 * weights
 
 
 def test_a_gru_of_1024_cells_has_the_weights_of_its_formula():
-    """RNN3 is published with 19 MB, which no bidirectional GRU of 1024 cells with a logistic head can have."""
+    """Compare with a formula: the published 19 MB are impossible for 1024 bidirectional cells and a logistic head."""
     first = 2 * 3 * ((1024 + 128 + 512) * 512 + 512)
     second = 3 * ((1024 + 1024) * 1024 + 1024)
     head = 1024 * 3862 + 3862
     table = {"family": "rnn", "cell": "gru", "cells": 1024, "head": LOGISTIC}
-    # biases take four bytes, codebooks and 8 bits one byte a weight
+    # A bias takes four bytes, any other weight one, and codebooks are extra.
     assert first + second + head < 1e6 * megabytes(table) < 1.01 * (first + second + head)
 
 
@@ -115,30 +115,30 @@ def test_float16_is_the_authors(name):
 
 @pytest.fixture(scope="module")
 def weights():
-    """Weights as trained ones are: heavy tails, columns of different size, a shape that no group of 64 divides."""
+    """Return weights like trained ones: heavy tails, columns of different scale, a size that 64 does not divide."""
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(301, 97, generator=generator)
     return normal * normal.abs() * torch.logspace(-2, 0, 97)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_bytes_are_known_from_the_shape_alone(weights, encoding):
+def test_the_size_of_an_encoding_follows_from_the_shape(weights, encoding):
     for tensor in (weights, weights.flatten(), weights.view(7, 43, 97)):
-        coded = quantize_tensor(tensor, encoding)
-        assert coded.nbytes == quantized_bytes({"w": tensor.to("meta")}, encoding)
-        back = dequantize_state({"w": coded})["w"]
+        quantized = quantize_tensor(tensor, encoding)
+        assert quantized.nbytes == quantized_bytes({"w": tensor.to("meta")}, encoding)
+        back = dequantize_state({"w": quantized})["w"]
         assert (back.shape, back.dtype) == (tensor.shape, torch.float32)
         if encoding == "float32":
             assert torch.equal(back, tensor)
-        else:  # what is stored is an encoding again when it is read
-            assert torch.equal(assemble(coded.parts()).dequantize(), back)
+        else:  # the stored parts are recognised as the same encoding
+            assert torch.equal(assemble(quantized.parts()).dequantize(), back)
 
 
 def squared_error(weights, encoding):
     return (quantize_tensor(weights, encoding).dequantize() - weights).square().mean().item()
 
 
-def test_k_means_ends_where_every_value_is_the_mean_of_its_elements(weights):
+def test_k_means_converges_to_the_means_of_its_clusters(weights):
     values = weights.numpy().astype(np.float64).ravel()
     codebook = kmeans_codebook(values)
     nearest = np.abs(values[:, None] - codebook).argmin(1)
@@ -164,18 +164,20 @@ def test_no_element_is_further_than_half_a_step_of_its_channel_or_group(weights)
         part = weights.flatten()[begin : begin + 64]
         reach = part.abs().max().item()
         half_a_step = (part.max() - part.min()).item() / 15 * 0.5
-        assert group[begin : begin + 64].abs().max() <= half_a_step + 2e-3 * reach  # float16 of the ends
+        assert (
+            group[begin : begin + 64].abs().max() <= half_a_step + 2e-3 * reach
+        )  # rounding of the group's ends to float16
     assert squared_error(weights, "channel-8") < squared_error(weights, "uniform-8")
 
 
 @pytest.mark.parametrize("encoding", ["float16", "group-4"])
-def test_what_float16_cannot_hold_is_refused(encoding):
+def test_values_beyond_the_range_of_float16_are_refused(encoding):
     with pytest.raises(UsageError, match=f"{encoding} holds values up to 65,504"):
         quantize_tensor(torch.full((200, 100), 1e6), encoding)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS[1:])
-def test_parts_that_do_not_fit_each_other_are_no_encoding(weights, encoding):
+def test_inconsistent_parts_are_not_assembled(weights, encoding):
     parts = quantize_tensor(weights, encoding).parts()
     assert assemble({**parts, "more": torch.zeros(1)}) is None
     for name, part in parts.items():
@@ -187,7 +189,7 @@ def test_parts_that_do_not_fit_each_other_are_no_encoding(weights, encoding):
 
 @settings(max_examples=50, deadline=None)
 @given(st.sampled_from(ENCODINGS), st.floats(-10, 10, width=32), st.floats(0.125, 8, width=32))
-def test_ranges_of_any_size_survive_every_encoding(encoding, middle, width):
+def test_errors_of_every_encoding_are_bounded(encoding, middle, width):
     tensor = torch.full((20, 13), middle) + torch.rand(20, 13, generator=torch.Generator().manual_seed(1)) * width
     back = dequantize_state({"w": quantize_tensor(tensor, encoding)})["w"]
     assert torch.isfinite(back).all()
@@ -206,13 +208,13 @@ def test_ranges_of_any_size_survive_every_encoding(encoding, middle, width):
         ("group-4", "group-4"),
     ],
 )
-def test_people_read_how_weights_are_stored_as_recipes_call_it(encoding, name):
+def test_encodings_are_reported_by_their_names_in_recipes(encoding, name):
     state = {"large": torch.randn(200, 100), "small": torch.randn(8)}
     assert stored_as(quantize_state(state, encoding)) == name
 
 
 def slow_uniform(tensor):
-    """The rule for every element, in float64: find the two values around it, and take the nearer."""
+    """Quantize element by element in float64: find the two neighbouring values and take the nearer one."""
     values = tensor.numpy().astype(np.float64)
     codebook = np.linspace(values.min(), values.max(), 256)
     step = (values.max() - values.min()) / 255 or 1.0
@@ -222,7 +224,7 @@ def slow_uniform(tensor):
 
 
 def between_codes(low, high):
-    """float32 values as near as can be to the middles of neighbouring codes, and their neighbours."""
+    """Return the float32 values nearest to the midpoints of neighbouring codes, and the next floats on both sides."""
     codebook = np.linspace(low, high, 256)
     middles = np.float32((codebook[1:] + codebook[:-1]) / 2)
     ends = np.float32([low, high])
@@ -246,7 +248,7 @@ TENSORS = {
 
 
 @pytest.mark.parametrize("name", TENSORS)
-def test_codes_are_the_rules_for_every_element(name):
+def test_codes_equal_a_slow_implementation_for_every_element(name):
     tensor = torch.from_numpy(TENSORS[name])
     codes, codebook = slow_uniform(tensor)
     ours = quantize_uniform(tensor)
@@ -261,6 +263,6 @@ def test_a_transposed_tensor_keeps_its_shape():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_has_no_even_spacing(bad):
+def test_values_that_are_not_finite_are_refused(bad):
     with pytest.raises(UsageError, match="not finite"):
         quantize_uniform(torch.tensor([1.0, bad]))

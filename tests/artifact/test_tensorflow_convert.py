@@ -1,4 +1,4 @@
-"""Checkpoints of the authors' program: read without TensorFlow, tagged alike, refused where they are damaged."""
+"""Checkpoints of the authors' program: read without TensorFlow, same probabilities, damaged ones refused."""
 
 import shutil
 
@@ -26,7 +26,7 @@ SCHEMA = Schema(features=(Feature(name="rgb", width=16), Feature(name="audio", w
 
 
 def peer_checkpoint(name):
-    """The large float one does not lie in the project."""
+    """Return the folder of a checkpoint; skip the test if it is the large one, which is not in the repository."""
     folder = OWN / name if (OWN / name).is_dir() else SHARED / name
     if not folder.is_dir():
         pytest.skip(f"no checkpoint in {folder}")
@@ -43,7 +43,7 @@ def test_an_imported_checkpoint_tags_as_the_authors_program_does(name, tmp_path,
     np.testing.assert_allclose(ours, expected["predictions"], atol=1e-5)
 
 
-def test_quantised_weights_keep_their_codes_and_stay_small(tmp_path):
+def test_imported_quantized_weights_keep_their_codes(tmp_path):
     folder, out = peer_checkpoint("netvlad_quant"), tmp_path / "small.reeltag"
     main(["import-tf", str(folder), "--out", str(out)])
     (member,) = load_artifact(out).members
@@ -99,8 +99,8 @@ def dbof(scope, features, clusters):
     return {f"{scope}/cluster_weights": (features, clusters), **norm(f"{scope}/cluster_bn", clusters)}
 
 
-# What the authors' program names its variables where no golden checkpoint shows it (frame_level_models.py,
-# devel_models.py and video_level_models.py of the published code), and the configuration that it means.
+# Names and shapes of the program's variables for models without a golden checkpoint (frame_level_models.py,
+# devel_models.py and video_level_models.py of the published code), and the configuration that is expected.
 PROGRAMS = {
     "gated GRU": (
         stack("", 24, 6, "gru") | {"gating_weights_2": (6, 6), "gating_biases": (6,)} | logistic(6),
@@ -145,7 +145,7 @@ def variables(shapes, seed=0):
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_every_program_of_the_authors_is_recognised_by_its_variables(name, tmp_path):
+def test_every_model_of_the_authors_is_recognised_by_its_variables(name, tmp_path):
     shapes, table = PROGRAMS[name]
     arrays = variables(shapes) | {"global_step": np.array(7, np.int64), "beta1_power": np.array(0.5, np.float32)}
     arrays |= {f"{key}/Adam": array for key, array in variables(shapes).items()}
@@ -154,14 +154,14 @@ def test_every_program_of_the_authors_is_recognised_by_its_variables(name, tmp_p
     head = {"kind": kind, "l2": 1e-6 if kind == "moe" else 1e-8} | table.get("head", {})
     expected = {"gating": {"kind": "none"}, "input_norm": "input_bn/beta" in shapes, **table, "head": head}
     assert member.config == parse_config(expected, WIDTHS)
-    # and the weights stand where they belong
+    # The probabilities verify that every weight was assigned to its place.
     frames = np.random.default_rng(1).standard_normal((2, 5, 24)).astype(np.float32)
-    shipped = Artifact(SCHEMA, None, (member,), {})
+    artifact = Artifact(SCHEMA, None, (member,), {})
     slow = np.stack([slow_tag(member.config, WIDTHS, member.state, row) for row in frames])
-    np.testing.assert_allclose(Predictor(shipped, shipped.members).predict(frames), slow, atol=1e-5)
+    np.testing.assert_allclose(Predictor(artifact, artifact.members).predict(frames), slow, atol=1e-5)
 
 
-def test_float16_and_short_codebooks_are_read_as_numbers(tmp_path):
+def test_float16_and_short_codebooks_are_imported_as_float32(tmp_path):
     arrays = variables(logistic(24))
     arrays["tower/fully_connected/weightsfloat16"] = arrays.pop("tower/fully_connected/weights").astype(np.float16)
     member = import_checkpoint(write_bundle(tmp_path / "half", arrays), SCHEMA, "m", parse_config)
@@ -178,7 +178,7 @@ def test_float16_and_short_codebooks_are_read_as_numbers(tmp_path):
     np.testing.assert_array_equal(member.state["head.weight"], np.linspace(-1, 1, 16, dtype=np.float32)[codes])
 
 
-def test_what_the_variables_do_not_tell_can_be_set(tmp_path, capsys):
+def test_options_that_leave_no_trace_in_the_variables_can_be_set(tmp_path, capsys):
     prefix = write_bundle(tmp_path / "dbof", variables(PROGRAMS["classic DBoF"][0]))
     recipe = tmp_path / "recipe.toml"
     features = '[{ name = "rgb", width = 16 }, { name = "audio", width = 8 }]'
@@ -197,7 +197,7 @@ def test_what_the_variables_do_not_tell_can_be_set(tmp_path, capsys):
     assert "clustres: unknown key; did you mean 'clusters'?" in message
 
 
-# --- what cannot be read ----------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_of_another_program_is_refused_with_its_variables(tmp_path):
@@ -209,7 +209,7 @@ def test_a_checkpoint_of_another_program_is_refused_with_its_variables(tmp_path)
         import_checkpoint(prefix, SCHEMA, "m", parse_config)
 
 
-def test_variables_of_odd_shapes_are_one_message(tmp_path):
+def test_variables_of_unexpected_shapes_are_an_error(tmp_path):
     flat = variables(logistic(24) | {"hidden1_weights": (24,)})
     beyond = variables(logistic(24)) | {
         "tower/more_quants": np.full((2, 3), 200, np.uint8),
@@ -229,13 +229,13 @@ def test_a_checkpoint_for_other_data_is_refused_with_every_shape(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["", ".index", ".data-00000-of-00001", ".meta"])
-def test_any_file_of_a_checkpoint_names_it(tmp_path, suffix):
+def test_a_checkpoint_opens_by_any_of_its_files(tmp_path, suffix):
     write_bundle(tmp_path / "model.ckpt-12", variables(logistic(24)))
     assert len(read_checkpoint(tmp_path / f"model.ckpt-12{suffix}")) == 2
     assert len(read_checkpoint(tmp_path)) == 2
 
 
-def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
+def test_missing_and_ambiguous_checkpoints_are_errors(tmp_path):
     with pytest.raises(DataError, match=r"nothing\.index: no such file; a TensorFlow checkpoint is"):
         read_checkpoint(tmp_path / "nothing")
     with pytest.raises(DataError, match=r"holds no \.index file"):
@@ -249,7 +249,7 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
         read_checkpoint(tmp_path / "a")
 
 
-def test_forms_that_the_reader_does_not_know_are_named(tmp_path):
+def test_unsupported_checkpoints_are_errors(tmp_path):
     arrays = variables(logistic(24))
     with pytest.raises(DataError, match="a block is compressed"):
         read_checkpoint(write_bundle(tmp_path / "snappy", arrays, compression=1))
@@ -257,7 +257,7 @@ def test_forms_that_the_reader_does_not_know_are_named(tmp_path):
         read_checkpoint(write_bundle(tmp_path / "strings", arrays, dtype=7))
 
 
-def test_no_damaged_byte_goes_unnoticed(tmp_path):
+def test_every_damaged_byte_is_detected(tmp_path):
     good = tmp_path / "good"
     prefix = write_bundle(good, variables(logistic(24)))
     expected = read_checkpoint(prefix)
@@ -271,9 +271,9 @@ def test_no_damaged_byte_goes_unnoticed(tmp_path):
         for bad in damaged:
             (tmp_path / f"bad{suffix}").write_bytes(bad)
             try:
-                found = read_checkpoint(tmp_path / "bad")
+                arrays = read_checkpoint(tmp_path / "bad")
             except DataError:
                 continue
-            # padding in the footer says nothing
-            assert found.keys() == expected.keys()
-            assert all(np.array_equal(found[name], expected[name]) for name in expected)
+            # Only the padding of the footer has no checksum.
+            assert arrays.keys() == expected.keys()
+            assert all(np.array_equal(arrays[name], expected[name]) for name in expected)

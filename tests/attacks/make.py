@@ -1,6 +1,6 @@
-"""Makes the files of this folder: each tries to run code, to fill memory or to hang whoever opens it.
+"""Make the files of this folder; each tries to run code, to fill memory or to hang the program that opens it.
 
-`python tests/attacks/make.py` from the root of the repository writes them anew. Where code would run, it would leave a
+`python tests/attacks/make.py` from the root of the repository writes them again. Code that runs would create the
 file `canary` in the working directory.
 """
 
@@ -25,29 +25,30 @@ from fuzz.forge import Tensor, framed, plain, put_together, take_apart  # noqa: 
 from bundles import block, entry, field, message, table, varint  # noqa: E402
 from reeltag.artifact.file import save_artifact  # noqa: E402
 from reeltag.data.formats.tfrecord import frame_record as record  # noqa: E402
-from small_models import shipped  # noqa: E402
+from small_models import small_artifact  # noqa: E402
 
 ZEROS = 10_000_000  # bytes, which compress to some kilobytes
 
 
 class Payload:
-    """Return the call that unpickling makes."""
+    """Object whose unpickling would create a file."""
 
     def __reduce__(self):
+        """Return the call that unpickling makes."""
         return open, ("canary", "w")
 
 
 def model():
-    """A sound small model, taken apart."""
+    """Return the tensors and the header of a small valid model."""
     path = HERE / "model.tmp"
-    save_artifact(path, shipped("mean", {}))
+    save_artifact(path, small_artifact("mean", {}))
     content = path.read_bytes()
     path.unlink()
     return take_apart(content)
 
 
 def models():
-    """Files that call themselves models."""
+    """Yield names and bytes of files that pretend to be models."""
     yield "pickle.reeltag", pickle.dumps(Payload())
     archive = io.BytesIO()
     torch.save({"state_dict": {"x": torch.zeros(2)}, "hook": Payload()}, archive)
@@ -79,14 +80,14 @@ def models():
 
 
 def arrays():
-    """Soft targets that are no numbers."""
+    """Yield an array of soft targets that holds Python objects."""
     file = io.BytesIO()
     np.save(file, np.array([[Payload()]], dtype=object), allow_pickle=True)
     yield "objects.npy", file.getvalue()
 
 
 def recipes():
-    """Recipes that are more than text."""
+    """Yield recipes with code, with huge numbers, or with deep nesting."""
     head = 'name = "x"\nbudget_mb = 1\n[data.synthetic]\n[models.a]\nfamily = '
     call = "__import__('builtins').open('canary', 'w')"
     yield "tag.toml", f"{head}!!python/object/apply:builtins.open ['canary', 'w']\n".encode()
@@ -98,7 +99,7 @@ def recipes():
 
 
 def shards():
-    """Files that call themselves shards."""
+    """Yield files that pretend to be shards."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("shard.tfrecord", bytes(ZEROS))
@@ -106,7 +107,7 @@ def shards():
     yield "gzip.tfrecord", gzip.compress(bytes(ZEROS), mtime=0)
     length = struct.pack("<Q", 2**60)
     yield "length.tfrecord", length + crc(length) + b"short"
-    # Groups are messages within messages, which a parser follows into all fields that it does not know.
+    # Groups are nested messages; a parser recurses into them even in unknown fields.
     yield "groups.tfrecord", record(b"\x0b" * 30_000 + b"\x0c" * 30_000)
     inner = b""
     for _ in range(3_000):
@@ -115,12 +116,12 @@ def shards():
 
 
 def crc(content):
-    """A masked CRC as TFRecord has it."""
+    """Return the masked CRC of TFRecord."""
     return record(content)[12 + len(content) :]
 
 
 def bundles():
-    """TensorFlow checkpoints, by the index file alone or with data."""
+    """Yield TensorFlow checkpoints: an index file, some with a data file."""
     small = np.zeros(3, np.float32)
     yield (
         "shard.index",
@@ -136,23 +137,23 @@ def bundles():
     many = field(1, 0, varint(4)) + message(2, dims) + field(5, 0, varint(1)) + field(6, 5, crc(b"x"))
     yield "dimensions.index", table([(b"x", block([(b"", field(1, 0, varint(1))), (b"x", many)]))])
     yield "dimensions.data-00000-of-00001", b"x"
-    # Each key is the one before it and one letter more: some kilobytes for 1 GB of keys.
+    # Each key extends the previous one by a letter: some kilobytes describe 1 GB of keys.
     keys = b"".join(varint(length) + varint(1) + varint(0) + b"k" for length in range(45_000))
     yield "keys.index", table([(b"k", keys + struct.pack("<II", 0, 1))])
-    # One block, to which the index points again and again.
+    # The index names the same block many times.
     header = (b"", field(1, 0, varint(1)))
     yield "again.index", table([(b"x", block([header, *((b"x%d" % n, b"") for n in range(9_000))]))], repeat=20_000)
 
 
 def labels():
-    """Names of classes that a terminal or a page would obey."""
+    """Yield class names with escape codes of terminals, HTML and Markdown."""
     odd = ["<script>alert(1)</script>", "[x](javascript:alert(1))", "\x1b[2J\x1b]0;x\x07", "a|b", "![x](http://x)"]
     rows = "".join(f'{number},"{name}"\n' for number, name in enumerate(odd))
     yield "labels.csv", f"index,name\n{rows}".encode()
 
 
 def graphs():
-    """An ONNX file whose weights are said to be a file elsewhere."""
+    """Yield ONNX files: one with weights in an external file, one with an operator of a foreign library."""
     from onnx import TensorProto, helper
 
     weight = helper.make_tensor("w", TensorProto.FLOAT, [2], bytes(8), raw=True)

@@ -79,8 +79,8 @@ def files(cache):
 
 def other_model(tiny_model, path):
     save_artifact(path, quantize_artifact(load_artifact(tiny_model), "float16"))
-    shipped = load_artifact(path)
-    save_artifact(path, Artifact(shipped.schema, None, shipped.members, {"recipe": "other"}))
+    artifact = load_artifact(path)
+    save_artifact(path, Artifact(artifact.schema, None, artifact.members, {"recipe": "other"}))
     return path.read_bytes()
 
 

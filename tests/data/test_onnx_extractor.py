@@ -79,18 +79,18 @@ def test_the_budget_counts_the_pca(shards, model, tmp_path):
     beside = beside_members(recipe)
     bytes_of_it = 4 * (128 + 128 * 4 + 4)
     assert room(recipe, replace(beside, projections={})) - room(recipe, beside) >= bytes_of_it
-    shipped = load_artifact(model)
-    without = save_artifact(tmp_path / "without.reeltag", replace(shipped, projections={}))
-    size = save_artifact(tmp_path / "with.reeltag", shipped)
+    artifact = load_artifact(model)
+    without = save_artifact(tmp_path / "without.reeltag", replace(artifact, projections={}))
+    size = save_artifact(tmp_path / "with.reeltag", artifact)
     assert bytes_of_it <= size - without <= bytes_of_it + 1024  # what `room` reserves beside the arrays
     with pytest.raises(BudgetError, match="over the budget"):
-        save_artifact(tmp_path / "tight.reeltag", shipped, without)
+        save_artifact(tmp_path / "tight.reeltag", artifact, without)
 
 
 def test_a_file_from_before_opens(model, tmp_path):
-    shipped = load_artifact(model)
-    plain = tuple(feature.model_copy(update={"extractor": None}) for feature in shipped.schema.features)
-    old = replace(shipped, schema=shipped.schema.model_copy(update={"features": plain}), projections={})
+    artifact = load_artifact(model)
+    plain = tuple(feature.model_copy(update={"extractor": None}) for feature in artifact.schema.features)
+    old = replace(artifact, schema=artifact.schema.model_copy(update={"features": plain}), projections={})
     save_artifact(tmp_path / "old.reeltag", old)
     assert load_artifact(tmp_path / "old.reeltag").projections == {}
     assert b"#pca" not in (tmp_path / "old.reeltag").read_bytes()
@@ -114,9 +114,9 @@ def test_another_pca_is_refused_before_anything_trains(shards, model, tmp_path, 
 
 @pytest.mark.parametrize("kept", [("mean",), ("mean", "components", "scale")])
 def test_a_file_with_a_part_of_a_pca_or_another_is_refused(model, tmp_path, monkeypatch, kept):
-    shipped = load_artifact(model)
+    artifact = load_artifact(model)
     monkeypatch.setattr("reeltag.artifact.file.ARRAYS", kept)
-    altered = replace(shipped, projections={"audio": other(shipped.projections["audio"])})
+    altered = replace(artifact, projections={"audio": other(artifact.projections["audio"])})
     save_artifact(tmp_path / "altered.reeltag", altered)
     monkeypatch.setattr("reeltag.artifact.file.ARRAYS", ARRAYS)
     expected = "not the one that its schema names" if kept == ARRAYS else "an incomplete PCA, audio.mean"

@@ -20,7 +20,7 @@ from reeltag.data.schema import Schema
 from reeltag.inference.ensemble import Predictions, predict_batches
 from reeltag.inference.formats.table import output_format
 from reliability import PAGE, Promise
-from small_models import ALL, OPTIONS, in_mode, shipped
+from small_models import ALL, OPTIONS, in_mode, small_artifact
 
 
 @pytest.mark.parametrize("kind", ODD)
@@ -58,7 +58,7 @@ def test_predictions_of_odd_records_are_finite_in_every_family(promise: Promise)
     models = 0
     for family, form in ALL:
         for chosen in options:
-            ensemble = shipped(family, form, **chosen)
+            ensemble = small_artifact(family, form, **chosen)
             for mode in modes:
                 model = in_mode(ensemble, mode).model
                 models += 1
@@ -76,11 +76,11 @@ def test_predictions_of_odd_records_are_finite_in_every_family(promise: Promise)
 
 def test_the_largest_values_still_tell_frames_apart() -> None:
     """A frame whose squares overflowed would be scaled to zeros, and tagged like an empty one."""
-    model = in_mode(shipped(*ALL[0]), "exact").model
+    model = in_mode(small_artifact(*ALL[0]), "exact").model
     videos = [decode(ODD[kind][1], FLOATS) for kind in ("floats of ±1e15, the largest", "floats of zero")]
     (part,) = predict_batches(model, stream_batches(videos, FLOATS, 2))
     assert not torch.equal(part.probabilities[0], part.probabilities[1])
-    predictor = in_mode(replace(shipped(*ALL[0]), schema=FLOATS), "exact")
+    predictor = in_mode(replace(small_artifact(*ALL[0]), schema=FLOATS), "exact")
     with pytest.raises(UsageError, match="some beyond"):
         predictor.predict(np.full((3, 16), 1e16, np.float32))
 

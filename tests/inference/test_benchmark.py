@@ -1,4 +1,4 @@
-"""`reeltag benchmark`: every mode, each in its own process; times are not asserted."""
+"""`reeltag benchmark`: every mode in a process of its own. Times are not asserted."""
 
 import json
 
@@ -12,27 +12,27 @@ from reeltag.inference import benchmark
 from reeltag.models.families import parse_config
 from reeltag.models.tagger import build_tagger
 
-WAYS = ["exact", "bf16", "small", "fast", "onnx exact", "onnx small", "onnx fast"]
+MODES = ["exact", "bf16", "small", "fast", "onnx exact", "onnx small", "onnx fast"]
 
 
 @pytest.fixture(scope="module")
 def model(tiny_schema, tmp_path_factory):
-    """Wide enough to have weights that are stored in 8 bits."""
+    """Write a model that is wide enough to have weights in 8 bits."""
     config = parse_config({"family": "mean", "hidden": 2048, "bn_decay": 0.9, "head": {"experts": 4}})
     state = build_tagger(config, tiny_schema.widths, tiny_schema.classes, 0).state_dict()
     path = tmp_path_factory.mktemp("model") / "m.reeltag"
-    shipped = Artifact(tiny_schema, None, (Member("a", config, 1.0, state),), {})
-    save_artifact(path, quantize_artifact(shipped, "channel-8"))
+    artifact = Artifact(tiny_schema, None, (Member("a", config, 1.0, state),), {})
+    save_artifact(path, quantize_artifact(artifact, "channel-8"))
     return path
 
 
 @pytest.mark.slow
-def test_every_mode_is_measured_beside_exact(model, capsys):
+def test_every_mode_is_measured_and_compared_with_exact(model, capsys):
     assert main(["benchmark", str(model), "--batch-size", "1", "--batch-size", "5", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    rows = {row["mode"]: row for row in told["modes"]}
-    assert told["frames"] == load_artifact(model).schema.max_frames
-    assert list(rows) == WAYS
+    output = json.loads(capsys.readouterr().out)
+    rows = {row["mode"]: row for row in output["modes"]}
+    assert output["frames"] == load_artifact(model).schema.max_frames
+    assert list(rows) == MODES
     for row in rows.values():
         assert not row["failed"]
         assert set(row["milliseconds"]) == {"1", "5"}
@@ -41,7 +41,7 @@ def test_every_mode_is_measured_beside_exact(model, capsys):
             expected = row["milliseconds"][size] / rows["exact"]["milliseconds"][size]
             assert row["ratios"][size] == pytest.approx(expected)
     assert rows["exact"]["difference"] == 0
-    # Independently: what the predictors say in this process.
+    # Compare with the predictors of this process.
     schema = load_artifact(model).schema
     for mode in ("bf16", "fast"):
         pairs = [
@@ -54,7 +54,7 @@ def test_every_mode_is_measured_beside_exact(model, capsys):
 
 
 def test_without_onnx_the_other_modes_are_measured(model, capsys, monkeypatch):
-    asked = []
+    measured = []
 
     class Pool:
         def __enter__(self):
@@ -64,7 +64,7 @@ def test_without_onnx_the_other_modes_are_measured(model, capsys, monkeypatch):
             pass
 
         def submit(self, needs, function, *arguments):
-            asked.append(arguments[0])
+            measured.append(arguments[0])
             self.result = lambda: function(*arguments)
             return self
 
@@ -74,9 +74,9 @@ def test_without_onnx_the_other_modes_are_measured(model, capsys, monkeypatch):
     monkeypatch.delattr("reeltag.artifact.onnx.model", raising=False)
     assert main(["benchmark", str(model)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert asked == WAYS[:4]
+    assert measured == MODES[:4]
     assert lines.pop(0).startswith("on generated videos of ")
-    assert [line.split("  ")[0] for line in lines[1:]] == WAYS
+    assert [line.split("  ")[0] for line in lines[1:]] == MODES
     assert all("reeltag[onnx]" in line for line in lines[5:])
     assert "ms/video, batch 1" in lines[0]
     assert "ms/video, batch 64" in lines[0]
@@ -95,6 +95,6 @@ def test_a_model_of_segments_is_measured_on_segments(tiny_schema, tmp_path, caps
     assert capsys.readouterr().out.startswith("on generated segments of 2 frames each\n")
 
 
-def test_a_batch_of_nothing_is_refused(model, capsys):
+def test_a_batch_size_of_0_is_refused(model, capsys):
     assert main(["benchmark", str(model), "--batch-size", "0"]) == 2
     assert "batch_size: give" in capsys.readouterr().err

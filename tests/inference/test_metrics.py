@@ -1,4 +1,4 @@
-"""GAP and its companions: the authors' numbers, brute force, and merging."""
+"""GAP, Hit@1, PERR and mAP: the authors' numbers, slow implementations, and merging."""
 
 import numpy as np
 import pytest
@@ -30,8 +30,8 @@ def test_metrics_are_the_authors(name, batches):
 
 
 @pytest.mark.parametrize("name", TIES)
-def test_among_ties_gap_and_hits_stay_near_the_authors_random_order(name):
-    # PERR and mAP hang on which of the tied classes numpy.argpartition happens to take there.
+def test_with_ties_gap_and_hit_at_1_stay_near_the_authors(name):
+    # In the authors' program PERR and mAP depend on which of the tied classes numpy.argpartition returns.
     scores = Metrics.of(*case(name)).compute()
     hit, _, gap, _ = ARRAYS[f"{name}:metrics"][:4]
     assert scores.hit_at_1 == pytest.approx(hit, abs=1e-6)
@@ -39,7 +39,7 @@ def test_among_ties_gap_and_hits_stay_near_the_authors_random_order(name):
 
 
 def slow_gap(predictions, labels):
-    """By the definition: pool the top 20 of each video, sort, sum precision at each hit."""
+    """Compute GAP by its definition: pool the top 20 of each video, sort, sum the precision at each hit."""
     pooled = []
     for video, (row, truth) in enumerate(zip(predictions, labels, strict=True)):
         best = sorted(range(len(row)), key=lambda c: (-row[c], c))[:20]
@@ -54,7 +54,7 @@ def slow_gap(predictions, labels):
 
 @settings(max_examples=60)
 @given(st.integers(1, 12), st.integers(1, 30), st.integers(2, 6), st.integers(0, 10_000))
-def test_gap_is_its_definition_ties_included(videos, classes, levels, seed):
+def test_gap_equals_a_slow_implementation_of_its_definition(videos, classes, levels, seed):
     rng = np.random.default_rng(seed)
     predictions = rng.integers(0, levels, (videos, classes)) / levels  # few levels, so many ties
     labels = rng.random((videos, classes)) < 0.2
@@ -64,7 +64,7 @@ def test_gap_is_its_definition_ties_included(videos, classes, levels, seed):
 
 @settings(max_examples=60)
 @given(st.integers(2, 20), st.integers(0, 10_000), st.data())
-def test_merging_gives_the_same_wherever_the_videos_are_cut(videos, seed, data):
+def test_merged_metrics_do_not_depend_on_the_split(videos, seed, data):
     rng = np.random.default_rng(seed)
     predictions = torch.from_numpy(rng.random((videos, 25), np.float32)).round(decimals=1)
     labels = torch.from_numpy(rng.random((videos, 25)) < 0.1)
@@ -78,19 +78,19 @@ def test_merging_gives_the_same_wherever_the_videos_are_cut(videos, seed, data):
 
 
 def slow_map(predictions, labels):
-    """By the definition: of each class with positives, the mean over them of the share of positives ranked as high."""
-    found = []
+    """Compute mAP by its definition: for each class with positives, the mean precision at the rank of each positive."""
+    precisions = []
     for scores, truth in zip(predictions.T, labels.T, strict=True):
         order = sorted(range(len(scores)), key=lambda video: (-scores[video], video))
         ranks = [rank for rank, video in enumerate(order, 1) if truth[video]]
         if ranks:
-            found.append(sum(number / rank for number, rank in enumerate(ranks, 1)) / len(ranks))
-    return sum(found) / len(found) if found else 0
+            precisions.append(sum(number / rank for number, rank in enumerate(ranks, 1)) / len(ranks))
+    return sum(precisions) / len(precisions) if precisions else 0
 
 
 @settings(max_examples=60)
 @given(st.integers(2, 25), st.integers(1, 40), st.integers(2, 30), st.integers(0, 10_000), st.data())
-def test_map_over_all_scores_is_its_definition_wherever_the_videos_are_cut(videos, classes, levels, seed, data):
+def test_map_over_all_scores_equals_a_slow_implementation_for_every_split(videos, classes, levels, seed, data):
     rng = np.random.default_rng(seed)
     predictions = (rng.integers(0, levels, (videos, classes)) / levels).astype(np.float32)
     labels = rng.random((videos, classes)) < 0.2
@@ -102,19 +102,19 @@ def test_map_over_all_scores_is_its_definition_wherever_the_videos_are_cut(video
     assert Metrics.merge(parts).compute().map_all == pytest.approx(slow_map(predictions, labels), abs=1e-12)
 
 
-def test_map_over_all_scores_is_measured_only_where_asked_for():
+def test_map_over_all_scores_is_computed_only_on_request():
     predictions, labels = torch.rand(4, 30), torch.rand(4, 30) < 0.3
     assert "map_all" not in Metrics.of(predictions, labels).compute().summary()
     assert "map_all" in Metrics.of(predictions, labels, all_scores=True).compute().summary()
 
 
-def test_equal_scores_come_in_class_order():
+def test_top_k_orders_equal_scores_by_class():
     scores, classes = top_k(torch.tensor([[0.5, 0.9, 0.5, 0.5, 0.1], [0.2, 0.2, 0.2, 0.2, 0.2]]), 3)
     assert classes.tolist() == [[1, 0, 2], [0, 1, 2]]
     assert scores.tolist() == torch.tensor([[0.9, 0.5, 0.5], [0.2, 0.2, 0.2]]).tolist()
 
 
-def test_sums_are_exact_where_float32_sums_are_not():
+def test_gap_is_exact_where_float32_sums_are_not():
     videos = 20_000
     predictions = torch.linspace(1, 0.001, videos * 2).reshape(videos, 2)
     labels = torch.ones(videos, 2, dtype=torch.bool)

@@ -1,5 +1,6 @@
-"""The ways to load a model: exact, bf16, small and fast."""
+"""The modes of a loaded model: exact, bf16, small and fast."""
 
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -8,12 +9,13 @@ import pytest
 import torch
 
 import reeltag
-from reeltag.artifact.file import _state, save_artifact
+from reeltag.artifact.file import save_artifact
 from reeltag.artifact.quantization.encodings import QuantizedTensor
 from reeltag.artifact.quantization.linear import (
     INT8_ROWS,
     Int8Weight,
     QuantizedWeight,
+    dequantized_state,
     int8_state,
     multiply_int8,
     quantized_state,
@@ -21,8 +23,8 @@ from reeltag.artifact.quantization.linear import (
 from reeltag.artifact.quantization.quantize import quantize_tensor
 from reeltag.artifact.quantization.sizes import ENCODINGS
 from reeltag.core.errors import ArtifactError, UsageError
-from reeltag.inference.predictor import Predictor
-from small_models import battery, in_mode, shipped, videos
+from reeltag.inference.predictor import WEIGHTS, Predictor
+from small_models import battery, in_mode, small_artifact, videos
 
 
 def matrix(rows, columns, seed=0):
@@ -31,8 +33,8 @@ def matrix(rows, columns, seed=0):
 
 @battery
 @pytest.mark.parametrize("encoding", ["uniform-8", "group-4"])
-def test_small_is_exact_and_fast_is_near_for_every_family(family, form, encoding, everything_is_large):
-    ensemble = shipped(family, form, encoding)
+def test_small_equals_exact_and_fast_is_close_for_every_family(family, form, encoding, everything_is_large):
+    ensemble = small_artifact(family, form, encoding)
     weights = quantized_state(ensemble.members[0].state).values()
     assert any(isinstance(weight, QuantizedWeight) for weight in weights)
     frames, lengths = videos()[0].numpy(), np.array([7, 3, 7, 1, 5, 2])
@@ -43,8 +45,8 @@ def test_small_is_exact_and_fast_is_near_for_every_family(family, form, encoding
 
 @pytest.mark.parametrize(("mode", "kind"), [("small", QuantizedWeight), ("fast", Int8Weight)])
 def test_the_large_products_use_the_codes(mode, kind, everything_is_large, monkeypatch):
-    """Pooling weights aside, which are scaled first, every product of a NetVLAD with a mixture of experts."""
-    predictor, shapes = in_mode(shipped("netvlad", {"clusters": 4}), mode), []
+    """Check all products of a NetVLAD with a mixture of experts but the pooling's, which scales its weights."""
+    predictor, shapes = in_mode(small_artifact("netvlad", {"clusters": 4}), mode), []
     product = kind.left_multiply
     monkeypatch.setattr(kind, "left_multiply", lambda self, x: shapes.append(tuple(self.shape)) or product(self, x))
     predictor.predict(videos()[0].numpy())
@@ -52,7 +54,7 @@ def test_the_large_products_use_the_codes(mode, kind, everything_is_large, monke
 
 
 @pytest.mark.parametrize("encoding", [encoding for encoding in ENCODINGS if encoding != "float32"])
-def test_rows_of_a_quantised_matrix_are_rows_of_its_floats(encoding):
+def test_rows_of_a_quantized_matrix_dequantize_to_the_same_rows(encoding):
     stored = quantize_tensor(matrix(200, 24), encoding)
     assert isinstance(stored, QuantizedTensor) and stored.size == (200, 24)
     torch.testing.assert_close(stored.rows(slice(64, 192)).dequantize(), stored.dequantize()[64:192], rtol=0, atol=0)
@@ -60,14 +62,14 @@ def test_rows_of_a_quantised_matrix_are_rows_of_its_floats(encoding):
 
 
 @pytest.mark.parametrize(("encoding", "loss"), [("uniform-8", 2e-6), ("channel-8", 2e-6), ("kmeans-8", 0.02)])
-def test_what_is_evenly_spaced_stays_and_what_is_not_comes_near(encoding, loss):
+def test_int8_weights_keep_evenly_spaced_codes_and_approximate_others(encoding, loss):
     stored = quantize_tensor(matrix(200, 90), encoding)
     weight = int8_state({"w": stored})["w"]
     assert 0 < (weight.stored.dequantize() - stored.dequantize()).abs().max() <= loss
 
 
-def test_8_bit_products_are_those_of_the_rounded_numbers():
-    """By hand in exact integers: what is rounded is x alone, to 255 steps for each part of each row."""
+def test_int8_products_equal_exact_products_of_rounded_inputs():
+    """Compare with float64: only x is rounded, to 255 steps for each part of each row."""
     weight = int8_state({"w": quantize_tensor(matrix(INT8_ROWS + 100, 5), "channel-8")})["w"]
     x = matrix(3, INT8_ROWS + 100, seed=1) * torch.tensor([[1.0], [1e-3], [50.0]])
     floats = weight.stored.dequantize().double().numpy()
@@ -76,7 +78,7 @@ def test_8_bit_products_are_those_of_the_rounded_numbers():
         step = np.abs(x[:, part].numpy()).max(1, keepdims=True) / np.float32(127)
         rounded[:, part] = np.rint(x[:, part].numpy() / step) * step
     zero = weight.stored.zero.double().numpy()
-    # The constant part of the weights meets x itself, not the rounded one.
+    # The zero point of the weights is multiplied by x itself, not by the rounded x.
     expected = rounded @ (floats - zero) + x.double().numpy().sum(1, keepdims=True) * zero
     np.testing.assert_allclose((x @ weight).numpy(), expected, rtol=1e-4, atol=1e-3 * np.abs(expected).mean())
 
@@ -90,7 +92,7 @@ def test_torch_multiplies_8_bit_integers_with_exact_sums():
 
 
 @pytest.mark.parametrize("build", [quantized_state, int8_state])
-def test_whatever_is_no_product_sees_the_floats(build):
+def test_other_operations_use_the_dequantized_weight(build):
     weight = build({"w": quantize_tensor(matrix(200, 90), "channel-8")})["w"]
     floats, x = weight.stored.dequantize(), matrix(90, 3)
     torch.testing.assert_close(weight.T, floats.T, rtol=0, atol=0)
@@ -103,7 +105,7 @@ def test_whatever_is_no_product_sees_the_floats(build):
     assert not any(type(each) is not torch.Tensor for each in (weight.T, weight + 1, weight[0], weight.clone()))
 
 
-def test_the_extremes_do_not_overflow():
+def test_int8_sums_of_extreme_codes_do_not_overflow():
     rows = 9 * INT8_ROWS
     weight = int8_state({"w": quantize_tensor(matrix(rows, 2), "channel-8")})["w"]
     for part in weight.stored.parts:
@@ -112,8 +114,8 @@ def test_the_extremes_do_not_overflow():
     np.testing.assert_allclose((torch.ones(5, rows) @ weight).double(), expected.expand(5, 2), rtol=1e-5)
 
 
-def test_a_video_gets_the_same_whoever_is_beside_it(everything_is_large):
-    predictor = in_mode(shipped("netvlad", {"clusters": 4}), "fast")
+def test_fast_results_do_not_depend_on_the_rest_of_the_batch(everything_is_large):
+    predictor = in_mode(small_artifact("netvlad", {"clusters": 4}), "fast")
     frames = videos()[0].numpy()
     together = predictor.predict(frames)
     for number, video in enumerate(frames):
@@ -121,24 +123,24 @@ def test_a_video_gets_the_same_whoever_is_beside_it(everything_is_large):
 
 
 @pytest.mark.parametrize("mode", ["exact", "small", "fast"])
-def test_threads_share_a_predictor(mode, everything_is_large):
-    predictor = in_mode(shipped("netfv", {"clusters": 4}), mode)
+def test_several_threads_can_share_a_predictor(mode, everything_is_large):
+    predictor = in_mode(small_artifact("netfv", {"clusters": 4}), mode)
     batches = [videos(seed=seed)[0].numpy() for seed in range(16)]
     alone = [predictor.predict(batch) for batch in batches]
     with ThreadPoolExecutor(8) as pool:
-        for expected, found in zip(alone, pool.map(predictor.predict, batches), strict=True):
-            np.testing.assert_array_equal(found, expected)
+        for expected, probabilities in zip(alone, pool.map(predictor.predict, batches), strict=True):
+            np.testing.assert_array_equal(probabilities, expected)
 
 
-def test_videos_of_an_iterator_get_what_each_gets_alone(monkeypatch):
+def test_predict_each_equals_predict_and_reads_one_batch_ahead(monkeypatch):
     monkeypatch.setattr("reeltag.inference.predictor.BATCH_SIZE", 3)
-    predictor = in_mode(shipped("netvlad", {"clusters": 4}), "exact")
+    predictor = in_mode(small_artifact("netvlad", {"clusters": 4}), "exact")
     frames = [video[:length] for video, length in zip(videos(8)[0].numpy(), (7, 1, 3, 7, 2, 5, 6, 4), strict=True)]
-    taken = []
-    found = predictor.predict_each(taken.append(len(video)) or video for video in frames)
-    first = next(found)
-    assert taken == [7, 1, 3]  # no more than a batch ahead
-    for alone, each in zip(map(predictor.predict, frames), [first, *found], strict=True):
+    read = []
+    results = predictor.predict_each(read.append(len(video)) or video for video in frames)
+    first = next(results)
+    assert read == [7, 1, 3]  # one batch of three
+    for alone, each in zip(map(predictor.predict, frames), [first, *results], strict=True):
         np.testing.assert_allclose(each, alone, atol=1e-6)
     assert list(predictor.predict_each([])) == []
     for bad in (frames[0][:, :3], frames[0].astype(np.float32), frames[0][:0], np.uint8(3)):
@@ -146,33 +148,29 @@ def test_videos_of_an_iterator_get_what_each_gets_alone(monkeypatch):
             list(predictor.predict_each([frames[0], bad]))
 
 
-def test_members_are_read_one_by_one_and_let_go(tmp_path, monkeypatch):
-    """While one is read, the stored weights of the one before are all that is in memory beside it."""
-    single = shipped("mean", {})
-    members = tuple(replace(shipped("mean", {}).members[0], name=f"m{number}", weight=0.25) for number in range(4))
+def test_loading_holds_the_stored_weights_of_one_member_at_a_time(tmp_path, monkeypatch, everything_is_large):
+    single = small_artifact("netvlad", {"clusters": 4})
+    members = tuple(replace(single.members[0], name=f"m{number}", weight=0.25) for number in range(4))
     path = tmp_path / "four.reeltag"
     save_artifact(path, replace(single, members=members))
-    alive, most = [0], [0]
+    stored, alive = [], []
 
-    class Counted(dict):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            alive[0] += 1
-            most[0] = max(most[0], alive[0])
+    def count(state):
+        stored.extend(weakref.ref(value) for value in state.values() if isinstance(value, QuantizedTensor))
+        alive.append(sum(reference() is not None for reference in stored))
+        return dequantized_state(state)
 
-        def __del__(self):
-            alive[0] -= 1
-
-    original = _state
-    monkeypatch.setattr("reeltag.artifact.file._state", lambda *arguments: Counted(original(*arguments)))
+    monkeypatch.setitem(WEIGHTS, "exact", count)
     predictor = reeltag.load(path)
     assert len(predictor.model.taggers) == 4
-    assert most[0] <= 2 and alive[0] == 0
+    assert alive[0] > 0
+    assert alive == [len(stored) // 4] * 4
+    assert not any(reference() for reference in stored)
 
 
-def test_a_damaged_member_that_has_no_weight_is_still_refused(tmp_path):
-    single = shipped("mean", {})
-    unused = replace(shipped("mean", {}).members[0], name="unused", weight=0.0)
+def test_a_damaged_member_of_weight_0_is_refused(tmp_path):
+    single = small_artifact("mean", {})
+    unused = replace(small_artifact("mean", {}).members[0], name="unused", weight=0.0)
     path = tmp_path / "m.reeltag"
     save_artifact(path, replace(single, members=(*single.members, unused)))
     data = bytearray(path.read_bytes())
@@ -182,8 +180,8 @@ def test_a_damaged_member_that_has_no_weight_is_still_refused(tmp_path):
         reeltag.load(path)
 
 
-def test_modes_that_cannot_be_are_refused(tmp_path):
-    ensemble = shipped("mean", {})
+def test_unknown_modes_and_devices_are_refused(tmp_path):
+    ensemble = small_artifact("mean", {})
     with pytest.raises(UsageError, match="no 'tiny'; use exact, bf16, small, fast"):
         in_mode(ensemble, "tiny")
     with pytest.raises(UsageError, match="'fast' runs on CPUs only"):
@@ -193,14 +191,14 @@ def test_modes_that_cannot_be_are_refused(tmp_path):
             Predictor(ensemble, ensemble.members, "exact", device)
 
 
-def test_what_is_no_array_of_frames_is_refused():
-    predictor = in_mode(shipped("mean", {}), "exact")
+def test_inputs_that_are_not_frames_are_refused():
+    predictor = in_mode(small_artifact("mean", {}), "exact")
     for bad in (3, None, [[1, 2], [3]], np.zeros((2, 2, 2, 16), np.uint8)):
         with pytest.raises(UsageError, match="frames are"):
             predictor.predict(bad)
 
 
-def test_a_description_without_weights_is_not_saved(tmp_path):
-    predictor = in_mode(shipped("mean", {}), "exact")
+def test_an_artifact_without_weights_is_not_saved(tmp_path):
+    predictor = in_mode(small_artifact("mean", {}), "exact")
     with pytest.raises(UsageError, match="m has no weights"):
         save_artifact(tmp_path / "m.reeltag", predictor.artifact)

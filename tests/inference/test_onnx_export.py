@@ -1,4 +1,4 @@
-"""A shipped model as ONNX, in onnxruntime, against the model itself."""
+"""Models exported as ONNX: onnxruntime computes the same probabilities as the model."""
 
 import builtins
 import importlib
@@ -27,7 +27,7 @@ from reeltag.data.shards import read_examples
 from reeltag.models import shapes
 from reeltag.models.families import FAMILIES, parse_config
 from reeltag.models.tagger import POOLINGS, build_tagger
-from small_models import CLASSES, SCHEMA, battery, in_mode, shipped, small_tagger, stirred, videos, with_options
+from small_models import CLASSES, SCHEMA, battery, in_mode, small_artifact, small_tagger, stirred, videos, with_options
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -48,14 +48,14 @@ def onnx_file(ensemble, folder, top=None):
 
 
 def probabilities(path, mode, frames=FRAMES, lengths=LENGTHS):
-    (found,) = open_onnx(path, mode, threads=1).run(None, {"frames": frames, "lengths": lengths})
-    return found
+    (outputs,) = open_onnx(path, mode, threads=1).run(None, {"frames": frames, "lengths": lengths})
+    return outputs
 
 
 @battery
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_every_family_in_every_encoding_and_way(family, form, encoding, everything_is_large, tmp_path):
-    ensemble = shipped(family, form, encoding)
+def test_every_family_in_every_encoding_and_mode(family, form, encoding, everything_is_large, tmp_path):
+    ensemble = small_artifact(family, form, encoding)
     path, expected = onnx_file(ensemble, tmp_path), in_mode(ensemble, "exact").predict(FRAMES, LENGTHS)
     onnx.checker.check_model(str(path), full_check=True)
     for mode, tolerance in (("exact", 1e-5), ("small", 1e-5), ("fast", 0.2 * expected.std())):
@@ -65,13 +65,13 @@ def test_every_family_in_every_encoding_and_way(family, form, encoding, everythi
 @battery
 @with_options
 def test_every_option_of_every_family(family, form, options, everything_is_large, tmp_path):
-    ensemble = shipped(family, form, "uniform-8", **options)
-    found = probabilities(onnx_file(ensemble, tmp_path), "exact")
-    np.testing.assert_allclose(found, in_mode(ensemble, "exact").predict(FRAMES, LENGTHS), atol=1e-5, rtol=0)
+    ensemble = small_artifact(family, form, "uniform-8", **options)
+    outputs = probabilities(onnx_file(ensemble, tmp_path), "exact")
+    np.testing.assert_allclose(outputs, in_mode(ensemble, "exact").predict(FRAMES, LENGTHS), atol=1e-5, rtol=0)
 
 
-def test_an_ensemble_is_the_weighted_mean_and_an_unused_member_stays_out(everything_is_large, tmp_path):
-    parts = [shipped(family, form).members[0] for family, form in (("netvlad", {"clusters": 4}), ("mean", {}))]
+def test_an_exported_ensemble_is_the_weighted_mean_without_unused_members(everything_is_large, tmp_path):
+    parts = [small_artifact(family, form).members[0] for family, form in (("netvlad", {"clusters": 4}), ("mean", {}))]
     members = [
         replace(part, name=name, weight=w) for part, name, w in zip(parts * 2, "abc", (0.7, 0.3, 0.0), strict=False)
     ]
@@ -85,7 +85,7 @@ def test_an_ensemble_is_the_weighted_mean_and_an_unused_member_stays_out(everyth
 def test_large_weights_are_multiplied_in_pieces(everything_is_large, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_weights, "PIECE", 300)
     monkeypatch.setattr(onnx_weights, "PIECE_ROWS", 16)
-    ensemble = shipped("netvlad", {"clusters": 4})
+    ensemble = small_artifact("netvlad", {"clusters": 4})
     path, expected = onnx_file(ensemble, tmp_path), in_mode(ensemble, "exact").predict(FRAMES, LENGTHS)
     stored = [each.name for each in onnx.load(path).graph.initializer if "hidden.weight@" in each.name]
     assert {name.partition("#")[0] for name in stored} == {f"m/hidden.weight@{begin}" for begin in (0, 32)}
@@ -94,8 +94,8 @@ def test_large_weights_are_multiplied_in_pieces(everything_is_large, tmp_path, m
 
 
 @pytest.mark.parametrize("mode", ["exact", "small", "fast"])
-def test_what_onnxruntime_makes_of_the_ways(mode, everything_is_large, tmp_path):
-    ensemble = shipped("netvlad", {"clusters": 8})
+def test_onnxruntime_fuses_the_kernels_of_each_mode(mode, everything_is_large, tmp_path):
+    ensemble = small_artifact("netvlad", {"clusters": 8})
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.optimized_model_filepath = 3, str(tmp_path / "optimised.onnx")
     for key, value in ENTRIES[mode].items():
@@ -103,15 +103,15 @@ def test_what_onnxruntime_makes_of_the_ways(mode, everything_is_large, tmp_path)
     onnxruntime.InferenceSession(
         str(onnx_file(ensemble, tmp_path)), options, ["CPUExecutionProvider"], disabled_optimizers=DISABLED[mode]
     )
-    found = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
-    centres = 2  # one a feature, which are no products
-    products = 6  # assignments of two features; hidden, gate; gates and experts of the head
+    nodes = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    centres = 2  # of two features; used in a sum, not in a product
+    products = 6  # assignments of two features, hidden layer, gate, and gates and experts of the head
     expected = {"exact": (0, 0), "small": (centres + products, 0), "fast": (centres, products)}[mode]
-    assert (found["DequantizeLinear"], found["MatMulNBits"]) == expected
+    assert (nodes["DequantizeLinear"], nodes["MatMulNBits"]) == expected
 
 
-def test_the_most_probable_classes_alone(tmp_path):
-    ensemble = shipped("netvlad", {"clusters": 4})
+def test_export_of_the_most_probable_classes_only(tmp_path):
+    ensemble = small_artifact("netvlad", {"clusters": 4})
     classes, scores = open_onnx(onnx_file(ensemble, tmp_path, top=4)).run(None, {"frames": FRAMES, "lengths": LENGTHS})
     expected = in_mode(ensemble, "exact").predict(FRAMES, LENGTHS)
     np.testing.assert_array_equal(classes, np.argsort(-expected, axis=1)[:, :4])
@@ -121,14 +121,14 @@ def test_the_most_probable_classes_alone(tmp_path):
 
 
 def test_frames_beyond_the_limit_are_cut(tmp_path):
-    ensemble = shipped("netvlad", {"clusters": 4})
+    ensemble = small_artifact("netvlad", {"clusters": 4})
     ensemble = replace(ensemble, schema=SCHEMA.model_copy(update={"max_frames": 4}))
     path, expected = onnx_file(ensemble, tmp_path), in_mode(ensemble, "exact").predict(FRAMES, LENGTHS)
     np.testing.assert_allclose(probabilities(path, "exact"), expected, atol=1e-6)
     np.testing.assert_allclose(probabilities(path, "exact", FRAMES[:, :4], LENGTHS.clip(max=4)), expected, atol=1e-6)
 
 
-def test_video_level_floats_whatever_stands_in_the_padding(tmp_path):
+def test_padding_of_video_level_floats_is_ignored(tmp_path):
     schema = Schema(
         level="video", dtype="float32", features=(Feature(name="x", width=16),), classes=CLASSES, max_frames=3
     )
@@ -137,12 +137,12 @@ def test_video_level_floats_whatever_stands_in_the_padding(tmp_path):
     frames = np.random.default_rng(0).normal(size=(3, 2, 16)).astype(np.float32)
     expected = in_mode(ensemble, "exact").predict(frames, np.array([2, 1, 1]))
     frames[1:, 1] = np.nan
-    found = probabilities(onnx_file(ensemble, tmp_path), "exact", frames, np.array([2, 1, 1]))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    outputs = probabilities(onnx_file(ensemble, tmp_path), "exact", frames, np.array([2, 1, 1]))
+    np.testing.assert_allclose(outputs, expected, atol=1e-6)
 
 
-def test_equal_models_are_equal_bytes_and_say_what_they_are(tmp_path):
-    ensemble = replace(shipped("mean", {}), label_names=tuple("äbcdefghi"), provenance={"recipe": "r"})
+def test_exports_are_reproducible_and_hold_metadata(tmp_path):
+    ensemble = replace(small_artifact("mean", {}), label_names=tuple("äbcdefghi"), provenance={"recipe": "r"})
     sizes = [save_onnx(tmp_path / name, ensemble, generated_batches(SCHEMA)) for name in ("a.onnx", "b.onnx")]
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     assert sizes[0][0] == (tmp_path / "a.onnx").stat().st_size and sizes[0][1] < 1e-5
@@ -151,28 +151,28 @@ def test_equal_models_are_equal_bytes_and_say_what_they_are(tmp_path):
     assert Schema.model_validate_json(known["reeltag.schema"]) == SCHEMA
 
 
-def test_a_file_that_differs_is_not_kept(tmp_path, monkeypatch):
+def test_an_export_with_other_probabilities_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_model, "hidden", lambda layer, x, weights: weights.product(x * 1.01, "weight"))
     with pytest.raises(ArtifactError, match="not kept, since its probabilities differ by"):
-        save_onnx(tmp_path / "m.onnx", shipped("netvlad", {"clusters": 4}), generated_batches(SCHEMA))
+        save_onnx(tmp_path / "m.onnx", small_artifact("netvlad", {"clusters": 4}), generated_batches(SCHEMA))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_computes_nan_is_not_kept(tmp_path, monkeypatch):
+def test_an_export_that_computes_nan_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_model, "hidden", lambda layer, x, weights: weights.product(x * float("nan"), "weight"))
     with pytest.raises(ArtifactError, match="not kept, since its probabilities differ by nan"):
-        save_onnx(tmp_path / "m.onnx", shipped("netvlad", {"clusters": 4}), generated_batches(SCHEMA))
+        save_onnx(tmp_path / "m.onnx", small_artifact("netvlad", {"clusters": 4}), generated_batches(SCHEMA))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_larger_than_protobuf_can_be_is_refused(tmp_path, monkeypatch):
+def test_an_export_beyond_the_limit_of_protobuf_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "LARGEST", onnx_export.ROOM)
     with pytest.raises(BudgetError, match=r"m.onnx: would have 16.78 MB, .* over 16.78 MB"):
-        save_onnx(tmp_path / "m.onnx", shipped("mean", {}), [])
+        save_onnx(tmp_path / "m.onnx", small_artifact("mean", {}), [])
 
 
-def test_the_budget_of_the_model_holds_for_the_onnx_file(tmp_path):
-    ensemble = shipped("mean", {})
+def test_the_budget_of_the_artifact_applies_to_its_export(tmp_path):
+    ensemble = small_artifact("mean", {})
     size = len(onnx_model.build_onnx(replace(ensemble, provenance={"budget": 99_999})).SerializeToString())
     save = onnx_export.save_onnx
     assert save(tmp_path / "m.onnx", replace(ensemble, provenance={"budget": 99_999}), [])[0] == size
@@ -180,8 +180,8 @@ def test_the_budget_of_the_model_holds_for_the_onnx_file(tmp_path):
         save(tmp_path / "m.onnx", replace(ensemble, provenance={"budget": size - 9}), [])
 
 
-def test_a_family_without_a_form_is_named(monkeypatch):
-    ensemble = shipped("mean", {})
+def test_a_family_without_an_onnx_form_is_an_error(monkeypatch):
+    ensemble = small_artifact("mean", {})
     tagger = small_tagger("mean", {})
     tagger.pooling = torch.nn.Identity()
     monkeypatch.setattr(onnx_model, "meta_tagger", lambda *arguments: tagger)
@@ -189,8 +189,8 @@ def test_a_family_without_a_form_is_named(monkeypatch):
         onnx_model.build_onnx(ensemble)
 
 
-def test_files_that_are_no_onnx_are_refused(tmp_path):
-    path = onnx_file(shipped("mean", {}), tmp_path)
+def test_damaged_and_missing_onnx_files_are_errors(tmp_path):
+    path = onnx_file(small_artifact("mean", {}), tmp_path)
     data = path.read_bytes()
     for bad in (b"", data[: len(data) // 2], b"nothing"):
         path.write_bytes(bad)
@@ -203,7 +203,7 @@ def test_files_that_are_no_onnx_are_refused(tmp_path):
 
 
 def test_telemetry_is_off_before_onnxruntime_is_imported(tmp_path):
-    """A stand-in for onnxruntime says what the environment held when it was imported."""
+    """Import a stand-in for onnxruntime that prints the setting at the time of its import."""
     (tmp_path / "onnxruntime.py").write_text("import os; print(os.environ.get('ORT_DISABLE_TELEMETRY'))")
     code = "import reeltag\ntry: reeltag.open_onnx('m.onnx')\nexcept AttributeError: pass"
     environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
@@ -216,7 +216,7 @@ def test_telemetry_is_off_before_onnxruntime_is_imported(tmp_path):
     assert [path.name for path in sources] == ["environment.py"]
 
 
-def test_without_onnx_the_command_says_what_to_install(tiny_model, tmp_path, monkeypatch, capsys):
+def test_without_onnx_the_error_names_the_extra(tiny_model, tmp_path, monkeypatch, capsys):
     real = builtins.__import__
 
     def missing(name, *arguments, **keywords):
@@ -234,8 +234,8 @@ def test_without_onnx_the_command_says_what_to_install(tiny_model, tmp_path, mon
     assert "pip install 'reeltag[onnx]'" in capsys.readouterr().err
 
 
-def test_the_file_alone_gives_the_csv_of_the_command(everything_is_large, tmp_path, tiny_shards, tiny_schema):
-    """Padding, ragged videos and 8-bit weights, without a line of ours."""
+def test_onnxruntime_alone_reproduces_the_csv_of_predict(everything_is_large, tmp_path, tiny_shards, tiny_schema):
+    """Cover padding, videos of different length and 8-bit weights, in a process without reeltag."""
     tagger = stirred(
         build_tagger(parse_config({"family": "netvlad", "clusters": 4}), tiny_schema.widths, tiny_schema.classes, 0)
     )
@@ -251,12 +251,12 @@ def test_the_file_alone_gives_the_csv_of_the_command(everything_is_large, tmp_pa
 
 
 def python_blocks(page):
-    """Examples in Python on a page, in their order."""
+    """Return the Python examples of a page, in order."""
     return [part.partition("```")[0] for part in (REPO / "docs" / page).read_text().split("```python\n")[1:]]
 
 
-def test_the_pages_example_runs_without_reeltag(tmp_path):
-    ensemble = replace(shipped("mean", {}), label_names=tuple("äbcdefghi"))
+def test_the_example_of_the_docs_runs_without_reeltag(tmp_path):
+    ensemble = replace(small_artifact("mean", {}), label_names=tuple("äbcdefghi"))
     onnx_file(ensemble, tmp_path)
     (code,) = python_blocks("onnx.md")
     blocked = onnx_alone.CODE.partition("os.environ")[0]
@@ -269,8 +269,8 @@ def test_the_pages_example_runs_without_reeltag(tmp_path):
     np.testing.assert_allclose([float(score) for _, score in lines], np.sort(expected)[::-1][:5], atol=1e-6)
 
 
-def test_the_form_of_a_family_of_ones_own(tmp_path, monkeypatch):
-    """As docs/models.md adds one."""
+def test_the_onnx_form_of_a_user_defined_family(tmp_path, monkeypatch):
+    """Run the example of docs/models.md."""
     family, rule, form = python_blocks("models.md")[-3:]
     (tmp_path / "maximum_export.py").write_text(family)
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,7 +1,8 @@
-"""MAP@K of segments against the formula, and against the challenge's own steps on the file that we write."""
+"""MAP@K of segments, compared with its formula and with the challenge's own scoring of the submission file."""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +28,7 @@ SCHEMA = Schema(features=(Feature(name="rgb", width=4),), classes=CLASSES, segme
 
 @st.composite
 def rated_scores(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores [N, C] with ties, labels and ratings."""
+    """Generate scores [N, C] with ties, labels and ratings."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     count, levels = draw(st.integers(1, 60)), draw(st.sampled_from([2, 7, 10**6]))
     scores = rng.integers(0, levels, (count, CLASSES)).astype(np.float32) / levels
@@ -36,8 +37,8 @@ def rated_scores(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def by_formula(scores: np.ndarray, labels: np.ndarray, rated: np.ndarray, top: int) -> list[float | None]:
-    """Σ_k P(k)·rel(k) / N_c of each class, one segment after the other; None where N_c is 0."""
-    found: list[float | None] = []
+    """Compute Σ_k P(k)·rel(k) / N_c of each class, segment by segment; None if N_c is 0."""
+    precisions: list[float | None] = []
     for label in range(scores.shape[1]):
         ranked = sorted(range(len(scores)), key=lambda n: (-scores[n, label], n))[:top]
         k = hits = 0
@@ -48,14 +49,14 @@ def by_formula(scores: np.ndarray, labels: np.ndarray, rated: np.ndarray, top: i
                 hits += labels[n, label]
                 total += hits / k * labels[n, label]
         positives = int(labels[:, label].sum())
-        found.append(total / positives if positives else None)
-    return found
+        precisions.append(total / positives if positives else None)
+    return precisions
 
 
 def predictions(
     scores: np.ndarray, labels: np.ndarray, rated: np.ndarray, sizes: Sequence[int] = ()
 ) -> list[Predictions]:
-    """Them in batches, with the ids of segments of videos of three segments each."""
+    """Return predictions in batches; the ids are those of videos with three segments each."""
     ids = [f"v{n // 3}:{5 * (n % 3)}" for n in range(len(scores))]
     ends = [*np.cumsum(sizes).tolist(), len(scores)]
     parts = []
@@ -67,20 +68,19 @@ def predictions(
 
 @settings(max_examples=150)
 @given(data=rated_scores(), top=st.integers(1, 70), step=st.integers(1, 20))
-def test_the_ranking_is_the_formula_however_the_segments_come(
+def test_class_ap_equals_the_formula_for_every_split_into_batches(
     data: tuple[np.ndarray, np.ndarray, np.ndarray], top: int, step: int
 ) -> None:
     ranking = SegmentRanking(CLASSES, top=top)
     for begin in range(0, len(data[0]), step):
         ranking.add(*(torch.from_numpy(each[begin : begin + step]) for each in data))
-        kept = sum(each.shape[1] for each in ranking._scores)
-        assert kept < 2 * top + step  # memory is bounded by K
+        assert len(pickle.dumps(ranking)) < 5 * CLASSES * (2 * top + step) + 4000  # memory is bounded by K
     expected = [np.nan if each is None else each for each in by_formula(*data, top)]
     np.testing.assert_allclose(ranking.class_ap(), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("top", [4, 30, 100_000])
-def test_the_file_scored_as_the_challenge_did_gives_our_map(tmp_path: Path, top: int) -> None:
+def test_map_at_k_equals_the_challenges_score_of_the_submission_file(tmp_path: Path, top: int) -> None:
     rng = np.random.default_rng(top)
     scores = rng.integers(0, 40, (90, CLASSES)).astype(np.float32) / 40
     rated = rng.random((90, CLASSES)) < 0.3
@@ -109,31 +109,31 @@ def test_evaluation_of_segments_is_map_at_k_and_the_metrics_of_rated_pairs() -> 
     rated = rng.random((80, CLASSES)) < 0.3
     rated[:, 3] = False
     labels = rated & (rng.random((80, CLASSES)) < scores)
-    found = evaluate_predictions(predictions(scores, labels, rated, (30,)), all_scores=True).compute()
+    metrics = evaluate_predictions(predictions(scores, labels, rated, (30,)), all_scores=True).compute()
     aps = by_formula(scores, labels, rated, 100_000)
     assert aps[3] is None
     known = [each for each in aps if each is not None]
-    assert found.map_at_k == pytest.approx(np.mean(known))
-    assert found.map_all == pytest.approx(np.mean(known))  # there are fewer than K
-    np.testing.assert_allclose(found.class_ap, [each or 0 for each in aps])
-    assert found.videos == int(rated.any(1).sum()) < 80
+    assert metrics.map_at_k == pytest.approx(np.mean(known))
+    assert metrics.map_all == pytest.approx(np.mean(known))  # all segments, because there are fewer than K
+    np.testing.assert_allclose(metrics.class_ap, [each or 0 for each in aps])
+    assert metrics.videos == int(rated.any(1).sum()) < 80
     # GAP: all rated pairs in one list.
     order = np.argsort(-scores[rated], kind="stable")
     hits = labels[rated][order]
     precisions = np.cumsum(hits) / np.arange(1, len(hits) + 1)
-    assert found.gap == pytest.approx(precisions[hits].sum() / labels.sum())
-    # What is said of classes that nobody rated changes nothing but K's list, which is not full.
+    assert metrics.gap == pytest.approx(precisions[hits].sum() / labels.sum())
+    # Scores of unrated pairs change only the list of K, which is not full here.
     noise = np.where(rated, scores, rng.random(scores.shape).astype(np.float32))
     assert evaluate_predictions(predictions(noise, labels, rated)).compute().summary() == {
-        name: value for name, value in found.summary().items() if name != "map_all"
+        name: value for name, value in metrics.summary().items() if name != "map_all"
     }
 
 
 def test_only_the_classes_of_the_schema_are_ranked_and_listed(tmp_path: Path) -> None:
     scores = np.random.default_rng(1).random((6, CLASSES)).astype(np.float32)
     rated = np.ones_like(scores, bool)
-    found = evaluate_predictions(predictions(scores, rated, rated), classes=[1, 4])
-    assert np.isnan(found.segment_ap).tolist() == [True, False, True, True, False]
+    metrics = evaluate_predictions(predictions(scores, rated, rated), classes=[1, 4])
+    assert np.isnan(metrics.segment_ap).tolist() == [True, False, True, True, False]
     chosen = Schema(**SCHEMA.model_dump() | {"segment_classes": [4, 1]})
     output = output_format(tmp_path / "out.csv", chosen)
     output.write(tmp_path / "part.csv", predictions(scores, rated, rated), [])
@@ -155,7 +155,7 @@ def test_a_class_without_positives_does_not_count_and_nothing_rated_is_an_error(
     assert isinstance(evaluate_predictions(videos), Metrics)
 
 
-def test_an_id_that_would_end_its_cell_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+def test_an_id_with_a_separator_is_refused_without_writing(tmp_path: Path) -> None:
     part = Predictions(("a b:0",), torch.zeros(1, CLASSES), None)
     with pytest.raises(UsageError, match=r"'a b:0' contains a separator of this CSV of segments; use \.jsonl"):
         Submission(SCHEMA).write(tmp_path / "part.csv", [part], [])

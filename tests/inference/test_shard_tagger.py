@@ -1,4 +1,4 @@
-"""A shard set into one file: the same bytes however many workers there are and whatever was killed on the way."""
+"""Tagging shards into one file: the bytes do not depend on workers, threads or interruptions."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def make_shard(path, schema, count):
 
 @pytest.fixture(scope="module")
 def shards(tiny_schema, tmp_path_factory):
-    """A folder of forty shards, of which most take more than one batch."""
+    """Write forty shards, most of them larger than one batch."""
     folder = tmp_path_factory.mktemp("shards")
     for number in range(40):
         make_shard(folder / f"s-{number:02}.tfrecord", tiny_schema, 40 + 5 * number)
@@ -57,7 +57,7 @@ def shards(tiny_schema, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tiny_schema, tmp_path_factory):
-    """A file whose products are large enough that torch's threads would round them otherwise."""
+    """Write a model whose products are so large that their rounding depends on the number of torch's threads."""
     path = tmp_path_factory.mktemp("model") / "model.reeltag"
     return save_model(path, tiny_schema, family="rnn", cell="lstm", cells=128, hidden=64)
 
@@ -84,13 +84,13 @@ def launch(model, shards, out, workers):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell lets what it starts in the background ignore Ctrl-C, and so would all that this starts.
+        # Processes that a shell starts in the background ignore Ctrl-C, and so would their children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
 def start(model, shards, out, workers):
-    """Start the command and wait until its first shard is done."""
+    """Start the command and wait until its first shard is finished."""
     process = launch(model, shards, out, workers)
     while not list(parts_of(out).glob("*.json")):
         assert process.poll() is None, process.stderr.read()
@@ -102,8 +102,8 @@ def parts_of(out):
     return out.with_name(out.name + ".parts")
 
 
-def goes_on(capsys, model, shards, out, whole):
-    """Run the command again; it takes what is done and ends with the bytes of an uninterrupted run."""
+def resume(capsys, model, shards, out, whole):
+    """Run the command again; assert that it reuses finished shards and writes the bytes of an uninterrupted run."""
     done = len(list(parts_of(out).glob("*.json")))
     assert 0 < done < 40
     assert main(["predict", str(model), f"{shards}/*", "--out", str(out)]) == 0
@@ -112,7 +112,7 @@ def goes_on(capsys, model, shards, out, whole):
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
-def test_a_run_killed_half_way_goes_on_and_ends_with_the_same_bytes(capsys, model, shards, whole, tmp_path):
+def test_a_killed_run_resumes_and_writes_the_same_bytes(capsys, model, shards, whole, tmp_path):
     out = tmp_path / "p.csv"
     process = start(model, shards, out, 1)
     process.kill()
@@ -120,26 +120,26 @@ def test_a_run_killed_half_way_goes_on_and_ends_with_the_same_bytes(capsys, mode
     assert all_end(process.pid)
     (parts_of(out) / ".part-0.csv.1.partial").touch()
     (tmp_path / f".{out.name}.1.partial").touch()
-    goes_on(capsys, model, shards, out, whole)
+    resume(capsys, model, shards, out, whole)
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_all_workers_and_keeps_what_is_finished(capsys, model, shards, whole, tmp_path):
+def test_ctrl_c_ends_all_workers_and_keeps_finished_shards(capsys, model, shards, whole, tmp_path):
     out = tmp_path / "p.jsonl"
     process = start(model, shards, out, 2)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to all
+    os.killpg(process.pid, signal.SIGINT)  # to the whole process group, as a terminal does
     printed = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert "the same command resumes after the shards that are finished" in printed
     assert "Traceback" not in printed
     assert all_end(process.pid)
     assert not list(parts_of(out).glob(".part-*"))
-    goes_on(capsys, model, shards, out, whole)
+    resume(capsys, model, shards, out, whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.0, 0.1, 0.3])
-def test_ctrl_c_while_workers_start_is_as_quiet(model, shards, tmp_path, seconds):
+def test_ctrl_c_while_workers_start_prints_no_traceback(model, shards, tmp_path, seconds):
     process = launch(model, shards, tmp_path / "p.csv", 2)
     while not any("spawn_main" in args for args in living(process.pid).values()):
         assert process.poll() is None
@@ -152,7 +152,7 @@ def test_ctrl_c_while_workers_start_is_as_quiet(model, shards, tmp_path, seconds
 
 
 @pytest.mark.slow
-def test_the_shard_of_a_worker_that_is_killed_is_tagged_again(capsys, model, shards, whole, tmp_path):
+def test_the_shard_of_a_killed_worker_is_tagged_again(capsys, model, shards, whole, tmp_path):
     out = tmp_path / "p.csv"
     process = start(model, shards, out, 2)
     worker = next(pid for pid, args in living(process.pid).items() if "spawn_main" in args)
@@ -166,14 +166,14 @@ def test_the_shard_of_a_worker_that_is_killed_is_tagged_again(capsys, model, sha
 
 @needs_pyarrow
 @pytest.mark.slow
-def test_a_cluster_does_not_change_a_bit(capsys, model, shards, whole, tmp_path):
+def test_a_cluster_writes_the_same_bytes(capsys, model, shards, whole, tmp_path):
     pytest.importorskip("ray", reason="the extra 'ray' is not installed")
     assert main(["predict", str(model), f"{shards}/*", "--out", str(tmp_path / "p.csv"), "--executor", "ray"]) == 0
     assert (tmp_path / "p.csv").read_bytes() == (whole / "p.csv").read_bytes()
     assert "videos" in capsys.readouterr().out
 
 
-def test_workers_and_threads_do_not_change_a_bit(model, shards, whole, tmp_path):
+def test_workers_and_threads_do_not_change_the_output(model, shards, whole, tmp_path):
     counts = predict_to_file(model, [f"{shards}/*"], tmp_path / "p.parquet", workers=2)
     assert counts == TagCounts(videos=sum(40 + 5 * number for number in range(40)))
     assert (tmp_path / "p.parquet").read_bytes() == (whole / "p.parquet").read_bytes()
@@ -184,9 +184,7 @@ def test_workers_and_threads_do_not_change_a_bit(model, shards, whole, tmp_path)
         np.testing.assert_array_equal(part.probabilities.numpy(), other.probabilities.numpy())
 
 
-def test_a_damaged_shard_stops_all_with_its_place_and_once_mended_the_rest_is_done(
-    capsys, model, shards, whole, tmp_path
-):
+def test_a_damaged_shard_stops_the_run_and_a_repaired_one_is_resumed(capsys, model, shards, whole, tmp_path):
     copies, out = tmp_path / "copies", tmp_path / "p.csv"
     shutil.copytree(shards, copies)
     bad = copies / "s-30.tfrecord"
@@ -201,7 +199,7 @@ def test_a_damaged_shard_stops_all_with_its_place_and_once_mended_the_rest_is_do
     assert "Traceback" not in printed
     assert not out.exists()
     assert not list(parts_of(out).glob(".part-*"))
-    # A worker may have been ended between a part and its marker, and such a part is made anew.
+    # A worker may have been killed between a part and its marker; such a part is written again.
     kept = {
         path.name: path.stat().st_mtime_ns
         for marker in parts_of(out).glob("*.json")
@@ -210,26 +208,28 @@ def test_a_damaged_shard_stops_all_with_its_place_and_once_mended_the_rest_is_do
     assert len(kept) >= 30
     shutil.copy(shards / bad.name, bad)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard_tagger, "remove_folder", lambda folder: None)  # to see what was made anew
+        patch.setattr(
+            shard_tagger, "remove_folder", lambda folder: None
+        )  # keeps the parts, whose times tell which were written again
         assert main(command[:-2]) == 0
     assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in parts_of(out).iterdir()}.items()
     assert out.read_bytes() == (whole / "p.csv").read_bytes()
 
 
 class Listener(Progress):
-    """Keeps what a run says."""
+    """Progress that records its lines."""
 
     def __init__(self):
-        self.said = []
+        self.lines = []
 
     def say(self, line):
-        self.said.append(line)
+        self.lines.append(line)
 
 
 @pytest.mark.parametrize(
     ("change", "done"), [("nothing", 3), ("shard", 2), ("model", 0), ("mode", 0), ("drop_flat", 0), ("format", 0)]
 )
-def test_a_run_with_anything_changed_takes_no_part_that_is_stale(tiny_schema, tmp_path, change, done):
+def test_a_changed_run_does_not_reuse_stale_parts(tiny_schema, tmp_path, change, done):
     one, other = (save_model(tmp_path / f"{k}.reeltag", tiny_schema, family="mean", hidden=k) for k in (3, 4))
     for number in range(5):
         make_shard(tmp_path / f"s-{number}.tfrecord", tiny_schema, 6)
@@ -242,7 +242,7 @@ def test_a_run_with_anything_changed_takes_no_part_that_is_stale(tiny_schema, tm
     last.write_bytes(content)
     if change == "model":
         other.replace(one)
-    elif change == "shard":  # of the same size
+    elif change == "shard":  # another content of the same size
         videos = (make_video(tiny_schema, 3 + number % 5, name=f"t-0-{number}") for number in range(6))
         write_shard(tmp_path / "s-0.tfrecord", (encode(video, tiny_schema) for video in videos))
     elif change == "format":
@@ -252,12 +252,12 @@ def test_a_run_with_anything_changed_takes_no_part_that_is_stale(tiny_schema, tm
         options[change] = {"mode": "bf16", "drop_flat": True}[change]
     listener = Listener()
     predict_to_file(one, pattern, out, progress=listener, **options)
-    assert listener.said == ([f"{done} of 5 shards were done before"] if done else [])
-    predict_to_file(one, pattern, tmp_path / f"anew{out.suffix}", **options)
-    assert out.read_bytes() == (tmp_path / f"anew{out.suffix}").read_bytes()
+    assert listener.lines == ([f"{done} of 5 shards were done before"] if done else [])
+    predict_to_file(one, pattern, tmp_path / f"fresh{out.suffix}", **options)
+    assert out.read_bytes() == (tmp_path / f"fresh{out.suffix}").read_bytes()
 
 
-def test_a_marker_without_its_part_is_not_done(tiny_schema, tmp_path):
+def test_a_marker_without_its_part_is_unfinished(tiny_schema, tmp_path):
     model = save_model(tmp_path / "m.reeltag", tiny_schema, family="mean", hidden=3)
     make_shard(tmp_path / "s-0.tfrecord", tiny_schema, 6)
     out, shards = tmp_path / "p.csv", [str(tmp_path / "s-0.tfrecord")]
@@ -272,7 +272,7 @@ def test_a_marker_without_its_part_is_not_done(tiny_schema, tmp_path):
     assert out.read_bytes() == whole
 
 
-def test_what_is_said_on_the_way(capsys, model, shards, tmp_path):
+def test_progress_and_summary_of_predict(capsys, model, shards, tmp_path):
     assert main(["predict", str(model), f"{shards}/s-0*", "--out", str(tmp_path / "p.csv")]) == 0
     printed = capsys.readouterr()
     size = sum(path.stat().st_size for path in shards.glob("s-0*"))
@@ -281,13 +281,13 @@ def test_what_is_said_on_the_way(capsys, model, shards, tmp_path):
     assert printed.out == f"{tmp_path / 'p.csv'}: 625 videos\n"
 
 
-def test_standard_output_has_the_lines_of_the_file(capsys, model, shards, whole):
+def test_standard_output_equals_the_json_lines_file(capsys, model, shards, whole):
     assert main(["predict", str(model), f"{shards}/*"]) == 0
     assert capsys.readouterr().out == (whole / "p.jsonl").read_text()
 
 
 @needs_pyarrow
-def test_parquet_says_what_json_lines_say(whole):
+def test_parquet_holds_the_content_of_json_lines(whole):
     import pyarrow
     from pyarrow import parquet
 
@@ -309,15 +309,15 @@ def test_parquet_says_what_json_lines_say(whole):
     assert parquet.ParquetFile(whole / "p.parquet").num_row_groups == 40
 
 
-def test_parquet_without_pyarrow_is_one_message_before_anything_is_done(capsys, model, shards, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)  # makes its import fail
+def test_parquet_without_pyarrow_is_an_error_before_tagging(capsys, model, shards, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # its import fails
     assert main(["predict", "no.reeltag", f"{shards}/*", "--out", str(tmp_path / "p.parquet")]) == 2
     assert "pip install 'reeltag[parquet]'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert main(["predict", str(model), f"{shards}/s-00*", "--out", str(tmp_path / "p.csv")]) == 0
 
 
-def test_what_cannot_work_is_refused_before_anything_is_done(capsys, model, shards, tmp_path):
+def test_invalid_arguments_are_errors_before_tagging(capsys, model, shards, tmp_path):
     own = tmp_path / "p.csv.parts" / "notes.txt"
     own.parent.mkdir()
     own.write_text("mine")
@@ -336,7 +336,7 @@ FLAT = Schema(features=(Feature(name="audio", width=4), Feature(name="rgb", widt
 
 
 def image_video(name, spread, rng):
-    """A video whose mean frame's values deviate by about `spread`."""
+    """Generate a video whose mean frame has a standard deviation of about `spread`."""
     count = int(rng.integers(1, 9))
     mean = 127 + rng.normal(size=64) * spread * 255 / 4
     rgb = np.clip(np.round(mean + rng.normal(size=(count, 64))), 0, 255).astype(np.uint8)
@@ -366,7 +366,7 @@ def test_flat_videos_are_dropped_by_the_authors_rule(capsys, tmp_path, workers):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_shard_of_flat_videos_alone_leaves_a_file_without_lines(capsys, tmp_path, ending):
+def test_a_shard_of_only_flat_videos_gives_an_empty_file(capsys, tmp_path, ending):
     rng = np.random.default_rng(0)
     write_shard(tmp_path / "s", [encode(image_video(str(number), 0.01, rng), FLAT) for number in range(3)])
     model, out = save_model(tmp_path / "m.reeltag", FLAT, family="mean", hidden=3), tmp_path / f"p.{ending}"
@@ -380,7 +380,7 @@ def test_a_shard_of_flat_videos_alone_leaves_a_file_without_lines(capsys, tmp_pa
         assert out.read_text() == {"csv": "VideoId,LabelConfidencePairs\n", "jsonl": ""}[ending]
 
 
-def test_what_is_flat_of_video_level_features_and_of_none():
+def test_flat_videos_of_video_level_features_and_without_images():
     rng = np.random.default_rng(0)
     for spread in (0.09, 0.11):
         values = rng.normal(size=(1, 1024))

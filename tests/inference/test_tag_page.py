@@ -1,4 +1,4 @@
-"""The page of `reeltag tag` in a headless browser: tags, strips and pictures, and nothing is asked of anybody."""
+"""The page of `reeltag tag` in a headless browser: tags, timelines and pictures, without any network request."""
 # ruff: noqa: F811 - fixtures are arguments
 
 import asyncio
@@ -16,7 +16,7 @@ pytestmark = chromium.needed
 
 @pytest.fixture(scope="module")
 def file(clips, model, tmp_path_factory):
-    """A page of four videos and one that is broken, whose name and reason are no HTML."""
+    """Write a page of four videos and a broken one, whose name and error contain HTML."""
     folder = tmp_path_factory.mktemp("page")
     (folder / "<img src=x>.mp4").write_bytes(b"</script><b>no video</b>")
     arguments = [str(clips), str(folder / "<img src=x>.mp4"), "--model", str(model), "--quiet"]
@@ -25,15 +25,15 @@ def file(clips, model, tmp_path_factory):
 
 
 def browse(path, folder, story):
-    """Live through a story with the page; all that it asked for is the file, and what is in it."""
+    """Run a story in a browser; assert that the page requests only itself and logs no error."""
 
     async def live():
         async with chromium.page(folder / "profile") as page:
             await page.open(path.as_uri())
             await page.until("document.querySelectorAll('.tag').length")
             await story(page)
-            asked = {url for url in page.requests if not url.startswith("data:image/jpeg;base64,")}
-            assert asked == {path.as_uri()}
+            requested = {url for url in page.requests if not url.startswith("data:image/jpeg;base64,")}
+            assert requested == {path.as_uri()}
             return page.complaints
 
     assert asyncio.run(live()) == []
@@ -52,7 +52,7 @@ def chosen(number):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (400, "light")])
-def test_videos_their_tags_and_their_pictures(file, tmp_path, width, scheme):
+def test_the_page_lists_videos_tags_and_pictures(file, tmp_path, width, scheme):
     async def story(page):
         await page.look(width, 900, scheme)
         assert await page.value(texts("#videos .name")) == [*SECONDS, "<img src=x>.mp4"]
@@ -74,7 +74,7 @@ def test_videos_their_tags_and_their_pictures(file, tmp_path, width, scheme):
     browse(file, tmp_path, story)
 
 
-def test_a_stretch_that_is_pointed_at_shows_its_picture(file, tmp_path):
+def test_a_selected_segment_shows_its_picture(file, tmp_path):
     async def story(page):
         await page.value(chosen(1))
         assert await page.value("document.querySelector('#picture').hidden")
@@ -84,16 +84,16 @@ def test_a_stretch_that_is_pointed_at_shows_its_picture(file, tmp_path):
         assert re.fullmatch(
             r".*, 0:01 to 0:02: 0\.\d\d", await page.value("document.querySelector('#reading').textContent")
         )
-        shown = await page.value("document.querySelector('#picture').src")
+        picture = await page.value("document.querySelector('#picture').src")
         film = await page.value("[...document.querySelectorAll('#film img')].map(each => each.src)")
-        assert shown == film[1]
+        assert picture == film[1]
         assert len(set(film)) == 3
-        assert base64.b64decode(shown.partition(",")[2]).startswith(b"\xff\xd8")
+        assert base64.b64decode(picture.partition(",")[2]).startswith(b"\xff\xd8")
 
     browse(file, tmp_path, story)
 
 
-def test_a_file_that_was_left_out_says_why(file, tmp_path):
+def test_a_file_without_a_result_shows_the_reason(file, tmp_path):
     async def story(page):
         await page.value(chosen(4))
         assert not await page.value("document.querySelector('#fault').hidden")
@@ -103,7 +103,7 @@ def test_a_file_that_was_left_out_says_why(file, tmp_path):
     browse(file, tmp_path, story)
 
 
-def test_one_video_has_no_list_beside_it(clips, model, tmp_path):
+def test_a_page_of_one_video_has_no_list(clips, model, tmp_path):
     path = tmp_path / "one.html"
     assert main(["tag", str(clips / "hall.mp4"), "--model", str(model), "--quiet", "--html", str(path)]) == 0
 

@@ -1,4 +1,4 @@
-"""`reeltag tag`: the scores of extract and predict, their timeline, and every file that cannot be read by name."""
+"""`reeltag tag`: scores equal those of extract and predict; timelines, output formats and unreadable files."""
 # ruff: noqa: F811 - fixtures are arguments
 
 import csv
@@ -33,7 +33,7 @@ def tag(capsys, *arguments, code=0):
     return capsys.readouterr()
 
 
-def told(capsys, *arguments):
+def tag_json(capsys, *arguments):
     return json.loads(tag(capsys, *arguments, "--json").out)
 
 
@@ -42,7 +42,7 @@ def fails(capsys, *arguments):
 
 
 def predicted(model, shards):
-    """By id, what `reeltag predict` computes of shards."""
+    """Return the probabilities of `reeltag predict` for shards, by id."""
     parts = load(model).predict_shards([str(shards / "*.tfrecord")])
     return {name: row for part in parts for name, row in zip(part.ids, part.probabilities.numpy(), strict=True)}
 
@@ -51,50 +51,52 @@ def scores_of(video):
     return {tag["class"]: tag["score"] for tag in video["tags"]}
 
 
-def agree(found, expected):
-    """All scores of tagged videos, rounded to six decimals, are those that were expected by id."""
-    assert {video["id"] for video in found} == set(expected)
-    for video in found:
+def agree(results, expected):
+    """Assert that all scores of tagged videos, rounded to six decimals, equal the expected ones by id."""
+    assert {video["id"] for video in results} == set(expected)
+    for video in results:
         row = expected[video["id"]]
         scores = scores_of(video)
         assert len(scores) == len(row)
         np.testing.assert_allclose([scores[number] for number in range(len(row))], row, rtol=0, atol=1e-6)
 
 
-def test_the_scores_are_those_of_extract_and_predict(clips, shards, model, capsys):
-    found = told(capsys, clips, "--model", model)
-    agree(found["videos"], predicted(model, shards))
-    assert {video["id"]: video["frames"] for video in found["videos"]} == SECONDS
-    assert {video["id"]: video["remarks"] for video in found["videos"]} == {
+def test_scores_equal_those_of_extract_and_predict(clips, shards, model, capsys):
+    results = tag_json(capsys, clips, "--model", model)
+    agree(results["videos"], predicted(model, shards))
+    assert {video["id"]: video["frames"] for video in results["videos"]} == SECONDS
+    assert {video["id"]: video["remarks"] for video in results["videos"]} == {
         "beach.mp4": [],
         "hall.mp4": [],
         "song.m4a": ["no pictures, taken as black"],
         "tram.mp4": ["no sound, taken as silence"],
     }
-    assert found["left_out"] == {}
-    assert not any("timeline" in video for video in found["videos"])
-    scores = [[tag["score"] for tag in video["tags"]] for video in found["videos"]]
+    assert results["left_out"] == {}
+    assert not any("timeline" in video for video in results["videos"])
+    scores = [[tag["score"] for tag in video["tags"]] for video in results["videos"]]
     assert all(row == sorted(row, reverse=True) for row in scores)
     assert len({tuple(row) for row in scores}) == len(SECONDS)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "videos").is_dir(), reason="needs real clips, see REELTAG_DATA")
-def test_real_clips_too(tmp_path, capsys):
+def test_scores_of_real_clips_equal_those_of_extract_and_predict(tmp_path, capsys):
     out = tmp_path / "shards"
     assert main(["extract", str(DATA / "videos"), "--out", str(out), "--quiet"]) == 0
     model = write_untrained(tmp_path / "m.reeltag", schema_of(out).model_copy(update={"classes": 50}))
-    agree(told(capsys, DATA / "videos", "--model", model, "--top", 50)["videos"], predicted(model, out))
+    agree(tag_json(capsys, DATA / "videos", "--model", model, "--top", 50)["videos"], predicted(model, out))
 
 
-def test_a_timeline_tags_each_stretch_as_a_video_of_its_own(clips, shards, model, capsys):
+def test_a_timeline_tags_each_segment_as_a_separate_video(clips, shards, model, capsys):
     predictor = load(model)
     videos = {
         video.id: video.frames() for video in read_examples(find_files([str(shards / "*.tfrecord")]), predictor.schema)
     }
-    found = told(capsys, clips / "tram.mp4", clips / "hall.mp4", "--model", model, "--timeline", "--top", 2)["videos"]
-    assert {video["id"]: len(video["timeline"]["segments"]) for video in found} == {"tram.mp4": 40, "hall.mp4": 3}
-    for video in found:
+    results = tag_json(capsys, clips / "tram.mp4", clips / "hall.mp4", "--model", model, "--timeline", "--top", 2)[
+        "videos"
+    ]
+    assert {video["id"]: len(video["timeline"]["segments"]) for video in results} == {"tram.mp4": 40, "hall.mp4": 3}
+    for video in results:
         assert video["timeline"]["segments"] == [list(span) for span in segment_spans(video["frames"])]
         rows = [predictor.predict(videos[video["id"]][begin:end]) for begin, end in video["timeline"]["segments"]]
         for tag, scores in zip(video["tags"], video["timeline"]["scores"], strict=True):
@@ -102,7 +104,7 @@ def test_a_timeline_tags_each_stretch_as_a_video_of_its_own(clips, shards, model
         assert len(video["tags"]) == 2
 
 
-def test_when_a_tag_holds_is_where_it_has_half_of_its_highest_score():
+def test_tag_spans_hold_at_least_half_of_the_highest_score():
     spans = segment_spans(90)
     scores = np.random.default_rng(3).random((4, len(spans))).round(2).tolist()
     for tag, row in enumerate(scores):
@@ -115,10 +117,10 @@ def test_when_a_tag_holds_is_where_it_has_half_of_its_highest_score():
         assert all(end < begin for (_, end), (begin, _) in pairwise(runs))
 
 
-def test_text_for_people():
+def test_lines_for_a_terminal():
     tags = [{"class": 0, "name": "sea", "score": 0.934}, {"class": 2, "name": "people", "score": 0.06}]
     spans = [(0, 30), (30, 60), (60, 90), (90, 120), (120, 150)]
-    scores = [[0.9, 0.1, 0.99, 0.98, 0.1], [0.0, 0.06, 0.0, 0.05, 0.06]]  # the second holds nowhere
+    scores = [[0.9, 0.1, 0.99, 0.98, 0.1], [0.0, 0.06, 0.0, 0.05, 0.06]]  # the second tag is nowhere present
     video = {"id": "a\x1b[31m.mp4", "frames": 150, "cut": 0, "tags": tags}
     assert list(as_lines(video)) == ["a [31m.mp4: 150 seconds", "  0.93  sea", "  0.06  people"]
     assert list(as_lines(video | {"timeline": {"segments": spans, "scores": scores}}))[1:] == [
@@ -127,12 +129,12 @@ def test_text_for_people():
     ]
 
 
-def test_csv(clips, model, capsys, tmp_path):
-    found = told(capsys, clips, "--model", model, "--timeline", "--csv", tmp_path / "tags.csv")["videos"]
+def test_the_csv_holds_the_tags_of_videos_and_segments(clips, model, capsys, tmp_path):
+    results = tag_json(capsys, clips, "--model", model, "--timeline", "--csv", tmp_path / "tags.csv")["videos"]
     with (tmp_path / "tags.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == sum(len(video["tags"]) * (1 + len(video["timeline"]["segments"])) for video in found)
-    for video in found:
+    assert len(rows) == sum(len(video["tags"]) * (1 + len(video["timeline"]["segments"])) for video in results)
+    for video in results:
         whole = [
             row for row in rows if (row["file"], row["begin"], row["end"]) == (video["id"], "0", str(video["frames"]))
         ]
@@ -143,16 +145,16 @@ def test_csv(clips, model, capsys, tmp_path):
     assert "exists" in fails(capsys, clips, "--model", model, "--csv", tmp_path / "tags.csv")
 
 
-def test_files_that_cannot_be_read_are_named_and_the_rest_goes_on(clips, model, tmp_path, capsys):
+def test_unreadable_files_are_reported_and_the_others_tagged(clips, model, tmp_path, capsys):
     (tmp_path / "broken.mp4").write_bytes((clips / "beach.mp4").read_bytes()[:300])
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("no video")
     bad = [tmp_path / name for name in ("broken.mp4", "empty.mp4", "notes.txt")]
-    found = tag(capsys, *bad, clips / "hall.mp4", "--model", model)
-    assert found.out.startswith("hall.mp4: 3 seconds\n")
-    assert "3 files left out:" in found.err
-    assert all(f"  {path.name}: " in found.err for path in bad)
-    assert set(told(capsys, *bad, clips / "hall.mp4", "--model", model)["left_out"]) == {path.name for path in bad}
+    results = tag(capsys, *bad, clips / "hall.mp4", "--model", model)
+    assert results.out.startswith("hall.mp4: 3 seconds\n")
+    assert "3 files left out:" in results.err
+    assert all(f"  {path.name}: " in results.err for path in bad)
+    assert set(tag_json(capsys, *bad, clips / "hall.mp4", "--model", model)["left_out"]) == {path.name for path in bad}
     message = fails(capsys, *bad, "--model", model, "--html", tmp_path / "page.html")
     assert "no video could be tagged" in message
     assert all(f"  {path.name}: " in message for path in bad)
@@ -160,20 +162,20 @@ def test_files_that_cannot_be_read_are_named_and_the_rest_goes_on(clips, model, 
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no such names")
-def test_names_that_are_no_utf_8(clips, model, tmp_path, capsys):
+def test_file_names_that_are_not_utf_8(clips, model, tmp_path, capsys):
     (tmp_path / os.fsdecode(b"b\xff\x1b[2J.mp4")).write_bytes((clips / "hall.mp4").read_bytes())
     outputs = ["--csv", tmp_path / "tags.csv", "--html", tmp_path / "page.html"]
-    (video,) = told(capsys, tmp_path, "--model", model, *outputs)["videos"]
+    (video,) = tag_json(capsys, tmp_path, "--model", model, *outputs)["videos"]
     assert video["id"] == "b?\x1b[2J.mp4"
     assert "\x1b" not in tag(capsys, tmp_path, "--model", model).out
 
 
 def altered(model, path, change, **others):
-    """The model with another schema."""
-    shipped = load_artifact(model)
-    features = tuple(change(feature) for feature in shipped.schema.features)
-    schema = shipped.schema.model_copy(update={"features": features})
-    save_artifact(path, replace(shipped, schema=schema, **others))
+    """Write the model with a changed schema; return its path."""
+    artifact = load_artifact(model)
+    features = tuple(change(feature) for feature in artifact.schema.features)
+    schema = artifact.schema.model_copy(update={"features": features})
+    save_artifact(path, replace(artifact, schema=schema, **others))
     return path
 
 
@@ -184,22 +186,22 @@ def origin_of(feature, **changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: f.model_copy(update={"extractor": None}), "does not know what makes its feature 'rgb'"),
+        (lambda f: f.model_copy(update={"extractor": None}), "does not name the extractor of its feature 'rgb'"),
         (lambda f: origin_of(f, hash="0" * 64, projection=None), "not from .* with other weights or settings"),
         (lambda f: origin_of(f, name="inception:x.onnx", projection=None), r"--image inception:PATH\?"),
         (lambda f: origin_of(f, name="eyes", projection=None), "'eyes', which this reeltag does not have"),
         (lambda f: f, "does not hold the PCA of its feature 'rgb'"),
     ],
 )
-def test_a_model_whose_features_cannot_be_made_is_refused(clips, model, tmp_path, capsys, change, message):
+def test_a_model_whose_features_cannot_be_extracted_is_refused(clips, model, tmp_path, capsys, change, message):
     other = altered(model, tmp_path / "m.reeltag", change, projections={})
     assert re.search(message, fails(capsys, clips, "--model", other))
 
 
-def test_what_else_cannot_work_is_refused(clips, model, tmp_path, capsys):
-    shipped = load_artifact(model)
-    segments_of_five = shipped.schema.model_copy(update={"segments": 5})
-    save_artifact(tmp_path / "s.reeltag", replace(shipped, schema=segments_of_five))
+def test_invalid_models_and_arguments_are_refused(clips, model, tmp_path, capsys):
+    artifact = load_artifact(model)
+    segments_of_five = artifact.schema.model_copy(update={"segments": 5})
+    save_artifact(tmp_path / "s.reeltag", replace(artifact, schema=segments_of_five))
     assert "tags segments of 5 frames" in fails(capsys, clips, "--model", tmp_path / "s.reeltag")
     assert "--top: 0" in fails(capsys, clips, "--model", model, "--top", 0)
     assert "VIDEOS is missing" in fails(capsys, "--model", model)
@@ -208,7 +210,7 @@ def test_what_else_cannot_work_is_refused(clips, model, tmp_path, capsys):
     )
 
 
-def test_an_onnx_model_is_given_by_its_path_and_known_by_its_hash(tmp_path, capsys):
+def test_an_onnx_extractor_is_opened_by_path_and_verified_by_hash(tmp_path, capsys):
     onnx = pytest.importorskip("onnx")
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     mean = helper.make_node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)
@@ -224,7 +226,7 @@ def test_an_onnx_model_is_given_by_its_path_and_known_by_its_hash(tmp_path, caps
     (tmp_path / "mean.onnx").rename(tmp_path / "moved.onnx")
     moved = f"onnx:{tmp_path / 'moved.onnx'}"
     agree(
-        told(capsys, tmp_path / "a.mp4", "--model", model, "--image", f"{moved}?scale=2")["videos"],
+        tag_json(capsys, tmp_path / "a.mp4", "--model", model, "--image", f"{moved}?scale=2")["videos"],
         predicted(model, out),
     )
     assert "--image onnx:PATH" in fails(capsys, tmp_path / "a.mp4", "--model", model)
@@ -234,7 +236,7 @@ def test_an_onnx_model_is_given_by_its_path_and_known_by_its_hash(tmp_path, caps
     assert "--audio: m.reeltag reads no such feature" in fails(capsys, tmp_path / "a.mp4", "--model", model, *both)
 
 
-# --- small pictures -------------------------------------------------------------------------------
+# --- thumbnails -----------------------------------------------------------------------------------
 
 
 def decoded(content):
@@ -242,11 +244,11 @@ def decoded(content):
         return next(container.decode(video=0)).to_ndarray(format="rgb24")
 
 
-def test_small_pictures_are_those_of_their_seconds(tmp_path):
+def test_thumbnails_show_the_requested_seconds(tmp_path):
     clip = write_clip(tmp_path / "a.mp4", 6, 10, pictures=[numbered(n, 320, 240) for n in range(60)])
-    found = {second: decoded(content) for second, content in thumbnails(clip, [1, 4]).items()}
-    assert {second: number_of(picture) for second, picture in found.items()} == {1: 15, 4: 45}
-    assert {picture.shape for picture in found.values()} == {(120, 160, 3)}
+    results = {second: decoded(content) for second, content in thumbnails(clip, [1, 4]).items()}
+    assert {second: number_of(picture) for second, picture in results.items()} == {1: 15, 4: 45}
+    assert {picture.shape for picture in results.values()} == {(120, 160, 3)}
     assert all(len(content) < 8000 for content in thumbnails(clip, [1, 4]).values())
     assert thumbnails(write_clip(tmp_path / "b.m4a", pictures=(), sound=np.zeros(16000)), [0]) == {}
 
@@ -254,7 +256,7 @@ def test_small_pictures_are_those_of_their_seconds(tmp_path):
 @pytest.mark.parametrize(
     ("width", "height", "pixel", "shape"), [(96, 96, 2, (80, 160)), (64, 192, 1, (160, 54)), (2, 1200, 1, (160, 2))]
 )
-def test_small_pictures_keep_their_shape(tmp_path, width, height, pixel, shape):
+def test_thumbnails_keep_the_aspect_ratio(tmp_path, width, height, pixel, shape):
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=5)

@@ -1,4 +1,4 @@
-"""bfloat16 on CPUs that lack some of its kernels, in a process that oneDNN and ATen limit to AVX2."""
+"""bfloat16 on CPUs without all of its kernels, simulated by limiting oneDNN and ATen to AVX2."""
 
 import json
 import os
@@ -42,4 +42,4 @@ def test_recurrent_layers_compute_without_their_bfloat16_kernels():
     differences = json.loads(done.stdout)
     assert len(differences) == 6
     assert max(differences.values()) < 0.02, differences
-    assert done.stderr.count("no bfloat16 kernel for LSTM") == 1, "one remark, however often it computes"
+    assert done.stderr.count("no bfloat16 kernel for LSTM") == 1, "the warning is logged once"

@@ -1,4 +1,4 @@
-"""One battery for every registered family and its forms, and each against a slow, obvious implementation."""
+"""Tests that every registered family and form passes, and comparisons with slow, obvious implementations."""
 
 import importlib
 import math
@@ -25,42 +25,42 @@ from reeltag.training.losses import cross_entropy
 from slow_models import POOLINGS, slow_tag
 from small_models import ALL, CLASSES, FORMS, OPTIONS, WIDTHS, battery, small_tagger, stirred, videos, with_options
 
-# --- brute force ----------------------------------------------------------------------------------
+# --- slow models ----------------------------------------------------------------------------------
 
 
-def as_numpy_says(tagger, schema, frames, lengths):
-    """Probabilities of the slow implementation, and of ours on the padded batch."""
+def ours_and_slow(tagger, schema, frames, lengths):
+    """Return probabilities of the model on the padded batch, and of the slow implementation video by video."""
     config, state = tagger.config, tagger.state_dict()
     assert config.family in POOLINGS, (
-        "write it again, slowly, in tests/support/slow_models.py and name it in POOLINGS there"
+        "add a slow implementation to tests/support/slow_models.py and list it in POOLINGS there"
     )
-    shipped = Artifact(schema, None, (Member("m", config, 1.0, state),), {})
-    ours = Predictor(shipped, shipped.members).predict(frames, lengths)
+    artifact = Artifact(schema, None, (Member("m", config, 1.0, state),), {})
+    ours = Predictor(artifact, artifact.members).predict(frames, lengths)
     cut = [row[: min(length, schema.max_frames)] for row, length in zip(frames, lengths, strict=True)]
     return ours, np.stack([slow_tag(config, WIDTHS, state, row) for row in cut])
 
 
 @battery
-def test_ragged_videos_are_tagged_as_a_slow_implementation_does(family, form):
+def test_ragged_videos_equal_a_slow_implementation(family, form):
     schema = Schema(
         features=(Feature(name="a", width=12), Feature(name="b", width=4)), dtype="float32", classes=CLASSES
     )
     lengths = np.array([1, 300, 305, 7])
     frames = np.random.default_rng(3).standard_normal((4, 305, 16)).astype(np.float32)
-    frames[3, 2:4] = 0  # zero frames are frames
+    frames[3, 2:4] = 0  # frames of zeros are real frames
     frames[1, 0] = 0
-    ours, slow = as_numpy_says(stirred(small_tagger(family, form)), schema, frames, lengths)
+    ours, slow = ours_and_slow(stirred(small_tagger(family, form)), schema, frames, lengths)
     np.testing.assert_allclose(ours, slow, atol=1e-5)
-    assert slow.std(0).max() > 1e-3, "the videos are told apart"
+    assert slow.std(0).max() > 1e-3, "the videos have different probabilities"
 
 
 @pytest.mark.parametrize("family", ["netvlad", "mean"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_options_are_as_a_slow_implementation_has_them(family, options):
+def test_options_equal_a_slow_implementation(family, options):
     schema = Schema(features=(Feature(name="a", width=12), Feature(name="b", width=4)), dtype="float32", classes=9)
     frames = np.random.default_rng(3).standard_normal((4, 9, 16)).astype(np.float32)
     tagger = stirred(small_tagger(family, FORMS.get(family, [{}])[0], **options))
-    ours, slow = as_numpy_says(tagger, schema, frames, np.array([9, 1, 4, 2]))
+    ours, slow = ours_and_slow(tagger, schema, frames, np.array([9, 1, 4, 2]))
     np.testing.assert_allclose(ours, slow, atol=1e-5)
 
 
@@ -72,12 +72,12 @@ def test_batch_norm_counts_only_real_frames():
     real = torch.cat([frames[i, :n] for i, n in enumerate(lengths)])
     rows = l2_normalize(dequantize(real), 1)
     norm = tagger.input_norm.norm
-    # running statistics start at 0 and 1 and move by 1 − bn_decay
+    # Running statistics start at 0 and 1 and move by 1 − bn_decay.
     torch.testing.assert_close(norm.running_mean, 0.1 * rows.mean(0))
     torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * rows.var(0))
 
 
-def test_shuffling_moves_real_frames_only_and_loses_none():
+def test_shuffling_permutes_only_real_frames():
     x = torch.arange(1.0, 61.0).view(2, 30, 1)
     mask = torch.arange(30) < torch.tensor([[30], [20]])
     torch.manual_seed(1)
@@ -88,7 +88,7 @@ def test_shuffling_moves_real_frames_only_and_loses_none():
         assert (row[length:] == 0).all()
 
 
-def test_a_shuffling_model_shuffles_in_training_alone():
+def test_a_shuffling_model_shuffles_only_in_training():
     tagger = small_tagger("rnn", {"cell": "gru", "cells": 8, "shuffle": True})
     frames, lengths, _ = videos(frames=20)
     assert torch.equal(tagger.eval()(frames, lengths), tagger(frames, lengths))
@@ -131,7 +131,7 @@ def test_constant_videos_give_finite_numbers(family, form, value):
 
 @battery
 @with_options
-def test_what_stands_in_padded_frames_changes_nothing(family, form, options):
+def test_padded_frames_do_not_change_probabilities(family, form, options):
     tagger = stirred(small_tagger(family, form, **options))
     frames, _, _ = videos(frames=9)
     lengths = torch.tensor([9, 1, 4, 2, 7, 3])
@@ -142,8 +142,8 @@ def test_what_stands_in_padded_frames_changes_nothing(family, form, options):
 
 
 @battery
-def test_padded_frames_change_no_gradient_and_no_statistic(family, form):
-    found = []
+def test_padded_frames_do_not_change_gradients_or_statistics(family, form):
+    results = []
     for fill in (0, 255):
         frames, _, labels = videos(frames=9)
         lengths = torch.tensor([9, 1, 4, 2, 7, 3])
@@ -152,12 +152,12 @@ def test_padded_frames_change_no_gradient_and_no_statistic(family, form):
         tagger = small_tagger(family, form).train()
         torch.manual_seed(0)
         cross_entropy(tagger(frames, lengths), labels).backward()
-        found.append([p.grad for p in tagger.parameters()] + list(tagger.buffers()))
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+        results.append([p.grad for p in tagger.parameters()] + list(tagger.buffers()))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 @battery
-def test_a_video_is_tagged_alike_alone_and_in_a_padded_batch(family, form):
+def test_a_video_alone_and_in_a_padded_batch_gets_the_same_probabilities(family, form):
     tagger = stirred(small_tagger(family, form))
     frames, _, _ = videos(frames=9)
     lengths = torch.tensor([9, 1, 4, 2, 7, 3])
@@ -168,37 +168,37 @@ def test_a_video_is_tagged_alike_alone_and_in_a_padded_batch(family, form):
 
 
 @battery
-def test_ragged_videos_are_tagged_alike_whatever_shares_their_chunk(family, form, monkeypatch):
+def test_chunks_do_not_change_probabilities(family, form, monkeypatch):
     tagger = stirred(small_tagger(family, form))
     frames, _, _ = videos(count=7, frames=9)
     lengths = torch.tensor([9, 1, 4, 2, 7, 3, 9])
     together = tagger(frames, lengths)
-    monkeypatch.setattr(tagger_module, "CHUNK_FRAMES", 18)  # two videos at a time, and one that is left
+    monkeypatch.setattr(tagger_module, "CHUNK_FRAMES", 18)  # two videos per chunk, and a last chunk of one
     torch.testing.assert_close(tagger(frames, lengths), together, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("family", "form"), [pair for pair in ALL if pair[0] != "rnn"])  # which draws no frames
+@pytest.mark.parametrize(("family", "form"), [pair for pair in ALL if pair[0] != "rnn"])  # which samples no frames
 @with_options
-def test_drawn_frames_with_their_counts_train_as_the_draws_themselves(family, form, options):
-    """Loss, gradients and statistics of a step on each drawn frame once are those of a step on all draws."""
+def test_sampled_frames_with_counts_train_like_repeated_frames(family, form, options):
+    """Compare a step on distinct sampled frames with their counts to a step on all samples, repeated ones included."""
     frames, _, labels = videos(frames=9)
     batch = Batch(("",) * 6, frames, torch.tensor([9, 1, 4, 2, 7, 3]), labels)
     rows = sample_frames(batch.lengths, 12, torch.Generator().manual_seed(3))
-    found = []
-    for drawn in (select_frames(batch, rows), count_sampled_frames(batch, rows)):
+    results = []
+    for sampled in (select_frames(batch, rows), count_sampled_frames(batch, rows)):
         tagger = stirred(small_tagger(family, form, **options)).train()
         tagger.dropout.p = 0.0
-        loss = cross_entropy(tagger(drawn.frames, drawn.lengths, drawn.counts), labels) + tagger.penalty()
+        loss = cross_entropy(tagger(sampled.frames, sampled.lengths, sampled.counts), labels) + tagger.penalty()
         loss.backward()
         statistics = (b for b in tagger.buffers() if b.is_floating_point())  # the counters of steps are not used
-        found.append([loss.detach(), *(p.grad for p in tagger.parameters()), *statistics])
+        results.append([loss.detach(), *(p.grad for p in tagger.parameters()), *statistics])
     assert count_sampled_frames(batch, rows).frames.shape[1] < 9
-    for one, other in zip(*found, strict=True):
+    for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-5)
 
 
 def plain_gru(gru, x_BTD, mask_BT):
-    """`PublishedGRU` frame by frame, with autograd's own gradients."""
+    """Compute `PublishedGRU` frame by frame, with the gradients of autograd."""
     h, states = torch.zeros(len(x_BTD), gru.candidate.shape[1]), [None] * x_BTD.shape[1]
     for t in reversed(range(len(states))) if gru.backwards else range(len(states)):
         r, u = torch.sigmoid(torch.cat([x_BTD[:, t], h], 1) @ gru.gates + gru.gates_bias).chunk(2, 1)
@@ -210,24 +210,24 @@ def plain_gru(gru, x_BTD, mask_BT):
 
 @pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize("bf16", [False, True])
-def test_the_gradients_of_a_gru_are_autograds(backwards, bf16):
+def test_gradients_of_the_gru_equal_autograd(backwards, bf16):
     torch.manual_seed(2)
     gru, x = PublishedGRU(5, 6, backwards), torch.randn(4, 9, 5, requires_grad=True)
     mask = torch.arange(9) < torch.tensor([[9], [1], [4], [7]])
     weights = torch.randn(4, 9, 6)
-    found = []
+    results = []
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         ours = gru(x, mask)[0]
     for states in (ours, plain_gru(gru, x, mask)):
         gradients = torch.autograd.grad((states * weights).sum(), [x, *gru.parameters()])
-        found.append([states.detach(), *gradients])
-    for one, other in zip(*found, strict=True):
+        results.append([states.detach(), *gradients])
+    for one, other in zip(*results, strict=True):
         scale = float(other.abs().max())
         torch.testing.assert_close(one, other, rtol=0, atol=scale * (0.03 if bf16 else 1e-5))
 
 
 @battery
-def test_one_batch_can_be_learnt_by_heart(family, form):
+def test_every_family_overfits_one_batch(family, form):
     tagger = small_tagger(family, form, hidden=8).train()
     frames, lengths, labels = videos()
     optimizer = torch.optim.Adam(tagger.parameters(), lr=0.02)
@@ -258,7 +258,7 @@ def test_an_ensemble_in_bfloat16_stays_near_float32(family, form, monkeypatch):
     frames, _, _ = videos(frames=9)
     lengths = torch.tensor([9, 1, 4, 2, 7, 3])
     expected = Ensemble([tagger], [1.0]).eval()(frames, lengths)
-    narrow = Ensemble([Ensemble([tagger], [1.0])], [1.0], "bf16").eval()
+    narrow = Ensemble([Ensemble([tagger], [1.0])], [1.0], bf16=True).eval()
     modules = [module for module in narrow.modules() if not isinstance(module, torch.nn.RNNBase)]
     large = [p for module in modules for p in module.parameters(recurse=False) if p.ndim > 1 and p.numel() > 15]
     types = {parameter.dtype for parameter in large}
@@ -270,8 +270,8 @@ def test_an_ensemble_in_bfloat16_stays_near_float32(family, form, monkeypatch):
 
 
 @pytest.mark.parametrize("family", ["netvlad", "netfv"])
-def test_bfloat16_holds_where_the_input_is_far_from_zero(family):
-    """The input norm is applied before anything is rounded."""
+def test_bfloat16_is_accurate_for_inputs_far_from_zero(family):
+    """Check that the input norm is applied before values are rounded."""
     tagger = stirred(small_tagger(family, {"clusters": 4}))
     tagger.input_norm.norm.running_mean.fill_(1.0)
     tagger.input_norm.norm.running_var.fill_(0.01)
@@ -301,7 +301,7 @@ def test_a_model_saved_and_loaded_is_bit_equal(family, form, tmp_path, tiny_sche
 
 
 @battery
-def test_the_seed_decides_the_initial_weights_and_leaves_the_global_generator_alone(family, form):
+def test_initial_weights_depend_only_on_the_seed(family, form):
     before = torch.random.get_rng_state()
     first, again, other = (small_tagger(family, form, seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(before, torch.random.get_rng_state())
@@ -317,8 +317,8 @@ def test_a_meta_tagger_has_the_shapes_of_a_real_one(family, form):
 
 
 @battery
-def test_the_vector_starts_with_a_sensible_size(family, form):
-    """Initial weights let a signal through: neither vanished nor beyond what sigmoids can tell apart."""
+def test_initial_weights_neither_shrink_nor_blow_up_the_vector(family, form):
+    """Check that the vector before the head has a standard deviation that sigmoids can resolve."""
     tagger = small_tagger(family, form)
     seen = []
     tagger.gate.register_forward_hook(lambda module, inputs, output: seen.append(output))
@@ -327,8 +327,8 @@ def test_the_vector_starts_with_a_sensible_size(family, form):
     assert math.isfinite(seen[0].abs().max().item())
 
 
-def test_shapes_alone_do_not_import_torchs_compiler():
-    """That takes longer than opening a model; NeXtVLAD's linear layers do."""
+def test_meta_taggers_do_not_import_the_compiler_of_torch():
+    """Exclude NeXtVLAD, whose linear layers import it; the import takes longer than loading a model."""
     tables = [{"family": family} for family in FAMILIES if family != "nextvlad"]
     code = f"""
 import sys
@@ -342,7 +342,7 @@ sys.exit("torch._dynamo" in sys.modules)
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
-def test_the_example_of_the_docs_is_a_family(monkeypatch, tmp_path):
+def test_the_example_family_of_the_docs_works(monkeypatch, tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
     code = page.partition("## Adding a family")[2].split("```python\n")[1].partition("```")[0]
     (tmp_path / "maximum_family.py").write_text(code)

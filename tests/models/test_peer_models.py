@@ -1,4 +1,4 @@
-"""Layers, heads and whole models against numbers of the authors' own program."""
+"""Layers, heads and whole models, compared with results of the authors' program."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_dequantize_is_the_authors():
 def test_layers_are_the_authors(name):
     arrays = golden(name)
     scope, make = LAYERS[name]
-    # A layer's golden file names its weights without the feature's scope.
+    # The golden file of a layer names its weights without the scope of the feature.
     scoped = {f"w:video_{scope}.{key[2:]}": array for key, array in arrays.items() if key.startswith("w:")}
     layer = make()
     layer.load_state_dict({key.removeprefix("pooling.parts.0."): value for key, value in peer_state(scoped).items()})

@@ -1,4 +1,4 @@
-"""Shapes of tensors from configurations alone, against those of the modules."""
+"""Shapes of tensors computed from configurations, compared with those of the modules."""
 
 import subprocess
 import sys

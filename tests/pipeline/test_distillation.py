@@ -101,8 +101,8 @@ def manifest(folder):
 def test_the_file_is_within_the_budget_and_beats_the_prior(folder, results):
     assert (folder / "out" / "model.reeltag").stat().st_size == results["bytes"] <= 250_000
     assert results["test"]["file"]["gap"] > results["test"]["prior"]["gap"] + 0.1
-    shipped = load_artifact(folder / "out" / "model.reeltag")
-    assert [member.name for member in shipped.members] == [entry["name"] for entry in results["shipped"]]
+    artifact = load_artifact(folder / "out" / "model.reeltag")
+    assert [member.name for member in artifact.members] == [entry["name"] for entry in results["shipped"]]
     assert sum(entry["weight"] for entry in results["shipped"]) == pytest.approx(1)
 
 

@@ -204,8 +204,8 @@ def test_no_file_is_over_its_budget_and_none_differs_from_its_members(tmp_path, 
 @pytest.mark.parametrize("missing", [1, 1000])
 def test_a_file_that_would_be_too_large_is_refused_and_nothing_is_left(tmp_path, missing):
     tagger = small_tagger("netvlad", {"clusters": 4})
-    shipped = Artifact(SCHEMA, None, (Member("m", tagger.config, 1.0, tagger.state_dict()),), {})
-    size = save_artifact(tmp_path / "fits.reeltag", shipped)
+    artifact = Artifact(SCHEMA, None, (Member("m", tagger.config, 1.0, tagger.state_dict()),), {})
+    size = save_artifact(tmp_path / "fits.reeltag", artifact)
     with pytest.raises(BudgetError, match=f"{missing:,} bytes over the budget"):
-        save_artifact(tmp_path / "over.reeltag", shipped, size - missing)
+        save_artifact(tmp_path / "over.reeltag", artifact, size - missing)
     assert [path.name for path in tmp_path.iterdir()] == ["fits.reeltag"]

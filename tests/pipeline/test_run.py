@@ -171,8 +171,8 @@ def imported(tmp_path_factory):
     for name, table in {"x": {"family": "mean", "hidden": 600}, "y": {"family": "rnn", "cells": 16}}.items():
         config = parse_config(table)
         state = build_tagger(config, schema.widths, schema.classes, 1).state_dict()
-        shipped = Artifact(schema, None, (Member("elsewhere", config, 1.0, state),), {})
-        save_artifact(folder / f"{name}.reeltag", quantize_artifact(shipped) if name == "x" else shipped)
+        artifact = Artifact(schema, None, (Member("elsewhere", config, 1.0, state),), {})
+        save_artifact(folder / f"{name}.reeltag", quantize_artifact(artifact) if name == "x" else artifact)
     return folder
 
 
@@ -180,11 +180,11 @@ def test_imported_members_are_packed_like_any_other(imported):
     out = imported / "out"
     assert main(["run", str(imported / "tiny.toml"), "--out", str(out)]) == 0
     weights = {entry["name"]: entry["weight"] for entry in read_results(out)["shipped"]}
-    shipped = load_artifact(out / "model.reeltag")
-    assert {member.name: member.weight for member in shipped.members} == pytest.approx(weights)
+    artifact = load_artifact(out / "model.reeltag")
+    assert {member.name: member.weight for member in artifact.members} == pytest.approx(weights)
     frames = np.random.default_rng(0).integers(0, 256, (3, 9, 32), dtype=np.uint8)
     expected = 0.0
-    for member in shipped.members:
+    for member in artifact.members:
         path = imported / f"{member.name}.reeltag"
         (source,) = load_artifact(path).members
         for name, value in source.state.items():

@@ -168,9 +168,9 @@ def test_a_file_of_videos_does_not_join_an_ensemble_of_segments(
     recipe: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     member = next(out.glob("stages/train.mean-*")) / "model.reeltag"
-    shipped = load_artifact(member)
-    videos = shipped.schema.model_copy(update={"segments": None})
-    save_artifact(tmp_path / "videos.reeltag", Artifact(videos, None, shipped.members, {}))
+    artifact = load_artifact(member)
+    videos = artifact.schema.model_copy(update={"segments": None})
+    save_artifact(tmp_path / "videos.reeltag", Artifact(videos, None, artifact.members, {}))
     for file, code in ((tmp_path / "videos.reeltag", 2), (member, 0)):
         arguments = ["run", str(recipe), "--out", str(tmp_path / "run"), "--set", f'imported.other="{file}"']
         assert main([*arguments, "--dry-run"]) == code

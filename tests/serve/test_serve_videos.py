@@ -81,7 +81,7 @@ def test_a_model_that_knows_no_extractor_takes_no_video(predictor, clips):
     with client_of(predictor) as client:
         found = post(client, (clips / "beach.mp4").read_bytes())
         assert found.status_code == 415
-        assert "does not know what makes its feature 'rgb'" in found.json()["error"]
+        assert "does not name the extractor of its feature 'rgb'" in found.json()["error"]
         assert client.get("/model").json()["videos"] is False
 
 

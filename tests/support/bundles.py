@@ -1,4 +1,4 @@
-"""Writes TensorFlow checkpoints in the V2 format, for tests of the reader; by hand from TensorFlow's sources."""
+"""Write TensorFlow checkpoints in the V2 format, implemented from TensorFlow's sources for tests of the reader."""
 
 import struct
 
@@ -42,7 +42,7 @@ def entry(array, offset, dtype=None):
 
 
 def block(entries, restart_every=16):
-    """Entries with shared prefixes, and where the prefixes start anew."""
+    """Encode a block: entries that share prefixes with the previous key, and the offsets at which sharing restarts."""
     out, restarts, before = bytearray(), [], b""
     for number, (key, value) in enumerate(entries):
         shared = 0
@@ -59,7 +59,7 @@ def block(entries, restart_every=16):
 
 
 def write_bundle(prefix, arrays, *, per_block=7, compression=0, shards=1, **entry_options):
-    """Write `prefix.index`, which claims so many data files, and `prefix.data-00000-of-00001`."""
+    """Write `prefix.index`, which names `shards` data files, and `prefix.data-00000-of-00001`; return the prefix."""
     data, items = bytearray(), [(b"", field(1, 0, varint(shards)))]
     for name in sorted(arrays):
         items.append((name.encode(), entry(arrays[name], len(data), **entry_options)))
@@ -72,7 +72,7 @@ def write_bundle(prefix, arrays, *, per_block=7, compression=0, shards=1, **entr
 
 
 def table(blocks, compression=0, repeat=1):
-    """A LevelDB table of blocks with their last keys, to each of which the index points `repeat` times."""
+    """Encode a LevelDB table of (last key, block) pairs; the index names each block `repeat` times."""
     file = bytearray()
 
     def put(content):

@@ -66,8 +66,8 @@ def ways(work: Path) -> dict[str, object]:
     paths = sorted(shards.glob("train-*"))
     manifest = scan(paths, schema)
     models = {version: model(schema, version) for version in (1, 2)}
-    for version, shipped in models.items():
-        save_artifact(work / f"{version}.reeltag", shipped)
+    for version, artifact in models.items():
+        save_artifact(work / f"{version}.reeltag", artifact)
 
     def trained(version: int) -> TrainingState:
         weights = {"w": torch.full((50_000,), float(version))}

@@ -1,4 +1,4 @@
-"""Tags from an ONNX file in a process that has onnxruntime and NumPy, and can import neither reeltag nor torch."""
+"""Tag with an ONNX file in a process that uses onnxruntime and NumPy and cannot import reeltag or torch."""
 
 import os
 import subprocess
@@ -18,32 +18,32 @@ import numpy as np, onnxruntime
 options = onnxruntime.SessionOptions()
 options.add_session_config_entry("session.disable_quant_qdq", "1")
 session = onnxruntime.InferenceSession(sys.argv[1], options)
-given = np.load(sys.argv[2])
+inputs = np.load(sys.argv[2])
 print("VideoId,LabelConfidencePairs")
-for begin in range(0, len(given["ids"]), 64):
+for begin in range(0, len(inputs["ids"]), 64):
     part = slice(begin, begin + 64)
-    (scores,) = session.run(None, {"frames": given["frames"][part], "lengths": given["lengths"][part]})
-    for name, row in zip(given["ids"][part], scores):
+    (scores,) = session.run(None, {"frames": inputs["frames"][part], "lengths": inputs["lengths"][part]})
+    for name, row in zip(inputs["ids"][part], scores):
         best = np.argsort(-row, kind="stable")[:20]
         print(name + "," + " ".join(f"{number} {row[number]:.6f}" for number in best))
 """
 
 
 def kaggle_csv(model, batches, folder):
-    """Lines of Kaggle's format for the videos of batches."""
+    """Return lines of Kaggle's format for the videos of batches."""
     widest = max(batch.frames.shape[1] for batch in batches)
     frames = [np.pad(batch.frames.numpy(), ((0, 0), (0, widest - batch.frames.shape[1]), (0, 0))) for batch in batches]
-    given = folder / "given.npz"
+    inputs = folder / "inputs.npz"
     lengths = np.concatenate([batch.lengths.numpy() for batch in batches])
     np.savez(
-        given, ids=[name for batch in batches for name in batch.ids], frames=np.concatenate(frames), lengths=lengths
+        inputs, ids=[name for batch in batches for name in batch.ids], frames=np.concatenate(frames), lengths=lengths
     )
-    command = [sys.executable, "-c", CODE, str(model), str(given)]
+    command = [sys.executable, "-c", CODE, str(model), str(inputs)]
     return subprocess.run(command, env=os.environ, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def assert_same_scores(lines, expected):
-    """The same videos in the same order, and the same classes with scores equal to 5 decimals."""
+    """Assert that two lists of Kaggle's lines have the same videos in order, and the same scores to 5 decimals."""
     assert len(lines) == len(expected) > 1 and lines[0] == expected[0]
     for line, other in zip(lines[1:], expected[1:], strict=True):
         (name, scores), (theirs, others) = _pairs(line), _pairs(other)

@@ -1,4 +1,4 @@
-"""Every registered family, small, in its forms and with its options; what the tests of models go through."""
+"""Small models of every registered family, in their forms and with their options, for tests of models."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ WIDTHS, CLASSES = (12, 4), 9
 SCHEMA = Schema(
     features=tuple(Feature(name=f"f{width}", width=width) for width in WIDTHS), classes=CLASSES, max_frames=50
 )
-# Forms of a family, beside the one that its defaults give. A new family needs no entry here.
+# Forms of a family to test; a family without an entry is tested with its defaults.
 FORMS = {
     "attention": [{"width": 8, "heads": 2, "queries": 3}],
     "dbof": [{"pooling": p, "clusters": 16} for p in ("max", "mean", "soft", "soft+max", "gated")],
@@ -60,7 +60,7 @@ def videos(count=6, frames=7, seed=0):
 
 
 def stirred(tagger, seed=7):
-    """Nothing is at its start any more, so that a mistake in using a weight or a statistic shows."""
+    """Change every weight and statistic from its initial value, so that ignoring one changes the result."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in tagger.state_dict().items():
         if name.endswith("running_var"):
@@ -70,8 +70,8 @@ def stirred(tagger, seed=7):
     return tagger.eval()
 
 
-def shipped(family, form, encoding="uniform-8", **options):
-    """An artefact with one member; tests that want its small weights quantised ask for `everything_is_large`."""
+def small_artifact(family, form, encoding="uniform-8", **options):
+    """Build an artifact with one member; with the fixture `everything_is_large` its small weights are quantized too."""
     tagger = stirred(small_tagger(family, form, **options))
     member = Member("m", tagger.config, 1.0, tagger.state_dict())
     return quantize_artifact(Artifact(SCHEMA, None, (member,), {}), encoding)

@@ -15,7 +15,7 @@ from reeltag.models.families import parse_config
 from reeltag.models.tagger import build_tagger
 
 SECONDS = {"beach.mp4": 5, "hall.mp4": 3, "song.m4a": 4, "tram.mp4": 43}
-# The page must show these as plain text.
+# The page must display these as plain text.
 NAMES = ("<b>high</b>", "low, lower", "none")
 
 
@@ -23,8 +23,8 @@ def write_untrained(path, schema, projections=None, names=None, **changes):
     """Write an untrained model, whose probabilities differ between videos."""
     config = parse_config({"family": "netvlad", "clusters": 4, "hidden": 8})
     state = build_tagger(config, schema.widths, schema.classes, 0).state_dict()
-    shipped = Artifact(schema, names, (Member("a", config, 1.0, state),), {}, projections or {})
-    save_artifact(path, shipped, **changes)
+    artifact = Artifact(schema, names, (Member("a", config, 1.0, state),), {}, projections or {})
+    save_artifact(path, artifact, **changes)
     return path
 
 
@@ -34,7 +34,7 @@ def schema_of(shards):
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory):
-    """Folder with four clips and their labels; one clip is long and has less than one picture a second."""
+    """Folder with four clips and their labels; one clip is long and has less than one picture per second."""
     folder = tmp_path_factory.mktemp("clips")
     write_clip(folder / "beach.mp4", 5, 10, sound=tone(5, 300))
     noise = np.random.default_rng(0).integers(0, 256, (3, 48, 64, 3), np.uint8)
@@ -51,8 +51,8 @@ def clips(tmp_path_factory):
 @pytest.fixture(scope="session")
 def shards(clips, tmp_path_factory):
     out = tmp_path_factory.mktemp("extracted") / "shards"
-    given = ["extract", str(clips), "--labels", str(clips / "labels.csv"), "--out", str(out), "--quiet"]
-    assert main([*given, "--fit-pca", "6,4"]) == 0
+    command = ["extract", str(clips), "--labels", str(clips / "labels.csv"), "--out", str(out), "--quiet"]
+    assert main([*command, "--fit-pca", "6,4"]) == 0
     return out
 
 

@@ -1,4 +1,4 @@
-"""Damage to a tensor file: at random, by hand, and by someone who can compute checksums."""
+"""Mutants of tensor files: random damage, edited headers, and changes with recomputed checksums."""
 
 import json
 import struct
@@ -14,25 +14,25 @@ from reliability import peak_memory
 
 NUMBERS = [0, -1, 1, 7, 2**31, 10**9, 10**12, 2**63, 2**64, 10**30, 0.5, 1e308, -0.0]
 VALUES = [*NUMBERS, None, True, "", "a/b", "\x00", "é" * 9, [], {}, [[]], {"": 0}, float("nan"), float("inf")]
-DEEP = 100_000  # levels
+DEEP = 100_000  # levels of nesting
 
 
 def blind(content, rng):
-    """A copy of a file with damage that knows nothing of its format."""
+    """Return a copy of a file with random damage that ignores the format."""
     size = len(content)
     kind, at, length = rng.integers(8), int(rng.integers(size)), int(rng.integers(1, 65))
     mutant = bytearray(content)
-    if kind <= 2:  # most often in the header, where there is most to know
+    if kind <= 2:  # most often in the header, which has the most structure
         end = [size, header_end(content), 8][kind]
-        for place in rng.integers(0, end, int(rng.integers(1, 5))).tolist():
-            mutant[place] ^= 1 << int(rng.integers(8))
+        for position in rng.integers(0, end, int(rng.integers(1, 5))).tolist():
+            mutant[position] ^= 1 << int(rng.integers(8))
     elif kind == 3:
         del mutant[at:]
     elif kind == 4:
         mutant[at:at] = rng.bytes(length)
     elif kind == 5:
         del mutant[at : at + length]
-    elif kind == 6:  # a hole, as a file system leaves it
+    elif kind == 6:  # zeros, as a file system leaves after a crash
         mutant[at : at + length] = bytes(len(mutant[at : at + length]))
     else:
         other = int(rng.integers(size))
@@ -42,7 +42,7 @@ def blind(content, rng):
 
 
 def by_hand(content, rng):
-    """A copy of a file whose header or order was edited, without new checksums."""
+    """Return a copy of a file whose header or order of tensors was edited, with the old checksums."""
     end = header_end(content)
     header, data = content[8:end].decode(), content[end:]
     kind = int(rng.integers(9))
@@ -53,19 +53,19 @@ def by_hand(content, rng):
         return content + rng.bytes(int(rng.integers(1, 100)))
     if kind == 2:
         return exchange(content, rng)
-    if kind == 3:  # spaces and line ends where JSON takes them
+    if kind == 3:  # white space where JSON allows it
         at = int(rng.integers(len(header)))
         while header[at] not in "{}[],:" or inside(header, at):
             at = int(rng.integers(len(header)))
         return framed((header[:at] + [" ", "\n", "\t"][int(rng.integers(3))] + header[at:]).encode()) + data
     table = json.loads(header)
-    if kind == 4:  # another order
+    if kind == 4:  # keys in another order
         names = list(table)
         header = json.dumps({name: table[name] for name in rng.permutation(names).tolist()}, separators=(",", ":"))
-    elif kind == 5:  # a key twice
+    elif kind == 5:  # a duplicate key
         name = list(table)[int(rng.integers(len(table)))]
         header = f"{{{plain(name)}:{plain(VALUES[int(rng.integers(len(VALUES)))])},{header[1:]}"
-    elif kind == 6:  # what nobody reads
+    elif kind == 6:  # an additional key of the metadata
         table["__metadata__"][["format", "", "pt"][int(rng.integers(3))]] = "pt"
         header = json.dumps(table, separators=(",", ":"))
     elif kind == 7:
@@ -87,44 +87,44 @@ def by_hand(content, rng):
 
 
 def sealed(content, rng):
-    """A copy of a file that was changed by someone who computed every checksum anew."""
-    tensors, says = take_apart(content)
+    """Return a changed copy of a file in which every checksum was recomputed."""
+    tensors, header = take_apart(content)
     name = list(tensors)[int(rng.integers(len(tensors)))]
     tensor = tensors[name]
     kind = int(rng.integers(8))
     if kind <= 2:
-        change(says, rng)
+        change(header, rng)
     elif kind == 3:
         data = bytearray(tensor.data)
         data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
         tensors[name] = Tensor(tensor.dtype, tensor.shape, bytes(data))
-    elif kind == 4:  # a type of the same width, or other sides of the same area
+    elif kind == 4:  # a type of the same width, or a shape of the same size
         kinds = [kind for kind, width in WIDTHS.items() if width == WIDTHS[tensor.dtype]]
         shapes = [[len(tensor.data) // WIDTHS[tensor.dtype]], [*tensor.shape, 1], tensor.shape[::-1], tensor.shape]
         tensors[name] = Tensor(
             kinds[int(rng.integers(len(kinds)))], shapes[int(rng.integers(len(shapes)))], tensor.data
         )
-    elif kind == 5:  # sizes that are not there
+    elif kind == 5:  # a shape that the data do not have
         sizes = [int(2 ** rng.integers(0, 62)) for _ in range(int(rng.integers(0, 12)))]
         tensors[name] = Tensor(tensor.dtype, sizes, tensor.data)
     elif kind == 6:
         del tensors[name]
         tensors[["m/x", "x", "", "m/", "m/a#b", name + "#codebook"][int(rng.integers(6))]] = tensor
     else:
-        text = plain(says)
+        text = plain(header)
         deep = "[" * DEEP + "]" * DEEP
-        found = [
+        headers = [
             f'{{"x":{deep},{text[1:]}',
             f'{{"x":{"[" * 150}{"]" * 150},{text[1:]}',
             f'{{"format":1,{text[1:]}',
             deep,
         ]
-        return put_together(tensors, found[int(rng.integers(4))])
-    return put_together(tensors, plain(says))
+        return put_together(tensors, headers[int(rng.integers(4))])
+    return put_together(tensors, plain(header))
 
 
 def change(value, rng):
-    """Change something within JSON: a value, a key, what a list holds."""
+    """Change one value, key or element within JSON, in place."""
     inner = [item for item in (value.values() if isinstance(value, dict) else value) if isinstance(item, dict | list)]
     inner = [item for item in inner if item]
     if inner and rng.random() < 0.7:
@@ -145,7 +145,7 @@ def change(value, rng):
 
 
 def exchange(content, rng):
-    """Two tensors of one size in each other's place."""
+    """Return a copy in which two tensors of equal size are swapped; without such a pair, the data are reversed."""
     (size,) = struct.unpack("<Q", content[:8])
     table = json.loads(content[8 : 8 + size])
     spans = [entry["data_offsets"] for name, entry in table.items() if name != "__metadata__"]
@@ -172,14 +172,14 @@ def try_all(opener, files, kinds, count, seed):
     """Open mutants of files.
 
     Args:
-        opener: takes the path of a file and raises ArtifactError where it is damaged.
-        files: paths of sound files.
-        kinds: what makes the mutants.
-        count: how many.
-        seed: of the mutants.
+        opener: opens a path; raises ArtifactError if the file is damaged.
+        files: paths of valid files.
+        kinds: functions that make a mutant of a file's bytes.
+        count: number of mutants.
+        seed: seed of the mutants.
 
     Returns:
-        How many were refused and how many opened, the slowest in seconds, and by how many bytes the process grew.
+        Number of refused mutants, indices of opened ones, seconds of the slowest, and growth of the process in bytes.
     """
     contents = [path.read_bytes() for path in files]
     mutant_path = files[0].with_name("mutant")
@@ -209,12 +209,12 @@ def try_all(opener, files, kinds, count, seed):
 
 
 def try_each(jobs):
-    """`try_all` of several, in one process."""
+    """Run `try_all` for several lists of arguments."""
     return [try_all(*job) for job in jobs]
 
 
 def predicts(path):
-    """Open a model as who tags with it does, and tag one video."""
+    """Load a model and tag one video."""
     model = load(path)
     schema = model.schema
     frames = np.ones((2, schema.width), schema.dtype)

@@ -57,7 +57,7 @@ def _reads(artifact: Artifact) -> str:
 
 def _gives(artifact: Artifact) -> str:
     names = "" if artifact.label_names else ", without names"
-    return f"[{artifact.schema.classes}] float32, a probability a class{names}"
+    return f"[{artifact.schema.classes}] float32, one probability per class{names}"
 
 
 def _rows(artifact: Artifact) -> list[tuple[str, str, str, str]]:

@@ -213,13 +213,13 @@ def _read_projections(
     features = sorted({name.rpartition(".")[0] for name in names})
     if sorted(names) != sorted(f"{feature}.{array}" for feature in features for array in ARRAYS):
         raise ArtifactError(f"{path}: holds an incomplete PCA, {', '.join(sorted(names))}; copy the file again")
-    found = {name: Projection(*(read(f"{_PCA}/{name}.{array}").numpy() for array in ARRAYS)) for name in features}
-    for name, projection in found.items():
+    projections = {name: Projection(*(read(f"{_PCA}/{name}.{array}").numpy() for array in ARRAYS)) for name in features}
+    for name, projection in projections.items():
         if name not in origins or projection.hash != origins[name].projection:
             raise ArtifactError(
                 f"{path}: its PCA of {name!r} is not the one that its schema names; copy the file again"
             )
-    return found
+    return projections
 
 
 def _read_state(

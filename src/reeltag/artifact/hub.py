@@ -121,9 +121,9 @@ import numpy as np
 import reeltag
 
 tagger = reeltag.from_pretrained(".")  # this folder, or its name on the Hub, user/name
-frames = np.zeros(($frames, $width), dtype=np.$dtype)  # put in the features of a video
+frames = np.zeros(($frames, $width), dtype=np.$dtype)  # replace with the features of a video
 print(tagger.tags(frames))  # [(name, probability), …]
-print(tagger.predict(frames).shape)  # one probability a class
+print(tagger.predict(frames).shape)  # one probability per class
 ```
 
 ```sh
@@ -219,9 +219,9 @@ def _data(artifact: Artifact) -> list[str]:
         lines.append(f"The mean of the weights of {counted(len(provenance['average_of']), 'model')}.")
     if "imported" in provenance:
         lines.append(f"Imported from a TensorFlow checkpoint, {escaped(Path(str(provenance['imported'])).name)}.")
-    if found := _mapping(provenance, "data"):
-        shards = ", ".join(map(escaped, found["shards"])) or "generated shards"
-        lines.append(f"Trained on {counted(found['videos'], 'video')} of {shards}.")
+    if data := _mapping(provenance, "data"):
+        shards = ", ".join(map(escaped, data["shards"])) or "generated shards"
+        lines.append(f"Trained on {counted(data['videos'], 'video')} of {shards}.")
     else:
         lines.append("The file does not say on which videos it was trained.")
     return lines
@@ -271,10 +271,10 @@ def _name(artifact: Artifact) -> str:
 
 def _holdout(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the hold-out GAP measured on this very file, or nothing if it was changed since or never measured."""
-    found = _mapping(provenance, "holdout_gap")
-    return found if {"file", "prior", "videos"} <= set(found) and "quantized" not in provenance else {}
+    holdout = _mapping(provenance, "holdout_gap")
+    return holdout if {"file", "prior", "videos"} <= set(holdout) and "quantized" not in provenance else {}
 
 
 def _mapping(provenance: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = provenance.get(key)
-    return found if isinstance(found, Mapping) else {}
+    value = provenance.get(key)
+    return value if isinstance(value, Mapping) else {}

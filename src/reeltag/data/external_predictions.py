@@ -18,7 +18,6 @@ from reeltag.core.storage import require_regular
 from reeltag.data.shards import Indices, id_hash
 
 COLUMNS = ("VideoId", "LabelConfidencePairs")
-LISTED = 3  # ids that an error names
 
 
 @dataclass(frozen=True)

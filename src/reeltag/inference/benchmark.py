@@ -24,7 +24,7 @@ from reeltag.inference.onnx_export import generated_batches, save_onnx
 from reeltag.inference.onnx_session import OnnxMode, open_onnx
 from reeltag.inference.predictor import WEIGHTS, load
 
-SECONDS, FEWEST, MOST = 1.0, 3, 50  # of measurement per number, and limits of the number of calls
+SECONDS, FEWEST, MOST = 1.0, 3, 50  # seconds of measurement per number; fewest and most calls
 Probabilities = list[npt.NDArray[np.float32]]
 
 
@@ -75,10 +75,10 @@ def benchmark_model(file: Path, batch_sizes: Sequence[int], progress: Progress) 
                 with open_process_pool(["cpu"]) as pool:
                     path = onnx_file if mode.startswith("onnx ") else file
                     future = pool.submit(Resources(), measure, mode, file, path, list(batch_sizes))
-                    times, resident, found = future.result()
-                exact = exact or (times, found)
+                    times, resident, probabilities = future.result()
+                exact = exact or (times, probabilities)
                 ratios = {size: times[size] / exact[0][size] for size in times}
-                difference = max(float(np.abs(a - b).max()) for a, b in zip(found, exact[1], strict=True))
+                difference = max(float(np.abs(a - b).max()) for a, b in zip(probabilities, exact[1], strict=True))
                 rows.append(
                     BenchmarkRow(
                         mode, {size: 1000 * each for size, each in times.items()}, ratios, resident, difference

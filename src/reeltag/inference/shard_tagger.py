@@ -1,8 +1,9 @@
 """Tag a set of shards into one file, in several processes; a killed run resumes with the unfinished shards.
 
-The predictions of each shard are a part in the folder `OUT.parts`; in the end the parts are joined in the shards'
-order and the folder goes. A part's name is a hash of all that decides its content, so a run with anything changed
-takes none that is stale. Beside each comes, last, a marker with its counts: a part without one is unfinished.
+The predictions of each shard are written to a part, a file in the folder `OUT.parts`. When all shards are finished, the
+parts are joined in the order of the shards, and the folder is removed. A part's name is a hash of everything that
+determines its content, so a run with other settings or changed shards never uses a stale part. After a part, a marker
+with its counts is written beside it; a part without a marker is unfinished.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ class TagCounts:
     @classmethod
     def load(cls, content: dict[str, Any]) -> TagCounts:
         """Restore counts from what `dump` returned."""
-        found = [BadRecord(**record) for record in content["bad"]]
-        return cls(content["videos"], content["dropped"], BadRecords(len(found), found))
+        records = [BadRecord(**record) for record in content["bad"]]
+        return cls(content["videos"], content["dropped"], BadRecords(len(records), records))
 
 
 @dataclass(frozen=True)
@@ -116,18 +117,18 @@ class _Part:
 
 
 class ShardTagger:
-    """Tags shards, one batch on each of several threads.
+    """Tagger of shards that computes several batches at a time, each on a single thread.
 
-    torch would put all threads on one batch; then the last bit of a matrix product depends on their number, and the
-    bytes of a file on the workers and on the machine.
+    If torch split one batch over several threads, the last bits of a matrix product would depend on their number. The
+    bytes of the output would then depend on the number of workers and on the machine.
 
     Args:
         predictor: the model.
-        threads: how many batches are computed at a time.
+        threads: number of batches that are computed at a time.
         drop_flat: leave out the challenge's fake test videos.
 
     Raises:
-        UsageError: videos should be dropped, but the model reads no image.
+        UsageError: `drop_flat` is set, but the model reads no image feature.
     """
 
     def __init__(self, predictor: Predictor, threads: int, *, drop_flat: bool = False) -> None:
@@ -165,10 +166,10 @@ class ShardTagger:
 def stream_predictions(
     predictor: Predictor, patterns: Patterns, *, drop_flat: bool = False, max_bad_records: int = 0
 ) -> tuple[Iterator[Predictions], TagCounts]:
-    """Tag every video of shards as they are asked for; the same numbers that `predict_to_file` writes.
+    """Tag every video of shards lazily, with the same probabilities as `predict_to_file`.
 
     Returns:
-        The predictions, and the counts so far.
+        The predictions, and the counts, which grow while the predictions are read.
 
     Raises:
         UsageError: a pattern matches nothing, the features are of another extractor, or there is no image to drop
@@ -197,23 +198,24 @@ def predict_to_file(  # noqa: PLR0913 (each is an option of `reeltag predict`)
     """Tag every video of shards into one file, whose bytes do not depend on the workers or on interruptions.
 
     Args:
-        model: a `.reeltag` file, a folder that `share` wrote, a URL, or what `load` gave, whose mode and device count.
+        model: a `.reeltag` file, a folder that `reeltag share` wrote, a URL, or a loaded `Predictor`, whose mode and
+            device are used instead of the arguments.
         patterns: paths, URLs or glob patterns of shards, one or several.
         out: a new .csv, .jsonl or .parquet file.
         mode: how weights are kept and multiplied; see `Predictor`.
-        device: where to compute.
-        workers: processes, each with the model and its share of the threads; a script that asks for several has to
-            keep what it does under `if __name__ == "__main__"`.
+        device: that computes; by default a GPU, if there is one and the mode supports it.
+        workers: number of processes. Each loads the model and gets an equal part of the threads. A script that asks
+            for more than one must run its code under `if __name__ == "__main__"`.
         drop_flat: leave out the challenge's fake test videos.
-        max_bad_records: most records of all shards that are left out because they are damaged or do not follow the
-            model's schema.
-        progress: told what is done.
-        pool: of a cluster, instead of workers; each of its machines has to have all files at the same paths.
+        max_bad_records: largest number of records, in all shards together, that may be left out because they are
+            damaged or do not follow the model's schema.
+        progress: reports finished shards.
+        pool: processes of a cluster, used instead of local workers; every machine needs all files at the same paths.
 
     Raises:
-        UsageError: an argument cannot work, the features are of another extractor, or `out` cannot be written.
+        UsageError: an argument is invalid, the features are of another extractor, or `out` cannot be written.
         ArtifactError: the model is missing or damaged.
-        DataError: a record is bad and may not be left out; finished shards are kept.
+        DataError: there are more bad records than may be left out; finished shards are kept.
         WorkerError: a worker was killed; finished shards are kept.
     """
     progress, out, file = progress or Progress(), Path(out), resolve_model(model)
@@ -231,11 +233,11 @@ def predict_to_file(  # noqa: PLR0913 (each is an option of `reeltag predict`)
         rgb_feature_index(head.schema)
     shards = find_files(patterns)
     refuse_other_origin(head.schema, shards)
-    deciding = [PARTS_FORMAT, file_hash(file), device, mode, drop_flat, out.suffix]
+    settings = [PARTS_FORMAT, file_hash(file), device, mode, drop_flat, out.suffix]
     job = _Job(file, device, mode, drop_flat, max_bad_records, workers)
     folder = _folder_of_parts(out)
     with exclusive_parts(folder, out):
-        parts = [_part(shard, folder, deciding) for shard in shards]
+        parts = [_part(shard, folder, settings) for shard in shards]
         _tag_missing(job, parts, total, progress, pool)
         order = {str(shard): number for number, shard in enumerate(shards)}
         total.bad.records.sort(key=lambda record: (order[record.file], record.record))
@@ -251,7 +253,7 @@ def _tag_missing(
     progress: Progress,
     pool: AbstractContextManager[Pool] | None,
 ) -> None:
-    """Tag the shards that have no part yet, and count those of all."""
+    """Tag the shards that have no finished part yet, and add the counts of all shards to `total`."""
     done, todo = [part for part in parts if part.finished], [part for part in parts if not part.finished]
     if done:
         progress.say(f"{len(done):,} of {counted(len(parts), 'shard')} were done before")
@@ -269,7 +271,7 @@ def _folder_of_parts(out: Path) -> Path:
     """Return the folder for the parts of an output.
 
     Raises:
-        UsageError: it holds something else.
+        UsageError: the folder exists and holds other files.
     """
     folder = out.with_name(f"{out.name}.parts")
     if folder.exists() and not (folder.is_dir() and all(_PARTS.fullmatch(entry.name) for entry in folder.iterdir())):
@@ -277,17 +279,17 @@ def _folder_of_parts(out: Path) -> Path:
     return folder
 
 
-def _part(shard: DataFile, folder: Path, deciding: Sequence[object]) -> _Part:
+def _part(shard: DataFile, folder: Path, settings: Sequence[object]) -> _Part:
     state = file_identity(shard) + ([shard.stat().st_ctime_ns] if isinstance(shard, Path) else [])
-    digest = content_hash([*deciding, *state])
-    return _Part(shard, file_size(shard), folder / f"part-{digest[:32]}{deciding[-1]}")
+    digest = content_hash([*settings, *state])
+    return _Part(shard, file_size(shard), folder / f"part-{digest[:32]}{settings[-1]}")
 
 
 @contextmanager
 def _finished(
     job: _Job, todo: Sequence[_Part], pool: AbstractContextManager[Pool] | None
 ) -> Iterator[Iterator[tuple[_Part, TagCounts]]]:
-    """Yield the parts as they are finished, by this process or by several."""
+    """Yield an iterator over the parts in the order in which they are finished, by this process or by several."""
     if not todo:
         yield iter(())
         return

@@ -1,4 +1,7 @@
-"""Tags of a video and of its segments over time. The types also describe the service's responses in `/openapi.json`."""
+"""Tags of a video and of its segments over time.
+
+These types also describe the service's responses in `/openapi.json`.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,21 @@ from typing_extensions import NotRequired, TypedDict
 
 from reeltag.data.formats.example import Video
 
-SEGMENTS = 40
-FAINT = 0.1  # a score that says that nothing is there
+SEGMENTS = 40  # most segments of a timeline
+FAINT = 0.1  # a tag with a lower score counts as absent
 
 ScoreArray = npt.NDArray[np.float32]
-Tag = TypedDict("Tag", {"class": int, "name": str, "score": float})  # `class` is a word of Python's
+Tag = TypedDict(
+    "Tag", {"class": int, "name": str, "score": float}
+)  # `class` is a keyword, so no class body can declare it
 
 
 class Timeline(TypedDict):
     """Tags over time.
 
     Attributes:
-        segments: first frame of each, and the frame after its last.
-        scores: for each tag its score in each segment.
+        segments: index of the first frame of each segment, and of the frame after its last.
+        scores: for each tag, its score in each segment.
     """
 
     segments: list[tuple[int, int]]
@@ -34,12 +39,12 @@ class Tagged(TypedDict):
     """Tags of a video.
 
     Attributes:
-        id: its name.
-        frames: how many were tagged.
-        cut: how many beyond the model's limit were not.
-        tags: the most probable classes.
-        timeline: where it was asked for.
-        remarks: what is unusual about a video file.
+        id: name of the video.
+        frames: number of frames that were tagged.
+        cut: number of frames beyond the model's limit, which were left out.
+        tags: the most probable classes, in descending order of score.
+        timeline: scores of the tags over time, if requested.
+        remarks: peculiarities of a video file, such as a missing sound track.
     """
 
     id: str
@@ -75,28 +80,28 @@ def build_tagged(video: Video, scores: ScoreArray, top: int, label_names: Sequen
     Args:
         video: the video.
         scores: [1, C], or [1 + S, C] with those of its segments, which become a timeline.
-        top: how many tags, at most C.
-        label_names: of the C classes.
+        top: number of tags, at most C.
+        label_names: names of the C classes.
     """
     classes = best_classes(scores[0], top)
     tags: list[Tag] = [
         {"class": c, "name": label_names[c], "score": round(score, 6)}
         for c, score in zip(classes.tolist(), scores[0, classes].tolist(), strict=True)
     ]
-    found: Tagged = {"id": video.id, "frames": video.length, "cut": video.cut, "tags": tags}
+    tagged: Tagged = {"id": video.id, "frames": video.length, "cut": video.cut, "tags": tags}
     if len(scores) > 1:
         rows = scores[1:, classes].T.astype(float)
-        found["timeline"] = {"segments": segment_spans(video.length), "scores": rows.round(6).tolist()}
-    return found
+        tagged["timeline"] = {"segments": segment_spans(video.length), "scores": rows.round(6).tolist()}
+    return tagged
 
 
 def tag_spans(timeline: Timeline, tag: int) -> list[tuple[int, int]]:
-    """Return spans of frames in which a tag has at least half of its highest score, and at least FAINT."""
-    scores, found = timeline["scores"][tag], list[tuple[int, int]]()
+    """Return spans of frames in which a tag has at least half of its highest score, and at least `FAINT`."""
+    scores, spans = timeline["scores"][tag], list[tuple[int, int]]()
     for (begin, end), score in zip(timeline["segments"], scores, strict=True):
         if score < max(max(scores) / 2, FAINT):
             continue
-        if found and found[-1][1] == begin:
-            begin = found.pop()[0]
-        found.append((begin, end))
-    return found
+        if spans and spans[-1][1] == begin:
+            begin = spans.pop()[0]
+        spans.append((begin, end))
+    return spans

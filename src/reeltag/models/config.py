@@ -26,7 +26,7 @@ class HeadConfig(_Config):
     """Configuration of the classifier that turns a vector into C probabilities."""
 
     kind: Literal["logistic", "moe"] = "moe"
-    experts: int = Field(2, gt=0, description="M, experts a class; moe only")
+    experts: int = Field(2, gt=0, description="M, experts per class; moe only")
     gate_rank: int = Field(0, ge=0, description="rank of the gates' weights, 0 for full; moe only")
     prob_gating: bool = Field(False, description="gate the probabilities; moe only")
     prob_gating_input: Literal["probabilities", "hidden"] = Field(
@@ -96,7 +96,7 @@ class TaggerConfig(_Config):
         0.999,
         ge=0,
         lt=1,
-        description="decay of batch-norm statistics a step; a training of few steps needs less (0.99)",
+        description="decay of batch-norm statistics per step; a training of few steps needs less (0.99)",
     )
     head: HeadConfig = HeadConfig()
 

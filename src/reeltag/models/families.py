@@ -154,7 +154,7 @@ class RNNConfig(TaggerConfig):
         description="gru resets its state before the matrix product, as published (TensorFlow 1); "
         "gru-torch after it, the form that cuDNN has kernels for",
     )
-    cells: int = Field(1024, gt=1, multiple_of=2, description="H; the first layer has H/2 each way")
+    cells: int = Field(1024, gt=1, multiple_of=2, description="H; the first layer has H/2 in each direction")
     paths: Literal["joint", "dual"] = Field(
         "joint", description="dual: a stack for each feature after BN, FC, BN and relu6; further ones have H/8 cells"
     )

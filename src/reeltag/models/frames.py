@@ -98,8 +98,8 @@ class Frames:
     def spread(self, rows_NK: Tensor) -> Tensor:
         """Scatter rows of the real frames [N, K] to [B, T, K]; padded frames get 0."""
         if self.real is not None:
-            places = rows_NK.new_zeros(self.values[..., 0].numel(), rows_NK.shape[1])
-            rows_NK = places.index_copy(0, self.real, rows_NK)
+            padded = rows_NK.new_zeros(self.values[..., 0].numel(), rows_NK.shape[1])
+            rows_NK = padded.index_copy(0, self.real, rows_NK)
         return rows_NK.view(*self.values.shape[:2], -1)
 
     def counted(self, a_BTK: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class QuantizedWeight(Tensor):
         if name in PRODUCTS and len(args) == 2 and isinstance(args[1], QuantizedWeight) and args[0].ndim > 1:
             x = _dequantized(args[0])
             return args[1].left_multiply(x.flatten(0, -2)).view(*x.shape[:-1], args[1].shape[1])
-        if name == "detach":  # how a tensor becomes a parameter
+        if name == "detach":  # `torch.nn.Parameter` detaches the tensor that it wraps
             return type(args[0])(args[0].stored)
         if name in ("__get__", "__set__", "requires_grad_"):
             result = super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]

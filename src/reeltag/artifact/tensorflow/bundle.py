@@ -1,8 +1,8 @@
 """Read TensorFlow checkpoints without TensorFlow: the V2 format, an index table and raw data files.
 
 The index is a LevelDB table (tensorflow/core/lib/io/format.cc): blocks of prefix-compressed entries, each
-with a masked CRC-32C. Its entries map a variable's name to a `BundleEntryProto` that says where in which data
-file its bytes stand (tensorflow/core/protobuf/tensor_bundle.proto).
+with a masked CRC-32C. Its entries map a variable's name to a `BundleEntryProto` that gives its data file, offset and
+size (tensorflow/core/protobuf/tensor_bundle.proto).
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def index_path(checkpoint: Path) -> Path:
         DataError: there is no index file, or a folder holds several.
     """
     if checkpoint.is_dir():
-        found = sorted(checkpoint.glob("*.index"))
-        if len(found) != 1:
-            what = f"holds {', '.join(path.stem for path in found)}" if found else "holds no .index file"
+        indexes = sorted(checkpoint.glob("*.index"))
+        if len(indexes) != 1:
+            what = f"holds {', '.join(path.stem for path in indexes)}" if indexes else "holds no .index file"
             raise DataError(f"{what}; give the path of one checkpoint", file=str(checkpoint))
-        return found[0]
+        return indexes[0]
     name = checkpoint.name.partition(".data-")[0].removesuffix(".index").removesuffix(".meta")
     path = checkpoint.with_name(f"{name}.index")
     if not path.is_file():

@@ -92,7 +92,7 @@ def import_checkpoint(
         checkpoint: prefix, index file, data file or folder.
         schema: of the data that the model reads.
         name: of the member.
-        parse: makes a configuration from the table that was inferred from the variables.
+        parse: converts the table of keys, inferred from the variables, to a configuration.
 
     Raises:
         DataError: the checkpoint is missing or damaged.
@@ -141,8 +141,8 @@ def architecture(variables: Variables, source: Path) -> dict[str, Any]:
     shapes = {name: tuple(_codes(value).shape) for name, value in variables.items()}
     table: dict[str, Any] = _family(shapes) | {"input_norm": "input_bn/beta" in shapes, "head": _head(shapes)}
     if not table["head"]:
-        found = ", ".join(sorted(shapes)[:5]) or "none"
-        raise ArtifactError(f"{source}: has no classifier of the authors' program; its variables: {found}, …")
+        names = ", ".join(sorted(shapes)[:5]) or "none"
+        raise ArtifactError(f"{source}: has no classifier of the authors' program; its variables: {names}, …")
     table["hidden"] = shapes["hidden1_weights"][1] if "hidden1_weights" in shapes else 0
     if "hidden1_bn/beta" in shapes:
         table["activation"] = "relu6"
@@ -278,17 +278,17 @@ def _tensor(array: Array) -> Tensor:
 def _check_shapes(config: TaggerConfig, schema: Schema, state: Mapping[str, Value], source: Path) -> None:
     tagger = meta_tagger(config, schema.widths, schema.classes)
     expected = {name: tuple(t.shape) for name, t in tagger.state_dict().items() if t.is_floating_point()}
-    found = {name: tuple(_codes(value).shape) for name, value in state.items()}
-    faults = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
-    faults += [f"{name} has no counterpart" for name in sorted(found.keys() - expected.keys())]
+    actual = {name: tuple(_codes(value).shape) for name, value in state.items()}
+    faults = [f"{name} is missing" for name in sorted(expected.keys() - actual.keys())]
+    faults += [f"{name} has no counterpart" for name in sorted(actual.keys() - expected.keys())]
     faults += [
-        f"{name} is {list(found[name])} and not {list(expected[name])}"
-        for name in sorted(expected.keys() & found.keys())
-        if expected[name] != found[name]
+        f"{name} is {list(actual[name])} and not {list(expected[name])}"
+        for name in sorted(expected.keys() & actual.keys())
+        if expected[name] != actual[name]
     ]
     if faults:
         data = f"{' + '.join(map(str, schema.widths))} values a frame and {schema.classes} classes"
         raise ArtifactError(
-            f"{source}: does not fit data with {data} as {config.family}; give the data's --schema, or --set what the "
-            f"checkpoint does not say:\n  " + "\n  ".join(faults)
+            f"{source}: does not fit data with {data} as {config.family}; give the --schema of its data, or give "
+            f"with --set what the checkpoint does not hold:\n  " + "\n  ".join(faults)
         )

@@ -12,7 +12,7 @@ from reeltag.core.storage import atomic_path
 from reeltag.inference.ensemble import Predictions
 from reeltag.inference.metrics.gap import TOP_K, top_k
 
-GROUP_BATCHES = 128  # batches of predictions in a row group
+GROUP_BATCHES = 128  # batches of predictions per row group
 
 
 class Parquet:

@@ -42,7 +42,7 @@ class Submission:
         return list(self.schema.segment_classes or range(self.schema.classes))
 
     def write(self, path: Path, predictions: Iterable[Predictions], label_names: Sequence[str]) -> None:
-        """Write the scores of a part, 4 bytes a segment and class.
+        """Write the scores of a part, 4 bytes per segment and class.
 
         Raises:
             UsageError: a video's id contains a separator.

@@ -1,4 +1,4 @@
-"""Predictions on disk: Kaggle's CSV, JSON Lines and Parquet, written whole or not at all."""
+"""File formats of predictions: Kaggle's CSV, JSON Lines and Parquet. Files are written atomically."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ FORMATS: dict[str, Callable[[], Format]] = {
 
 
 def refuse_ending(path: Path) -> None:
-    """See that a path's ending tells a format, before a model is opened.
+    """Refuse a path whose ending names no format, so that the error comes before a model is loaded.
 
     Raises:
         UsageError: the ending is unknown, or its format needs a package that is not installed.

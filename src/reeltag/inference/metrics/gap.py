@@ -83,17 +83,17 @@ class Metrics:
         Args:
             probabilities: [B, C] float32.
             labels: [B, C] bool.
-            all_scores: keep all scores for `Scores.map_all`: 5 bytes a video and class, 10 while merging.
+            all_scores: keep all scores for `Scores.map_all`: 5 bytes per video and class, 10 while merging.
         """
         scores, classes = top_k(probabilities, TOP_K)
         hits = labels.gather(1, classes)
-        a_video, a_class = _label_counts(labels)
+        per_video, per_class = _label_counts(labels)
         return cls(
             scores.cpu().numpy(),
             classes.cpu().numpy(),
             hits.cpu().numpy(),
-            _precision_at_label_count(probabilities, labels, scores, hits, a_video),
-            a_class,
+            _precision_at_label_count(probabilities, labels, scores, hits, per_video),
+            per_class,
             (probabilities.cpu(), labels.cpu()) if all_scores else None,
         )
 
@@ -216,9 +216,9 @@ def _label_counts(labels: Tensor) -> tuple[Integers, Integers]:
 
 
 def _precision_at_label_count(
-    probabilities: Tensor, labels: Tensor, scores: Tensor, hits: Tensor, a_video: Integers
+    probabilities: Tensor, labels: Tensor, scores: Tensor, hits: Tensor, labels_per_video: Integers
 ) -> Floats:
-    counts = torch.from_numpy(a_video).to(labels.device)
+    counts = torch.from_numpy(labels_per_video).to(labels.device)
     if int(counts.max()) > scores.shape[1]:  # more labels than top k
         scores, classes = top_k(probabilities, int(counts.max()))
         hits = labels.gather(1, classes)

@@ -22,7 +22,7 @@ _UNRATED = -1
 
 
 class SegmentRanking:
-    """The K highest-scoring segments of each class so far, in at most 10 bytes a segment and class.
+    """The K highest-scoring segments of each class so far, in at most 10 bytes per segment and class.
 
     Args:
         count: C, number of classes.
@@ -36,7 +36,7 @@ class SegmentRanking:
         self.positives = np.zeros(len(self.classes), np.int64)
         self._scores: list[npt.NDArray[np.float32]] = []  # each [classes, some segments]
         self._ratings: list[npt.NDArray[np.int8]] = []  # ratings of the same segments: 0, 1 or unrated
-        self._waiting = 0  # segments since the lists were last cut
+        self._waiting = 0  # segments added since the lists were last cut
 
     def add(self, probabilities: Tensor, labels: Tensor, rated: Tensor) -> None:
         """Add B segments.
@@ -71,7 +71,7 @@ class SegmentRanking:
         scores, ratings = np.concatenate(self._scores, axis=1), np.concatenate(self._ratings, axis=1)
         self._scores, self._ratings, self._waiting = [], [], 0
         kept = min(self.top, scores.shape[1])
-        for row, column in zip(scores, ratings, strict=True):  # in place, a class at a time
+        for row, column in zip(scores, ratings, strict=True):  # in place, one class at a time
             order = np.argsort(-row, kind="stable")[:kept]
             row[:kept], column[:kept] = row[order], column[order]
         self._scores, self._ratings = [scores[:, :kept].copy()], [ratings[:, :kept].copy()]

@@ -57,36 +57,36 @@ class VideoReader:
 
 
 def open_reader(artifact: Artifact, name: str, image: str | None = None, audio: str | None = None) -> VideoReader:
-    """Open the extractors of a model, by the names in its schema or by the given ones.
+    """Open the extractors of a model: those that its schema names, or those that the user names instead.
 
     Args:
         artifact: the model; its members are not needed.
         name: name of its file, for messages.
-        image: extractor of the feature `rgb`, such as `onnx:PATH`, if the schema does not say where its file is.
+        image: extractor of the feature `rgb`, such as `onnx:PATH`; needed if it reads a file of its own.
         audio: extractor of the feature `audio`, likewise.
 
     Raises:
-        UsageError: the extractor of a feature is unknown, or the given one is not that of the training data.
+        UsageError: the extractor of a feature is unknown, or the named one is not that of the training data.
     """
     schema = artifact.schema
-    given = {feature: value for feature, value in (("rgb", image), ("audio", audio)) if value is not None}
-    refuse_unreadable(artifact, name, given)
+    chosen = {feature: value for feature, value in (("rgb", image), ("audio", audio)) if value is not None}
+    refuse_unreadable(artifact, name, chosen)
     read = {feature.name for feature in schema.features}
-    if unread := sorted(set(given) - read):
+    if unread := sorted(set(chosen) - read):
         raise UsageError(
             f"{_KINDS[unread[0]][0]}: {name} reads no such feature, but {', '.join(sorted(read))}; leave it out"
         )
-    opened = {feature.name: _extractor(feature, given.get(feature.name), name) for feature in schema.features}
+    opened = {feature.name: _extractor(feature, chosen.get(feature.name), name) for feature in schema.features}
     return VideoReader(schema, Pipeline(opened.get("rgb"), opened.get("audio"), artifact.projections))
 
 
-def refuse_unreadable(artifact: Artifact, name: str, given: Collection[str] = ()) -> None:
+def refuse_unreadable(artifact: Artifact, name: str, named: Collection[str] = ()) -> None:
     """Refuse a model whose input cannot be made from video files.
 
     Args:
         artifact: the model.
         name: name of its file, for messages.
-        given: features whose extractors the user names.
+        named: features whose extractors the user names.
 
     Raises:
         UsageError: the model tags segments, or does not say which extractors made its features.
@@ -98,26 +98,34 @@ def refuse_unreadable(artifact: Artifact, name: str, given: Collection[str] = ()
     for feature in schema.features:
         origin = feature.extractor
         if origin is None or feature.name not in _KINDS or (schema.level, schema.dtype) != ("frame", "uint8"):
-            what = f"does not know what makes its feature {feature.name!r} of a video"
-            raise UsageError(f"{name}: {what}; train on the shards of `reeltag extract`, with the recipe beside them")
+            what = f"does not name the extractor of its feature {feature.name!r}"
+            raise UsageError(
+                f"{name}: {what}; train on shards of `reeltag extract`, with the recipe that it writes beside them"
+            )
         if origin.projection and feature.name not in artifact.projections:
             what = f"does not hold the PCA of its feature {feature.name!r}"
-            raise UsageError(f"{name}: {what}; name it in the recipe, data.pca, and run that again")
+            raise UsageError(f"{name}: {what}; name the PCA in the recipe under data.pca, and run the recipe again")
         option, known, _ = _KINDS[feature.name]
         kind, _, file = origin.name.partition(":")
-        if file and feature.name not in given:
-            raise UsageError(f"{name}: reads the features of {origin.name}; say where it is, {option} {kind}:PATH?…")
-        if kind not in known and feature.name not in given:
+        if file and feature.name not in named:
+            raise UsageError(
+                f"{name}: reads the features of {origin.name}; give the path of its file, {option} {kind}:PATH?…"
+            )
+        if kind not in known and feature.name not in named:
             raise UsageError(f"{name}: reads the features of {origin.name!r}, which this reeltag does not have")
 
 
-def _extractor(feature: Feature, given: str | None, model: str) -> Extractor[Any]:
+def _extractor(feature: Feature, chosen: str | None, model: str) -> Extractor[Any]:
+    """Open the extractor of a feature and verify that it is the one of the training data."""
     origin = feature.extractor
     assert origin is not None  # checked by `refuse_unreadable`
     option, _, opener = _KINDS[feature.name]
-    extractor = opener(given or origin.name)
+    extractor = opener(chosen or origin.name)
     opened = extractor.origin(origin.projection) if extractor else None
     if extractor is None or opened is None or opened.hash != origin.hash:
         other = f"{opened.name}{describe_difference(opened, origin)}" if opened else "none"
-        raise UsageError(f"{model}: reads {feature.name!r} from {origin.name}, not from {other}; give {option} as then")
+        raise UsageError(
+            f"{model}: reads {feature.name!r} from {origin.name}, not from {other}; "
+            f"give {option} as it was for the training data"
+        )
     return extractor

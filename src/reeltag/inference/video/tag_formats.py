@@ -23,7 +23,7 @@ _RUNS = 3  # largest number of time spans of a tag in a line
 
 
 def as_lines(tagged: Tagged) -> Iterator[str]:
-    """Yield lines for people: a video, its tags and, if it has a timeline, the times at which each tag holds."""
+    """Yield lines for a terminal: a video, its tags and, with a timeline, the time spans of each tag."""
     yield f"{one_line(tagged['id'])}: {counted(tagged['frames'], 'second')}"
     names = [one_line(tag["name"]) for tag in tagged["tags"]]
     for index, (tag, name) in enumerate(zip(tagged["tags"], names, strict=True)):
@@ -61,8 +61,8 @@ def as_html(model: str, results: Sequence[TaggedFile], left_out: Mapping[str, st
 
     Args:
         model: name of the model.
-        results: tags with timelines.
-        left_out: files without a result, with the reason.
+        results: tags of videos, with timelines.
+        left_out: reason of each file that has no result, by its name.
     """
     content = {
         "videos": [

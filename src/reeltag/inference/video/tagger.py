@@ -1,4 +1,4 @@
-"""Video files → tags, by a model that knows which extractors its features come from."""
+"""Tag video files with a model whose schema names the extractors of its features."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class TaggedFile:
     """Tags of a video file.
 
     Attributes:
-        tagged: its tags, and where it was asked for their timeline.
-        remarks: what is unusual about the file, for people.
-        pictures: JPEG of the middle of each segment; none where they were not asked for, or there are none.
+        tagged: its tags and, if requested, their timeline.
+        remarks: peculiarities of the file, such as a missing sound track.
+        pictures: JPEG of the middle frame of each segment; empty if not requested, or if the file has no pictures.
     """
 
     tagged: Tagged
@@ -39,11 +39,11 @@ class TaggedFile:
 
 @dataclass(frozen=True)
 class VideoTagger:
-    """A model behind the extractors that it was trained with; see `open_tagger`.
+    """A model together with the extractors of its features; see `open_tagger`.
 
     Attributes:
         predictor: the model.
-        reader: file → what the model reads.
+        reader: converts video files to the model's input.
     """
 
     predictor: Predictor
@@ -53,28 +53,31 @@ class VideoTagger:
         """Return the most probable classes of a video, and with `timeline` their scores in its segments.
 
         Args:
-            video: as the reader gives it.
-            top: how many; all where there are fewer.
-            timeline: whether segments are tagged.
+            video: features of the video, as the reader returns them.
+            top: number of classes; all if there are fewer.
+            timeline: also tag the segments of the video.
         """
         schema = self.predictor.schema
-        groups = [[video], split_segments(video) if timeline else []]  # apart, so that segments are not padded
+        groups = [
+            [video],
+            split_segments(video) if timeline else [],
+        ]  # separate batches, so that segments are not padded to the video's length
         batches = chain.from_iterable(stream_batches(group, schema, BATCH_SIZE) for group in groups)
         scores = torch.cat([part.probabilities for part in predict_batches(self.predictor.model, batches)]).numpy()
         return build_tagged(video, scores, min(top, schema.classes), self.predictor.label_names)
 
 
 def open_tagger(predictor: Predictor, name: str, image: str | None = None, audio: str | None = None) -> VideoTagger:
-    """Open the extractors of a model, which are opened by the names that its schema has, or as they are given.
+    """Open the extractors of a model: those that its schema names, or those that the user names instead.
 
     Args:
         predictor: the model.
-        name: of its file, for errors.
-        image: what makes the feature `rgb`, such as `onnx:PATH`, where the name does not tell.
-        audio: what makes the feature `audio`.
+        name: name of its file, for messages.
+        image: extractor of the feature `rgb`, such as `onnx:PATH`; needed if it reads a file of its own.
+        audio: extractor of the feature `audio`, likewise.
 
     Raises:
-        UsageError: the model's features are of no extractor that is known, or of another.
+        UsageError: the extractor of a feature is unknown, or the named one is not that of the training data.
     """
     return VideoTagger(predictor, open_reader(predictor.artifact, name, image, audio))
 
@@ -93,13 +96,13 @@ def tag_files(
     Args:
         tagger: the model.
         items: the files.
-        top: how many tags of each.
-        progress: what people see.
-        timeline: whether segments are tagged.
-        pictures: whether there are to be pictures of them.
+        top: number of tags per file.
+        progress: reports each file.
+        timeline: also tag the segments of each video.
+        pictures: also make a picture of each segment.
 
     Returns:
-        The results, and of each file that cannot be read its name and the reason.
+        The results, and for each file that cannot be read the reason, by its name.
     """
     results, left_out = list[TaggedFile](), dict[str, str]()
     threads = available_cpus()
@@ -107,16 +110,17 @@ def tag_files(
         for item in items:
             try:
                 video, remarks = tagger.reader.read(item.path, item.id, threads)
-                found = _middles(item.path, video.length, threads) if pictures else ()
+                images = _middles(item.path, video.length, threads) if pictures else ()
             except VideoError as error:
                 left_out[item.id] = str(error).removeprefix(f"{item.path}: ")
             else:
-                results.append(TaggedFile(tagger.tag(video, top, timeline=timeline), remarks, found))
+                results.append(TaggedFile(tagger.tag(video, top, timeline=timeline), remarks, images))
             task.advance(1, note=item.id)
     return results, left_out
 
 
 def _middles(path: Path, length: int, threads: int) -> tuple[bytes, ...]:
+    """Return a JPEG of the middle frame of each segment; empty if the file has no pictures."""
     wanted = [(begin + end) // 2 for begin, end in segment_spans(length)]
-    found = thumbnails(path, wanted, threads)
-    return tuple(found[second] for second in wanted) if found else ()
+    images = thumbnails(path, wanted, threads)
+    return tuple(images[second] for second in wanted) if images else ()

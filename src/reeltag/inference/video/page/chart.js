@@ -46,7 +46,7 @@ function draw(video, facts, words) {
   $("video").classList.toggle("whole", whole);
   $("title").textContent = video.id || "Unnamed video";
   $("facts").textContent = facts;
-  shown = { video, words, row: -1, column: -1 };
+  displayed = { video, words, row: -1, column: -1 };
   const rows = video.tags.map((tag, row) => tagRow(tag, row, whole ? [] : scores[row], segments));
   $("chart").replaceChildren(...rows, axis(video.frames));
   read();
@@ -57,7 +57,7 @@ function axis(frames) {
   line.id = "axis";
   line.setAttribute("aria-hidden", "true");
   const ends = make("div", "");
-  ends.append(...[0, 0.5, 1].map((share) => make("span", "", shown.words.at(Math.round(share * frames)))));
+  ends.append(...[0, 0.5, 1].map((fraction) => make("span", "", displayed.words.at(Math.round(fraction * frames)))));
   line.append(ends);
   return line;
 }
@@ -89,35 +89,35 @@ function tagRow(tag, row, scores, segments) {
   return line;
 }
 
-const sentence = (tag, segment, value) => `${tag.name}, ${shown.words.span(segment)}: ${decimals.format(value)}`;
+const sentence = (tag, segment, value) => `${tag.name}, ${displayed.words.span(segment)}: ${decimals.format(value)}`;
 
-let shown = null; // the video on the page, its words, and the cell that is pointed at
+let displayed = null; // the video on the page, its words, and the row and column of the cell under the pointer
 
 function point(row, column) {
-  shown.row = row;
-  shown.column = column;
+  displayed.row = row;
+  displayed.column = column;
   read();
 }
 
 function read() {
   document.querySelector(".cell.here")?.classList.remove("here");
-  const { video, row, column } = shown;
+  const { video, row, column } = displayed;
   const cell = $(`cell-${row}-${column}`);
   cell?.classList.add("here");
   $("chart").setAttribute("aria-activedescendant", cell?.id ?? "");
   const { segments, scores } = video.timeline;
   $("reading").textContent = cell ? sentence(video.tags[row], segments[column], scores[row][column]) : "";
-  shown.words.pointed?.(column);
+  displayed.words.pointed?.(column);
 }
 
 const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
 $("chart").onkeydown = (event) => {
   const step = STEPS[event.key];
-  if (!step || shown.video.timeline.segments.length < 2) return;
+  if (!step || displayed.video.timeline.segments.length < 2) return;
   event.preventDefault();
   const within = (value, count) => Math.max(0, Math.min(count - 1, value));
-  const { video, row, column } = shown;
+  const { video, row, column } = displayed;
   if (row < 0) point(0, 0);
   else point(within(row + step[0], video.tags.length), within(column + step[1], video.timeline.segments.length));
 };

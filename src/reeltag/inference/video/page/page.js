@@ -1,6 +1,6 @@
 import { $, choose, counted, draw, list, make, seconds } from "./chart.js";
 
-const FILM = 8; // pictures beneath a timeline; of them and the others one is shown when its stretch is pointed at
+const FILM = 8; // most pictures in the strip beneath a timeline; pointing at a segment shows that segment's own picture
 
 const { videos, left_out } = JSON.parse($("data").textContent);
 
@@ -22,10 +22,10 @@ function film(pictures) {
   line.setAttribute("aria-hidden", "true");
   const strip = make("div", "");
   const count = Math.min(FILM, pictures.length);
-  for (let place = 0; place < count; place += 1) {
+  for (let index = 0; index < count; index += 1) {
     const image = make("img", "");
     image.alt = "";
-    image.src = pictures[Math.floor(((place + 0.5) / count) * pictures.length)];
+    image.src = pictures[Math.floor(((index + 0.5) / count) * pictures.length)];
     strip.append(image);
   }
   line.append(strip);
