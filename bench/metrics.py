@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from measure import Peer, Times, options, pin, print_json, print_table, run_rounds, seconds, timed
-from reeltag.inference.metrics.gap import Metrics
+from reeltag.inference.metrics.video_metrics import Metrics
 
 CLASSES, BATCHES = 3862, (64, 256, 1024)
 PEER, TOLERANCE, REACH = "starter code", 5e-4, 0.3

@@ -9,7 +9,7 @@ import pytest
 from conftest import TINY
 from reeltag.cli.main import main
 from reeltag.core.errors import UsageError
-from reeltag.core.transfer import RemoteFile
+from reeltag.core.remote_files import RemoteFile
 from reeltag.data import shard_cache
 from reeltag.data.synthetic import write_synthetic
 from reeltag.pipeline.plan import plan

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from conftest import TINY
-from reeltag.core import transfer
+from reeltag.core import remote_files
 from reeltag.core.errors import DataError, TransferError, UsageError
 from reeltag.core.storage import find_files
 from reeltag.data import shard_cache, shards
@@ -74,7 +74,7 @@ def assert_equal(ours, theirs):
 
 @pytest.mark.parametrize("rate", [0.0, 0.05, 0.3])
 def test_the_manifest_is_that_of_the_same_shards_here(store, folder, rate, monkeypatch):
-    monkeypatch.setattr(transfer, "CHUNK_BYTES", 200)
+    monkeypatch.setattr(remote_files, "CHUNK_BYTES", 200)
     store.faults.rate = rate
     ours, theirs = here(folder), there(store, folder)
     assert theirs.fingerprint == ours.fingerprint
@@ -173,7 +173,7 @@ def test_what_is_still_needed_goes_last(web, folder, monkeypatch):
 
 def test_two_processes_fetch_a_shard_once(web, folder, monkeypatch):
     files = find_files([f"{web.put_folder(folder)}/train-*"])
-    monkeypatch.setattr(transfer, "CHUNK_BYTES", 200)
+    monkeypatch.setattr(remote_files, "CHUNK_BYTES", 200)
     contexts = map(multiprocessing.get_context, ("fork", "fork", "spawn"))
     processes = [context.Process(target=_fetch_all, args=(files,)) for context in contexts]
     for process in processes:
@@ -246,7 +246,7 @@ def test_a_new_version_is_fetched_and_an_old_one_that_is_back_is_known(store, fo
     other = (folder / "train-00001-of-00006.tfrecord").read_bytes()
     for each in (content, other, content):
         url = store.put("a.tfrecord", each)
-        with shard_cache.open_copy(transfer.stat(url)) as file:
+        with shard_cache.open_copy(remote_files.stat(url)) as file:
             assert file.read() == each
 
 
@@ -280,7 +280,7 @@ def test_read_ahead_is_done_before_it_is_asked_for_and_ends_with_its_block(web, 
 
 def test_what_cannot_be_fetched_ahead_is_an_error_when_it_is_needed(web, folder, monkeypatch):
     files = find_files([f"{web.put_folder(folder)}/train-*"])
-    monkeypatch.setattr(transfer, "TRIES", 2)
+    monkeypatch.setattr(remote_files, "TRIES", 2)
     videos = read_examples(files, SCHEMA)
     first = next(videos)
     assert first.id

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from reeltag.cli.main import main
-from reeltag.core import transfer
+from reeltag.core import remote_files
 from reeltag.core.errors import TransferError, UsageError
 from reeltag.core.progress import Progress
 from reeltag.data import yt8m_download
@@ -36,8 +36,8 @@ class Said(Progress):
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(transfer, "PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(transfer, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(remote_files, "PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(remote_files, "CHUNK_BYTES", 1000)
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_a_killed_download_goes_on_where_it_was(tmp_path):
         server.faults = {"train99.tfrecord": [None, "stall"]}  # of the last shard one chunk arrives
         program = (
             "from pathlib import Path\n"
-            "from reeltag.core import transfer\n"
+            "from reeltag.core import remote_files\n"
             "from reeltag.data import yt8m_download as download\n"
             "from reeltag.core.progress import Progress\n"
             "transfer.CHUNK_BYTES, download.CONCURRENT_DOWNLOADS = 20_000, 1\n"

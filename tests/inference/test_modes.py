@@ -1,5 +1,8 @@
 """The modes of a loaded model: exact, bf16, small and fast."""
 
+import os
+import subprocess
+import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -103,6 +106,23 @@ def test_other_operations_use_the_dequantized_weight(build):
     assert isinstance(parameter, torch.nn.Parameter) and parameter.stored is weight.stored
     assert (parameter.shape, parameter.dtype, parameter.device.type) == ((200, 90), torch.float32, "cpu")
     assert not any(type(each) is not torch.Tensor for each in (weight.T, weight + 1, weight[0], weight.clone()))
+
+
+def test_int8_sums_are_exact_where_the_kernel_of_this_cpu_is_hidden():
+    """findings/torch-int8-product-hidden-vnni.sh: torch's own product is wrong there on a CPU with VNNI."""
+    program = """
+import torch
+from reeltag.artifact.quantization.linear import multiply_int8
+a, b = (torch.randint(-128, 128, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+        for shape in ((33, 64), (48, 64)))
+for rows in (a, a[:1]):
+    assert torch.equal(multiply_int8(rows, b.t()).long(), rows.long() @ b.t().long())
+"""
+    paths = os.pathsep.join(sys.path)
+    environment = os.environ | {"PYTHONPATH": paths, "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("mode fast uses float64") <= 1, "one remark, however often it multiplies"
 
 
 def test_int8_sums_of_extreme_codes_do_not_overflow():

@@ -18,8 +18,8 @@ from reeltag.inference.ensemble import Predictions
 from reeltag.inference.formats.submission import Submission
 from reeltag.inference.formats.table import output_format
 from reeltag.inference.metrics.evaluation import evaluate_predictions
-from reeltag.inference.metrics.gap import Metrics
-from reeltag.inference.metrics.segments import SegmentRanking
+from reeltag.inference.metrics.segment_metrics import SegmentRanking
+from reeltag.inference.metrics.video_metrics import Metrics
 from starter_code import as_the_starter_code_does
 
 CLASSES = 5

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import golden
-from reeltag.inference.metrics.gap import Metrics, top_k
+from reeltag.inference.metrics.video_metrics import Metrics, top_k
 
 ARRAYS = golden("metrics")
 CASES = sorted(key.removesuffix(":metrics") for key in ARRAYS if key.endswith(":metrics"))

@@ -18,7 +18,7 @@ from reeltag.core.progress import Progress
 from reeltag.data.holdout import split_folds
 from reeltag.data.shards import Manifest, Shards
 from reeltag.data.soft_targets import SoftTargets
-from reeltag.inference.metrics.gap import Metrics
+from reeltag.inference.metrics.video_metrics import Metrics
 from reeltag.pipeline import executor
 from reeltag.pipeline.plan import plan
 from reeltag.pipeline.stages.check import Beside, room

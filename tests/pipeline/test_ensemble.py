@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reeltag.inference.metrics.gap import Metrics, gap
+from reeltag.inference.metrics.video_metrics import Metrics, gap
 from reeltag.pipeline.ensemble_search import (
     Option,
     best_combination,

@@ -7,10 +7,10 @@ import pytest
 
 from conftest import TINY_RUN
 from reeltag.cli.main import main
-from reeltag.core import transfer
+from reeltag.core import remote_files
 from reeltag.core.errors import UsageError
 from reeltag.core.progress import Progress
-from reeltag.core.transfer import list_files, read
+from reeltag.core.remote_files import list_files, read
 from reeltag.pipeline import executor, run_folder
 from reeltag.pipeline.executor import Stage
 from reeltag.pipeline.run_folder import RemoteOutputs, outputs_at
@@ -149,7 +149,7 @@ def test_files_that_a_killed_process_did_not_upload_are_uploaded_later(s3, tmp_p
 def test_a_run_whose_url_was_emptied_is_uploaded_again(s3, tmp_path, monkeypatch):
     url = f"{s3.root}/run"
     executor.run([KEPT], url, Progress())
-    filesystem, path = transfer.file_system(url)
+    filesystem, path = remote_files.file_system(url)
     filesystem.rm(path, recursive=True)
     folders = executor.run([KEPT], url, Progress())
     another_machine(monkeypatch, tmp_path / "other")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from conftest import make_video
 from reeltag.data.formats.tfrecord import frame_record
-from reeltag.inference.metrics.gap import top_k
+from reeltag.inference.metrics.video_metrics import top_k
 from reeltag.inference.predictor import load
 from reeltag.inference.timeline import best_classes
 from serving import FLOATS, SCHEMA, client, client_of, frames_of, post_records, predictor, record, write_model

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from reeltag.core import transfer
+from reeltag.core import remote_files
 
 KINDS = ("503", "short", "drop", "stall")
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -126,6 +126,13 @@ class Bucket(Files):
         return {"kind": "storage#object", "bucket": "tests", "name": path[1:], "size": size, "etag": etag}
 
 
+def patient_file_system(url):
+    """A file system for what prepares a test: it has no retries, so a busy machine must not look like silence."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remote_files, "SILENT_SECONDS", 60)
+        return remote_files.file_system(url)
+
+
 class Server:
     """An application behind faults, on a port of loopback."""
 
@@ -145,7 +152,7 @@ class Server:
         if self.scheme in ("http", "gs"):
             self.app.put(f"/data/{name}", content)
         else:
-            filesystem, path = transfer.file_system(url)
+            filesystem, path = patient_file_system(url)
             rate, self.faults.rate = self.faults.rate, 0.0
             filesystem.pipe_file(path, content)
             self.faults.rate = rate
@@ -166,9 +173,9 @@ class Server:
 
 def quick(monkeypatch, tmp_path):
     """Short pauses, few bytes at a time and an empty cache."""
-    monkeypatch.setattr(transfer, "PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(transfer, "SILENT_SECONDS", 0.3)
-    monkeypatch.setattr(transfer, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(remote_files, "PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(remote_files, "SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(remote_files, "CHUNK_BYTES", 1000)
     monkeypatch.setenv("REELTAG_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("REELTAG_CACHE_GB", "1")  # so that what a recipe sets goes with the test
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -196,7 +203,7 @@ def started(scheme, monkeypatch):
     for key in CREDENTIALS:
         monkeypatch.setenv(key, "of-tests")
     S3FileSystem.clear_instance_cache()  # which know the address of an earlier test
-    filesystem, _ = transfer.file_system(server.root)
+    filesystem, _ = patient_file_system(server.root)
     if filesystem.exists("bucket-of-tests"):  # moto keeps it in this process
         filesystem.rm("bucket-of-tests", recursive=True)
     filesystem.mkdir("bucket-of-tests")

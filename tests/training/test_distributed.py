@@ -21,7 +21,7 @@ from reeltag.core.distributed.process_group import launch
 from reeltag.core.errors import DataError
 from reeltag.core.interrupts import REPEAT_SECONDS
 from reeltag.data.synthetic import write_synthetic
-from reeltag.inference.metrics.gap import Metrics, gap
+from reeltag.inference.metrics.video_metrics import Metrics, gap
 from reeltag.training import checkpoint
 
 STEPS = 6  # of a case: two epochs of 24 videos in batches of 8

@@ -23,8 +23,8 @@ from reeltag.artifact.quantization.sizes import Encoding
 from reeltag.core import tensorfile
 from reeltag.core.download_cache import fetch
 from reeltag.core.errors import ArtifactError, BudgetError, UsageError
+from reeltag.core.remote_files import is_url
 from reeltag.core.storage import atomic_path
-from reeltag.core.transfer import is_url
 from reeltag.core.validation import describe_fault
 from reeltag.data.pca import ARRAYS, Projection
 from reeltag.data.schema import Schema

@@ -14,9 +14,9 @@ from typing import Any
 from reeltag.artifact.file import SHARED_FILE, Artifact, artifact_header, load_artifact, stored_bytes
 from reeltag.artifact.quantization.quantize import stored_as
 from reeltag.core.errors import UsageError
+from reeltag.core.remote_files import LATER
 from reeltag.core.storage import atomic_folder, refuse_nonempty, write_bytes, write_json
 from reeltag.core.text import NAME_SEPARATOR, counted, escaped, megabytes, one_line
-from reeltag.core.transfer import LATER
 
 CONFIG, CARD = "config.json", "README.md"
 LISTED_CLASSES = 10

@@ -59,8 +59,8 @@ def serve(
     import torch
 
     from reeltag.core.environment import default_device
+    from reeltag.core.remote_files import is_url
     from reeltag.core.storage import find_files
-    from reeltag.core.transfer import is_url
     from reeltag.inference.predictor import load
     from reeltag.serve.limits import Limits
     from reeltag.serve.samples import read_samples

@@ -45,9 +45,9 @@ def tag(
     if top < 1:
         raise UsageError(f"--top: {top} is not a valid number of tags; give 1 or more")
     from reeltag.core.progress import default_progress
+    from reeltag.core.remote_files import is_url
     from reeltag.core.storage import refuse_existing, write_bytes
     from reeltag.core.text import counted
-    from reeltag.core.transfer import is_url
     from reeltag.data.video.dataset import find_videos
     from reeltag.inference.predictor import load
     from reeltag.inference.video.tag_formats import as_csv, as_html, as_lines

@@ -1,1 +1,1 @@
-"""Foundation of all other packages: errors, files, tensor files, transfer, processes and progress."""
+"""Foundation of all other packages: errors, files, tensor files, remote files, processes and progress."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from reeltag.core.errors import ArtifactError
+from reeltag.core.remote_files import describe_error, file_system, is_refusal, refusal_error, version
 from reeltag.core.storage import atomic_path, content_hash
-from reeltag.core.transfer import describe_error, file_system, is_refusal, refusal_error, version
 
 logger = logging.getLogger(__name__)
 

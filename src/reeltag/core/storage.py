@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from uuid import uuid4
 
 from reeltag.core.errors import UsageError
-from reeltag.core.transfer import RemoteFile, expand, is_url
+from reeltag.core.remote_files import RemoteFile, expand, is_url
 
 DataFile = Path | RemoteFile  # a local or a remote file
 Patterns = str | Path | Sequence[str | Path]  # one or several

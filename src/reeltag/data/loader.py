@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from reeltag.core.distributed.collectives import local_rows, sample_global
 from reeltag.core.distributed.process_pool import without_interrupts
 from reeltag.core.errors import ReeltagError
-from reeltag.core.transfer import RemoteFile
+from reeltag.core.remote_files import RemoteFile
 from reeltag.data.formats.example import Video
 from reeltag.data.prefetch import Prefetcher
 from reeltag.data.sampler import Order, ShardWindowOrder, Shuffle, epoch_order, step_positions

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from reeltag.core.errors import ReeltagError
+from reeltag.core.remote_files import RemoteFile
 from reeltag.core.storage import DataFile
-from reeltag.core.transfer import RemoteFile
 from reeltag.data import shard_cache
 
 CONCURRENT_FETCHES = 4  # parallel downloads

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from reeltag.core.errors import UsageError
-from reeltag.core.transfer import is_url, read
+from reeltag.core.remote_files import is_url, read
 
 MAX_FRAMES = 1_000_000  # of a video
 

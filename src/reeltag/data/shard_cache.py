@@ -20,12 +20,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from reeltag.core import transfer
+from reeltag.core import remote_files
 from reeltag.core.download_cache import cache_folder
 from reeltag.core.errors import DataError, UsageError
+from reeltag.core.remote_files import RemoteFile
 from reeltag.core.storage import content_hash, file_hash, make_folder
 from reeltag.core.text import megabytes
-from reeltag.core.transfer import RemoteFile
 
 LIMIT, DEFAULT_GB = "REELTAG_CACHE_GB", 32.0
 WAIT_SECONDS = 0.1
@@ -177,10 +177,10 @@ def _arrived(file: RemoteFile, partial: Path, advance: Callable[[int], None]) ->
     """Download a shard completely to `partial`; return its SHA-256."""
     if not file.sha256:
         os.truncate(partial, 0)  # without a known hash, two halves may be of different versions
-    elif transfer.stat(file.url).size != file.size:
+    elif remote_files.stat(file.url).size != file.size:
         raise _changed(file, partial)
     for _ in range(2):  # the bytes may be damaged, or a mix of two versions
-        transfer.download(file.url, partial, file.size, version=file.version, advance=advance)
+        remote_files.download(file.url, partial, file.size, version=file.version, advance=advance)
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         digest = file_hash(partial)

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from reeltag.core import tensorfile
 from reeltag.core.errors import ArtifactError, DataError
+from reeltag.core.remote_files import RemoteFile, is_url
 from reeltag.core.storage import DataFile, content_hash, file_hash
 from reeltag.core.tensorfile import TensorFile
-from reeltag.core.transfer import RemoteFile, is_url
 from reeltag.data.bad_records import BadRecord, BadRecords
 from reeltag.data.formats.example import Video, decode
 from reeltag.data.formats.tfrecord import Record, Records, ShardBytes, ShardFile

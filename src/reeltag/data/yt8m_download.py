@@ -19,12 +19,12 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Literal, TypeVar
 
-from reeltag.core import transfer
+from reeltag.core import remote_files
 from reeltag.core.errors import TransferError, UsageError
 from reeltag.core.progress import Progress
+from reeltag.core.remote_files import RemoteFile
 from reeltag.core.storage import free_bytes, locked, make_folder
 from reeltag.core.text import counted, megabytes
-from reeltag.core.transfer import RemoteFile
 
 Level = Literal["frame", "video"]
 Split = Literal["train", "validate", "test"]
@@ -108,7 +108,7 @@ def read_plan(level: Level, split: Split, source: UrlTemplates = OFFICIAL_URLS) 
         TransferError: the plan cannot be downloaded, or is invalid.
     """
     url = source.plan.format(level=level, split=split)
-    content = transfer.read(url)
+    content = remote_files.read(url)
     try:
         shards = [_planned(name, md5, split) for name, md5 in json.loads(content)["files"].items()]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -159,7 +159,7 @@ def download(
     with locked(out):
         missing = _missing(out, shards, progress)
         urls = [source.shard.format(mirror=mirror, level=level, split=split, name=shard.name) for shard in missing]
-        remote = _side_by_side([partial(transfer.stat, url) for url in urls])
+        remote = _side_by_side([partial(remote_files.stat, url) for url in urls])
         _check_room(out, missing, remote)
         with progress.task(f"fetch {counted(len(missing), 'shard')}", sum(f.size for f in remote), "bytes") as task:
             stop, lock = Event(), Lock()
@@ -202,7 +202,7 @@ def _fetch(out: Path, shard: PlannedShard, remote: RemoteFile, advance: Callable
     """Download a shard and give it its final name; try twice, as the leftover of a killed run may be damaged."""
     target = out / shard.unfinished
     for _ in range(2):
-        transfer.download(remote.url, target, remote.size, version=remote.version, advance=advance)
+        remote_files.download(remote.url, target, remote.size, version=remote.version, advance=advance)
         try:
             if _md5(_pieces(target)) == shard.md5:
                 target.replace(out / shard.file)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from reeltag.core.storage import Patterns
 from reeltag.data.bad_records import BadRecords
-from reeltag.inference.metrics.gap import Scores
+from reeltag.inference.metrics.video_metrics import Scores
 from reeltag.inference.predictor import Mode, Predictor, load
 
 

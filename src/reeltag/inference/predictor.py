@@ -30,7 +30,7 @@ from reeltag.data.shards import read_examples
 from reeltag.inference.ensemble import BATCH_SIZE, Ensemble, Predictions, predict_batches
 from reeltag.inference.inputs import as_frames, check_frames
 from reeltag.inference.metrics.evaluation import evaluate_predictions
-from reeltag.inference.metrics.gap import Scores, top_k
+from reeltag.inference.metrics.video_metrics import Scores, top_k
 
 Mode = Literal["exact", "bf16", "small", "fast"]
 # The weights that a member computes with, by mode.

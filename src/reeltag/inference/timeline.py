@@ -68,7 +68,7 @@ def split_segments(video: Video) -> list[Video]:
 
 
 def best_classes(scores: ScoreArray, count: int) -> npt.NDArray[np.int64]:
-    """Return the classes of the highest scores [C], ties in class order, as `metrics.gap.top_k` does for a batch."""
+    """Return the classes of the highest scores [C], ties in class order, as `video_metrics.top_k` does for a batch."""
     least = np.partition(scores, -count)[-count]
     classes = np.flatnonzero(scores >= least)
     return classes[np.argsort(-scores[classes], kind="stable")][:count]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reeltag.inference.metrics.gap import TOP_K, gap
+from reeltag.inference.metrics.video_metrics import TOP_K, gap
 
 ROUNDS = 30  # picks of a greedy selection; a member that is picked twice has twice the weight
 EXACT = 300  # if there are at most so many subsets, all are tried

@@ -17,6 +17,7 @@ from typing import Any
 
 from reeltag.core.download_cache import cache_folder
 from reeltag.core.errors import TransferError, UsageError
+from reeltag.core.remote_files import RemoteFile, download, exists, is_url, list_files, read, stat, upload
 from reeltag.core.storage import (
     atomic_path,
     content_hash,
@@ -28,7 +29,6 @@ from reeltag.core.storage import (
     write_bytes,
     write_json,
 )
-from reeltag.core.transfer import RemoteFile, download, exists, is_url, list_files, read, stat, upload
 
 logger = logging.getLogger(__name__)
 

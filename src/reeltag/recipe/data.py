@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
+from reeltag.core.remote_files import is_url
 from reeltag.core.storage import join_path
-from reeltag.core.transfer import is_url
 from reeltag.data.schema import Schema, expand_preset
 from reeltag.data.synthetic import SyntheticSettings
 

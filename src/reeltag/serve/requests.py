@@ -15,7 +15,7 @@ from reeltag.core.errors import DataError, RequestError
 from reeltag.data.formats.example import MAX_VALUE, FrameArray, Video, is_computable
 from reeltag.data.schema import Schema
 from reeltag.data.shards import read_shard_bytes
-from reeltag.inference.metrics.gap import TOP_K
+from reeltag.inference.metrics.video_metrics import TOP_K
 from reeltag.serve.limits import Limits
 
 RECORDS = ("application/x-tfrecord", "application/octet-stream")

@@ -60,8 +60,15 @@ def initialize() -> None:
 
     if world_size() > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group(timeout=TIMEOUT)
-        # Its threads must end before the interpreter does, or the process ends with SIGABRT now and then.
-        atexit.register(torch.distributed.destroy_process_group)
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    """Leave the process group, unless that is done; threads that outlive the interpreter can end it with SIGABRT."""
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def broadcast(value: T) -> T:

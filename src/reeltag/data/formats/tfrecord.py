@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from reeltag.core.errors import DataError
+from reeltag.core.remote_files import RemoteFile
 from reeltag.core.storage import DataFile, atomic_path, require_regular
-from reeltag.core.transfer import RemoteFile
 from reeltag.data.shard_cache import discard, open_copy
 
 _HEADER = struct.Struct("<QI")

@@ -10,7 +10,7 @@ from typing import Any
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import atomic_path
 from reeltag.inference.ensemble import Predictions
-from reeltag.inference.metrics.gap import TOP_K, top_k
+from reeltag.inference.metrics.video_metrics import TOP_K, top_k
 
 GROUP_BATCHES = 128  # batches of predictions per row group
 

@@ -19,7 +19,7 @@ from reeltag.core.storage import atomic_path
 from reeltag.core.tensorfile import TensorFile
 from reeltag.data.schema import Schema
 from reeltag.inference.ensemble import Predictions
-from reeltag.inference.metrics.segments import TOP_SEGMENTS
+from reeltag.inference.metrics.segment_metrics import TOP_SEGMENTS
 
 _MARKS = frozenset(' ,"\r\n')  # separators of cells and of segments
 

@@ -16,7 +16,7 @@ from reeltag.data.schema import Schema
 from reeltag.inference.ensemble import Predictions
 from reeltag.inference.formats.parquet import Parquet
 from reeltag.inference.formats.submission import Submission
-from reeltag.inference.metrics.gap import TOP_K, top_k
+from reeltag.inference.metrics.video_metrics import TOP_K, top_k
 
 
 def kaggle_lines(predictions: Iterable[Predictions], label_names: Sequence[str]) -> Iterator[str]:

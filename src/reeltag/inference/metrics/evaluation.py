@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from reeltag.core.errors import DataError
 from reeltag.inference.ensemble import Predictions
-from reeltag.inference.metrics.gap import Metrics
-from reeltag.inference.metrics.segments import SegmentRanking
+from reeltag.inference.metrics.segment_metrics import SegmentRanking
+from reeltag.inference.metrics.video_metrics import Metrics
 
 
 class Evaluation:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from reeltag.inference.metrics.gap import Floats, average_precision
+from reeltag.inference.metrics.video_metrics import Floats, average_precision
 
 TOP_SEGMENTS = 100_000  # K of the challenge
 

@@ -35,7 +35,8 @@ class Scores:
         videos: number of videos, or of rated segments.
         map_all: mean over the classes with positives of the average precision over all videos' scores, as AudioSet
             reports it; None if not requested.
-        map_at_k: for segments, the mean of `class_ap` over the classes with positives (`segments.py`); None for videos.
+        map_at_k: for segments, the mean of `class_ap` over the classes with positives (`segment_metrics.py`);
+            None for videos.
     """
 
     gap: float

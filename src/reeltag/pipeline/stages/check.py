@@ -16,8 +16,8 @@ from reeltag.artifact.budget import explain_over_budget
 from reeltag.artifact.quantization.sizes import Encoding, tagger_bytes
 from reeltag.core.download_cache import fetch
 from reeltag.core.errors import BudgetError, UsageError
+from reeltag.core.remote_files import is_url
 from reeltag.core.storage import join_path
-from reeltag.core.transfer import is_url
 from reeltag.data.schema import read_label_names
 from reeltag.models.shapes import TensorShapes, tagger_shapes
 from reeltag.pipeline.stages.architectures import Architecture, member_architectures

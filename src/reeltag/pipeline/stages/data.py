@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from reeltag.core.errors import ReeltagError, TransferError, UsageError
+from reeltag.core.remote_files import RemoteFile
 from reeltag.core.storage import DataFile, content_hash, file_identity, file_size, find_files, free_bytes, read_json
 from reeltag.core.text import counted, first_lines, megabytes
-from reeltag.core.transfer import RemoteFile
 from reeltag.data import shard_cache
 from reeltag.data.bad_records import summary
 from reeltag.data.formats.tfrecord import ShardFile

@@ -17,7 +17,7 @@ from reeltag.core.storage import read_json, write_json
 from reeltag.core.text import counted, megabytes
 from reeltag.data.holdout import split_halves
 from reeltag.data.shards import Manifest
-from reeltag.inference.metrics.gap import gap
+from reeltag.inference.metrics.video_metrics import gap
 from reeltag.pipeline.ensemble_search import Option, Selection, contenders, ensemble_gap, frontier, select
 from reeltag.pipeline.executor import Job, Stage
 from reeltag.pipeline.stages.check import Beside, room, shard_names

@@ -19,7 +19,7 @@ from reeltag.data.loader import sequential_batches
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Shards
 from reeltag.inference.ensemble import BATCH_SIZE, predict_batches
-from reeltag.inference.metrics.gap import gap
+from reeltag.inference.metrics.video_metrics import gap
 from reeltag.inference.predictor import load
 from reeltag.pipeline.executor import Job, Stage
 from reeltag.pipeline.stages.files import (

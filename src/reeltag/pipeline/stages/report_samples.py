@@ -17,7 +17,7 @@ from reeltag.core.environment import cpuinfo_value, default_device
 from reeltag.data.formats.example import Video
 from reeltag.data.shards import Shards
 from reeltag.inference.ensemble import Predictions
-from reeltag.inference.metrics.gap import top_k
+from reeltag.inference.metrics.video_metrics import top_k
 from reeltag.inference.predictor import Predictor
 from reeltag.inference.timeline import segment_spans
 from reeltag.models.heads import MixtureOfExperts
