@@ -135,7 +135,7 @@ def test_each_command_says_whether_it_goes_on(monkeypatch, capsys, command, said
 def test_the_end_of_the_time_saves_and_the_same_command_goes_on(tmp_path, capsys):
     recipe, out, steps = long_recipe(tmp_path), tmp_path / "out", []
     for _ in range(2):
-        assert main(["train", str(recipe), "--out", str(out), "--max-time", "3s", "--quiet"]) == 75
+        assert main(["train", str(recipe), "--out", str(out), "--max-time", "2s", "--quiet"]) == 75
         said = capsys.readouterr().err
         assert "out of time; the same command resumes" in said
         assert "loss" not in said  # it is quiet

@@ -26,8 +26,7 @@ def cluster():
         yield pool
 
 
-FEW_CPUS = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="only one CPU")
-POOLS = [processes, pytest.param(cluster, marks=[pytest.mark.slow, FEW_CPUS])]
+POOLS = [processes, pytest.param(cluster, marks=pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="only one CPU"))]
 
 
 @pytest.mark.parametrize("opened", POOLS)

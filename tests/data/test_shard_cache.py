@@ -91,7 +91,7 @@ def test_a_manifest_with_urls_comes_back_from_its_file(web, folder, tmp_path):
     assert Manifest.load(tmp_path / "manifest").shards == manifest.shards
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_batches_are_those_of_the_same_shards_here_and_go_on_at_any_step(s3, folder, workers, monkeypatch):
     ours, theirs = Shards(here(folder)), Shards(there(s3, folder))
     largest = max(info.bytes for info in theirs.manifest.shards)

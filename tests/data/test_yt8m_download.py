@@ -183,7 +183,7 @@ def test_a_killed_download_goes_on_where_it_was(tmp_path):
             "from reeltag.core import remote_files\n"
             "from reeltag.data import yt8m_download as download\n"
             "from reeltag.core.progress import Progress\n"
-            "transfer.CHUNK_BYTES, download.CONCURRENT_DOWNLOADS = 20_000, 1\n"
+            "remote_files.CHUNK_BYTES, download.CONCURRENT_DOWNLOADS = 20_000, 1\n"
             f"source = download.UrlTemplates({server.source.plan!r}, {server.source.shard!r})\n"
             f"out, part = Path({str(tmp_path)!r}), download.Part()\n"
             "download.download(out, 'frame', 'train', part, mirror='us', progress=Progress(), source=source)\n"
