@@ -59,7 +59,7 @@ def server(tiny_model):
         None,
     )
     server.gets, server.url = 0, f"http://127.0.0.1:{server.server_port}/model.reeltag?of=day"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
     stop(server)
 

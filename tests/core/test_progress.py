@@ -1,13 +1,16 @@
 """Progress of long work on a terminal, elsewhere, and when quiet."""
 
+import os
 import re
 import resource
 import sys
+import time
 
 import pytest
 import torch
 
 from reeltag.cli.main import main
+from reeltag.core import progress
 from reeltag.core.progress import PlainProgress, Progress, Task, default_progress
 
 
@@ -42,3 +45,31 @@ def test_predict_shows_progress_unless_it_is_to_be_quiet(tiny_model, tiny_shards
     said = capsys.readouterr()
     assert said.out == f"{out}: 8 videos\n"
     assert bool(said.err) == shown
+
+
+def test_plain_lines_come_in_intervals_and_at_the_end(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.2)
+    with PlainProgress().task("train", 300, "videos") as task:
+        task.resume_at(100)
+        for loss in range(4):
+            time.sleep(0.15)
+            task.advance(50, note=f"loss {loss}")
+    lines = capsys.readouterr().err.splitlines()
+    for line, done, loss in zip(lines, (200, 300, 300), (1, 3, 3), strict=True):
+        assert re.fullmatch(rf"  train: {done}/300 videos, \d+/s,( 0:00 left,)? memory .* GB, loss {loss}", line)
+
+
+def test_a_bar_on_a_terminal_shows_the_work_and_leaves_one_line(monkeypatch):
+    ours, theirs = os.openpty()
+    with open(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "200")
+        with default_progress().task("train", 4, "videos") as task:
+            time.sleep(0.6)  # the bar is drawn four times a second
+            task.advance(4)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert "train: 0/4 videos" in shown
+    assert "━" in shown
+    assert "  train: 4/4 videos" in shown.rstrip().splitlines()[-1]

@@ -144,7 +144,7 @@ class Server:
         self.address = f"http://127.0.0.1:{self.server.server_port}"
         self.root = root or f"{self.address}/data"
         self.scheme = scheme
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def put(self, name, content):
         """Put a file there; returns its URL."""

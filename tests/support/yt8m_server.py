@@ -113,7 +113,7 @@ class Server(ThreadingHTTPServer):
 def serving(shards):
     """A server of these shards."""
     server = Server(shards)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield server
     finally:

@@ -243,6 +243,7 @@ def test_a_second_signal_ends_at_once(tmp_path):
         assert all_end(process.pid)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_all_with_one_message(tmp_path):
     with training(tmp_path) as (process, ranks):
         os.kill(ranks[1], signal.SIGKILL)
