@@ -61,7 +61,7 @@ def test_plain_lines_come_in_intervals_and_at_the_end(capsys, monkeypatch):
 
 def test_a_bar_on_a_terminal_shows_the_work_and_leaves_one_line(monkeypatch):
     ours, theirs = os.openpty()
-    with open(theirs, "w") as terminal:
+    with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         monkeypatch.setenv("TERM", "xterm")
         monkeypatch.setenv("COLUMNS", "200")
