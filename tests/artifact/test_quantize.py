@@ -149,10 +149,29 @@ def test_k_means_converges_to_the_means_of_its_clusters(weights):
     assert squared_error(weights, "kmeans-8") < 0.5 * squared_error(weights, "uniform-8")
 
 
-def test_quantiles_put_equally_many_elements_around_each_value(weights):
-    counts = np.bincount(quantize_tensor(weights, "quantile-8").codes.flatten().numpy(), minlength=256)
-    assert counts.sum() == weights.numel()
-    assert counts[1:-1].max() < 2 * weights.numel() / 256
+@pytest.mark.parametrize("shape", [(20_000,), (200, 100), (20, 50, 20)], ids=str)
+@pytest.mark.parametrize("values", ["normal", "heavy-tailed", "uniform", "offset", "few"])
+def test_the_quantile_codebook_is_that_of_a_sort_and_codes_are_the_nearest(shape, values):
+    rng = np.random.default_rng(7)
+    sampled = {
+        "normal": rng.normal(size=shape),
+        "heavy-tailed": rng.standard_cauchy(shape),
+        "uniform": rng.uniform(size=shape),
+        "offset": rng.normal(1e4, 1, shape),
+        "few": rng.integers(0, 3, shape),
+    }[values].astype(np.float32)
+    stored = quantize_tensor(torch.from_numpy(sampled), "quantile-8")
+    ordered = np.sort(sampled, axis=None).astype(np.float64)
+    places = np.arange(256) / 255 * (len(ordered) - 1)
+    below = np.minimum(places.astype(int), len(ordered) - 2)
+    expected = ordered[below] + (places - below) * (ordered[below + 1] - ordered[below])
+    codebook = stored.codebook.numpy()
+    np.testing.assert_allclose(codebook, expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(codebook, np.quantile(ordered, np.linspace(0, 1, 256)), rtol=1e-6, atol=1e-6)
+    assert (codebook[[0, -1]] == [ordered[0], ordered[-1]]).all()
+    nearest = np.abs(sampled.reshape(-1, 1)[:2000] - codebook.astype(np.float64)).min(1)
+    distance = np.abs(stored.dequantize().numpy() - sampled).reshape(-1)[:2000]
+    np.testing.assert_allclose(distance, nearest, rtol=1e-5, atol=1e-6 * np.abs(sampled).max())
 
 
 def test_no_element_is_further_than_half_a_step_of_its_channel_or_group(weights):

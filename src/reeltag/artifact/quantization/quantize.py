@@ -133,8 +133,8 @@ def kmeans_codebook(values: npt.NDArray[np.floating[Any]]) -> Floats:
 
 
 def quantile_codebook(values: npt.NDArray[np.floating[Any]]) -> Floats:
-    """Return the medians of 256 groups of equally many elements."""
-    return np.asarray(np.quantile(values.astype(np.float64), (np.arange(LEVELS) + 0.5) / LEVELS))
+    """Return the authors' codebook: the quantiles at linspace(0, 1, 256), from minimum to maximum, interpolated."""
+    return np.asarray(np.quantile(values.astype(np.float64), np.linspace(0, 1, LEVELS)))
 
 
 def quantize_channels(tensor: Tensor) -> ChannelTensor:

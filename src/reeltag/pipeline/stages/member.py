@@ -33,7 +33,7 @@ from reeltag.pipeline.stages.files import (
 )
 from reeltag.recipe.schema import Recipe
 
-QUANTIZE_FORMAT = 1  # raise it when the same model is quantized to other values
+QUANTIZE_FORMAT = 2  # raise it when the same model is quantized to other values
 PREDICT_FORMAT = 1  # raise it when the same model predicts other values on the hold-out
 
 
