@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import reeltag
-from reeltag.artifact.file import Artifact, Member, save_artifact
+from reeltag.artifact.file import Artifact, Member, load_artifact, save_artifact
 from reeltag.artifact.quantization.sizes import ENCODINGS
 from reeltag.cli.main import main
 from reeltag.cli.options import Mode
@@ -339,3 +340,59 @@ print(*first, use())
     _, again, kept = map(int, found.split()[1:])  # after the version
     assert again > 20  # pages of 4 kB, or huge ones
     assert kept < again / 4
+
+
+def test_combined_models_tag_by_the_weighted_mean(capsys, tiny_model, tiny_shards, tmp_path):
+    schema = reeltag.load(tiny_model).schema
+    config = parse_config({"family": "mean", "hidden": 0}, schema.widths)
+    other = tmp_path / "other.reeltag"
+    state = build_tagger(config, schema.widths, schema.classes, 5).state_dict()
+    save_artifact(other, Artifact(schema, None, (Member("other", config, 1.0, state),), {}))
+    out, again = tmp_path / "both.reeltag", tmp_path / "nested.reeltag"
+    assert main(["combine", str(tiny_model), str(other), "--weights", "0.7,0.3", "--out", str(out)]) == 0
+    assert "0.3000  other" in capsys.readouterr().out
+    assert main(["combine", str(out), str(other), "--out", str(again), "--json"]) == 0
+    members = json.loads(capsys.readouterr().out)["members"]
+    assert [each["name"] for each in members][-2:] == ["other", "other-2"]
+    assert sum(each["weight"] for each in members) == pytest.approx(1)
+    shards = [str(tiny_shards / "test-*")]
+    one, two, both, nested = (
+        torch.cat([part.probabilities for part in reeltag.load(path).predict_shards(shards)]).numpy()
+        for path in (tiny_model, other, out, again)
+    )
+    np.testing.assert_allclose(both, 0.7 * one + 0.3 * two, atol=1e-6)
+    np.testing.assert_allclose(nested, 0.35 * one + 0.65 * two, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("0.5", "1 weights for 2 models; give one weight for each model"),
+        ("0.5,0.4", "the weights sum to 0.9, not to 1; change them"),
+        ("1.5,-0.5", "weight 1.5, -0.5: must be above 0 and at most 1"),
+        ("nan,1", "weight nan: must be above 0"),
+        ("a,b", "--weights a,b: are not numbers separated by commas"),
+    ],
+)
+def test_wrong_weights_of_combined_models_are_refused(capsys, tiny_model, tmp_path, weights, message):
+    copy, out = tmp_path / "copy.reeltag", tmp_path / "out.reeltag"
+    copy.write_bytes(Path(tiny_model).read_bytes())
+    assert message in fails(capsys, "combine", tiny_model, copy, f"--weights={weights}", "--out", out)
+    assert not out.exists()
+
+
+def test_models_of_other_data_and_lone_models_are_not_combined(capsys, tiny_model, tmp_path):
+    artifact = load_artifact(Path(tiny_model))
+    other = tmp_path / "other.reeltag"
+    save_artifact(other, replace(artifact, schema=artifact.schema.model_copy(update={"max_frames": 7})))
+    out = tmp_path / "out.reeltag"
+    message = fails(capsys, "combine", tiny_model, other, "--out", out)
+    assert f"{other}: was made for other data than {tiny_model}: another max_frames in its schema" in message
+    classes = [f"c{number}" for number in range(artifact.schema.classes)]
+    for name, names in (("named", classes), ("renamed", classes[::-1])):
+        save_artifact(tmp_path / name, replace(artifact, label_names=tuple(names)))
+    message = fails(capsys, "combine", tmp_path / "named", tmp_path / "renamed", "--out", out)
+    assert "renamed: names its classes differently than" in message
+    assert "give two or more models to combine" in fails(capsys, "combine", tiny_model, "--out", out)
+    assert "given more than once" in fails(capsys, "combine", tiny_model, tiny_model, "--out", out)
+    assert not out.exists()

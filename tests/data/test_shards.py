@@ -219,6 +219,32 @@ def test_a_hold_out_needs_videos_on_both_sides(tiny_manifests: dict[str, Manifes
         split_holdout(tiny_manifests["train"], 0, **how)
 
 
+def test_a_hold_out_of_some_shards_is_drawn_from_them_alone(tmp_path: Path) -> None:
+    names = [f"train{shard}" for shard in range(3)] + [f"validate{shard}" for shard in range(4)]
+    paths = [
+        write(tmp_path / name, [make_video(SCHEMA, name=f"{name} {number}") for number in range(5)]) for name in names
+    ]
+    manifest, shard_of = scan(paths, SCHEMA), np.repeat(np.arange(7), 5)
+    for how, held in (({"shards": 2}, 10), ({"shards": 4}, 20), ({"fraction": 0.3}, 6)):
+        found = set()
+        for seed in range(6):
+            train, holdout = split_holdout(manifest, seed, patterns=["validate[0-2]", "validate3"], **how)
+            assert sorted([*train, *holdout]) == list(range(35))
+            assert len(holdout) == held
+            assert set(shard_of[holdout]) <= {3, 4, 5, 6}
+            found.add(tuple(holdout))
+        assert len(found) > 1 or held == 20
+    for how in ({"shards": 2}, {"fraction": 0.3}):
+        for mine, theirs in zip(
+            split_holdout(manifest, 1, patterns=["*"], **how), split_holdout(manifest, 1, **how), strict=True
+        ):
+            np.testing.assert_array_equal(mine, theirs)
+    with pytest.raises(UsageError, match=r"data\.holdout\.from: valid\? matches none of the 7 training shards"):
+        split_holdout(manifest, 1, shards=1, patterns=["validate*", "valid?"])
+    with pytest.raises(UsageError, match=r"shards = 5, and `from` matches 4 training shards; hold out fewer"):
+        split_holdout(manifest, 1, shards=5, patterns=["validate*"])
+
+
 # --- the order ----------------------------------------------------------------------------------
 
 

@@ -61,7 +61,7 @@ teachers = ["netvlad"]
 [students.second]
 family = "netvlad"
 level = 2
-hidden = 32
+hidden = 40
 bn_decay = 0.9
 grid = { clusters = [2, 4] }
 """
@@ -125,7 +125,7 @@ def test_every_model_is_in_the_results(results):
     assert set(results["members"]) - students == {"netvlad-4", "netvlad-6", "netvlad-8", "mean"}
 
 
-def test_the_teachers_are_the_best_combination_on_the_hold_out(folder):
+def test_the_teachers_are_the_best_combination_on_the_hold_out(folder, results):
     selection = json.loads((stage_folder(folder, "select.netvlad") / "selection.json").read_text())
     names = ["netvlad-4", "netvlad-6", "netvlad-8"]
     found = {
@@ -136,7 +136,26 @@ def test_the_teachers_are_the_best_combination_on_the_hold_out(folder):
         pair: Metrics.of((found[pair[0]]["float32"] + found[pair[1]]["float32"]) / 2, found[pair[0]]["labels"]).gap()
         for pair in combinations(names, 2)
     }
-    assert gaps[tuple(selection["names"])] == max(gaps.values()) == pytest.approx(selection["gap"], abs=1e-6)
+    assert gaps[tuple(selection["names"])] == max(gaps.values())
+    ranked = results["teachers"]["netvlad"]
+    assert {tuple(each["models"]): each["gap"] for each in ranked} == pytest.approx(gaps, abs=1e-6)
+    assert [each["gap"] for each in ranked] == sorted(gaps.values(), reverse=True)
+    assert results["teachers"]["mean"] == [{"models": ["mean"], "gap": pytest.approx(ranked_alone(results, "mean"))}]
+
+
+def ranked_alone(results, name):
+    return results["members"][name]["holdout"]["float32"]["gap"]
+
+
+def test_a_student_of_its_own_has_a_gain_beside_the_model_of_its_architecture(folder, results):
+    likes = {name: model["like"] for name, model in results["members"].items() if "like" in model}
+    assert likes.pop("second-4") == "netvlad-4"
+    assert set(likes) == {"netvlad-student-1", "netvlad-student-2", "mean-student-1"}
+    student, before = (results["members"][name]["test"]["float32"]["gap"] for name in ("second-4", "netvlad-4"))
+    row = next(
+        line for line in (folder / "out" / "report" / "tables.md").read_text().splitlines() if "second-4" in line
+    )
+    assert f"| {student:.5f} | {before:.5f} | {student - before:+.5f} |" in row
 
 
 def test_a_student_has_its_teachers_architecture(folder, results):

@@ -8,14 +8,18 @@ import torch
 
 from reeltag.inference.metrics.video_metrics import Metrics, gap
 from reeltag.pipeline.ensemble_search import (
+    Evidence,
     Option,
-    best_combination,
+    bootstrap_spread,
     contenders,
     ensemble_gap,
     frontier,
     greedy,
+    prefer_simple,
     random_search,
+    rank_combinations,
     select,
+    select_members,
     weighted,
 )
 
@@ -129,24 +133,24 @@ def test_no_subset_is_both_smaller_and_better_than_a_point_of_the_frontier(seed)
 def test_the_best_combination_is_the_best_of_all(models, count):
     options, labels = problem(11, models)
     probabilities = [option.probabilities for option in options]
-    chosen, found = best_combination(probabilities, labels, count)
+    ranking = rank_combinations(probabilities, labels, count)
     scores = {
         subset: weighted([options[i] for i in subset], labels).gap
         for subset in combinations(range(models), min(count, models))
     }
-    assert scores[tuple(chosen)] == pytest.approx(max(scores.values()), abs=1e-9)
-    assert found == pytest.approx(max(scores.values()), abs=1e-9)
+    assert dict(ranking) == pytest.approx(scores, abs=1e-9)
+    assert [found for _, found in ranking] == sorted(scores.values(), reverse=True)
 
 
 def test_many_models_are_combined_greedily():
     options, labels = problem(13, 40)
     probabilities = [option.probabilities for option in options]
-    chosen, found = best_combination(probabilities, labels, 3)
+    chosen, found = rank_combinations(probabilities, labels, 3)[0]
     best = []
     for _ in range(3):
         left = [index for index in range(40) if index not in best]
         best.append(max(left, key=lambda index: mean_gap(options, [*best, index], labels)))
-    assert chosen == sorted(best)
+    assert list(chosen) == sorted(best)
     assert found == pytest.approx(mean_gap(options, best, labels), abs=1e-9)
 
 
@@ -177,7 +181,7 @@ def test_every_weighted_mean_of_the_contenders_has_the_gap_of_all_classes(seed):
     weightings = [*np.eye(4), *np.random.default_rng(seed).dirichlet(np.ones(4), 20)]
     for weights in weightings:
         assert ensemble_gap(few, few_labels, weights) == ensemble_gap(probabilities, labels, weights)
-    assert best_combination(few, few_labels, 2) == best_combination(probabilities, labels, 2)
+    assert rank_combinations(few, few_labels, 2) == rank_combinations(probabilities, labels, 2)
 
 
 def test_with_few_classes_all_are_contenders():
@@ -186,3 +190,85 @@ def test_with_few_classes_all_are_contenders():
     few, few_labels = contenders(probabilities, labels)
     assert all(one is other for one, other in zip(few, probabilities, strict=True))
     assert few_labels is labels
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_given_members_are_all_selected_in_their_best_encodings(seed):
+    options, labels = problem(seed, 3, 2)
+    budget = sum(option.bytes for option in options) * 2 // 3
+    weights = {"m0": 0.5, "m1": 0.3, "m2": 0.2}
+    for given in (weights, None):
+        expected = {}
+        for chosen in product(options[:2], options[2:4], options[4:]):
+            if sum(option.bytes for option in chosen) <= budget:
+                parts = [option.probabilities for option in chosen]
+                mixed = sum(w * part for w, part in zip((0.5, 0.3, 0.2) if given else (1 / 3,) * 3, parts, strict=True))
+                expected[tuple(option.encoding for option in chosen)] = Metrics.of(mixed, labels).gap()
+        selection = select_members(options, labels, budget, given, trials=0, seed=1)
+        if not expected:
+            assert selection is None
+            continue
+        assert [option.member for option in selection.options] == ["m0", "m1", "m2"]
+        assert selection.bytes <= budget
+        assert selection.gap == pytest.approx(max(expected.values()), abs=1e-9)
+        assert expected[tuple(option.encoding for option in selection.options)] == pytest.approx(
+            selection.gap, abs=1e-9
+        )
+        assert selection.weights == pytest.approx((0.5, 0.3, 0.2) if given else (1 / 3,) * 3)
+        tried = select_members(options, labels, budget, given, trials=50, seed=1)
+        assert tried.gap >= selection.gap
+        assert (tried.weights == selection.weights) or not given
+
+
+def test_many_given_members_get_better_encodings_one_at_a_time():
+    options, labels = problem(3, 9, 2)
+    smallest = sum(min(a.bytes, b.bytes) for a, b in zip(options[::2], options[1::2], strict=True))
+    largest = sum(max(a.bytes, b.bytes) for a, b in zip(options[::2], options[1::2], strict=True))
+    assert select_members(options, labels, smallest - 1, None, trials=0, seed=0) is None
+    gaps = []
+    for budget in (smallest, (smallest + largest) // 2, largest):
+        selection = select_members(options, labels, budget, None, trials=0, seed=0)
+        assert selection.bytes <= budget
+        assert len(selection.options) == 9
+        gaps.append(selection.gap)
+    assert gaps == sorted(gaps)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_spread_is_that_of_resampled_videos(seed):
+    (one, other), labels = problem(seed, 2)
+    rng = np.random.default_rng(seed)
+    differences = []
+    for _ in range(400):
+        rows = torch.from_numpy(np.sort(rng.integers(0, VIDEOS, VIDEOS)))
+        differences.append(gap(one.probabilities[rows], labels[rows]) - gap(other.probabilities[rows], labels[rows]))
+    found = bootstrap_spread(one.probabilities, other.probabilities, labels, seed)
+    assert found == pytest.approx(np.std(differences), rel=0.25)
+    assert bootstrap_spread(one.probabilities, one.probabilities, labels, seed) == 0
+
+
+def test_a_mixture_is_selected_only_if_chance_does_not_explain_its_gain():
+    options, labels = problem(1, 4)
+    best = max(options, key=lambda option: gap(option.probabilities, labels))
+    mixture = select(options, labels, 10**9, trials=100, seed=0)
+    assert len(mixture.options) > 1
+    kept = prefer_simple(mixture, options, labels, 10**9, seed=0)
+    assert isinstance(kept.evidence, Evidence)
+    assert kept.evidence.gain == pytest.approx(mixture.gap - gap(best.probabilities, labels))
+    assert (kept.options == mixture.options) == (kept.evidence.gain > 2 * kept.evidence.spread)
+    # A copy of the best member with a little noise makes mixtures that are better by chance alone.
+    noise = torch.from_numpy(np.random.default_rng(0).normal(0, 0.01, labels.shape)).float()
+    twins = [best, Option("twin", "e", best.bytes, best.probabilities + noise)]
+    chance = weighted(twins, labels)
+    alone = prefer_simple(chance, twins, labels, 10**9, seed=0)
+    assert [option.member for option in alone.options] == [
+        max(twins, key=lambda o: gap(o.probabilities, labels)).member
+    ]
+    assert not alone.evidence.sufficient
+    # Members that err on different videos are better together beyond doubt.
+    half = torch.arange(VIDEOS)[:, None] < VIDEOS // 2
+    sure, unsure = torch.where(labels, 0.9, 0.1), torch.full(labels.shape, 0.2)
+    parts = [Option("a", "e", 1, torch.where(half, sure, unsure)), Option("b", "e", 1, torch.where(half, unsure, sure))]
+    together = prefer_simple(weighted(parts, labels), parts, labels, 10**9, seed=0)
+    assert len(together.options) == 2
+    assert together.evidence.sufficient

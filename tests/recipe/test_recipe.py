@@ -64,6 +64,11 @@ def test_all_faults_come_in_one_message(tmp_path):
         (("classes = 12", "classes = 12\n[data.holdout]\nfraction = 0.1\nshards = 2"), "either fraction or shards"),
         (("family = \"netvlad\"", "clusters = 8"), "models.a.family: choose one of attention, dbof"),
         (("name = \"small\"", "name = 'small'\nname = 'twice'"), "is not TOML"),
+        (("[models.a]", "[ensemble]\nweights = { a = 0.4, b = 0.5 }\n[models.a]"), "weights: sum to 0.9, not to 1"),
+        (("[models.a]", "[ensemble]\nweights = { a = 1.5, b = -0.5 }\n[models.a]"), "weights.a: must be 1 or less"),
+        (("[models.a]", "[ensemble]\nweights = { a = 1 }\nmembers = ['a']\n[models.a]"), "leave ensemble.members out"),
+        (("[models.a]", "[ensemble]\nmembers = ['aa']\n[models.a]"), "no model aa; did you mean 'a'?"),
+        (("[models.a]", "[ensemble]\nmembers = ['a', 'a']\n[models.a]"), "members: a is named twice; name each"),
         (("classes = 12", "classes = 12\nfloor = 1e"), "is not TOML"),
     ],
 )  # fmt: skip

@@ -29,7 +29,7 @@ class Page:
     """
 
     def __init__(self, socket):
-        self.socket, self.number = socket, 0
+        self.socket, self.number, self.loaded = socket, 0, 0
         self.requests, self.complaints = [], []
 
     async def call(self, method, **parameters):
@@ -37,14 +37,20 @@ class Page:
         self.number += 1
         await self.socket.send_json({"id": self.number, "method": method, "params": parameters})
         while True:
-            message = json.loads((await self.socket.receive()).data)
+            message = await self._receive()
             if message.get("id") == self.number:
                 assert "error" not in message, message
                 return message["result"]
-            self._note(message.get("method"), message.get("params"))
+
+    async def _receive(self):
+        message = json.loads((await self.socket.receive()).data)
+        self._note(message.get("method"), message.get("params"))
+        return message
 
     def _note(self, event, told):
-        if event == "Network.requestWillBeSent":
+        if event == "Page.loadEventFired":
+            self.loaded += 1
+        elif event == "Network.requestWillBeSent":
             self.requests.append(told["request"]["url"])
         elif event == "Runtime.exceptionThrown":
             self.complaints.append(told["exceptionDetails"]["text"])
@@ -52,7 +58,12 @@ class Page:
             self.complaints.append(told["entry"]["text"])
 
     async def open(self, url):
+        """Open a page and wait until it has loaded; until then scripts would see the page before."""
+        before = self.loaded
         await self.call("Page.navigate", url=url)
+        end = time.monotonic() + START
+        while self.loaded == before:
+            await asyncio.wait_for(self._receive(), end - time.monotonic())
 
     async def value(self, script):
         """Evaluate a line of JavaScript and return its value."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from reeltag.core.download_cache import fetch
 from reeltag.core.errors import ArtifactError, BudgetError, UsageError
 from reeltag.core.remote_files import is_url
 from reeltag.core.storage import atomic_path
-from reeltag.core.validation import describe_fault
+from reeltag.core.validation import describe_fault, sum_fault
 from reeltag.data.pca import ARRAYS, Projection
 from reeltag.data.schema import Schema
 from reeltag.models.config import TaggerConfig
@@ -106,7 +107,7 @@ class _Header(BaseModel):
     def _consistent(self) -> _Header:
         if self.label_names is not None and len(self.label_names) != self.data.classes:
             raise ValueError(f"{len(self.label_names)} label names for {self.data.classes} classes")
-        if abs(sum(member.weight for member in self.members) - 1) > 1e-6:
+        if sum_fault(member.weight for member in self.members):
             raise ValueError("the members' weights do not sum to 1")
         if len({member.name for member in self.members}) < len(self.members):
             raise ValueError("two members have the same name")
@@ -302,6 +303,62 @@ def average_artifacts(artifacts: Mapping[str, Artifact]) -> Artifact:
     states = [dequantize_state(other.members[0].state) for other in artifacts.values()]
     member = replace(first.members[0], state=mean_weights(states))
     return replace(first, members=(member,), provenance={"average_of": list(artifacts)})
+
+
+def combine_artifacts(artifacts: Mapping[str, Artifact], weights: Sequence[float] | None = None) -> Artifact:
+    """Combine models into one ensemble, the weighted mean of their probabilities.
+
+    The members of an ensemble share its weight. A member's name that occurs again gets a number.
+
+    Args:
+        artifacts: by the name to use in errors.
+        weights: of each artifact; they sum to 1. Equal by default.
+
+    Raises:
+        UsageError: there are fewer than two artifacts, they were made for other data or name other classes, or the
+            weights are not one positive number for each, with the sum 1.
+    """
+    if len(artifacts) < 2:
+        raise UsageError("give two or more models to combine")
+    shares = [1 / len(artifacts)] * len(artifacts) if weights is None else list(weights)
+    _check_weights(shares, len(artifacts))
+    first_name, first = next(iter(artifacts.items()))
+    named: tuple[str, tuple[str, ...]] | None = None
+    members: list[Member] = []
+    taken: set[str] = set()
+    for (name, artifact), share in zip(artifacts.items(), shares, strict=True):
+        ours, theirs = (each.schema.model_dump(exclude={"ids", "labels"}) for each in (first, artifact))
+        if other := [key for key in ours if ours[key] != theirs[key]]:
+            raise UsageError(
+                f"{name}: was made for other data than {first_name}: another {', '.join(other)} in its schema "
+                "(`reeltag inspect` shows them); combine models of the same data"
+            )
+        if artifact.label_names is not None:
+            named = named or (name, artifact.label_names)
+            if artifact.label_names != named[1]:
+                raise UsageError(
+                    f"{name}: names its classes differently than {named[0]}; combine models of the same data"
+                )
+        for member in artifact.members:
+            unique = next(each for each in _numbered(member.name) if each not in taken)
+            taken.add(unique)
+            members.append(replace(member, name=unique, weight=member.weight * share / sum(shares)))
+    provenance = {"combined": [{"file": name, "weight": share} for name, share in zip(artifacts, shares, strict=True)]}
+    return replace(first, label_names=named and named[1], members=tuple(members), provenance=provenance)
+
+
+def _check_weights(weights: Sequence[float], models: int) -> None:
+    if len(weights) != models:
+        raise UsageError(f"{len(weights)} weights for {models} models; give one weight for each model, in their order")
+    if wrong := [f"{weight:g}" for weight in weights if not 0 < weight <= 1]:
+        raise UsageError(f"weight {', '.join(wrong)}: must be above 0 and at most 1; leave out models without a weight")
+    if fault := sum_fault(weights):
+        raise UsageError(f"the weights {fault}")
+
+
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}-{number}" for number in count(2))
 
 
 def load_tagger(config: TaggerConfig, schema: Schema, state: Mapping[str, Tensor], name: str) -> Tagger:

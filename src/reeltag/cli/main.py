@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
 from reeltag.cli.average import average
 from reeltag.cli.benchmark import benchmark
+from reeltag.cli.combine import combine
 from reeltag.cli.data import data
 from reeltag.cli.doctor import doctor
 from reeltag.cli.evaluate import evaluate
@@ -70,6 +71,7 @@ app = App(
 )
 app.command(average)
 app.command(benchmark)
+app.command(combine)
 app.command(data)
 app.command(doctor)
 app.command(evaluate)

@@ -1,9 +1,9 @@
-"""Pydantic's validation errors in the wording of all other messages."""
+"""Pydantic's validation errors in the wording of all other messages, and checks that several tables share."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, BeforeValidator
@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from reeltag.core.text import did_you_mean
 
 MAX_VALUE_LENGTH = 100  # characters of a wrong value
+SUM_TOLERANCE = 1e-6
 
 _MUSTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), lambda context: "must be a whole number"),
@@ -57,6 +58,12 @@ def count_or(word: str) -> BeforeValidator:
         return value
 
     return BeforeValidator(check)
+
+
+def sum_fault(weights: Iterable[float]) -> str:
+    """Return a description if the weights of an ensemble's members do not sum to 1; empty if they do."""
+    total = sum(weights)
+    return "" if abs(total - 1) <= SUM_TOLERANCE else f"sum to {total:.10g}, not to 1; change them so that they do"
 
 
 def format_value(given: object) -> str:

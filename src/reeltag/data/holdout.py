@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from pathlib import PurePath
+
 import numpy as np
+import numpy.typing as npt
 
 from reeltag.core.errors import DataError, UsageError
 from reeltag.core.text import counted
@@ -30,8 +34,41 @@ def refuse_overlap(train: Manifest, test: Manifest) -> None:
         )
 
 
+def matching_shards(paths: Iterable[str], patterns: Sequence[str], shards: int | None = None) -> npt.NDArray[np.bool_]:
+    """Return a mask [shards] of the training shards that the hold-out may be drawn from.
+
+    Args:
+        paths: paths or URLs of the training shards.
+        patterns: of their names, relative ones with as many folders as they have; empty for all shards.
+        shards: number of shards to hold out, if the hold-out is counted in shards.
+
+    Raises:
+        UsageError: a pattern matches no training shard, or fewer shards match than are to be held out.
+    """
+    names = [PurePath(path) for path in paths]
+    matches = np.array([[name.match(pattern) for name in names] for pattern in patterns], bool)
+    for pattern, found in zip(patterns, matches, strict=True):
+        if not found.any():
+            raise UsageError(
+                f"data.holdout.from: {pattern} matches none of the {counted(len(names), 'training shard')}, of which "
+                f"the first is {names[0].name}; give patterns of shards in data.train"
+            )
+    mask: npt.NDArray[np.bool_] = matches.any(0) if patterns else np.ones(len(names), bool)
+    if patterns and shards is not None and shards > mask.sum():
+        raise UsageError(
+            f"data.holdout: shards = {shards}, and `from` matches {counted(int(mask.sum()), 'training shard')}; "
+            "hold out fewer, or match more"
+        )
+    return mask
+
+
 def split_holdout(
-    manifest: Manifest, seed: int, *, fraction: float | None = None, shards: int | None = None
+    manifest: Manifest,
+    seed: int,
+    *,
+    fraction: float | None = None,
+    shards: int | None = None,
+    patterns: Sequence[str] = (),
 ) -> tuple[Indices, Indices]:
     """Sample the hold-out by `seed`; return training and hold-out indices. A video's segments stay together.
 
@@ -40,19 +77,21 @@ def split_holdout(
         seed: any whole number.
         fraction: of the videos to hold out, or
         shards: number of whole shards to hold out (the paper holds out 800 of its validation shards).
+        patterns: of the shards that the hold-out is drawn from; all by default.
 
     Raises:
-        UsageError: nothing would be left to train on, or no video for each half of the hold-out.
+        UsageError: nothing would be left to train on, no video for each half of the hold-out, or as `matching_shards`.
     """
     rng, videos = np.random.default_rng([seed, 0x401D]), manifest.videos
     held = np.zeros(len(manifest), bool)
+    first = manifest.first_records
+    allowed = np.flatnonzero(matching_shards((shard.path for shard in manifest.shards), patterns, shards))
     if shards is not None:
-        first = manifest.first_records
-        for shard in rng.permutation(len(manifest.shards))[:shards]:
+        for shard in rng.permutation(allowed)[:shards]:
             held[first[shard] : first[shard + 1]] = True
     elif fraction is not None:
-        count = int(videos.max(initial=-1)) + 1
-        held = np.isin(videos, rng.permutation(count)[: round(fraction * count)])
+        among = np.concatenate([np.unique(videos[first[shard] : first[shard + 1]]) for shard in allowed])
+        held = np.isin(videos, rng.permutation(among)[: round(fraction * len(among))])
     if held.all() or len(np.unique(videos[held])) < 2:
         raise UsageError(
             f"data.holdout: holds out {held.sum()} of {counted(len(manifest), manifest.schema.example)}; "

@@ -1,28 +1,32 @@
 """Search for an ensemble under a byte budget: members, encodings and weights, by hold-out GAP (paper section 4.3).
 
 Greedy forward selection with replacement (Caruana et al. 2004), all subsets if they are few, and the paper's random
-search of weights. The selection never exceeds the budget.
+search of weights. The selection never exceeds the budget. A mixture of several members has to be better than the best
+one by more than chance, by a paired bootstrap over the videos; otherwise the best one is selected alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import combinations, product
 from operator import itemgetter
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from reeltag.inference.metrics.video_metrics import TOP_K, gap
+from reeltag.inference.metrics.video_metrics import TOP_K, gap, top_k
 
 ROUNDS = 30  # picks of a greedy selection; a member that is picked twice has twice the weight
 EXACT = 300  # if there are at most so many subsets, all are tried
 ROUNDING = 1e-4  # relative; more than the rounding error of a weighted mean in float32
+RESAMPLES = 200  # bootstrap resamples of the videos
+SPREADS = 2.0  # standard deviations of its gain by which a mixture has to be better than its best member
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,30 @@ class Option:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """Comparison of the best mixture with the best single option that fits, on the videos used for the selection.
+
+    Attributes:
+        member: name of the single option's member.
+        encoding: its encoding.
+        members: number of the mixture's members.
+        gain: GAP of the mixture minus that of the single option.
+        spread: standard deviation of the gain over paired bootstrap resamples of the videos.
+    """
+
+    member: str
+    encoding: str
+    members: int
+    gain: float
+    spread: float
+
+    @property
+    def sufficient(self) -> bool:
+        """True if the gain is more than chance explains, so that the mixture is selected."""
+        return self.gain > SPREADS * self.spread
+
+
+@dataclass(frozen=True)
 class Selection:
     """Selected options and their weights.
 
@@ -51,12 +79,14 @@ class Selection:
         weights: of each; they sum to 1.
         gap: of the weighted mean, on the videos used for the selection.
         random_weights: best weights that the random search found for these options.
+        evidence: comparison of the best mixture with the best single option, if that was made.
     """
 
     options: tuple[Option, ...]
     weights: tuple[float, ...]
     gap: float
     random_weights: tuple[float, ...] = ()
+    evidence: Evidence | None = None
 
     @property
     def bytes(self) -> int:
@@ -113,6 +143,126 @@ def select(options: Sequence[Option], labels: Tensor, budget: int, *, trials: in
     weights, score = random_search([option.probabilities for option in best.options], labels, trials=trials, seed=seed)
     best = replace(best, random_weights=tuple(weights))
     return replace(best, weights=best.random_weights, gap=score) if score > best.gap else best
+
+
+def prefer_simple(selection: Selection, options: Sequence[Option], labels: Tensor, budget: int, seed: int) -> Selection:
+    """Return the selection if it is better than the best single option by more than chance; else that option alone.
+
+    Args:
+        selection: the best ensemble.
+        options: members in their encodings, of which at least one fits.
+        labels: [N, C] bool.
+        budget: largest number of bytes.
+        seed: of the bootstrap resamples.
+    """
+    if len(selection.options) < 2:
+        return selection
+    fitting = [weighted([option], labels) for option in options if option.bytes <= budget]
+    single = max(fitting, key=lambda each: (each.gap, -each.bytes))
+    mixed = weighted_mean([option.probabilities for option in selection.options], labels, selection.weights)
+    (best,) = single.options
+    spread = bootstrap_spread(mixed, best.probabilities, labels, seed)
+    gain = selection.gap - single.gap
+    evidence = Evidence(best.member, best.encoding, len(selection.options), gain, spread)
+    kept = selection if evidence.sufficient else replace(single, random_weights=(1.0,))
+    return replace(kept, evidence=evidence)
+
+
+def bootstrap_spread(one: Tensor, other: Tensor, labels: Tensor, seed: int) -> float:
+    """Return the standard deviation of a difference in GAP over paired bootstrap resamples of the videos.
+
+    Args:
+        one: [N, C] probabilities.
+        other: [N, C] probabilities of the same videos.
+        labels: [N, C] bool.
+        seed: of the resamples.
+    """
+    rng, videos = np.random.default_rng([seed, 0xB007]), len(labels)
+    positives = labels.sum(1).numpy().astype(np.float64)
+    ranked = [_ranked_hits(probabilities, labels) for probabilities in (one, other)]
+    differences = []
+    for _ in range(RESAMPLES):
+        copies = np.bincount(rng.integers(0, videos, videos), minlength=videos).astype(np.float64)
+        mine, theirs = (_resampled_gap(hits, of, copies, positives) for hits, of in ranked)
+        differences.append(mine - theirs)
+    return float(np.std(differences))
+
+
+def _ranked_hits(probabilities: Tensor, labels: Tensor) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Return hits and videos of all videos' top classes, in descending order of score over all videos."""
+    scores, classes = top_k(probabilities, TOP_K)
+    order = np.argsort(-scores.numpy(), axis=None, kind="stable")
+    return labels.gather(1, classes).numpy().ravel()[order], order // scores.shape[1]
+
+
+def _resampled_gap(
+    hits: npt.NDArray[np.bool_],
+    videos: npt.NDArray[np.int64],
+    copies: npt.NDArray[np.float64],
+    positives: npt.NDArray[np.float64],
+) -> float:
+    """Return GAP of a set in which each video occurs as often as `copies` says; equal copies follow each other."""
+    counts = copies[videos]
+    found, seen = np.cumsum(counts * hits), np.cumsum(counts)
+    return float((counts * found / np.maximum(seen, 1))[hits].sum() / max(float(copies @ positives), 1.0))
+
+
+def select_members(
+    options: Sequence[Option],
+    labels: Tensor,
+    budget: int,
+    weights: Mapping[str, float] | None,
+    *,
+    trials: int,
+    seed: int,
+) -> Selection | None:
+    """Return the best encodings, and unless they are given the best weights, of an ensemble of all members.
+
+    The encodings are chosen by the GAP of the given or of equal weights: by trying all combinations if they are few;
+    otherwise the smallest are replaced, one at a time, by those that raise the GAP most.
+
+    Args:
+        options: members in their encodings.
+        labels: [N, C] bool of the hold-out.
+        budget: largest number of bytes of all members together.
+        weights: by member; they sum to 1. By default the best of equal and random weights.
+        trials: number of random weightings.
+        seed: of the random weightings.
+
+    Returns:
+        The selection, or None if not all members fit together.
+    """
+    offered: dict[str, list[Option]] = {}
+    for option in options:
+        offered.setdefault(option.member, []).append(option)
+    given = [weights[member] for member in offered] if weights else None
+
+    def fits(chosen: Sequence[Option]) -> bool:
+        return sum(option.bytes for option in chosen) <= budget
+
+    best = [min(each, key=lambda option: option.bytes) for each in offered.values()]
+    if not fits(best):
+        return None
+    if math.prod(map(len, offered.values())) <= EXACT:
+        found = [weighted(chosen, labels, given) for chosen in product(*offered.values()) if fits(chosen)]
+        selection = max(found, key=lambda each: (each.gap, -each.bytes))
+    else:
+        selection = weighted(best, labels, given)
+        while True:
+            changed = [
+                [option if option.member == other.member else other for other in selection.options]
+                for option in options
+            ]
+            found = [weighted(chosen, labels, given) for chosen in changed if fits(chosen)]
+            better = max(found, key=lambda each: (each.gap, -each.bytes))
+            if better.gap <= selection.gap:
+                break
+            selection = better
+    if given:
+        return replace(selection, random_weights=selection.weights)
+    probabilities = [option.probabilities for option in selection.options]
+    tried, score = random_search(probabilities, labels, trials=trials, seed=seed)
+    return replace(selection, weights=tuple(tried), gap=score, random_weights=tuple(tried))
 
 
 def _best(options: Sequence[Option], labels: Tensor, budget: int, known: dict[tuple[int, ...], float]) -> Selection:
@@ -210,10 +360,13 @@ def frontier(options: Sequence[Option], labels: Tensor, points: int) -> list[Sel
     return found
 
 
-def best_combination(probabilities: Sequence[Tensor], labels: Tensor, count: int) -> tuple[list[int], float]:
-    """Find the `count` models whose equal-weight mean has the highest GAP (paper section 4.1).
+def rank_combinations(
+    probabilities: Sequence[Tensor], labels: Tensor, count: int
+) -> list[tuple[tuple[int, ...], float]]:
+    """Rank the combinations of `count` models by the GAP of their equal-weight mean (paper section 4.1).
 
-    If there are few combinations, all are tried; otherwise models are added greedily, beginning with the best one.
+    If there are few combinations, all are ranked; otherwise models are added greedily, beginning with the best one, and
+    those are ranked that differ in the model that was added last.
 
     Args:
         probabilities: [N, C] of each model.
@@ -221,20 +374,25 @@ def best_combination(probabilities: Sequence[Tensor], labels: Tensor, count: int
         count: number of models; all if there are fewer.
 
     Returns:
-        The indices of the models, ascending, and the GAP of their mean.
+        The indices of the models of each combination, ascending, and the GAP of their mean; the best one first.
     """
     models = range(len(probabilities))
     count = min(count, len(models))
 
-    def score(chosen: Sequence[int]) -> float:
-        return gap(torch.stack([probabilities[index] for index in chosen]).mean(0), labels)
+    def ranked(candidates: Iterable[tuple[int, ...]]) -> list[tuple[tuple[int, ...], float]]:
+        scored = [
+            (chosen, gap(torch.stack([probabilities[index] for index in chosen]).mean(0), labels))
+            for chosen in candidates
+        ]
+        return sorted(scored, key=lambda each: -each[1])  # stable: the first of equals stays the first
 
-    best: tuple[int, ...] = ()
     if math.comb(len(models), count) <= EXACT:
-        best = max(combinations(models, count), key=score)
-    while len(best) < count:
-        best = max(((*best, index) for index in models if index not in best), key=score)
-    return sorted(best), score(best)
+        return ranked(combinations(models, count))
+    found: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
+    for _ in range(count):
+        best = found[0][0]
+        found = ranked(tuple(sorted((*best, index))) for index in models if index not in best)
+    return found
 
 
 def random_search(
@@ -261,7 +419,12 @@ def random_search(
 
 def ensemble_gap(probabilities: Sequence[Tensor], labels: Tensor, weights: Sequence[float]) -> float:
     """Return GAP@20 of a weighted mean."""
+    return gap(weighted_mean(probabilities, labels, weights), labels)
+
+
+def weighted_mean(probabilities: Sequence[Tensor], labels: Tensor, weights: Sequence[float]) -> Tensor:
+    """Return the weighted mean [N, C] of members' probabilities, for the videos of `labels`."""
     mixed = torch.zeros(labels.shape)
     for weight, each in zip(weights, probabilities, strict=True):
         mixed.add_(each, alpha=weight)  # one by one: stacking all would double the memory
-    return gap(mixed, labels)
+    return mixed

@@ -39,4 +39,4 @@ def plan(recipe: Recipe, *, without_data: bool = False) -> list[Stage]:
         stages += member.stages()
     stages += distilled.stages if distilled else []
     stages += ensemble_stages(recipe, members, distilled.keepers if distilled else [], checked.beside)
-    return stages + result_stages(recipe, members)
+    return stages + result_stages(recipe, members, distilled.selections if distilled else {})

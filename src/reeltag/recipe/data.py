@@ -21,11 +21,22 @@ class RecipeTable(BaseModel):
     )
 
 
+def _is_empty(value: object) -> bool:
+    return not value
+
+
 class HoldoutSettings(RecipeTable):
-    """Size of the hold-out: training videos that no model is trained on, by which models are chosen."""
+    """Hold-out: training videos that no model is trained on, by which models are chosen."""
 
     fraction: float | None = Field(None, gt=0, lt=1, description="fraction of the training videos; or give `shards`")
     shards: int | None = Field(None, gt=0, description="number of whole training shards; or give `fraction`")
+    # Not part of hashes unless set, so that trainings that are older than this key stay valid.
+    patterns: tuple[str, ...] = Field(
+        (),
+        alias="from",
+        exclude_if=_is_empty,
+        description="patterns of the training shards that the hold-out is drawn from; all by default",
+    )
 
     @field_validator("shards")
     @classmethod

@@ -18,7 +18,8 @@ from pydantic import (
 
 from reeltag.artifact.quantization.sizes import ENCODINGS, Encoding
 from reeltag.core.storage import content_hash
-from reeltag.core.validation import count_or
+from reeltag.core.text import did_you_mean
+from reeltag.core.validation import count_or, sum_fault
 from reeltag.models.families import FAMILIES, AnyTaggerConfig
 from reeltag.recipe.data import DataSettings, LimitSettings, RecipeTable
 from reeltag.training.schedule import NOT_DECISIVE, AveragingSettings, TrainingSettings
@@ -62,10 +63,35 @@ class QuantizationSettings(RecipeTable):
         return ("float32", "uniform-8") if self.encodings == "auto" else self.measured[:2]
 
 
+def _is_empty(value: object) -> bool:
+    return not value
+
+
 class EnsembleSettings(RecipeTable):
-    """Search for the members of the ensemble and their weights."""
+    """Search for the members of the ensemble and their weights; or the members, and their weights, themselves."""
 
     trials: int = Field(200, ge=0, description="number of random weightings that are tried for the selected members")
+    # Not part of hashes unless set, so that ensembles that are older than these keys stay valid.
+    members: tuple[str, ...] = Field(
+        (), exclude_if=_is_empty, description="names of the models that the file holds; by default the best are chosen"
+    )
+    weights: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
+        {}, exclude_if=_is_empty, description="weights of the models that the file holds; they sum to 1"
+    )
+
+    @field_validator("weights")
+    @classmethod
+    def _sum_to_1(cls, value: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        if value and (fault := sum_fault(value.values())):
+            raise ValueError(fault)
+        if value and info.data.get("members"):
+            raise ValueError("name the members already; leave ensemble.members out")
+        return value
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """Names of the models that the file holds; empty if they are to be chosen."""
+        return self.members or tuple(self.weights)
 
 
 class TestSettings(RecipeTable):
@@ -183,12 +209,12 @@ class Recipe(RecipeTable):
     training: TrainingSettings = TrainingSettings()
     averaging: AveragingSettings | None = None
     quantization: QuantizationSettings = QuantizationSettings()
-    ensemble: EnsembleSettings = EnsembleSettings()
     test: TestSettings = TestSettings()
     models: dict[Name, ModelSettings] = Field({})
     distillation: DistillationSettings | None = None
     students: dict[Name, StudentSettings] = Field({})
     imported: dict[Name, Path] = Field({}, description="finished .reeltag files that may become members")
+    ensemble: EnsembleSettings = EnsembleSettings()
     _source: str | Path | None = PrivateAttr(None)
 
     @field_validator("training", "models", "distillation", "students")
@@ -228,16 +254,29 @@ class Recipe(RecipeTable):
             for table in ("models", "students")
             if (twice := sorted(set(info.data.get(table) or ()) & set(value)))
         ]
-        trained, settings = _families(info.data.get("models")), info.data.get("distillation")
-        if trained and settings is not None:
-            numbers = range(1, settings.teachers + 1)
-            generated = {f"{f}-student-{n}" for f in settings.distilled(trained) for n in numbers}
-            if twice := sorted(generated & {*info.data["models"], *(info.data.get("students") or ()), *value}):
-                faults.append(
-                    f"{', '.join(twice)}: is the name of a student that [distillation] adds; choose another name"
-                )
+        names = {*(models or ()), *(info.data.get("students") or ()), *value}
+        if twice := sorted(set(_added_students(info)) & names):
+            faults.append(f"{', '.join(twice)}: is the name of a student that [distillation] adds; choose another name")
         if faults:
             raise ValueError("; ".join(faults))
+        return value
+
+    @field_validator("ensemble")
+    @classmethod
+    def _known_members(cls, value: EnsembleSettings, info: ValidationInfo) -> EnsembleSettings:
+        tables = [info.data.get(table) for table in ("models", "students", "imported")]
+        if any(table is None for table in tables) or "distillation" not in info.data:
+            return value  # these have faults themselves
+        names = [*(name for table in tables for name in table or ()), *_added_students(info)]
+        key = "members" if value.members else "weights"
+        if twice := sorted({name for name in value.fixed if value.fixed.count(name) > 1}):
+            raise ValueError(f"members: {', '.join(twice)} is named twice; name each model once")
+        if unknown := [name for name in value.fixed if name not in names]:
+            meant = " ".join(filter(None, (did_you_mean(name, names) for name in unknown)))
+            raise ValueError(
+                f"{key}: the recipe has no model {', '.join(unknown)}; {meant and meant + ' '}there are "
+                f"{', '.join(names)}"
+            )
         return value
 
     @field_validator("distillation")
@@ -330,6 +369,18 @@ class Recipe(RecipeTable):
             training: dict[str, Any] = table.get("training", {})
             table["training"] = {key: value for key, value in training.items() if key not in NOT_DECISIVE}
         return content_hash(content)
+
+
+def _added_students(info: ValidationInfo) -> list[str]:
+    """Return the names that students with the teachers' architectures have; none if their tables have faults."""
+    trained, settings = _families(info.data.get("models")), info.data.get("distillation")
+    if not trained or settings is None:
+        return []
+    return [
+        f"{family}-student-{number}"
+        for family in settings.distilled(trained)
+        for number in range(1, min(settings.teachers, len(trained[family])) + 1)
+    ]
 
 
 def _of_segments(info: ValidationInfo) -> bool:

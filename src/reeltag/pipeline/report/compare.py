@@ -89,11 +89,12 @@ def _configuration_note(before: Run, after: Run, name: str) -> str:
 
 def _configuration(run: Run, name: str) -> dict[str, Any]:
     """Return a model's table of the recipe; for a student with a teacher's architecture, that of the teacher."""
+    tables = {**run.recipe.get("models", {}), **run.recipe.get("students", {})}
     member = run.results["members"].get(name)
-    like = member.get("like") if member else None
-    table = {**run.recipe.get("models", {}), **run.recipe.get("students", {})}.get(like or name, {})
+    if name in tables or member is None or "like" not in member:
+        return tables.get(name, {})
     dropout = (run.recipe.get("distillation") or {}).get("dropout")
-    return {**table, "dropout": dropout} if like and dropout is not None else table
+    return tables[member["like"]] | ({} if dropout is None else {"dropout": dropout})
 
 
 Numbers: TypeAlias = Mapping[str, tuple[float, Unit]]

@@ -32,7 +32,7 @@ def weights_note(results: Mapping[str, Any]) -> str:
 
 
 def gains(results: Mapping[str, Any]) -> list[float]:
-    """Return the test GAP of each student with a teacher's architecture, minus that of the teacher."""
+    """Return the test GAP of each student, minus that of the model of its architecture that learned labels only."""
     members = results["members"]
     pairs = [(member, members[member["like"]]) for member in members.values() if "like" in member]
     return [student["test"]["float32"]["gap"] - teacher["test"]["float32"]["gap"] for student, teacher in pairs]
@@ -56,6 +56,12 @@ def _single_member(results: Mapping[str, Any]) -> str:
     if len(results["shipped"]) > 1 or len(results["members"]) - len(results["left_out"]) < 2:
         return ""
     fact, best = f"the file holds only {results['shipped'][0]['name']}", results["frontier"][-1]
+    if (evidence := results.get("evidence")) is not None:
+        return (
+            f"{fact}: an ensemble of {evidence['members']} gained {evidence['gain']:.5f} GAP where it was chosen, and "
+            f"chance alone makes a difference of {evidence['spread']:.5f}; hold out more videos (data.holdout) to tell "
+            "them apart, or name the members in [ensemble]"
+        )
     if best["bytes"] > results["budget"]:
         size = megabytes(best["bytes"])
         return f"{fact}: the best ensemble needs {size}; raise budget_mb or add smaller quantization.encodings"

@@ -51,6 +51,23 @@ class HoldoutGap(TypedDict):
     prior: float
 
 
+class Evidence(TypedDict):
+    """Comparison of the best mixture with the best single option; see `ensemble_search.Evidence`."""
+
+    member: str
+    encoding: str
+    members: int
+    gain: float
+    spread: float
+
+
+class Combination(TypedDict):
+    """Models of a family, and the hold-out GAP of their equal-weight mean."""
+
+    models: list[str]
+    gap: float
+
+
 class FrontierPoint(TypedDict):
     """Best ensemble of a size: GAP on the half of the hold-out where it was chosen, and on the other half."""
 
@@ -89,8 +106,8 @@ class Gating(TypedDict):
 class MemberResults(TypedDict):
     """Metrics of a model by encoding, and its origin.
 
-    `like` names the teacher whose architecture a student has. `first_statistics` is the weight that the initial values
-    still have in its batch-norm averages.
+    `like` names the model of a student's architecture that learned labels only. `first_statistics` is the weight that
+    the initial values still have in its batch-norm averages.
     """
 
     test: dict[str, dict[str, Number]]
@@ -169,6 +186,8 @@ class Results(TypedDict):
     holdout_gap: HoldoutGap
     frontier: list[FrontierPoint]
     left_out: list[str]
+    evidence: NotRequired[Evidence | None]
+    teachers: NotRequired[dict[str, list[Combination]]]
     test: Test
     class_counts: ClassCounts
     members: dict[str, MemberResults]

@@ -99,6 +99,18 @@ def student_architectures(recipe: Recipe, family: str) -> dict[str, TeacherArchi
     }
 
 
+def label_twin(recipe: Recipe, student: ModelSettings) -> str | None:
+    """Return the name of the model of a student's architecture that learns labels only; None if there is none.
+
+    Dropout may differ. Of several, one with the student's own training settings comes first.
+    """
+    architecture = student.config.model_dump(exclude={"dropout"})
+    twins = [
+        name for name, model in recipe.models.items() if model.config.model_dump(exclude={"dropout"}) == architecture
+    ]
+    return min(twins, key=lambda name: recipe.models[name].training != student.training, default=None)
+
+
 def member_architectures(recipe: Recipe) -> dict[str, Architecture]:
     """Return the architectures of all models that the recipe trains and that may become members, by their names."""
     architectures: dict[str, Architecture] = {}

@@ -66,7 +66,7 @@ def check_recipe(recipe: Recipe, *, without_data: bool = False) -> Checked:
 
     Raises:
         ArtifactError: an imported model or the PCA is missing or damaged.
-        BudgetError: not even the smallest member fits the budget.
+        BudgetError: not even the smallest member fits the budget, or not all members that the recipe names.
         UsageError: a file is missing, or does not fit the recipe.
     """
     imported: list[ImportedModelStages] = []
@@ -88,6 +88,10 @@ def check_recipe(recipe: Recipe, *, without_data: bool = False) -> Checked:
     if (smallest := min(sizes.values())) > left:
         header = recipe.budget - left
         raise BudgetError(explain_over_budget(header + smallest, recipe.budget, header, sizes, list(sizes)))
+    fixed = {name: sizes[name] for name in recipe.ensemble.fixed}
+    if (together := sum(fixed.values())) > left:
+        header = recipe.budget - left
+        raise BudgetError(explain_over_budget(header + together, recipe.budget, header, fixed, list(fixed)))
     return Checked(beside, tuple(imported))
 
 

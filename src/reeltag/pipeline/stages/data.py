@@ -14,7 +14,7 @@ from reeltag.core.text import counted, first_lines, megabytes
 from reeltag.data import shard_cache
 from reeltag.data.bad_records import summary
 from reeltag.data.formats.tfrecord import ShardFile
-from reeltag.data.holdout import refuse_overlap
+from reeltag.data.holdout import matching_shards, refuse_overlap
 from reeltag.data.shards import scan
 from reeltag.data.synthetic import SyntheticSettings, write_synthetic
 from reeltag.pipeline.executor import Job, Stage, Traffic
@@ -65,6 +65,8 @@ def _split_stage(recipe: Recipe, split: Split, without_data: bool) -> Stage:
     try:
         files = [] if data.synthetic else find_files(patterns, data.root)
         _check_cache(data, split, files)
+        if files and split == "train":
+            _check_holdout(data, files)
     except (UsageError, TransferError) as error:
         if not without_data:
             raise
@@ -144,6 +146,22 @@ def _check_cache(data: DataSettings, split: Split, files: Sequence[DataFile]) ->
     if needed and needed > (free := free_bytes(shard_cache.folder()) + shard_cache.size_bytes()):
         room = f"{megabytes(needed)} of shards have to be at hand, and there is room for {megabytes(free)}"
         raise UsageError(f"{shard_cache.folder()}: {room}; make room, or set REELTAG_CACHE to a folder on another disk")
+
+
+def _check_holdout(data: DataSettings, files: Sequence[DataFile]) -> None:
+    """Refuse patterns of the hold-out that match nothing, or shards that are not trained on.
+
+    Raises:
+        UsageError: as described.
+    """
+    if not data.holdout.patterns:
+        return
+    matching_shards(map(str, files), data.holdout.patterns, data.holdout.shards)
+    if others := [file for file in find_files(data.holdout.patterns, data.root) if file not in set(files)]:
+        raise UsageError(
+            f"data.holdout.from: matches {others[0]}{f' and {len(others) - 1} others' if others[1:] else ''}, which "
+            "data.train does not; the hold-out is drawn from the training shards, so give patterns of these"
+        )
 
 
 def _index(recipe: Recipe, split: Split, files: list[DataFile], job: Job) -> str:

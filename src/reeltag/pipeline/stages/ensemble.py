@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,16 @@ from reeltag.core.text import counted, megabytes
 from reeltag.data.holdout import split_halves
 from reeltag.data.shards import Manifest
 from reeltag.inference.metrics.video_metrics import gap
-from reeltag.pipeline.ensemble_search import Option, Selection, contenders, ensemble_gap, frontier, select
+from reeltag.pipeline.ensemble_search import (
+    Option,
+    Selection,
+    contenders,
+    ensemble_gap,
+    frontier,
+    prefer_simple,
+    select,
+    select_members,
+)
 from reeltag.pipeline.executor import Job, Stage
 from reeltag.pipeline.stages.check import Beside, room, shard_names
 from reeltag.pipeline.stages.files import MODEL, WEIGHTS, load_manifest, split
@@ -30,7 +39,7 @@ from reeltag.recipe.schema import QuantizationSettings, Recipe
 # digits in the header.
 MEMBER_ROOM = 512
 FRONTIER_POINTS = 12
-ENSEMBLE_FORMAT = 1  # raise it when another ensemble is selected from the same predictions
+ENSEMBLE_FORMAT = 2  # raise it when another ensemble is selected from the same predictions
 PACK_FORMAT = 1  # raise it when the same ensemble is written as another file
 
 
@@ -61,7 +70,7 @@ def ensemble_stages(
         format=ENSEMBLE_FORMAT,
         inputs=("data.train", *predicted, *keepers),
         parameters=search,
-        note=f"from {counted(len(members), 'model')}, at most {megabytes(recipe.budget)}",
+        note=f"{_plan_of(recipe, members)}, at most {megabytes(recipe.budget)}",
     )
     packing = Stage(
         name="pack",
@@ -72,6 +81,12 @@ def ensemble_stages(
         bytes=2 * size,  # once in the stage's folder, once in the run's
     )
     return [selection, packing]
+
+
+def _plan_of(recipe: Recipe, members: Sequence[MemberStages]) -> str:
+    if fixed := recipe.ensemble.fixed:
+        return f"{', '.join(fixed)}, {'given' if recipe.ensemble.weights else 'chosen'} weights"
+    return f"from {counted(len(members), 'model')}"
 
 
 @dataclass(frozen=True)
@@ -121,18 +136,18 @@ def select_ensemble(
     recipe: Recipe, members: Sequence[MemberStages], keepers: Sequence[str], left: int, job: Job
 ) -> None:
     """Select the ensemble on one half of the hold-out; evaluate it and its baselines on the other half."""
-    dropped, manifest = left_out(job, keepers), load_manifest(job, "train")
+    fixed, manifest = recipe.ensemble.fixed, load_manifest(job, "train")
+    dropped = left_out(job, keepers) - set(fixed)
     holdout = _read_holdout(recipe, [member for member in members if member.name not in dropped], manifest, job)
-    trials = recipe.ensemble.trials
-    selection = select(holdout.options, holdout.labels, left, trials=trials, seed=recipe.seed)
-    if selection is None:
-        smallest = min(holdout.options, key=lambda option: option.bytes)
-        raise BudgetError(
-            f"no member fits: the smallest, {smallest.member} in {smallest.encoding}, takes "
-            f"{megabytes(smallest.bytes)}, and the budget leaves {megabytes(max(left, 0))}; raise budget_mb"
-        )
+    selection = _selected(recipe, holdout, left)
     chosen = list(zip(selection.options, selection.weights, strict=True))
     job.progress.say("  " + ", ".join(f"{o.member} {o.encoding} {weight:.3f}" for o, weight in chosen))
+    if selection.evidence is not None and not selection.evidence.sufficient:
+        evidence = selection.evidence
+        job.progress.say(
+            f"  one model: a mixture of {evidence.members} gains {evidence.gain:.5f} GAP, which chance explains "
+            f"(spread {evidence.spread:.5f})"
+        )
     points = frontier(holdout.options, holdout.labels, FRONTIER_POINTS)
     counts = torch.from_numpy(manifest.class_counts) - holdout.class_counts
     content = {
@@ -143,9 +158,34 @@ def select_ensemble(
             for point in points
         ],
         "left_out": sorted(dropped),
+        "evidence": selection.evidence and asdict(selection.evidence),
         "class_counts": counts.tolist(),
     }
     write_json(job.folder / WEIGHTS, content)
+
+
+def _selected(recipe: Recipe, holdout: _Holdout, left: int) -> Selection:
+    """Select members and weights, or take those of the recipe.
+
+    Raises:
+        BudgetError: nothing fits, or not all members that the recipe names.
+    """
+    settings, seed, options, labels = recipe.ensemble, recipe.seed, holdout.options, holdout.labels
+    if settings.fixed:
+        options = [option for option in options if option.member in settings.fixed]
+        fixed = select_members(options, labels, left, settings.weights, trials=settings.trials, seed=seed)
+        if fixed is None:
+            names, room = ", ".join(settings.fixed), megabytes(max(left, 0))
+            raise BudgetError(f"{names} do not fit together: the budget leaves {room}; raise budget_mb, or name fewer")
+        return fixed
+    selection = select(options, labels, left, trials=settings.trials, seed=seed)
+    if selection is None:
+        smallest = min(options, key=lambda option: option.bytes)
+        raise BudgetError(
+            f"no member fits: the smallest, {smallest.member} in {smallest.encoding}, takes "
+            f"{megabytes(smallest.bytes)}, and the budget leaves {megabytes(max(left, 0))}; raise budget_mb"
+        )
+    return prefer_simple(selection, options, labels, left, seed)
 
 
 def _measured(recipe: Recipe, holdout: _Holdout, selection: Selection, counts: Tensor) -> dict[str, Any]:

@@ -50,4 +50,6 @@ def _count(patterns: tuple[str, ...], root: Path | str) -> int:
 def split(recipe: Recipe, manifest: Manifest) -> tuple[Indices, Indices]:
     """Return the indices of the training and of the hold-out videos."""
     holdout = recipe.data.holdout
-    return split_holdout(manifest, recipe.seed, fraction=holdout.fraction, shards=holdout.shards)
+    return split_holdout(
+        manifest, recipe.seed, fraction=holdout.fraction, shards=holdout.shards, patterns=holdout.patterns
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from reeltag.pipeline.report.markdown import render
 from reeltag.pipeline.report.page import render_frontier
 from reeltag.pipeline.report.paper_tables import render_tables
 from reeltag.pipeline.report.results import FORMAT, rounded
-from reeltag.pipeline.stages.architectures import TeacherArchitecture
+from reeltag.pipeline.stages.architectures import TeacherArchitecture, label_twin
 from reeltag.pipeline.stages.ensemble import class_prior
 from reeltag.pipeline.stages.files import MODEL, REPORT, RESULTS, SCORES, SELECTION, WEIGHTS, load_manifest
 from reeltag.pipeline.stages.member import MemberStages
@@ -37,11 +37,17 @@ EXAMPLES = 5
 # Bytes of a report a model, a class and beside them, measured on runs of 1 to 4 models and 12 to 527 classes.
 MODEL_BYTES, CLASS_BYTES, OTHER_BYTES = 16_000, 100, 50_000
 TEST_FORMAT = 1  # raise it when the same model gives other test results
-REPORT_FORMAT = 1  # raise it when the same results give another report, unless report.results.FORMAT is raised
+REPORT_FORMAT = 2  # raise it when the same results give another report, unless report.results.FORMAT is raised
 
 
-def result_stages(recipe: Recipe, members: Sequence[MemberStages]) -> list[Stage]:
-    """Return the stages that test every member and the artifact on the test set, and that write the report."""
+def result_stages(recipe: Recipe, members: Sequence[MemberStages], selections: Mapping[str, str]) -> list[Stage]:
+    """Return the stages that test every member and the artifact on the test set, and that write the report.
+
+    Args:
+        recipe: the recipe.
+        members: the models that may have become members.
+        selections: names of the stages that select the teachers, by family.
+    """
     stages = []
     for member in members:
         encodings = list(recipe.quantization.tested)
@@ -62,18 +68,18 @@ def result_stages(recipe: Recipe, members: Sequence[MemberStages]) -> list[Stage
         parameters={"samples": SAMPLES, **recipe.test.model_dump()},
         gpus=1,
     )
-    return [*stages, test_file, _report_stage(recipe, members)]
+    return [*stages, test_file, _report_stage(recipe, members, selections)]
 
 
-def _report_stage(recipe: Recipe, members: Sequence[MemberStages]) -> Stage:
-    known = ["data.train", "data.test", "ensemble", "pack", "test.file"]
+def _report_stage(recipe: Recipe, members: Sequence[MemberStages], selections: Mapping[str, str]) -> Stage:
+    known = ["data.train", "data.test", "ensemble", "pack", "test.file", *selections.values()]
     for member in members:
         known += [f"test.{member.name}", member.predicted, member.finished]
         if isinstance(member, TrainedModelStages):
             known += [*member.architecture.stages, member.training.stage_name]
     return Stage(
         name="report",
-        work=partial(_report, recipe, members),
+        work=partial(_report, recipe, members, selections),
         format=REPORT_FORMAT,
         inputs=tuple(dict.fromkeys(known)),
         parameters={"format": FORMAT},
@@ -135,7 +141,7 @@ def _test_file(recipe: Recipe, job: Job) -> None:
     write_json(job.folder / SCORES, content)
 
 
-def _report(recipe: Recipe, members: Sequence[MemberStages], job: Job) -> None:
+def _report(recipe: Recipe, members: Sequence[MemberStages], selections: Mapping[str, str], job: Job) -> None:
     selection = read_json(job.inputs["ensemble"] / WEIGHTS)
     test = read_json(job.inputs["test.file"] / SCORES)
     artifact = load_artifact(job.inputs["pack"] / MODEL)
@@ -149,6 +155,10 @@ def _report(recipe: Recipe, members: Sequence[MemberStages], job: Job) -> None:
         "holdout_gap": selection["holdout"],
         "frontier": selection["frontier"],
         "left_out": selection["left_out"],
+        "evidence": selection["evidence"],
+        "teachers": {
+            family: read_json(job.inputs[stage] / SELECTION)["ranking"] for family, stage in selections.items()
+        },
         "test": {key: test[key] for key in ("file", "prior", "class_ap")},
         "members": {member.name: _member_results(recipe, member, job) for member in members},
         **{key: test[key] for key in ("class_counts", "calibration", "videos", "examples")},
@@ -185,4 +195,6 @@ def _member_results(recipe: Recipe, member: MemberStages, job: Job) -> dict[str,
     results["first_statistics"] = rounded(architecture.resolve(job).config.bn_decay ** steps)
     if isinstance(architecture, TeacherArchitecture):
         results["like"] = read_json(job.inputs[architecture.stage] / SELECTION)["names"][architecture.index]
+    elif member.targets and (twin := label_twin(recipe, architecture.settings)):
+        results["like"] = twin
     return results

@@ -9,7 +9,7 @@ import numpy as np
 
 from reeltag.core.storage import read_json, write_json
 from reeltag.pipeline.executor import Job, Stage
-from reeltag.pipeline.stages.architectures import FixedArchitecture, student_architectures
+from reeltag.pipeline.stages.architectures import FixedArchitecture, select_stage, student_architectures
 from reeltag.pipeline.stages.external_targets import external_targets_stage
 from reeltag.pipeline.stages.files import KEPT
 from reeltag.pipeline.stages.teachers import family_teacher, student_teacher
@@ -26,6 +26,7 @@ class DistillationStages:
         stages: each after its inputs.
         students: models that may become members.
         keepers: names of the stages that decide which second-level students may not become members.
+        selections: names of the stages that select the teachers, by family.
 
     Args:
         recipe: the recipe.
@@ -37,6 +38,7 @@ class DistillationStages:
         self.stages: list[Stage] = []
         self.students: list[TrainedModelStages] = []
         self.keepers: list[str] = []
+        self.selections: dict[str, str] = {}
         self._first: dict[str, list[TrainedModelStages]] = {}  # by family; they teach the second level
         first, second = (
             {name: student for name, student in recipe.students.items() if student.level == level} for level in (1, 2)
@@ -56,6 +58,7 @@ class DistillationStages:
                 teacher, stages = family_teacher(self.recipe, family)
                 self.stages += stages
                 targets[family] = teacher.targets
+                self.selections[family] = select_stage(family)
         for name in self.settings.predictions:
             if name in teaching:
                 stage = external_targets_stage(self.recipe, self.settings, name)

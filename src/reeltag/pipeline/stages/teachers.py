@@ -19,7 +19,7 @@ from reeltag.data.shards import Indices, Manifest, Shards
 from reeltag.data.soft_targets import TargetsWriter, row_bytes, targets_file
 from reeltag.inference.ensemble import BATCH_SIZE, Ensemble, predict_batches
 from reeltag.inference.predictor import load
-from reeltag.pipeline.ensemble_search import best_combination, contenders
+from reeltag.pipeline.ensemble_search import contenders, rank_combinations
 from reeltag.pipeline.executor import Job, Pieces, Stage, Traffic
 from reeltag.pipeline.stages.architectures import select_stage, teacher_architectures
 from reeltag.pipeline.stages.files import MANIFEST, MODEL, SELECTION, load_manifest, split, split_parameters
@@ -30,7 +30,7 @@ from reeltag.pipeline.stages.training_plan import TrainingPlan
 from reeltag.recipe.schema import DistillationSettings, Recipe
 
 TARGETS_FORMAT = 1  # raise it when the same models write other soft targets
-SELECT_FORMAT = 1  # raise it when other teachers are selected from the same predictions
+SELECT_FORMAT = 2  # raise it when other teachers are selected from the same predictions
 
 
 @dataclass(frozen=True)
@@ -200,10 +200,13 @@ def _select(recipe: Recipe, members: Sequence[TrainedModelStages], count: int, j
     """Select the combination whose equal-weight mean has the highest hold-out GAP."""
     holdouts = [member.holdout(job) for member in members]
     probabilities, labels = [predictions["float32"] for predictions, _ in holdouts], holdouts[0][1]
-    chosen, gap = best_combination(*contenders(probabilities, labels), count)
-    names = [members[index].name for index in chosen]
+    ranking = [
+        {"models": [members[index].name for index in chosen], "gap": gap}
+        for chosen, gap in rank_combinations(*contenders(probabilities, labels), count)
+    ]
+    names, gap = ranking[0]["models"], ranking[0]["gap"]
     models = [recipe.models[name].decisive() for name in names]
     held = counted(len(labels), f"hold-out {recipe.data.record_schema.example}")
     job.progress.say(f"  {', '.join(names)}: GAP {gap:.5f} on all {held}")
-    write_json(job.folder / SELECTION, {"names": names, "models": models, "gap": gap})
+    write_json(job.folder / SELECTION, {"names": names, "models": models, "ranking": ranking})
     return content_hash([names, models])
