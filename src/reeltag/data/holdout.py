@@ -53,7 +53,7 @@ def matching_shards(paths: Iterable[str], patterns: Sequence[str], shards: int |
                 f"data.holdout.from: {pattern} matches none of the {counted(len(names), 'training shard')}, of which "
                 f"the first is {names[0].name}; give patterns of shards in data.train"
             )
-    mask: npt.NDArray[np.bool_] = matches.any(0) if patterns else np.ones(len(names), bool)
+    mask: npt.NDArray[np.bool_] = np.logical_or.reduce(matches) if patterns else np.ones(len(names), bool)
     if patterns and shards is not None and shards > mask.sum():
         raise UsageError(
             f"data.holdout: shards = {shards}, and `from` matches {counted(int(mask.sum()), 'training shard')}; "
@@ -85,12 +85,12 @@ def split_holdout(
     rng, videos = np.random.default_rng([seed, 0x401D]), manifest.videos
     held = np.zeros(len(manifest), bool)
     first = manifest.first_records
-    allowed = np.flatnonzero(matching_shards((shard.path for shard in manifest.shards), patterns, shards))
+    allowed = matching_shards((shard.path for shard in manifest.shards), patterns, shards)
     if shards is not None:
-        for shard in rng.permutation(allowed)[:shards]:
+        for shard in rng.permutation(np.flatnonzero(allowed))[:shards]:
             held[first[shard] : first[shard + 1]] = True
     elif fraction is not None:
-        among = np.concatenate([np.unique(videos[first[shard] : first[shard + 1]]) for shard in allowed])
+        among = np.unique(videos[np.repeat(allowed, np.diff(first))] if patterns else videos)
         held = np.isin(videos, rng.permutation(among)[: round(fraction * len(among))])
     if held.all() or len(np.unique(videos[held])) < 2:
         raise UsageError(

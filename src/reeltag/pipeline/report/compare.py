@@ -89,7 +89,7 @@ def _configuration_note(before: Run, after: Run, name: str) -> str:
 
 def _configuration(run: Run, name: str) -> dict[str, Any]:
     """Return a model's table of the recipe; for a student with a teacher's architecture, that of the teacher."""
-    tables = {**run.recipe.get("models", {}), **run.recipe.get("students", {})}
+    tables: dict[str, dict[str, Any]] = {**run.recipe.get("models", {}), **run.recipe.get("students", {})}
     member = run.results["members"].get(name)
     if name in tables or member is None or "like" not in member:
         return tables.get(name, {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from reeltag.artifact.file import Artifact, load_artifact, save_artifact
+from reeltag.artifact.quantization.sizes import Encoding
 from reeltag.core.environment import versions
 from reeltag.core.errors import BudgetError
 from reeltag.core.storage import read_json, write_json
 from reeltag.core.text import counted, megabytes
 from reeltag.data.holdout import split_halves
 from reeltag.data.shards import Manifest
-from reeltag.inference.metrics.video_metrics import gap
+from reeltag.inference.metrics.video_metrics import Metrics, gap
 from reeltag.pipeline.ensemble_search import (
     Option,
     Selection,
-    contenders,
     ensemble_gap,
     frontier,
     prefer_simple,
@@ -31,6 +31,7 @@ from reeltag.pipeline.ensemble_search import (
 from reeltag.pipeline.executor import Job, Stage
 from reeltag.pipeline.stages.check import Beside, room, shard_names
 from reeltag.pipeline.stages.files import MODEL, WEIGHTS, load_manifest, split
+from reeltag.pipeline.stages.holdout_predictions import CHUNK, Source, read_contenders
 from reeltag.pipeline.stages.member import MemberStages
 from reeltag.pipeline.stages.students import left_out
 from reeltag.recipe.schema import QuantizationSettings, Recipe
@@ -99,6 +100,7 @@ class _Holdout:
         checks: the same options by member and encoding, on the evaluation half.
         plain: members in float32, on the evaluation half.
         check_labels: of the evaluation half.
+        prior: GAP of the class prior on the evaluation half.
         class_counts: [C], labels of both halves.
     """
 
@@ -107,6 +109,7 @@ class _Holdout:
     checks: dict[tuple[str, str], Tensor]
     plain: dict[str, Tensor]
     check_labels: Tensor
+    prior: float
     class_counts: Tensor
 
     def check(self, options: Sequence[Option], weights: Sequence[float]) -> float:
@@ -115,21 +118,41 @@ class _Holdout:
 
 
 def _read_holdout(recipe: Recipe, members: Sequence[MemberStages], manifest: Manifest, job: Job) -> _Holdout:
-    options, checks, plain, labels = [], {}, {}, None
     halves = split_halves(manifest.videos[split(recipe, manifest)[1]], recipe.seed)
+    choose, check = map(torch.from_numpy, halves)
+    holdouts = {member.name: member.holdout(job) for member in members}
+    offered: list[tuple[str, Encoding]] = []
+    sizes: dict[tuple[str, str], int] = {}
     for member in members:
-        predictions, labels = member.holdout(job)
-        choose, check = map(torch.from_numpy, halves)
-        gaps = {encoding: gap(each[choose], labels[choose]) for encoding, each in predictions.items()}
-        sizes = {encoding: int(scores["bytes"]) + MEMBER_ROOM for encoding, scores in member.scores(job).items()}
-        for encoding in _offered(recipe.quantization, gaps, sizes):
-            options.append(Option(member.name, encoding, sizes[encoding], predictions[encoding][choose]))
-            checks[member.name, encoding] = predictions[encoding][check]
-        plain[member.name] = predictions["float32"][check]
-    assert labels is not None
-    few, few_labels = contenders([option.probabilities for option in options], labels[choose])
-    options = [replace(option, probabilities=each) for option, each in zip(options, few, strict=True)]
-    return _Holdout(options, few_labels, checks, plain, labels[check], labels.sum(0))
+        predictions, scores = holdouts[member.name], member.scores(job)
+        sizes |= {(member.name, encoding): int(each["bytes"]) + MEMBER_ROOM for encoding, each in scores.items()}
+        gaps = partial(predictions.gap, examples=choose)
+        least = {encoding: sizes[member.name, encoding] for encoding in member.encodings}
+        offered += [(member.name, encoding) for encoding in _offered(recipe.quantization, gaps, least)]
+    labels = next(iter(holdouts.values())).labels
+    sources = [(holdouts[name], encoding) for name, encoding in offered]
+    few, few_labels = read_contenders(sources, labels, choose)
+    plain = [(predictions, "float32") for predictions in holdouts.values()]
+    checked, check_labels = read_contenders([*sources, *plain], labels, check)
+    return _Holdout(
+        options=[Option(*key, sizes[key], each) for key, each in zip(offered, few, strict=True)],
+        labels=few_labels,
+        checks=dict(zip(offered, checked, strict=False)),
+        plain=dict(zip(holdouts, checked[len(offered) :], strict=True)),
+        check_labels=check_labels,
+        prior=_prior_gap(torch.from_numpy(manifest.class_counts) - labels.sum(0), labels[check], plain[0], check),
+        class_counts=labels.sum(0),
+    )
+
+
+def _prior_gap(counts: Tensor, labels: Tensor, one: Source, examples: Tensor) -> float:
+    """Return the GAP of the class prior for some examples, where classes that are not rated rank last."""
+    parts = []
+    for part, known in zip(torch.split(examples, CHUNK), torch.split(labels, CHUNK), strict=True):
+        predictions, encoding = one
+        unrated = predictions.probabilities(encoding, part) < 0
+        parts.append(Metrics.of(class_prior(counts, len(part)).masked_fill(unrated, -1), known))
+    return Metrics.merge(parts).gap()
 
 
 def select_ensemble(
@@ -152,7 +175,7 @@ def select_ensemble(
     counts = torch.from_numpy(manifest.class_counts) - holdout.class_counts
     content = {
         "members": [{"name": o.member, "encoding": o.encoding, "weight": weight} for o, weight in chosen],
-        "holdout": _measured(recipe, holdout, selection, counts),
+        "holdout": _measured(holdout, selection),
         "frontier": [
             {"bytes": point.bytes, "chosen": point.gap, "checked": holdout.check(point.options, point.weights)}
             for point in points
@@ -188,29 +211,29 @@ def _selected(recipe: Recipe, holdout: _Holdout, left: int) -> Selection:
     return prefer_simple(selection, options, labels, left, seed)
 
 
-def _measured(recipe: Recipe, holdout: _Holdout, selection: Selection, counts: Tensor) -> dict[str, Any]:
+def _measured(holdout: _Holdout, selection: Selection) -> dict[str, Any]:
     """Return the GAP of the selection, of other weights for its members, and of its baselines."""
-    parts = [option.probabilities for option in selection.options]
-    labels = holdout.check_labels
-    unrated = next(iter(holdout.plain.values())) < 0
-    prior = class_prior(counts, len(labels)).masked_fill(unrated, -1)
+    labels, count = holdout.check_labels, len(selection.options)
     return {
         "videos": len(labels),
         "chosen_on": len(holdout.labels),
         "file": holdout.check(selection.options, selection.weights),
         "file_where_chosen": selection.gap,
-        "equal_weights": holdout.check(selection.options, [1 / len(parts)] * len(parts)),
+        "equal_weights": holdout.check(selection.options, [1 / count] * count),
         "random_search": holdout.check(selection.options, selection.random_weights),
         "members": {name: gap(probabilities, labels) for name, probabilities in holdout.plain.items()},
-        "prior": gap(prior, labels),
+        "prior": holdout.prior,
     }
 
 
-def _offered(settings: QuantizationSettings, gaps: Mapping[str, float], sizes: Mapping[str, int]) -> list[str]:
+def _offered(
+    settings: QuantizationSettings, gap_of: Callable[[Encoding], float], sizes: Mapping[Encoding, int]
+) -> list[Encoding]:
     """Return the encodings of a member that may be selected: the recipe's, or the smallest that loses little GAP."""
     if settings.encodings != "auto":
         return list(settings.encodings)
-    good = [encoding for encoding in settings.offered if gaps[encoding] >= gaps["float32"] - settings.max_loss]
+    bar = gap_of("float32") - settings.max_loss
+    good = [encoding for encoding in settings.offered if gap_of(encoding) >= bar]
     return [min(good, key=sizes.__getitem__)]
 
 

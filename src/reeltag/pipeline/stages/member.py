@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from reeltag.artifact.file import load_artifact, quantize_artifact, save_artifact
 from reeltag.artifact.quantization.sizes import Encoding
-from reeltag.core import tensorfile
 from reeltag.core.storage import file_inside, read_json, write_json
 from reeltag.core.text import counted, megabytes
 from reeltag.data.loader import sequential_batches
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Shards
-from reeltag.inference.ensemble import BATCH_SIZE, predict_batches
-from reeltag.inference.metrics.video_metrics import gap
+from reeltag.inference.ensemble import BATCH_SIZE, Predictions, predict_batches
 from reeltag.inference.predictor import load
 from reeltag.pipeline.executor import Job, Stage
 from reeltag.pipeline.stages.files import (
@@ -31,6 +27,7 @@ from reeltag.pipeline.stages.files import (
     split,
     split_parameters,
 )
+from reeltag.pipeline.stages.holdout_predictions import HoldoutPredictions, holdout_row_bytes
 from reeltag.recipe.schema import Recipe
 
 QUANTIZE_FORMAT = 2  # raise it when the same model is quantized to other values
@@ -81,7 +78,7 @@ class MemberStages(ABC):
             format=PREDICT_FORMAT,
             inputs=("data.train", self.finished, self.quantized),
             parameters=split_parameters(self.recipe),
-            bytes=expected_holdout(self.recipe) * self.schema.classes * (1 + 4 * len(self.encodings)),
+            bytes=expected_holdout(self.recipe) * holdout_row_bytes(self.schema, len(self.encodings)),
             gpus=1,
         )
         return [*self.source_stages(), quantize, predict_holdout]
@@ -112,10 +109,9 @@ class MemberStages(ABC):
             return job.inputs[self.finished] / MODEL
         return file_inside(job.inputs[self.quantized], f"{encoding}.reeltag")
 
-    def holdout(self, job: Job) -> tuple[dict[str, Tensor], Tensor]:
-        """Read the hold-out predictions by encoding, [N, C] with -1 for classes that were not rated, and the labels."""
-        tensors, _ = tensorfile.load_tensors(job.inputs[self.predicted] / PREDICTIONS)
-        return tensors, tensors.pop("labels")
+    def holdout(self, job: Job) -> HoldoutPredictions:
+        """Read the predictions of the hold-out."""
+        return HoldoutPredictions.read(job.inputs[self.predicted] / PREDICTIONS, self.schema.classes)
 
     def scores(self, job: Job) -> dict[str, dict[str, float]]:
         """Read hold-out GAP, bytes and seconds by encoding."""
@@ -131,23 +127,28 @@ class MemberStages(ABC):
         """Predict the hold-out with the weights as they would be stored in the artifact."""
         manifest = load_manifest(job, "train")
         _, holdout = split(self.recipe, manifest)
-        tensors: dict[str, Tensor] = {}
-        scores: dict[str, dict[str, float]] = {}
-        for encoding in self.encodings:
-            path, begin = self.file(job, encoding), time.perf_counter()
-            model = load(path).model
-            parts = list(predict_batches(model, sequential_batches(Shards(manifest), holdout, batch_size=BATCH_SIZE)))
-            tensors[encoding] = torch.cat([part.comparable for part in parts])
-            seconds = time.perf_counter() - begin
-            tensors["labels"] = torch.cat([part.labels for part in parts if part.labels is not None])
-            scores[encoding] = {
-                "gap": gap(tensors[encoding], tensors["labels"]),
-                "bytes": path.stat().st_size,
-                "seconds": round(seconds, 3),
+        seconds: dict[str, float] = {}
+
+        def predicted(encoding: Encoding) -> Iterator[Predictions]:
+            begin = time.perf_counter()
+            model = load(self.file(job, encoding)).model
+            yield from predict_batches(model, sequential_batches(Shards(manifest), holdout, batch_size=BATCH_SIZE))
+            seconds[encoding] = time.perf_counter() - begin
+
+        by_encoding = {encoding: predicted(encoding) for encoding in self.encodings}
+        segments = self.schema.segments is not None
+        predictions = HoldoutPredictions.of(by_encoding, self.schema.classes, segments=segments)
+        scores = {
+            encoding: {
+                "gap": predictions.gap(encoding),
+                "bytes": self.file(job, encoding).stat().st_size,
+                "seconds": round(seconds[encoding], 3),
             }
+            for encoding in self.encodings
+        }
         gaps = ", ".join(f"{key} {each['gap']:.5f}" for key, each in scores.items())
         job.progress.say(f"  GAP on all {counted(len(holdout), f'hold-out {self.schema.example}')}: {gaps}")
-        tensorfile.save_tensors(job.folder / PREDICTIONS, tensors, {"videos": len(holdout)})
+        predictions.save(job.folder / PREDICTIONS)
         write_json(job.folder / SCORES, scores)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +20,12 @@ from reeltag.data.shards import Indices, Manifest, Shards
 from reeltag.data.soft_targets import TargetsWriter, row_bytes, targets_file
 from reeltag.inference.ensemble import BATCH_SIZE, Ensemble, predict_batches
 from reeltag.inference.predictor import load
-from reeltag.pipeline.ensemble_search import contenders, rank_combinations
+from reeltag.pipeline.ensemble_search import rank_combinations
 from reeltag.pipeline.executor import Job, Pieces, Stage, Traffic
 from reeltag.pipeline.stages.architectures import select_stage, teacher_architectures
 from reeltag.pipeline.stages.files import MANIFEST, MODEL, SELECTION, load_manifest, split, split_parameters
 from reeltag.pipeline.stages.gpu_hours import FORWARD_AND_BACKWARD
+from reeltag.pipeline.stages.holdout_predictions import read_contenders
 from reeltag.pipeline.stages.trained_model import TrainedModelStages, recipe_model
 from reeltag.pipeline.stages.training import ModelTraining
 from reeltag.pipeline.stages.training_plan import TrainingPlan
@@ -199,14 +201,15 @@ def student_teacher(recipe: Recipe, family: str, students: Sequence[TrainedModel
 def _select(recipe: Recipe, members: Sequence[TrainedModelStages], count: int, job: Job) -> str:
     """Select the combination whose equal-weight mean has the highest hold-out GAP."""
     holdouts = [member.holdout(job) for member in members]
-    probabilities, labels = [predictions["float32"] for predictions, _ in holdouts], holdouts[0][1]
-    ranking = [
+    labels = holdouts[0].labels
+    sources = [(predictions, "float32") for predictions in holdouts]
+    ranking: list[dict[str, Any]] = [
         {"models": [members[index].name for index in chosen], "gap": gap}
-        for chosen, gap in rank_combinations(*contenders(probabilities, labels), count)
+        for chosen, gap in rank_combinations(*read_contenders(sources, labels), count)
     ]
-    names, gap = ranking[0]["models"], ranking[0]["gap"]
+    names: list[str] = ranking[0]["models"]
     models = [recipe.models[name].decisive() for name in names]
     held = counted(len(labels), f"hold-out {recipe.data.record_schema.example}")
-    job.progress.say(f"  {', '.join(names)}: GAP {gap:.5f} on all {held}")
+    job.progress.say(f"  {', '.join(names)}: GAP {ranking[0]['gap']:.5f} on all {held}")
     write_json(job.folder / SELECTION, {"names": names, "models": models, "ranking": ranking})
     return content_hash([names, models])

@@ -1,0 +1,132 @@
+"""Predictions of the hold-out: in a file of each member, and read for the searches of teachers and of the ensemble.
+
+With thousands of classes only each video's most probable ones are stored: GAP counts 20 of a video, and 232,000 videos
+of 3,862 classes, as in the paper, would take 3.6 GB for each member and encoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from reeltag.artifact.quantization.sizes import Encoding
+from reeltag.core import tensorfile
+from reeltag.data.schema import Schema
+from reeltag.inference.ensemble import Predictions
+from reeltag.inference.metrics.video_metrics import gap, top_k
+from reeltag.pipeline.ensemble_search import contenders
+
+MANY_CLASSES, STORED_CLASSES = 1000, 100
+CHUNK = 8192  # videos that are read at a time
+
+Source = tuple["HoldoutPredictions", str]  # predictions, and one of their encodings
+
+
+def holdout_row_bytes(schema: Schema, encodings: int) -> int:
+    """Return the bytes that the predictions of an example take in so many encodings, with its labels."""
+    if _is_sparse(schema.classes, schema.segments is not None):
+        return STORED_CLASSES * 6 * encodings
+    return schema.classes * (1 + 4 * encodings)
+
+
+def _is_sparse(classes: int, segments: bool) -> bool:
+    return classes > MANY_CLASSES and not segments
+
+
+class HoldoutPredictions:
+    """Predictions of one member on N hold-out examples, by encoding.
+
+    Args:
+        tensors: content of the file, by name: `labels`, and probabilities in each encoding.
+        classes: C.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], classes: int) -> None:
+        self._tensors, self._classes = tensors, classes
+
+    @classmethod
+    def of(
+        cls, encodings: Mapping[Encoding, Iterable[Predictions]], classes: int, *, segments: bool
+    ) -> HoldoutPredictions:
+        """Collect the predictions of every encoding; `segments` are stored with all classes, rated or not."""
+        sparse = _is_sparse(classes, segments)
+        tensors: dict[str, Tensor] = {}
+        for encoding, parts in encodings.items():
+            labels, probabilities, stored_classes = [], [], []
+            for part in parts:
+                labels.append(part.labels)
+                stored = part.comparable
+                if sparse:
+                    stored, highest = top_k(stored, STORED_CLASSES)
+                    stored_classes.append(highest.to(torch.int16))
+                probabilities.append(stored)
+            tensors[encoding] = torch.cat(probabilities)
+            if sparse:
+                tensors[f"{encoding}/classes"] = torch.cat(stored_classes)
+            known = torch.cat([each for each in labels if each is not None])
+            tensors["labels"] = known.nonzero().int() if sparse else known
+        return cls(tensors, classes)
+
+    @classmethod
+    def read(cls, path: Path, classes: int) -> HoldoutPredictions:
+        """Read a file that `save` wrote."""
+        tensors, _ = tensorfile.load_tensors(path)
+        return cls(tensors, classes)
+
+    def save(self, path: Path) -> None:
+        """Write the predictions to a file."""
+        tensorfile.save_tensors(path, self._tensors, {"videos": len(self)})
+
+    def __len__(self) -> int:
+        return len(next(tensor for name, tensor in self._tensors.items() if name != "labels"))
+
+    def probabilities(self, encoding: str, examples: Tensor) -> Tensor:
+        """Return probabilities [n, C] of some examples: -1 for classes without a known label, 0 if not stored."""
+        stored, classes = self._tensors[encoding][examples], self._tensors.get(f"{encoding}/classes")
+        if classes is None:
+            return stored
+        return torch.zeros(len(stored), self._classes).scatter_(1, classes[examples].long(), stored)
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels [N, C], bool."""
+        stored = self._tensors["labels"]
+        if stored.dtype == torch.bool:
+            return stored
+        labels = torch.zeros(len(self), self._classes, dtype=torch.bool)
+        labels[stored[:, 0].long(), stored[:, 1].long()] = True
+        return labels
+
+    def gap(self, encoding: str, examples: Tensor | None = None) -> float:
+        """Return GAP@20 in an encoding, of some examples or of all."""
+        (probabilities,), labels = read_contenders([(self, encoding)], self.labels, examples)
+        return gap(probabilities, labels)
+
+
+def read_contenders(
+    sources: Sequence[Source], labels: Tensor, examples: Tensor | None = None
+) -> tuple[list[Tensor], Tensor]:
+    """Read the classes that may be among a video's 20 highest for any weights; see `ensemble_search.contenders`.
+
+    Args:
+        sources: of the same N examples.
+        labels: [N, C] bool.
+        examples: [n], indices of those to read; all by default.
+
+    Returns:
+        Probabilities [n, K] of each source, and labels [n, K] bool.
+    """
+    chunks: list[tuple[list[Tensor], Tensor]] = []
+    for part in torch.split(torch.arange(len(labels)) if examples is None else examples, CHUNK):
+        dense = [predictions.probabilities(encoding, part) for predictions, encoding in sources]
+        chunks.append(contenders(dense, labels[part]))
+    width = max(found.shape[1] for _, found in chunks)
+    probabilities = [
+        torch.cat([pad(each[source], (0, width - each[source].shape[1]), value=-1.0) for each, _ in chunks])
+        for source in range(len(sources))
+    ]
+    return probabilities, torch.cat([pad(found, (0, width - found.shape[1])) for _, found in chunks])
