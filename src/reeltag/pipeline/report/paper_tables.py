@@ -46,7 +46,7 @@ class Table:
 def paper_tables(results: Mapping[str, Any]) -> list[Table]:
     """Return the tables; Table 1 needs a recipe with weight averaging, Table 3 one with distillation."""
     members = results["members"]
-    tables = [_averaging(members), _quantization(members), _distillation(members), _file(results)]
+    tables = [_averaging(members), _quantization(members), _distillation(results), _file(results)]
     return [table for table in tables if table.rows]
 
 
@@ -106,7 +106,8 @@ def _quantization(members: Mapping[str, Any]) -> Table:
     return Table("Table 2. Quantisation", note, heading, rows)
 
 
-def _distillation(members: Mapping[str, Any]) -> Table:
+def _distillation(results: Mapping[str, Any]) -> Table:
+    members = results["members"]
     rows: list[list[object]] = []
     for family, students in _by_family(members, students=True).items():
         pairs = {name: (model, members[model["like"]]) for name, model in students.items() if "like" in model}
@@ -128,11 +129,21 @@ def _distillation(members: Mapping[str, Any]) -> Table:
             if name not in pairs:
                 rows.append([name, ", ".join(model["taught_by"]), f"{_gap(model):.5f}", "", "", "", ""])
     heading = ["model", "taught by", "post distillation", "no distillation", "gain", "family's average gain", "paper"]
-    return Table(
-        "Table 3. Distillation",
-        "On the test set, in float32. A gain needs a model of the student's architecture that learned labels only.",
-        heading,
-        rows,
+    notes = ["On the test set, in float32. A gain needs a model of the student's architecture that learned labels only."]
+    for family, ranking in results.get("teachers", {}).items():
+        notes.append(f"Teacher of {family}: {_ranked(ranking)}.")
+    return Table("Table 3. Distillation", " ".join(notes), heading, rows)
+
+
+def _ranked(ranking: Sequence[Mapping[str, Any]]) -> str:
+    """Name the combination of candidates that teaches, and how the others ranked."""
+    best, *others = ranking
+    text = f"{', '.join(best['models'])}, hold-out GAP {best['gap']:.5f}"
+    if not others:
+        return text
+    return (
+        f"{text}; of {len(ranking)} combinations the next is {', '.join(others[0]['models'])}, "
+        f"{others[0]['gap']:.5f}, and the last has {others[-1]['gap']:.5f}"
     )
 
 

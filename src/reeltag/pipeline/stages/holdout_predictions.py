@@ -29,7 +29,7 @@ Source = tuple["HoldoutPredictions", str]  # predictions, and one of their encod
 def holdout_row_bytes(schema: Schema, encodings: int) -> int:
     """Return the bytes that the predictions of an example take in so many encodings, with its labels."""
     if _is_sparse(schema.classes, schema.segments is not None):
-        return STORED_CLASSES * 6 * encodings
+        return STORED_CLASSES * 8 * encodings
     return schema.classes * (1 + 4 * encodings)
 
 
@@ -62,7 +62,7 @@ class HoldoutPredictions:
                 stored = part.comparable
                 if sparse:
                     stored, highest = top_k(stored, STORED_CLASSES)
-                    stored_classes.append(highest.to(torch.int16))
+                    stored_classes.append(highest.to(torch.int32))
                 probabilities.append(stored)
             tensors[encoding] = torch.cat(probabilities)
             if sparse:
@@ -90,6 +90,11 @@ class HoldoutPredictions:
         if classes is None:
             return stored
         return torch.zeros(len(stored), self._classes).scatter_(1, classes[examples].long(), stored)
+
+    @property
+    def is_sparse(self) -> bool:
+        """True if only each example's most probable classes are stored."""
+        return any(name.endswith("/classes") for name in self._tensors)
 
     @property
     def labels(self) -> Tensor:
@@ -120,10 +125,11 @@ def read_contenders(
     Returns:
         Probabilities [n, K] of each source, and labels [n, K] bool.
     """
+    most = 2 * STORED_CLASSES if any(predictions.is_sparse for predictions, _ in sources) else None
     chunks: list[tuple[list[Tensor], Tensor]] = []
     for part in torch.split(torch.arange(len(labels)) if examples is None else examples, CHUNK):
         dense = [predictions.probabilities(encoding, part) for predictions, encoding in sources]
-        chunks.append(contenders(dense, labels[part]))
+        chunks.append(contenders(dense, labels[part], most))
     width = max(found.shape[1] for _, found in chunks)
     probabilities = [
         torch.cat([pad(each[source], (0, width - each[source].shape[1]), value=-1.0) for each, _ in chunks])
