@@ -17,6 +17,7 @@ from conftest import TINY, TINY_RUN
 from distributed_cases import CASES, FOLLOWED_BY_A_NORM, SETTINGS, Recorded, fails_in_one, in_a_pair, resumed
 from processgroup import all_end
 from reeltag.cli.main import main
+from reeltag.core import tensorfile
 from reeltag.core.distributed.process_group import launch
 from reeltag.core.errors import DataError
 from reeltag.core.interrupts import REPEAT_SECONDS
@@ -94,7 +95,7 @@ def test_a_training_goes_on_in_any_number_of_processes(pair, manifest, folder, t
     assert last.step == whole.step
     for part in ("model", "optimizer", "average"):
         close(getattr(whole, part), getattr(last, part))
-    files = [checkpoint.load_tensors(place / f"resumed, {averaging}") for place in (folder, tmp_path)]
+    files = [tensorfile.load_tensors(place / f"resumed, {averaging}") for place in (folder, tmp_path)]
     logs = [np.array(header.pop("log")["rows"], float) for _, header in files]
     np.testing.assert_allclose(*logs, rtol=1e-4)
     assert files[0][1] == files[1][1]

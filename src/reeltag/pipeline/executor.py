@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from reeltag.core.distributed.process_group import broadcast, launch, rank, world_size
 from reeltag.core.distributed.process_pool import PROCESS_BYTES, Pool, Resources
+from reeltag.core.environment import return_freed_memory
 from reeltag.core.errors import UsageError
 from reeltag.core.interrupts import raise_on_sigterm
 from reeltag.core.progress import Progress
@@ -260,6 +261,7 @@ class _Task:
         return digest or self.folder, round(time.perf_counter() - begin, 1)
 
     def _finish(self, digest: str, seconds: float) -> str:
+        return_freed_memory()
         if rank() == 0:
             content = {"digest": digest, "parameters": self.stage.parameters, "seconds": seconds}
             self.outputs.finish(self.folder, content)
