@@ -16,6 +16,7 @@ import torch
 from conftest import TINY, TINY_RUN
 from distributed_cases import CASES, FOLLOWED_BY_A_NORM, SETTINGS, Recorded, fails_in_one, in_a_pair, resumed
 from processgroup import all_end
+from reeltag.artifact.file import load_artifact
 from reeltag.cli.main import main
 from reeltag.core import tensorfile
 from reeltag.core.distributed.process_group import launch
@@ -287,8 +288,8 @@ def test_a_whole_run_in_two_processes_is_that_of_one(tmp_path):
     for devices in (1, 2):
         out = str(tmp_path / str(devices))
         assert main(["run", str(tmp_path / "r.toml"), "--out", out, "--set", f"training.devices={devices}"]) == 0
-    one, two = (sorted((tmp_path / out).glob("stages/*/checkpoint.safetensors")) for out in ("1", "2"))
+    one, two = (sorted((tmp_path / out).glob("stages/[ta]*.*/model.reeltag")) for out in ("1", "2"))
     assert [path.parent.name for path in one] == [path.parent.name for path in two]
     assert len(one) == 2
     for alone, shared in zip(one, two, strict=True):
-        close(checkpoint.load(alone).model, checkpoint.load(shared).model)
+        close(*(load_artifact(path).members[0].state for path in (alone, shared)))

@@ -48,7 +48,7 @@ class TrainedModelStages(MemberStages):
             inputs=(*self.training.inputs, self.training.stage_name),
             parameters={"averaging": self.recipe.averaging.model_dump()},
             epochs=self.recipe.averaging.epochs,
-            averaged=True,
+            continues=self.training.stage_name,
         )
         return [plan.stage(), averaging]
 
