@@ -21,12 +21,12 @@ from reeltag.artifact.file import (
 )
 from reeltag.artifact.quantization.quantize import dequantize_state
 from reeltag.artifact.quantization.sizes import ENCODINGS
+from reeltag.core import tensorfile
 from reeltag.core.errors import ArtifactError, BudgetError, UsageError
 from reeltag.data.schema import Feature, Schema
 from reeltag.inference.predictor import Predictor, load
 from reeltag.models.families import parse_config
 from reeltag.models.tagger import build_tagger
-from reeltag.training import checkpoint
 
 SCHEMA = Schema(features=(Feature(name="rgb", width=48), Feature(name="audio", width=8)), classes=20)
 NAMES = tuple(f"class {number}" for number in range(20))
@@ -127,9 +127,9 @@ def test_a_header_that_claims_more_bytes_than_the_file_is_refused(tmp_path):
 def rewrite(ensemble, path, change):
     """Write a file with a changed header and valid checksums, as a newer reeltag might."""
     save_artifact(path, ensemble)
-    tensors, content = checkpoint.load_tensors(path)
+    tensors, content = tensorfile.load_tensors(path)
     change(content)
-    checkpoint.save_tensors(path, tensors, content)
+    tensorfile.save_tensors(path, tensors, content)
 
 
 @pytest.mark.parametrize(

@@ -79,11 +79,11 @@ def intermediates(folder, manifest):
     state = checkpoint.TrainingState(7, weights, {"a/exp_avg": torch.rand(9, 4)}, {"a": torch.zeros(9, 4)})
     checkpoint.save(folder / "checkpoint.safetensors", state)
     predictions = {"float32": torch.rand(20, 9), "labels": torch.rand(20, 9) < 0.3}
-    checkpoint.save_tensors(folder / "predictions.safetensors", predictions, {"videos": 20})
+    tensorfile.save_tensors(folder / "predictions.safetensors", predictions, {"videos": 20})
     manifest.save(folder / "manifest.safetensors")
     return [
         (folder / "checkpoint.safetensors", checkpoint.load),
-        (folder / "predictions.safetensors", checkpoint.load_tensors),
+        (folder / "predictions.safetensors", tensorfile.load_tensors),
         (folder / "manifest.safetensors", Manifest.load),
     ]
 

@@ -13,6 +13,7 @@ import reeltag
 from conftest import TINY_RUN
 from reeltag.artifact.file import load_artifact
 from reeltag.cli.main import main
+from reeltag.core import tensorfile
 from reeltag.core.errors import DataError
 from reeltag.core.progress import Progress
 from reeltag.data.holdout import split_folds
@@ -26,7 +27,6 @@ from reeltag.pipeline.stages.ensemble import MEMBER_ROOM
 from reeltag.pipeline.stages.files import split
 from reeltag.pipeline.stages.teachers import family_teacher
 from reeltag.recipe.load import load_recipe
-from reeltag.training import checkpoint
 
 RECIPE = (
     """
@@ -129,7 +129,7 @@ def test_the_teachers_are_the_best_combination_on_the_hold_out(folder, results):
     selection = json.loads((stage_folder(folder, "select.netvlad") / "selection.json").read_text())
     names = ["netvlad-4", "netvlad-6", "netvlad-8"]
     found = {
-        name: checkpoint.load_tensors(stage_folder(folder, f"predict.{name}") / "predictions.safetensors")[0]
+        name: tensorfile.load_tensors(stage_folder(folder, f"predict.{name}") / "predictions.safetensors")[0]
         for name in names
     }
     gaps = {
@@ -246,7 +246,7 @@ def test_auto_takes_the_smallest_encoding_that_loses_little(folder):
         assert len(scores) == 7
         smaller = [e for e, s in scores.items() if s["bytes"] < scores[entry["encoding"]]["bytes"]]
         predict = stage_folder(folder, f"predict.{entry['name']}", *overrides)
-        found, _ = checkpoint.load_tensors(predict / "predictions.safetensors")
+        found, _ = tensorfile.load_tensors(predict / "predictions.safetensors")
         order = np.random.default_rng([5, 0xA1F]).permutation(len(found["labels"]))
         half = torch.from_numpy(order[: (len(order) + 1) // 2])
         gaps = {e: Metrics.of(found[e][half], found["labels"][half]).gap() for e in scores}

@@ -8,6 +8,7 @@ import torch
 
 from reeltag.artifact.file import Artifact, Member, load_artifact, quantize_artifact, save_artifact
 from reeltag.artifact.quantization.sizes import ENCODINGS
+from reeltag.core import tensorfile
 from reeltag.core.environment import versions
 from reeltag.core.errors import BudgetError
 from reeltag.core.progress import Progress
@@ -23,7 +24,6 @@ from reeltag.pipeline.stages.check import Beside, room
 from reeltag.pipeline.stages.files import MANIFEST, MODEL, PREDICTIONS, SCORES
 from reeltag.pipeline.stages.member import MemberStages
 from reeltag.recipe.schema import Recipe
-from reeltag.training import checkpoint
 from small_models import ALL, SCHEMA, small_tagger, stirred, videos
 
 VIDEOS = 40  # of which a third is held out
@@ -91,7 +91,7 @@ class Ready(MemberStages):
             tensors[encoding] = (0.5 * labels + noise).sigmoid()
             scores[encoding] = {"gap": 0.5, "bytes": path.stat().st_size, "seconds": 0.0}
         job.inputs[self.predicted].mkdir()
-        checkpoint.save_tensors(job.inputs[self.predicted] / PREDICTIONS, tensors, {"videos": len(labels)})
+        tensorfile.save_tensors(job.inputs[self.predicted] / PREDICTIONS, tensors, {"videos": len(labels)})
         write_json(job.inputs[self.predicted] / SCORES, scores)
 
 

@@ -178,7 +178,7 @@ def test_a_stage_on_described_machines():
 
 
 def test_rows_double_and_say_what_limits_them():
-    half = stage("train.a", gpu_hours=4, bytes=1000, traffic=Traffic(1, steps=1))
+    half = stage("train.a", gpu_hours=4, checkpoint_bytes=1000, traffic=Traffic(1, steps=1))
     rest = [stage(f"train.{n}", gpu_hours=1, traffic=Traffic(1, steps=1)) for n in range(4)]
     found = scaling([half, *rest], MACHINES, 1)
     assert [row.gpus for row in found.rows] == [1, 2, 4, 8]

@@ -13,7 +13,6 @@ from reeltag.pipeline.executor import statuses
 from reeltag.pipeline.plan import plan
 from reeltag.recipe.load import load_recipe
 from reeltag.recipe.smoke import smoked
-from reeltag.training import checkpoint
 from reeltag.training.log import LOG, read_rows
 
 RECIPE = f"""
@@ -61,8 +60,7 @@ def test_a_smoke_run_runs_every_stage_with_one_batch_in_its_own_folder(recipe, t
     assert len(trainings) == len(list(small.glob("logs/*.csv"))) > 8
     for log in trainings:
         (row,) = read_rows(log)  # a single step
-        state = checkpoint.load(log.parent / "checkpoint.safetensors")
-        assert row.step == state.step == (2 if log.parent.name.startswith("average") else 1)
+        assert row.step == (2 if log.parent.name.startswith("average") else 1)
     assert len(manifest(small, "train")) == 64
     assert len(manifest(small, "test")) == 16
     assert json.loads((small / "results.json").read_text())["bytes"] <= 300_000

@@ -16,7 +16,9 @@ import torch
 from conftest import TINY, TINY_RUN
 from distributed_cases import CASES, FOLLOWED_BY_A_NORM, SETTINGS, Recorded, fails_in_one, in_a_pair, resumed
 from processgroup import all_end
+from reeltag.artifact.file import load_artifact
 from reeltag.cli.main import main
+from reeltag.core import tensorfile
 from reeltag.core.distributed.process_group import launch
 from reeltag.core.errors import DataError
 from reeltag.core.interrupts import REPEAT_SECONDS
@@ -94,7 +96,7 @@ def test_a_training_goes_on_in_any_number_of_processes(pair, manifest, folder, t
     assert last.step == whole.step
     for part in ("model", "optimizer", "average"):
         close(getattr(whole, part), getattr(last, part))
-    files = [checkpoint.load_tensors(place / f"resumed, {averaging}") for place in (folder, tmp_path)]
+    files = [tensorfile.load_tensors(place / f"resumed, {averaging}") for place in (folder, tmp_path)]
     logs = [np.array(header.pop("log")["rows"], float) for _, header in files]
     np.testing.assert_allclose(*logs, rtol=1e-4)
     assert files[0][1] == files[1][1]
@@ -286,8 +288,8 @@ def test_a_whole_run_in_two_processes_is_that_of_one(tmp_path):
     for devices in (1, 2):
         out = str(tmp_path / str(devices))
         assert main(["run", str(tmp_path / "r.toml"), "--out", out, "--set", f"training.devices={devices}"]) == 0
-    one, two = (sorted((tmp_path / out).glob("stages/*/checkpoint.safetensors")) for out in ("1", "2"))
+    one, two = (sorted((tmp_path / out).glob("stages/[ta]*.*/model.reeltag")) for out in ("1", "2"))
     assert [path.parent.name for path in one] == [path.parent.name for path in two]
     assert len(one) == 2
     for alone, shared in zip(one, two, strict=True):
-        close(checkpoint.load(alone).model, checkpoint.load(shared).model)
+        close(*(load_artifact(path).members[0].state for path in (alone, shared)))

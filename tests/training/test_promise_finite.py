@@ -12,6 +12,7 @@ import torch
 import reeltag.training.trainer
 from conftest import TINY_RUN, make_video
 from reeltag.cli.main import main
+from reeltag.core import tensorfile
 from reeltag.core.errors import DataError, TrainingError
 from reeltag.data.formats.example import encode
 from reeltag.data.formats.tfrecord import write_shard
@@ -21,7 +22,6 @@ from reeltag.data.schema import Schema
 from reeltag.data.shards import Shards, scan
 from reeltag.models.families import parse_config
 from reeltag.models.tagger import build_tagger
-from reeltag.training import checkpoint
 from reeltag.training.replica import step_seed
 from reeltag.training.schedule import AveragingSettings, TrainingSettings, averaging_phase, training_phase
 from reeltag.training.trainer import Distillation, Trainer, TrainingData
@@ -85,7 +85,7 @@ def stops(step, shards, words, *arguments, **given):
 
 
 def all_finite(path):
-    tensors, _ = checkpoint.load_tensors(path)
+    tensors, _ = tensorfile.load_tensors(path)
     return all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 

@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 
+from reeltag.core import tensorfile
 from reeltag.data.shards import Shards
 from reeltag.models.families import parse_config
 from reeltag.models.tagger import build_tagger
@@ -98,5 +99,5 @@ def test_averaging_has_a_log_of_its_own_that_goes_on_counting(shards, tmp_path, 
 
 def test_a_checkpoint_from_before_there_were_logs_goes_on(shards, tmp_path):
     state = train(shards, tmp_path)
-    checkpoint.save_tensors(tmp_path / "checkpoint", {f"model/{k}": v for k, v in state.model.items()}, {"step": 1})
+    tensorfile.save_tensors(tmp_path / "checkpoint", {f"model/{k}": v for k, v in state.model.items()}, {"step": 1})
     assert checkpoint.load(tmp_path / "checkpoint").log == {}

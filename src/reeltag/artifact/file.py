@@ -228,7 +228,7 @@ def _read_state(
 ) -> State:
     stored = {name: read(f"{member.name}/{name}") for name in names}
     for name, tensor in stored.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if tensor.is_floating_point() and not tensorfile.all_finite(tensor):
             raise ArtifactError(f"{path}: tensor {member.name}/{name} is not finite; take another copy of the model")
     state = _state(stored, path)
     _refuse_misfit(path, member, schema, {name: _shape(value) for name, value in state.items()})

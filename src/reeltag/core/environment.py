@@ -135,6 +135,16 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
+def return_freed_memory() -> None:
+    """Return to the system the memory that `keep_freed_memory` kept, so that a process is as large as its work now.
+
+    Other allocators than glibc's are left alone.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def limit_openmp_spinning() -> None:
     """Shorten the time that OpenMP threads spin before they sleep, unless the environment already sets it.
 

@@ -208,6 +208,18 @@ def upload(local: Path, url: str) -> None:
     _with_retries(url, put, tries=2)
 
 
+def remove(url: str) -> None:
+    """Remove a remote file; one that is missing already is fine.
+
+    Raises:
+        TransferError: removing there is not permitted, or the server cannot be reached.
+        UsageError: no installed library writes to such URLs.
+    """
+    if exists(url):
+        filesystem, path = file_system(url)
+        _with_retries(url, lambda: filesystem.rm_file(path))
+
+
 def file_system(url: str, inner_tries: int = 1) -> tuple[Any, str]:
     """Return fsspec's file system of a URL, with its listing cache cleared, and the path within it.
 

@@ -10,6 +10,7 @@ import errno
 import glob
 import json
 import math
+import mmap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -126,7 +127,9 @@ class TensorFile:
         if not path.is_file():
             raise ArtifactError(f"{path}: no such file; {self._again() or _meant(path)}")
         try:
-            self._file: Array = np.asarray(np.memmap(path, np.uint8, "c"))
+            with path.open("rb") as file:
+                self._pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._file: Array = np.frombuffer(self._pages, np.uint8)
         except (OSError, ValueError) as error:  # ValueError: it is empty
             if getattr(error, "errno", None) == errno.ENOMEM:  # nothing is wrong with the file
                 raise
@@ -155,6 +158,15 @@ class TensorFile:
             raise self._damaged(f"checksum of tensor {name} does not match")
         array: Array = content.view(_TYPES[entry.dtype]).reshape(entry.shape)
         return array
+
+    def forget(self, name: str) -> None:
+        """Give back the memory that reading an array took; a change that was made to its pages is lost."""
+        if not hasattr(mmap, "MADV_DONTNEED"):  # Windows
+            return
+        begin, end = self._begins[name], self._begins[name] + self._entries[name].bytes
+        first, last = -(-begin // mmap.PAGESIZE), end // mmap.PAGESIZE  # pages that hold nothing else
+        if first < last:
+            self._pages.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
 
     def _header_bytes(self) -> bytes:
         """Return the header's bytes after checking its length."""
@@ -234,6 +246,13 @@ def _crc(array: Array) -> int:
     return crc
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Return True if no element is infinite or NaN; unlike `isfinite().all()` without a copy of the tensor."""
+    import torch  # slow to import, and files of arrays do without it
+
+    return not tensor.numel() or math.isfinite(torch.linalg.vector_norm(tensor, math.inf))
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write tensors and JSON to a tensor file."""
     write(path, {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}, header)
@@ -264,6 +283,10 @@ def open_tensors(path: Path) -> tuple[dict[str, Any], list[str], Callable[[str],
         tensor = torch.from_numpy(file.read(name))
         # Floats are copied, because in the file they are not aligned, and matrix products round differently then.
         # Codes are pages of the file until something else is made of them.
-        return tensor.clone() if tensor.is_floating_point() else tensor
+        if not tensor.is_floating_point():
+            return tensor
+        tensor = tensor.clone()
+        file.forget(name)
+        return tensor
 
     return file.content, file.names, read

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from reeltag.core.distributed.process_group import broadcast, launch, rank, world_size
 from reeltag.core.distributed.process_pool import PROCESS_BYTES, Pool, Resources
+from reeltag.core.environment import return_freed_memory
 from reeltag.core.errors import UsageError
 from reeltag.core.interrupts import raise_on_sigterm
 from reeltag.core.progress import Progress
@@ -88,7 +89,12 @@ class Stage:
         parameters: everything else that decides the output, as JSON.
         note: shown in the plan, such as sizes.
         gpu_hours: estimated GPU hours.
-        bytes: estimated size of the output; 0 where it is small.
+        bytes: estimated size of the output without the checkpoint; 0 where it is small.
+        checkpoint: name of the file from which the stage resumes, and from which other stages go on; it is removed once
+            they all are finished. Empty without one.
+        checkpoint_bytes: estimated size of the checkpoint.
+        continues: name of the input whose checkpoint the stage goes on from; the other inputs are inputs of that stage
+            too. Empty if there is none.
         processes: number of processes that share the work; each calls `work` and knows its rank.
         traffic: estimated reading and communication.
         cores: CPU cores that each process keeps busy.
@@ -104,6 +110,9 @@ class Stage:
     note: str = ""
     gpu_hours: float = 0.0
     bytes: int = 0
+    checkpoint: str = ""
+    checkpoint_bytes: int = 0
+    continues: str = ""
     processes: int = 1
     traffic: Traffic = Traffic()
     cores: int = 1
@@ -112,8 +121,9 @@ class Stage:
 
     @property
     def needs(self) -> Resources:
-        """Resources of each process; its output is held in memory about twice."""
-        return Resources(self.cores, self.gpus, PROCESS_BYTES + 2 * self.bytes, self.processes)
+        """Resources of each process; it holds the checkpoint in memory, and its output about twice."""
+        memory = PROCESS_BYTES + self.checkpoint_bytes + 2 * self.bytes
+        return Resources(self.cores, self.gpus, memory, self.processes)
 
 
 def run(stages: Sequence[Stage], out: Path | str, progress: Progress, pool: Pool | None = None) -> dict[str, Path]:
@@ -134,7 +144,7 @@ def run(stages: Sequence[Stage], out: Path | str, progress: Progress, pool: Pool
     outputs = outputs_at(out)
     if rank() == 0:
         outputs.set_format()
-    _check_room(stages, outputs)
+    _check_room(stages, outputs, side_by_side=pool is not None)
     return _Run(stages, outputs, progress, pool).folders()
 
 
@@ -166,25 +176,40 @@ class _Run:
 
     def _begin(self, stage: Stage) -> None:
         self._folders[stage.name] = folder = _folder(stage, self._digests)
-        if marker := broadcast(self._ready(folder) if rank() == 0 else None):
+        if marker := broadcast(self._ready(stage, folder) if rank() == 0 else None):
             self.progress.say(f"{self._titles[stage.name]}: done before")
-            self._digests[stage.name] = marker["digest"]
+            self._finished(stage, marker["digest"])
             return
         self.progress.say(self._titles[stage.name])
         if self.pool is None:
-            self._digests[stage.name] = self._task(stage, self.progress).run_here()
+            self._finished(stage, self._task(stage, self.progress).run_here())
         elif left := self._task(stage, self.progress).pieces_left():
             for index in left:
                 self._submit(stage, index)
         else:
             self._submit(stage, None)
 
-    def _ready(self, stage: str) -> dict[str, Any] | None:
+    def _ready(self, stage: Stage, folder: str) -> dict[str, Any] | None:
         """Return the marker of a finished stage; otherwise prepare its folder and return None."""
-        if (marker := self.outputs.marker(stage)) is None:
-            make_folder(self.outputs.folder(stage))
-            remove_partials(self.outputs.folder(stage))
+        marker = self.outputs.marker(folder)
+        if marker and (later := _lacks_checkpoint(stage, self.stages, self._digests, marker["digest"], self.outputs)):
+            why = f"its checkpoint was removed once nothing needed it, and {later} goes on from it"
+            self.progress.say(f"{self._titles[stage.name]}: is computed again, because {why}")
+            self.outputs.reopen(folder)
+            marker = None
+        if marker is None:
+            make_folder(self.outputs.folder(folder))
+            remove_partials(self.outputs.folder(folder))
         return marker
+
+    def _finished(self, stage: Stage, digest: str) -> None:
+        """Record a finished stage, and remove the checkpoints that nothing needs any more."""
+        self._digests[stage.name] = digest
+        for each in self.stages:
+            if rank() > 0 or not each.checkpoint or each.name not in (stage.name, stage.continues):
+                continue
+            if all(later.name in self._digests for later in _continuations(each, self.stages)):
+                self.outputs.drop(self._folders[each.name], each.checkpoint)
 
     def _submit(self, stage: Stage, piece: int | None) -> None:
         assert self.pool is not None
@@ -194,7 +219,7 @@ class _Run:
     def _continue(self, stage: Stage, piece: int | None, digest: str) -> None:
         """Take the result of a task: submit the stage's `work` after its last piece, or record the stage's digest."""
         if piece is None:
-            self._digests[stage.name] = digest
+            self._finished(stage, digest)
             done = f"{len(self._digests)} of {counted(len(self.stages), 'stage')}"
             self.progress.say(f"{self._titles[stage.name]}: done, {done}")
         elif all(each is not stage for each, _ in self._running.values()):
@@ -260,6 +285,7 @@ class _Task:
         return digest or self.folder, round(time.perf_counter() - begin, 1)
 
     def _finish(self, digest: str, seconds: float) -> str:
+        return_freed_memory()
         if rank() == 0:
             content = {"digest": digest, "parameters": self.stage.parameters, "seconds": seconds}
             self.outputs.finish(self.folder, content)
@@ -325,31 +351,78 @@ def _statuses(stages: Sequence[Stage], outputs: Outputs) -> dict[str, str]:
             continue
         folder = _folder(stage, digests)
         if marker := outputs.marker(folder):
+            again = _lacks_checkpoint(stage, stages, digests, marker["digest"], outputs)
             digests[stage.name] = marker["digest"]
-        found[stage.name] = "done" if marker else "unfinished" if outputs.has_begun(folder) else "to do"
+            found[stage.name] = "to do" if again else "done"
+        else:
+            found[stage.name] = "unfinished" if outputs.has_begun(folder) else "to do"
     return found
 
 
-def _check_room(stages: Sequence[Stage], outputs: Outputs) -> None:
+def _continuations(stage: Stage, stages: Iterable[Stage]) -> list[Stage]:
+    """Return the stages that go on from a stage's checkpoint."""
+    return [each for each in stages if each.continues == stage.name]
+
+
+def _lacks_checkpoint(
+    stage: Stage, stages: Sequence[Stage], digests: Mapping[str, str], digest: str, outputs: Outputs
+) -> str:
+    """Return the name of an unfinished stage that goes on from the missing checkpoint of a finished one; or "".
+
+    Args:
+        stage: the finished stage.
+        stages: the plan.
+        digests: of the stages before.
+        digest: of the finished stage.
+        outputs: of the run.
+    """
+    later = _continuations(stage, stages)
+    if not later or outputs.keeps(_folder(stage, digests), stage.checkpoint):
+        return ""
+    known = {**digests, stage.name: digest}
+    return next((each.name for each in later if outputs.marker(_folder(each, known)) is None), "")
+
+
+def _check_room(stages: Sequence[Stage], outputs: Outputs, *, side_by_side: bool) -> None:
     """Refuse a run that would fill the disk hours later.
 
     Raises:
         UsageError: the disk has too little room for the missing stages.
     """
-    needed, free = _bytes_to_do(stages, _statuses(stages, outputs)), free_bytes(outputs.out)
+    needed = _bytes_to_do(stages, _statuses(stages, outputs), side_by_side=side_by_side)
+    free = free_bytes(outputs.out)
     if needed > free:
         room = f"takes about {megabytes(needed)} more, and {megabytes(free)} are free there"
         raise UsageError(f"{outputs.out}: the run {room}; make room, or choose an --out on another disk")
 
 
-def _bytes_to_do(stages: Sequence[Stage], done: Mapping[str, str]) -> int:
-    """Estimate the bytes that the missing stages write.
+def _bytes_to_do(stages: Sequence[Stage], done: Mapping[str, str], *, side_by_side: bool = False) -> int:
+    """Estimate the most bytes that the missing stages take at a time.
 
-    The largest stage counts twice, because a checkpoint is written beside the previous one. An unfinished stage may
-    have written everything already, so it counts only as the largest.
+    The larger of a stage's output and its checkpoint counts twice while the stage runs, because a file is written
+    beside the previous one. An unfinished stage may have written everything already, so only that second file counts.
+
+    Args:
+        stages: the plan.
+        done: the status of each.
+        side_by_side: several stages run at a time, in an order that is not known, so that no checkpoint counts as
+            removed.
     """
-    largest = max((stage.bytes for stage in stages if done[stage.name] != "done"), default=0)
-    return largest + sum(stage.bytes for stage in stages if done[stage.name] == "to do")
+    most = held = 0
+    checkpoints: dict[str, int] = {}  # that a later stage goes on from
+    for stage in stages:
+        if done[stage.name] == "done":
+            continue
+        size = stage.bytes + stage.checkpoint_bytes if done[stage.name] == "to do" else 0
+        most = max(most, held + size + max(stage.bytes, stage.checkpoint_bytes))
+        held += size
+        if size and not side_by_side:
+            if _continuations(stage, stages):
+                checkpoints[stage.name] = stage.checkpoint_bytes
+            else:
+                held -= stage.checkpoint_bytes
+            held -= checkpoints.pop(stage.continues, 0)
+    return most
 
 
 def listing(stages: Sequence[Stage], out: Path | str) -> list[str]:
@@ -362,7 +435,7 @@ def listing(stages: Sequence[Stage], out: Path | str) -> list[str]:
     left = sum(stage.gpu_hours for stage in stages if done[stage.name] != "done")
     hours = f"; trainings and soft targets to do: {_gpu_time(left)} at 10 TFLOP/s" if left else ""
     needed = _bytes_to_do(stages, done)
-    room = f"; about {megabytes(needed)} of disk to be written" if needed else ""
+    room = f"; about {megabytes(needed)} of disk needed" if needed else ""
     lines.append(f"{len(stages)} stages{hours}{room}")
     return [line.rstrip() for line in lines]
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from reeltag.core.download_cache import cache_folder
 from reeltag.core.errors import TransferError, UsageError
-from reeltag.core.remote_files import RemoteFile, download, exists, is_url, list_files, read, stat, upload
+from reeltag.core.remote_files import RemoteFile, download, exists, is_url, list_files, read, remove, stat, upload
 from reeltag.core.storage import (
     atomic_path,
     content_hash,
@@ -76,6 +76,18 @@ class Outputs:
     def finish(self, stage: str, content: dict[str, Any]) -> None:
         """Write the marker of a finished stage."""
         write_json(self.folder(stage) / MARKER, content)
+
+    def reopen(self, stage: str) -> None:
+        """Remove the marker of a finished stage, which then has to be computed again."""
+        (self.folder(stage) / MARKER).unlink()
+
+    def keeps(self, stage: str, name: str) -> bool:
+        """Return True if a finished stage still has a file."""
+        return (self.folder(stage) / name).exists()
+
+    def drop(self, stage: str, name: str) -> None:
+        """Remove a file of a finished stage, if it is still there."""
+        (self.folder(stage) / name).unlink(missing_ok=True)
 
     def files(self, stage: str) -> set[str]:
         """Return the names of the files in a stage's folder."""
@@ -180,9 +192,26 @@ class RemoteOutputs(Outputs):
     def finish(self, stage: str, content: dict[str, Any]) -> None:
         """See `Outputs`; the stage's files were uploaded before."""
         hashes = {name: file_hash(path) for name, path in _files(self.folder(stage)).items()}
-        marker = self.out / f"{stage}.json"
-        write_json(marker, {**content, "files": hashes})
-        upload(marker, self._url(stage, MARKER))
+        self._write_marker(stage, {**content, "files": hashes})
+
+    def reopen(self, stage: str) -> None:
+        """See `Outputs`."""
+        remove(self._url(stage, MARKER))
+
+    def keeps(self, stage: str, name: str) -> bool:
+        """See `Outputs`."""
+        return name in (self.marker(stage) or {"files": {}})["files"]
+
+    def drop(self, stage: str, name: str) -> None:
+        """See `Outputs`; first the marker stops listing the file, so that no machine asks for it."""
+        if self.keeps(stage, name):
+            marker = self.marker(stage)
+            assert marker is not None
+            del marker["files"][name]
+            self._write_marker(stage, marker)
+        remove(self._url(stage, name))
+        _mark(self.folder(stage) / name).unlink(missing_ok=True)
+        super().drop(stage, name)
 
     def files(self, stage: str) -> set[str]:
         """See `Outputs`; lists the files at the URL."""
@@ -245,6 +274,11 @@ class RemoteOutputs(Outputs):
 
     def _url(self, stage: str, name: str) -> str:
         return f"{self.name}/stages/{stage}/{name}"
+
+    def _write_marker(self, stage: str, content: dict[str, Any]) -> None:
+        local = self.out / f"{stage}.json"
+        write_json(local, content)
+        upload(local, self._url(stage, MARKER))
 
     def _remote_files(self, stage: str) -> dict[str, RemoteFile]:
         root = self._url(stage, "")

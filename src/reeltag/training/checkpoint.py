@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from reeltag.core.errors import ArtifactError
-from reeltag.core.tensorfile import load_tensors, save_tensors
+from reeltag.core.tensorfile import open_tensors, save_tensors
 from reeltag.training.weight_averaging import WeightAverage
 
 
@@ -28,10 +29,10 @@ class TrainingState:
     """
 
     step: int
-    model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
-    average: dict[str, Tensor]
-    best: dict[str, Tensor] = field(default_factory=dict)
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    average: Mapping[str, Tensor]
+    best: Mapping[str, Tensor] = field(default_factory=dict)
     log: dict[str, Any] = field(default_factory=dict)
 
 
@@ -54,23 +55,26 @@ def capture(
     return TrainingState(step, model.state_dict(), moments, average.shadow if average else {}, best, log)
 
 
+@torch.no_grad()
 def restore(state: TrainingState, model: torch.nn.Module, optimizer: torch.optim.Adam) -> None:
     """Load a state into a model and its optimizer.
 
     Raises:
         ArtifactError: the state is that of another model.
     """
-    try:
-        model.load_state_dict(state.model)
-    except RuntimeError as error:
-        raise ArtifactError(f"the checkpoint belongs to another model: {error}") from error
+    own = model.state_dict()
+    if others := {*own} ^ {*state.model}:
+        raise ArtifactError(f"the checkpoint belongs to another model: only one of them has {min(others)}")
+    for name, tensor in own.items():  # one after the other, since those of a file are read as they are asked for
+        if (saved := state.model[name]).shape != tensor.shape:
+            shapes = f"{list(saved.shape)} and should be {list(tensor.shape)}"
+            raise ArtifactError(f"the checkpoint belongs to another model: {name} is {shapes}")
+        tensor.copy_(saved)
     for name, parameter in model.named_parameters():
-        moments = {key: state.optimizer.get(f"{name}/{key}") for key in _MOMENTS}
-        if all(moment is not None for moment in moments.values()):
+        if all(f"{name}/{key}" in state.optimizer for key in _MOMENTS):
             # torch's Adam keeps its step as a float tensor; fused Adam expects it on the device of the weights
-            step = torch.tensor(float(state.step), device=parameter.device)
-            optimizer.state[parameter] = {"step": step} | {
-                key: moment.to(parameter.device, copy=True) for key, moment in moments.items() if moment is not None
+            optimizer.state[parameter] = {"step": torch.tensor(float(state.step), device=parameter.device)} | {
+                key: torch.empty_like(parameter).copy_(state.optimizer[f"{name}/{key}"]) for key in _MOMENTS
             }
 
 
@@ -85,16 +89,40 @@ def save(path: Path, state: TrainingState) -> None:
 
 
 def load(path: Path) -> TrainingState:
-    """Read a state from a file.
+    """Check a file, and return its state, whose tensors are read each time that they are asked for.
+
+    So a state takes no memory while a model trains that started from it. The file may be replaced or removed meanwhile.
 
     Raises:
         ArtifactError: the file is missing, damaged, or was not written by this version of reeltag.
     """
-    tensors, header = load_tensors(path)
-    parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition("/")
-        parts[part][rest] = tensor
+    header, names, read = open_tensors(path)
+    for name in names:
+        read(name)
+    parts = {
+        part: _Stored([n.removeprefix(f"{part}/") for n in names if n.startswith(f"{part}/")], part, read)
+        for part in _PARTS
+    }
     return TrainingState(
         header["step"], **parts, log=header.get("log", {})
     )  # checkpoints of early versions have no log
+
+
+@dataclass(frozen=True)
+class _Stored(Mapping[str, Tensor]):
+    """One part of a state in a file."""
+
+    names: list[str]
+    part: str
+    read: Callable[[str], Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.read(f"{self.part}/{name}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)

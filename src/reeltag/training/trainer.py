@@ -7,7 +7,7 @@ and a training that was killed ends with the same bytes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from reeltag.core.distributed.process_group import all_gather, all_reduce_max, r
 from reeltag.core.errors import TrainingError
 from reeltag.core.interrupts import hold_signals
 from reeltag.core.progress import Progress, Task
+from reeltag.core.tensorfile import all_finite
 from reeltag.data.loader import Batch, training_batches
 from reeltag.data.sampler import Shuffle
 from reeltag.data.shards import Indices, Shards
@@ -144,7 +145,7 @@ class Trainer:
     def _resumed(self, phase: Phase, path: Path, start: TrainingState | None) -> _Run:
         """Restore the checkpoint at `path`, or the start, and return what the phase has to go on from."""
         saved = checkpoint.load(path) if path.exists() else None
-        log, best = (TrainingLog.load(saved.log), saved.best) if saved else (TrainingLog(), {})
+        log, best = (TrainingLog.load(saved.log), dict(saved.best)) if saved else (TrainingLog(), {})
         state = saved or start
         if state is not None:
             checkpoint.restore(state, self.replica.tagger, self.replica.optimizer)
@@ -207,7 +208,7 @@ class Trainer:
         return state
 
 
-def final_weights(state: TrainingState) -> dict[str, Tensor]:
+def final_weights(state: TrainingState) -> Mapping[str, Tensor]:
     """Return the weights of a finished phase: the averaged ones if it averages."""
     return state.average or state.model
 
@@ -256,8 +257,10 @@ def _average(tagger: Tagger, phase: Phase, state: TrainingState | None) -> Weigh
 
 def _ended(state: TrainingState, phase: Phase) -> TrainingState:
     """Return the final state of a phase, with the best weights if patience tracked them."""
-    weights = {"average" if state.average else "model": state.best} if state.best else {}
-    return replace(state, step=phase.steps.stop, best={}, **weights)
+    state = replace(state, step=phase.steps.stop)
+    if not state.best:
+        return state
+    return replace(state, average=state.best, best={}) if state.average else replace(state, model=state.best, best={})
 
 
 def _check_finite(state: TrainingState) -> None:
@@ -268,7 +271,7 @@ def _check_finite(state: TrainingState) -> None:
     """
     for part in ("model", "optimizer", "average"):
         for name, tensor in getattr(state, part).items():
-            if not tensor.isfinite().all():
+            if tensor.is_floating_point() and not all_finite(tensor):
                 raise FloatingPointError(f"{part}'s {name} is not finite")
 
 

@@ -135,6 +135,6 @@ def _row(tasks: Sequence[Task], machines: Machines, gpus: int) -> Row:
 
 def _checkpoints(stage: Stage, seconds: float, machines: Machines) -> float:
     """Bytes of checkpoints that a training writes, one at its end among them."""
-    size = stage.bytes - 4 * stage.traffic.weights  # the rest is the model
+    size = stage.checkpoint_bytes
     pause = max(CHECKPOINT_SECONDS, size / (machines.write_gb_s * 1e9) / CHECKPOINT_SHARE)
     return size * (1 + seconds // pause)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from reeltag.artifact.quantization.sizes import Encoding
 from reeltag.core.distributed.process_group import rank
+from reeltag.core.environment import return_freed_memory
 from reeltag.core.storage import read_json, write_json
 from reeltag.core.text import counted
 from reeltag.pipeline.executor import Job, Stage
@@ -17,7 +18,6 @@ from reeltag.pipeline.stages.training_plan import TrainingPlan
 from reeltag.recipe.schema import Recipe
 from reeltag.training import checkpoint
 from reeltag.training.schedule import TrainingSettings, averaging_phase
-from reeltag.training.trainer import final_weights
 
 AVERAGING_FORMAT = 1  # raise it when averaging computes other weights from the same parameters and inputs
 
@@ -48,7 +48,7 @@ class TrainedModelStages(MemberStages):
             inputs=(*self.training.inputs, self.training.stage_name),
             parameters={"averaging": self.recipe.averaging.model_dump()},
             epochs=self.recipe.averaging.epochs,
-            averaged=True,
+            continues=self.training.stage_name,
         )
         return [plan.stage(), averaging]
 
@@ -79,10 +79,11 @@ class TrainedModelStages(MemberStages):
         start = checkpoint.load(job.inputs[self.training.stage_name] / CHECKPOINT)
         videos = len(self.training.videos(manifest))
         phase = averaging_phase(self.training.settings(own), self.recipe.averaging, videos)
-        state = self.training.run_phase(job, own, manifest, phase, name="average", start=start)
+        averaged = self.training.run_phase(job, own, manifest, phase, name="average", start=start)
         if rank() > 0:  # of several processes, the first one chooses and writes
             return
-        choices = {"plain": start.model, "averaged": final_weights(state)}
+        return_freed_memory()
+        choices = {"plain": start.model, "averaged": averaged}
         scores = {key: self.training.holdout_gap(own.config, manifest, weights) for key, weights in choices.items()}
         kept = max(scores, key=scores.__getitem__)
         held = counted(len(split(self.recipe, manifest)[1]), f"hold-out {self.schema.example}")

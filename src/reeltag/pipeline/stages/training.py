@@ -120,8 +120,7 @@ class ModelTraining:
         phase = training_phase(self.settings(own), len(self.videos(manifest)))
         if remark := _short_for_batch_norm(own.config, len(phase.steps)):
             job.progress.say(f"  {self.name}: {remark}")
-        state = self.run_phase(job, own, manifest, phase, name="train")
-        self.save(job.folder / MODEL, own.config, final_weights(state))
+        self.save(job.folder / MODEL, own.config, self.run_phase(job, own, manifest, phase, name="train"))
 
     def run_phase(
         self,
@@ -132,8 +131,8 @@ class ModelTraining:
         *,
         name: str,
         start: TrainingState | None = None,
-    ) -> TrainingState:
-        """Train the model through a phase; the checkpoint is kept in the stage's folder.
+    ) -> Mapping[str, Tensor]:
+        """Train the model through a phase, and return its final weights; the checkpoint is in the stage's folder.
 
         Args:
             job: of the stage.
@@ -158,7 +157,7 @@ class ModelTraining:
                 evaluation=self._evaluation(own, manifest),
                 progress=job.progress,
             )
-            return trainer.fit(phase, job.folder / CHECKPOINT, start=start, name=name)
+            return final_weights(trainer.fit(phase, job.folder / CHECKPOINT, start=start, name=name))
 
     def videos(self, manifest: Manifest) -> Indices:
         """Return the indices of the videos that the model is trained on."""
@@ -176,7 +175,7 @@ class ModelTraining:
         batches = sequential_batches(Shards(manifest), holdout, batch_size=BATCH_SIZE)
         return evaluate_predictions(predict_batches(tagger, batches), classes=schema.segment_classes).gap()
 
-    def save(self, path: Path, config: TaggerConfig, weights: dict[str, Tensor]) -> None:
+    def save(self, path: Path, config: TaggerConfig, weights: Mapping[str, Tensor]) -> None:
         """Write the model's file; of several processes, only the first writes it."""
         if rank() > 0:
             return

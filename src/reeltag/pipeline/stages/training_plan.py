@@ -14,6 +14,7 @@ from reeltag.data.soft_targets import row_bytes
 from reeltag.models.tagger import Tagger, meta_tagger
 from reeltag.pipeline.executor import Job, Stage, Traffic
 from reeltag.pipeline.stages.check import architecture_bytes, candidate_shapes
+from reeltag.pipeline.stages.files import CHECKPOINT
 from reeltag.pipeline.stages.gpu_hours import gpu_hours
 from reeltag.pipeline.stages.training import TRAINING_FORMAT, ModelTraining
 from reeltag.recipe.schema import ModelSettings, Recipe
@@ -55,7 +56,7 @@ class TrainingPlan:
         parameters: Mapping[str, Any],
         note: str = "",
         epochs: float | None = None,
-        averaged: bool = False,
+        continues: str = "",
     ) -> Stage:
         """Return a stage that trains the model through one phase.
 
@@ -67,7 +68,7 @@ class TrainingPlan:
             parameters: of the stage.
             note: of the stage.
             epochs: length of the phase; by default that of the first phase.
-            averaged: the checkpoint also has the weight average.
+            continues: name of the training that the phase goes on from while it averages weights; by default none.
         """
         settings = self.training.settings(self.training.architecture.candidates[0])
         return Stage(
@@ -78,7 +79,10 @@ class TrainingPlan:
             parameters=parameters,
             note=note,
             gpu_hours=self.gpu_hours(epochs),
-            bytes=self.bytes(CHECKPOINT_TENSORS + averaged),
+            bytes=max(self.sizes("float32")),
+            checkpoint=CHECKPOINT,
+            checkpoint_bytes=self.checkpoint_bytes(CHECKPOINT_TENSORS + bool(continues)),
+            continues=continues,
             processes=self.processes,
             traffic=self.traffic(epochs),
             cores=1 + settings.workers,
@@ -118,15 +122,15 @@ class TrainingPlan:
         """Number of processes that share the training; the most of any candidate."""
         return max(self.training.settings(candidate).processes for candidate in self.training.architecture.candidates)
 
-    def bytes(self, tensors: int) -> int:
-        """Estimate the bytes of the model's file and of a checkpoint with so many numbers a weight.
+    def checkpoint_bytes(self, tensors: int) -> int:
+        """Estimate the bytes of a checkpoint with so many numbers a weight.
 
-        With patience the checkpoint also holds the best weights.
+        With patience it also holds the best weights.
         """
         training = self.training
         own = (candidate.training for candidate in training.architecture.candidates)
         best = any(table.patience for table in (self._recipe.training, training.overrides, *own))
-        return (tensors + best + 1) * max(self.sizes("float32"))
+        return (tensors + best) * max(self.sizes("float32"))
 
     def sizes(self, encoding: Encoding) -> list[int]:
         """Return the bytes of the tensors in an encoding, for each candidate."""
