@@ -67,7 +67,9 @@ def test_videos_are_read_in_chunks(tmp_path, monkeypatch):
     sources = [(stored(tmp_path / str(n), labels, each), "float32") for n, each in enumerate(probabilities)]
     rows = torch.randperm(VIDEOS, generator=torch.Generator().manual_seed(0))[:200]
     whole, whole_labels = read_contenders(sources, labels, rows)
-    assert all(map(torch.equal, [*whole, whole_labels], _flat(contenders([p[rows] for p in probabilities], labels[rows]))))
+    assert all(
+        map(torch.equal, [*whole, whole_labels], _flat(contenders([p[rows] for p in probabilities], labels[rows])))
+    )
     monkeypatch.setattr(holdout_predictions, "CHUNK", 33)
     parts, part_labels = read_contenders(sources, labels, rows)
     for weights in ([1 / 3] * 3, [0.6, 0.3, 0.1]):

@@ -94,9 +94,7 @@ class Selection:
         return sum(option.bytes for option in self.options)
 
 
-def contenders(
-    probabilities: Sequence[Tensor], labels: Tensor, most: int | None = None
-) -> tuple[list[Tensor], Tensor]:
+def contenders(probabilities: Sequence[Tensor], labels: Tensor, most: int | None = None) -> tuple[list[Tensor], Tensor]:
     """Drop classes that cannot be among a video's 20 highest for any weights; the GAP of every weighted mean is kept.
 
     A weighted mean lies between the lowest and the highest probability of the members. Of thousands of classes some

@@ -6,6 +6,8 @@ final artifact.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from reeltag.pipeline.executor import Stage
 from reeltag.pipeline.stages.check import check_recipe
 from reeltag.pipeline.stages.data import data_stages, with_videos
@@ -13,7 +15,7 @@ from reeltag.pipeline.stages.ensemble import ensemble_stages
 from reeltag.pipeline.stages.member import MemberStages
 from reeltag.pipeline.stages.results import result_stages
 from reeltag.pipeline.stages.students import DistillationStages
-from reeltag.pipeline.stages.trained_model import recipe_model
+from reeltag.pipeline.stages.trained_model import decision_stages, recipe_model
 from reeltag.recipe.schema import Recipe
 
 
@@ -39,4 +41,20 @@ def plan(recipe: Recipe, *, without_data: bool = False) -> list[Stage]:
         stages += member.stages()
     stages += distilled.stages if distilled else []
     stages += ensemble_stages(recipe, members, distilled.keepers if distilled else [], checked.beside)
-    return stages + result_stages(recipe, members, distilled.selections if distilled else {})
+    stages += result_stages(recipe, members, distilled.selections if distilled else {})
+    return in_order([*stages, *decision_stages(recipe)])
+
+
+def in_order(stages: Sequence[Stage]) -> list[Stage]:
+    """Order stages so that each comes after its inputs; otherwise they keep their order."""
+    by_name, ordered = {stage.name: stage for stage in stages}, dict[str, Stage]()
+
+    def add(stage: Stage) -> None:
+        for name in stage.inputs:
+            if name not in ordered:
+                add(by_name[name])
+        ordered.setdefault(stage.name, stage)
+
+    for stage in stages:
+        add(stage)
+    return list(ordered.values())

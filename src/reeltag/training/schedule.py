@@ -22,6 +22,10 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+def _is_model(value: object) -> bool:
+    return value == "model"
+
+
 class TrainingSettings(BaseModel):
     """Settings of a training; the defaults are the paper's (section 4.1 and the published configuration)."""
 
@@ -96,6 +100,12 @@ class AveragingSettings(BaseModel):
     epochs: float = Field(1.0, gt=0)
     time_constant: int = Field(2000, gt=0, description="in steps; d = 1 − 1/time_constant")
     learning_rate_divisor: float = Field(5.0, gt=0)
+    # Not part of hashes unless set, so that averagings that are older than this key stay valid.
+    decide: Literal["model", "family"] = Field(
+        "model",
+        exclude_if=_is_model,
+        description="keep averaged weights of each model whose hold-out GAP rises, or of each family whose mean rises",
+    )
 
 
 @dataclass(frozen=True)

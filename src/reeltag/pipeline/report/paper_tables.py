@@ -70,10 +70,11 @@ def render_tables(results: Mapping[str, Any]) -> str:
 def _averaging(members: Mapping[str, Any]) -> Table:
     rows: list[list[object]] = []
     for family, models in _by_family(members, students=False).items():
-        scores = [model["averaging"] for model in models.values() if "averaging" in model]
-        if scores:
+        trained = [model for model in models.values() if "averaging" in model]
+        if trained:
+            scores = [model["averaging"] for model in trained]
             changes = [score["averaged"] - score["plain"] for score in scores]
-            kept = sum(change > 0 for change in changes)
+            kept = sum(model.get("averaged", change > 0) for model, change in zip(trained, changes, strict=True))
             rows.append([family, len(scores), _change(mean(changes)), kept, _change(PAPER_AVERAGING.get(family))])
     heading = ["family", "models", "GAP change after averaging", "kept averaged", "paper"]
     return Table("Table 1. Weight averaging", "On the hold-out; models trained on hard labels.", heading, rows)
@@ -129,7 +130,9 @@ def _distillation(results: Mapping[str, Any]) -> Table:
             if name not in pairs:
                 rows.append([name, ", ".join(model["taught_by"]), f"{_gap(model):.5f}", "", "", "", ""])
     heading = ["model", "taught by", "post distillation", "no distillation", "gain", "family's average gain", "paper"]
-    notes = ["On the test set, in float32. A gain needs a model of the student's architecture that learned labels only."]
+    notes = [
+        "On the test set, in float32. A gain needs a model of the student's architecture that learned labels only."
+    ]
     for family, ranking in results.get("teachers", {}).items():
         notes.append(f"Teacher of {family}: {_ranked(ranking)}.")
     return Table("Table 3. Distillation", " ".join(notes), heading, rows)

@@ -107,7 +107,7 @@ class MemberResults(TypedDict):
     """Metrics of a model by encoding, and its origin.
 
     `like` names the model of a student's architecture that learned labels only. `first_statistics` is the weight that
-    the initial values still have in its batch-norm averages.
+    the initial values still have in its batch-norm averages. `averaged` says if the averaged weights were kept.
     """
 
     test: dict[str, dict[str, Number]]
@@ -115,6 +115,7 @@ class MemberResults(TypedDict):
     family: str
     taught_by: list[str]
     averaging: NotRequired[dict[str, float]]
+    averaged: NotRequired[bool]
     like: NotRequired[str]
     first_statistics: NotRequired[float]
     gating: NotRequired[Gating]

@@ -141,7 +141,7 @@ def gate_of(model: torch.nn.Module) -> torch.nn.Module | None:
 
 def curve(member: TrainedModelStages, job: Job) -> dict[str, list[float | None]]:
     """Return the logs of a model's training and averaging as columns, in at most 200 bins of equally many steps."""
-    folders = dict.fromkeys((member.training.stage_name, member.finished))
+    folders = dict.fromkeys((member.training.stage_name, member.last_training))
     rows = [row for stage in folders for row in read_rows(job.inputs[stage] / LOG)]
     steps = np.diff([row.step for row in rows], prepend=0)
     bins = ((np.array([row.step for row in rows]) - 1) * CURVE_POINTS // rows[-1].step).tolist()

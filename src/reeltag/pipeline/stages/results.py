@@ -29,7 +29,7 @@ from reeltag.pipeline.stages.ensemble import class_prior
 from reeltag.pipeline.stages.files import MODEL, REPORT, RESULTS, SCORES, SELECTION, WEIGHTS, load_manifest
 from reeltag.pipeline.stages.member import MemberStages
 from reeltag.pipeline.stages.report_samples import SAMPLES, GateProbe, curve, gate_of, machine, margins, sampled_videos
-from reeltag.pipeline.stages.trained_model import TrainedModelStages
+from reeltag.pipeline.stages.trained_model import TrainedModelStages, decides_by_family, decision_stage
 from reeltag.recipe.schema import Recipe
 from reeltag.training.log import LOG, read_rows
 
@@ -76,7 +76,8 @@ def _report_stage(recipe: Recipe, members: Sequence[MemberStages], selections: M
     for member in members:
         known += [f"test.{member.name}", member.predicted, member.finished]
         if isinstance(member, TrainedModelStages):
-            known += [*member.architecture.stages, member.training.stage_name]
+            known += [*member.architecture.stages, member.training.stage_name, member.last_training]
+            known += [decision_stage(member.family)] if decides_by_family(recipe) else []
     return Stage(
         name="report",
         work=partial(_report, recipe, members, selections),
@@ -188,10 +189,10 @@ def _member_results(recipe: Recipe, member: MemberStages, job: Job) -> dict[str,
     if not isinstance(member, TrainedModelStages):
         return results
     architecture = member.architecture
-    results |= {"family": architecture.candidates[0].config.family, "taught_by": member.training.taught_by}
+    results |= {"family": member.family, "taught_by": member.training.taught_by}
     if recipe.averaging is not None:
-        results["averaging"] = member.averaging_scores(job)
-    steps = read_rows(job.inputs[member.finished] / LOG)[-1].step
+        results |= {"averaging": member.averaging_scores(job), "averaged": member.averaged(job)}
+    steps = read_rows(job.inputs[member.last_training] / LOG)[-1].step
     results["first_statistics"] = rounded(architecture.resolve(job).config.bn_decay ** steps)
     if isinstance(architecture, TeacherArchitecture):
         results["like"] = read_json(job.inputs[architecture.stage] / SELECTION)["names"][architecture.index]

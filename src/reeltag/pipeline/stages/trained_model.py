@@ -1,17 +1,21 @@
-"""Stages of a model that the recipe trains: train, then average."""
+"""Stages of a model that the recipe trains: train, average, and choose between plain and averaged weights."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from statistics import fmean
 
 from reeltag.artifact.quantization.sizes import Encoding
 from reeltag.core.distributed.process_group import rank
 from reeltag.core.environment import return_freed_memory
-from reeltag.core.storage import read_json, write_json
+from reeltag.core.storage import atomic_path, read_json, write_json
 from reeltag.core.text import counted
 from reeltag.pipeline.executor import Job, Stage
 from reeltag.pipeline.stages.architectures import Architecture, FixedArchitecture
-from reeltag.pipeline.stages.files import CHECKPOINT, MODEL, SCORES, load_manifest, split
+from reeltag.pipeline.stages.files import CHECKPOINT, DECISION, MODEL, SCORES, load_manifest, split
 from reeltag.pipeline.stages.member import MemberStages
 from reeltag.pipeline.stages.training import ModelTraining
 from reeltag.pipeline.stages.training_plan import TrainingPlan
@@ -19,6 +23,7 @@ from reeltag.recipe.schema import Recipe
 from reeltag.training import checkpoint
 from reeltag.training.schedule import TrainingSettings, averaging_phase
 
+CHOICE_FORMAT = 1  # raise it when other weights are chosen from the same scores
 AVERAGING_FORMAT = 1  # raise it when averaging computes other weights from the same parameters and inputs
 
 
@@ -42,7 +47,7 @@ class TrainedModelStages(MemberStages):
         if self.recipe.averaging is None:
             return [plan.stage()]
         averaging = plan.phase_stage(
-            name=self.finished,
+            name=self.last_training,
             work=self._average,
             format_number=AVERAGING_FORMAT,
             inputs=(*self.training.inputs, self.training.stage_name),
@@ -50,7 +55,16 @@ class TrainedModelStages(MemberStages):
             epochs=self.recipe.averaging.epochs,
             continues=self.training.stage_name,
         )
-        return [plan.stage(), averaging]
+        if not decides_by_family(self.recipe):
+            return [plan.stage(), averaging]
+        choice = Stage(
+            name=self.finished,
+            work=self._choose_weights,
+            format=CHOICE_FORMAT,
+            inputs=(self.training.stage_name, self.last_training, decision_stage(self.family)),
+            bytes=max(self.sizes("float32")),
+        )
+        return [plan.stage(), averaging, choice]
 
     @property
     def training(self) -> ModelTraining:
@@ -58,9 +72,19 @@ class TrainedModelStages(MemberStages):
         return ModelTraining(self.recipe, self.name, self.architecture, self.targets, self.overrides)
 
     @property
+    def family(self) -> str:
+        """Family of the model."""
+        return self.architecture.candidates[0].config.family
+
+    @property
+    def last_training(self) -> str:
+        """Name of the stage of the model's last training phase."""
+        return f"{'average' if self.recipe.averaging else 'train'}.{self.name}"
+
+    @property
     def finished(self) -> str:
         """Name of the stage that writes the float model."""
-        return f"{'average' if self.recipe.averaging else 'train'}.{self.name}"
+        return f"weights.{self.name}" if decides_by_family(self.recipe) else self.last_training
 
     def sizes(self, encoding: Encoding) -> list[int]:
         """Return the bytes of the tensors in an encoding, for each possible architecture."""
@@ -68,11 +92,21 @@ class TrainedModelStages(MemberStages):
 
     def averaging_scores(self, job: Job) -> dict[str, float]:
         """Read the hold-out GAP of the `plain` and the `averaged` weights."""
-        scores: dict[str, float] = read_json(job.inputs[self.finished] / SCORES)
+        scores: dict[str, float] = read_json(job.inputs[self.last_training] / SCORES)
         return scores
 
+    def averaged(self, job: Job) -> bool:
+        """Return True if the averaged weights were kept."""
+        if decides_by_family(self.recipe):
+            return bool(read_json(job.inputs[decision_stage(self.family)] / DECISION)["averaged"])
+        scores = self.averaging_scores(job)
+        return scores["averaged"] > scores["plain"]
+
     def _average(self, job: Job) -> None:
-        """Continue the training while averaging; keep the averaged weights if their hold-out GAP is higher."""
+        """Continue the training while averaging; keep the averaged weights if their hold-out GAP is higher.
+
+        If families decide, keep the averaged weights for now; the plain ones are those of the training before.
+        """
         assert self.recipe.averaging is not None
         own = self.architecture.resolve(job)
         manifest = load_manifest(job, "train")
@@ -85,12 +119,60 @@ class TrainedModelStages(MemberStages):
         return_freed_memory()
         choices = {"plain": start.model, "averaged": averaged}
         scores = {key: self.training.holdout_gap(own.config, manifest, weights) for key, weights in choices.items()}
-        kept = max(scores, key=scores.__getitem__)
+        kept = "averaged" if decides_by_family(self.recipe) else max(scores, key=scores.__getitem__)
         held = counted(len(split(self.recipe, manifest)[1]), f"hold-out {self.schema.example}")
         gaps = f"plain {scores['plain']:.5f}, averaged {scores['averaged']:.5f}"
-        job.progress.say(f"  GAP on all {held}: {gaps}; kept {kept}")
+        later = "; the family decides" if decides_by_family(self.recipe) else f"; kept {kept}"
+        job.progress.say(f"  GAP on all {held}: {gaps}{later}")
         write_json(job.folder / SCORES, scores)
         self.training.save(job.folder / MODEL, own.config, choices[kept])
+
+    def _choose_weights(self, job: Job) -> None:
+        """Copy the model with the weights that its family keeps."""
+        chosen = self.last_training if self.averaged(job) else self.training.stage_name
+        with atomic_path(job.folder / MODEL) as path:
+            shutil.copyfile(job.inputs[chosen] / MODEL, path)
+
+
+def decides_by_family(recipe: Recipe) -> bool:
+    """Return True if all models of a family keep averaged weights, or none does (paper section 4.2, Table 1)."""
+    return recipe.averaging is not None and recipe.averaging.decide == "family"
+
+
+def decision_stage(family: str) -> str:
+    """Return the name of the stage that decides whether a family keeps averaged weights."""
+    return f"averaging.{family}"
+
+
+def decision_stages(recipe: Recipe) -> list[Stage]:
+    """Return the stages that decide for each family whether averaged weights are kept; none if models decide.
+
+    A family's models that learn labels only decide, also for its students; without such models its students do.
+    """
+    if not decides_by_family(recipe):
+        return []
+    students: dict[str, dict[int, list[str]]] = {}
+    for name, student in recipe.students.items():
+        students.setdefault(student.config.family, {}).setdefault(student.level, []).append(name)
+    deciding = {family: levels[min(levels)] for family, levels in students.items()} | recipe.families
+    return [
+        Stage(
+            name=decision_stage(family),
+            work=partial(_decide, names),
+            format=CHOICE_FORMAT,
+            inputs=tuple(f"average.{name}" for name in names),
+            note=f"by {counted(len(names), 'model')}",
+        )
+        for family, names in deciding.items()
+    ]
+
+
+def _decide(names: Sequence[str], job: Job) -> None:
+    """Keep averaged weights if they raise the hold-out GAP of a family's models on average."""
+    scores = [read_json(job.inputs[f"average.{name}"] / SCORES) for name in names]
+    change = fmean(each["averaged"] - each["plain"] for each in scores)
+    job.progress.say(f"  mean change of GAP {change:+.5f}; kept {'averaged' if change > 0 else 'plain'}")
+    write_json(job.folder / DECISION, {"change": change, "averaged": change > 0})
 
 
 def recipe_model(recipe: Recipe, name: str) -> TrainedModelStages:
