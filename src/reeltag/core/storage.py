@@ -177,6 +177,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def link_or_copy(source: Path, path: Path) -> None:
+    """Make `path` a hard link of a file, or a copy where the file system has no links.
+
+    Raises:
+        UsageError: the operating system refuses the write.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path`, which must be new or empty, on success and is removed on failure.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +10,7 @@ from statistics import fmean
 from reeltag.artifact.quantization.sizes import Encoding
 from reeltag.core.distributed.process_group import rank
 from reeltag.core.environment import return_freed_memory
-from reeltag.core.storage import atomic_path, read_json, write_json
+from reeltag.core.storage import link_or_copy, read_json, write_json
 from reeltag.core.text import counted
 from reeltag.pipeline.executor import Job, Stage
 from reeltag.pipeline.stages.architectures import Architecture, FixedArchitecture
@@ -62,7 +61,7 @@ class TrainedModelStages(MemberStages):
             work=self._choose_weights,
             format=CHOICE_FORMAT,
             inputs=(self.training.stage_name, self.last_training, decision_stage(self.family)),
-            bytes=max(self.sizes("float32")),
+            note="a link",
         )
         return [plan.stage(), averaging, choice]
 
@@ -128,10 +127,9 @@ class TrainedModelStages(MemberStages):
         self.training.save(job.folder / MODEL, own.config, choices[kept])
 
     def _choose_weights(self, job: Job) -> None:
-        """Copy the model with the weights that its family keeps."""
+        """Link the file with the weights that the model's family keeps."""
         chosen = self.last_training if self.averaged(job) else self.training.stage_name
-        with atomic_path(job.folder / MODEL) as path:
-            shutil.copyfile(job.inputs[chosen] / MODEL, path)
+        link_or_copy(job.inputs[chosen] / MODEL, job.folder / MODEL)
 
 
 def decides_by_family(recipe: Recipe) -> bool:
