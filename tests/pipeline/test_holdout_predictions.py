@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from reeltag.data.schema import preset_schema
 from reeltag.inference.ensemble import Predictions
 from reeltag.inference.metrics.video_metrics import gap
 from reeltag.pipeline.ensemble_search import contenders, ensemble_gap
 from reeltag.pipeline.stages import holdout_predictions
-from reeltag.pipeline.stages.holdout_predictions import HoldoutPredictions, holdout_row_bytes, read_contenders
+from reeltag.pipeline.stages.holdout_predictions import HoldoutPredictions, read_contenders
 
 VIDEOS = 300
 
@@ -45,11 +44,9 @@ def test_labels_and_the_gap_of_a_member_are_kept(tmp_path, classes):
     some = torch.tensor([7, 3, 250])
     assert read.gap("float32", some) == gap(probabilities[some], labels[some])
     found = read.probabilities("float32", some)
-    kept = 100 if classes > 1000 else classes
-    lowest = probabilities[some].topk(kept, dim=1).values[:, -1:]
-    assert torch.equal(found, torch.where(probabilities[some] >= lowest, probabilities[some], 0.0))
-    size = (tmp_path / "p").stat().st_size
-    assert size == pytest.approx(VIDEOS * holdout_row_bytes(preset_schema("yt8m-frame"), 1), rel=0.2) or classes < 3862
+    lowest = probabilities[some].topk(50, dim=1).values[:, -1:]
+    kept = (probabilities[some] >= lowest) | (probabilities[some] >= 1e-3) | torch.tensor(classes <= 1000)
+    assert torch.equal(found, torch.where(kept, probabilities[some], 0.0))
 
 
 def test_ensembles_of_the_stored_classes_have_the_gap_of_all_classes(tmp_path):
@@ -59,7 +56,7 @@ def test_ensembles_of_the_stored_classes_have_the_gap_of_all_classes(tmp_path):
     assert few[0].shape[1] < 3862
     for weights in ([0.25] * 4, [0.7, 0.1, 0.1, 0.1], [0.0, 0.5, 0.5, 0.0]):
         found = ensemble_gap(few, few_labels, weights)
-        assert found == pytest.approx(ensemble_gap(probabilities, labels, weights), abs=5e-4)
+        assert found == pytest.approx(ensemble_gap(probabilities, labels, weights), abs=2e-5)
 
 
 def test_videos_are_read_in_chunks(tmp_path, monkeypatch):

@@ -94,7 +94,9 @@ class Selection:
         return sum(option.bytes for option in self.options)
 
 
-def contenders(probabilities: Sequence[Tensor], labels: Tensor, most: int | None = None) -> tuple[list[Tensor], Tensor]:
+def contenders(
+    probabilities: Sequence[Tensor], labels: Tensor, *, stored_only: bool = False
+) -> tuple[list[Tensor], Tensor]:
     """Drop classes that cannot be among a video's 20 highest for any weights; the GAP of every weighted mean is kept.
 
     A weighted mean lies between the lowest and the highest probability of the members. Of thousands of classes some
@@ -103,7 +105,7 @@ def contenders(probabilities: Sequence[Tensor], labels: Tensor, most: int | None
     Args:
         probabilities: [N, C] of each member; the weights are not negative and sum to 1.
         labels: [N, C] bool.
-        most: largest K, for predictions that are themselves only a video's highest; the others are dropped too.
+        stored_only: also drop classes that have probability 0 in all members, because it was not stored.
 
     Returns:
         [N, K] of each member, with the remaining classes of each video in their order, and the labels [N, K] bool.
@@ -112,7 +114,9 @@ def contenders(probabilities: Sequence[Tensor], labels: Tensor, most: int | None
     classes = labels.shape[1]
     lowest, highest = reduce(torch.minimum, probabilities), reduce(torch.maximum, probabilities)
     reached = lowest.topk(min(TOP_K, classes), dim=1).values[:, -1:] * (1 - ROUNDING)
-    count = min(int((highest >= reached).sum(1).max()), most or classes)
+    if stored_only:
+        reached = reached.clamp_min(torch.finfo(reached.dtype).tiny)
+    count = int((highest >= reached).sum(1).max())
     kept = highest.topk(count, dim=1).indices.sort(dim=1).values
     found = labels.gather(1, kept)
     missed = labels.sum(1) - found.sum(1)
