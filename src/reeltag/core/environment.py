@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 import subprocess
@@ -138,8 +139,10 @@ def keep_freed_memory() -> None:
 def return_freed_memory() -> None:
     """Return to the system the memory that `keep_freed_memory` kept, so that a process is as large as its work now.
 
-    Other allocators than glibc's are left alone.
+    A finished training is freed first, since its objects refer to each other. Other allocators than glibc's are left
+    alone.
     """
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from reeltag.core.distributed.process_group import all_gather, all_reduce_max, rank
+from reeltag.core.environment import return_freed_memory
 from reeltag.core.errors import TrainingError
 from reeltag.core.interrupts import hold_signals
 from reeltag.core.progress import Progress, Task
@@ -122,6 +123,7 @@ class Trainer:
             KeyboardInterrupt: Ctrl-C or SIGTERM; the current step was finished and saved first.
         """
         run = self._resumed(phase, path, start)
+        return_freed_memory()  # of reading the state
         batches = self._batches(run.remaining)
         with self._task(name, phase, run) as task, hold_signals() as interrupt:
             for step in run.remaining:
