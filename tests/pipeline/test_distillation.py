@@ -257,6 +257,23 @@ def test_auto_takes_the_smallest_encoding_that_loses_little(folder):
         assert all(gaps[encoding] < gaps["float32"] - 0.002 for encoding in smaller)
 
 
+def test_the_diversity_of_each_level_is_the_correlation_of_its_models_errors(folder, results):
+    levels = {
+        "trained on labels": ["netvlad-4", "netvlad-6", "netvlad-8", "mean"],
+        "first-level students": ["netvlad-student-1", "netvlad-student-2", "mean-student-1", "cross"],
+        "second-level students": ["second-2", "second-4"],
+    }
+    assert {each["group"]: each["models"] for each in results["diversity"]} == levels
+    report = (folder / "out" / "report" / "report.md").read_text()
+    for each in results["diversity"]:
+        stages = [stage_folder(folder, f"predict.{name}") for name in each["models"]]
+        found = [checkpoint.load_tensors(stage / "predictions.safetensors")[0] for stage in stages]
+        errors = np.stack([(one["labels"].double() - one["float32"].double()).flatten().numpy() for one in found])
+        expected = np.corrcoef(errors)[np.triu_indices(len(errors), 1)].mean()
+        assert each["correlation"] == pytest.approx(expected, abs=6e-6)
+        assert f"| {each['group']} | {', '.join(each['models'])} | {each['correlation']:.5f} |" in report
+
+
 def test_the_tables_are_the_papers(folder, results):
     run(folder)
     tables = (folder / "out" / "report" / "tables.md").read_text()

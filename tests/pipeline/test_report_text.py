@@ -54,6 +54,7 @@ def results():
         },
         "frontier": [{"bytes": n * 1_000_000, "chosen": 0.5 + n / 50, "checked": 0.5 + n / 60} for n in (1, 2, 3)],
         "left_out": [],
+        "diversity": [{"group": "first-level students", "models": ["a-student", "b-student"], "correlation": 0.625}],
         "test": {"file": scores, "prior": scores, "class_ap": [[name, 0.5] for name in names]},
         "class_counts": {"train": [1, 2, 3], "test": [4, 5, 0]},
         "members": members,
@@ -77,6 +78,16 @@ def written(tmp_path):
         return folder
 
     return write
+
+
+def test_diversity_is_told_of_groups_of_two_or_more(results, written, tmp_path):
+    text = render(results)
+    assert "| first-level students | a-student, b-student | 0.62500 |" in text
+    page = render_run(read_run(written(results)))
+    assert "<h3>Diversity</h3>" in page and '<td class="number">0.62500</td>' in page
+    alone = results | {"diversity": []}
+    assert "Diversity" not in render(alone)
+    assert "Diversity" not in render_run(read_run(written(alone, "alone")))
 
 
 def test_nothing_is_remarked_where_all_is_well(results):
