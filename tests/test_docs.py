@@ -176,6 +176,21 @@ def test_every_golden_file_has_a_place_in_the_paper():
     assert {path.name for path in (REPO / "tests" / "golden").iterdir()} - own <= named
 
 
+def test_every_claim_of_the_paper_has_a_number_a_command_and_an_outcome():
+    page = (REPO / "docs" / "paper-to-code.md").read_text()
+    section = page.split("\n## Claims\n")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"(?m)^\| \d.*$", section)]
+    counts = {"3.1": 8, "3.2": 9, "4.1": 15, "4.2": 27, "4.3": 3}  # sentences of each section
+    assert [row[0] for row in rows] == [f"{s}.{n}" for s, count in counts.items() for n in range(1, count + 1)]
+    letters = set(re.findall(r"(?m)^# ([A-Z]):", section))
+    for number, sentence, command, ours, theirs, agreement in rows:
+        assert all(len(quote.split()) <= 10 for quote in re.findall(r'"([^"]+)"', sentence)), number
+        assert set(re.findall(r"\b[A-Z]\b", command.split("`")[0])) <= letters, number
+        assert re.match(r"[A-Z]\b", command) or "`" in command, number
+        assert ours and theirs and agreement, number
+        assert agreement != "-" or "- not measured yet" in ours, number
+
+
 def feature_rows() -> list[list[str]]:
     lines = (REPO / "docs" / "features.md").read_text().replace("\\|", "¦").splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if re.match(r"\| \d", line)]

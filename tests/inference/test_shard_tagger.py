@@ -227,7 +227,8 @@ class Listener(Progress):
 
 
 @pytest.mark.parametrize(
-    ("change", "done"), [("nothing", 3), ("shard", 2), ("model", 0), ("mode", 0), ("drop_flat", 0), ("format", 0)]
+    ("change", "done"),
+    [("nothing", 3), ("shard", 2), ("model", 0), ("mode", 0), ("drop_flat", 0), ("frames", 0), ("format", 0)],
 )
 def test_a_changed_run_does_not_reuse_stale_parts(tiny_schema, tmp_path, change, done):
     one, other = (save_model(tmp_path / f"{k}.reeltag", tiny_schema, family="mean", hidden=k) for k in (3, 4))
@@ -249,7 +250,7 @@ def test_a_changed_run_does_not_reuse_stale_parts(tiny_schema, tmp_path, change,
         parts_of(out).rename(tmp_path / "p.jsonl.parts")
         out = tmp_path / "p.jsonl"
     elif change != "nothing":
-        options[change] = {"mode": "bf16", "drop_flat": True}[change]
+        options[change] = {"mode": "bf16", "drop_flat": True, "frames": 2}[change]
     listener = Listener()
     predict_to_file(one, pattern, out, progress=listener, **options)
     assert listener.lines == ([f"{done} of 5 shards were done before"] if done else [])

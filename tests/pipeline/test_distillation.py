@@ -192,6 +192,28 @@ def test_students_learn_from_their_own_family_or_from_all(folder, cross):
     assert taught_by["train.second-2"] == {"targets.netvlad-students"}
 
 
+def test_a_students_own_label_weight_decides_its_loss(folder):
+    """With weight 1 the teacher makes no difference, with any other it does."""
+    states = {}
+    for weight in (1.0, 0.2):
+        for teacher in ("netvlad", "mean"):
+            overrides = (f"students.cross.label_weight={weight}", f'students.cross.teachers=["{teacher}"]')
+            (member,) = load_artifact(stage_folder(folder, "train.cross", *overrides) / "model.reeltag").members
+            states[weight, teacher] = torch.cat([each.flatten().float() for each in member.state.values()])
+    assert torch.equal(states[1.0, "netvlad"], states[1.0, "mean"])
+    assert not torch.equal(states[0.2, "netvlad"], states[0.2, "mean"])
+    assert not torch.equal(states[0.2, "netvlad"], states[1.0, "netvlad"])
+
+
+def test_a_grid_over_the_label_weight_makes_a_student_of_each(folder):
+    weights = {"cross-0_4": 0.4, "cross-0_5": 0.5, "cross-0_6": 0.6, "second-2": 0.7, "mean-student-1": 0.7}
+    overrides = ["students.cross.grid.label_weight=[0.4, 0.5, 0.6]", "distillation.label_weight=0.7"]
+    stages = plan(load_recipe(folder / "recipe.toml", overrides))
+    found = {stage.name: stage.parameters.get("label_weight") for stage in stages}
+    assert {name: found[f"train.{name}"] for name in weights} == weights
+    assert found["train.mean"] is None
+
+
 def top_five(probabilities):
     values, classes = torch.from_numpy(probabilities).topk(5)
     return torch.zeros(len(probabilities)).scatter(0, classes, values.half().float())
@@ -252,6 +274,23 @@ def test_auto_takes_the_smallest_encoding_that_loses_little(folder):
         gaps = {e: Metrics.of(found[e][half], found["labels"][half]).gap() for e in scores}
         assert gaps[entry["encoding"]] >= gaps["float32"] - 0.002
         assert all(gaps[encoding] < gaps["float32"] - 0.002 for encoding in smaller)
+
+
+def test_the_diversity_of_each_level_is_the_correlation_of_its_models_errors(folder, results):
+    levels = {
+        "trained on labels": ["netvlad-4", "netvlad-6", "netvlad-8", "mean"],
+        "first-level students": ["netvlad-student-1", "netvlad-student-2", "mean-student-1", "cross"],
+        "second-level students": ["second-2", "second-4"],
+    }
+    assert {each["group"]: each["models"] for each in results["diversity"]} == levels
+    report = (folder / "out" / "report" / "report.md").read_text()
+    for each in results["diversity"]:
+        stages = [stage_folder(folder, f"predict.{name}") for name in each["models"]]
+        found = [tensorfile.load_tensors(stage / "predictions.safetensors")[0] for stage in stages]
+        errors = np.stack([(one["labels"].double() - one["float32"].double()).flatten().numpy() for one in found])
+        expected = np.corrcoef(errors)[np.triu_indices(len(errors), 1)].mean()
+        assert each["correlation"] == pytest.approx(expected, abs=6e-6)
+        assert f"| {each['group']} | {', '.join(each['models'])} | {each['correlation']:.5f} |" in report
 
 
 def test_the_tables_are_the_papers(folder, results):
@@ -335,6 +374,9 @@ ALL_STUDENTS = STUDENTS | stages_of("mean-student-1") | OF_STUDENTS
         ),
         ("distillation.dropout=0.1", ENDS | (ALL_STUDENTS - stages_of("cross"))),
         ("distillation.label_weight=0.3", ENDS | ALL_STUDENTS),
+        ("students.cross.label_weight=0.5", ENDS - {"ensemble"}),  # the value that it had; the recipe's hash changes
+        ("students.cross.label_weight=0.3", ENDS | stages_of("cross")),
+        ("students.second.label_weight=0.3", ENDS | stages_of("second-2", "second-4") | {"keep.netvlad"}),
         ("distillation.training.epochs=8", ENDS | ALL_STUDENTS),
         ("distillation.top_k=4", ENDS | ALL_STUDENTS | {"targets.netvlad", "targets.mean"}),
         ("distillation.tolerance=0.5", ENDS | {"keep.netvlad"}),

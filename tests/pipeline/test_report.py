@@ -20,6 +20,7 @@ from reeltag.data.synthetic import SyntheticSettings, write_synthetic
 from reeltag.inference.predictor import load
 from reeltag.models.tagger import Tagger
 from reeltag.pipeline.report.gating import CoOccurrence, gating_gain
+from reeltag.pipeline.report.results import FORMAT
 from reeltag.training.log import read_rows
 
 HOSTILE = "<img src=x onerror=\"document.title='hit'\"> & "
@@ -276,7 +277,7 @@ def test_what_is_no_finished_run_is_refused(folder, tmp_path, capsys):
     for name, content, said in (
         ("results.json", '{"recipe": "x"}', "another version"),
         ("results.json", '{"format"', "is damaged"),
-        ("results.json", '{"format": 1}', "is damaged"),
+        ("results.json", f'{{"format": {FORMAT}}}', "is damaged"),
         ("timings.json", '[{"stage": 3}]', "is damaged"),
         ("recipe.json", "[]", "is damaged"),
     ):

@@ -54,6 +54,9 @@ def results():
         },
         "frontier": [{"bytes": n * 1_000_000, "chosen": 0.5 + n / 50, "checked": 0.5 + n / 60} for n in (1, 2, 3)],
         "left_out": [],
+        "evidence": None,
+        "teachers": {"mean": [{"models": ["a"], "gap": 0.52}, {"models": ["b"], "gap": 0.51}]},
+        "diversity": [{"group": "first-level students", "models": ["a-student", "b-student"], "correlation": 0.625}],
         "test": {"file": scores, "prior": scores, "class_ap": [[name, 0.5] for name in names]},
         "class_counts": {"train": [1, 2, 3], "test": [4, 5, 0]},
         "members": members,
@@ -79,6 +82,16 @@ def written(tmp_path):
     return write
 
 
+def test_diversity_is_told_of_groups_of_two_or_more(results, written, tmp_path):
+    text = render(results)
+    assert "| first-level students | a-student, b-student | 0.62500 |" in text
+    page = render_run(read_run(written(results)))
+    assert "<h3>Diversity</h3>" in page and '<td class="number">0.62500</td>' in page
+    alone = results | {"diversity": []}
+    assert "Diversity" not in render(alone)
+    assert "Diversity" not in render_run(read_run(written(alone, "alone")))
+
+
 def test_nothing_is_remarked_where_all_is_well(results):
     assert remarks(results) == []
     assert "note" not in headline(results)
@@ -95,7 +108,21 @@ def test_a_file_of_one_member_is_remarked_where_there_were_others(results):
     assert remarks(larger) == [
         "the file holds only a: the best ensemble needs 5.00 MB; raise budget_mb or add smaller quantization.encodings"
     ]
+    evidence = {"member": "a", "encoding": "float32", "members": 2, "gain": 0.00123, "spread": 0.00456}
+    (said,) = remarks(alone | {"evidence": evidence})
+    assert said.startswith("the file holds only a: an ensemble of 2 gained 0.00123 GAP where it was chosen, and chance")
+    assert "a difference of 0.00456" in said and "data.holdout" in said
     assert remarks(alone | {"members": {"a": member(0.6)}}) == []
+
+
+def test_the_ranking_of_candidates_stands_beside_the_gains(results):
+    text = render_tables(results)
+    assert (
+        "Teacher of mean: a, hold-out GAP 0.52000; of 2 combinations the next is b, 0.51000, and the last has 0.51"
+        in text
+    )
+    one = results | {"teachers": {"mean": results["teachers"]["mean"][:1]}}
+    assert "Teacher of mean: a, hold-out GAP 0.52000.\n" in render_tables(one)
 
 
 def test_students_that_are_clearly_worse_are_remarked(results):

@@ -286,6 +286,18 @@ STUDENT = "[students.s]\nfamily = 'mean'\n"
         ("[distillation]\nfolds = 40\n", "distillation.folds: must be 20 or less, not 40"),
         ("[distillation]\n" + STUDENT + "teachers = 'netvlad'\n", r"teachers: must be a list, such as \['netvlad'\]"),
         ("[distillation]\nlabel_weight = 1.5\n", "distillation.label_weight: must be 1 or less, not 1.5"),
+        (
+            "[distillation]\n" + STUDENT + "label_weight = 1.01\n",
+            "students.s.label_weight: must be 1 or less, not 1.01",
+        ),
+        (
+            "[distillation]\n" + STUDENT + "label_weight = -0.1\n",
+            "students.s.label_weight: must be 0 or more, not -0.1",
+        ),
+        (
+            "[distillation]\n" + STUDENT + "grid = { label_weight = [0.4, 2] }\n",
+            "students.s-2.label_weight: must be 1 or less, not 2",
+        ),
         ("[distillation.training]\nepoch = 3\n", "distillation.training.epoch: unknown key; did you mean 'epochs'"),
         (
             "[quantization]\nencodings = []\n",

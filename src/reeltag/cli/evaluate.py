@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reeltag.cli.options import MaxBadRecords, Mode, OneOrMore
+from reeltag.cli.options import Frames, FramesSeed, MaxBadRecords, Mode, OneOrMore
 from reeltag.cli.output import Json, say, say_left_out
 
 
@@ -15,6 +15,8 @@ def evaluate(
     all_scores: bool = False,
     per_class: Path | None = None,
     mode: Mode = "exact",
+    frames: Frames = None,
+    seed: FramesSeed = None,
     max_bad_records: MaxBadRecords = 0,
     json: Json = False,
 ) -> None:
@@ -38,7 +40,7 @@ def evaluate(
         refuse_existing(per_class)
     bad = BadRecords(max_bad_records)
     predictor = load(model, mode)
-    scores = predictor.evaluate_shards(shards, bad, all_scores=all_scores)
+    scores = predictor.evaluate_shards(shards, bad, all_scores=all_scores, frames=frames, seed=seed)
     if per_class is not None:
         write_class_ap(per_class, scores.class_ap.tolist(), predictor.label_names)
     summary = scores.summary()

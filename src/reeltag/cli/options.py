@@ -44,6 +44,16 @@ Mode = Annotated[
         "fast: 8-bit products."
     ),
 ]
+Frames = Annotated[
+    int | None,
+    Parameter(
+        help="Tag each video from this number of its frames, drawn uniformly with replacement; by default from all."
+    ),
+]
+FramesSeed = Annotated[
+    int | None,
+    Parameter(help="Seed of --frames, 0 by default; the draw depends on it and on the video's id alone."),
+]
 MaxBadRecords = Annotated[
     int,
     Parameter(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from reeltag.cli.options import Address, Executor, MaxBadRecords, Mode, OneOrMore, Quiet
+from reeltag.cli.options import Address, Executor, Frames, FramesSeed, MaxBadRecords, Mode, OneOrMore, Quiet
 from reeltag.cli.output import Json, say, say_left_out
 from reeltag.core.errors import UsageError
 
@@ -20,6 +20,8 @@ def predict(
     executor: Executor = "local",
     address: Address = None,
     quiet: Quiet = False,
+    frames: Frames = None,
+    seed: FramesSeed = None,
     drop_flat: bool = False,
     max_bad_records: MaxBadRecords = 0,
     json: Json = False,
@@ -53,7 +55,7 @@ def predict(
             raise UsageError("--json describes the file of --out; without --out the output is JSON Lines already")
         predictor = load(model, mode)
         predictions, counts = stream_predictions(
-            predictor, shards, drop_flat=drop_flat, max_bad_records=max_bad_records
+            predictor, shards, frames=frames, seed=seed, drop_flat=drop_flat, max_bad_records=max_bad_records
         )
         for line in json_lines(predictions, predictor.label_names):
             print(line)
@@ -65,6 +67,8 @@ def predict(
             out,
             mode=mode,
             workers=workers,
+            frames=frames,
+            seed=seed,
             drop_flat=drop_flat,
             max_bad_records=max_bad_records,
             progress=default_progress(quiet=quiet),

@@ -16,6 +16,8 @@ def evaluate(
     *,
     all_scores: bool = False,
     mode: Mode = "exact",
+    frames: int | None = None,
+    seed: int | None = None,
     max_bad_records: int = 0,
 ) -> Scores:
     """Measure a model on labelled shards, as `reeltag evaluate` does.
@@ -25,6 +27,8 @@ def evaluate(
         shards: paths, URLs or glob patterns, one or several.
         all_scores: also compute mAP over all scores.
         mode: how weights are kept and multiplied; see `Predictor`.
+        frames: number of frames to tag each video from, drawn uniformly with replacement; all by default.
+        seed: of the drawn frames, 0 by default; the draw depends on it and on the video's id alone.
         max_bad_records: largest number of bad records to leave out.
 
     Raises:
@@ -32,4 +36,4 @@ def evaluate(
     """
     bad = BadRecords(max_bad_records)
     predictor = model if isinstance(model, Predictor) else load(model, mode)
-    return predictor.evaluate_shards(shards, bad, all_scores=all_scores)
+    return predictor.evaluate_shards(shards, bad, all_scores=all_scores, frames=frames, seed=seed)

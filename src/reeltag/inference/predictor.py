@@ -28,6 +28,7 @@ from reeltag.data.loader import Batch, stream_batches
 from reeltag.data.schema import Schema
 from reeltag.data.shards import read_examples
 from reeltag.inference.ensemble import BATCH_SIZE, Ensemble, Predictions, predict_batches
+from reeltag.inference.frame_subset import frame_subset
 from reeltag.inference.inputs import as_frames, check_frames
 from reeltag.inference.metrics.evaluation import evaluate_predictions
 from reeltag.inference.metrics.video_metrics import Scores, top_k
@@ -158,7 +159,13 @@ class Predictor:
         return [(self.label_names[c], s) for c, s in zip(classes[0].tolist(), scores[0].tolist(), strict=True)]
 
     def predict_shards(
-        self, patterns: Patterns, bad: BadRecords | None = None, *, labelled: bool = False
+        self,
+        patterns: Patterns,
+        bad: BadRecords | None = None,
+        *,
+        labelled: bool = False,
+        frames: int | None = None,
+        seed: int | None = None,
     ) -> Iterator[Predictions]:
         """Tag every video of shards, or every segment of them, in order.
 
@@ -166,19 +173,31 @@ class Predictor:
             patterns: paths, URLs or glob patterns, one or several.
             bad: collects bad records; by default the first one raises.
             labelled: treat records without labels as bad.
+            frames: number of frames to tag each video from, drawn uniformly with replacement; all by default.
+            seed: of the drawn frames, 0 by default; the draw depends on it and on the video's id alone.
 
         Raises:
-            UsageError: a pattern matches nothing, or the features are of another extractor.
+            UsageError: a pattern matches nothing, the features are of another extractor, or so many frames cannot be
+                drawn.
             DataError: a record is damaged or does not follow the model's schema.
         """
+        subset = frame_subset(frames, seed, self.schema)
         shards = find_files(patterns)
         refuse_other_origin(self.schema, shards)
-        videos = read_examples(shards, self.schema, bad, labelled=labelled)
-        return predict_batches(self.model, stream_batches(videos, self.schema, BATCH_SIZE))
+        batches = stream_batches(read_examples(shards, self.schema, bad, labelled=labelled), self.schema, BATCH_SIZE)
+        return predict_batches(self.model, batches if subset is None else map(subset.select, batches))
 
-    def evaluate_shards(self, patterns: Patterns, bad: BadRecords | None = None, *, all_scores: bool = False) -> Scores:
+    def evaluate_shards(
+        self,
+        patterns: Patterns,
+        bad: BadRecords | None = None,
+        *,
+        all_scores: bool = False,
+        frames: int | None = None,
+        seed: int | None = None,
+    ) -> Scores:
         """Compute metrics on labelled shards; arguments and errors are those of `predict_shards` and `Evaluation`."""
-        predictions = self.predict_shards(patterns, bad, labelled=True)
+        predictions = self.predict_shards(patterns, bad, labelled=True, frames=frames, seed=seed)
         return evaluate_predictions(predictions, all_scores=all_scores, classes=self.schema.segment_classes).compute()
 
     def save_pretrained(self, folder: str | Path, licence: str | None = None) -> None:

@@ -51,6 +51,7 @@ from reeltag.data.prefetch import prefetched
 from reeltag.data.shards import read_examples
 from reeltag.inference.ensemble import BATCH_SIZE, Predictions, predict_batches
 from reeltag.inference.formats.table import output_format, refuse_ending
+from reeltag.inference.frame_subset import FrameSubset, frame_subset
 from reeltag.inference.predictor import Mode, Predictor, load, resolve_device, resolve_model
 
 PARTS_FORMAT = 1  # raise it when the content of a part changes for the same shard, model and options
@@ -94,6 +95,7 @@ class _Job:
     model: Path
     device: str
     mode: Mode
+    subset: FrameSubset | None
     drop_flat: bool
     max_bad_records: int
     workers: int
@@ -125,14 +127,17 @@ class ShardTagger:
     Args:
         predictor: the model.
         threads: number of batches that are computed at a time.
+        subset: frames that each video is tagged from; all by default.
         drop_flat: leave out the challenge's fake test videos.
 
     Raises:
         UsageError: `drop_flat` is set, but the model reads no image feature.
     """
 
-    def __init__(self, predictor: Predictor, threads: int, *, drop_flat: bool = False) -> None:
-        self.predictor, self.threads = predictor, threads
+    def __init__(
+        self, predictor: Predictor, threads: int, *, subset: FrameSubset | None = None, drop_flat: bool = False
+    ) -> None:
+        self.predictor, self.threads, self.subset = predictor, threads, subset
         self._rgb = rgb_feature_index(predictor.schema) if drop_flat else None
 
     def tag(self, shard: DataFile, counts: TagCounts) -> Iterator[Predictions]:
@@ -159,24 +164,33 @@ class ShardTagger:
                 yield video
 
     def _predict(self, batch: Batch) -> Predictions:
-        (predictions,) = predict_batches(self.predictor.model, [batch])
+        used = batch if self.subset is None else self.subset.select(batch)
+        (predictions,) = predict_batches(self.predictor.model, [used])
         return predictions
 
 
 def stream_predictions(
-    predictor: Predictor, patterns: Patterns, *, drop_flat: bool = False, max_bad_records: int = 0
+    predictor: Predictor,
+    patterns: Patterns,
+    *,
+    frames: int | None = None,
+    seed: int | None = None,
+    drop_flat: bool = False,
+    max_bad_records: int = 0,
 ) -> tuple[Iterator[Predictions], TagCounts]:
-    """Tag every video of shards lazily, with the same probabilities as `predict_to_file`.
+    """Tag every video of shards lazily, with the same arguments and probabilities as `predict_to_file`.
 
     Returns:
         The predictions, and the counts, which grow while the predictions are read.
 
     Raises:
-        UsageError: a pattern matches nothing, the features are of another extractor, or there is no image to drop
-            videos by.
+        UsageError: a pattern matches nothing, the features are of another extractor, so many frames cannot be drawn,
+            or there is no image to drop videos by.
     """
     threads = _threads(next(predictor.model.parameters()).device.type, 1)
-    counts, tagger = TagCounts(bad=BadRecords(max_bad_records)), ShardTagger(predictor, threads, drop_flat=drop_flat)
+    subset = frame_subset(frames, seed, predictor.schema)
+    tagger = ShardTagger(predictor, threads, subset=subset, drop_flat=drop_flat)
+    counts = TagCounts(bad=BadRecords(max_bad_records))
     shards = find_files(patterns)
     refuse_other_origin(predictor.schema, shards)
     return chain.from_iterable(tagger.tag(shard, counts) for shard in prefetched(shards)), counts
@@ -190,6 +204,8 @@ def predict_to_file(  # noqa: PLR0913 (each is an option of `reeltag predict`)
     mode: Mode = "exact",
     device: str = "auto",
     workers: int = 1,
+    frames: int | None = None,
+    seed: int | None = None,
     drop_flat: bool = False,
     max_bad_records: int = 0,
     progress: Progress | None = None,
@@ -206,6 +222,8 @@ def predict_to_file(  # noqa: PLR0913 (each is an option of `reeltag predict`)
         device: that computes; by default a GPU, if there is one and the mode supports it.
         workers: number of processes. Each loads the model and gets an equal part of the threads. A script that asks
             for more than one must run its code under `if __name__ == "__main__"`.
+        frames: number of frames to tag each video from, drawn uniformly with replacement; all by default.
+        seed: of the drawn frames, 0 by default; the draw depends on it and on the video's id alone.
         drop_flat: leave out the challenge's fake test videos.
         max_bad_records: largest number of records, in all shards together, that may be left out because they are
             damaged or do not follow the model's schema.
@@ -229,12 +247,14 @@ def predict_to_file(  # noqa: PLR0913 (each is an option of `reeltag predict`)
     total = TagCounts(bad=BadRecords(max_bad_records))
     head, _ = stream_artifact(file)
     output = output_format(out, head.schema)
+    subset = frame_subset(frames, seed, head.schema)
     if drop_flat:
         rgb_feature_index(head.schema)
     shards = find_files(patterns)
     refuse_other_origin(head.schema, shards)
-    settings = [PARTS_FORMAT, file_hash(file), device, mode, drop_flat, out.suffix]
-    job = _Job(file, device, mode, drop_flat, max_bad_records, workers)
+    drawn = [] if subset is None else [subset.frames, subset.seed]
+    settings = [PARTS_FORMAT, file_hash(file), device, mode, drop_flat, *drawn, out.suffix]
+    job = _Job(file, device, mode, subset, drop_flat, max_bad_records, workers)
     folder = _folder_of_parts(out)
     with exclusive_parts(folder, out):
         parts = [_part(shard, folder, settings) for shard in shards]
@@ -312,7 +332,8 @@ def _threads(device: str, workers: int) -> int:
 
 
 def _open(job: _Job, threads: int) -> ShardTagger:
-    return ShardTagger(load(job.model, job.mode, job.device), threads, drop_flat=job.drop_flat)
+    predictor = load(job.model, job.mode, job.device)
+    return ShardTagger(predictor, threads, subset=job.subset, drop_flat=job.drop_flat)
 
 
 _open_once = lru_cache(maxsize=1)(_open)

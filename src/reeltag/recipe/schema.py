@@ -137,6 +137,9 @@ class StudentSettings(ModelSettings):
         (), description="families, or names of predictions, that teach it; by default its own family"
     )
     level: Literal[1, 2] = Field(1, description="2: taught by the first-level students of these families")
+    label_weight: float | None = Field(
+        None, ge=0, le=1, description="λ, weight of the labels in its loss; by default distillation.label_weight"
+    )
 
     @property
     def taught_by(self) -> tuple[str, ...]:
@@ -162,7 +165,9 @@ class DistillationSettings(RecipeTable):
     top_k: Annotated[int | Literal["dense"], count_or("dense")] = Field(
         100, description="number of probabilities stored for each video, or dense for all"
     )
-    label_weight: float = Field(0.5, ge=0, le=1, description="λ, weight of the labels in a student's loss")
+    label_weight: float = Field(
+        0.5, ge=0, le=1, description="λ, weight of the labels in the loss of students without a weight of their own"
+    )
     dropout: float | None = Field(
         None, ge=0, lt=1, description="of students with a teacher's architecture; by default the teacher's"
     )
@@ -333,6 +338,12 @@ class Recipe(RecipeTable):
         assert self.distillation is not None
         return self.distillation.distilled(self.families)
 
+    def label_weight(self, student: str) -> float:
+        """Return λ, the weight of the labels in a student's loss: its own, or that of `[distillation]`."""
+        assert self.distillation is not None
+        own = self.students[student].label_weight if student in self.students else None
+        return self.distillation.label_weight if own is None else own
+
     def training_with(self, *overrides: TrainingSettings) -> TrainingSettings:
         """Return `[training]` with the keys that other tables set; later tables win."""
         return _merged(self.training, *overrides)
@@ -364,6 +375,9 @@ class Recipe(RecipeTable):
             del content["data"]["pca"]
         if self.data.mixed_shards is not None:
             content["data"]["shuffle_window"] = self.data.mixed_shards
+        for student in content["students"].values():
+            if student["label_weight"] is None:
+                del student["label_weight"]
         trained = [*content["models"].values(), *content["students"].values()]
         for table in (content, content["distillation"] or {}, *trained):
             training: dict[str, Any] = table.get("training", {})

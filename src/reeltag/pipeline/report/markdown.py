@@ -9,7 +9,14 @@ from reeltag.core.text import NAME_SEPARATOR, counted, escaped, megabytes, one_l
 from reeltag.data.bad_records import BadRecord, format_first
 from reeltag.pipeline.report.paper_tables import markdown_row
 from reeltag.pipeline.report.remarks import remarks, weights_note
-from reeltag.pipeline.report.results import METRICS, best_single, best_single_tested, noun_of
+from reeltag.pipeline.report.results import (
+    DIVERSITY,
+    DIVERSITY_COLUMNS,
+    METRICS,
+    best_single,
+    best_single_tested,
+    noun_of,
+)
 
 LISTED_CLASSES = 10  # so many of the best and so many of the worst
 
@@ -67,6 +74,7 @@ def render(results: Mapping[str, Any]) -> str:
         "",
         "![GAP against megabytes](frontier.svg)",
         "",
+        *_diversity(results["diversity"]),
         "## Examples",
         "",
         *[f"- {escaped(line)}" for line in examples(results)],
@@ -115,6 +123,14 @@ def _weights(results: Mapping[str, Any]) -> list[str]:
         f"{holdout['equal_weights']:.5f}, with the best of equal and random weights {holdout['random_search']:.5f}.",
         "",
     ]
+
+
+def _diversity(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the mean correlation of errors in each group of models; nothing if no group has two."""
+    if not groups:
+        return []
+    rows = [markdown_row([each["group"], ", ".join(each["models"]), f"{each['correlation']:.5f}"]) for each in groups]
+    return ["## Diversity", "", DIVERSITY, "", markdown_row(DIVERSITY_COLUMNS), "|---|---|---|", *rows, ""]
 
 
 def _bad_records(by_split: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:

@@ -22,6 +22,8 @@ from reeltag.pipeline.report.compare import class_changes, differences, recipe_c
 from reeltag.pipeline.report.paper_tables import NOTE, missing_tables, paper_tables
 from reeltag.pipeline.report.remarks import remarks, weights_note
 from reeltag.pipeline.report.results import (
+    DIVERSITY,
+    DIVERSITY_COLUMNS,
     METRICS,
     ReliabilityBin,
     Run,
@@ -54,6 +56,8 @@ def render_run(run: Run) -> str:
         tables=(tables := paper_tables(results)),
         tables_note=" ".join([NOTE, *missing_tables(tables)]),
         members=_members(run),
+        diversity_note=DIVERSITY,
+        diversity_columns=DIVERSITY_COLUMNS,
         classes=_classes(run),
         over_time=any(
             video["frames"] > 1

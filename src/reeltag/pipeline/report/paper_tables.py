@@ -133,7 +133,7 @@ def _distillation(results: Mapping[str, Any]) -> Table:
     notes = [
         "On the test set, in float32. A gain needs a model of the student's architecture that learned labels only."
     ]
-    for family, ranking in results.get("teachers", {}).items():
+    for family, ranking in results["teachers"].items():
         notes.append(f"Teacher of {family}: {_ranked(ranking)}.")
     return Table("Table 3. Distillation", " ".join(notes), heading, rows)
 

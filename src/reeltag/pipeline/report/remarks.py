@@ -56,7 +56,7 @@ def _single_member(results: Mapping[str, Any]) -> str:
     if len(results["shipped"]) > 1 or len(results["members"]) - len(results["left_out"]) < 2:
         return ""
     fact, best = f"the file holds only {results['shipped'][0]['name']}", results["frontier"][-1]
-    if (evidence := results.get("evidence")) is not None:
+    if (evidence := results["evidence"]) is not None:
         return (
             f"{fact}: an ensemble of {evidence['members']} gained {evidence['gain']:.5f} GAP where it was chosen, and "
             f"chance alone makes a difference of {evidence['spread']:.5f}; hold out more videos (data.holdout) to tell "

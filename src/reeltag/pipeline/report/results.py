@@ -15,7 +15,7 @@ from reeltag.core.errors import UsageError
 from reeltag.core.validation import describe_fault
 from reeltag.data.bad_records import BadRecord
 
-FORMAT = 1
+FORMAT = 2
 METRICS = {
     "gap": "test GAP@20",
     "hit_at_1": "Hit@1",
@@ -24,6 +24,11 @@ METRICS = {
     "map_all": "mAP, all scores",
     "map_at_k": "MAP@K of segments",
 }
+DIVERSITY_COLUMNS = ("group", "models", "mean correlation of errors")
+DIVERSITY = (
+    "Mean over the pairs of a group's models of the correlation of their errors, label minus probability, on the "
+    "hold-out, in float32. The lower it is, the more the models differ."
+)
 RESULTS, RECIPE, TIMINGS = "results.json", "recipe.json", "timings.json"
 
 Number: TypeAlias = int | float  # validation keeps an int an int
@@ -74,6 +79,14 @@ class FrontierPoint(TypedDict):
     bytes: int
     chosen: float
     checked: float
+
+
+class GroupDiversity(TypedDict):
+    """Mean correlation of the errors of a group's models on the hold-out; see `diversity.mean_error_correlation`."""
+
+    group: str
+    models: list[str]
+    correlation: float
 
 
 class Test(TypedDict):
@@ -187,8 +200,9 @@ class Results(TypedDict):
     holdout_gap: HoldoutGap
     frontier: list[FrontierPoint]
     left_out: list[str]
-    evidence: NotRequired[Evidence | None]
-    teachers: NotRequired[dict[str, list[Combination]]]
+    evidence: Evidence | None
+    teachers: dict[str, list[Combination]]
+    diversity: list[GroupDiversity]
     test: Test
     class_counts: ClassCounts
     members: dict[str, MemberResults]

@@ -25,6 +25,7 @@ from reeltag.pipeline.report.page import render_frontier
 from reeltag.pipeline.report.paper_tables import render_tables
 from reeltag.pipeline.report.results import FORMAT, rounded
 from reeltag.pipeline.stages.architectures import TeacherArchitecture, label_twin
+from reeltag.pipeline.stages.diversity import diversity
 from reeltag.pipeline.stages.ensemble import class_prior
 from reeltag.pipeline.stages.files import MODEL, REPORT, RESULTS, SCORES, SELECTION, WEIGHTS, load_manifest
 from reeltag.pipeline.stages.member import MemberStages
@@ -160,6 +161,7 @@ def _report(recipe: Recipe, members: Sequence[MemberStages], selections: Mapping
         "teachers": {
             family: read_json(job.inputs[stage] / SELECTION)["ranking"] for family, stage in selections.items()
         },
+        "diversity": diversity(recipe, members, job),
         "test": {key: test[key] for key in ("file", "prior", "class_ap")},
         "members": {member.name: _member_results(recipe, member, job) for member in members},
         **{key: test[key] for key in ("class_counts", "calibration", "videos", "examples")},

@@ -109,7 +109,7 @@ class ModelTraining:
                 "dropout": self.architecture.dropout,
             }
         if self.recipe.distillation is not None:
-            parameters |= {"label_weight": self.recipe.distillation.label_weight} if self.targets else {}
+            parameters |= {"label_weight": self.recipe.label_weight(self.name)} if self.targets else {}
             parameters |= {"fold": self.fold, "folds": self.recipe.distillation.folds} if self.fold is not None else {}
         return parameters
 
@@ -192,9 +192,8 @@ class ModelTraining:
     def _distillation(self, job: Job, manifest: Manifest) -> Distillation | None:
         if not self.targets:
             return None
-        assert self.recipe.distillation is not None
         targets = [SoftTargets(job.inputs[stage], manifest) for stage in self.targets]
-        return Distillation(partial(_mean_rows, targets), self.recipe.distillation.label_weight)
+        return Distillation(partial(_mean_rows, targets), self.recipe.label_weight(self.name))
 
 
 def _short_for_batch_norm(config: TaggerConfig, steps: int) -> str:
