@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from reeltag.inference.ensemble import Predictions
+from reeltag.inference.metrics.diversity import mean_error_correlation
 from reeltag.inference.metrics.video_metrics import gap
 from reeltag.pipeline.ensemble_search import contenders, ensemble_gap
-from reeltag.pipeline.stages import holdout_predictions
+from reeltag.pipeline.stages import diversity, holdout_predictions
 from reeltag.pipeline.stages.holdout_predictions import HoldoutPredictions, read_contenders
 
 VIDEOS = 300
@@ -86,3 +87,15 @@ def test_segments_keep_all_classes_and_unrated_ones_rank_last(tmp_path):
     predictions = HoldoutPredictions.of({"float32": [batch]}, 1500, segments=True)
     found = predictions.probabilities("float32", torch.arange(VIDEOS))
     assert torch.equal(found, torch.where(rated, probabilities, -1.0))
+
+
+@pytest.mark.parametrize(("classes", "off"), [(50, 1e-6), (3862, 2e-3)])
+def test_the_correlation_of_errors_is_read_a_few_videos_at_a_time(tmp_path, monkeypatch, classes, off):
+    labels, probabilities = members(classes, 3)
+    models = [stored(tmp_path / str(number), labels, each) for number, each in enumerate(probabilities)]
+    monkeypatch.setattr(diversity, "EXAMPLES", 7)
+    parts = list(diversity._parts(models))
+    assert [len(each) for _, each in parts] == [7] * 42 + [6]
+    errors = np.stack([(labels.double() - each.double()).flatten().numpy() for each in probabilities])
+    expected = np.corrcoef(errors)[np.triu_indices(3, 1)].mean()
+    assert mean_error_correlation(parts) == pytest.approx(expected, abs=off)
