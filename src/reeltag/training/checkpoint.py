@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from reeltag.core.errors import ArtifactError
-from reeltag.core.tensorfile import open_tensors, save_tensors
+from reeltag.core.tensorfile import TensorFile, save_tensors
 from reeltag.training.weight_averaging import WeightAverage
 
 
@@ -65,17 +65,30 @@ def restore(state: TrainingState, model: torch.nn.Module, optimizer: torch.optim
     own = model.state_dict()
     if others := {*own} ^ {*state.model}:
         raise ArtifactError(f"the checkpoint belongs to another model: only one of them has {min(others)}")
-    for name, tensor in own.items():  # one after the other, since those of a file are read as they are asked for
-        if (saved := state.model[name]).shape != tensor.shape:
-            shapes = f"{list(saved.shape)} and should be {list(tensor.shape)}"
-            raise ArtifactError(f"the checkpoint belongs to another model: {name} is {shapes}")
-        tensor.copy_(saved)
+    for name, tensor in own.items():
+        fill(tensor, state.model, name)
     for name, parameter in model.named_parameters():
         if all(f"{name}/{key}" in state.optimizer for key in _MOMENTS):
             # torch's Adam keeps its step as a float tensor; fused Adam expects it on the device of the weights
             optimizer.state[parameter] = {"step": torch.tensor(float(state.step), device=parameter.device)} | {
-                key: torch.empty_like(parameter).copy_(state.optimizer[f"{name}/{key}"]) for key in _MOMENTS
+                key: fill(torch.empty_like(parameter), state.optimizer, f"{name}/{key}") for key in _MOMENTS
             }
+
+
+def fill(target: Tensor, part: Mapping[str, Tensor], name: str) -> Tensor:
+    """Copy a tensor of a state into another one, straight from the file if the state is in one; return the other.
+
+    Raises:
+        ArtifactError: their shapes differ.
+    """
+    source = part.pages(name) if isinstance(part, _Stored) else part[name]
+    if source.shape != target.shape:
+        shapes = f"{name} is {list(source.shape)} and should be {list(target.shape)}"
+        raise ArtifactError(f"the checkpoint belongs to another model: {shapes}")
+    target.copy_(source)
+    if isinstance(part, _Stored):
+        part.forget(name)
+    return target
 
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -96,33 +109,43 @@ def load(path: Path) -> TrainingState:
     Raises:
         ArtifactError: the file is missing, damaged, or was not written by this version of reeltag.
     """
-    header, names, read = open_tensors(path)
-    for name in names:
-        read(name)
-    parts = {
-        part: _Stored([n.removeprefix(f"{part}/") for n in names if n.startswith(f"{part}/")], part, read)
-        for part in _PARTS
-    }
-    return TrainingState(
-        header["step"], **parts, log=header.get("log", {})
-    )  # checkpoints of early versions have no log
+    file = TensorFile(path)
+    names: dict[str, list[str]] = {part: [] for part in _PARTS}
+    for full in file.names:
+        file.read(full)
+        file.forget(full)
+        part, _, name = full.partition("/")
+        names[part].append(name)
+    parts = {part: _Stored(file, part, tuple(names[part])) for part in _PARTS}
+    # Checkpoints of early versions have no log.
+    return TrainingState(file.content["step"], **parts, log=file.content.get("log", {}))
 
 
 @dataclass(frozen=True)
 class _Stored(Mapping[str, Tensor]):
     """One part of a state in a file."""
 
-    names: list[str]
+    file: TensorFile
     part: str
-    read: Callable[[str], Tensor]
+    names: tuple[str, ...]
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.names:
             raise KeyError(name)
-        return self.read(f"{self.part}/{name}")
+        tensor = self.pages(name).clone()  # in the file it is not aligned
+        self.forget(name)
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def pages(self, name: str) -> Tensor:
+        """Return a tensor as pages of the file."""
+        return torch.from_numpy(self.file.read(f"{self.part}/{name}"))
+
+    def forget(self, name: str) -> None:
+        """Give back the memory of a tensor's pages."""
+        self.file.forget(f"{self.part}/{name}")

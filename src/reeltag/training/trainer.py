@@ -252,8 +252,9 @@ def _average(tagger: Tagger, phase: Phase, state: TrainingState | None) -> Weigh
     if phase.time_constant is None:
         return None
     average = WeightAverage(averaged_tensors(tagger), phase.time_constant)
-    for name, tensor in (state.average if state else {}).items():
-        average.shadow[name].copy_(tensor)
+    if state is not None:
+        for name in state.average:
+            checkpoint.fill(average.shadow[name], state.average, name)
     return average
 
 
