@@ -231,7 +231,7 @@ def test_names_of_classes_are_escaped_in_a_report():
         "left_out": [],
         "holdout_gap": {**holdout, "members": {"m": 0.5}, "videos": 1, "chosen_on": 1},
         "test": {"file": scores, "prior": scores, "class_ap": [[name, 0.5] for name in names]},
-        "diversity": [{"group": "trained on labels", "models": list(names), "correlation": 0.5}],
+        "diversity": [{"group": "trained on labels", "models": ["m", "n"], "correlation": 0.5}],
         "bad_records": {"train": [], "test": []},
         "examples": [{"id": names[2] + names[0], "tags": [[name, 0.5] for name in names], "labels": list(names)}],
     }
