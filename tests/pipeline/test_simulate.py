@@ -203,7 +203,7 @@ def test_the_plan_says_what_stages_read():
     assert student.targets == 10 * videos * 100 * (2 + 2)  # float16 and class of each of the top 100
     assert stages["train.rnn-gru-2"].traffic.targets == 0
     assert student.weights == 54_026_578  # of the plan's line
-    # Tagging takes a third of training; averaging is one epoch, and each of the three teachers may be the largest model.
+    # Tagging takes a third of training; averaging is one epoch. Each of three teachers may be the largest model.
     assert stages["targets.rnn"].gpu_hours == pytest.approx(3 * stages["average.rnn-gru-mixture"].gpu_hours / 3)
     taught = [stages[f"average.dbof-{clusters}"].gpu_hours for clusters in (6144, 4096, 3684)]  # all three teach
     assert stages["targets.dbof"].gpu_hours == pytest.approx(sum(taught) / 3)

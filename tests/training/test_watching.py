@@ -187,7 +187,9 @@ def test_watching_is_decisive_and_its_absence_changes_no_hash(tmp_path):
     assert "evaluate_every" not in json.dumps(plain.dump())
     stages = {stage.name: stage for stage in plan(plain)}
     assert not {"evaluate_every", "patience"} & stages["train.a"].parameters["training"].keys()
-    assert {stage.name: stage for stage in plan(watched)}["train.a"].checkpoint_bytes > stages["train.a"].checkpoint_bytes
+    assert {stage.name: stage for stage in plan(watched)}["train.a"].checkpoint_bytes > stages[
+        "train.a"
+    ].checkpoint_bytes
 
 
 def test_patience_without_a_watch_is_a_fault_wherever_it_stands(tmp_path):
