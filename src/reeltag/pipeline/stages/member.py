@@ -72,13 +72,15 @@ class MemberStages(ABC):
             note=note,
             bytes=sum(each[-1] for each in sizes.values()),
         )
+        videos = expected_holdout(self.recipe)
         predict_holdout = Stage(
             name=self.predicted,
             work=self._predict,
             format=PREDICT_FORMAT,
             inputs=("data.train", self.finished, self.quantized),
             parameters=split_parameters(self.recipe),
-            bytes=expected_holdout(self.recipe) * holdout_row_bytes(self.schema, len(self.encodings)),
+            note="" if videos else "size not known without the data",
+            bytes=videos * holdout_row_bytes(self.schema, len(self.encodings)),
             gpus=1,
         )
         return [*self.source_stages(), quantize, predict_holdout]
