@@ -137,15 +137,26 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Return to the system the memory that `keep_freed_memory` kept, so that a process is as large as its work now.
-
-    A finished training is freed first, since its objects refer to each other. Other allocators than glibc's are left
-    alone.
-    """
-    gc.collect()
+    """Return to the system the memory that `keep_freed_memory` kept; other allocators than glibc's are left alone."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def return_unused_memory() -> None:
+    """Free objects that only refer to each other, as those of a finished training do, and return freed memory."""
+    gc.collect()
+    return_freed_memory()
+
+
+@contextmanager
+def cheap_collections() -> Iterator[None]:
+    """Leave the objects that exist now, such as those of torch, out of the garbage collections in a block."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def limit_openmp_spinning() -> None:

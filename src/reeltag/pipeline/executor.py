@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from reeltag.core.distributed.process_group import broadcast, launch, rank, world_size
 from reeltag.core.distributed.process_pool import PROCESS_BYTES, Pool, Resources
-from reeltag.core.environment import return_freed_memory
+from reeltag.core.environment import cheap_collections, return_unused_memory
 from reeltag.core.errors import UsageError
 from reeltag.core.interrupts import raise_on_sigterm
 from reeltag.core.progress import Progress
@@ -145,7 +145,8 @@ def run(stages: Sequence[Stage], out: Path | str, progress: Progress, pool: Pool
     if rank() == 0:
         outputs.set_format()
     _check_room(stages, outputs, side_by_side=pool is not None)
-    return _Run(stages, outputs, progress, pool).folders()
+    with cheap_collections():
+        return _Run(stages, outputs, progress, pool).folders()
 
 
 class _Run:
@@ -285,7 +286,7 @@ class _Task:
         return digest or self.folder, round(time.perf_counter() - begin, 1)
 
     def _finish(self, digest: str, seconds: float) -> str:
-        return_freed_memory()
+        return_unused_memory()
         if rank() == 0:
             content = {"digest": digest, "parameters": self.stage.parameters, "seconds": seconds}
             self.outputs.finish(self.folder, content)

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from reeltag.artifact.quantization.sizes import Encoding
 from reeltag.core.distributed.process_group import rank
-from reeltag.core.environment import return_freed_memory
+from reeltag.core.environment import return_unused_memory
 from reeltag.core.storage import link_or_copy, read_json, write_json
 from reeltag.core.text import counted
 from reeltag.pipeline.executor import Job, Stage
@@ -115,7 +115,7 @@ class TrainedModelStages(MemberStages):
         averaged = self.training.run_phase(job, own, manifest, phase, name="average", start=start)
         if rank() > 0:  # of several processes, the first one chooses and writes
             return
-        return_freed_memory()
+        return_unused_memory()
         choices = {"plain": start.model, "averaged": averaged}
         scores = {key: self.training.holdout_gap(own.config, manifest, weights) for key, weights in choices.items()}
         kept = "averaged" if decides_by_family(self.recipe) else max(scores, key=scores.__getitem__)
