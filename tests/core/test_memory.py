@@ -93,6 +93,7 @@ gating = { kind = "none" }
 """  # almost all of its weights are one tensor of 7168 x 4096
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_training_and_its_averaging_take_what_they_compute_with_and_give_it_back(tmp_path):
     """Weights, gradient, two moments and the average, and beside them a copy of a tensor at a time."""

@@ -72,7 +72,7 @@ def kill_in_turn(commands, folder, name, moments, **how):
 def test_a_run_killed_in_every_stage(promise, figures, commands, folder, counts):
     """Kill at a few moments in the fast suite, and in the full test at every moment; at some of them twice."""
     moments = [(stage, number) for stage, count in counts.items() for number in range(count)]
-    moments = moments[:: len(moments) // promise.amount(8, len(moments))]
+    moments = moments[:: len(moments) // promise.amount(6, len(moments))]
     twice = [moment for moment in moments for _ in range(2 if moment[1] % 10 == 0 else 1)]
     killed = kill_in_turn(commands, folder, "everywhere", twice)
     assert sum(killed.values()) > 0.9 * len(twice)

@@ -209,12 +209,13 @@ def training(folder):
         process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "to_whom", "code"),
     [
         (signal.SIGINT, "all", 130),  # as a terminal sends it
-        pytest.param(signal.SIGTERM, "parent", 143, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, "rank 1", 143, marks=pytest.mark.slow),
+        (signal.SIGTERM, "parent", 143),
+        (signal.SIGTERM, "rank 1", 143),
     ],
     ids=str,
 )
