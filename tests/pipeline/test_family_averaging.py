@@ -130,3 +130,23 @@ def test_a_student_decides_for_a_family_without_models_and_stages_are_in_order(f
     for name, stage in stages.items():
         assert set(stage.inputs) <= seen, name
         seen.add(name)
+
+
+def test_a_hold_out_of_shards_that_do_not_train_is_refused_before_anything(tiny_shards, tmp_path, capsys):
+    recipe = tmp_path / "recipe.toml"
+    features = '[{ name = "rgb", width = 8 }, { name = "audio", width = 4 }]'
+    recipe.write_text(
+        f'name = "held"\nbudget_mb = 1\n[data]\nroot = "{tiny_shards}"\ntrain = ["train-*"]\ntest = ["test-*"]\n'
+        f'schema = {{ preset = "yt8m-frame", classes = 4, features = {features} }}\n[models.a]\nfamily = "mean"\n'
+    )
+    shown = {
+        '["test-*"]': "data.holdout.from: test-* matches none of the 2 training shards",
+        '["train-*", "test-*"]': "data.holdout.from: test-* matches none of the 2 training shards",
+        '["*-00000-*"]': "which data.train does not; the hold-out is drawn from the training shards",
+    }
+    for patterns, message in shown.items():
+        held = f"data.holdout={{ shards = 1, from = {patterns} }}"
+        for how in ([], ["--dry-run"]):
+            assert main(["run", str(recipe), "--out", str(tmp_path / "out"), "--set", held, *how]) == 2
+            assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

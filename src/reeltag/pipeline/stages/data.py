@@ -37,7 +37,8 @@ def data_stages(recipe: Recipe, without_data: bool) -> list[Stage]:
         without_data: allow missing shards.
 
     Raises:
-        UsageError: shards are missing, unless `without_data`, or the cache of remote shards is too small.
+        UsageError: shards are missing, unless `without_data`, the cache of remote shards is too small, or the hold-out
+            is to be drawn from shards that are not trained on.
     """
     data = recipe.data
     if data.cache_gb is not None:
@@ -65,12 +66,12 @@ def _split_stage(recipe: Recipe, split: Split, without_data: bool) -> Stage:
     try:
         files = [] if data.synthetic else find_files(patterns, data.root)
         _check_cache(data, split, files)
-        if files and split == "train":
-            _check_holdout(data, files)
     except (UsageError, TransferError) as error:
         if not without_data:
             raise
         missing = str(error)
+    if files and split == "train":
+        _check_holdout(data, files)
     parameters: dict[str, object] = {
         "files": list(map(file_identity, files)),
         "schema": data.record_schema.model_dump(mode="json"),
