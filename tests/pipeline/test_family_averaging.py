@@ -132,21 +132,44 @@ def test_a_student_decides_for_a_family_without_models_and_stages_are_in_order(f
         seen.add(name)
 
 
-def test_a_hold_out_of_shards_that_do_not_train_is_refused_before_anything(tiny_shards, tmp_path, capsys):
-    recipe = tmp_path / "recipe.toml"
+def held(tmp_path, root, train):
+    """Write a recipe for copies of the tiny shards; returns its path."""
     features = '[{ name = "rgb", width = 8 }, { name = "audio", width = 4 }]'
-    recipe.write_text(
-        f'name = "held"\nbudget_mb = 1\n[data]\nroot = "{tiny_shards}"\ntrain = ["train-*"]\ntest = ["test-*"]\n'
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        f'name = "held"\nbudget_mb = 1\n[data]\nroot = "{root}"\ntrain = {train}\ntest = ["test-*"]\n'
         f'schema = {{ preset = "yt8m-frame", classes = 4, features = {features} }}\n[models.a]\nfamily = "mean"\n'
     )
+    return path
+
+
+def test_a_hold_out_of_shards_that_do_not_train_is_refused_before_anything(tiny_shards, tmp_path, capsys):
+    recipe = held(tmp_path, tiny_shards, '["train-*"]')
     shown = {
         '["test-*"]': "data.holdout.from: test-* matches none of the 2 training shards",
         '["train-*", "test-*"]': "data.holdout.from: test-* matches none of the 2 training shards",
         '["*-00000-*"]': "which data.train does not; the hold-out is drawn from the training shards",
     }
     for patterns, message in shown.items():
-        held = f"data.holdout={{ shards = 1, from = {patterns} }}"
+        drawn = f"data.holdout={{ shards = 1, from = {patterns} }}"
         for how in ([], ["--dry-run"]):
-            assert main(["run", str(recipe), "--out", str(tmp_path / "out"), "--set", held, *how]) == 2
+            assert main(["run", str(recipe), "--out", str(tmp_path / "out"), "--set", drawn, *how]) == 2
             assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_hold_out_whose_patterns_match_other_folders_too_is_refused(tiny_shards, tmp_path, capsys):
+    for folder in ("", "more"):
+        (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
+        for path in tiny_shards.iterdir():
+            (tmp_path / "data" / folder / f"{folder}{path.name}").write_bytes(path.read_bytes())
+    recipe = held(tmp_path, tmp_path / "data", '["train-*", "more/moretrain-*"]')
+    command = ["run", str(recipe), "--out", str(tmp_path / "out"), "--dry-run", "--set"]
+    assert main([*command, 'data.holdout={ shards = 1, from = ["*train-*"] }']) == 2
+    assert "data.holdout.from: matches " in (message := capsys.readouterr().err)
+    assert "by its last folders or from data.root, and not by both" in message
+    assert main([*command, 'data.holdout={ shards = 1, from = ["more/*"] }']) == 2  # test shards too
+    assert "which data.train does not" in capsys.readouterr().err
+    for patterns in ('["train-*"]', '["more/moretrain-*"]'):
+        assert main([*command, f"data.holdout={{ shards = 1, from = {patterns} }}"]) == 0
+        capsys.readouterr()

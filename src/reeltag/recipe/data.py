@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import not_
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,10 +22,6 @@ class RecipeTable(BaseModel):
     )
 
 
-def _is_empty(value: object) -> bool:
-    return not value
-
-
 class HoldoutSettings(RecipeTable):
     """Hold-out: training videos that no model is trained on, by which models are chosen."""
 
@@ -34,7 +31,7 @@ class HoldoutSettings(RecipeTable):
     patterns: tuple[str, ...] = Field(
         (),
         alias="from",
-        exclude_if=_is_empty,
+        exclude_if=not_,
         description="patterns of the training shards that the hold-out is drawn from; all by default",
     )
 

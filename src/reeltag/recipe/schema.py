@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from operator import not_
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -63,20 +64,16 @@ class QuantizationSettings(RecipeTable):
         return ("float32", "uniform-8") if self.encodings == "auto" else self.measured[:2]
 
 
-def _is_empty(value: object) -> bool:
-    return not value
-
-
 class EnsembleSettings(RecipeTable):
     """Search for the members of the ensemble and their weights; or the members, and their weights, themselves."""
 
     trials: int = Field(200, ge=0, description="number of random weightings that are tried for the selected members")
     # Not part of hashes unless set, so that ensembles that are older than these keys stay valid.
     members: tuple[str, ...] = Field(
-        (), exclude_if=_is_empty, description="names of the models that the file holds; by default the best are chosen"
+        (), exclude_if=not_, description="names of the models that the file holds; by default the best are chosen"
     )
     weights: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
-        {}, exclude_if=_is_empty, description="weights of the models that the file holds; they sum to 1"
+        {}, exclude_if=not_, description="weights of the models that the file holds; they sum to 1"
     )
 
     @field_validator("weights")

@@ -157,11 +157,17 @@ def _check_holdout(data: DataSettings, files: Sequence[DataFile]) -> None:
     """
     if not data.holdout.patterns:
         return
-    matching_shards(map(str, files), data.holdout.patterns, data.holdout.shards)
-    if others := [file for file in find_files(data.holdout.patterns, data.root) if file not in set(files)]:
+    mask = matching_shards(map(str, files), data.holdout.patterns, data.holdout.shards)
+    found, training = find_files(data.holdout.patterns, data.root), set(files)
+    if others := [file for file in found if file not in training]:
         raise UsageError(
             f"data.holdout.from: matches {others[0]}{f' and {len(others) - 1} others' if others[1:] else ''}, which "
             "data.train does not; the hold-out is drawn from the training shards, so give patterns of these"
+        )
+    if unclear := {file for file, inside in zip(files, mask, strict=True) if inside} ^ set(found):
+        raise UsageError(
+            f"data.holdout.from: matches {min(map(str, unclear))} by its last folders or from data.root, and not by "
+            "both; write out its folders, without **"
         )
 
 
