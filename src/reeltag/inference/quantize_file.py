@@ -3,35 +3,67 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from reeltag.artifact.file import load_artifact, quantize_artifact, save_artifact
+import numpy as np
+
+from reeltag.artifact.file import Artifact, load_artifact, quantize_artifact, save_artifact
 from reeltag.artifact.quantization.quantize import stored_as
 from reeltag.artifact.quantization.sizes import Encoding
 from reeltag.core.errors import UsageError
-from reeltag.core.storage import refuse_existing
+from reeltag.core.storage import Patterns, find_files, refuse_existing
+from reeltag.core.text import counted
+from reeltag.data.loader import sequential_batches
+from reeltag.data.shards import Shards, scan
+from reeltag.inference.encode import ArtifactEncoder
+from reeltag.inference.ensemble import BATCH_SIZE
 from reeltag.inference.predictor import Predictor, resolve_model
 
+MAX_LOSS = 0.0005  # GAP
+CALIBRATION = 20_000  # videos, at most
+LEAST_VIDEOS = 500
+SEED = 1
 
-def quantize_file(model: str | Path | Predictor, out: str | Path, encoding: Encoding = "uniform-8") -> int:
+
+def quantize_file(
+    model: str | Path | Predictor,
+    out: str | Path,
+    encoding: Encoding = "uniform-8",
+    *,
+    calibrate: Patterns = (),
+    max_loss: float | None = None,
+) -> int:
     """Store the large weights of a model in fewer bits, as `reeltag quantize` does.
 
     Args:
         model: a `.reeltag` file, a folder that `reeltag share` wrote, a URL, or a loaded `Predictor`.
         out: a new file.
         encoding: of the large weights; weights that are quantized already keep theirs.
+        calibrate: for `coded`, labelled shards of videos like those that the model will tag, such as its training
+            videos; paths, URLs or glob patterns. Nine tenths measure what errors of weights cost, the others the loss.
+        max_loss: for `coded`, largest loss of GAP that is allowed; 0.0005 by default.
 
     Returns:
         Size of the new file in bytes.
 
     Raises:
         ArtifactError: the model is missing or damaged.
-        UsageError: `out` exists, or all large weights are quantized already.
+        DataError: a record of the shards is damaged, has no labels, or does not follow the model's schema.
+        UsageError: `out` exists, all large weights are quantized already, shards are missing or given for another
+            encoding than `coded`, or no step of the codes loses so little.
     """
     refuse_existing(Path(out))
+    if encoding != "coded" and (calibrate or max_loss is not None):
+        raise UsageError(f"{encoding} needs neither calibration videos nor a largest loss; these are for coded")
+    if encoding == "coded" and not calibrate:
+        raise UsageError("coded needs videos that show what errors of weights cost; give shards of the training data")
     file = resolve_model(model)
     before = load_artifact(file)
-    after = quantize_artifact(before, encoding)
+    if not calibrate:
+        after = quantize_artifact(before, encoding)
+    else:
+        after = _coded(before, calibrate, MAX_LOSS if max_loss is None else max_loss)
     stored = [stored_as(member.state) for member in before.members]
     if [stored_as(member.state) for member in after.members] != stored:
         # Marks that the metrics in the header are of the file before.
@@ -43,3 +75,17 @@ def quantize_file(model: str | Path | Predictor, out: str | Path, encoding: Enco
             "averaged), or what `reeltag train` wrote; an ensemble takes the encodings of its recipe's [quantization]"
         )
     return save_artifact(Path(out), after)
+
+
+def _coded(artifact: Artifact, calibrate: Patterns, max_loss: float) -> Artifact:
+    """Encode all members with the largest step whose loss of GAP, measured on a tenth of the videos, is allowed."""
+    manifest = scan(find_files(calibrate), artifact.schema, labelled=True)
+    least = max(LEAST_VIDEOS, artifact.schema.width)
+    if len(manifest) < least:
+        examples = counted(len(manifest), f"calibration {artifact.schema.example}")
+        raise UsageError(f"{examples}: coded needs {least} or more for these features; give more shards")
+    order = np.random.default_rng(SEED).permutation(len(manifest))
+    measured, others = np.sort(order[: len(order) // 10]), np.sort(order[len(order) // 10 :][:CALIBRATION])
+    batches = partial(sequential_batches, Shards(manifest), batch_size=BATCH_SIZE)
+    _, coded = ArtifactEncoder(artifact, partial(batches, others), SEED).smallest(partial(batches, measured), max_loss)
+    return coded

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from operator import not_
+from functools import partial
+from operator import eq, not_
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +28,8 @@ from reeltag.training.schedule import NOT_DECISIVE, AveragingSettings, TrainingS
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
+STEPS = (2e-4, 4e-4, 8e-4)
+CALIBRATION = 20_000
 
 
 class QuantizationSettings(RecipeTable):
@@ -37,6 +40,19 @@ class QuantizationSettings(RecipeTable):
         description="the ensemble chooses one of these for each member; auto: the smallest that loses little",
     )
     max_loss: float = Field(0.0005, ge=0, description="auto: largest loss of hold-out GAP that is allowed")
+    # Not part of hashes unless set, so that runs that are older than these keys stay valid.
+    steps: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        STEPS,
+        min_length=1,
+        exclude_if=partial(eq, STEPS),
+        description="coded: relative steps; each member is offered in each of them, and larger ones take fewer bytes",
+    )
+    calibration: int = Field(
+        CALIBRATION,
+        gt=0,
+        exclude_if=partial(eq, CALIBRATION),
+        description="coded: number of training videos, at most, on which the cost of errors is measured",
+    )
 
     @field_validator("encodings", mode="before")
     @classmethod
@@ -54,12 +70,24 @@ class QuantizationSettings(RecipeTable):
         return ENCODINGS if self.encodings == "auto" else self.encodings
 
     @property
-    def measured(self) -> tuple[Encoding, ...]:
-        """Encodings that every member is evaluated in on the hold-out, float32 first."""
-        return ("float32", *(encoding for encoding in self.offered if encoding != "float32"))
+    def coded(self) -> dict[str, float | None]:
+        """Names of the candidates in the encoding `coded`, with their steps; None where max_loss decides."""
+        if "coded" not in self.offered:
+            return {}
+        return {"coded": None} if self.encodings == "auto" else {f"coded@{step:g}": step for step in self.steps}
 
     @property
-    def tested(self) -> tuple[Encoding, ...]:
+    def candidates(self) -> tuple[str, ...]:
+        """Encodings that the model file may use, `coded` once for each step."""
+        return tuple(name for each in self.offered for name in (self.coded if each == "coded" else (each,)))
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Encodings that every member is evaluated in on the hold-out, float32 first."""
+        return ("float32", *(encoding for encoding in self.candidates if encoding != "float32"))
+
+    @property
+    def tested(self) -> tuple[str, ...]:
         """Encodings that every member is tested in: float32, and one other that the model file may use."""
         return ("float32", "uniform-8") if self.encodings == "auto" else self.measured[:2]
 

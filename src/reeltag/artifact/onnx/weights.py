@@ -30,6 +30,7 @@ _TYPES = {
     torch.float32: TensorProto.FLOAT,
     torch.float16: TensorProto.FLOAT16,
     torch.uint8: TensorProto.UINT8,
+    torch.int8: TensorProto.INT8,
 }
 
 
@@ -133,9 +134,9 @@ class _Affine:
     ONNX's zero points are integers. `rest` is the remainder of the true zero point; a product adds it as Σx·rest.
 
     Attributes:
-        codes: `uint8`, in the tensor's shape.
+        codes: `uint8` or `int8`, in the tensor's shape.
         scale: [] or [H].
-        zero: `uint8`, in the shape of `scale`.
+        zero: of the type of the codes, in the shape of `scale`.
         rest: float32, in the shape of `scale`.
     """
 
@@ -150,9 +151,11 @@ class _Affine:
         if isinstance(stored, Tensor) or (spacing := stored.spacing()) is None:
             return None
         low, step = (each.double() for each in spacing)
-        zero = torch.where(step > 0, -low / step, 0.0).round().clamp(0, 255)
+        codes = stored.parts()[""]
+        limits = torch.iinfo(codes.dtype)
+        zero = torch.where(step > 0, -low / step, 0.0).round().clamp(limits.min, limits.max)
         rest = (low + step * zero).float().numpy()
-        return cls(stored.parts()[""], step.float(), zero.to(torch.uint8), rest)
+        return cls(codes, step.float(), zero.to(codes.dtype), rest)
 
     def rows(self, begin: int, end: int) -> _Affine:
         """Return some rows of a matrix."""

@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from operator import contains
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from reeltag.artifact.quantization.sizes import GROUP, LEVELS, channel_count
 # Elements processed at a time. As float64 they fit the cache, and malloc reuses their memory; with 65,536 elements page
 # faults make it 7 times slower.
 CHUNK = 16_384
+LARGEST_CODE = 127  # of a coded tensor
 
 
 class QuantizedTensor(ABC):
@@ -46,7 +48,10 @@ class QuantizedTensor(ABC):
         """Return some rows of a matrix without copying them; the limits must be multiples of 64 for 4 bits."""
 
     def spacing(self) -> tuple[Tensor, Tensor] | None:
-        """Return the value of code 0 and the step between values; None unless these are 8 bits, evenly spaced."""
+        """Return the value of code 0 and the step between values; None unless these are 8 bits, evenly spaced.
+
+        Both are of one element, or of the length of the last dimension.
+        """
         return None
 
     def parts(self) -> dict[str, Tensor]:
@@ -187,6 +192,48 @@ class GroupTensor(QuantizedTensor):
 
 
 @dataclass(frozen=True)
+class CodedTensor(QuantizedTensor):
+    """Integer codes around zero with a step for each output of the weight; files store them entropy-coded.
+
+    Attributes:
+        codes: `int8`, in the tensor's shape.
+        steps: float16 or float32, the difference between the values of neighbouring codes: [1, H] for a weight [D, H],
+            [H, 1] for one [H, D], ones for any other tensor.
+    """
+
+    encoding = "coded"
+    codes: Tensor
+    steps: Tensor
+
+    def dequantize(self) -> Tensor:
+        """Return the tensor in float32."""
+        return self.codes.float().mul_(self.steps)
+
+    def consistent(self) -> bool:
+        """Return True if types and shapes of the fields fit each other."""
+        types = _is(self.codes, torch.int8) and self.steps.dtype in (torch.float16, torch.float32)
+        sizes = [(size, 1) for size in self.codes.shape]
+        shapes = self.steps.ndim == self.codes.ndim and all(map(contains, sizes, self.steps.shape))
+        return types and shapes and sum(size > 1 for size in self.steps.shape) <= 1
+
+    @property
+    def size(self) -> torch.Size:
+        """Shape of the tensor."""
+        return self.codes.shape
+
+    def rows(self, rows: slice) -> CodedTensor:
+        """Return some rows of a matrix, without copying them."""
+        return CodedTensor(self.codes[rows], self.steps[rows] if len(self.steps) > 1 else self.steps)
+
+    def spacing(self) -> tuple[Tensor, Tensor] | None:
+        """Return 0 and the steps, each of the length of the last dimension; None if the outputs come first."""
+        if len(self.steps) > 1:
+            return None
+        steps = self.steps.float().flatten()
+        return torch.zeros_like(steps), steps
+
+
+@dataclass(frozen=True)
 class HalfTensor(QuantizedTensor):
     """The values in float16.
 
@@ -229,6 +276,7 @@ def assemble(parts: Mapping[str, Tensor]) -> Tensor | QuantizedTensor | None:
     kinds = {
         ("codebook",): CodebookTensor,
         ("channels",): ChannelTensor,
+        ("steps",): CodedTensor,
         ("groups", "shape"): GroupTensor,
         (): HalfTensor,
     }

@@ -94,9 +94,11 @@ class SignedColumns:
         if spacing is None:
             return cls.of(quantize_channels(stored.dequantize()))
         low, step = (each.double().expand(stored.size[1]) for each in spacing)
-        parts = torch.split(stored.parts()[""], INT8_ROWS)
-        signed = tuple((part.t().contiguous() ^ 0x80).view(torch.int8) for part in parts)
-        return cls(signed, (low + 128 * step).float(), step.float())
+        codes = stored.parts()[""]
+        columns = [part.t().contiguous() for part in torch.split(codes, INT8_ROWS)]
+        if codes.dtype == torch.int8:
+            return cls(tuple(columns), low.float(), step.float())
+        return cls(tuple((each ^ 0x80).view(torch.int8) for each in columns), (low + 128 * step).float(), step.float())
 
     @property
     def size(self) -> torch.Size:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from reeltag.models.shapes import TensorShapes
 
-Encoding = Literal["float32", "float16", "uniform-8", "kmeans-8", "quantile-8", "channel-8", "group-4"]
+Encoding = Literal["float32", "float16", "uniform-8", "kmeans-8", "quantile-8", "channel-8", "group-4", "coded"]
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 
 # Tensors of at most this many elements (batch norm, biases) stay float32.
@@ -23,12 +23,14 @@ def is_quantized(shape: Sequence[int]) -> bool:
 
 
 def encoded_bytes(shape: Sequence[int], encoding: Encoding) -> int:
-    """Return the bytes of a large tensor in an encoding."""
+    """Return the bytes of a large tensor in an encoding, at most; files take fewer where codes can be compressed."""
     elements = math.prod(shape)
     if encoding == "float32":
         return 4 * elements
     if encoding == "float16":
         return 2 * elements
+    if encoding == "coded":  # at most, since the codes are compressed
+        return elements + 4 * max(shape)
     if encoding == "channel-8":
         return elements + 8 * channel_count(shape)
     if encoding == "group-4":

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from reeltag.artifact.quantization.sizes import ENCODINGS
 from reeltag.core.text import megabytes
 
 PAPER_AVERAGING = {"rnn": 0.00339, "netfv": -0.00186, "dbof": 0.00216, "netvlad": 0.00072}
@@ -84,7 +83,7 @@ def _quantization(members: Mapping[str, Any]) -> Table:
     models = [model["holdout"] for model in members.values()]
     plain = [scores["float32"] for scores in models]
     rows = []
-    for encoding in (encoding for encoding in ENCODINGS if encoding in models[0]):
+    for encoding in sorted(plain_sizes := models[0], key=lambda name: -plain_sizes[name]["bytes"]):
         scores = [scores[encoding] for scores in models]
         changes = [score["gap"] - before["gap"] for score, before in zip(scores, plain, strict=True)]
         seconds = sum(score["seconds"] for score in scores) / sum(before["seconds"] for before in plain)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from reeltag.artifact.file import Artifact, load_artifact, save_artifact
-from reeltag.artifact.quantization.sizes import Encoding
 from reeltag.core.environment import versions
 from reeltag.core.errors import BudgetError
 from reeltag.core.storage import read_json, write_json
@@ -121,7 +120,7 @@ def _read_holdout(recipe: Recipe, members: Sequence[MemberStages], manifest: Man
     halves = split_halves(manifest.videos[split(recipe, manifest)[1]], recipe.seed)
     choose, check = map(torch.from_numpy, halves)
     holdouts = {member.name: member.holdout(job) for member in members}
-    offered: list[tuple[str, Encoding]] = []
+    offered: list[tuple[str, str]] = []
     sizes: dict[tuple[str, str], int] = {}
     for member in members:
         predictions, scores = holdouts[member.name], member.scores(job)
@@ -226,14 +225,12 @@ def _measured(holdout: _Holdout, selection: Selection) -> dict[str, Any]:
     }
 
 
-def _offered(
-    settings: QuantizationSettings, gap_of: Callable[[Encoding], float], sizes: Mapping[Encoding, int]
-) -> list[Encoding]:
+def _offered(settings: QuantizationSettings, gap_of: Callable[[str], float], sizes: Mapping[str, int]) -> list[str]:
     """Return the encodings of a member that may be selected: the recipe's, or the smallest that loses little GAP."""
     if settings.encodings != "auto":
-        return list(settings.encodings)
+        return list(settings.candidates)
     bar = gap_of("float32") - settings.max_loss
-    good = [encoding for encoding in settings.offered if gap_of(encoding) >= bar]
+    good = [encoding for encoding in settings.candidates if gap_of(encoding) >= bar]
     return [min(good, key=sizes.__getitem__)]
 
 

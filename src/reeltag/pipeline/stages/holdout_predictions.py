@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from reeltag.artifact.quantization.sizes import Encoding
 from reeltag.core import tensorfile
 from reeltag.data.schema import Schema
 from reeltag.inference.ensemble import Predictions
@@ -54,9 +53,7 @@ class HoldoutPredictions:
         self._tensors, self._classes = tensors, classes
 
     @classmethod
-    def of(
-        cls, encodings: Mapping[Encoding, Iterable[Predictions]], classes: int, *, segments: bool
-    ) -> HoldoutPredictions:
+    def of(cls, encodings: Mapping[str, Iterable[Predictions]], classes: int, *, segments: bool) -> HoldoutPredictions:
         """Collect the predictions of every encoding; `segments` are stored with all classes, rated or not."""
         sparse = _is_sparse(classes, segments)
         tensors: dict[str, Tensor] = {}

@@ -18,6 +18,7 @@ from reeltag.data.shards import Shards
 from reeltag.inference.ensemble import BATCH_SIZE, Predictions, predict_batches
 from reeltag.inference.predictor import load
 from reeltag.pipeline.executor import Job, Stage
+from reeltag.pipeline.stages.coded import encode_member
 from reeltag.pipeline.stages.files import (
     MODEL,
     PREDICTIONS,
@@ -61,16 +62,19 @@ class MemberStages(ABC):
 
     def stages(self) -> list[Stage]:
         """Return all stages, each after its inputs."""
-        sizes = {encoding: sorted(self.sizes(encoding)) for encoding in self.encodings if encoding != "float32"}
-        note = ", ".join(f"{encoding} {_span(each)}" for encoding, each in sizes.items())
+        settings = self.recipe.quantization
+        offered = [encoding for encoding in settings.offered if encoding != "float32"]
+        sizes = {encoding: sorted(self.sizes(encoding)) for encoding in offered}
+        files = {encoding: len(settings.coded) if encoding == "coded" else 1 for encoding in offered}
+        coding = {**split_parameters(self.recipe), "calibration": settings.calibration, "max_loss": settings.max_loss}
         quantize = Stage(
             name=self.quantized,
             work=self._quantize,
             format=QUANTIZE_FORMAT,
-            inputs=(self.finished,),
-            parameters={"encodings": list(sizes)},
-            note=note,
-            bytes=sum(each[-1] for each in sizes.values()),
+            inputs=("data.train", self.finished) if settings.coded else (self.finished,),
+            parameters={"encodings": list(self.encodings[1:]), **({"coded": coding} if settings.coded else {})},
+            note=", ".join(f"{encoding} {_span(each)}" for encoding, each in sizes.items()),
+            bytes=sum(files[encoding] * each[-1] for encoding, each in sizes.items()),
         )
         videos = expected_holdout(self.recipe)
         predict_holdout = Stage(
@@ -86,7 +90,7 @@ class MemberStages(ABC):
         return [*self.source_stages(), quantize, predict_holdout]
 
     @property
-    def encodings(self) -> tuple[Encoding, ...]:
+    def encodings(self) -> tuple[str, ...]:
         """Encodings that the model is evaluated in, float32 first."""
         return self.recipe.quantization.measured
 
@@ -105,7 +109,7 @@ class MemberStages(ABC):
         """Schema of the data that the model reads."""
         return self.recipe.data.record_schema
 
-    def file(self, job: Job, encoding: Encoding) -> Path:
+    def file(self, job: Job, encoding: str) -> Path:
         """Return the path of the model's file in an encoding."""
         if encoding == "float32":
             return job.inputs[self.finished] / MODEL
@@ -121,9 +125,15 @@ class MemberStages(ABC):
         return scores
 
     def _quantize(self, job: Job) -> None:
+        settings = self.recipe.quantization
         source = load_artifact(job.inputs[self.finished] / MODEL)
-        for encoding in self.encodings[1:]:
-            save_artifact(job.folder / f"{encoding}.reeltag", quantize_artifact(source, encoding))
+        for encoding in settings.offered:
+            if encoding not in ("float32", "coded"):
+                save_artifact(job.folder / f"{encoding}.reeltag", quantize_artifact(source, encoding))
+        if settings.coded:
+            for name, (step, coded) in encode_member(self.recipe, source, load_manifest(job, "train")).items():
+                size = save_artifact(job.folder / f"{name}.reeltag", coded)
+                job.progress.say(f"  {self.name}: coded with step {step:g}, {megabytes(size)}")
 
     def _predict(self, job: Job) -> None:
         """Predict the hold-out with the weights as they would be stored in the artifact."""
@@ -131,7 +141,7 @@ class MemberStages(ABC):
         _, holdout = split(self.recipe, manifest)
         seconds: dict[str, float] = {}
 
-        def predicted(encoding: Encoding) -> Iterator[Predictions]:
+        def predicted(encoding: str) -> Iterator[Predictions]:
             begin = time.perf_counter()
             model = load(self.file(job, encoding)).model
             yield from predict_batches(model, sequential_batches(Shards(manifest), holdout, batch_size=BATCH_SIZE))
