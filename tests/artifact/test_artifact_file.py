@@ -80,8 +80,22 @@ def test_large_weights_are_stored_in_8_bits(ensemble):
     floats = Artifact(SCHEMA, None, (member("a"),), {})
     large = {n: t.numel() for n, t in floats.members[0].state.items() if t.numel() > 17_000}
     assert large
-    saved = stored_bytes(floats.members[0].state) - stored_bytes(ensemble.members[0].state)
-    assert saved == sum(3 * count - 1024 for count in large.values())
+    whole, quantized = (held_bytes(each.members[0].state) for each in (floats, ensemble))
+    assert whole - quantized == sum(3 * count - 1024 for count in large.values())
+
+
+def held_bytes(state):
+    """Return the bytes of a state's tensors before entropy coding."""
+    return sum(value.nbytes for value in state.values())
+
+
+def test_a_member_takes_fewer_bytes_than_its_codes_and_the_rest_of_the_file_is_its_header(ensemble, file):
+    sizes = stored_bytes(file)
+    (header,) = struct.unpack("<Q", file.read_bytes()[:8])
+    assert 8 + header + sum(sizes.values()) == file.stat().st_size
+    assert list(sizes) == ["a", "b"]
+    for each in ensemble.members:
+        assert 0.7 < sizes[each.name] / held_bytes(each.state) < 0.95
 
 
 def test_a_file_of_exactly_the_budget_is_written_and_one_byte_less_is_refused(ensemble, file, tmp_path):
@@ -135,7 +149,7 @@ def rewrite(ensemble, path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(format=3), "another version"),
+        (lambda c: c.update(format=4), "another version"),
         (lambda c: c["members"][0]["config"].update(family="transformer"), "another version"),
         (lambda c: c["members"][0].update(weight=0.9), "sum to 1"),
         (lambda c: c["label_names"].pop(), "19 label names for 20 classes"),
@@ -181,7 +195,7 @@ def test_every_encoding_survives_saving_and_loading(tmp_path, encoding):
     for name, value in dequantize_state(artifact.members[0].state).items():
         if value.is_floating_point():
             assert torch.equal(dequantize_state(back.members[0].state)[name], value)
-    assert stored_bytes(back.members[0].state) == stored_bytes(artifact.members[0].state)
+    assert held_bytes(back.members[0].state) == held_bytes(artifact.members[0].state)
 
 
 def test_an_unknown_encoding_is_refused(tmp_path):
