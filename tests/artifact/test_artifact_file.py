@@ -185,6 +185,32 @@ def test_quantizing_twice_changes_nothing(ensemble):
             torch.testing.assert_close(other.dequantize(), value.dequantize(), rtol=0, atol=1e-6)
 
 
+def test_a_member_takes_the_same_bytes_alone_and_in_an_ensemble(ensemble, file, tmp_path):
+    for each in ensemble.members:
+        save_artifact(tmp_path / "alone", replace(ensemble, members=(replace(each, weight=1.0),)))
+        assert stored_bytes(tmp_path / "alone") == {each.name: stored_bytes(file)[each.name]}
+
+
+def test_a_coded_tensor_that_the_model_does_not_need_is_not_decoded(ensemble, tmp_path, monkeypatch):
+    path, rng = tmp_path / "forged.reeltag", np.random.default_rng(0)
+    save_artifact(path, ensemble)
+    tensors, content = tensorfile.load_tensors(path)
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    monkeypatch.setattr(tensorfile, "decode", None)
+    for name, message in [("a/hidden.weight", "do not fit its architecture"), ("#pca/rgb.mean", "incomplete PCA")]:
+        forged = rng.integers(0, 9, (50, 300), dtype=np.uint8)
+        tensorfile.write(path, arrays | {name: forged}, content, compress=True)
+        assert tensorfile.TensorFile(path).is_coded(name)
+        with pytest.raises(ArtifactError, match=message):
+            load_artifact(path)
+    pca = {
+        f"#pca/rgb.{name}": rng.integers(0, 9, (50, 300), dtype=np.uint8) for name in ("mean", "components", "scale")
+    }
+    tensorfile.write(path, arrays | pca, content, compress=True)
+    with pytest.raises(ArtifactError, match="its PCA, .*, is not in float32"):
+        load_artifact(path)
+
+
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_every_encoding_survives_saving_and_loading(tmp_path, encoding):
     config = parse_config({"family": "mean", "hidden": 400})

@@ -28,7 +28,7 @@ FAMILIES = ["netvlad", "dbof", "mean", "netfv", "rnn", "nextvlad", "attention"]
 
 @pytest.fixture
 def models(tmp_path, everything_is_large):
-    """Write a small file of each encoding, each of another family, an ensemble with label names, a file of coded codes."""
+    """Write a small file of each encoding, each of another family, an ensemble with label names, and coded codes."""
     paths = []
     for family, encoding in zip(FAMILIES, ENCODINGS, strict=True):
         paths.append(tmp_path / f"{encoding}.reeltag")

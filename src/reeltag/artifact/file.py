@@ -214,6 +214,8 @@ def _read_projections(file: TensorFile, schema: Schema, names: Sequence[str]) ->
     if sorted(names) != sorted(f"{feature}.{array}" for feature in features for array in ARRAYS):
         raise ArtifactError(f"{path}: holds an incomplete PCA, {', '.join(sorted(names))}; copy the file again")
 
+    if coded := [name for name in names if file.is_coded(f"{_PCA}/{name}")]:
+        raise ArtifactError(f"{path}: its PCA, {', '.join(coded)}, is not in float32; copy the file again")
     projections = {
         name: Projection(*(read_tensor(file, f"{_PCA}/{name}.{array}").numpy() for array in ARRAYS))
         for name in features

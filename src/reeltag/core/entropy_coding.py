@@ -119,7 +119,7 @@ def _chunks(array: Array) -> list[Array]:
 def _share_of_middle(coder: Coder, array: Array) -> float:
     """Return the bytes that the chunk in the middle of an array takes, divided by its own."""
     chunks = _chunks(array)
-    chunk = chunks[len(chunks) // 2]
+    chunk = chunks[(len(chunks) - 1) // 2]  # the last one may be short
     return sum(map(len, _encode_chunk(coder, chunk))) / chunk.nbytes
 
 
@@ -165,5 +165,5 @@ def _inflate(stream: Bytes, size: int) -> Bytes:
     frame = zstandard.get_frame_parameters(stream.data)
     if (frame.content_size, frame.dict_id) != (size, 0) or frame.window_size > CHUNK:
         raise ValueError("a stream has another size, a larger window, or a dictionary")
-    content = zstandard.ZstdDecompressor(max_window_size=CHUNK).decompress(stream.data)  # all of the stream
-    return np.frombuffer(content, np.uint8)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=CHUNK)
+    return np.frombuffer(decompressor.decompress(stream.data, allow_extra_data=False), np.uint8)

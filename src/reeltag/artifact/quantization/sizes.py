@@ -1,4 +1,7 @@
-"""Names of the encodings, and the bytes that tensors take in them, from shapes alone and without importing torch."""
+"""Names of the encodings, and the most bytes that tensors take in them, from shapes alone and without importing torch.
+
+A file takes fewer where entropy coding saves some, which depends on the codes.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def is_quantized(shape: Sequence[int]) -> bool:
 
 
 def encoded_bytes(shape: Sequence[int], encoding: Encoding) -> int:
-    """Return the bytes of a large tensor in an encoding."""
+    """Return the bytes of a large tensor in an encoding, before entropy coding."""
     elements = math.prod(shape)
     if encoding == "float32":
         return 4 * elements
@@ -38,7 +41,7 @@ def encoded_bytes(shape: Sequence[int], encoding: Encoding) -> int:
 
 
 def tagger_bytes(shapes: TensorShapes, encoding: Encoding) -> int:
-    """Return the bytes of a tagger's tensors, of which the large ones are stored in an encoding."""
+    """Return the most bytes of a tagger's tensors, of which the large ones are stored in an encoding."""
     floats = (*shapes.parameters, *shapes.statistics)
     return 8 * shapes.counters + sum(
         encoded_bytes(shape, encoding if is_quantized(shape) else "float32") for shape in floats

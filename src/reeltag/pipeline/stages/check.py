@@ -66,7 +66,8 @@ def check_recipe(recipe: Recipe, *, without_data: bool = False) -> Checked:
 
     Raises:
         ArtifactError: an imported model or the PCA is missing or damaged.
-        BudgetError: not even the smallest member fits the budget, or not all members that the recipe names.
+        BudgetError: before entropy coding, not even the smallest member fits the budget, or not all members that the
+            recipe names.
         UsageError: a file is missing, or does not fit the recipe.
     """
     imported: list[ImportedModelStages] = []
@@ -87,12 +88,18 @@ def check_recipe(recipe: Recipe, *, without_data: bool = False) -> Checked:
     left = room(recipe, beside)
     if (smallest := min(sizes.values())) > left:
         header = recipe.budget - left
-        raise BudgetError(explain_over_budget(header + smallest, recipe.budget, header, sizes, list(sizes)))
+        raise _over_budget(recipe, header + smallest, header, sizes)
     fixed = {name: sizes[name] for name in recipe.ensemble.fixed}
     if (together := sum(fixed.values())) > left:
         header = recipe.budget - left
-        raise BudgetError(explain_over_budget(header + together, recipe.budget, header, fixed, list(fixed)))
+        raise _over_budget(recipe, header + together, header, fixed)
     return Checked(beside, tuple(imported))
+
+
+def _over_budget(recipe: Recipe, size: int, header: int, sizes: Mapping[str, int]) -> BudgetError:
+    """Return the error; only sizes before entropy coding follow from shapes, and what it saves is known too late."""
+    explained = explain_over_budget(size, recipe.budget, header, sizes, list(sizes))
+    return BudgetError(f"before entropy coding, {explained}")
 
 
 def candidate_shapes(recipe: Recipe, candidate: ModelSettings) -> TensorShapes:
@@ -102,7 +109,7 @@ def candidate_shapes(recipe: Recipe, candidate: ModelSettings) -> TensorShapes:
 
 
 def architecture_bytes(recipe: Recipe, architecture: Architecture, encoding: Encoding) -> list[int]:
-    """Return the bytes of the tensors in an encoding, for each possible architecture of a model."""
+    """Return the most bytes of the tensors in an encoding, for each possible architecture of a model."""
     return [tagger_bytes(candidate_shapes(recipe, each), encoding) for each in architecture.candidates]
 
 

@@ -53,7 +53,7 @@ class MemberStages(ABC):
 
     @abstractmethod
     def sizes(self, encoding: Encoding) -> list[int]:
-        """Return the bytes of the tensors in an encoding, for each possible architecture."""
+        """Return the most bytes of the tensors in an encoding, for each possible architecture."""
 
     @abstractmethod
     def source_stages(self) -> list[Stage]:
@@ -69,7 +69,7 @@ class MemberStages(ABC):
             format=QUANTIZE_FORMAT,
             inputs=(self.finished,),
             parameters={"encodings": list(sizes)},
-            note=note,
+            note=note and f"at most {note}",
             bytes=sum(each[-1] for each in sizes.values()),
         )
         videos = expected_holdout(self.recipe)
