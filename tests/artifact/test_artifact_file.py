@@ -207,7 +207,7 @@ def test_a_coded_tensor_that_the_model_does_not_need_is_not_decoded(ensemble, tm
         f"#pca/rgb.{name}": rng.integers(0, 9, (50, 300), dtype=np.uint8) for name in ("mean", "components", "scale")
     }
     tensorfile.write(path, arrays | pca, content, compress=True)
-    with pytest.raises(ArtifactError, match="its PCA, .*, is not in float32"):
+    with pytest.raises(ArtifactError, match=r"its PCA, .*, is not in float32"):
         load_artifact(path)
 
 

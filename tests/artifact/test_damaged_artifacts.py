@@ -49,7 +49,7 @@ def models(tmp_path, everything_is_large):
 def test_every_mutant_without_recomputed_checksums_is_refused(models, tiny_manifests, promise):
     damage, kept = [mutants.blind, mutants.by_hand], intermediates(models[0].parent, tiny_manifests["train"])
     count, few, forged = promise.amount(400, 50_100), promise.amount(40, 3_000), promise.amount(300, 20_000)
-    streams, coded = promise.amount(100, 50_000), [mutants.write_coded(models[0].with_name("coded"))]
+    streams, coded = promise.amount(60, 50_000), [mutants.write_coded(models[0].with_name("coded"))]
     jobs = [
         (mutants.predicts, models, damage, count, 0),
         *((opener, [path], damage, few, 1) for path, opener in kept),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import zstandard
 from fuzz.forge import Tensor, decoded, plain, put_together, take_apart
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reeltag.core import entropy_coding, tensorfile
@@ -72,6 +72,7 @@ CODABLE = st.tuples(
 )
 
 
+@settings(max_examples=40)
 @given(CODABLE)
 def test_any_array_survives_every_coder(case):
     dtype, size, spread, seed = case
