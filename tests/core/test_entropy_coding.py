@@ -72,7 +72,7 @@ CODABLE = st.tuples(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(CODABLE)
 def test_any_array_survives_every_coder(case):
     dtype, size, spread, seed = case
