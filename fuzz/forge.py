@@ -5,16 +5,19 @@ Written from docs/file-format.md, apart from the code that it is used against.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import google_crc32c
+import zstandard
 
-WIDTHS = {"U64": 8, "I64": 8, "F64": 8, "F32": 4, "U32": 4, "I32": 4, "F16": 2, "U8": 1, "BOOL": 1}
+WIDTHS = {"U64": 8, "I64": 8, "F64": 8, "F32": 4, "U32": 4, "I32": 4, "F16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
 @dataclass
@@ -56,6 +59,20 @@ def put_together(tensors: Mapping[str, Tensor], content: str) -> bytes:
         return whole.encode() + b" " * (-len(whole.encode()) % 8)
 
     return framed(header(google_crc32c.value(header(0)))) + b"".join(tensors[name].data for name in names)
+
+
+def decoded(entry: Mapping[str, Any], stored: bytes) -> bytes:
+    """The bytes of a coded array, from its entry in the content's table `coded` and what is stored of it."""
+    file, content = io.BytesIO(stored), b""
+    for lengths in entry["lengths"]:
+        streams = [zstandard.decompress(file.read(length)) if length else b"" for length in lengths]
+        if entry["coder"] == "zstd":
+            content += bytes(chain.from_iterable(zip(*streams, strict=True)))
+        else:
+            others = iter(streams[1])
+            digits = (byte >> shift & 3 for byte in streams[0] for shift in (0, 2, 4, 6))
+            content += bytes(next(others) if digit == 3 else (0, 1, 255)[digit] for digit in digits)
+    return content[: WIDTHS[entry["dtype"]] * math.prod(entry["shape"])]
 
 
 def framed(header: bytes) -> bytes:

@@ -80,8 +80,22 @@ def test_large_weights_are_stored_in_8_bits(ensemble):
     floats = Artifact(SCHEMA, None, (member("a"),), {})
     large = {n: t.numel() for n, t in floats.members[0].state.items() if t.numel() > 17_000}
     assert large
-    saved = stored_bytes(floats.members[0].state) - stored_bytes(ensemble.members[0].state)
-    assert saved == sum(3 * count - 1024 for count in large.values())
+    whole, quantized = (held_bytes(each.members[0].state) for each in (floats, ensemble))
+    assert whole - quantized == sum(3 * count - 1024 for count in large.values())
+
+
+def held_bytes(state):
+    """Return the bytes of a state's tensors before entropy coding."""
+    return sum(value.nbytes for value in state.values())
+
+
+def test_a_member_takes_fewer_bytes_than_its_codes_and_the_rest_of_the_file_is_its_header(ensemble, file):
+    sizes = stored_bytes(file)
+    (header,) = struct.unpack("<Q", file.read_bytes()[:8])
+    assert 8 + header + sum(sizes.values()) == file.stat().st_size
+    assert list(sizes) == ["a", "b"]
+    for each in ensemble.members:
+        assert 0.7 < sizes[each.name] / held_bytes(each.state) < 0.95
 
 
 def test_a_file_of_exactly_the_budget_is_written_and_one_byte_less_is_refused(ensemble, file, tmp_path):
@@ -135,7 +149,7 @@ def rewrite(ensemble, path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(format=3), "another version"),
+        (lambda c: c.update(format=4), "another version"),
         (lambda c: c["members"][0]["config"].update(family="transformer"), "another version"),
         (lambda c: c["members"][0].update(weight=0.9), "sum to 1"),
         (lambda c: c["label_names"].pop(), "19 label names for 20 classes"),
@@ -171,6 +185,32 @@ def test_quantizing_twice_changes_nothing(ensemble):
             torch.testing.assert_close(other.dequantize(), value.dequantize(), rtol=0, atol=1e-6)
 
 
+def test_a_member_takes_the_same_bytes_alone_and_in_an_ensemble(ensemble, file, tmp_path):
+    for each in ensemble.members:
+        save_artifact(tmp_path / "alone", replace(ensemble, members=(replace(each, weight=1.0),)))
+        assert stored_bytes(tmp_path / "alone") == {each.name: stored_bytes(file)[each.name]}
+
+
+def test_a_coded_tensor_that_the_model_does_not_need_is_not_decoded(ensemble, tmp_path, monkeypatch):
+    path, rng = tmp_path / "forged.reeltag", np.random.default_rng(0)
+    save_artifact(path, ensemble)
+    tensors, content = tensorfile.load_tensors(path)
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    monkeypatch.setattr(tensorfile, "decode", None)
+    for name, message in [("a/hidden.weight", "do not fit its architecture"), ("#pca/rgb.mean", "incomplete PCA")]:
+        forged = rng.integers(0, 9, (50, 300), dtype=np.uint8)
+        tensorfile.write(path, arrays | {name: forged}, content, compress=True)
+        assert tensorfile.TensorFile(path).is_coded(name)
+        with pytest.raises(ArtifactError, match=message):
+            load_artifact(path)
+    pca = {
+        f"#pca/rgb.{name}": rng.integers(0, 9, (50, 300), dtype=np.uint8) for name in ("mean", "components", "scale")
+    }
+    tensorfile.write(path, arrays | pca, content, compress=True)
+    with pytest.raises(ArtifactError, match=r"its PCA, .*, is not in float32"):
+        load_artifact(path)
+
+
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_every_encoding_survives_saving_and_loading(tmp_path, encoding):
     config = parse_config({"family": "mean", "hidden": 400})
@@ -181,7 +221,7 @@ def test_every_encoding_survives_saving_and_loading(tmp_path, encoding):
     for name, value in dequantize_state(artifact.members[0].state).items():
         if value.is_floating_point():
             assert torch.equal(dequantize_state(back.members[0].state)[name], value)
-    assert stored_bytes(back.members[0].state) == stored_bytes(artifact.members[0].state)
+    assert held_bytes(back.members[0].state) == held_bytes(artifact.members[0].state)
 
 
 def test_an_unknown_encoding_is_refused(tmp_path):

@@ -211,7 +211,7 @@ def test_soft_targets_of_python_objects_are_refused_despite_valid_hashes(tmp_pat
 def test_names_from_a_file_are_escaped_in_a_terminal_and_a_model_card(capsys):
     artifact = load_artifact(ATTACKS / "names-sealed.reeltag")
     assert "<script>" in artifact.label_names[0]
-    card = model_card(artifact, 1)
+    card = model_card(artifact, 1, {member.name: 1 for member in artifact.members})
     assert harmless(card)
     assert "\nlicense:" not in card  # no licence was stated, and no name can add one
     assert main(["inspect", str(ATTACKS / "names-sealed.reeltag")]) == 0

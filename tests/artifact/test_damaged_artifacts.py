@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from fuzz.forge import Tensor, plain, put_together, take_apart
+from fuzz.forge import Tensor, decoded, plain, put_together, take_apart
 
 import tensor_mutants as mutants
 from reeltag.artifact.file import load_artifact, save_artifact
@@ -28,7 +28,7 @@ FAMILIES = ["netvlad", "dbof", "mean", "netfv", "rnn", "nextvlad", "attention"]
 
 @pytest.fixture
 def models(tmp_path, everything_is_large):
-    """Write a small file of each encoding, each of another family, and an ensemble with label names."""
+    """Write a small file of each encoding, each of another family, an ensemble with label names, and coded codes."""
     paths = []
     for family, encoding in zip(FAMILIES, ENCODINGS, strict=True):
         paths.append(tmp_path / f"{encoding}.reeltag")
@@ -42,33 +42,38 @@ def models(tmp_path, everything_is_large):
     provenance = {"recipe": "x", "versions": {"reeltag": "0"}, "holdout_gap": {"file": 0.5}, "list": [1, [2.5, None]]}
     together = replace(one, members=tuple(members), label_names=names, provenance=provenance)
     save_artifact(tmp_path / "ensemble.reeltag", together)
-    return [*paths, tmp_path / "ensemble.reeltag"]
+    save_artifact(tmp_path / "coded.reeltag", small_artifact("mean", {}, hidden=600))
+    return [*paths, tmp_path / "ensemble.reeltag", tmp_path / "coded.reeltag"]
 
 
 def test_every_mutant_without_recomputed_checksums_is_refused(models, tiny_manifests, promise):
     damage, kept = [mutants.blind, mutants.by_hand], intermediates(models[0].parent, tiny_manifests["train"])
     count, few, forged = promise.amount(400, 50_100), promise.amount(40, 3_000), promise.amount(300, 20_000)
+    streams, coded = promise.amount(60, 50_000), [mutants.write_coded(models[0].with_name("coded"))]
     jobs = [
         (mutants.predicts, models, damage, count, 0),
         *((opener, [path], damage, few, 1) for path, opener in kept),
         (mutants.predicts, models, [mutants.sealed], forged, 2),
+        (mutants.reads_exactly, coded, [mutants.recoded], streams, 3),
     ]
     with ProcessPoolExecutor(
         1, mp_context=get_context("spawn")
     ) as pool:  # a process of its own, in which no other test raised the peak of memory
-        *damaged, sealed = pool.submit(mutants.try_each, jobs).result(timeout=1200)
+        *damaged, sealed, recoded = pool.submit(mutants.try_each, jobs).result(timeout=1200)
     assert [opened for _, opened, _, _ in damaged] == [[]] * len(damaged)
     refused = [refused for refused, _, _, _ in damaged]
     assert sum(refused) > 0.99 * (count + few * len(kept))  # a few mutants equal the file
     assert sealed[0] > 0.5 * forged
-    growth = sum(grown for _, _, _, grown in (*damaged, sealed))
+    assert recoded[0] > 0.7 * streams
+    growth = sum(grown for _, _, _, grown in (*damaged, sealed, recoded))
     assert growth < ROOM
-    slowest = max(seconds for _, _, seconds, _ in (*damaged, sealed))
+    slowest = max(seconds for _, _, seconds, _ in (*damaged, sealed, recoded))
     promise.found(
         9,
         f"{refused[0]:,} mutants of {len(models)} models in 7 encodings and {sum(refused[1:]):,} of a checkpoint, "
         f"predictions and a manifest: all refused, the file named; {forged:,} with recomputed checksums: "
-        f"{sealed[0]:,} refused, {len(sealed[1]):,} are models that tag; slowest {slowest:.2f} s, "
+        f"{sealed[0]:,} refused, {len(sealed[1]):,} are models that tag; {streams:,} of coded arrays: "
+        f"{recoded[0]:,} refused, {len(recoded[1]):,} read exactly; slowest {slowest:.2f} s, "
         f"and the process grew by {growth / 2**20:.1f} MiB",
     )
 
@@ -95,7 +100,11 @@ def test_the_safetensors_library_reads_and_writes_the_same_bytes(models, tiny_ma
             arrays = {name: peer.get_tensor(name) for name in peer.keys()}  # noqa: SIM118 - not a dict
             assert safetensors.numpy.save(arrays, peer.metadata()) == content
         assert arrays.keys() == set(file.names)
+        coded = take_apart(content)[1].get("coded", {})
+        assert bool(coded) == (path.name == "coded.reeltag")
         for name, array in arrays.items():
+            if name in coded:
+                array = np.frombuffer(decoded(coded[name], array.tobytes()), np.uint8).reshape(coded[name]["shape"])
             np.testing.assert_array_equal(file.read(name), array)
             assert file.read(name).dtype == array.dtype
 
@@ -107,8 +116,8 @@ def test_a_file_written_by_the_documented_format_has_the_same_bytes(models):
 
 
 def test_codes_are_memory_mapped_and_floats_are_copied(models):
-    _, names, read = tensorfile.open_tensors(models[ENCODINGS.index("uniform-8")])
-    kinds = {read(name).dtype: read(name) for name in names}
+    file = TensorFile(models[ENCODINGS.index("uniform-8")])
+    kinds = {(tensor := tensorfile.read_tensor(file, name)).dtype: tensor for name in file.names}
     assert set(kinds) == {torch.uint8, torch.float32}
     assert is_mapped(kinds[torch.uint8])
     assert not is_mapped(kinds[torch.float32])

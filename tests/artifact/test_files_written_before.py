@@ -1,4 +1,4 @@
-"""Files that reeltag 0.1.0 wrote before its modules moved into packages, in `tests/golden/written_before`.
+"""Files of format 2 that reeltag 0.1.0 wrote before its modules moved into packages, in `tests/golden/written_before`.
 
 Each holds two members (a NetVLAD with a mixture of experts, a GRU) in one encoding. `expected.npz` has frames, the
 probabilities that the old code computed for them, and the SHA-256 of each member's dequantized tensors.
@@ -8,12 +8,14 @@ import hashlib
 
 import numpy as np
 import pytest
+import torch
 
 import reeltag
 from conftest import REPO
 from reeltag.artifact.file import load_artifact, save_artifact
 from reeltag.artifact.quantization.quantize import dequantize_state, stored_as
 from reeltag.artifact.quantization.sizes import ENCODINGS
+from reeltag.core import tensorfile
 
 FOLDER = REPO / "tests" / "golden" / "written_before"
 EXPECTED = dict(np.load(FOLDER / "expected.npz"))
@@ -37,8 +39,14 @@ def test_the_tensors_have_the_same_bits(encoding, tmp_path):
         state = dequantize_state(member.state)
         digest = hashlib.sha256(b"".join(state[name].numpy().tobytes() for name in sorted(state))).digest()
         assert digest == EXPECTED[f"sha256:{encoding}:{member.name}"].tobytes()
+    assert tensorfile.TensorFile(written(encoding)).content["format"] == 2
     save_artifact(tmp_path / "again.reeltag", artifact)
-    assert (tmp_path / "again.reeltag").read_bytes() == written(encoding).read_bytes()
+    (tensors, header), (before, old_header) = map(
+        tensorfile.load_tensors, (tmp_path / "again.reeltag", written(encoding))
+    )
+    assert header == old_header | {"format": 3}
+    assert tensors.keys() == before.keys()
+    assert all(torch.equal(tensors[name], before[name]) for name in before)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -1,14 +1,19 @@
 """Mutants of tensor files: random damage, edited headers, and changes with recomputed checksums."""
 
+import io
 import json
 import struct
 import time
 from copy import deepcopy
+from functools import cache
 
 import numpy as np
+import zstandard
 from fuzz.forge import WIDTHS, Tensor, framed, plain, put_together, take_apart
 
+from reeltag.core.entropy_coding import CHUNK
 from reeltag.core.errors import ArtifactError
+from reeltag.core.tensorfile import TensorFile, write
 from reeltag.inference.predictor import load
 from reliability import peak_memory
 
@@ -123,6 +128,78 @@ def sealed(content, rng):
     return put_together(tensors, plain(header))
 
 
+def recoded(content, rng):
+    """Return a copy in which a coded array, or what the header says of it, was changed; every checksum holds.
+
+    Only the checksum of the decoded array is left as it was, so that no other array can be read.
+    """
+    tensors, header = take_apart(content)
+    names = sorted(header["coded"])
+    name = names[int(rng.integers(len(names)))]
+    coded = header["coded"][name]
+    streams = split_streams(tensors[name].data, coded["lengths"])
+    chunk, number = int(rng.integers(len(streams))), int(rng.integers(len(streams[0])))
+    kind, stream = int(rng.integers(10)), bytearray(streams[chunk][number])
+    if kind <= 3:
+        stream = forged_stream(bytes(stream), rng)
+    elif kind == 4:  # another array's stream
+        other = header["coded"][names[int(rng.integers(len(names)))]]
+        stream = streams[chunk][number - 1] if len(other["lengths"]) == 1 else bytes(len(stream))
+    streams[chunk][number] = bytes(stream)
+    coded["lengths"] = [[len(each) for each in chunk] for chunk in streams]
+    if kind == 5:
+        change(coded, rng)
+    elif kind == 6:
+        change(header["coded"], rng)
+    elif kind == 7:
+        key, values = [
+            ("coder", ["zstd", "digits", "raw"]),
+            ("dtype", ["U8", "I8", "F16", "BOOL", "F32", "I64"]),
+            ("shape", [[], [0], [1], [2**40], [*coded["shape"], 2], coded["shape"][::-1], [2**47, 0, 2**47]]),
+            (
+                "lengths",
+                [[], [[]], coded["lengths"] * 2, coded["lengths"][1:], [[0, *each] for each in coded["lengths"]]],
+            ),
+        ][int(rng.integers(4))]
+        coded[key] = values[int(rng.integers(len(values)))]
+    elif kind == 8:  # as many elements as the stored bytes may stand for
+        coded["shape"] = [int(1000 * len(tensors[name].data) * rng.choice([0.5, 0.999, 1, 1.001, 10]))]
+        coded["lengths"] *= -(-coded["shape"][0] // CHUNK)
+    data = b"".join(b"".join(chunk) for chunk in streams)
+    pad = -len(data) if kind == 9 and rng.random() < 0.5 else len(tensors[name].data) - len(data)
+    data += rng.bytes(max(0, pad + int(rng.integers(0, 9)))) if kind == 9 else bytes(max(0, pad))
+    tensors[name] = Tensor("U8", [len(data)], data)
+    return put_together(tensors, plain(header))
+
+
+def split_streams(data, lengths):
+    """Return the streams of each chunk of a coded array."""
+    file = io.BytesIO(data)
+    return [[file.read(length) for length in chunk] for chunk in lengths]
+
+
+def forged_stream(stream, rng):
+    """Return something else than a stream: damaged, or what zstd takes and the format does not allow."""
+    kind, length = int(rng.integers(8)), int(rng.integers(1, 33))
+    if kind <= 2 and stream:
+        mutant = bytearray(stream)
+        for position in rng.integers(0, len(stream) if kind else min(16, len(stream)), length % 4 + 1).tolist():
+            mutant[position] ^= 1 << int(rng.integers(8))
+        return bytes(mutant)
+    skippable = struct.pack("<II", 0x184D2A50 + length % 16, length) + bytes(length)
+    size = int(2 ** rng.integers(0, 28))
+    return [
+        stream[:-length],
+        stream + rng.bytes(length),
+        skippable + stream,
+        stream + skippable,
+        stream + stream,
+        zstandard.ZstdCompressor(write_content_size=False).compress(bytes(size)),
+        zstandard.ZstdCompressor().compress(bytes(size)),
+        struct.pack("<IBBQ", 0xFD2FB528, 0xC0, 0xFF, CHUNK) + stream[6:],  # the largest window
+    ][int(rng.integers(8))]
+
+
 def change(value, rng):
     """Change one value, key or element within JSON, in place."""
     inner = [item for item in (value.values() if isinstance(value, dict) else value) if isinstance(item, dict | list)]
@@ -219,3 +296,36 @@ def predicts(path):
     schema = model.schema
     frames = np.ones((2, schema.width), schema.dtype)
     assert model.predict(frames).shape == (schema.classes,)
+
+
+@cache
+def coded_arrays():
+    """Return arrays that each coder codes, one of two chunks, one whose bytes are padded, and two that none codes."""
+    rng = np.random.default_rng(0)
+    sparse = np.zeros(CHUNK + 4099, np.int8)
+    sparse[rng.integers(0, len(sparse), 3000)] = rng.integers(-3, 4, 3000)
+    return {
+        "sparse": sparse,
+        "zeros": np.zeros((100, 1000), np.int8),
+        "digits": np.rint(rng.laplace(0, 0.4, (91, 77))).astype(np.int8),
+        "bytes": np.rint(rng.normal(0, 9, (77, 91))).astype(np.int8),
+        "unsigned": np.rint(rng.normal(128, 30, (11, 11, 91))).astype(np.uint8),
+        "half": rng.normal(size=(50, 130)).astype(np.float16),
+        "random": rng.integers(0, 256, 999, dtype=np.uint8),
+        "float": rng.normal(size=7).astype(np.float32),
+    }
+
+
+def write_coded(path):
+    """Write a file of coded arrays."""
+    write(path, coded_arrays(), {"x": 1}, compress=True)
+    return path
+
+
+def reads_exactly(path):
+    """Read a file of coded arrays, which must be those that were written."""
+    file, expected = TensorFile(path), coded_arrays()
+    for name in file.names:
+        array = file.read(name)
+        if name in expected and file.is_coded(name):
+            assert array.tobytes() == expected[name].tobytes(), name

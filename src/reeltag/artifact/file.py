@@ -2,11 +2,12 @@
 
 Tensors are named `MEMBER/NAME`. A quantized tensor is stored as several: its codes under that name, and the values of
 the codes under `MEMBER/NAME#codebook` or similar. The PCA of a feature is stored as `#pca/FEATURE.mean` and so on. The
-module `core.tensorfile` adds and verifies checksums.
+module `core.tensorfile` adds and verifies checksums, and stores arrays of codes in fewer bytes, without loss.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -26,6 +27,7 @@ from reeltag.core.download_cache import fetch
 from reeltag.core.errors import ArtifactError, BudgetError, UsageError
 from reeltag.core.remote_files import is_url
 from reeltag.core.storage import atomic_path
+from reeltag.core.tensorfile import TensorFile, meta_tensor, read_tensor
 from reeltag.core.validation import describe_fault, sum_fault
 from reeltag.data.pca import ARRAYS, Projection
 from reeltag.data.schema import Schema
@@ -33,7 +35,7 @@ from reeltag.models.config import TaggerConfig
 from reeltag.models.families import AnyTaggerConfig
 from reeltag.models.tagger import Tagger, meta_tagger
 
-FORMAT = 2
+FORMAT = 3  # format 2 had no entropy coding
 SHARED_FILE = "model.safetensors"  # the artifact's name in a folder for the Hub
 _PCA = "#pca"  # never a member's name: those contain no #
 
@@ -97,7 +99,7 @@ class _MemberHeader(BaseModel):
 class _Header(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    format: Literal[2]
+    format: Literal[2, 3]
     data: Schema
     label_names: tuple[str, ...] | None
     members: tuple[_MemberHeader, ...] = Field(min_length=1)
@@ -137,15 +139,14 @@ def save_artifact(path: Path, artifact: Artifact, budget: int | None = None) -> 
     tensors: dict[str, Tensor] = {}
     for member in artifact.members:
         tensors |= {f"{member.name}/{name}": tensor for name, tensor in _stored_tensors(member.state).items()}
-    weights = sum(tensor.nbytes for tensor in tensors.values())
     for feature, projection in artifact.projections.items():
         tensors |= {f"{_PCA}/{feature}.{name}": torch.from_numpy(getattr(projection, name)) for name in ARRAYS}
     with atomic_path(path) as temporary:
-        tensorfile.save_tensors(temporary, tensors, artifact_header(artifact))
+        tensorfile.save_tensors(temporary, tensors, artifact_header(artifact), compress=True)
         size = temporary.stat().st_size
         if budget is not None and size > budget:
-            overhead = size - weights
-            sizes = {member.name: stored_bytes(member.state) for member in artifact.members}
+            sizes = stored_bytes(temporary)
+            overhead = size - sum(sizes.values())
             by_weight = sorted(artifact.members, key=lambda member: -member.weight)
             raise BudgetError(explain_over_budget(size, budget, overhead, sizes, [member.name for member in by_weight]))
     return size
@@ -184,7 +185,8 @@ def stream_artifact(path: Path) -> tuple[Artifact, Iterator[Member]]:
     Raises:
         ArtifactError: the file is missing, damaged, altered, or from a newer reeltag; raised by the iterator too.
     """
-    content, names, read = tensorfile.open_tensors(path)
+    file = TensorFile(path)
+    content = file.content
     if "format" not in content:
         raise ArtifactError(f"{path}: is a reeltag file but not a model; give the path of a .reeltag file")
     try:
@@ -195,26 +197,29 @@ def stream_artifact(path: Path) -> tuple[Artifact, Iterator[Member]]:
         raise ArtifactError(f"{path}: needs another version of reeltag ({faults})") from error
     plain = tuple(Member(member.name, member.config, member.weight, {}) for member in parsed.members)
     stored: dict[str, list[str]] = {_PCA: [], **{member.name: [] for member in plain}}
-    for name in names:
+    for name in file.names:
         member, slash, rest = name.partition("/")
         if not slash or member not in stored:
             raise ArtifactError(f"{path}: tensor {name!r} belongs to no member; copy the file again")
         stored[member].append(rest)
-    members = (
-        replace(member, state=_read_state(path, member, parsed.data, stored[member.name], read)) for member in plain
-    )
-    projections = _read_projections(path, parsed.data, stored[_PCA], read)
+    members = (replace(member, state=_read_state(file, member, parsed.data, stored[member.name])) for member in plain)
+    projections = _read_projections(file, parsed.data, stored[_PCA])
     return Artifact(parsed.data, parsed.label_names, plain, parsed.provenance, projections), members
 
 
-def _read_projections(
-    path: Path, schema: Schema, names: Sequence[str], read: Callable[[str], Tensor]
-) -> dict[str, Projection]:
+def _read_projections(file: TensorFile, schema: Schema, names: Sequence[str]) -> dict[str, Projection]:
+    path = file.path
     origins = {feature.name: feature.extractor for feature in schema.features if feature.extractor}
     features = sorted({name.rpartition(".")[0] for name in names})
     if sorted(names) != sorted(f"{feature}.{array}" for feature in features for array in ARRAYS):
         raise ArtifactError(f"{path}: holds an incomplete PCA, {', '.join(sorted(names))}; copy the file again")
-    projections = {name: Projection(*(read(f"{_PCA}/{name}.{array}").numpy() for array in ARRAYS)) for name in features}
+
+    if coded := [name for name in names if file.is_coded(f"{_PCA}/{name}")]:
+        raise ArtifactError(f"{path}: its PCA, {', '.join(coded)}, is not in float32; copy the file again")
+    projections = {
+        name: Projection(*(read_tensor(file, f"{_PCA}/{name}.{array}").numpy() for array in ARRAYS))
+        for name in features
+    }
     for name, projection in projections.items():
         if name not in origins or projection.hash != origins[name].projection:
             raise ArtifactError(
@@ -223,20 +228,32 @@ def _read_projections(
     return projections
 
 
-def _read_state(
-    path: Path, member: Member, schema: Schema, names: Sequence[str], read: Callable[[str], Tensor]
-) -> State:
-    stored = {name: read(f"{member.name}/{name}") for name in names}
+def _read_state(file: TensorFile, member: Member, schema: Schema, names: Sequence[str]) -> State:
+    path = file.path
+    _refuse_misfit(path, member, schema, _state(_described(file, member, names), path))
+    stored = {name: read_tensor(file, f"{member.name}/{name}") for name in names}
     for name, tensor in stored.items():
         if tensor.is_floating_point() and not tensorfile.all_finite(tensor):
             raise ArtifactError(f"{path}: tensor {member.name}/{name} is not finite; take another copy of the model")
-    state = _state(stored, path)
-    _refuse_misfit(path, member, schema, {name: _shape(value) for name, value in state.items()})
-    return state
+    return _state(stored, path)
 
 
-def _refuse_misfit(path: Path, member: Member, schema: Schema, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse tensors that do not fit the header, so that no header can make a model larger than its file."""
+def _described(file: TensorFile, member: Member, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return a member's tensors as the header has them, without memory; only shapes of tensors are read."""
+    paths = {name: f"{member.name}/{name}" for name in names}
+    return {
+        name: (read_tensor if name.endswith("#shape") and not file.is_coded(stored) else meta_tensor)(file, stored)
+        for name, stored in paths.items()
+    }
+
+
+def _refuse_misfit(path: Path, member: Member, schema: Schema, state: State) -> None:
+    """Refuse tensors that do not fit the architecture before they are read.
+
+    A stored tensor is at most `tensorfile.MOST_EXPANSION` times as large as its bytes in the file, so that no header
+    can make a model larger than that; and nothing is decoded that the model does not need.
+    """
+    shapes = {name: _shape(value) for name, value in state.items()}
     try:
         tagger = meta_tagger(member.config, schema.widths, schema.classes)
     except UsageError as error:
@@ -375,9 +392,17 @@ def load_tagger(config: TaggerConfig, schema: Schema, state: Mapping[str, Tensor
     return tagger.eval()
 
 
-def stored_bytes(state: State) -> int:
-    """Return the bytes that a state's tensors take in the file."""
-    return sum(tensor.nbytes for tensor in _stored_tensors(state).values())
+def stored_bytes(path: Path) -> dict[str, int]:
+    """Return the bytes that the tensors of each member take in a file.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
+    file, sizes = TensorFile(path), Counter[str]()
+    for name in file.names:
+        sizes[name.partition("/")[0]] += file.stored_bytes(name)
+    del sizes[_PCA]
+    return dict(sizes)
 
 
 def _stored_tensors(state: State) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ def share_artifact(file: Path, folder: Path, licence: str | None = None) -> None
     with atomic_folder(folder) as temporary:
         shutil.copyfile(file, temporary / SHARED_FILE)
         write_json(temporary / CONFIG, {"library_name": "reeltag", **artifact_header(artifact)})
-        write_bytes(temporary / CARD, model_card(artifact, file.stat().st_size, licence).encode())
+        write_bytes(temporary / CARD, model_card(artifact, file.stat().st_size, stored_bytes(file), licence).encode())
 
 
 def download_from_hub(name: str, revision: str | None = None) -> Path:
@@ -158,12 +158,13 @@ $limits
 """)
 
 
-def model_card(artifact: Artifact, size: int, licence: str | None = None) -> str:
+def model_card(artifact: Artifact, size: int, sizes: Mapping[str, int], licence: str | None = None) -> str:
     """Return the model card: Markdown with YAML metadata, filled from the artifact's header.
 
     Args:
         artifact: the model.
         size: bytes of its file.
+        sizes: bytes of each member's tensors in the file.
         licence: identifier of the Hub or SPDX.
     """
     schema, provenance = artifact.schema, artifact.provenance
@@ -179,7 +180,7 @@ def model_card(artifact: Artifact, size: int, licence: str | None = None) -> str
         dtype=schema.dtype,
         data="\n".join(f"- {line}" for line in _data(artifact)),
         measured=_measured(provenance),
-        table="\n".join(_rows(artifact)),
+        table="\n".join(_rows(artifact, sizes)),
         licence=escaped(licence) if licence else "The authors have not stated a licence.",
         limits="\n".join(f"- {line}" for line in _limits(artifact)),
     )
@@ -244,10 +245,10 @@ def _measured(provenance: Mapping[str, Any]) -> str:
     )
 
 
-def _rows(artifact: Artifact) -> list[str]:
+def _rows(artifact: Artifact, sizes: Mapping[str, int]) -> list[str]:
     return [
         f"| {escaped(member.name)} | {member.config.family} | {stored_as(member.state)} | {member.weight:.5f} "
-        f"| {megabytes(stored_bytes(member.state))} |"
+        f"| {megabytes(sizes[member.name])} |"
         for member in artifact.members
     ]
 

@@ -26,14 +26,14 @@ def inspect(model: str, /, *, json: Json = False) -> None:
     Args:
         model: A .reeltag file, a folder that `share` wrote, or a URL.
     """
-    from reeltag.artifact.file import artifact_header, load_artifact, resolve_artifact
+    from reeltag.artifact.file import artifact_header, load_artifact, resolve_artifact, stored_bytes
     from reeltag.core.text import counted, megabytes
 
     file = resolve_artifact(model)
-    artifact, size = load_artifact(file), file.stat().st_size
+    artifact, size, sizes = load_artifact(file), file.stat().st_size, stored_bytes(file)
     lines = [f"{model}: {megabytes(size)}, {counted(len(artifact.members), 'member')}", *_data(artifact)]
     for member in artifact.members:
-        lines += _member(member)
+        lines += _member(member, sizes[member.name])
     if artifact.provenance:
         lines.append("provenance")
         width = max(map(len, map(one_line, artifact.provenance)))
@@ -60,14 +60,13 @@ def _data(artifact: Artifact) -> list[str]:
     ]
 
 
-def _member(member: Member) -> list[str]:
+def _member(member: Member, stored: int) -> list[str]:
     """Format a member: name, size and weight, then the settings that differ from the defaults."""
-    from reeltag.artifact.file import stored_bytes
     from reeltag.artifact.quantization.quantize import stored_as
     from reeltag.core.text import megabytes
     from reeltag.recipe.tables import leaves
 
-    size = f"{megabytes(stored_bytes(member.state))}, {stored_as(member.state)}"
+    size = f"{megabytes(stored)}, {stored_as(member.state)}"
     settings = member.config.model_dump(mode="json", exclude_defaults=True) | {"family": member.config.family}
     return [
         f"member    {one_line(member.name)}: {size}, weight {member.weight:.4f}",

@@ -17,7 +17,7 @@ from reeltag.core.errors import UsageError
 from reeltag.core.version import __version__
 
 OPENMP_SPIN_COUNT = "1000"  # tens of microseconds
-PACKAGES = ("torch", "numpy", "pydantic", "protobuf", "google-crc32c")
+PACKAGES = ("torch", "numpy", "pydantic", "protobuf", "google-crc32c", "zstandard")
 
 
 def versions() -> dict[str, str]:

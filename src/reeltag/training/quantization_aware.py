@@ -6,6 +6,7 @@ Bengio et al. 2013). The targets are the probabilities of the model before quant
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,8 +23,8 @@ from reeltag.data.loader import Batch
 from reeltag.models.tagger import Tagger
 from reeltag.training import checkpoint
 from reeltag.training.losses import cross_entropy
+from reeltag.training.replica import step_seed
 
-DROP = True
 LEARNING_RATE = (
     0.02  # steps of the codes, or units of the other tensors, an update; three times as much destroys a model
 )
@@ -88,48 +89,52 @@ def fine_tune(
     tagger: Tagger,
     weights: RoundedWeights,
     batches: Callable[[range], Iterator[Batch]],
+    *,
     steps: int,
+    seed: int,
     path: Path,
     progress: Progress,
 ) -> None:
     """Fine-tune rounded weights to the probabilities of the model before quantization.
 
+    Units drop out as in the model's training, since that is where most of the gain comes from; batch norm keeps its
+    statistics.
+
     Args:
-        tagger: with float weights; in evaluation mode, so batch norm keeps its statistics and nothing is dropped.
+        tagger: the model before quantization, in evaluation mode.
         weights: the rounded weights, which change.
         batches: function from a range of steps to their batches.
         steps: number of updates of Adam; the learning rate falls to 0 along a cosine.
+        seed: of dropout.
         path: the checkpoint; the tuning goes on from it if it exists.
         progress: reports each step.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM; the current step was finished and saved first.
     """
-    for module in tagger.modules():
-        if isinstance(module, nn.Dropout) and DROP: module.train()
-        if isinstance(module, nn.RNNBase):
-            module.train()  # cuDNN has no gradients otherwise; nothing else changes
-    optimizer = torch.optim.Adam(weights.parameters())
-    first = 0
+    student = copy.deepcopy(tagger).to("meta")  # its weights come with each call
+    for module in student.modules():
+        if isinstance(module, nn.Dropout | nn.RNNBase):  # cuDNN has no gradients in evaluation mode
+            module.train()
+    optimizer, first = torch.optim.Adam(weights.parameters()), 0
     if path.exists():
         saved = checkpoint.load(path)
         checkpoint.restore(saved, weights, optimizer)
         first = saved.step
-    with progress.task("fine-tune", steps, "steps") as task, hold_signals() as interrupt:
+    rest = range(first, steps)
+    with torch.random.fork_rng(), progress.task("fine-tune", steps, "steps") as task, hold_signals() as interrupt:
         task.resume_at(first)
-        for step, batch in zip(range(first, steps), batches(range(first, steps)), strict=True):
-            optimizer.param_groups[0]["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
+        for step, batch in zip(rest, batches(rest), strict=True):
+            torch.manual_seed(step_seed(seed, step))
+            optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * step / steps)) / 2
             with torch.no_grad():
-                drops=[m for m in tagger.modules() if isinstance(m, nn.Dropout)]
-                for d in drops: d.eval()
-                targets = tagger(batch.frames, batch.lengths, batch.counts)
-                for d in drops: d.train(DROP)
-            probabilities = functional_call(tagger, weights(), (batch.frames, batch.lengths, batch.counts))
+                targets = tagger(batch.frames, batch.lengths)
+            probabilities = functional_call(student, weights(), (batch.frames, batch.lengths))
             optimizer.zero_grad()
             cross_entropy(probabilities, targets).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             task.advance(1)
-            if interrupt.number or step + 1 == steps:
+            if interrupt.number or step == rest[-1]:
                 checkpoint.save(path, checkpoint.capture(step + 1, weights, optimizer, None, best={}, log={}))
             if interrupt.number:
                 interrupt.release(interrupt.number)

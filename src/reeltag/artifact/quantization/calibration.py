@@ -111,7 +111,7 @@ def calibrate(tagger: Tagger, batches: Iterable[Batch], seed: int) -> Calibratio
         with watch:
             probabilities = tagger(batch.frames, batch.lengths)
         if not bool(torch.isfinite(probabilities).all()):
-            raise UsageError(f"the model's output for {batch.ids[0]!r} or a video after it is not finite; check the data")
+            raise UsageError(f"the tags of {batch.ids[0]!r}, or of a video after it, are not finite; check the data")
         labels = torch.bernoulli(probabilities.detach(), generator=generator)
         F.binary_cross_entropy(probabilities, labels, reduction="sum").backward()  # type: ignore[no-untyped-call]
         for name, weight in named.items():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reeltag.artifact.budget import explain_over_budget
-from reeltag.artifact.quantization.sizes import Encoding, tagger_bytes
+from reeltag.artifact.quantization.sizes import Encoding, least_bytes, tagger_bytes
 from reeltag.core.download_cache import fetch
 from reeltag.core.errors import BudgetError, UsageError
 from reeltag.core.remote_files import is_url
@@ -66,7 +66,8 @@ def check_recipe(recipe: Recipe, *, without_data: bool = False) -> Checked:
 
     Raises:
         ArtifactError: an imported model or the PCA is missing or damaged.
-        BudgetError: not even the smallest member fits the budget, or not all members that the recipe names.
+        BudgetError: even after the best entropy coding, not even the smallest member fits the budget, or not all
+            members that the recipe names.
         UsageError: a file is missing, or does not fit the recipe.
     """
     imported: list[ImportedModelStages] = []
@@ -80,19 +81,30 @@ def check_recipe(recipe: Recipe, *, without_data: bool = False) -> Checked:
     beside = beside_members(recipe, without_data)
     encodings = recipe.quantization.offered
     sizes = {
-        name: min(min(architecture_bytes(recipe, architecture, encoding)) for encoding in encodings)
+        name: min(
+            least_bytes(min(architecture_bytes(recipe, architecture, encoding)), encoding) for encoding in encodings
+        )
         for name, architecture in member_architectures(recipe).items()
     }
-    sizes |= {member.name: min(min(member.sizes(encoding)) for encoding in encodings) for member in imported}
+    sizes |= {
+        member.name: min(least_bytes(min(member.sizes(encoding)), encoding) for encoding in encodings)
+        for member in imported
+    }
     left = room(recipe, beside)
     if (smallest := min(sizes.values())) > left:
         header = recipe.budget - left
-        raise BudgetError(explain_over_budget(header + smallest, recipe.budget, header, sizes, list(sizes)))
+        raise _over_budget(recipe, header + smallest, header, sizes)
     fixed = {name: sizes[name] for name in recipe.ensemble.fixed}
     if (together := sum(fixed.values())) > left:
         header = recipe.budget - left
-        raise BudgetError(explain_over_budget(header + together, recipe.budget, header, fixed, list(fixed)))
+        raise _over_budget(recipe, header + together, header, fixed)
     return Checked(beside, tuple(imported))
+
+
+def _over_budget(recipe: Recipe, size: int, header: int, sizes: Mapping[str, int]) -> BudgetError:
+    """Return the error; what entropy coding saves follows from the weights, so the sizes are the least possible."""
+    explained = explain_over_budget(size, recipe.budget, header, sizes, list(sizes))
+    return BudgetError(f"even after the best entropy coding, {explained}")
 
 
 def candidate_shapes(recipe: Recipe, candidate: ModelSettings) -> TensorShapes:
@@ -102,7 +114,7 @@ def candidate_shapes(recipe: Recipe, candidate: ModelSettings) -> TensorShapes:
 
 
 def architecture_bytes(recipe: Recipe, architecture: Architecture, encoding: Encoding) -> list[int]:
-    """Return the bytes of the tensors in an encoding, for each possible architecture of a model."""
+    """Return the most bytes of the tensors in an encoding, for each possible architecture of a model."""
     return [tagger_bytes(candidate_shapes(recipe, each), encoding) for each in architecture.candidates]
 
 

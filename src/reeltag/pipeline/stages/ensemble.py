@@ -36,11 +36,11 @@ from reeltag.pipeline.stages.students import left_out
 from reeltag.recipe.schema import QuantizationSettings, Recipe
 
 # A member adds to the artifact at most the size of its own file, which has the schema and the versions too, and a few
-# digits in the header.
+# digits in the header. Its tensors are coded to the same bytes, because they are coded each for itself.
 MEMBER_ROOM = 512
 FRONTIER_POINTS = 12
 ENSEMBLE_FORMAT = 2  # raise it when another ensemble is selected from the same predictions
-PACK_FORMAT = 1  # raise it when the same ensemble is written as another file
+PACK_FORMAT = 2  # raise it when the same ensemble is written as another file
 
 
 def ensemble_stages(

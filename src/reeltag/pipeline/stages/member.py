@@ -54,7 +54,7 @@ class MemberStages(ABC):
 
     @abstractmethod
     def sizes(self, encoding: Encoding) -> list[int]:
-        """Return the bytes of the tensors in an encoding, for each possible architecture."""
+        """Return the most bytes of the tensors in an encoding, for each possible architecture."""
 
     @abstractmethod
     def source_stages(self) -> list[Stage]:
@@ -65,6 +65,7 @@ class MemberStages(ABC):
         settings = self.recipe.quantization
         offered = [encoding for encoding in settings.offered if encoding != "float32"]
         sizes = {encoding: sorted(self.sizes(encoding)) for encoding in offered}
+        note = ", ".join(f"{encoding} {_span(each)}" for encoding, each in sizes.items())
         files = {encoding: len(settings.coded) if encoding == "coded" else 1 for encoding in offered}
         coding = {**split_parameters(self.recipe), "calibration": settings.calibration, "max_loss": settings.max_loss}
         quantize = Stage(
@@ -73,7 +74,7 @@ class MemberStages(ABC):
             format=QUANTIZE_FORMAT,
             inputs=("data.train", self.finished) if settings.coded else (self.finished,),
             parameters={"encodings": list(self.encodings[1:]), **({"coded": coding} if settings.coded else {})},
-            note=", ".join(f"{encoding} {_span(each)}" for encoding, each in sizes.items()),
+            note=note and f"at most {note}",
             bytes=sum(files[encoding] * each[-1] for encoding, each in sizes.items()),
         )
         videos = expected_holdout(self.recipe)

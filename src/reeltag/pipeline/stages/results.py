@@ -147,7 +147,7 @@ def _report(recipe: Recipe, members: Sequence[MemberStages], selections: Mapping
     selection = read_json(job.inputs["ensemble"] / WEIGHTS)
     test = read_json(job.inputs["test.file"] / SCORES)
     artifact = load_artifact(job.inputs["pack"] / MODEL)
-    sizes = {member.name: stored_bytes(member.state) for member in artifact.members}
+    sizes = stored_bytes(job.inputs["pack"] / MODEL)
     content = {
         "format": FORMAT,
         "recipe": recipe.name,
