@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
+from reeltag.artifact.file import Artifact
 from reeltag.core.storage import Patterns
 from reeltag.data.bad_records import BadRecords
+from reeltag.data.loader import Batch
+from reeltag.inference.ensemble import predict_batches
+from reeltag.inference.metrics.evaluation import evaluate_predictions
 from reeltag.inference.metrics.video_metrics import Scores
 from reeltag.inference.predictor import Mode, Predictor, load
 
@@ -37,3 +42,9 @@ def evaluate(
     bad = BadRecords(max_bad_records)
     predictor = model if isinstance(model, Predictor) else load(model, mode)
     return predictor.evaluate_shards(shards, bad, all_scores=all_scores, frames=frames, seed=seed)
+
+
+def artifact_gap(artifact: Artifact, batches: Iterable[Batch]) -> float:
+    """Return GAP@20 of a model on batches of labelled videos."""
+    model = Predictor(artifact, artifact.members, device="cpu").model
+    return evaluate_predictions(predict_batches(model, batches), classes=artifact.schema.segment_classes).gap()

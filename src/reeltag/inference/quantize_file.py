@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from reeltag.artifact.file import Artifact, load_artifact, quantize_artifact, save_artifact
+from reeltag.artifact.quantization import calibration
+from reeltag.artifact.quantization.coded import Encoder, coarsest_step
 from reeltag.artifact.quantization.quantize import stored_as
 from reeltag.artifact.quantization.sizes import Encoding
 from reeltag.core.errors import UsageError
@@ -16,8 +18,8 @@ from reeltag.core.storage import Patterns, find_files, refuse_existing
 from reeltag.core.text import counted
 from reeltag.data.loader import sequential_batches
 from reeltag.data.shards import Shards, scan
-from reeltag.inference.encode import ArtifactEncoder
 from reeltag.inference.ensemble import BATCH_SIZE
+from reeltag.inference.evaluate import artifact_gap
 from reeltag.inference.predictor import Predictor, resolve_model
 
 MAX_LOSS = 0.0005  # GAP
@@ -77,9 +79,9 @@ def quantize_file(
     return save_artifact(Path(out), after)
 
 
-def _coded(artifact: Artifact, calibrate: Patterns, max_loss: float) -> Artifact:
+def _coded(artifact: Artifact, patterns: Patterns, max_loss: float) -> Artifact:
     """Encode all members with the largest step whose loss of GAP, measured on a tenth of the videos, is allowed."""
-    manifest = scan(find_files(calibrate), artifact.schema, labelled=True)
+    manifest = scan(find_files(patterns), artifact.schema, labelled=True)
     least = max(LEAST_VIDEOS, artifact.schema.width)
     if len(manifest) < least:
         examples = counted(len(manifest), f"calibration {artifact.schema.example}")
@@ -87,5 +89,14 @@ def _coded(artifact: Artifact, calibrate: Patterns, max_loss: float) -> Artifact
     order = np.random.default_rng(SEED).permutation(len(manifest))
     measured, others = np.sort(order[: len(order) // 10]), np.sort(order[len(order) // 10 :][:CALIBRATION])
     batches = partial(sequential_batches, Shards(manifest), batch_size=BATCH_SIZE)
-    _, coded = ArtifactEncoder(artifact, partial(batches, others), SEED).smallest(partial(batches, measured), max_loss)
-    return coded
+    encoders = [
+        Encoder(member.state, calibration.calibrate(member.build(artifact.schema), batches(others), SEED))
+        for member in artifact.members
+    ]
+
+    def coded(step: float) -> Artifact:
+        pairs = zip(artifact.members, encoders, strict=True)
+        return replace(artifact, members=tuple(replace(each, state=encoder.encode(step)) for each, encoder in pairs))
+
+    before = artifact_gap(artifact, batches(measured))
+    return coded(coarsest_step(lambda step: before - artifact_gap(coded(step), batches(measured)), max_loss))

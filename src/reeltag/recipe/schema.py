@@ -53,6 +53,12 @@ class QuantizationSettings(RecipeTable):
         exclude_if=partial(eq, CALIBRATION),
         description="coded: number of training videos, at most, on which the cost of errors is measured",
     )
+    fine_tune: int = Field(
+        0,
+        ge=0,
+        exclude_if=not_,
+        description="coded: steps of fine-tuning through the rounding; kept where it raises GAP on half the hold-out",
+    )
 
     @field_validator("encodings", mode="before")
     @classmethod

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from reeltag.artifact.quantization.coded import half_if_exact
-from reeltag.artifact.quantization.encodings import LARGEST_CODE, CodedTensor, QuantizedTensor, State
 from reeltag.core.interrupts import hold_signals
 from reeltag.core.progress import Progress
 from reeltag.data.loader import Batch
@@ -25,64 +23,61 @@ from reeltag.training import checkpoint
 from reeltag.training.losses import cross_entropy
 from reeltag.training.replica import step_seed
 
-LEARNING_RATE = (
-    0.02  # steps of the codes, or units of the other tensors, an update; three times as much destroys a model
-)
+LARGEST = torch.iinfo(torch.int8).max
+LEARNING_RATE = 0.02  # steps of the codes, or units of other tensors, an update; twice as much loses GAP
 
 
 class RoundedWeights(nn.Module):
-    """Weights of a tagger that are rounded whenever they are used.
+    """Weights of a tagger, of which the coded ones are rounded whenever they are used.
 
     Args:
-        state: encoded weights.
-        units: by name of a tensor that is not coded, the change that costs as much as a step of the codes; tensors
-            without a unit stay as they are.
+        coded: codes (`int8`) and steps by name; a value is their product.
+        others: all other tensors of the state by name, float32.
+        units: by name of a tensor of `others` that is tuned too, the change that costs as much as a step of a code.
     """
 
-    def __init__(self, state: State, units: Mapping[str, float]) -> None:
+    def __init__(
+        self, coded: Mapping[str, tuple[Tensor, Tensor]], others: Mapping[str, Tensor], units: Mapping[str, float]
+    ) -> None:
         super().__init__()
-        self.start, self.units = dict(state), units
-        for name, value in state.items():
-            if isinstance(value, CodedTensor):
-                self.register_parameter(_key(name), nn.Parameter(value.codes.float()))
-            elif name in units:
-                self.register_parameter(_key(name), nn.Parameter(torch.zeros(_floats(value).shape)))
+        self.steps = {name: steps.float() for name, (_, steps) in coded.items()}
+        self.others, self.units = others, units
+        for name, (codes, _) in coded.items():
+            self.register_parameter(_key(name), nn.Parameter(codes.float()))
+        for name in units:
+            self.register_parameter(_key(name), nn.Parameter(torch.zeros_like(others[name])))
 
     def forward(self) -> dict[str, Tensor]:
-        """Return the weights by name, in float32."""
-        return {name: self._value(name, value) for name, value in self.start.items()}
-
-    def _value(self, name: str, value: Tensor | QuantizedTensor) -> Tensor:
-        if isinstance(value, CodedTensor):
-            latent = self.get_parameter(_key(name))
-            codes = latent + (_codes(latent) - latent).detach()
-            return codes * value.steps.float()
-        if name in self.units:
-            return _floats(value) + self.get_parameter(_key(name)) * self.units[name]
-        return _floats(value)
+        """Return all weights by name, in float32."""
+        rounded = {name: _straight_through(self._latent(name)) * step for name, step in self.steps.items()}
+        tuned = {name: self.others[name] + self._latent(name) * unit for name, unit in self.units.items()}
+        return {**self.others, **rounded, **tuned}
 
     @torch.no_grad()
-    def encoded(self) -> dict[str, Tensor | QuantizedTensor]:
-        """Return the weights as they are stored."""
-        state = dict(self.start)
-        for name, value in state.items():
-            if isinstance(value, CodedTensor):
-                state[name] = CodedTensor(_codes(self.get_parameter(_key(name))).to(torch.int8), value.steps)
-            elif name in self.units:
-                state[name] = half_if_exact(self._value(name, value))
-        return state
+    def codes(self) -> dict[str, Tensor]:
+        """Return the codes by name, int8."""
+        return {name: _rounded(self._latent(name)).to(torch.int8) for name in self.steps}
+
+    @torch.no_grad()
+    def tuned(self) -> dict[str, Tensor]:
+        """Return the tensors that are tuned without codes, by name."""
+        return {name: self.others[name] + self._latent(name) * unit for name, unit in self.units.items()}
+
+    def _latent(self, name: str) -> Tensor:
+        return self.get_parameter(_key(name))
+
+
+def _straight_through(latent: Tensor) -> Tensor:
+    """Round to codes, with the gradient of the identity."""
+    return latent + (_rounded(latent.detach()) - latent.detach())
+
+
+def _rounded(latent: Tensor) -> Tensor:
+    return latent.round().clamp_(-LARGEST, LARGEST)
 
 
 def _key(name: str) -> str:
     return name.replace(".", "/")  # names of parameters have no dots
-
-
-def _floats(value: Tensor | QuantizedTensor) -> Tensor:
-    return value.dequantize() if isinstance(value, QuantizedTensor) else value
-
-
-def _codes(latent: Tensor) -> Tensor:
-    return latent.detach().round().clamp_(-LARGEST_CODE, LARGEST_CODE)
 
 
 def fine_tune(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,8 @@ from reeltag.artifact.quantization.feedback import inverse_factor, round_with_fe
 from reeltag.core.errors import UsageError
 
 INPUT_DAMPING, OUTPUT_DAMPING = 0.1, 0.2
-STEPS = tuple(1e-4 * 2 ** (n / 2) for n in range(11))  # that `coarsest_step` tries
+FINEST, COARSEST = 2.5e-5, 3.2e-3  # steps that `coarsest_step` tries
+MEASURABLE = 40  # times the allowed loss; below it a loss grows with the square of the step
 SPREAD = 0.5  # exponent with which the step of a column follows what its errors cost
 
 
@@ -68,13 +69,19 @@ class Encoder:
         """
         return {name: self._encoded(name, value, step) for name, value in self.state.items()}
 
+    @staticmethod
+    def stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor | QuantizedTensor]:
+        """Store small tensors in float16, except those that lose more than rounding by it."""
+        return {name: _half(value) for name, value in tensors.items()}
+
     def units(self, step: float) -> dict[str, float]:
         """Return by name of each other parameter the change that costs as much as a step of a code, on average."""
         found = {}
         for name, value in self.state.items():
             if isinstance(value, Tensor) and name in self.calibration.squares and name not in self.products:
                 mean = self.calibration.squares[name].item() / (self.calibration.videos * value.numel())
-                found[name] = step / math.sqrt(mean) if mean > 0 else 0.0
+                largest = float(value.abs().max())
+                found[name] = min(step / math.sqrt(mean), largest) if mean > 0 else largest
         return found
 
     def _encoded(self, name: str, value: Tensor | QuantizedTensor, step: float) -> Tensor | QuantizedTensor:
@@ -84,12 +91,12 @@ class Encoder:
             return self._with_feedback(name, value, step)
         if name in self.calibration.columns:
             return self._by_gradients(name, value, step)
-        return half_if_exact(value) if value.is_floating_point() else value
+        return _half(value) if value.is_floating_point() else value
 
     def _with_feedback(self, name: str, value: Tensor, step: float) -> CodedTensor:
         product, outputs_first = self.products[name], name in self.calibration.outputs_first
         weight = value.T if outputs_first else value
-        steps = _stored_steps(product.relative_steps * step)
+        steps = _stored_steps(product.relative_steps * step, weight)
         codes = torch.empty(weight.shape, dtype=torch.int8)
         for inputs, outputs in itertools.product(product.inputs, product.outputs):
             part = inputs.units[:, None], outputs.units
@@ -104,12 +111,16 @@ class Encoder:
         columns = columns * (len(columns) / value.numel())
         damped = columns + OUTPUT_DAMPING * columns.mean() + torch.finfo(columns.dtype).tiny
         relative = damped ** -(SPREAD / 2) * damped.mean() ** ((SPREAD - 1) / 2)
-        steps = _stored_steps((relative * step).view(*[1] * (value.ndim - 1), -1))
+        steps = _stored_steps(relative * step, value.reshape(-1, len(columns))).view(*[1] * (value.ndim - 1), -1)
         return CodedTensor((value / steps).round_().clamp_(-LARGEST_CODE, LARGEST_CODE).to(torch.int8), steps)
 
 
 def coarsest_step(loss: Callable[[float], float], most: float) -> float:
-    """Return the largest step, of a series with the ratio √2, whose loss of GAP is allowed.
+    """Return the largest step whose loss of GAP is allowed.
+
+    A small loss drowns in the noise of few videos. It grows with the square of the step, so the step is computed from a
+    loss that is large enough to be measured well; then it shrinks until the loss that is measured with it is allowed.
+    The step that is returned is the last one whose loss was measured.
 
     Args:
         loss: function that encodes with a step and measures the loss.
@@ -118,16 +129,21 @@ def coarsest_step(loss: Callable[[float], float], most: float) -> float:
     Raises:
         UsageError: not even the smallest step loses so little.
     """
-    below, above = 0, len(STEPS)
-    while above - below > 1:
-        middle = (below + above) // 2
-        below, above = (middle, above) if loss(STEPS[middle]) <= most else (below, middle)
-    if below == 0 and (found := loss(STEPS[0])) > most:
-        raise UsageError(
-            f"coded: at its smallest step, {STEPS[0]:g}, the model loses {found:.5f} GAP; allow more than {most:g}, or "
-            "choose uniform-8"
-        )
-    return STEPS[below]
+    step, found = COARSEST, loss(COARSEST)
+    while found > MEASURABLE * most and step > FINEST:
+        step /= 2
+        found = loss(step)
+    if found <= most:
+        return step
+    step = max(FINEST, float(f"{step * math.sqrt(most / found):.2g}"))
+    while (found := loss(step)) > most:
+        if step <= FINEST:
+            raise UsageError(
+                f"coded: with its finest step, {FINEST:g}, the model loses {found:.5f} GAP on the videos that measure "
+                f"it; allow more than {most:g}, or choose uniform-8"
+            )
+        step = max(FINEST, float(f"{step / math.sqrt(2):.2g}"))
+    return step
 
 
 def _product(calibration: Calibration, name: str) -> _Product:
@@ -137,7 +153,8 @@ def _product(calibration: Calibration, name: str) -> _Product:
     columns = torch.cat([each.units for each in outputs])
     # Frames of a video are not independent, as A ⊗ G has them: recurrent weights matter several times more.
     assumed = math.prod(sum(float(each.diagonal().double().sum()) for each in side) for side in moments)
-    correction = calibration.squares[name].item() / calibration.videos / assumed
+    measured = calibration.squares[name].item() / calibration.videos
+    correction = measured / assumed if measured else 1.0
     relative = (u.mean() + v.mean() + SPREAD * (v - v.mean())).exp() * correction**-0.5
     return _Product(inputs, outputs, torch.empty(len(columns)).index_copy(0, columns, relative.float()))
 
@@ -152,12 +169,15 @@ def _blocks(moments: Iterable[Tensor], damping: float) -> list[_Block]:
     return blocks
 
 
-def _stored_steps(steps: Tensor) -> Tensor:
-    half = steps.half()
-    return half if _normal(half) else steps
+def _stored_steps(steps: Tensor, weight: Tensor) -> Tensor:
+    """Return steps [H] as they are stored; those of outputs that do not matter are limited, so that they are finite."""
+    limit = 2 * weight.abs().amax(0) + torch.finfo(torch.float16).smallest_normal
+    limited = torch.minimum(steps, limit)
+    half = limited.half()
+    return half if _normal(half) else limited
 
 
-def half_if_exact(value: Tensor) -> Tensor | HalfTensor:
+def _half(value: Tensor) -> Tensor | HalfTensor:
     """Store a small tensor in float16, unless that loses more than rounding."""
     half = value.half()
     return HalfTensor(half) if _normal(half[value != 0]) else value

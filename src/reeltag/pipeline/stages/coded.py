@@ -2,40 +2,124 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from reeltag.artifact.file import Artifact
+from reeltag.artifact.quantization.calibration import calibrate
+from reeltag.artifact.quantization.coded import Encoder, coarsest_step
+from reeltag.artifact.quantization.encodings import CodedTensor, State
+from reeltag.artifact.quantization.quantize import dequantize_state
 from reeltag.data.holdout import split_halves
-from reeltag.data.loader import sequential_batches
+from reeltag.data.loader import sequential_batches, training_batches
+from reeltag.data.sampler import Shuffle
 from reeltag.data.shards import Manifest, Shards
-from reeltag.inference.encode import ArtifactEncoder
 from reeltag.inference.ensemble import BATCH_SIZE
-from reeltag.pipeline.stages.files import split
+from reeltag.inference.evaluate import artifact_gap
+from reeltag.pipeline.executor import Job
+from reeltag.pipeline.stages.files import CHECKPOINT, split
 from reeltag.recipe.schema import Recipe
+from reeltag.training.quantization_aware import RoundedWeights, fine_tune
+
+RATIO = 2**0.5  # of the steps that are tried with fine-tuning
+TUNED_VIDEOS = 256  # of a step of fine-tuning
 
 
-def encode_member(recipe: Recipe, source: Artifact, manifest: Manifest) -> dict[str, tuple[float, Artifact]]:
-    """Encode a member with each step of the recipe, or with the largest that the loss of GAP allows.
+class Coded(NamedTuple):
+    """A member in codes.
+
+    Attributes:
+        step: relative step of the codes.
+        gap: on the half of the hold-out on which members are chosen.
+        artifact: the member.
+    """
+
+    step: float
+    gap: float
+    artifact: Artifact
+
+
+class MemberEncoder:
+    """Encoder of a member.
 
     Args:
         recipe: the recipe.
-        source: the member.
+        source: the member; weights that are quantized already stay as they are.
         manifest: of the training set.
-
-    Returns:
-        Step and model, by the candidate's name.
+        job: of the stage.
     """
-    settings = recipe.quantization
-    train, holdout = split(recipe, manifest)
-    few = np.random.default_rng([recipe.seed, 0xCA1]).permutation(train)[: settings.calibration]
-    choosing = holdout[split_halves(manifest.videos[holdout], recipe.seed)[0]]
-    batches = partial(sequential_batches, Shards(manifest), batch_size=BATCH_SIZE)
-    encoder = ArtifactEncoder(source, partial(batches, np.sort(few)), recipe.seed)
-    return {
-        name: encoder.smallest(partial(batches, choosing), settings.max_loss)
-        if step is None
-        else (step, encoder.encode(step))
-        for name, step in settings.coded.items()
-    }
+
+    def __init__(self, recipe: Recipe, source: Artifact, manifest: Manifest, job: Job) -> None:
+        (self.member,) = source.members
+        self.recipe, self.source, self.manifest, self.job = recipe, source, manifest, job
+        self.train, holdout = split(recipe, manifest)
+        self.choosing = holdout[split_halves(manifest.videos[holdout], recipe.seed)[0]]
+        settings = recipe.quantization
+        few = np.sort(np.random.default_rng([recipe.seed, 0xCA1]).permutation(self.train)[: settings.calibration])
+        batches = sequential_batches(Shards(manifest), few, batch_size=BATCH_SIZE)
+        statistics = calibrate(self.member.build(source.schema), batches, recipe.seed)
+        self.encoder = Encoder(self.member.state, statistics)
+
+    def encode(self, step: float) -> Coded:
+        """Encode with a step, and fine-tune if the recipe does and GAP gains."""
+        coded = self._coded(step, self.encoder.encode(step))
+        return self._tuned(coded) if self.recipe.quantization.fine_tune else coded
+
+    def smallest(self) -> Coded:
+        """Encode with the largest step whose loss of GAP the recipe allows.
+
+        Raises:
+            UsageError: not even the smallest step loses so little.
+        """
+        settings, before = self.recipe.quantization, self._gap(self.source)
+        best = self._coded(0.0, self.member.state)
+
+        def loss(step: float) -> float:
+            nonlocal best
+            best = self._coded(step, self.encoder.encode(step))
+            return before - best.gap
+
+        coarsest_step(loss, settings.max_loss)  # measures the step that it returns last
+        if settings.fine_tune:
+            best, coarser = self._tuned(best), self.encode(best.step * RATIO)
+            while before - coarser.gap <= settings.max_loss:
+                best, coarser = coarser, self.encode(coarser.step * RATIO)
+        return best
+
+    def remove_checkpoints(self) -> None:
+        """Remove the checkpoints of fine-tuning, from which a stage that was ended goes on."""
+        for path in self.job.folder.glob(f"*-{CHECKPOINT}"):
+            path.unlink()
+
+    def _coded(self, step: float, state: State) -> Coded:
+        artifact = replace(self.source, members=(replace(self.member, state=state),))
+        return Coded(step, self._gap(artifact), artifact)
+
+    def _gap(self, artifact: Artifact) -> float:
+        return artifact_gap(artifact, sequential_batches(Shards(self.manifest), self.choosing, batch_size=BATCH_SIZE))
+
+    def _tuned(self, coded: Coded) -> Coded:
+        """Return the member after fine-tuning, or as it was if its GAP did not gain."""
+        (member,) = coded.artifact.members
+        codes = {name: value for name, value in member.state.items() if isinstance(value, CodedTensor)}
+        others = dequantize_state({name: value for name, value in member.state.items() if name not in codes})
+        units = self.encoder.units(coded.step)
+        weights = RoundedWeights({name: (value.codes, value.steps) for name, value in codes.items()}, others, units)
+        shuffle = Shuffle(self.recipe.seed, self.recipe.data.mixed_shards)
+        path = self.job.folder / f"{coded.step:g}-{CHECKPOINT}"
+        fine_tune(
+            self.member.build(self.source.schema),
+            weights,
+            lambda steps: training_batches(
+                Shards(self.manifest), self.train, shuffle=shuffle, batch_size=TUNED_VIDEOS, steps=steps
+            ),
+            steps=self.recipe.quantization.fine_tune,
+            seed=self.recipe.seed,
+            path=path,
+            progress=self.job.progress,
+        )
+        rounded = {name: replace(codes[name], codes=each) for name, each in weights.codes().items()}
+        tuned = self._coded(coded.step, {**member.state, **rounded, **self.encoder.stored(weights.tuned())})
+        return max(coded, tuned, key=lambda each: each.gap)

@@ -18,7 +18,7 @@ from reeltag.data.shards import Shards
 from reeltag.inference.ensemble import BATCH_SIZE, Predictions, predict_batches
 from reeltag.inference.predictor import load
 from reeltag.pipeline.executor import Job, Stage
-from reeltag.pipeline.stages.coded import encode_member
+from reeltag.pipeline.stages.coded import MemberEncoder
 from reeltag.pipeline.stages.files import (
     MODEL,
     PREDICTIONS,
@@ -67,7 +67,7 @@ class MemberStages(ABC):
         sizes = {encoding: sorted(self.sizes(encoding)) for encoding in offered}
         note = ", ".join(f"{encoding} {_span(each)}" for encoding, each in sizes.items())
         files = {encoding: len(settings.coded) if encoding == "coded" else 1 for encoding in offered}
-        coding = {**split_parameters(self.recipe), "calibration": settings.calibration, "max_loss": settings.max_loss}
+        coding = {**split_parameters(self.recipe), **settings.model_dump(exclude={"encodings", "steps"})}
         quantize = Stage(
             name=self.quantized,
             work=self._quantize,
@@ -132,9 +132,12 @@ class MemberStages(ABC):
             if encoding not in ("float32", "coded"):
                 save_artifact(job.folder / f"{encoding}.reeltag", quantize_artifact(source, encoding))
         if settings.coded:
-            for name, (step, coded) in encode_member(self.recipe, source, load_manifest(job, "train")).items():
+            encoder = MemberEncoder(self.recipe, source, load_manifest(job, "train"), job)
+            for name, step in settings.coded.items():
+                found, gap, coded = encoder.smallest() if step is None else encoder.encode(step)
                 size = save_artifact(job.folder / f"{name}.reeltag", coded)
-                job.progress.say(f"  {self.name}: coded with step {step:g}, {megabytes(size)}")
+                job.progress.say(f"  {self.name}: coded with step {found:g}, {megabytes(size)}, GAP {gap:.5f}")
+            encoder.remove_checkpoints()
 
     def _predict(self, job: Job) -> None:
         """Predict the hold-out with the weights as they would be stored in the artifact."""
