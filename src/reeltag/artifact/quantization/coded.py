@@ -78,7 +78,8 @@ class Encoder:
         """Return by name of each other parameter the change that costs as much as a step of a code, on average."""
         found = {}
         for name, value in self.state.items():
-            if isinstance(value, Tensor) and name in self.calibration.squares and name not in self.products:
+            coded = name in self.products or name in self.calibration.columns
+            if isinstance(value, Tensor) and name in self.calibration.squares and not coded:
                 mean = self.calibration.squares[name].item() / (self.calibration.videos * value.numel())
                 largest = float(value.abs().max())
                 found[name] = min(step / math.sqrt(mean), largest) if mean > 0 else largest

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from reeltag.core.text import megabytes
 from reeltag.pipeline.report.axes import Axis, linear_axis, log_axis, tight_axis
-from reeltag.pipeline.report.results import Curve, Run
+from reeltag.pipeline.report.results import Curve, FrontierPoint, Run
 
 WIDTH, HEIGHT = 640, 330
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 36, 50  # space around the plot area
@@ -153,9 +153,11 @@ def frontier_chart(*runs: tuple[str, Mapping[str, Any]]) -> Chart:
     for (name, results), kind in zip(runs, KINDS, strict=False):
         prefix = f"{name}: " if len(runs) > 1 else ""
         if len(runs) == 1:
-            series.append(Series("where it was chosen", _sizes(results, "chosen"), "quiet", "dot"))
+            series.append(Series("where it was chosen", _sizes(results["frontier"], "chosen"), "quiet", "dot"))
+            if uncoded := results["frontier_uncoded"]:
+                series.append(Series("without coded weights", _sizes(uncoded, "checked"), KINDS[1], "dot"))
         if len(results["frontier"]) > 1:  # a single point is the file itself
-            series.append(Series(f"{prefix}on the other half", _sizes(results, "checked"), kind, "dot"))
+            series.append(Series(f"{prefix}on the other half", _sizes(results["frontier"], "checked"), kind, "dot"))
         gap = results["holdout_gap"]["file"]
         tip = f"{prefix}the file, {megabytes(results['bytes'])}: GAP {gap:.5f}"
         series.append(Series(f"{prefix}the file", [Point(results["bytes"] / 1e6, gap, tip)], kind, "star"))
@@ -165,10 +167,10 @@ def frontier_chart(*runs: tuple[str, Mapping[str, Any]]) -> Chart:
     return chart("Hold-out GAP@20 against megabytes", ("MB", "hold-out GAP@20"), series, rules=rules, log="x")
 
 
-def _sizes(results: Mapping[str, Any], half: Literal["chosen", "checked"]) -> list[Point]:
+def _sizes(points: Sequence[FrontierPoint], half: Literal["chosen", "checked"]) -> list[Point]:
     return [
         Point(point["bytes"] / 1e6, point[half], f"{megabytes(point['bytes'])}: GAP {point[half]:.5f}")
-        for point in results["frontier"]
+        for point in points
     ]
 
 

@@ -199,6 +199,7 @@ class Results(TypedDict):
     shipped: list[Shipped]
     holdout_gap: HoldoutGap
     frontier: list[FrontierPoint]
+    frontier_uncoded: list[FrontierPoint]
     left_out: list[str]
     evidence: Evidence | None
     teachers: dict[str, list[Combination]]

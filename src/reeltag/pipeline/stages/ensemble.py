@@ -39,7 +39,7 @@ from reeltag.recipe.schema import QuantizationSettings, Recipe
 # digits in the header. Its tensors are coded to the same bytes, because they are coded each for itself.
 MEMBER_ROOM = 512
 FRONTIER_POINTS = 12
-ENSEMBLE_FORMAT = 2  # raise it when another ensemble is selected from the same predictions
+ENSEMBLE_FORMAT = 3  # raise it when another ensemble is selected from the same predictions
 PACK_FORMAT = 2  # raise it when the same ensemble is written as another file
 
 
@@ -95,6 +95,7 @@ class _Holdout:
 
     Attributes:
         options: members in the allowed encodings, on the selection half; possible top classes only.
+        uncoded: the same without the encoding `coded`, for comparison; empty if the recipe does not offer it.
         labels: of the selection half.
         checks: the same options by member and encoding, on the evaluation half.
         plain: members in float32, on the evaluation half.
@@ -104,6 +105,7 @@ class _Holdout:
     """
 
     options: list[Option]
+    uncoded: list[Option]
     labels: Tensor
     checks: dict[tuple[str, str], Tensor]
     plain: dict[str, Tensor]
@@ -121,6 +123,7 @@ def _read_holdout(recipe: Recipe, members: Sequence[MemberStages], manifest: Man
     choose, check = map(torch.from_numpy, halves)
     holdouts = {member.name: member.holdout(job) for member in members}
     offered: list[tuple[str, str]] = []
+    uncoded: list[tuple[str, str]] = []
     sizes: dict[tuple[str, str], int] = {}
     for member in members:
         predictions, scores = holdouts[member.name], member.scores(job)
@@ -128,16 +131,22 @@ def _read_holdout(recipe: Recipe, members: Sequence[MemberStages], manifest: Man
         gaps = partial(predictions.gap, examples=choose)
         least = {encoding: sizes[member.name, encoding] for encoding in member.encodings}
         offered += [(member.name, encoding) for encoding in _offered(recipe.quantization, gaps, least)]
+        if recipe.quantization.coded:
+            others = {encoding: size for encoding, size in least.items() if encoding not in recipe.quantization.coded}
+            uncoded += [(member.name, encoding) for encoding in _offered(recipe.quantization, gaps, others)]
     labels = next(iter(holdouts.values())).labels
-    sources = [(holdouts[name], encoding) for name, encoding in offered]
+    either = list(dict.fromkeys([*offered, *uncoded]))
+    sources = [(holdouts[name], encoding) for name, encoding in either]
     few, few_labels = read_contenders(sources, labels, choose)
+    options = {key: Option(*key, sizes[key], each) for key, each in zip(either, few, strict=True)}
     plain = [(predictions, "float32") for predictions in holdouts.values()]
     checked, check_labels = read_contenders([*sources, *plain], labels, check)
     return _Holdout(
-        options=[Option(*key, sizes[key], each) for key, each in zip(offered, few, strict=True)],
+        options=[options[key] for key in offered],
+        uncoded=[options[key] for key in uncoded],
         labels=few_labels,
-        checks=dict(zip(offered, checked, strict=False)),
-        plain=dict(zip(holdouts, checked[len(offered) :], strict=True)),
+        checks=dict(zip(either, checked, strict=False)),
+        plain=dict(zip(holdouts, checked[len(either) :], strict=True)),
         check_labels=check_labels,
         prior=_prior_gap(torch.from_numpy(manifest.class_counts) - labels.sum(0), labels[check], plain[0], check),
         class_counts=labels.sum(0),
@@ -170,20 +179,26 @@ def select_ensemble(
             f"  one model: a mixture of {evidence.members} gains {evidence.gain:.5f} GAP, which chance explains "
             f"(spread {evidence.spread:.5f})"
         )
-    points = frontier(holdout.options, holdout.labels, FRONTIER_POINTS)
     counts = torch.from_numpy(manifest.class_counts) - holdout.class_counts
     content = {
         "members": [{"name": o.member, "encoding": o.encoding, "weight": weight} for o, weight in chosen],
         "holdout": _measured(holdout, selection),
-        "frontier": [
-            {"bytes": point.bytes, "chosen": point.gap, "checked": holdout.check(point.options, point.weights)}
-            for point in points
-        ],
+        "frontier": _frontier(holdout, holdout.options),
+        "frontier_uncoded": _frontier(holdout, holdout.uncoded),
         "left_out": sorted(dropped),
         "evidence": selection.evidence and asdict(selection.evidence),
         "class_counts": counts.tolist(),
     }
     write_json(job.folder / WEIGHTS, content)
+
+
+def _frontier(holdout: _Holdout, options: Sequence[Option]) -> list[dict[str, Any]]:
+    """Return bytes and GAP, on both halves, of the best ensembles at increasing budgets."""
+    points = frontier(options, holdout.labels, FRONTIER_POINTS) if options else []
+    return [
+        {"bytes": point.bytes, "chosen": point.gap, "checked": holdout.check(point.options, point.weights)}
+        for point in points
+    ]
 
 
 def _selected(recipe: Recipe, holdout: _Holdout, left: int) -> Selection:
@@ -226,11 +241,15 @@ def _measured(holdout: _Holdout, selection: Selection) -> dict[str, Any]:
 
 
 def _offered(settings: QuantizationSettings, gap_of: Callable[[str], float], sizes: Mapping[str, int]) -> list[str]:
-    """Return the encodings of a member that may be selected: the recipe's, or the smallest that loses little GAP."""
+    """Return the encodings of a member, of those with a size, that may be selected.
+
+    These are the recipe's, or the smallest that loses little GAP.
+    """
+    candidates = [encoding for encoding in settings.candidates if encoding in sizes]
     if settings.encodings != "auto":
-        return list(settings.candidates)
+        return candidates
     bar = gap_of("float32") - settings.max_loss
-    good = [encoding for encoding in settings.candidates if gap_of(encoding) >= bar]
+    good = [encoding for encoding in candidates if gap_of(encoding) >= bar]
     return [min(good, key=sizes.__getitem__)]
 
 

@@ -156,6 +156,7 @@ def _report(recipe: Recipe, members: Sequence[MemberStages], selections: Mapping
         "shipped": [{**entry, "bytes": sizes[entry["name"]]} for entry in selection["members"]],
         "holdout_gap": selection["holdout"],
         "frontier": selection["frontier"],
+        "frontier_uncoded": selection["frontier_uncoded"],
         "left_out": selection["left_out"],
         "evidence": selection["evidence"],
         "teachers": {
