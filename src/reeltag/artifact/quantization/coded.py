@@ -16,7 +16,8 @@ from reeltag.artifact.quantization.feedback import inverse_factor, round_with_fe
 from reeltag.core.errors import UsageError
 
 INPUT_DAMPING, OUTPUT_DAMPING = 0.1, 0.2
-FINEST, COARSEST = 2.5e-5, 3.2e-3  # steps that `coarsest_step` tries
+REACHED = 110  # code of the largest weight, at most; feedback can add to a weight
+FINEST, COARSEST = 1e-5, 3.2e-3  # steps that `coarsest_step` tries
 MEASURABLE = 40  # times the allowed loss; below it a loss grows with the square of the step
 SPREAD = 0.5  # exponent with which the step of a column follows what its errors cost
 
@@ -136,14 +137,14 @@ def coarsest_step(loss: Callable[[float], float], most: float) -> float:
         found = loss(step)
     if found <= most:
         return step
-    step = max(FINEST, float(f"{step * math.sqrt(most / found):.2g}"))
+    step = max(FINEST, step * math.sqrt(most / found))
     while (found := loss(step)) > most:
         if step <= FINEST:
             raise UsageError(
                 f"coded: with its finest step, {FINEST:g}, the model loses {found:.5f} GAP on the videos that measure "
                 f"it; allow more than {most:g}, or choose uniform-8"
             )
-        step = max(FINEST, float(f"{step / math.sqrt(2):.2g}"))
+        step = max(FINEST, step / math.sqrt(2))
     return step
 
 
@@ -155,8 +156,8 @@ def _product(calibration: Calibration, name: str) -> _Product:
     # Frames of a video are not independent, as A ⊗ G has them: recurrent weights matter several times more.
     assumed = math.prod(sum(float(each.diagonal().double().sum()) for each in side) for side in moments)
     measured = calibration.squares[name].item() / calibration.videos
-    correction = measured / assumed if measured else 1.0
-    relative = (u.mean() + v.mean() + SPREAD * (v - v.mean())).exp() * correction**-0.5
+    scale = (assumed / measured) ** 0.5 if measured else math.inf
+    relative = (u.mean() + v.mean() + SPREAD * (v - v.mean())).exp() * scale
     return _Product(inputs, outputs, torch.empty(len(columns)).index_copy(0, columns, relative.float()))
 
 
@@ -171,9 +172,9 @@ def _blocks(moments: Iterable[Tensor], damping: float) -> list[_Block]:
 
 
 def _stored_steps(steps: Tensor, weight: Tensor) -> Tensor:
-    """Return steps [H] as they are stored; those of outputs that do not matter are limited, so that they are finite."""
-    limit = 2 * weight.abs().amax(0) + torch.finfo(torch.float16).smallest_normal
-    limited = torch.minimum(steps, limit)
+    """Return steps [H] as they are stored: small enough to be finite, large enough for codes to reach all weights."""
+    largest = weight.abs().amax(0)
+    limited = steps.clamp_max(2 * largest + torch.finfo(torch.float16).smallest_normal).clamp_min(largest / REACHED)
     half = limited.half()
     return half if _normal(half) else limited
 

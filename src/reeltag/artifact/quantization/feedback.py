@@ -24,14 +24,14 @@ Floats = npt.NDArray[np.floating[Any]]
 
 
 def inverse_factor(moments: Tensor, damping: float) -> Tensor:
-    """Return the upper triangular U with UᵀU = (M + damping·mean(diag M)·I)⁻¹, in float64.
+    """Return the upper triangular U with UᵀU = (M + damping·mean(diag M)·I)⁻¹, in float64; I for M = 0.
 
     Args:
         moments: M [N, N], symmetric and positive semidefinite.
         damping: relative to the mean of the diagonal; must be positive.
     """
     damped = moments.double().flip(0, 1)
-    damped.diagonal().add_(damping * float(moments.diagonal().double().mean()) + torch.finfo(torch.float64).tiny)
+    damped.diagonal().add_(damping * float(damped.diagonal().mean()) or 1.0)
     # M = QQᵀ with Q upper triangular, from the Cholesky factor of M in reversed order; then U = Q⁻¹.
     lower = torch.linalg.cholesky(damped)
     inverse: Tensor = torch.linalg.solve_triangular(lower, torch.eye(len(lower), dtype=lower.dtype), upper=False)
