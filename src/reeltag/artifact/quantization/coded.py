@@ -174,7 +174,7 @@ def _blocks(moments: Iterable[Tensor], damping: float) -> list[_Block]:
 def _stored_steps(steps: Tensor, weight: Tensor) -> Tensor:
     """Return steps [H] as they are stored: small enough to be finite, large enough for codes to reach all weights."""
     largest = weight.abs().amax(0)
-    limited = steps.clamp_max(2 * largest + torch.finfo(torch.float16).smallest_normal).clamp_min(largest / REACHED)
+    limited = steps.clamp_max(1e3 * largest + torch.finfo(torch.float16).smallest_normal).clamp_min(largest / REACHED)
     half = limited.half()
     return half if _normal(half) else limited
 
