@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from reeltag.artifact.file import Artifact, load_artifact, save_artifact
+from reeltag.artifact.quantization.sizes import expected_bytes
 from reeltag.core.environment import versions
 from reeltag.core.errors import BudgetError
 from reeltag.core.storage import read_json, write_json
@@ -70,7 +71,7 @@ def ensemble_stages(
         format=ENSEMBLE_FORMAT,
         inputs=("data.train", *predicted, *keepers),
         parameters=search,
-        note=f"{_plan_of(recipe, members)}, at most {megabytes(recipe.budget)}",
+        note=f"at most {megabytes(recipe.budget)}, {_plan_of(recipe, members)}",
     )
     packing = Stage(
         name="pack",
@@ -84,9 +85,14 @@ def ensemble_stages(
 
 
 def _plan_of(recipe: Recipe, members: Sequence[MemberStages]) -> str:
+    """Describe what the file is chosen from, and if not all models fit, what they would take in `coded`."""
+    least = sum(min(max(member.sizes(encoding)) for encoding in recipe.quantization.offered) for member in members)
+    coded = megabytes(sum(expected_bytes(max(member.sizes("coded")), "coded") for member in members))
+    models = counted(len(members), "model")
+    more = f"; in the encoding coded all {models} take about {coded}" if least > recipe.budget else ""
     if fixed := recipe.ensemble.fixed:
-        return f"{', '.join(fixed)}, {'given' if recipe.ensemble.weights else 'chosen'} weights"
-    return f"from {counted(len(members), 'model')}"
+        return f"{', '.join(fixed)}, {'given' if recipe.ensemble.weights else 'chosen'} weights{more}"
+    return f"from {models}{more}"
 
 
 @dataclass(frozen=True)

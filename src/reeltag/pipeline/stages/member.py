@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reeltag.artifact.file import load_artifact, quantize_artifact, save_artifact
-from reeltag.artifact.quantization.sizes import Encoding
+from reeltag.artifact.quantization.sizes import Encoding, expected_bytes
 from reeltag.core.storage import file_inside, read_json, write_json
 from reeltag.core.text import counted, megabytes
 from reeltag.data.loader import sequential_batches
@@ -65,7 +65,10 @@ class MemberStages(ABC):
         settings = self.recipe.quantization
         offered = [encoding for encoding in settings.offered if encoding != "float32"]
         sizes = {encoding: sorted(self.sizes(encoding)) for encoding in offered}
-        note = ", ".join(f"{encoding} {_span(each)}" for encoding, each in sizes.items())
+        notes = [f"{encoding} at most {_span(each)}" for encoding, each in sizes.items() if encoding != "coded"]
+        notes += [f"coded about {_span([expected_bytes(size, 'coded') for size in sizes['coded']])}"] * (
+            "coded" in sizes
+        )
         files = {encoding: len(settings.coded) if encoding == "coded" else 1 for encoding in offered}
         coding = {**split_parameters(self.recipe), **settings.model_dump(exclude={"encodings", "steps"})}
         quantize = Stage(
@@ -74,7 +77,7 @@ class MemberStages(ABC):
             format=QUANTIZE_FORMAT,
             inputs=("data.train", self.finished) if settings.coded else (self.finished,),
             parameters={"encodings": list(self.encodings[1:]), **({"coded": coding} if settings.coded else {})},
-            note=note and f"at most {note}",
+            note=", ".join(notes),
             bytes=sum(files[encoding] * each[-1] for encoding, each in sizes.items()),
         )
         videos = expected_holdout(self.recipe)
