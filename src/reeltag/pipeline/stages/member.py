@@ -65,10 +65,7 @@ class MemberStages(ABC):
         settings = self.recipe.quantization
         offered = [encoding for encoding in settings.offered if encoding != "float32"]
         sizes = {encoding: sorted(self.sizes(encoding)) for encoding in offered}
-        notes = [f"{encoding} at most {_span(each)}" for encoding, each in sizes.items() if encoding != "coded"]
-        notes += [f"coded about {_span([expected_bytes(size, 'coded') for size in sizes['coded']])}"] * (
-            "coded" in sizes
-        )
+        note = ", ".join(_note(encoding, each) for encoding, each in sizes.items())
         files = {encoding: len(settings.coded) if encoding == "coded" else 1 for encoding in offered}
         coding = {**split_parameters(self.recipe), **settings.model_dump(exclude={"encodings", "steps"})}
         quantize = Stage(
@@ -77,7 +74,7 @@ class MemberStages(ABC):
             format=QUANTIZE_FORMAT,
             inputs=("data.train", self.finished) if settings.coded else (self.finished,),
             parameters={"encodings": list(self.encodings[1:]), **({"coded": coding} if settings.coded else {})},
-            note=", ".join(notes),
+            note=note,
             bytes=sum(files[encoding] * each[-1] for encoding, each in sizes.items()),
         )
         videos = expected_holdout(self.recipe)
@@ -169,6 +166,12 @@ class MemberStages(ABC):
         job.progress.say(f"  GAP on all {counted(len(holdout), f'hold-out {self.schema.example}')}: {gaps}")
         predictions.save(job.folder / PREDICTIONS)
         write_json(job.folder / SCORES, scores)
+
+
+def _note(encoding: Encoding, sizes: list[int]) -> str:
+    if encoding == "coded":
+        return f"coded about {_span([expected_bytes(size, encoding) for size in sizes])}"
+    return f"{encoding} at most {_span(sizes)}"
 
 
 def _span(sizes: list[int]) -> str:
