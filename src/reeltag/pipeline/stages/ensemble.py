@@ -87,12 +87,14 @@ def ensemble_stages(
 def _plan_of(recipe: Recipe, members: Sequence[MemberStages]) -> str:
     """Describe what the file is chosen from, and if not all models fit, what they would take in `coded`."""
     least = sum(min(max(member.sizes(encoding)) for encoding in recipe.quantization.offered) for member in members)
-    coded = megabytes(sum(expected_bytes(max(member.sizes("coded")), "coded") for member in members))
-    models = counted(len(members), "model")
-    more = f"; in the encoding coded all {models} take about {coded}" if least > recipe.budget else ""
-    if fixed := recipe.ensemble.fixed:
-        return f"{', '.join(fixed)}, {'given' if recipe.ensemble.weights else 'chosen'} weights{more}"
-    return f"from {models}{more}"
+    coded = {member.name: expected_bytes(max(member.sizes("coded")), "coded") for member in members}
+    fixed, models = recipe.ensemble.fixed, counted(len(members), "model")
+    these = f"these take about {megabytes(sum(coded[name] for name in fixed))}, and " if fixed else ""
+    more = f"all {models} about {megabytes(sum(coded.values()))}"
+    room = f"; in the encoding coded {these}{more}" if least > recipe.budget else ""
+    if fixed:
+        return f"{', '.join(fixed)}, {'given' if recipe.ensemble.weights else 'chosen'} weights{room}"
+    return f"from {models}{room}"
 
 
 @dataclass(frozen=True)
