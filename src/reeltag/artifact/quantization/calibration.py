@@ -81,10 +81,10 @@ class Calibration:
 
     def add_gradient(self, name: str, gradient: Tensor) -> None:
         """Add the gradient of a batch; its videos are independent, so their squares add up."""
-        squares = gradient.square()
-        self.squares[name] = self.squares.get(name, 0.0) + squares.sum()
+        self.squares[name] = self.squares.get(name, 0.0) + torch.linalg.vector_norm(gradient).square()
         if name not in self.inputs and is_large(gradient):
-            by_column = squares.reshape(-1, squares.shape[-1] if squares.ndim > 1 else 1).sum(0)
+            columns = gradient.shape[-1] if gradient.ndim > 1 else 1
+            by_column = torch.linalg.vector_norm(gradient.reshape(-1, columns), dim=0).square()
             self.columns[name] = self.columns.get(name, 0.0) + by_column
 
 

@@ -166,7 +166,7 @@ def _blocks(moments: Iterable[Tensor], damping: float) -> list[_Block]:
     begin = 0
     for each in moments:
         order = each.diagonal().argsort(descending=True, stable=True)
-        blocks.append(_Block(begin + order, inverse_factor(each[order][:, order], damping)))
+        blocks.append(_Block(begin + order, inverse_factor(each[order][:, order], damping).float()))
         begin += len(each)
     return blocks
 
