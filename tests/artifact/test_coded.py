@@ -8,7 +8,6 @@ from reeltag.artifact.quantization.calibration import Calibration, Moments
 from reeltag.artifact.quantization.coded import COARSEST, FINEST, Encoder, coarsest_step
 from reeltag.artifact.quantization.encodings import CodedTensor, HalfTensor
 from reeltag.artifact.quantization.quantize import quantize_uniform
-from reeltag.core.errors import UsageError
 
 ROWS, D, H = 4000, 40, 30
 
@@ -132,6 +131,7 @@ def test_a_model_that_loses_nothing_takes_the_coarsest_step():
     assert coarsest_step(lambda step: 0.0, 5e-4) == COARSEST
 
 
-def test_a_loss_that_no_step_allows_is_refused():
-    with pytest.raises(UsageError, match=f"finest step, {FINEST:g}, the model loses 0.10000 GAP"):
-        coarsest_step(lambda step: 0.1, 5e-4)
+def test_where_no_step_is_allowed_the_finest_is_taken():
+    assert coarsest_step(lambda step: 0.1, 5e-4) == FINEST
+    assert coarsest_step(lambda step: 0.001, 5e-4) == FINEST
+    assert coarsest_step(lambda step: 0.001, 0.0) == FINEST

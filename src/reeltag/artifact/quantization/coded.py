@@ -13,7 +13,6 @@ from torch import Tensor
 from reeltag.artifact.quantization.calibration import Calibration
 from reeltag.artifact.quantization.encodings import LARGEST_CODE, CodedTensor, HalfTensor, QuantizedTensor, State
 from reeltag.artifact.quantization.feedback import inverse_factor, round_with_feedback
-from reeltag.core.errors import UsageError
 
 INPUT_DAMPING, OUTPUT_DAMPING = 0.1, 0.2
 REACHED = 110  # code of the largest weight, at most; feedback can add to a weight
@@ -118,33 +117,23 @@ class Encoder:
 
 
 def coarsest_step(loss: Callable[[float], float], most: float) -> float:
-    """Return the largest step whose loss of GAP is allowed.
+    """Return the largest step whose loss of GAP is allowed, or the finest if none is.
 
     A small loss drowns in the noise of few videos. It grows with the square of the step, so the step is computed from a
     loss that is large enough to be measured well; then it shrinks until the loss that is measured with it is allowed.
-    The step that is returned is the last one whose loss was measured.
 
     Args:
-        loss: function that encodes with a step and measures the loss.
+        loss: function that encodes with a step and measures the loss; the step that is returned is its last argument.
         most: largest loss that is allowed.
-
-    Raises:
-        UsageError: not even the smallest step loses so little.
     """
     step, found = COARSEST, loss(COARSEST)
     while found > MEASURABLE * most and step > FINEST:
-        step /= 2
+        step = max(FINEST, step / 2)
         found = loss(step)
-    if found <= most:
-        return step
-    step = max(FINEST, step * math.sqrt(most / found))
-    while (found := loss(step)) > most:
-        if step <= FINEST:
-            raise UsageError(
-                f"coded: with its finest step, {FINEST:g}, the model loses {found:.5f} GAP on the videos that measure "
-                f"it; allow more than {most:g}, or choose uniform-8"
-            )
-        step = max(FINEST, step / math.sqrt(2))
+    if found > most and step > FINEST:
+        step = max(FINEST, step * math.sqrt(most / found))
+        while loss(step) > most and step > FINEST:
+            step = max(FINEST, step / math.sqrt(2))
     return step
 
 

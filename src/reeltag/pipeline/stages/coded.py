@@ -68,11 +68,7 @@ class MemberEncoder:
         return self._tuned(coded) if self.recipe.quantization.fine_tune else coded
 
     def smallest(self) -> Coded:
-        """Encode with the largest step whose loss of GAP the recipe allows.
-
-        Raises:
-            UsageError: not even the smallest step loses so little.
-        """
+        """Encode with the largest step whose loss of GAP the recipe allows, or with the finest if none is allowed."""
         settings, before = self.recipe.quantization, self._gap(self.source)
         best = self._coded(0.0, self.member.state)
 
