@@ -108,7 +108,7 @@ def _coded(artifact: Artifact, patterns: Patterns, max_loss: float) -> Artifact:
     step = coarsest_step(loss, max_loss)
     if losses[step] > max_loss:
         raise UsageError(
-            f"coded: with its finest step the model loses {losses[step]:.5f} GAP on {len(measured)} of the videos; allow "
+            f"coded: with its finest step it loses {losses[step]:.5f} GAP on {len(measured)} of the videos; allow "
             f"more than {max_loss:g}, give more shards, or choose uniform-8"
         )
     return coded(step)
