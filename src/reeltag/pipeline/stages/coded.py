@@ -9,7 +9,7 @@ import numpy as np
 
 from reeltag.artifact.file import Artifact
 from reeltag.artifact.quantization.calibration import calibrate
-from reeltag.artifact.quantization.coded import Encoder, coarsest_step
+from reeltag.artifact.quantization.coded import COARSEST, Encoder, coarsest_step
 from reeltag.artifact.quantization.encodings import CodedTensor, State
 from reeltag.artifact.quantization.quantize import dequantize_state
 from reeltag.data.holdout import split_halves
@@ -79,9 +79,12 @@ class MemberEncoder:
 
         coarsest_step(loss, settings.max_loss)  # measures the step that it returns last
         if settings.fine_tune:
-            best, coarser = self._tuned(best), self.encode(best.step * RATIO)
-            while before - coarser.gap <= settings.max_loss:
-                best, coarser = coarser, self.encode(coarser.step * RATIO)
+            best = self._tuned(best)
+            while best.step < COARSEST:
+                coarser = self.encode(min(COARSEST, best.step * RATIO))
+                if before - coarser.gap > settings.max_loss:
+                    break
+                best = coarser
         return best
 
     def remove_checkpoints(self) -> None:
