@@ -32,7 +32,7 @@ def stored(path, labels, probabilities, segments=False):
         for part, known in zip(probabilities.split(64), labels.split(64), strict=True)
     ]
     HoldoutPredictions.of({"float32": iter(batches)}, labels.shape[1], segments=segments).save(path)
-    return HoldoutPredictions.read(path, labels.shape[1])
+    return HoldoutPredictions.read([path], labels.shape[1])
 
 
 @pytest.mark.parametrize("classes", [50, 1000, 3862])

@@ -55,7 +55,7 @@ def ensemble_stages(
         keepers: names of the stages that exclude second-level students.
         beside: content of the artifact beside the members.
     """
-    predicted = [member.predicted for member in members]
+    predicted = [stage for member in members for stage in (member.predicted, member.quantized)]
     files = [stage for member in members for stage in (member.finished, member.quantized)]
     search = {
         "ensemble": recipe.ensemble.model_dump(),
@@ -137,7 +137,7 @@ def _read_holdout(recipe: Recipe, members: Sequence[MemberStages], manifest: Man
         predictions, scores = holdouts[member.name], member.scores(job)
         sizes |= {(member.name, encoding): int(each["bytes"]) + MEMBER_ROOM for encoding, each in scores.items()}
         gaps = partial(predictions.gap, examples=choose)
-        least = {encoding: sizes[member.name, encoding] for encoding in member.encodings}
+        least = {encoding: sizes[member.name, encoding] for encoding in recipe.quantization.measured}
         offered += [(member.name, encoding) for encoding in _offered(recipe.quantization, gaps, least)]
         if recipe.quantization.coded:
             others = {encoding: size for encoding, size in least.items() if encoding not in recipe.quantization.coded}

@@ -68,9 +68,9 @@ class HoldoutPredictions:
         return cls(tensors, classes)
 
     @classmethod
-    def read(cls, path: Path, classes: int) -> HoldoutPredictions:
-        """Read a file that `save` wrote."""
-        tensors, _ = tensorfile.load_tensors(path)
+    def read(cls, paths: Sequence[Path], classes: int) -> HoldoutPredictions:
+        """Read files that `save` wrote, of the same examples in different encodings."""
+        tensors = {name: tensor for path in paths for name, tensor in tensorfile.load_tensors(path)[0].items()}
         return cls(tensors, classes)
 
     def save(self, path: Path) -> None:

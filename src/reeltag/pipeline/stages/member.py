@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +31,8 @@ from reeltag.pipeline.stages.files import (
 from reeltag.pipeline.stages.holdout_predictions import HoldoutPredictions, holdout_row_bytes
 from reeltag.recipe.schema import Recipe
 
-QUANTIZE_FORMAT = 2  # raise it when the same model is quantized to other values
-PREDICT_FORMAT = 1  # raise it when the same model predicts other values on the hold-out
+QUANTIZE_FORMAT = 3  # raise it when the same model is quantized to other values
+PREDICT_FORMAT = 2  # raise it when the same model predicts other values on the hold-out
 
 
 @dataclass(frozen=True)
@@ -67,43 +67,43 @@ class MemberStages(ABC):
         sizes = {encoding: sorted(self.sizes(encoding)) for encoding in offered}
         note = ", ".join(_note(encoding, each) for encoding, each in sizes.items())
         files = {encoding: len(settings.coded) if encoding == "coded" else 1 for encoding in offered}
-        coding = {**split_parameters(self.recipe), **settings.model_dump(exclude={"encodings", "steps"})}
+        coding, others = settings.model_dump(exclude={"encodings", "steps"}), settings.measured[1:]
+        parameters, videos = split_parameters(self.recipe), expected_holdout(self.recipe)
         quantize = Stage(
             name=self.quantized,
             work=self._quantize,
             format=QUANTIZE_FORMAT,
-            inputs=("data.train", self.finished) if settings.coded else (self.finished,),
-            parameters={"encodings": list(self.encodings[1:]), **({"coded": coding} if settings.coded else {})},
+            inputs=("data.train", self.finished),
+            parameters={**parameters, "encodings": list(others), **({"coded": coding} if settings.coded else {})},
             note=note,
-            bytes=sum(files[encoding] * each[-1] for encoding, each in sizes.items()),
+            bytes=sum(files[encoding] * each[-1] for encoding, each in sizes.items())
+            + videos * holdout_row_bytes(self.schema, len(others)),
+            gpus=1,
         )
-        videos = expected_holdout(self.recipe)
         predict_holdout = Stage(
             name=self.predicted,
             work=self._predict,
             format=PREDICT_FORMAT,
-            inputs=("data.train", self.finished, self.quantized),
-            parameters=split_parameters(self.recipe),
+            inputs=("data.train", self.finished),
+            parameters=parameters,
             note="" if videos else "size not known without the data",
-            bytes=videos * holdout_row_bytes(self.schema, len(self.encodings)),
+            bytes=videos * holdout_row_bytes(self.schema, 1),
             gpus=1,
         )
-        return [*self.source_stages(), quantize, predict_holdout]
-
-    @property
-    def encodings(self) -> tuple[str, ...]:
-        """Encodings that the model is evaluated in, float32 first."""
-        return self.recipe.quantization.measured
-
-    @property
-    def quantized(self) -> str:
-        """Name of the stage that writes the model in every other encoding."""
-        return f"quantize.{self.name}"
+        return [*self.source_stages(), predict_holdout, quantize]
 
     @property
     def predicted(self) -> str:
-        """Name of the stage that writes the predictions of the hold-out, in every encoding."""
+        """Name of the stage that writes the predictions of the hold-out in float32, from which teachers are chosen."""
         return f"predict.{self.name}"
+
+    @property
+    def quantized(self) -> str:
+        """Name of the stage that writes the model in every other encoding, and predicts the hold-out with it.
+
+        Other encodings in a recipe repeat this stage, and no training of a student.
+        """
+        return f"quantize.{self.name}"
 
     @property
     def schema(self) -> Schema:
@@ -117,13 +117,16 @@ class MemberStages(ABC):
         return file_inside(job.inputs[self.quantized], f"{encoding}.reeltag")
 
     def holdout(self, job: Job) -> HoldoutPredictions:
-        """Read the predictions of the hold-out."""
-        return HoldoutPredictions.read(job.inputs[self.predicted] / PREDICTIONS, self.schema.classes)
+        """Read the predictions of the hold-out, in every encoding of which they are among the job's inputs."""
+        return HoldoutPredictions.read([folder / PREDICTIONS for folder in self._measured(job)], self.schema.classes)
 
     def scores(self, job: Job) -> dict[str, dict[str, float]]:
-        """Read hold-out GAP, bytes and seconds by encoding."""
-        scores: dict[str, dict[str, float]] = read_json(job.inputs[self.predicted] / SCORES)
-        return scores
+        """Read hold-out GAP, bytes and seconds, by each encoding of which they are among the job's inputs."""
+        return {name: each for folder in self._measured(job) for name, each in read_json(folder / SCORES).items()}
+
+    def _measured(self, job: Job) -> list[Path]:
+        stages = (self.predicted, self.quantized) if self.recipe.quantization.measured[1:] else (self.predicted,)
+        return [job.inputs[stage] for stage in stages if stage in job.inputs]
 
     def _quantize(self, job: Job) -> None:
         settings = self.recipe.quantization
@@ -138,29 +141,34 @@ class MemberStages(ABC):
                 size = save_artifact(job.folder / f"{name}.reeltag", coded)
                 job.progress.say(f"  {self.name}: coded with step {found:g}, {megabytes(size)}, GAP {gap:.5f}")
             encoder.remove_checkpoints()
+        if others := settings.measured[1:]:
+            self._predict_with({encoding: job.folder / f"{encoding}.reeltag" for encoding in others}, job)
 
     def _predict(self, job: Job) -> None:
-        """Predict the hold-out with the weights as they would be stored in the artifact."""
+        self._predict_with({"float32": self.file(job, "float32")}, job)
+
+    def _predict_with(self, files: Mapping[str, Path], job: Job) -> None:
+        """Predict the hold-out with each file, so with the weights as they would be stored in the artifact."""
         manifest = load_manifest(job, "train")
         _, holdout = split(self.recipe, manifest)
         seconds: dict[str, float] = {}
 
         def predicted(encoding: str) -> Iterator[Predictions]:
             begin = time.perf_counter()
-            model = load(self.file(job, encoding)).model
+            model = load(files[encoding]).model
             yield from predict_batches(model, sequential_batches(Shards(manifest), holdout, batch_size=BATCH_SIZE))
             seconds[encoding] = time.perf_counter() - begin
 
-        by_encoding = {encoding: predicted(encoding) for encoding in self.encodings}
+        by_encoding = {encoding: predicted(encoding) for encoding in files}
         segments = self.schema.segments is not None
         predictions = HoldoutPredictions.of(by_encoding, self.schema.classes, segments=segments)
         scores = {
             encoding: {
                 "gap": predictions.gap(encoding),
-                "bytes": self.file(job, encoding).stat().st_size,
+                "bytes": file.stat().st_size,
                 "seconds": round(seconds[encoding], 3),
             }
-            for encoding in self.encodings
+            for encoding, file in files.items()
         }
         gaps = ", ".join(f"{key} {each['gap']:.5f}" for key, each in scores.items())
         job.progress.say(f"  GAP on all {counted(len(holdout), f'hold-out {self.schema.example}')}: {gaps}")

@@ -75,7 +75,7 @@ def result_stages(recipe: Recipe, members: Sequence[MemberStages], selections: M
 def _report_stage(recipe: Recipe, members: Sequence[MemberStages], selections: Mapping[str, str]) -> Stage:
     known = ["data.train", "data.test", "ensemble", "pack", "test.file", *selections.values()]
     for member in members:
-        known += [f"test.{member.name}", member.predicted, member.finished]
+        known += [f"test.{member.name}", member.predicted, member.quantized, member.finished]
         if isinstance(member, TrainedModelStages):
             known += [*member.architecture.stages, member.training.stage_name, member.last_training]
             known += [decision_stage(member.family)] if decides_by_family(recipe) else []
