@@ -295,7 +295,11 @@ def resolve_artifact(model: str | Path) -> Path:
 
 
 def quantize_artifact(artifact: Artifact, encoding: Encoding = "uniform-8") -> Artifact:
-    """Quantize every large tensor of an artifact; tensors that are quantized already stay as they are."""
+    """Quantize every large tensor of an artifact; tensors that are quantized already stay as they are.
+
+    Raises:
+        UsageError: a tensor cannot be stored in the encoding, or the encoding needs calibration videos.
+    """
     members = (replace(member, state=quantize_state(member.state, encoding)) for member in artifact.members)
     return replace(artifact, members=tuple(members))
 

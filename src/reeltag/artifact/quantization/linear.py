@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from reeltag.artifact.quantization.encodings import QuantizedTensor, State
+from reeltag.artifact.quantization.encodings import CodedTensor, QuantizedTensor, State
 from reeltag.artifact.quantization.quantize import is_large, quantize_channels
 
 # Rows of a weight that are processed at a time. Float products take what the cache holds; an 8-bit product takes the
@@ -199,14 +199,21 @@ def _copied(stored: QuantizedTensor) -> QuantizedTensor:
 
 
 def int8_state(state: State) -> dict[str, Tensor]:
-    """Prepare the large matrices of a state dict for 8-bit products, quantizing those that are stored otherwise."""
+    """Prepare the large matrices of a state dict for 8-bit products, quantizing those that are stored otherwise.
+
+    Coded matrices whose outputs come first, as in LSTMs, are in no such product and stay as they are stored.
+    """
     return {name: _int8_weight(value) for name, value in state.items()}
 
 
 def _int8_weight(value: Tensor | QuantizedTensor) -> Tensor:
-    if isinstance(value, QuantizedTensor):
-        return Int8Weight(SignedColumns.of(value)) if len(value.size) == 2 else value.dequantize()
-    return Int8Weight(SignedColumns.of(quantize_channels(value))) if value.ndim == 2 and is_large(value) else value
+    if not isinstance(value, QuantizedTensor):
+        return Int8Weight(SignedColumns.of(quantize_channels(value))) if value.ndim == 2 and is_large(value) else value
+    if len(value.size) != 2:
+        return value.dequantize()
+    if isinstance(value, CodedTensor) and value.outputs_first:  # in no product xW, so its exact values are kept
+        return QuantizedWeight(_copied(value))
+    return Int8Weight(SignedColumns.of(value))
 
 
 def _dequantized(value: Any) -> Any:

@@ -13,6 +13,8 @@ from reeltag.models.shapes import TensorShapes
 
 Encoding = Literal["float32", "float16", "uniform-8", "kmeans-8", "quantile-8", "channel-8", "group-4", "coded"]
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
+# Those that follow from the weights alone; `coded` needs calibration videos.
+DATA_FREE: tuple[Encoding, ...] = tuple(encoding for encoding in ENCODINGS if encoding != "coded")
 
 # Tensors of at most this many elements (batch norm, biases) stay float32.
 MIN_ELEMENTS = 17_000
