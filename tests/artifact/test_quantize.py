@@ -237,7 +237,9 @@ def test_encodings_are_reported_by_their_names_in_recipes(encoding, name):
 
 
 def test_coded_tensors_are_reported_by_their_name():
-    assert stored_as({"large": stored_in("coded", torch.randn(200, 100)), "small": torch.randn(8)}) == "coded"
+    coded, half = stored_in("coded", torch.randn(200, 100)), stored_in("float16", torch.randn(8))
+    assert stored_as({"large": coded, "small": half}) == "coded"
+    assert stored_as({"small": half}) == "float16"
 
 
 @pytest.mark.parametrize("large", [True, False], ids=["large", "small"])

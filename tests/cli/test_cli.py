@@ -11,6 +11,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from fuzz.forge import decoded, take_apart
 
 import reeltag
 from reeltag.artifact.file import Artifact, Member, load_artifact, save_artifact
@@ -25,6 +26,7 @@ from reeltag.data.shards import Shards
 from reeltag.inference import predictor
 from reeltag.models.families import parse_config
 from reeltag.models.tagger import build_tagger
+from small_models import small_artifact
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +268,39 @@ def test_inspect_shows_settings_and_provenance_in_lines_to_read(capsys, tiny_sch
     assert "  data      shards a, b, videos 3" in lines
     assert "  recipe    r" in lines
     assert "  gap       file 0.333333, of none" in lines
+
+
+def test_inspect_shows_bits_and_zeros_of_coded_tensors(capsys, tmp_path, everything_is_large):
+    """Compare with the bytes in the file, and with codes decoded by hand."""
+    coded, plain = small_artifact("netvlad", {"clusters": 4}, "coded", hidden=40), small_artifact("rnn", {"cells": 8})
+    members = [replace(each.members[0], name=name, weight=0.5) for each, name in ((coded, "a"), (plain, "b"))]
+    path = tmp_path / "m.reeltag"
+    save_artifact(path, replace(coded, members=tuple(members)))
+    assert main(["inspect", str(path), "--json"]) == 0
+    ((member, rates),) = json.loads(capsys.readouterr().out)["coded"].items()
+    assert member == "a"
+    tensors, content = take_apart(path.read_bytes())
+    names = [name.removesuffix("#steps") for name in tensors if name.endswith("#steps")]
+    assert {f"a/{name}" for name in rates} == {*names, "a/all"}
+    counts = []
+    for name in names:
+        entry, stored = content["coded"].get(name), tensors[name].data
+        codes = np.frombuffer(decoded(entry, stored) if entry else stored, np.int8)
+        size = len(stored) + len(tensors[f"{name}#steps"].data)
+        counts.append((codes.size, 8 * size, (codes == 0).sum()))
+        rate = rates[name.removeprefix("a/")]
+        assert (rate["weights"], rate["bits"]) == (codes.size, 8 * size / codes.size)
+        assert rate["zeros"] == pytest.approx((codes == 0).mean())
+    weights, bits, zeros = np.sum(counts, 0)
+    assert rates["all"] == {
+        "weights": weights,
+        "bits": pytest.approx(bits / weights),
+        "zeros": pytest.approx(zeros / weights),
+    }
+    assert main(["inspect", str(path)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(" " * 10)]
+    for name, rate in rates.items():
+        assert [name, f"{rate['weights']:,}", f"{rate['bits']:.2f}", f"{rate['zeros']:.1%}"] in rows
 
 
 def test_quantising_what_is_quantised_already_is_told_and_writes_nothing(capsys, model, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ module `core.tensorfile` adds and verifies checksums, and stores arrays of codes
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -402,10 +402,20 @@ def stored_bytes(path: Path) -> dict[str, int]:
     Raises:
         ArtifactError: the file is missing or damaged.
     """
-    file, sizes = TensorFile(path), Counter[str]()
-    for name in file.names:
-        sizes[name.partition("/")[0]] += file.stored_bytes(name)
-    del sizes[_PCA]
+    return {member: sum(sizes.values()) for member, sizes in tensor_bytes(path).items()}
+
+
+def tensor_bytes(path: Path) -> dict[str, Counter[str]]:
+    """Return by member and name the bytes that each tensor takes in a file, in all its parts.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
+    file, sizes = TensorFile(path), defaultdict[str, Counter[str]](Counter)
+    for stored in file.names:
+        member, _, name = stored.partition("/")
+        sizes[member][name.partition("#")[0]] += file.stored_bytes(stored)
+    sizes.pop(_PCA, None)
     return dict(sizes)
 
 

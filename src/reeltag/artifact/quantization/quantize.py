@@ -192,8 +192,10 @@ def dequantize_state(state: State) -> dict[str, Tensor]:
 
 
 def stored_as(state: State) -> str:
-    """Return the encodings of a state's large tensors, by their names in recipes."""
-    encodings = {value.encoding for value in state.values() if isinstance(value, QuantizedTensor)}
+    """Return the encodings of a state's large tensors, or of all if none is large, by their names in recipes."""
+    quantized = [value for value in state.values() if isinstance(value, QuantizedTensor)]
+    large = [value for value in quantized if is_quantized(value.size)]
+    encodings = {value.encoding for value in large or quantized}
     return " and ".join(sorted(encodings)) or "float32"
 
 
