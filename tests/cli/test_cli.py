@@ -14,7 +14,8 @@ import torch
 from fuzz.forge import decoded, take_apart
 
 import reeltag
-from reeltag.artifact.file import Artifact, Member, load_artifact, save_artifact
+from reeltag.artifact.file import SHARED_FILE, Artifact, Member, load_artifact, save_artifact
+from reeltag.artifact.quantization.quantize import dequantize_state, stored_as
 from reeltag.artifact.quantization.sizes import ENCODINGS
 from reeltag.cli.main import main
 from reeltag.cli.options import Mode
@@ -26,7 +27,7 @@ from reeltag.data.shards import Shards
 from reeltag.inference import predictor
 from reeltag.models.families import parse_config
 from reeltag.models.tagger import build_tagger
-from small_models import small_artifact
+from small_models import small_artifact, videos
 
 
 @pytest.fixture(scope="module")
@@ -338,6 +339,32 @@ def test_quantize_and_average_write_models_that_tag(model, tmp_path, capsys):
     assert "give two or more models" in fails(capsys, "average", model, "--out", tmp_path / "one.reeltag")
     assert "given more than once" in fails(capsys, "average", model, model, "--out", tmp_path / "one.reeltag")
     assert not (tmp_path / "one.reeltag").exists()
+
+
+def test_coded_models_are_averaged_combined_and_shared(tmp_path, everything_is_large):
+    """Averaging dequantizes them; in an ensemble, and in a folder for the Hub, they keep their codes."""
+    coded = small_artifact("rnn", {"cells": 8}, "coded")
+    plain = small_artifact("rnn", {"cells": 8}, "float32", seed=1)
+    one, other, mean, both = (tmp_path / f"{name}.reeltag" for name in ("one", "other", "mean", "both"))
+    save_artifact(one, coded)
+    save_artifact(other, plain)
+    assert main(["average", str(one), str(other), "--out", str(mean)]) == 0
+    averaged, floats = load_artifact(mean).members[0].state, dequantize_state(coded.members[0].state)
+    for name, value in plain.members[0].state.items():
+        torch.testing.assert_close(averaged[name], (floats[name] + value) / 2)
+    assert main(["combine", str(one), str(other), "--weights", "0.3,0.7", "--out", str(both)]) == 0
+    assert main(["share", str(one), "--out", str(tmp_path / "shared")]) == 0
+    for path in (both, tmp_path / "shared" / SHARED_FILE):
+        state = load_artifact(path).members[0].state
+        assert stored_as(state) == "coded"
+        for name, value in coded.members[0].state.items():
+            for part, tensor in value.parts().items():
+                assert torch.equal(state[name].parts()[part], tensor)
+    frames = videos()[0].numpy()
+    first, second = (reeltag.load(path).predict(frames) for path in (one, other))
+    np.testing.assert_allclose(reeltag.load(both).predict(frames), 0.3 * first + 0.7 * second, atol=1e-6)
+    np.testing.assert_array_equal(reeltag.load(tmp_path / "shared").predict(frames), first)
+    assert "coded" in (tmp_path / "shared" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("mode", ["bf16", "fast"])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 
-from reeltag.artifact.file import Artifact, load_artifact, save_artifact
+from reeltag.artifact.file import Artifact, load_artifact, save_artifact, tensor_bytes
+from reeltag.artifact.quantization.encodings import QuantizedTensor
 from reeltag.artifact.quantization.quantize import quantized_bytes
 from reeltag.artifact.quantization.sizes import Encoding
 from reeltag.core.errors import ArtifactError, UsageError
@@ -27,9 +28,12 @@ class ImportedModelStages(MemberStages):
         return f"import.{self.name}"
 
     def sizes(self, encoding: Encoding) -> list[int]:
-        """Return the bytes of the tensors in an encoding."""
+        """Return the bytes of the tensors in an encoding; those that are quantized stay as they are in the file."""
         (member,) = self._imported.members
-        return [quantized_bytes(member.state, encoding)]
+        stored = tensor_bytes(self.recipe.imported[self.name])[member.name]
+        kept = [name for name, value in member.state.items() if isinstance(value, QuantizedTensor)]
+        others = {name: value for name, value in member.state.items() if name not in kept}
+        return [quantized_bytes(others, encoding) + sum(stored[name] for name in kept)]
 
     def source_stages(self) -> list[Stage]:
         """Return the stage that imports the file; it depends on the file's content, not on its path."""
