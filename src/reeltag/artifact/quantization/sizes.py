@@ -6,7 +6,7 @@ A file takes fewer where entropy coding saves some, which depends on the codes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 from reeltag.models.shapes import TensorShapes
@@ -20,8 +20,8 @@ DATA_FREE: tuple[Encoding, ...] = tuple(encoding for encoding in ENCODINGS if en
 MIN_ELEMENTS = 17_000
 LEVELS = 256  # values of a codebook
 GROUP = 64  # elements that share a scale in 4 bits
-# The least that entropy coding leaves of a file's bytes: a quarter of a bit a weight of `coded`; trained weights in
-# other encodings keep more than half.
+# The least that entropy coding leaves of a large tensor's bytes: a quarter of a bit a weight of `coded`; trained
+# weights in other encodings keep more than half.
 LEAST_LEFT: dict[Encoding, float] = {"float32": 1.0, "coded": 1 / 32}
 
 
@@ -55,9 +55,16 @@ def tagger_bytes(shapes: TensorShapes, encoding: Encoding) -> int:
     )
 
 
-def least_bytes(size: int, encoding: Encoding) -> int:
-    """Return the fewest bytes that tensors of so many bytes can take after entropy coding."""
-    return int(size * LEAST_LEFT.get(encoding, 0.5))
+def least_bytes(shapes: Iterable[Sequence[int]], encoding: Encoding) -> int:
+    """Return the fewest bytes that float tensors can take after entropy coding, the large ones in an encoding.
+
+    Small ones stay float32; beside `coded` weights they are float16, of which entropy coding leaves half.
+    """
+    left, small = LEAST_LEFT.get(encoding, 0.5), 1 if encoding == "coded" else 4
+    return sum(
+        int(left * encoded_bytes(shape, encoding)) if is_quantized(shape) else small * math.prod(shape)
+        for shape in shapes
+    )
 
 
 def channel_count(shape: Sequence[int]) -> int:
