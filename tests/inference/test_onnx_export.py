@@ -38,15 +38,20 @@ from small_models import (
     small_artifact,
     small_tagger,
     stirred,
+    stored_in,
     videos,
     with_options,
 )
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+from onnx import TensorProto  # noqa: E402
+
 from reeltag.artifact.onnx import model as onnx_model  # noqa: E402
 from reeltag.artifact.onnx import poolings  # noqa: E402
 from reeltag.artifact.onnx import weights as onnx_weights  # noqa: E402
+from reeltag.artifact.onnx.graph import OPSET, Graph  # noqa: E402
+from reeltag.artifact.onnx.weights import Weights  # noqa: E402
 from reeltag.inference import onnx_export  # noqa: E402
 from reeltag.inference.onnx_export import generated_batches, save_onnx  # noqa: E402
 from reeltag.inference.onnx_session import DISABLED, ENTRIES, open_onnx  # noqa: E402
@@ -140,6 +145,23 @@ def test_not_a_number_stays_one(encoding, everything_is_large, tmp_path):
         assert np.isnan(probabilities(path, mode, frames, lengths)).all(), mode
         (predicted,) = predict_batches(in_mode(ensemble, mode).model, [batch])
         assert predicted.probabilities.isnan().all(), mode
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("mode", ["exact", "small", "fast"])
+def test_a_product_is_not_a_number_where_one_input_is(mode, encoding, tmp_path):
+    """findings/onnxruntime-int8-product-drops-nan.sh: the 8-bit kernel alone loses it, unless all inputs are NaN."""
+    graph = Graph()
+    weights = Weights(graph, {"w": stored_in(encoding, torch.randn(16, 9))}, "m")
+    product = weights.product(graph.input("frames", TensorProto.FLOAT, ["B", 16]), "w")
+    graph.output("y", product, TensorProto.FLOAT, ["B", 9])
+    graph.model.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    (tmp_path / "m.onnx").write_bytes(graph.model.SerializeToString())
+    x = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
+    (finite,) = open_onnx(tmp_path / "m.onnx", mode, threads=1).run(None, {"frames": x})
+    x[range(16), range(16)] = np.nan
+    (outputs,) = open_onnx(tmp_path / "m.onnx", mode, threads=1).run(None, {"frames": x})
+    assert np.isfinite(finite).all() and np.isnan(outputs).all()
 
 
 @pytest.mark.parametrize("encoding", ["uniform-8", "coded"])

@@ -135,8 +135,8 @@ class Weights:
 class _Affine:
     """8-bit codes of evenly spaced values, value = scale·(code − zero) + rest.
 
-    ONNX's zero points are integers. `rest` is the remainder of the true zero point; a product adds it as Σx·rest, also
-    where it is 0, since engines that round x to integers lose its NaN otherwise.
+    ONNX's zero points are integers. `rest` is the remainder of the true zero point; a product adds it as Σx·rest. Where
+    it is 0, that keeps the NaN of x, which the 8-bit kernel of onnxruntime loses.
 
     Attributes:
         codes: `uint8` or `int8`, in the tensor's shape.
