@@ -78,6 +78,17 @@ def test_fast_keeps_coded_weights_exactly(family, form, everything_is_large):
         assert any(state[name].outputs_first for name in matrices)
 
 
+@pytest.mark.parametrize("build", [dequantized_state, quantized_state, int8_state])
+def test_small_matrices_beside_coded_weights_are_dequantized_once(build):
+    """They are stored in float16, and 8 bits would change them."""
+    small = stored_in("float16", matrix(20, 30))
+    prepared = build({"head.gates": small, "hidden.weight": small})
+    for weight in prepared.values():
+        assert type(weight) is torch.Tensor and torch.equal(weight, small.dequantize())
+    bf16 = dequantized_state({"hidden.weight": small}, torch.bfloat16)["hidden.weight"]
+    assert torch.equal(bf16, small.dequantize()) and bf16.dtype == torch.float32
+
+
 @pytest.mark.parametrize("build", [quantized_state, int8_state])
 def test_a_coded_weight_whose_outputs_come_first_is_applied_exactly(build):
     codes = torch.randint(-127, 128, (90, 200), dtype=torch.int8)

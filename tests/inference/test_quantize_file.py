@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (VIDEOS, 4, SCHEMA.width), dtype=np.uint8)
     best = np.argsort(-in_mode(artifact, "exact").predict(frames), axis=1)[:, :LABELS]
-    for name, labels, count in (("videos", best, VIDEOS), ("unlabelled", None, VIDEOS), ("few", best, 100)):
+    for name, labels, count in (("videos", best, VIDEOS), ("unlabelled", None, VIDEOS), ("few", best, 12)):
         parts = [tuple(np.split(each, [SCHEMA.widths[0]], axis=1)) for each in frames[:count]]
         made = [Video(f"v{n}", None if labels is None else labels[n], part) for n, part in enumerate(parts)]
         write_shard(folder / f"{name}.tfrecord", (encode(each, SCHEMA) for each in made))
@@ -95,7 +95,7 @@ def test_all_members_of_an_ensemble_are_encoded_and_those_in_8_bits_stay(folder,
     ("encoding", "shards", "max_loss", "message"),
     [
         ("coded", None, None, "coded needs videos .*; give shards of the training data"),
-        ("coded", "few", None, "100 calibration videos: coded needs 500 or more for these features; give more shards"),
+        ("coded", "few", None, "12 calibration videos: coded needs 500 or more for these features; give more shards"),
         ("coded", "nowhere", None, r"nowhere\.tfrecord: no file in "),
         ("coded", "videos", -0.1, "max_loss -0.1: must be 0 or more"),
         ("coded", "videos", float("nan"), "max_loss nan: must be 0 or more"),
@@ -108,6 +108,12 @@ def test_arguments_that_do_not_fit_are_refused(folder, tmp_path, encoding, shard
     with pytest.raises(UsageError, match=message):
         reeltag.quantize_file(folder / "m.reeltag", tmp_path / "out", encoding, calibrate=calibrate, max_loss=max_loss)
     assert not list(tmp_path.iterdir())
+
+
+def test_features_need_as_many_videos_as_they_have_values(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LEAST_VIDEOS", 1)
+    with pytest.raises(UsageError, match=r"12 calibration videos: coded needs 16 or more for these features"):
+        reeltag.quantize_file(folder / "m.reeltag", tmp_path / "out", "coded", calibrate=folder / "few.tfrecord")
 
 
 def test_unlabelled_videos_are_refused(folder, tmp_path):
