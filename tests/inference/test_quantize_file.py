@@ -155,6 +155,13 @@ def test_an_interrupted_command_leaves_nothing(folder, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_killed_command_left_is_removed(folder, tmp_path):
+    for name in (".out.1.partial", "..out.1-a.partial.1-b.partial", ".another.out.1.partial"):
+        (tmp_path / name).touch()
+    reeltag.quantize_file(folder / "m.reeltag", tmp_path / "out", "float16")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".another.out.1.partial"}
+
+
 def interrupted():
     raise KeyboardInterrupt
 
