@@ -27,6 +27,7 @@ from reeltag.data.schema import Feature, Schema
 from reeltag.inference.predictor import Predictor, load
 from reeltag.models.families import parse_config
 from reeltag.models.tagger import build_tagger
+from small_models import in_encoding
 
 SCHEMA = Schema(features=(Feature(name="rgb", width=48), Feature(name="audio", width=8)), classes=20)
 NAMES = tuple(f"class {number}" for number in range(20))
@@ -215,7 +216,7 @@ def test_a_coded_tensor_that_the_model_does_not_need_is_not_decoded(ensemble, tm
 def test_every_encoding_survives_saving_and_loading(tmp_path, encoding):
     config = parse_config({"family": "mean", "hidden": 400})
     state = build_tagger(config, SCHEMA.widths, 20, 0).state_dict()
-    artifact = quantize_artifact(Artifact(SCHEMA, None, (Member("m", config, 1.0, state),), {}), encoding)
+    artifact = in_encoding(Artifact(SCHEMA, None, (Member("m", config, 1.0, state),), {}), encoding)
     save_artifact(tmp_path / "m.reeltag", artifact)
     back = load_artifact(tmp_path / "m.reeltag")
     for name, value in dequantize_state(artifact.members[0].state).items():

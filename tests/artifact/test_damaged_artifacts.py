@@ -14,6 +14,7 @@ from fuzz.forge import Tensor, decoded, plain, put_together, take_apart
 
 import tensor_mutants as mutants
 from reeltag.artifact.file import load_artifact, save_artifact
+from reeltag.artifact.quantization.encodings import CodedTensor
 from reeltag.artifact.quantization.sizes import ENCODINGS
 from reeltag.core import tensorfile
 from reeltag.core.errors import ArtifactError, UsageError
@@ -23,33 +24,46 @@ from reeltag.training import checkpoint
 from small_models import CLASSES, FORMS, small_artifact
 
 ROOM = 24 << 20  # most bytes by which the process that opens the mutants, of some kilobytes each, may grow
-FAMILIES = ["netvlad", "dbof", "mean", "netfv", "rnn", "nextvlad", "attention"]
+FAMILIES = ["netvlad", "dbof", "mean", "netfv", "rnn", "nextvlad", "attention", "rnn"]
+# A model whose codes are stored with entropy coding, which saves too little of the others.
+STREAMS = "streams.reeltag"
 
 
-@pytest.fixture
-def models(tmp_path, everything_is_large):
-    """Write a small file of each encoding, each of another family, an ensemble with label names, and coded codes."""
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Write a small file of each encoding and of each family, an ensemble with label names, and one of streams."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reeltag.artifact.quantization.sizes.MIN_ELEMENTS", 8)
+        return written(tmp_path_factory.mktemp("models"))
+
+
+def written(folder):
     paths = []
     for family, encoding in zip(FAMILIES, ENCODINGS, strict=True):
-        paths.append(tmp_path / f"{encoding}.reeltag")
+        paths.append(folder / f"{encoding}.reeltag")
         save_artifact(paths[-1], small_artifact(family, FORMS.get(family, [{}])[0], encoding))
     members = [
         replace(load_artifact(path).members[0], name=f"m{number}", weight=weight)
-        for number, (path, weight) in enumerate(zip(paths[:3], (0.5, 0.25, 0.25), strict=True))
+        for number, (path, weight) in enumerate(zip((*paths[:2], paths[-1]), (0.5, 0.25, 0.25), strict=True))
     ]
     one = load_artifact(paths[0])
     names = tuple(f"Klasse {number} é" for number in range(CLASSES))
     provenance = {"recipe": "x", "versions": {"reeltag": "0"}, "holdout_gap": {"file": 0.5}, "list": [1, [2.5, None]]}
     together = replace(one, members=tuple(members), label_names=names, provenance=provenance)
-    save_artifact(tmp_path / "ensemble.reeltag", together)
-    save_artifact(tmp_path / "coded.reeltag", small_artifact("mean", {}, hidden=600))
-    return [*paths, tmp_path / "ensemble.reeltag", tmp_path / "coded.reeltag"]
+    save_artifact(folder / "ensemble.reeltag", together)
+    both = [
+        small_artifact("mean", {}, encoding, hidden=hidden).members[0]
+        for encoding, hidden in (("uniform-8", 600), ("coded", 150))
+    ]
+    streams = [replace(each, name=name, weight=0.5) for each, name in zip(both, "ab", strict=True)]
+    save_artifact(folder / STREAMS, replace(one, members=tuple(streams)))
+    return [*paths, folder / "ensemble.reeltag", folder / STREAMS]
 
 
 def test_every_mutant_without_recomputed_checksums_is_refused(models, tiny_manifests, promise):
     damage, kept = [mutants.blind, mutants.by_hand], intermediates(models[0].parent, tiny_manifests["train"])
     count, few, forged = promise.amount(400, 50_100), promise.amount(40, 3_000), promise.amount(300, 20_000)
-    streams, coded = promise.amount(60, 50_000), [mutants.write_coded(models[0].with_name("coded"))]
+    streams, coded = promise.amount(60, 50_000), [mutants.write_coded(models[0].with_name("arrays"))]
     jobs = [
         (mutants.predicts, models, damage, count, 0),
         *((opener, [path], damage, few, 1) for path, opener in kept),
@@ -70,8 +84,8 @@ def test_every_mutant_without_recomputed_checksums_is_refused(models, tiny_manif
     slowest = max(seconds for _, _, seconds, _ in (*damaged, sealed, recoded))
     promise.found(
         9,
-        f"{refused[0]:,} mutants of {len(models)} models in 7 encodings and {sum(refused[1:]):,} of a checkpoint, "
-        f"predictions and a manifest: all refused, the file named; {forged:,} with recomputed checksums: "
+        f"{refused[0]:,} mutants of {len(models)} models in {len(ENCODINGS)} encodings and {sum(refused[1:]):,} of a "
+        f"checkpoint, predictions and a manifest: all refused, the file named; {forged:,} with recomputed checksums: "
         f"{sealed[0]:,} refused, {len(sealed[1]):,} are models that tag; {streams:,} of coded arrays: "
         f"{recoded[0]:,} refused, {len(recoded[1]):,} read exactly; slowest {slowest:.2f} s, "
         f"and the process grew by {growth / 2**20:.1f} MiB",
@@ -101,10 +115,11 @@ def test_the_safetensors_library_reads_and_writes_the_same_bytes(models, tiny_ma
             assert safetensors.numpy.save(arrays, peer.metadata()) == content
         assert arrays.keys() == set(file.names)
         coded = take_apart(content)[1].get("coded", {})
-        assert bool(coded) == (path.name == "coded.reeltag")
+        assert bool(coded) == (path.name == STREAMS)
         for name, array in arrays.items():
             if name in coded:
-                array = np.frombuffer(decoded(coded[name], array.tobytes()), np.uint8).reshape(coded[name]["shape"])
+                dtype = {"U8": np.uint8, "I8": np.int8}[coded[name]["dtype"]]
+                array = np.frombuffer(decoded(coded[name], array.tobytes()), dtype).reshape(coded[name]["shape"])
             np.testing.assert_array_equal(file.read(name), array)
             assert file.read(name).dtype == array.dtype
 
@@ -113,6 +128,15 @@ def test_a_file_written_by_the_documented_format_has_the_same_bytes(models):
     for path in models:
         tensors, content = take_apart(path.read_bytes())
         assert put_together(tensors, plain(content)) == path.read_bytes()
+
+
+def test_coded_weights_are_among_the_streams(models):
+    tensors, content = take_apart(models[-1].read_bytes())
+    kinds = {name.partition("/")[0]: coded["dtype"] for name, coded in content["coded"].items()}
+    assert kinds == {"a": "U8", "b": "I8"}
+    assert tensors["b/hidden.weight"].dtype == "U8" and tensors["b/hidden.weight#steps"].dtype == "F16"
+    coded = load_artifact(models[ENCODINGS.index("coded")]).members[0].state
+    assert {value.outputs_first for value in coded.values() if isinstance(value, CodedTensor)} == {True, False}
 
 
 def test_codes_are_memory_mapped_and_floats_are_copied(models):

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import golden
+from reeltag.artifact.file import Artifact, Member, quantize_artifact
 from reeltag.artifact.quantization.encodings import assemble
 from reeltag.artifact.quantization.quantize import (
     dequantize_state,
@@ -18,10 +19,11 @@ from reeltag.artifact.quantization.quantize import (
     quantized_bytes,
     stored_as,
 )
-from reeltag.artifact.quantization.sizes import ENCODINGS
+from reeltag.artifact.quantization.sizes import DATA_FREE, ENCODINGS
 from reeltag.core.errors import UsageError
 from reeltag.models.families import parse_config
 from reeltag.models.tagger import meta_tagger
+from small_models import SCHEMA, stored_in
 
 ARRAYS = golden("quant_uniform")
 NAMES = [key[2:] for key in ARRAYS if key.startswith("x:")]
@@ -126,8 +128,8 @@ def weights():
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_the_size_of_an_encoding_follows_from_the_shape(weights, encoding):
     for tensor in (weights, weights.flatten(), weights.view(7, 43, 97)):
-        quantized = quantize_tensor(tensor, encoding)
-        assert quantized.nbytes == quantized_bytes({"w": tensor.to("meta")}, encoding)
+        quantized, most = stored_in(encoding, tensor), quantized_bytes({"w": tensor.to("meta")}, encoding)
+        assert quantized.nbytes == most or (encoding == "coded" and tensor.numel() < quantized.nbytes < most)
         back = dequantize_state({"w": quantized})["w"]
         assert (back.shape, back.dtype) == (tensor.shape, torch.float32)
         if encoding == "float32":
@@ -199,7 +201,7 @@ def test_values_beyond_the_range_of_float16_are_refused(encoding):
 
 @pytest.mark.parametrize("encoding", ENCODINGS[1:])
 def test_inconsistent_parts_are_not_assembled(weights, encoding):
-    parts = quantize_tensor(weights, encoding).parts()
+    parts = stored_in(encoding, weights).parts()
     assert assemble({**parts, "more": torch.zeros(1)}) is None
     for name, part in parts.items():
         assert assemble({**parts, name: part.double()}) is None
@@ -209,7 +211,7 @@ def test_inconsistent_parts_are_not_assembled(weights, encoding):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.sampled_from(ENCODINGS), st.floats(-10, 10, width=32), st.floats(0.125, 8, width=32))
+@given(st.sampled_from(DATA_FREE), st.floats(-10, 10, width=32), st.floats(0.125, 8, width=32))
 def test_errors_of_every_encoding_are_bounded(encoding, middle, width):
     tensor = torch.full((20, 13), middle) + torch.rand(20, 13, generator=torch.Generator().manual_seed(1)) * width
     back = dequantize_state({"w": quantize_tensor(tensor, encoding)})["w"]
@@ -232,6 +234,57 @@ def test_errors_of_every_encoding_are_bounded(encoding, middle, width):
 def test_encodings_are_reported_by_their_names_in_recipes(encoding, name):
     state = {"large": torch.randn(200, 100), "small": torch.randn(8)}
     assert stored_as(quantize_state(state, encoding)) == name
+
+
+def test_coded_tensors_are_reported_by_their_name():
+    coded, half = stored_in("coded", torch.randn(200, 100)), stored_in("float16", torch.randn(8))
+    assert stored_as({"large": coded, "small": half}) == "coded"
+    assert stored_as({"small": half}) == "float16"
+
+
+@pytest.mark.parametrize("large", [True, False], ids=["large", "small"])
+def test_coded_needs_videos(large):
+    tensor = torch.randn(200, 100) if large else torch.randn(8)
+    config = parse_config({"family": "mean"})
+    artifact = Artifact(SCHEMA, None, (Member("m", config, 1.0, {"w": tensor}),), {})
+    for call in (
+        lambda: quantize_tensor(tensor, "coded"),
+        lambda: quantize_state({"w": tensor}, "coded"),
+        lambda: quantize_artifact(artifact, "coded"),
+    ):
+        with pytest.raises(UsageError, match=r"coded needs videos that .* --encoding coded --calibrate SHARDS"):
+            call()
+
+
+CODES = torch.zeros(3, 4, 5, dtype=torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("codes", "steps", "fits"),
+    [
+        (CODES[0], (1, 5), True),
+        (CODES[0], (4, 1), True),
+        (CODES[0], (1, 1), True),
+        (CODES[0, 0], (1,), True),
+        (CODES[0, 0], (5,), True),
+        (CODES, (1, 1, 5), True),
+        (CODES, (3, 1, 1), True),
+        (CODES, (1, 4, 1), False),
+        (CODES, (3, 1, 5), False),
+        (CODES[0], (4, 5), False),
+        (CODES[0], (5,), False),
+        (CODES[0], (1, 4), False),
+        (CODES[0], (5, 1), False),
+        (CODES[0, 0, 0], (), False),
+        (CODES[0, 0, 0], (1,), False),
+    ],
+    ids=str,
+)
+def test_steps_of_codes_belong_to_the_first_or_the_last_dimension(codes, steps, fits):
+    for dtype in (torch.float16, torch.float32):
+        assert (assemble({"": codes, "steps": torch.ones(steps, dtype=dtype)}) is not None) == fits
+    assert assemble({"": codes, "steps": torch.ones(steps, dtype=torch.bfloat16)}) is None
+    assert assemble({"": codes.to(torch.uint8), "steps": torch.ones(steps)}) is None
 
 
 def slow_uniform(tensor):

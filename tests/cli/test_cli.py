@@ -11,9 +11,11 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from fuzz.forge import decoded, take_apart
 
 import reeltag
-from reeltag.artifact.file import Artifact, Member, load_artifact, save_artifact
+from reeltag.artifact.file import SHARED_FILE, Artifact, Member, load_artifact, save_artifact
+from reeltag.artifact.quantization.quantize import dequantize_state, stored_as
 from reeltag.artifact.quantization.sizes import ENCODINGS
 from reeltag.cli.main import main
 from reeltag.cli.options import Mode
@@ -25,6 +27,7 @@ from reeltag.data.shards import Shards
 from reeltag.inference import predictor
 from reeltag.models.families import parse_config
 from reeltag.models.tagger import build_tagger
+from small_models import small_artifact, videos
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +271,39 @@ def test_inspect_shows_settings_and_provenance_in_lines_to_read(capsys, tiny_sch
     assert "  gap       file 0.333333, of none" in lines
 
 
+def test_inspect_shows_bits_and_zeros_of_coded_tensors(capsys, tmp_path, everything_is_large):
+    """Compare with the bytes in the file, and with codes decoded by hand."""
+    coded, plain = small_artifact("netvlad", {"clusters": 4}, "coded", hidden=40), small_artifact("rnn", {"cells": 8})
+    members = [replace(each.members[0], name=name, weight=0.5) for each, name in ((coded, "a"), (plain, "b"))]
+    path = tmp_path / "m.reeltag"
+    save_artifact(path, replace(coded, members=tuple(members)))
+    assert main(["inspect", str(path), "--json"]) == 0
+    ((member, rates),) = json.loads(capsys.readouterr().out)["coded"].items()
+    assert member == "a"
+    tensors, content = take_apart(path.read_bytes())
+    names = [name.removesuffix("#steps") for name in tensors if name.endswith("#steps")]
+    assert {f"a/{name}" for name in rates} == {*names, "a/all"}
+    counts = []
+    for name in names:
+        entry, stored = content["coded"].get(name), tensors[name].data
+        codes = np.frombuffer(decoded(entry, stored) if entry else stored, np.int8)
+        size = len(stored) + len(tensors[f"{name}#steps"].data)
+        counts.append((codes.size, 8 * size, (codes == 0).sum()))
+        rate = rates[name.removeprefix("a/")]
+        assert (rate["weights"], rate["bits"]) == (codes.size, 8 * size / codes.size)
+        assert rate["zeros"] == pytest.approx((codes == 0).mean())
+    weights, bits, zeros = np.sum(counts, 0)
+    assert rates["all"] == {
+        "weights": weights,
+        "bits": pytest.approx(bits / weights),
+        "zeros": pytest.approx(zeros / weights),
+    }
+    assert main(["inspect", str(path)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(" " * 10)]
+    for name, rate in rates.items():
+        assert [name, f"{rate['weights']:,}", f"{rate['bits']:.2f}", f"{rate['zeros']:.1%}"] in rows
+
+
 def test_quantising_what_is_quantised_already_is_told_and_writes_nothing(capsys, model, tmp_path, monkeypatch):
     out = tmp_path / "twice.reeltag"
     assert main(["quantize", model, "--out", str(out)]) == 0
@@ -303,6 +339,32 @@ def test_quantize_and_average_write_models_that_tag(model, tmp_path, capsys):
     assert "give two or more models" in fails(capsys, "average", model, "--out", tmp_path / "one.reeltag")
     assert "given more than once" in fails(capsys, "average", model, model, "--out", tmp_path / "one.reeltag")
     assert not (tmp_path / "one.reeltag").exists()
+
+
+def test_coded_models_are_averaged_combined_and_shared(tmp_path, everything_is_large):
+    """Averaging dequantizes them; in an ensemble, and in a folder for the Hub, they keep their codes."""
+    coded = small_artifact("rnn", {"cells": 8}, "coded")
+    plain = small_artifact("rnn", {"cells": 8}, "float32", seed=1)
+    one, other, mean, both = (tmp_path / f"{name}.reeltag" for name in ("one", "other", "mean", "both"))
+    save_artifact(one, coded)
+    save_artifact(other, plain)
+    assert main(["average", str(one), str(other), "--out", str(mean)]) == 0
+    averaged, floats = load_artifact(mean).members[0].state, dequantize_state(coded.members[0].state)
+    for name, value in plain.members[0].state.items():
+        torch.testing.assert_close(averaged[name], (floats[name] + value) / 2)
+    assert main(["combine", str(one), str(other), "--weights", "0.3,0.7", "--out", str(both)]) == 0
+    assert main(["share", str(one), "--out", str(tmp_path / "shared")]) == 0
+    for path in (both, tmp_path / "shared" / SHARED_FILE):
+        state = load_artifact(path).members[0].state
+        assert stored_as(state) == "coded"
+        for name, value in coded.members[0].state.items():
+            for part, tensor in value.parts().items():
+                assert torch.equal(state[name].parts()[part], tensor)
+    frames = videos()[0].numpy()
+    first, second = (reeltag.load(path).predict(frames) for path in (one, other))
+    np.testing.assert_allclose(reeltag.load(both).predict(frames), 0.3 * first + 0.7 * second, atol=1e-6)
+    np.testing.assert_array_equal(reeltag.load(tmp_path / "shared").predict(frames), first)
+    assert "coded" in (tmp_path / "shared" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("mode", ["bf16", "fast"])

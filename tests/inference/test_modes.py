@@ -13,7 +13,7 @@ import torch
 
 import reeltag
 from reeltag.artifact.file import save_artifact
-from reeltag.artifact.quantization.encodings import QuantizedTensor
+from reeltag.artifact.quantization.encodings import CodedTensor, QuantizedTensor
 from reeltag.artifact.quantization.linear import (
     INT8_ROWS,
     Int8Weight,
@@ -27,7 +27,7 @@ from reeltag.artifact.quantization.quantize import quantize_tensor
 from reeltag.artifact.quantization.sizes import ENCODINGS
 from reeltag.core.errors import ArtifactError, UsageError
 from reeltag.inference.predictor import WEIGHTS, Predictor
-from small_models import battery, in_mode, small_artifact, videos
+from small_models import battery, in_mode, small_artifact, stored_in, videos
 
 
 def matrix(rows, columns, seed=0):
@@ -35,7 +35,7 @@ def matrix(rows, columns, seed=0):
 
 
 @battery
-@pytest.mark.parametrize("encoding", ["uniform-8", "group-4"])
+@pytest.mark.parametrize("encoding", ["uniform-8", "group-4", "coded"])
 def test_small_equals_exact_and_fast_is_close_for_every_family(family, form, encoding, everything_is_large):
     ensemble = small_artifact(family, form, encoding)
     weights = quantized_state(ensemble.members[0].state).values()
@@ -44,6 +44,59 @@ def test_small_equals_exact_and_fast_is_close_for_every_family(family, form, enc
     exact, small, fast = (in_mode(ensemble, mode).predict(frames, lengths) for mode in ("exact", "small", "fast"))
     np.testing.assert_allclose(small, exact, atol=2e-6)
     assert np.abs(fast - exact).max() < 0.2 * exact.std()
+
+
+@battery
+def test_coded_models_compute_with_the_values_of_their_codes(family, form, everything_is_large):
+    """Compare with a model of plain weights, each the product of its code and its step."""
+    ensemble = small_artifact(family, form, "coded")
+    (member,) = ensemble.members
+    plain = {
+        name: torch.from_numpy(each.codes.numpy() * each.steps.numpy().astype(np.float32))
+        if isinstance(each, CodedTensor)
+        else each
+        for name, each in member.state.items()
+    }
+    plain = replace(ensemble, members=(replace(member, state=plain),))
+    frames, lengths = videos()[0].numpy(), np.array([7, 3, 7, 1, 5, 2])
+    for mode, tolerance in (("exact", 0), ("bf16", 0.05), ("small", 2e-6)):
+        expected = in_mode(plain, "exact").predict(frames, lengths)
+        np.testing.assert_allclose(in_mode(ensemble, mode).predict(frames, lengths), expected, rtol=0, atol=tolerance)
+
+
+@battery
+def test_fast_keeps_coded_weights_exactly(family, form, everything_is_large):
+    """Also those whose outputs come first, which are in no 8-bit product."""
+    state = small_artifact(family, form, "coded").members[0].state
+    matrices = [name for name, value in state.items() if isinstance(value, CodedTensor) and len(value.size) == 2]
+    prepared = int8_state(state)
+    for name in matrices:
+        expected = state[name].dequantize()
+        torch.testing.assert_close(prepared[name].stored.dequantize(), expected, rtol=1e-7, atol=0)
+        assert (type(prepared[name]) is Int8Weight) == (not state[name].outputs_first)
+    if family in ("attention", "nextvlad"):
+        assert any(state[name].outputs_first for name in matrices)
+
+
+@pytest.mark.parametrize("build", [dequantized_state, quantized_state, int8_state])
+def test_small_matrices_beside_coded_weights_are_dequantized_once(build):
+    """They are stored in float16, and 8 bits would change them."""
+    small = stored_in("float16", matrix(20, 30))
+    prepared = build({"head.gates": small, "hidden.weight": small})
+    for weight in prepared.values():
+        assert type(weight) is torch.Tensor and torch.equal(weight, small.dequantize())
+    bf16 = dequantized_state({"hidden.weight": small}, torch.bfloat16)["hidden.weight"]
+    assert torch.equal(bf16, small.dequantize()) and bf16.dtype == torch.float32
+
+
+@pytest.mark.parametrize("build", [quantized_state, int8_state])
+def test_a_coded_weight_whose_outputs_come_first_is_applied_exactly(build):
+    codes = torch.randint(-127, 128, (90, 200), dtype=torch.int8)
+    stored = CodedTensor(codes, torch.linspace(0.001, 0.02, 90).half()[:, None])
+    weight, x = build({"w": stored})["w"], matrix(3, 200)
+    expected = x.double() @ (codes.double() * stored.steps.double()).T
+    torch.testing.assert_close(torch.nn.functional.linear(x, weight).double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(matrix(3, 90) @ weight, matrix(3, 90) @ stored.dequantize())
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("small", QuantizedWeight), ("fast", Int8Weight)])
@@ -58,7 +111,7 @@ def test_the_large_products_use_the_codes(mode, kind, everything_is_large, monke
 
 @pytest.mark.parametrize("encoding", [encoding for encoding in ENCODINGS if encoding != "float32"])
 def test_rows_of_a_quantized_matrix_dequantize_to_the_same_rows(encoding):
-    stored = quantize_tensor(matrix(200, 24), encoding)
+    stored = stored_in(encoding, matrix(200, 24))
     assert isinstance(stored, QuantizedTensor) and stored.size == (200, 24)
     torch.testing.assert_close(stored.rows(slice(64, 192)).dequantize(), stored.dequantize()[64:192], rtol=0, atol=0)
     torch.testing.assert_close(stored.rows(slice(192, 448)).dequantize(), stored.dequantize()[192:], rtol=0, atol=0)

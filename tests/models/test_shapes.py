@@ -7,11 +7,12 @@ from collections import Counter
 import pytest
 from torch import Tensor
 
+from reeltag.artifact.file import save_artifact, stored_bytes
 from reeltag.artifact.quantization.quantize import quantized_bytes
-from reeltag.artifact.quantization.sizes import ENCODINGS, tagger_bytes
+from reeltag.artifact.quantization.sizes import ENCODINGS, least_bytes, tagger_bytes
 from reeltag.models.families import FAMILIES
 from reeltag.models.shapes import pooling_shapes, tagger_shapes
-from small_models import CLASSES, WIDTHS, battery, small_tagger, with_options
+from small_models import CLASSES, FORMS, WIDTHS, battery, small_artifact, small_tagger, with_options
 
 
 def check(tagger):
@@ -31,6 +32,18 @@ def test_shapes_are_those_of_the_modules(family, form, everything_is_large):
     shapes, state = check(small_tagger(family, form))
     for encoding in ENCODINGS:
         assert tagger_bytes(shapes, encoding) == quantized_bytes(state, encoding)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("encoding", ["float16", "uniform-8", "coded"])
+def test_the_tensors_of_a_file_take_between_the_least_and_the_most_bytes(
+    family, encoding, tmp_path, everything_is_large
+):
+    artifact = small_artifact(family, FORMS.get(family, [{}])[0], encoding, hidden=60)
+    save_artifact(tmp_path / "m.reeltag", artifact)
+    shapes = tagger_shapes(artifact.members[0].config, WIDTHS, CLASSES)
+    least = least_bytes((*shapes.parameters, *shapes.statistics), encoding)
+    assert least <= stored_bytes(tmp_path / "m.reeltag")["m"] <= tagger_bytes(shapes, encoding)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reeltag.artifact.file import Artifact, Member, load_artifact, quantize_artifact, save_artifact
+from reeltag.artifact.file import Artifact, Member, load_artifact, save_artifact
 from reeltag.artifact.quantization.sizes import ENCODINGS
 from reeltag.core import tensorfile
 from reeltag.core.environment import versions
@@ -24,7 +24,7 @@ from reeltag.pipeline.stages.check import Beside, room
 from reeltag.pipeline.stages.files import MANIFEST, MODEL, PREDICTIONS, SCORES
 from reeltag.pipeline.stages.member import MemberStages
 from reeltag.recipe.schema import Recipe
-from small_models import ALL, SCHEMA, small_tagger, stirred, videos
+from small_models import ALL, SCHEMA, in_encoding, small_tagger, stirred, videos
 
 VIDEOS = 40  # of which a third is held out
 LETTERS = ["a", "Z", " ", '"', "\\", "é", "日", "\U0001f600", "\n", "/"]
@@ -86,7 +86,7 @@ class Ready(MemberStages):
             plain = encoding == "float32"
             path = job.inputs[self.finished] / MODEL if plain else job.inputs[self.quantized] / f"{encoding}.reeltag"
             path.parent.mkdir(exist_ok=True)
-            save_artifact(path, quantize_artifact(one, encoding))
+            save_artifact(path, in_encoding(one, encoding))
             noise = torch.from_numpy(rng.normal(0, 0.4, labels.shape)).float()
             tensors[encoding] = (0.5 * labels + noise).sigmoid()
             scores[encoding] = {"gap": 0.5, "bytes": path.stat().st_size, "seconds": 0.0}
@@ -184,7 +184,7 @@ def test_no_file_is_over_its_budget_and_none_differs_from_its_members(tmp_path, 
                 refused += 1
                 assert not (tmp_path / str(seed) / f"pack-{number}").exists()
                 if recipe.quantization.encodings != "auto":
-                    offered = recipe.quantization.offered
+                    offered = recipe.quantization.candidates
                     fits = [
                         Ready(recipe, name).scores(job)[each]["bytes"] for name in recipe.models for each in offered
                     ]

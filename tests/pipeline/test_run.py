@@ -12,8 +12,8 @@ import torch
 
 import reeltag
 from conftest import TINY_RUN
-from reeltag.artifact.file import Artifact, Member, load_artifact, quantize_artifact, save_artifact
-from reeltag.artifact.quantization.encodings import CodebookTensor
+from reeltag.artifact.file import Artifact, Member, load_artifact, save_artifact, tensor_bytes
+from reeltag.artifact.quantization.encodings import QuantizedTensor
 from reeltag.cli.main import main
 from reeltag.core.progress import Progress
 from reeltag.models.families import parse_config
@@ -21,7 +21,9 @@ from reeltag.models.tagger import build_tagger
 from reeltag.pipeline import executor
 from reeltag.pipeline.plan import plan
 from reeltag.pipeline.run_folder import outputs_at
+from reeltag.pipeline.stages.imported_model import ImportedModelStages
 from reeltag.recipe.load import load_recipe
+from small_models import in_encoding
 
 RECIPE = (
     """
@@ -164,16 +166,22 @@ def test_messages_say_which_part_of_the_hold_out_a_gap_is_from(finished, tmp_pat
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-    """Write a recipe with two imported members, one of them in 8 bits."""
+    """Write a recipe with three imported members, one of them in 8 bits and one coded."""
     folder = tmp_path_factory.mktemp("imported")
     recipe = RECIPE.partition("[models.a]")[0]
-    (folder / "tiny.toml").write_text(recipe + f'[imported]\nx = "{folder}/x.reeltag"\ny = "{folder}/y.reeltag"\n')
+    (folder / "tiny.toml").write_text(
+        recipe + "[imported]\n" + "".join(f'{name} = "{folder}/{name}.reeltag"\n' for name in "xyz")
+    )
     schema = load_recipe(folder / "tiny.toml").data.record_schema
-    for name, table in {"x": {"family": "mean", "hidden": 600}, "y": {"family": "rnn", "cells": 16}}.items():
+    for name, encoding, table in (
+        ("x", "uniform-8", {"family": "mean", "hidden": 600}),
+        ("y", "float32", {"family": "rnn", "cells": 16}),
+        ("z", "coded@0.3", {"family": "mean", "hidden": 1600}),
+    ):
         config = parse_config(table)
         state = build_tagger(config, schema.widths, schema.classes, 1).state_dict()
         artifact = Artifact(schema, None, (Member("elsewhere", config, 1.0, state),), {})
-        save_artifact(folder / f"{name}.reeltag", quantize_artifact(artifact) if name == "x" else artifact)
+        save_artifact(folder / f"{name}.reeltag", in_encoding(artifact, encoding))
     return folder
 
 
@@ -189,10 +197,24 @@ def test_imported_members_are_packed_like_any_other(imported):
         path = imported / f"{member.name}.reeltag"
         (source,) = load_artifact(path).members
         for name, value in source.state.items():
-            if isinstance(value, CodebookTensor):  # quantized tensors stay as they are
-                assert torch.equal(member.state[name].codes, value.codes)
+            if isinstance(value, QuantizedTensor):  # they stay as they are
+                for part, tensor in value.parts().items():
+                    assert torch.equal(member.state[name].parts()[part], tensor)
         expected = expected + weights[member.name] * reeltag.load(path).predict(frames)
     np.testing.assert_allclose(reeltag.load(out / "model.reeltag").predict(frames), expected, atol=1e-3)
+
+
+def test_an_imported_coded_member_counts_with_the_bytes_of_its_file(imported, tmp_path):
+    """Its weights in 8 bits, as they are in memory, would not fit the budget even if coding halved them."""
+    (member,) = load_artifact(imported / "z.reeltag").members
+    size = sum(tensor_bytes(imported / "z.reeltag")["elsewhere"].values())
+    held = sum(value.nbytes for value in member.state.values())
+    budget = (imported / "z.reeltag").stat().st_size + 10_000
+    assert held / 2 > budget
+    arguments = ["run", str(imported / "tiny.toml"), "--out", str(tmp_path), "--set", f"budget_mb={budget / 1e6}"]
+    assert main([*arguments, "--set", 'ensemble.members=["z"]', "--dry-run"]) == 0
+    recipe = load_recipe(imported / "tiny.toml")
+    assert ImportedModelStages(recipe, "z").sizes("uniform-8") == [size]
 
 
 @pytest.mark.parametrize(

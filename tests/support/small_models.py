@@ -1,9 +1,16 @@
 """Small models of every registered family, in their forms and with their options, for tests of models."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from reeltag.artifact.file import Artifact, Member, quantize_artifact
+from reeltag.artifact.quantization.calibration import calibrate
+from reeltag.artifact.quantization.coded import Encoder
+from reeltag.artifact.quantization.encodings import CodedTensor
+from reeltag.artifact.quantization.quantize import quantize_tensor
+from reeltag.data.loader import Batch
 from reeltag.data.schema import Feature, Schema
 from reeltag.inference.predictor import Predictor
 from reeltag.models.families import FAMILIES, parse_config
@@ -13,6 +20,7 @@ WIDTHS, CLASSES = (12, 4), 9
 SCHEMA = Schema(
     features=tuple(Feature(name=f"f{width}", width=width) for width in WIDTHS), classes=CLASSES, max_frames=50
 )
+STEP = 0.02  # of small coded models
 # Forms of a family to test; a family without an entry is tested with its defaults.
 FORMS = {
     "attention": [{"width": 8, "heads": 2, "queries": 3}],
@@ -74,7 +82,39 @@ def small_artifact(family, form, encoding="uniform-8", **options):
     """Build an artifact with one member; with the fixture `everything_is_large` its small weights are quantized too."""
     tagger = stirred(small_tagger(family, form, **options))
     member = Member("m", tagger.config, 1.0, tagger.state_dict())
-    return quantize_artifact(Artifact(SCHEMA, None, (member,), {}), encoding)
+    return in_encoding(Artifact(SCHEMA, None, (member,), {}), encoding)
+
+
+def in_encoding(artifact, encoding):
+    """Quantize an artifact; for `coded` it is calibrated on a few videos of random frames.
+
+    Args:
+        artifact: in float32.
+        encoding: one of `ENCODINGS`, or `coded@STEP` as candidates of recipes are named.
+    """
+    name, _, step = encoding.partition("@")
+    if name != "coded":
+        return quantize_artifact(artifact, name)
+    step = float(step or STEP)
+    members = tuple(replace(member, state=coded_state(member, artifact.schema, step)) for member in artifact.members)
+    return replace(artifact, members=members)
+
+
+def coded_state(member, schema, step):
+    """Encode a member's weights."""
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (8, 3, schema.width), generator=generator).to(getattr(torch, schema.dtype))
+    batch = Batch(("",) * len(frames), frames, torch.full((len(frames),), frames.shape[1]), None)
+    return Encoder(member.state, calibrate(member.build(schema), [batch], seed=0)).encode(step)
+
+
+def stored_in(encoding, tensor):
+    """Store a tensor in any encoding; codes of `coded` are rounded as they are, without calibration."""
+    if encoding != "coded":
+        return quantize_tensor(tensor, encoding)
+    last = tensor.shape[-1] if tensor.ndim > 1 else 1
+    steps = (tensor.abs().reshape(-1, last).amax(0) / 100).half().view(*[1] * (tensor.ndim - 1), last)
+    return CodedTensor((tensor / steps).round().to(torch.int8), steps)
 
 
 def in_mode(ensemble, mode):

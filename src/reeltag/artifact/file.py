@@ -7,7 +7,7 @@ module `core.tensorfile` adds and verifies checksums, and stores arrays of codes
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -295,7 +295,11 @@ def resolve_artifact(model: str | Path) -> Path:
 
 
 def quantize_artifact(artifact: Artifact, encoding: Encoding = "uniform-8") -> Artifact:
-    """Quantize every large tensor of an artifact; tensors that are quantized already stay as they are."""
+    """Quantize every large tensor of an artifact; tensors that are quantized already stay as they are.
+
+    Raises:
+        UsageError: a tensor cannot be stored in the encoding, or the encoding needs calibration videos.
+    """
     members = (replace(member, state=quantize_state(member.state, encoding)) for member in artifact.members)
     return replace(artifact, members=tuple(members))
 
@@ -398,10 +402,20 @@ def stored_bytes(path: Path) -> dict[str, int]:
     Raises:
         ArtifactError: the file is missing or damaged.
     """
-    file, sizes = TensorFile(path), Counter[str]()
-    for name in file.names:
-        sizes[name.partition("/")[0]] += file.stored_bytes(name)
-    del sizes[_PCA]
+    return {member: sum(sizes.values()) for member, sizes in tensor_bytes(path).items()}
+
+
+def tensor_bytes(path: Path) -> dict[str, Counter[str]]:
+    """Return by member and name the bytes that each tensor takes in a file, in all its parts.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
+    file, sizes = TensorFile(path), defaultdict[str, Counter[str]](Counter)
+    for stored in file.names:
+        member, _, name = stored.partition("/")
+        sizes[member][name.partition("#")[0]] += file.stored_bytes(stored)
+    sizes.pop(_PCA, None)
     return dict(sizes)
 
 

@@ -20,6 +20,9 @@ def export(
 ) -> None:
     """Export a model to ONNX: one file with every member, its 8-bit weights and the weighted mean.
 
+    ONNX has no entropy coding, so the export is larger than the model's file, several times where its weights are
+    `coded`, and may exceed the budget of the model's recipe.
+
     The export is compared with the model before it is written. `reeltag.open_onnx` and other engines load it.
 
     Example: reeltag export model.reeltag --format onnx --out model.onnx --check 'shards/*.tfrecord'
@@ -31,16 +34,17 @@ def export(
         top: Output only this many of the most probable classes, with their scores, instead of all probabilities.
         check: Shards on whose first 512 videos the outputs are compared (tolerance 1e-4); random frames by default.
     """
-    from reeltag.artifact.file import resolve_artifact
+    from reeltag.artifact.file import resolve_artifact, stream_artifact
     from reeltag.core.text import megabytes
     from reeltag.inference.onnx_export import export_onnx
 
     size, difference = export_onnx(model, out, top=top, check=check)
     file = resolve_artifact(model)
     inputs = "videos of the shards" if check else "random frames; use --check to compare on real ones"
-    before = file.stat().st_size
+    before, budget = file.stat().st_size, stream_artifact(file)[0].provenance.get("budget", size)
+    beyond = f", beyond the budget of its recipe, {megabytes(budget)}" if size > budget else ""
     text = [
-        f"{out}: {megabytes(size)}, from {megabytes(before)}",
+        f"{out}: {megabytes(size)}, from {megabytes(before)}{beyond}",
         f"probabilities differ by at most {difference:.1e} from the model's, on {inputs}",
     ]
     say({"file": out, "bytes": size, "bytes_before": before, "largest_difference": difference}, text, json)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reeltag.cli.output import Json, say
 from reeltag.core.text import one_line, toml
@@ -19,6 +19,7 @@ _NO_BREAK = "\N{NO-BREAK SPACE}"
 def inspect(model: str, /, *, json: Json = False) -> None:
     """Show the members, weights, sizes, data schema and provenance of a model.
 
+    Of each `coded` tensor it also shows the bits that a weight takes in the file, and the share of codes that are 0.
     Only settings that differ from the defaults are shown; --json prints all of them.
 
     Example: reeltag inspect model.reeltag
@@ -26,20 +27,59 @@ def inspect(model: str, /, *, json: Json = False) -> None:
     Args:
         model: A .reeltag file, a folder that `share` wrote, or a URL.
     """
-    from reeltag.artifact.file import artifact_header, load_artifact, resolve_artifact, stored_bytes
+    from reeltag.artifact.file import artifact_header, load_artifact, resolve_artifact, tensor_bytes
     from reeltag.core.text import counted, megabytes
 
     file = resolve_artifact(model)
-    artifact, size, sizes = load_artifact(file), file.stat().st_size, stored_bytes(file)
+    artifact, size, sizes = load_artifact(file), file.stat().st_size, tensor_bytes(file)
+    rates = {member.name: _rates(member, sizes[member.name]) for member in artifact.members}
     lines = [f"{model}: {megabytes(size)}, {counted(len(artifact.members), 'member')}", *_data(artifact)]
     for member in artifact.members:
-        lines += _member(member, sizes[member.name])
+        lines += [*_member(member, sum(sizes[member.name].values())), *_table(rates[member.name])]
     if artifact.provenance:
         lines.append("provenance")
         width = max(map(len, map(one_line, artifact.provenance)))
         for key, value in artifact.provenance.items():
             lines += _wrapped(f"  {one_line(key):<{width}}  ", _values(value))
-    say(artifact_header(artifact) | {"bytes": size}, lines, json)
+    coded = {name: {tensor: rate._asdict() for tensor, rate in each.items()} for name, each in rates.items() if each}
+    say(artifact_header(artifact) | {"bytes": size, "coded": coded}, lines, json)
+
+
+class _Rate(NamedTuple):
+    """Rate of a coded tensor.
+
+    Attributes:
+        weights: number of elements.
+        bits: of a weight in the file, on average, with the steps.
+        zeros: share of codes that are 0.
+    """
+
+    weights: int
+    bits: float
+    zeros: float
+
+
+def _rates(member: Member, sizes: Mapping[str, int]) -> dict[str, _Rate]:
+    """Return the rates of a member's coded tensors, and after them that of all together; empty if there are none."""
+    from reeltag.artifact.quantization.encodings import CodedTensor
+
+    coded = {name: value.codes for name, value in member.state.items() if isinstance(value, CodedTensor)}
+    counts = {name: (codes.numel(), sizes[name], int((codes == 0).sum())) for name, codes in coded.items()}
+    totals = {"all": tuple(map(sum, zip(*counts.values(), strict=True)))} if counts else {}
+    return {
+        name: _Rate(weights, 8 * stored / weights, zeros / weights)
+        for name, (weights, stored, zeros) in {**counts, **totals}.items()
+    }
+
+
+def _table(rates: Mapping[str, _Rate]) -> list[str]:
+    """Format the rates of coded tensors, a line for each."""
+    width = max(map(len, rates), default=0)
+    rows = [
+        f"          {one_line(name):<{width}} {each.weights:13,}  {each.bits:11.2f}  {each.zeros:7.1%}"
+        for name, each in rates.items()
+    ]
+    return [f"          {'tensor':<{width}} {'weights':>13}  bits/weight  0 codes", *rows] if rows else []
 
 
 def _data(artifact: Artifact) -> list[str]:

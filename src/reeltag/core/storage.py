@@ -318,9 +318,10 @@ def remove_partials(folder: Path) -> None:
 
 
 def remove_partials_of(path: Path) -> None:
-    """Remove the partial files that killed processes left of one file."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        _remove(leftover)
+    """Remove the partial files that killed processes left of one file, and the partial files of those."""
+    for dots in (".", ".."):
+        for leftover in path.parent.glob(f"{dots}{glob.escape(path.name)}.*.partial"):
+            _remove(leftover)
 
 
 def remove_folder(folder: Path) -> None:

@@ -75,7 +75,7 @@ def save_onnx(path: Path, artifact: Artifact, batches: Iterable[Batch], top: int
         Size of the file in bytes, and the largest difference of a probability.
 
     Raises:
-        BudgetError: the file would exceed the budget that the artifact was packed for.
+        BudgetError: the file would exceed 2 GiB, the limit of ONNX.
         ArtifactError: the probabilities differ by more than 1e-4.
         UsageError: `top` is not from 1 to C, a family has no ONNX form, or onnx or onnxruntime is missing.
     """
@@ -84,9 +84,11 @@ def save_onnx(path: Path, artifact: Artifact, batches: Iterable[Batch], top: int
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'reeltag[onnx]'") from error
     model = build_onnx(artifact, top)
-    size, budget = _size(model), min(artifact.provenance.get("budget", LARGEST), LARGEST)
-    if size > budget:
-        raise BudgetError(f"{path}: would have {megabytes(size)}, {megabytes(size - budget)} over {megabytes(budget)}")
+    if (size := _size(model)) > LARGEST:
+        raise BudgetError(
+            f"{path}: would have {megabytes(size)}, {megabytes(size - LARGEST)} over {megabytes(LARGEST)}, the limit "
+            "of ONNX; export fewer members"
+        )
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
         del model

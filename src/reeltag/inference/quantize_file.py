@@ -7,14 +7,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from reeltag.artifact.file import Artifact, load_artifact, quantize_artifact, save_artifact
 from reeltag.artifact.quantization import calibration
 from reeltag.artifact.quantization.coded import Encoder, coarsest_step
-from reeltag.artifact.quantization.quantize import stored_as
+from reeltag.artifact.quantization.quantize import is_large, stored_as
 from reeltag.artifact.quantization.sizes import Encoding
 from reeltag.core.errors import UsageError
-from reeltag.core.storage import Patterns, find_files, refuse_existing
+from reeltag.core.storage import Patterns, find_files, refuse_existing, remove_partials_of
 from reeltag.core.text import counted
 from reeltag.data.loader import sequential_batches
 from reeltag.data.shards import Shards, scan
@@ -52,30 +53,36 @@ def quantize_file(
     Raises:
         ArtifactError: the model is missing or damaged.
         DataError: a record of the shards is damaged, has no labels, or does not follow the model's schema.
-        UsageError: `out` exists, all large weights are quantized already, shards are missing or given for another
-            encoding than `coded`, or no step of the codes loses so little.
+        UsageError: `out` exists, all large weights are quantized already, shards are missing, too few, or given for
+            another encoding than `coded`, `max_loss` is below 0, or no step of the codes loses so little.
     """
     refuse_existing(Path(out))
+    remove_partials_of(Path(out))
     if encoding != "coded" and (calibrate or max_loss is not None):
         raise UsageError(f"{encoding} needs neither calibration videos nor a largest loss; these are for coded")
     if encoding == "coded" and not calibrate:
-        raise UsageError("coded needs videos that show what errors of weights cost; give shards of the training data")
+        raise UsageError(
+            "coded needs videos that show what errors of weights cost; give shards of the training data to calibrate"
+        )
+    if max_loss is not None and not max_loss >= 0:
+        raise UsageError(f"max_loss {max_loss:g}: must be 0 or more, in units of GAP")
     file = resolve_model(model)
     before = load_artifact(file)
-    if not calibrate:
-        after = quantize_artifact(before, encoding)
-    else:
-        after = _coded(before, calibrate, MAX_LOSS if max_loss is None else max_loss)
     stored = [stored_as(member.state) for member in before.members]
-    if [stored_as(member.state) for member in after.members] != stored:
-        # Marks that the metrics in the header are of the file before.
-        after = replace(after, provenance={**after.provenance, "quantized": encoding})
-    elif already := sorted({*stored} - {"float32"}):
+    plain = [value for member in before.members for value in member.state.values() if isinstance(value, Tensor)]
+    if not any(map(is_large, plain)) and (already := sorted({*stored} - {"float32"})):
         raise UsageError(
             f"{file}: its large weights are stored in {' and '.join(already)} already, so nothing would change; give a "
             "float32 file: model.reeltag in stages/train.NAME-… of its run (stages/average.NAME-… where weights were "
             "averaged), or what `reeltag train` wrote; an ensemble takes the encodings of its recipe's [quantization]"
         )
+    if encoding == "coded":
+        after = _coded(before, calibrate, MAX_LOSS if max_loss is None else max_loss)
+    else:
+        after = quantize_artifact(before, encoding)
+    if [stored_as(member.state) for member in after.members] != stored:
+        # Marks that the metrics in the header are of the file before.
+        after = replace(after, provenance={**after.provenance, "quantized": encoding})
     return save_artifact(Path(out), after)
 
 

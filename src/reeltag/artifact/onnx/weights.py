@@ -15,6 +15,7 @@ from torch import Tensor
 from reeltag.artifact.onnx.graph import Graph, Value
 from reeltag.artifact.quantization.encodings import (
     CodebookTensor,
+    CodedTensor,
     GroupTensor,
     HalfTensor,
     QuantizedTensor,
@@ -75,6 +76,9 @@ class Weights:
         affine = _Affine.of(stored)
         if affine is not None:
             return self._dequantized(affine, name) + affine.rest
+        if isinstance(stored, CodedTensor):  # its outputs come first
+            steps = self._initializer(stored.steps.float().flatten(), f"{name}#scale")
+            return self.graph.add("DequantizeLinear", self._initializer(stored.codes, name), steps, axis=0)
         if isinstance(stored, CodebookTensor):
             codes = self._initializer(stored.codes, name).cast(TensorProto.INT32)
             return self.graph.add("Gather", self._initializer(stored.codebook, f"{name}#codebook"), codes)
@@ -131,7 +135,8 @@ class Weights:
 class _Affine:
     """8-bit codes of evenly spaced values, value = scale·(code − zero) + rest.
 
-    ONNX's zero points are integers. `rest` is the remainder of the true zero point; a product adds it as Σx·rest.
+    ONNX's zero points are integers. `rest` is the remainder of the true zero point; a product adds it as Σx·rest. Where
+    it is 0, that keeps the NaN of x, which the 8-bit kernel of onnxruntime loses.
 
     Attributes:
         codes: `uint8` or `int8`, in the tensor's shape.

@@ -198,7 +198,7 @@ class CodedTensor(QuantizedTensor):
     Attributes:
         codes: `int8`, in the tensor's shape.
         steps: float16 or float32, the difference between the values of neighbouring codes: [1, H] for a weight [D, H],
-            [H, 1] for one [H, D], ones for any other tensor.
+            [H, 1] for one [H, D], [1] for a vector.
     """
 
     encoding = "coded"
@@ -213,21 +213,26 @@ class CodedTensor(QuantizedTensor):
         """Return True if types and shapes of the fields fit each other."""
         types = _is(self.codes, torch.int8) and self.steps.dtype in (torch.float16, torch.float32)
         sizes = [(size, 1) for size in self.codes.shape]
-        shapes = self.steps.ndim == self.codes.ndim and all(map(contains, sizes, self.steps.shape))
-        return types and shapes and sum(size > 1 for size in self.steps.shape) <= 1
+        shapes = self.steps.ndim == self.codes.ndim > 0 and all(map(contains, sizes, self.steps.shape))
+        return types and shapes and max(self.steps.shape[0], self.steps.shape[-1]) == self.steps.numel()
 
     @property
     def size(self) -> torch.Size:
         """Shape of the tensor."""
         return self.codes.shape
 
+    @property
+    def outputs_first(self) -> bool:
+        """True if each index of the first dimension has a step of its own."""
+        return len(self.steps) > 1
+
     def rows(self, rows: slice) -> CodedTensor:
         """Return some rows of a matrix, without copying them."""
-        return CodedTensor(self.codes[rows], self.steps[rows] if len(self.steps) > 1 else self.steps)
+        return CodedTensor(self.codes[rows], self.steps[rows] if self.outputs_first else self.steps)
 
     def spacing(self) -> tuple[Tensor, Tensor] | None:
         """Return 0 and the steps, each of the length of the last dimension; None if the outputs come first."""
-        if len(self.steps) > 1:
+        if self.outputs_first:
             return None
         steps = self.steps.float().flatten()
         return torch.zeros_like(steps), steps

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from reeltag.artifact.quantization.encodings import QuantizedTensor, State
-from reeltag.artifact.quantization.quantize import is_large, quantize_channels
+from reeltag.artifact.quantization.encodings import CodedTensor, QuantizedTensor, State
+from reeltag.artifact.quantization.quantize import quantize_channels
+from reeltag.artifact.quantization.sizes import is_quantized
 
 # Rows of a weight that are processed at a time. Float products take what the cache holds; an 8-bit product takes the
 # rows that share one scale of x, and its sums of codes stay below 2^31.
@@ -174,9 +175,8 @@ def dequantized_state(state: State, dtype: torch.dtype = torch.float32) -> dict[
 
 
 def _by_columns(value: Tensor | QuantizedTensor, dtype: torch.dtype) -> Tensor:
-    inputs, outputs = value.size if isinstance(value, QuantizedTensor) else value.shape
-    large = isinstance(value, QuantizedTensor) or is_large(value)
-    columns = torch.empty(outputs, inputs, dtype=dtype if large else torch.float32)
+    inputs, outputs = shape = value.size if isinstance(value, QuantizedTensor) else value.shape
+    columns = torch.empty(outputs, inputs, dtype=dtype if is_quantized(shape) else torch.float32)
     for rows in _parts(inputs, COPIED_ROWS):
         part = value.rows(rows).dequantize() if isinstance(value, QuantizedTensor) else value[rows]
         columns[:, rows].copy_(part.T)
@@ -184,13 +184,18 @@ def _by_columns(value: Tensor | QuantizedTensor, dtype: torch.dtype) -> Tensor:
 
 
 def quantized_state(state: State) -> dict[str, Tensor]:
-    """Keep the quantized matrices of a state dict as they are stored, in memory of their own; dequantize the others."""
+    """Keep the large matrices of a state dict as they are stored, in memory of their own; dequantize the others."""
     return {
         name: QuantizedWeight(_copied(value))
-        if isinstance(value, QuantizedTensor) and len(value.size) == 2
+        if isinstance(value, QuantizedTensor) and _is_large_matrix(value.size)
         else _dequantized(value)
         for name, value in state.items()
     }
+
+
+def _is_large_matrix(shape: torch.Size) -> bool:
+    """Return False for small tensors too, which are in float16 beside coded weights."""
+    return len(shape) == 2 and is_quantized(shape)
 
 
 def _copied(stored: QuantizedTensor) -> QuantizedTensor:
@@ -199,14 +204,21 @@ def _copied(stored: QuantizedTensor) -> QuantizedTensor:
 
 
 def int8_state(state: State) -> dict[str, Tensor]:
-    """Prepare the large matrices of a state dict for 8-bit products, quantizing those that are stored otherwise."""
+    """Prepare the large matrices of a state dict for 8-bit products, quantizing those that are stored otherwise.
+
+    Coded matrices whose outputs come first, as in LSTMs, are in no such product and stay as they are stored.
+    """
     return {name: _int8_weight(value) for name, value in state.items()}
 
 
 def _int8_weight(value: Tensor | QuantizedTensor) -> Tensor:
-    if isinstance(value, QuantizedTensor):
-        return Int8Weight(SignedColumns.of(value)) if len(value.size) == 2 else value.dequantize()
-    return Int8Weight(SignedColumns.of(quantize_channels(value))) if value.ndim == 2 and is_large(value) else value
+    if not isinstance(value, QuantizedTensor):
+        return Int8Weight(SignedColumns.of(quantize_channels(value))) if _is_large_matrix(value.shape) else value
+    if not _is_large_matrix(value.size):
+        return value.dequantize()
+    if isinstance(value, CodedTensor) and value.outputs_first:  # in no product xW, so its exact values are kept
+        return QuantizedWeight(_copied(value))
+    return Int8Weight(SignedColumns.of(value))
 
 
 def _dequantized(value: Any) -> Any:

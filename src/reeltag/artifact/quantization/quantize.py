@@ -25,6 +25,7 @@ from reeltag.artifact.quantization.encodings import (
     State,
 )
 from reeltag.artifact.quantization.sizes import (
+    DATA_FREE,
     GROUP,
     LEVELS,
     Encoding,
@@ -46,8 +47,10 @@ def quantize_tensor(tensor: Tensor, encoding: Encoding) -> Tensor | QuantizedTen
     """Store a tensor in an encoding; float32 returns it unchanged.
 
     Raises:
-        UsageError: an element is not finite, or exceeds 65,504, the range of float16 and of 4-bit scales.
+        UsageError: the encoding needs calibration videos; an element is not finite, or exceeds 65,504, the range of
+            float16 and of 4-bit scales.
     """
+    _refuse_calibrated(encoding)
     if encoding == "float32":
         return tensor
     largest = max(map(abs, _min_max(tensor)))
@@ -64,6 +67,14 @@ def quantize_tensor(tensor: Tensor, encoding: Encoding) -> Tensor | QuantizedTen
     codebook = (kmeans_codebook if encoding == "kmeans-8" else quantile_codebook)(_flat(tensor))
     midpoints = (codebook[1:] + codebook[:-1]) / 2
     return _encode(tensor, codebook, lambda values: np.searchsorted(midpoints, values))
+
+
+def _refuse_calibrated(encoding: Encoding) -> None:
+    if encoding not in DATA_FREE:
+        raise UsageError(
+            f"{encoding} needs videos that show what errors of weights cost; use `reeltag quantize --encoding "
+            f"{encoding} --calibrate SHARDS`, or one of {', '.join(DATA_FREE)}"
+        )
 
 
 def quantize_uniform(tensor: Tensor) -> CodebookTensor:
@@ -163,7 +174,12 @@ def is_large(tensor: Tensor) -> bool:
 
 
 def quantize_state(state: State, encoding: Encoding = "uniform-8") -> dict[str, Tensor | QuantizedTensor]:
-    """Quantize the large tensors of a state dict; keep the others, and those that are quantized already."""
+    """Quantize the large tensors of a state dict; keep the others, and those that are quantized already.
+
+    Raises:
+        UsageError: a tensor cannot be stored in the encoding; see `quantize_tensor`.
+    """
+    _refuse_calibrated(encoding)
     return {
         name: quantize_tensor(value, encoding) if isinstance(value, Tensor) and is_large(value) else value
         for name, value in state.items()
@@ -176,8 +192,10 @@ def dequantize_state(state: State) -> dict[str, Tensor]:
 
 
 def stored_as(state: State) -> str:
-    """Return the encodings of a state's large tensors, by their names in recipes."""
-    encodings = {value.encoding for value in state.values() if isinstance(value, QuantizedTensor)}
+    """Return the encodings of a state's large tensors, or of all if none is large, by their names in recipes."""
+    quantized = [value for value in state.values() if isinstance(value, QuantizedTensor)]
+    large = [value for value in quantized if is_quantized(value.size)]
+    encodings = {value.encoding for value in large or quantized}
     return " and ".join(sorted(encodings)) or "float32"
 
 

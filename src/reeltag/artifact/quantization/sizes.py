@@ -6,21 +6,23 @@ A file takes fewer where entropy coding saves some, which depends on the codes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 from reeltag.models.shapes import TensorShapes
 
 Encoding = Literal["float32", "float16", "uniform-8", "kmeans-8", "quantile-8", "channel-8", "group-4", "coded"]
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
+# Those that follow from the weights alone; `coded` needs calibration videos.
+DATA_FREE: tuple[Encoding, ...] = tuple(encoding for encoding in ENCODINGS if encoding != "coded")
 
 # Tensors of at most this many elements (batch norm, biases) stay float32.
 MIN_ELEMENTS = 17_000
 LEVELS = 256  # values of a codebook
 GROUP = 64  # elements that share a scale in 4 bits
-# The least that entropy coding leaves of a file's bytes: a quarter of a bit a weight of `coded`; trained weights in
-# other encodings keep more than half.
 CODED_LEFT = 0.3  # of the codes' bytes at a loss of 0.0005 GAP, measured on AudioSet; see docs/bytes.md
+# The least that entropy coding leaves of a large tensor's bytes: a quarter of a bit a weight of `coded`; trained
+# weights in other encodings keep more than half.
 LEAST_LEFT: dict[Encoding, float] = {"float32": 1.0, "coded": 1 / 32}
 
 
@@ -59,9 +61,16 @@ def expected_bytes(size: int, encoding: Encoding) -> int:
     return int(size * CODED_LEFT) if encoding == "coded" else size
 
 
-def least_bytes(size: int, encoding: Encoding) -> int:
-    """Return the fewest bytes that tensors of so many bytes can take after entropy coding."""
-    return int(size * LEAST_LEFT.get(encoding, 0.5))
+def least_bytes(shapes: Iterable[Sequence[int]], encoding: Encoding) -> int:
+    """Return the fewest bytes that float tensors can take after entropy coding, the large ones in an encoding.
+
+    Small ones stay float32; beside `coded` weights they are float16, of which entropy coding leaves half.
+    """
+    left, small = LEAST_LEFT.get(encoding, 0.5), 1 if encoding == "coded" else 4
+    return sum(
+        int(left * encoded_bytes(shape, encoding)) if is_quantized(shape) else small * math.prod(shape)
+        for shape in shapes
+    )
 
 
 def channel_count(shape: Sequence[int]) -> int:

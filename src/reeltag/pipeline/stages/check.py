@@ -82,14 +82,13 @@ def check_recipe(recipe: Recipe, *, without_data: bool = False) -> Checked:
     encodings = recipe.quantization.offered
     sizes = {
         name: min(
-            least_bytes(min(architecture_bytes(recipe, architecture, encoding)), encoding) for encoding in encodings
+            least_bytes((*shapes.parameters, *shapes.statistics), encoding)
+            for shapes in (candidate_shapes(recipe, each) for each in architecture.candidates)
+            for encoding in encodings
         )
         for name, architecture in member_architectures(recipe).items()
     }
-    sizes |= {
-        member.name: min(least_bytes(min(member.sizes(encoding)), encoding) for encoding in encodings)
-        for member in imported
-    }
+    sizes |= {member.name: min(map(member.least_size, encodings)) for member in imported}
     left = room(recipe, beside)
     if (smallest := min(sizes.values())) > left:
         header = recipe.budget - left

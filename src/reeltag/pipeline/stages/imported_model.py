@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 
-from reeltag.artifact.file import Artifact, load_artifact, save_artifact
+from torch import Tensor
+
+from reeltag.artifact.file import Artifact, load_artifact, save_artifact, tensor_bytes
 from reeltag.artifact.quantization.quantize import quantized_bytes
-from reeltag.artifact.quantization.sizes import Encoding
+from reeltag.artifact.quantization.sizes import Encoding, least_bytes
 from reeltag.core.errors import ArtifactError, UsageError
 from reeltag.core.storage import file_hash
 from reeltag.core.text import megabytes
@@ -27,9 +29,22 @@ class ImportedModelStages(MemberStages):
         return f"import.{self.name}"
 
     def sizes(self, encoding: Encoding) -> list[int]:
-        """Return the bytes of the tensors in an encoding."""
+        """Return the bytes of the tensors in an encoding; those that are quantized stay as they are in the file."""
+        kept, others = self._parts
+        return [kept + quantized_bytes(others, encoding)]
+
+    def least_size(self, encoding: Encoding) -> int:
+        """Return the fewest bytes that entropy coding can leave of them."""
+        kept, others = self._parts
+        return kept + least_bytes((value.shape for value in others.values()), encoding)
+
+    @property
+    def _parts(self) -> tuple[int, dict[str, Tensor]]:
+        """Bytes of the tensors that are quantized, in the file, and the other tensors by name."""
         (member,) = self._imported.members
-        return [quantized_bytes(member.state, encoding)]
+        others = {name: value for name, value in member.state.items() if isinstance(value, Tensor)}
+        stored = tensor_bytes(self.recipe.imported[self.name])[member.name]
+        return sum(size for name, size in stored.items() if name not in others), others
 
     def source_stages(self) -> list[Stage]:
         """Return the stage that imports the file; it depends on the file's content, not on its path."""
