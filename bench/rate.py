@@ -1,8 +1,8 @@
 """Bytes of models at a loss of GAP: encodings that need the weights alone, and `coded` at several steps, with and
 without fine-tuning.
 
-    python bench/rate.py RUN/stages/train.NAME-…/model.reeltag … --train 'bal_train-*.tfrecord' --test 'eval-*.tfrecord' \
-        --tune 300 --out rate.jsonl
+    python bench/rate.py RUN/stages/train.NAME-…/model.reeltag … --train 'bal_train-*.tfrecord' \
+        --test 'eval-*.tfrecord' --out rate.jsonl
 
 Writes a line of JSON a model and encoding: bytes of the file, loss of test GAP against float32, seconds. What the file
 has already is not measured again. `--table` prints, instead, bytes at a loss of 0.0005, relative to group-4.
