@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,8 +13,9 @@ from reeltag.artifact.quantization.calibration import calibrate
 from reeltag.artifact.quantization.coded import COARSEST, Encoder, coarsest_step
 from reeltag.artifact.quantization.encodings import CodedTensor, State
 from reeltag.artifact.quantization.quantize import dequantize_state
+from reeltag.core.progress import Task
 from reeltag.data.holdout import split_halves
-from reeltag.data.loader import sequential_batches, training_batches
+from reeltag.data.loader import Batch, sequential_batches, training_batches
 from reeltag.data.sampler import Shuffle
 from reeltag.data.shards import Manifest, Shards
 from reeltag.inference.ensemble import BATCH_SIZE
@@ -58,8 +60,9 @@ class MemberEncoder:
         self.choosing = holdout[split_halves(manifest.videos[holdout], recipe.seed)[0]]
         settings = recipe.quantization
         few = np.sort(np.random.default_rng([recipe.seed, 0xCA1]).permutation(self.train)[: settings.calibration])
-        batches = sequential_batches(Shards(manifest), few, batch_size=BATCH_SIZE)
-        statistics = calibrate(self.member.build(source.schema), batches, recipe.seed)
+        with job.progress.task("calibrate", len(few), f"{source.schema.example}s") as task:
+            batches = sequential_batches(Shards(manifest), few, batch_size=BATCH_SIZE)
+            statistics = calibrate(self.member.build(source.schema), _counted(batches, task), recipe.seed)
         self.encoder = Encoder(self.member.state, statistics)
 
     def encode(self, step: float) -> Coded:
@@ -122,3 +125,9 @@ class MemberEncoder:
         rounded = {name: replace(codes[name], codes=each) for name, each in weights.codes().items()}
         tuned = self._coded(coded.step, {**member.state, **rounded, **self.encoder.stored(weights.tuned())})
         return max(coded, tuned, key=lambda each: each.gap)
+
+
+def _counted(batches: Iterable[Batch], task: Task) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        task.advance(len(batch))
