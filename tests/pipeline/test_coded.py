@@ -74,6 +74,7 @@ def test_each_member_is_offered_in_each_step(tmp_path):
     assert "without coded weights" in (out / "report" / "frontier.svg").read_text()
 
 
+@pytest.mark.slow
 def test_auto_takes_a_step_that_loses_little(tmp_path):
     out = tmp_path / "out"
     reeltag.run(write(tmp_path, 'encodings = "auto"\nmax_loss = 0.01'), out=out)
@@ -83,6 +84,7 @@ def test_auto_takes_a_step_that_loses_little(tmp_path):
         assert scores["coded"]["bytes"] < scores["uniform-8"]["bytes"]
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_kept_only_where_it_gains(tmp_path):
     plain, tuned = tmp_path / "plain", tmp_path / "tuned"
     settings = 'encodings = ["coded"]\nsteps = [5e-3]'
