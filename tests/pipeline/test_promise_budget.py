@@ -81,18 +81,20 @@ class Ready(MemberStages):
         state = build_tagger(config, self.schema.widths, self.schema.classes, int(rng.integers(1000))).state_dict()
         provenance = {"recipe": self.recipe.name, "versions": versions()}
         one = Artifact(self.schema, None, (Member(self.name, config, 1.0, state),), provenance)
-        tensors, scores = {"labels": labels}, {}
-        for encoding in self.encodings:
-            plain = encoding == "float32"
-            path = job.inputs[self.finished] / MODEL if plain else job.inputs[self.quantized] / f"{encoding}.reeltag"
-            path.parent.mkdir(exist_ok=True)
-            save_artifact(path, in_encoding(one, encoding))
-            noise = torch.from_numpy(rng.normal(0, 0.4, labels.shape)).float()
-            tensors[encoding] = (0.5 * labels + noise).sigmoid()
-            scores[encoding] = {"gap": 0.5, "bytes": path.stat().st_size, "seconds": 0.0}
-        job.inputs[self.predicted].mkdir()
-        tensorfile.save_tensors(job.inputs[self.predicted] / PREDICTIONS, tensors, {"videos": len(labels)})
-        write_json(job.inputs[self.predicted] / SCORES, scores)
+        first, *others = self.recipe.quantization.measured
+        for stage, encodings in ((self.predicted, [first]), (self.quantized, others)):
+            tensors, scores = {"labels": labels}, {}
+            for encoding in encodings:
+                folder = job.inputs[self.finished if encoding == first else self.quantized]
+                path = folder / (MODEL if encoding == first else f"{encoding}.reeltag")
+                path.parent.mkdir(exist_ok=True)
+                save_artifact(path, in_encoding(one, encoding))
+                noise = torch.from_numpy(rng.normal(0, 0.4, labels.shape)).float()
+                tensors[encoding] = (0.5 * labels + noise).sigmoid()
+                scores[encoding] = {"gap": 0.5, "bytes": path.stat().st_size, "seconds": 0.0}
+            job.inputs[stage].mkdir(exist_ok=True)
+            tensorfile.save_tensors(job.inputs[stage] / PREDICTIONS, tensors, {"videos": len(labels)})
+            write_json(job.inputs[stage] / SCORES, scores)
 
 
 def text(rng, most):

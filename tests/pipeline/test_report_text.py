@@ -53,6 +53,7 @@ def results():
             "prior": 0.1,
         },
         "frontier": [{"bytes": n * 1_000_000, "chosen": 0.5 + n / 50, "checked": 0.5 + n / 60} for n in (1, 2, 3)],
+        "frontier_uncoded": [],
         "left_out": [],
         "evidence": None,
         "teachers": {"mean": [{"models": ["a"], "gap": 0.52}, {"models": ["b"], "gap": 0.51}]},
