@@ -81,6 +81,7 @@ def measured(path, args, done):
                     batches,
                     steps=args.tune,
                     seed=1,
+                    dropout=args.dropout,
                     path=path_,
                     progress=Progress(),
                 )
@@ -137,6 +138,7 @@ def main():
     parser.add_argument("--train")
     parser.add_argument("--test")
     parser.add_argument("--tune", type=int, default=300)
+    parser.add_argument("--dropout", action="store_true", help="drop units while fine-tuning")
     parser.add_argument("--tuned", type=float, nargs="*", default=[4e-4, 5.6e-4, 8e-4])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", action="store_true")

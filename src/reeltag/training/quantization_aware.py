@@ -86,20 +86,21 @@ def fine_tune(
     batches: Callable[[range], Iterator[Batch]],
     *,
     steps: int,
+    dropout: bool,
     seed: int,
     path: Path,
     progress: Progress,
 ) -> None:
     """Fine-tune rounded weights to the probabilities of the model before quantization.
 
-    Units drop out as in the model's training, since that is where most of the gain comes from; batch norm keeps its
-    statistics.
+    Batch norm keeps its statistics.
 
     Args:
         tagger: the model before quantization, in evaluation mode.
         weights: the rounded weights, which change.
         batches: function from a range of steps to their batches.
         steps: number of updates of Adam; the learning rate falls to 0 along a cosine.
+        dropout: drop units as in the model's training. It helps some models and harms others.
         seed: of dropout.
         path: the checkpoint; the tuning goes on from it if it exists.
         progress: reports each step.
@@ -109,8 +110,8 @@ def fine_tune(
     """
     student = copy.deepcopy(tagger).to("meta")  # its weights come with each call
     for module in student.modules():
-        if isinstance(module, nn.Dropout | nn.RNNBase):  # cuDNN has no gradients in evaluation mode
-            module.train()
+        if isinstance(module, nn.RNNBase) or (dropout and isinstance(module, nn.Dropout)):
+            module.train()  # of an RNN only so that cuDNN has gradients
     optimizer, first = torch.optim.Adam(weights.parameters()), 0
     if path.exists():
         saved = checkpoint.load(path)

@@ -103,14 +103,17 @@ class MemberEncoder:
         return artifact_gap(artifact, sequential_batches(Shards(self.manifest), self.choosing, batch_size=BATCH_SIZE))
 
     def _tuned(self, coded: Coded) -> Coded:
-        """Return the member after fine-tuning, or as it was if its GAP did not gain."""
+        """Return the best of the member as it is, and fine-tuned with and without dropout."""
+        kinds = (True, False) if self.member.config.dropout else (False,)
+        return max((coded, *(self._fine_tuned(coded, dropout) for dropout in kinds)), key=lambda each: each.gap)
+
+    def _fine_tuned(self, coded: Coded, dropout: bool) -> Coded:
         (member,) = coded.artifact.members
         codes = {name: value for name, value in member.state.items() if isinstance(value, CodedTensor)}
         others = dequantize_state({name: value for name, value in member.state.items() if name not in codes})
         units = self.encoder.units(coded.step)
         weights = RoundedWeights({name: (value.codes, value.steps) for name, value in codes.items()}, others, units)
         shuffle = Shuffle(self.recipe.seed, self.recipe.data.mixed_shards)
-        path = self.job.folder / f"{coded.step:g}-{CHECKPOINT}"
         fine_tune(
             self.member.build(self.source.schema),
             weights,
@@ -118,13 +121,13 @@ class MemberEncoder:
                 Shards(self.manifest), self.train, shuffle=shuffle, batch_size=TUNED_VIDEOS, steps=steps
             ),
             steps=self.recipe.quantization.fine_tune,
+            dropout=dropout,
             seed=self.recipe.seed,
-            path=path,
+            path=self.job.folder / f"{coded.step:g}-{'dropout' if dropout else 'plain'}-{CHECKPOINT}",
             progress=self.job.progress,
         )
         rounded = {name: replace(codes[name], codes=each) for name, each in weights.codes().items()}
-        tuned = self._coded(coded.step, {**member.state, **rounded, **self.encoder.stored(weights.tuned())})
-        return max(coded, tuned, key=lambda each: each.gap)
+        return self._coded(coded.step, {**member.state, **rounded, **self.encoder.stored(weights.tuned())})
 
 
 def _counted(batches: Iterable[Batch], task: Task) -> Iterator[Batch]:
