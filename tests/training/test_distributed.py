@@ -273,11 +273,16 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path):
 @pytest.mark.slow
 def test_torchrun_may_start_them(tmp_path, manifest):
     write_synthetic(tmp_path, TINY)
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         "-m", "distributed_cases", "trained", str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=True, timeout=120,
-    )  # fmt: skip
+    for _ in range(3):  # on a busy machine torch ends some processes at their exit, after they have saved all
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+             "-m", "distributed_cases", "trained", str(tmp_path)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, timeout=120, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        if "terminate called without an active exception" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stderr
     state = Recorded(manifest, tmp_path / "alone", *CASES["netvlad"]).run()
     close(state.model, checkpoint.load(tmp_path / "torchrun").model)
 
