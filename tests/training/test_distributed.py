@@ -272,11 +272,12 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path):
 
 @pytest.mark.slow
 def test_torchrun_may_start_them(tmp_path, manifest):
-    write_synthetic(tmp_path, TINY)
-    for _ in range(3):  # on a busy machine torch ends some processes at their exit, after they have saved all
+    for attempt in range(3):  # on a busy machine torch ends some processes at their exit, after they have saved all
+        folder = tmp_path / str(attempt)
+        write_synthetic(folder, TINY)
         done = subprocess.run(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-             "-m", "distributed_cases", "trained", str(tmp_path)],
+             "-m", "distributed_cases", "trained", str(folder)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, timeout=120, capture_output=True, text=True,
             check=False,
         )  # fmt: skip
@@ -284,7 +285,7 @@ def test_torchrun_may_start_them(tmp_path, manifest):
             break
     assert done.returncode == 0, done.stderr
     state = Recorded(manifest, tmp_path / "alone", *CASES["netvlad"]).run()
-    close(state.model, checkpoint.load(tmp_path / "torchrun").model)
+    close(state.model, checkpoint.load(folder / "torchrun").model)
 
 
 @pytest.mark.slow
