@@ -4,6 +4,7 @@ import json
 import signal
 
 import pytest
+import torch
 
 import reeltag
 from conftest import TINY_RUN
@@ -128,3 +129,19 @@ def test_a_budget_that_no_step_meets_is_refused_with_the_smallest_that_would(tmp
     recipe = write(tmp_path, 'encodings = ["coded"]\nsteps = [1e-4]', budget="0.003")
     with pytest.raises(BudgetError, match=r"the smallest, . in coded@0.0001, takes 4,\d+ bytes, and the budget"):
         reeltag.run(recipe, out=tmp_path / "out")
+
+
+def test_an_imported_coded_member_is_not_tuned(tmp_path, monkeypatch):
+    settings = 'encodings = ["coded"]\nsteps = [5e-3]'
+    reeltag.run(write(tmp_path, settings), out=tmp_path / "first")
+    (coded,) = (tmp_path / "first").glob("stages/quantize.b-*/coded@*")
+    text = (RECIPE % (settings + "\nfine_tune = 4")).partition("[models.a]")[0] + f'[imported]\nx = "{coded}"\n'
+    (tmp_path / "import.toml").write_text(text)
+    monkeypatch.setattr("reeltag.pipeline.stages.coded.fine_tune", pytest.fail)
+    reeltag.run(tmp_path / "import.toml", out=tmp_path / "second")
+    (kept,) = (tmp_path / "second").glob("stages/quantize.x-*/coded@*")
+    before, after = (load_artifact(path).members[0].state for path in (coded, kept))
+    assert any(isinstance(value, CodedTensor) for value in before.values())
+    for name, value in before.items():
+        assert type(after[name]) is type(value)
+        assert all(torch.equal(after[name].parts()[key], part) for key, part in value.parts().items())

@@ -13,7 +13,7 @@ from reeltag.artifact.file import Artifact, load_artifact, quantize_artifact, sa
 from reeltag.artifact.quantization import calibration
 from reeltag.artifact.quantization.coded import Encoder, coarsest_step
 from reeltag.artifact.quantization.quantize import is_large, stored_as
-from reeltag.artifact.quantization.sizes import Encoding
+from reeltag.artifact.quantization.sizes import CALIBRATION, MAX_LOSS, Encoding
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import Patterns, find_files, refuse_existing, remove_partials_of
 from reeltag.core.text import counted
@@ -23,8 +23,6 @@ from reeltag.inference.ensemble import BATCH_SIZE
 from reeltag.inference.evaluate import artifact_gap
 from reeltag.inference.predictor import Predictor, resolve_model
 
-MAX_LOSS = 0.0005  # GAP
-CALIBRATION = 20_000  # videos, at most
 LEAST_VIDEOS = 500
 SEED = 1
 

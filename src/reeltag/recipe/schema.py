@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from reeltag.artifact.quantization.sizes import ENCODINGS, Encoding
+from reeltag.artifact.quantization.sizes import CALIBRATION, ENCODINGS, MAX_LOSS, Encoding
 from reeltag.core.storage import content_hash
 from reeltag.core.text import did_you_mean
 from reeltag.core.validation import count_or, sum_fault
@@ -29,7 +29,6 @@ from reeltag.training.schedule import NOT_DECISIVE, AveragingSettings, TrainingS
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 STEPS = (2e-4, 4e-4, 8e-4)
-CALIBRATION = 20_000
 
 
 class QuantizationSettings(RecipeTable):
@@ -39,7 +38,7 @@ class QuantizationSettings(RecipeTable):
         ("uniform-8",),
         description="the ensemble chooses one of these for each member; auto: the smallest that loses little",
     )
-    max_loss: float = Field(0.0005, ge=0, description="auto: largest loss of hold-out GAP that is allowed")
+    max_loss: float = Field(MAX_LOSS, ge=0, description="auto: largest loss of hold-out GAP that is allowed")
     # Not part of hashes unless set, so that runs that are older than these keys stay valid.
     steps: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         STEPS,

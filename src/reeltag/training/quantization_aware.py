@@ -50,8 +50,7 @@ class RoundedWeights(nn.Module):
     def forward(self) -> dict[str, Tensor]:
         """Return all weights by name, in float32."""
         rounded = {name: _straight_through(self._latent(name)) * step for name, step in self.steps.items()}
-        tuned = {name: self.others[name] + self._latent(name) * unit for name, unit in self.units.items()}
-        return {**self.others, **rounded, **tuned}
+        return {**self.others, **rounded, **self._tuned()}
 
     @torch.no_grad()
     def codes(self) -> dict[str, Tensor]:
@@ -61,6 +60,9 @@ class RoundedWeights(nn.Module):
     @torch.no_grad()
     def tuned(self) -> dict[str, Tensor]:
         """Return the tensors that are tuned without codes, by name."""
+        return self._tuned()
+
+    def _tuned(self) -> dict[str, Tensor]:
         return {name: self.others[name] + self._latent(name) * unit for name, unit in self.units.items()}
 
     def _latent(self, name: str) -> Tensor:

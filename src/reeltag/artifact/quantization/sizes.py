@@ -20,6 +20,8 @@ DATA_FREE: tuple[Encoding, ...] = tuple(encoding for encoding in ENCODINGS if en
 MIN_ELEMENTS = 17_000
 LEVELS = 256  # values of a codebook
 GROUP = 64  # elements that share a scale in 4 bits
+MAX_LOSS = 0.0005  # of GAP, by which `coded` and "auto" choose how coarse weights are; a default
+CALIBRATION = 20_000  # videos, at most, that show what errors of weights cost; a default
 CODED_LEFT = 0.3  # of the codes' bytes at a loss of 0.0005 GAP, measured on AudioSet; see docs/bytes.md
 # The least that entropy coding leaves of a large tensor's bytes: a quarter of a bit a weight of `coded`; trained
 # weights in other encodings keep more than half.
@@ -56,9 +58,9 @@ def tagger_bytes(shapes: TensorShapes, encoding: Encoding) -> int:
     )
 
 
-def expected_bytes(size: int, encoding: Encoding) -> int:
-    """Estimate what entropy coding leaves of tensors of so many bytes; all of them, except in `coded`."""
-    return int(size * CODED_LEFT) if encoding == "coded" else size
+def expected_coded_bytes(size: int) -> int:
+    """Estimate what entropy coding leaves of `coded` tensors of so many bytes."""
+    return int(size * CODED_LEFT)
 
 
 def least_bytes(shapes: Iterable[Sequence[int]], encoding: Encoding) -> int:

@@ -83,7 +83,7 @@ def _quantization(members: Mapping[str, Any]) -> Table:
     models = [model["holdout"] for model in members.values()]
     plain = [scores["float32"] for scores in models]
     rows = []
-    for encoding in sorted(plain_sizes := models[0], key=lambda name: -plain_sizes[name]["bytes"]):
+    for encoding in sorted(models[0], key=lambda name: -models[0][name]["bytes"]):
         scores = [scores[encoding] for scores in models]
         changes = [score["gap"] - before["gap"] for score, before in zip(scores, plain, strict=True)]
         seconds = sum(score["seconds"] for score in scores) / sum(before["seconds"] for before in plain)

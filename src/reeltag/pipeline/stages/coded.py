@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from reeltag.artifact.file import Artifact
 from reeltag.artifact.quantization.calibration import calibrate
@@ -104,12 +105,23 @@ class MemberEncoder:
 
     def _tuned(self, coded: Coded) -> Coded:
         """Return the best of the member as it is, and fine-tuned with and without dropout."""
+        if not self._codes(coded):
+            return coded
         kinds = (True, False) if self.member.config.dropout else (False,)
         return max((coded, *(self._fine_tuned(coded, dropout) for dropout in kinds)), key=lambda each: each.gap)
 
+    def _codes(self, coded: Coded) -> dict[str, CodedTensor]:
+        """Return the tensors that were coded here; those of an imported file stay as they are."""
+        (member,) = coded.artifact.members
+        return {
+            name: value
+            for name, value in member.state.items()
+            if isinstance(value, CodedTensor) and isinstance(self.member.state[name], Tensor)
+        }
+
     def _fine_tuned(self, coded: Coded, dropout: bool) -> Coded:
         (member,) = coded.artifact.members
-        codes = {name: value for name, value in member.state.items() if isinstance(value, CodedTensor)}
+        codes = self._codes(coded)
         others = dequantize_state({name: value for name, value in member.state.items() if name not in codes})
         units = self.encoder.units(coded.step)
         weights = RoundedWeights({name: (value.codes, value.steps) for name, value in codes.items()}, others, units)
@@ -123,7 +135,7 @@ class MemberEncoder:
             steps=self.recipe.quantization.fine_tune,
             dropout=dropout,
             seed=self.recipe.seed,
-            path=self.job.folder / f"{coded.step:g}-{'dropout' if dropout else 'plain'}-{CHECKPOINT}",
+            path=self.job.folder / f"{coded.step}-{'dropout' if dropout else 'plain'}-{CHECKPOINT}",
             progress=self.job.progress,
         )
         rounded = {name: replace(codes[name], codes=each) for name, each in weights.codes().items()}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from reeltag.artifact.file import Artifact, load_artifact, save_artifact
-from reeltag.artifact.quantization.sizes import expected_bytes
+from reeltag.artifact.quantization.sizes import expected_coded_bytes
 from reeltag.core.environment import versions
 from reeltag.core.errors import BudgetError
 from reeltag.core.storage import read_json, write_json
@@ -87,7 +87,7 @@ def ensemble_stages(
 def _plan_of(recipe: Recipe, members: Sequence[MemberStages]) -> str:
     """Describe what the file is chosen from, and if not all models fit, what they would take in `coded`."""
     least = sum(min(max(member.sizes(encoding)) for encoding in recipe.quantization.offered) for member in members)
-    coded = {member.name: expected_bytes(max(member.sizes("coded")), "coded") for member in members}
+    coded = {member.name: expected_coded_bytes(max(member.sizes("coded"))) for member in members}
     fixed, models = recipe.ensemble.fixed, counted(len(members), "model")
     these = f"these take about {megabytes(sum(coded[name] for name in fixed))}, and " if fixed else ""
     more = f"all {models} about {megabytes(sum(coded.values()))}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reeltag.artifact.file import load_artifact, quantize_artifact, save_artifact
-from reeltag.artifact.quantization.sizes import Encoding, expected_bytes
+from reeltag.artifact.quantization.sizes import Encoding, expected_coded_bytes
 from reeltag.core.storage import file_inside, read_json, write_json
 from reeltag.core.text import counted, megabytes
 from reeltag.data.loader import sequential_batches
@@ -178,7 +178,7 @@ class MemberStages(ABC):
 
 def _note(encoding: Encoding, sizes: list[int]) -> str:
     if encoding == "coded":
-        return f"coded about {_span([expected_bytes(size, encoding) for size in sizes])}"
+        return f"coded about {_span([*map(expected_coded_bytes, sizes)])}"
     return f"{encoding} at most {_span(sizes)}"
 
 
