@@ -278,12 +278,16 @@ def test_inspect_shows_bits_and_zeros_of_coded_tensors(capsys, tmp_path, everyth
     path = tmp_path / "m.reeltag"
     save_artifact(path, replace(coded, members=tuple(members)))
     assert main(["inspect", str(path), "--json"]) == 0
-    ((member, rates),) = json.loads(capsys.readouterr().out)["coded"].items()
+    shown = json.loads(capsys.readouterr().out)
+    ((member, rates),) = shown["coded"].items()
     assert member == "a"
     tensors, content = take_apart(path.read_bytes())
     names = [name.removesuffix("#steps") for name in tensors if name.endswith("#steps")]
     assert {f"a/{name}" for name in rates} == {*names, "a/all"}
     counts = []
+    plain = {name: stored.data for name, stored in tensors.items() if name.startswith("a/")}
+    plain |= {name: decoded(content["coded"][name], data) for name, data in plain.items() if name in content["coded"]}
+    assert shown["decoded_bytes"]["a"] == sum(map(len, plain.values()))
     for name in names:
         entry, stored = content["coded"].get(name), tensors[name].data
         codes = np.frombuffer(decoded(entry, stored) if entry else stored, np.int8)

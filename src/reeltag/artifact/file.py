@@ -419,6 +419,11 @@ def tensor_bytes(path: Path) -> dict[str, Counter[str]]:
     return dict(sizes)
 
 
+def decoded_bytes(state: State) -> int:
+    """Return the bytes that a member's tensors take before entropy coding."""
+    return sum(tensor.nbytes for tensor in _stored_tensors(state).values())
+
+
 def _stored_tensors(state: State) -> dict[str, Tensor]:
     stored: dict[str, Tensor] = {}
     for name, value in state.items():

@@ -19,6 +19,7 @@ _NO_BREAK = "\N{NO-BREAK SPACE}"
 def inspect(model: str, /, *, json: Json = False) -> None:
     """Show the members, weights, sizes, data schema and provenance of a model.
 
+    Sizes are those in the file; entropy coding makes most tensors smaller without changing them.
     Of each `coded` tensor it also shows the bits that a weight takes in the file, and the share of codes that are 0.
     Only settings that differ from the defaults are shown; --json prints all of them.
 
@@ -27,22 +28,25 @@ def inspect(model: str, /, *, json: Json = False) -> None:
     Args:
         model: A .reeltag file, a folder that `share` wrote, or a URL.
     """
-    from reeltag.artifact.file import artifact_header, load_artifact, resolve_artifact, tensor_bytes
+    from reeltag.artifact.file import artifact_header, decoded_bytes, load_artifact, resolve_artifact, tensor_bytes
     from reeltag.core.text import counted, megabytes
 
     file = resolve_artifact(model)
     artifact, size, sizes = load_artifact(file), file.stat().st_size, tensor_bytes(file)
     rates = {member.name: _rates(member, sizes[member.name]) for member in artifact.members}
-    lines = [f"{model}: {megabytes(size)}, {counted(len(artifact.members), 'member')}", *_data(artifact)]
+    decoded = {member.name: decoded_bytes(member.state) for member in artifact.members}
+    before = f"{megabytes(sum(decoded.values()))} before entropy coding"
+    lines = [f"{model}: {megabytes(size)}, {counted(len(artifact.members), 'member')}, {before}", *_data(artifact)]
     for member in artifact.members:
-        lines += [*_member(member, sum(sizes[member.name].values())), *_table(rates[member.name])]
+        stored = sum(sizes[member.name].values())
+        lines += [*_member(member, stored, decoded[member.name]), *_table(rates[member.name])]
     if artifact.provenance:
         lines.append("provenance")
         width = max(map(len, map(one_line, artifact.provenance)))
         for key, value in artifact.provenance.items():
             lines += _wrapped(f"  {one_line(key):<{width}}  ", _values(value))
     coded = {name: {tensor: rate._asdict() for tensor, rate in each.items()} for name, each in rates.items() if each}
-    say(artifact_header(artifact) | {"bytes": size, "coded": coded}, lines, json)
+    say(artifact_header(artifact) | {"bytes": size, "decoded_bytes": decoded, "coded": coded}, lines, json)
 
 
 class _Rate(NamedTuple):
@@ -100,16 +104,16 @@ def _data(artifact: Artifact) -> list[str]:
     ]
 
 
-def _member(member: Member, stored: int) -> list[str]:
+def _member(member: Member, stored: int, decoded: int) -> list[str]:
     """Format a member: name, size and weight, then the settings that differ from the defaults."""
     from reeltag.artifact.quantization.quantize import stored_as
     from reeltag.core.text import megabytes
     from reeltag.recipe.tables import leaves
 
-    size = f"{megabytes(stored)}, {stored_as(member.state)}"
+    size = megabytes(stored) + (f" of {megabytes(decoded)}" if decoded != stored else "")
     settings = member.config.model_dump(mode="json", exclude_defaults=True) | {"family": member.config.family}
     return [
-        f"member    {one_line(member.name)}: {size}, weight {member.weight:.4f}",
+        f"member    {one_line(member.name)}: {size}, {stored_as(member.state)}, weight {member.weight:.4f}",
         *_wrapped(" " * 10, [f"{key} = {toml(value)}" for key, value in leaves(settings)]),
     ]
 
