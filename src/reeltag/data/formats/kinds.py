@@ -33,6 +33,7 @@ _BEGINNINGS = {
     b"\x28\xb5\x2f\xfd": ZSTD,
     b"version https://git-lfs": LFS,
 }
+_CONTROL = set(range(32)) - set(b"\t\n\v\f\r\x1b")  # bytes that text does not have
 
 
 def recognise(path: Path) -> str | None:
@@ -108,7 +109,7 @@ def _text(head: bytes) -> str | None:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):  # UTF-16
         return TEXT
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not start or b"\0" in head:
+    if not start or _CONTROL & set(head):
         return None
     if start.startswith(b"<"):
         return PAGE
