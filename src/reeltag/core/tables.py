@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import BinaryIO, NamedTuple
 
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import require_regular
-from reeltag.core.text import counted
+from reeltag.core.text import counted, same_form
 
 MAX_LINE = 1 << 26  # characters; one row of a table
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
@@ -223,7 +222,7 @@ def _checked(path: Path | str, number: int, line: str) -> str:
         line.encode()
     except UnicodeEncodeError as error:  # bytes that the decoder let pass
         raise fault(path, number, "is not UTF-8; save the file as UTF-8") from error
-    return unicodedata.normalize("NFC", line)
+    return same_form(line)
 
 
 def fault(path: Path | str, line: int, reason: str) -> UsageError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +10,7 @@ from pathlib import Path
 from reeltag.core.errors import UsageError
 from reeltag.core.remote_files import is_url, read
 from reeltag.core.tables import Table, fault, parse_row, read_lines, read_table
-from reeltag.core.text import counted, did_you_mean
+from reeltag.core.text import counted, did_you_mean, same_form
 
 MAX_CLASSES = 1_000_000
 
@@ -70,7 +69,7 @@ class Vocabulary:
 
 def nfc(text: str) -> str:
     """Return a text in the Unicode form that names and ids are compared in, without spaces around it."""
-    return unicodedata.normalize("NFC", text).strip()
+    return same_form(text).strip()
 
 
 def named(names: Iterable[str]) -> Vocabulary:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
-import unicodedata
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from reeltag.core.errors import UsageError
 from reeltag.core.tables import fault, read_table, require_columns
-from reeltag.core.text import counted, first_lines
+from reeltag.core.text import counted, first_lines, same_form
 
 # Suffixes by which media files are found in a folder; files given by name may have any suffix.
 ENDINGS = frozenset(
@@ -164,7 +163,7 @@ def _named(given: str) -> Iterator[tuple[str, Path]]:
 
 def _text(name: str) -> str:
     """Replace what cannot be encoded as UTF-8 by question marks, and bring names into one Unicode form."""
-    return unicodedata.normalize("NFC", name.encode(errors="replace").decode())
+    return same_form(name.encode(errors="replace").decode())
 
 
 def _read_labels(path: Path) -> dict[str, tuple[str, ...]]:
