@@ -34,7 +34,7 @@ _BEGINNINGS = {
     b"version https://git-lfs": LFS,
 }
 _CONTROL = set(range(32)) - set(b"\t\n\v\f\r\x1b")  # bytes that text does not have
-_NO_FEATURES = {
+NO_FEATURES = {  # what to do with a file that holds none
     LFS: "fetch the file with `git lfs pull`",
     PAGE: "download the file again",
     PICKLE: "save its arrays with numpy.savez, as pickles can run any program and are never read",
@@ -128,8 +128,8 @@ def explain(kind: str, name: str | None) -> str:
         kind: from `recognise`.
         name: of the file; None for one in memory.
     """
-    if kind in _NO_FEATURES:
-        return f"is a {kind}, not a shard; {_NO_FEATURES[kind]}"
+    if kind in NO_FEATURES:
+        return f"is a {kind}, not a shard; {NO_FEATURES[kind]}"
     what = "one SequenceExample outside a TFRecord" if kind == MESSAGE else kind
     command = f"; `reeltag data import {name} --out FOLDER` makes shards of features" if name else ""
     return f"is {what}, not a TFRecord file{command}"

@@ -35,9 +35,7 @@ _INSIDE = {kinds.TFRECORD: CompressedRecords, kinds.TAR: WebDatasetFiles}  # of 
 _OF_TEXT = {TableFiles, LinesFiles}  # beside other files of a folder these are labels, notes and the like
 READABLE = (".npy", ".npz", "HDF5", "Parquet", "Arrow", "datasets folders", "WebDataset", "CSV", "JSON Lines")
 _REFUSED = {
-    kinds.LFS: "is a Git LFS pointer, not the file; fetch it with `git lfs pull`",
-    kinds.PAGE: "is a web page or XML, not the file; download it again",
-    kinds.PICKLE: "is a pickle, which can run any program and is never read; save its arrays with numpy.savez",
+    **{kind: f"is a {kind}, not features; {remedy}" for kind, remedy in kinds.NO_FEATURES.items()},
     kinds.TFRECORD: "is a TFRecord file, which needs no import; name it in data.train",
     kinds.ZSTD: "is compressed with zstd; decompress it (`zstd -d`)",
     kinds.ZIP: "is a zip archive; unpack it (`unzip`)",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from reeltag.core.errors import DataError
+from reeltag.core.text import same_form
 from reeltag.data.sources.conversion import Array, to_feature
 
 RawLabels = str | list[Any]  # numbers, names or N-hot, as found
@@ -103,7 +103,7 @@ def as_id(value: Any) -> str | None:
         value = value.decode()
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         value = str(value)
-    return unicodedata.normalize("NFC", str(value)) if isinstance(value, str) and value else None
+    return same_form(str(value)) if isinstance(value, str) and value else None
 
 
 def as_labels(value: Any) -> RawLabels | None:
@@ -121,7 +121,7 @@ def as_labels(value: Any) -> RawLabels | None:
 
 def without_suffix(name: str) -> str:
     """Return a relative path without the suffix of its file, as an id."""
-    return unicodedata.normalize("NFC", str(Path(name).with_suffix("")))
+    return same_form(str(Path(name).with_suffix("")))
 
 
 def video_from(fields: Mapping[str, Any], name: str, place: str, wanted: Sequence[str] = ()) -> SourceVideo:
