@@ -150,18 +150,18 @@ def _features(table: Table, first: Row, wanted: Sequence[str]) -> dict[str, list
     numbered: dict[str, dict[int, int]] = {}
     single, features = [], {}
     for index, (column, cell) in enumerate(zip(table.columns, first.cells, strict=True)):
-        if column in roles or not (_LIST.fullmatch(cell) or not cell):
-            continue
         match = _NUMBERED.fullmatch(column)
-        if len(_split(cell)) > 1 or "[" in cell:
+        if column in roles:
+            continue
+        if _LIST.fullmatch(cell) and (len(_split(cell)) > 1 or "[" in cell):
             features[column] = [index]
         elif match:
             numbered.setdefault(match[1] or FEATURES, {})[int(match[2])] = index
-        else:
+        elif _LIST.fullmatch(cell) or not cell:
             single.append(index)
     for name, columns in numbered.items():
-        if not any(first.cells[index] for index in columns.values()):
-            continue  # no cell says that these are numbers
+        if not any(_LIST.fullmatch(first.cells[index]) for index in columns.values()):
+            continue  # these are texts
         numbers = sorted(columns)
         if numbers != list(range(numbers[0], numbers[0] + len(numbers))) or numbers[0] > 1 or name in features:
             raise DataError(f"the columns of {name!r} are not numbered from 0 or 1 without a gap", file=str(table.path))
