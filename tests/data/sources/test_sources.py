@@ -3,6 +3,7 @@
 import gzip
 import json
 import pickle
+import sys
 import zlib
 
 import numpy as np
@@ -278,3 +279,19 @@ def test_an_id_that_occurs_twice_is_refused(tmp_path):
     np.save(tmp_path / "b.npy", np.ones((2, 3), np.float32))
     with pytest.raises(DataError, match=r"b\.npz: id 'b' occurs already before"):
         list(read_videos(open_source(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("write", "module", "message"),
+    [
+        (_write_hdf5_groups, "h5py", "HDF5 needs h5py"),
+        (_write_parquet, "pyarrow", "Parquet and Arrow need pyarrow"),
+        (_write_datasets, "datasets", "folders of Hugging Face datasets need datasets"),
+        (_write_webdataset, "webdataset", "WebDataset needs webdataset"),
+    ],
+)
+def test_a_library_that_is_missing_is_named_with_its_extra(write, module, message, tmp_path, monkeypatch):
+    path = write(tmp_path, _features())
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UsageError, match=rf"{message} .*: pip install 'reeltag\[import\]'"):
+        list(read_videos(open_source(path)))
