@@ -376,19 +376,26 @@ def encode(video: Video, schema: Schema) -> bytes:
             held = getattr(context.feature[key], ratings.FEATURES[key])
             held.SetInParent()
             held.value.extend(values)
-    for feature, frames in zip(schema.features, video.features, strict=True):
-        if schema.level == "video":
-            _fill(context.feature[feature.name], frames[0], schema)
-        else:
-            items = message.feature_lists.feature_list[feature.name]
-            for frame in frames:
-                _fill(items.feature.add(), frame, schema)
+    if schema.level == "video":
+        for feature, vectors in zip(schema.features, video.features, strict=True):
+            context.feature[feature.name].float_list.value.extend(vectors[0].tolist())
     encoded: bytes = message.SerializeToString(deterministic=True)
-    return encoded
+    return encoded if schema.level == "video" else encoded + _feature_lists(video, schema)
 
 
-def _fill(item: Any, frame: FrameArray, schema: Schema) -> None:
-    if schema.dtype == "uint8":
-        item.bytes_list.value.append(frame.tobytes())
-    else:
-        item.float_list.value.extend(frame.tolist())
+def _feature_lists(video: Video, schema: Schema) -> bytes:
+    """Encode the feature lists of a frame-level record, in the order and layout of a deterministic protobuf writer."""
+    entries = []
+    for name, frames in sorted(
+        (feature.name.encode(), frames) for feature, frames in zip(schema.features, video.features, strict=True)
+    ):
+        header, frame = _frame_layout(frames.shape[1], schema.dtype, True)
+        rows = np.empty(len(frames), frame)
+        rows["header"], rows["values"] = np.void(header), frames
+        entries.append(_delimited(0x0A, _delimited(0x0A, name), _delimited(0x12, rows.tobytes())))
+    return _delimited(0x12, *entries)
+
+
+def _delimited(tag: int, *parts: bytes) -> bytes:
+    """Encode a length-delimited field whose content is the parts, joined."""
+    return b"".join((bytes([tag]), _varint_bytes(sum(map(len, parts))), *parts))
