@@ -27,14 +27,14 @@ bn_decay = 0.99 # of batch norm's statistics; the published 0.999 needs thousand
 """
 
 
-def draft_recipe(schema: Schema, videos: int, *, command: str, label_names: str, tests: bool) -> str:
+def draft_recipe(schema: Schema, videos: int, *, command: str, label_names: str | None, tests: bool) -> str:
     """Return the TOML of a recipe that trains one small model on the shards in its folder.
 
     Args:
         schema: schema of the records.
         videos: number of training videos.
         command: the command that wrote the shards.
-        label_names: name of the file that names the classes.
+        label_names: name of the file that names the classes; None if they have numbers only.
         tests: True if there are test shards.
     """
     held = max(10, math.ceil(200 / max(videos, 1)))  # per cent, two videos at least
@@ -47,11 +47,10 @@ def draft_recipe(schema: Schema, videos: int, *, command: str, label_names: str,
     test = '["test-*.tfrecord"]' if tests else "[] # put in the shards to test on"
     features = ",\n".join(f"  {toml(feature.model_dump(exclude_none=True))}" for feature in schema.features)
     by_frame = schema.level == "frame"
-    kept = {"level", "dtype", "classes", "max_frames"} if by_frame else {"level", "dtype", "classes"}
-    others = schema.model_dump(mode="json", include=kept, exclude_defaults=True) | (
-        {"max_frames": schema.max_frames} if by_frame else {}
-    )
-    keys = "\n".join(f"{key} = {toml(value)}" for key, value in others.items())
+    keys = schema.model_dump(mode="json", exclude_defaults=True, exclude={"features"})
+    keys |= {"max_frames": schema.max_frames} if by_frame else {}
+    others = "\n".join(f"{key} = {toml(value)}" for key, value in keys.items())
+    names = f"\nlabel_names = {toml(label_names)}" if label_names else ""
     return f"""\
 # Written by `{command}`: run it in this folder, or with --set data.root=FOLDER. See docs/recipes.md for all keys.
 name = "own-videos"
@@ -60,15 +59,14 @@ budget_mb = 50
 
 [data]
 train = ["train-*.tfrecord"]
-test = {test}
-label_names = {toml(label_names)}{pca}
+test = {test}{names}{pca}
 holdout = {{ fraction = {min(held, 99) / 100} }}
 
 [data.schema]
 features = [
 {features},
 ]
-{keys}
+{others}
 
 [training]
 epochs = {max(1, STEPS * batch // max(videos, 1))}
