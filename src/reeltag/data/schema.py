@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from io import StringIO
+from operator import not_
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,16 +12,21 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
     model_serializer,
+    model_validator,
 )
+from pydantic_core import CoreSchema
 
 from reeltag.core.errors import UsageError
 from reeltag.core.remote_files import is_url, read
 
 MAX_FRAMES = 1_000_000  # of a video
+# Keys are left out of dumps at their defaults, so that hashes of older stages and files stay valid.
+_is_fail, _is_native, _is_listed = "fail".__eq__, "native".__eq__, "listed".__eq__
 
 
 _Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -54,19 +60,51 @@ class Feature(BaseModel):
         return content
 
 
+class Labels(BaseModel):
+    """Feature of a record that holds its labels; in a recipe its name, or a table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "labels"
+    encoding: Literal["index", "n-hot"] | None = Field(
+        None,
+        description="index: numbers of the classes that are present; n-hot: a 0 or 1 for each class; by default index, "
+        "but lists that could be either are refused",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _as_name(self, handler: SerializerFunctionWrapHandler) -> Any:
+        """Write the name alone if no encoding is given, so that hashes of older stages and files stay valid."""
+        return self.name if self.encoding is None else handler(self)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        table = handler.resolve_ref_schema(handler(core))
+        return {"anyOf": [{"type": "string"}, table]}
+
+
+# What a value of `storage` is in a record, as a NumPy type; the others are as `dtype` says.
+STORED_BYTES = {"float16-bytes": "<f2", "float32-bytes": "<f4", "float64-bytes": "<f8"}
+
+
 class Schema(BaseModel):
     """Layout of the records of a data set.
 
     Frame level is a `SequenceExample` whose feature lists hold T frames; video level is an `Example`
     whose features hold one vector. Frames are `uint8` codes of values in [-2, 2] (golden file
-    `dequantize`) or plain `float32`.
+    `dequantize`) or plain `float32`. The keys from `storage` on allow other layouts and incomplete records.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     level: Literal["frame", "video"] = "frame"
     ids: tuple[str, ...] = Field(("id", "video_id"), min_length=1, description="names that the id may have")
-    labels: str = "labels"
+    labels: Labels = Labels()
     features: tuple[Feature, ...] = Field(min_length=1, max_length=64)
     dtype: Literal["uint8", "float32"] = "uint8"
     classes: int = Field(gt=0)
@@ -78,6 +116,35 @@ class Schema(BaseModel):
     )
     segment_classes: tuple[int, ...] | None = Field(
         None, min_length=1, description="the classes that segments are rated in; all by default"
+    )
+    storage: Literal["native", "int64", "float16-bytes", "float32-bytes", "float64-bytes"] = Field(
+        "native",
+        exclude_if=_is_native,
+        description="how records hold values; native: uint8 as bytes, float32 as a float list",
+    )
+    frames: Literal["listed", "flat"] = Field(
+        "listed",
+        exclude_if=_is_listed,
+        description="listed: a feature list of frames; flat: all frames of a feature one after another in one feature",
+    )
+    frame_count: str | None = Field(
+        None, exclude_if=not_, description="flat: name of the number of frames; values beyond these are padding"
+    )
+    missing: Literal["fail", "zero", "skip"] = Field(
+        "fail",
+        exclude_if=_is_fail,
+        description="records that lack a feature: an error, a feature of zeros, or left out",
+    )
+    unequal: Literal["fail", "cut"] = Field(
+        "fail",
+        exclude_if=_is_fail,
+        description="features of a record with different numbers of frames: an error, or cut to the shortest",
+    )
+    unnamed: Literal["fail", "number"] = Field(
+        "fail", exclude_if=_is_fail, description="records without an id: an error, or called SHARD:NUMBER"
+    )
+    empty_shards: Literal["fail", "skip"] = Field(
+        "fail", exclude_if=_is_fail, description="files of 0 bytes: an error, or passed over"
     )
 
     @field_validator("features")
@@ -93,6 +160,27 @@ class Schema(BaseModel):
     def _of_its_level(cls, value: str, info: ValidationInfo) -> str:
         if info.data.get("level") == "video" and value != "float32":
             raise ValueError("video-level features are float32")
+        return value
+
+    @field_validator("storage")
+    @classmethod
+    def _of_its_dtype(cls, value: str, info: ValidationInfo) -> str:
+        if value in STORED_BYTES and info.data.get("dtype") == "uint8":
+            raise ValueError(f'"{value}" needs dtype = "float32", which the values become')
+        return value
+
+    @field_validator("frames")
+    @classmethod
+    def _of_frames(cls, value: str, info: ValidationInfo) -> str:
+        if value == "flat" and info.data.get("level") == "video":
+            raise ValueError("video-level features are one vector; leave it out")
+        return value
+
+    @field_validator("frame_count")
+    @classmethod
+    def _of_flat_frames(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("frames", "flat") != "flat":
+            raise ValueError('is for frames = "flat"; feature lists have a length of their own')
         return value
 
     @field_validator("segments")
@@ -116,6 +204,22 @@ class Schema(BaseModel):
         if outside := [each for each in value if not 0 <= each < info.data.get("classes", each + 1)]:
             raise ValueError(f"{outside[0]} is not one of the schema's classes")
         return tuple(sorted(value))
+
+    @property
+    def standard(self) -> bool:
+        """True if records are laid out as `encode` writes them."""
+        return (self.storage, self.frames, self.labels.encoding) in {
+            ("native", "listed", None),
+            ("native", "listed", "index"),
+        }
+
+    @property
+    def lenient(self) -> Schema:
+        """The schema that reads whatever can be tagged: incomplete records, and empty shards."""
+        missing = "zero" if self.missing == "fail" else self.missing
+        return self.model_copy(
+            update={"missing": missing, "unequal": "cut", "unnamed": "number", "empty_shards": "skip"}
+        )
 
     @property
     def widths(self) -> tuple[int, ...]:
