@@ -565,7 +565,7 @@ def _feature_lists(video: Video, schema: Schema) -> bytes:
     for name, frames in sorted(
         (feature.name.encode(), frames) for feature, frames in zip(schema.features, video.features, strict=True)
     ):
-        header, frame = _frame_layout(frames.shape[1], schema.dtype, True)
+        header, frame, _ = _frame_layout(frames.shape[1], schema.dtype, schema.storage, True)
         rows = np.empty(len(frames), frame)
         rows["header"], rows["values"] = np.void(header), frames
         entries.append(_delimited(0x0A, _delimited(0x0A, name), _delimited(0x12, rows.tobytes())))
