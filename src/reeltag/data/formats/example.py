@@ -8,9 +8,10 @@ features that the schema leaves out are not read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -556,25 +557,22 @@ def encode(video: Video, schema: Schema) -> bytes:
         for feature, vectors in zip(schema.features, video.features, strict=True):
             context.feature[feature.name].float_list.value.extend(vectors[0].tolist())
     encoded: bytes = message.SerializeToString(deterministic=True)
-    return encoded if schema.level == "video" else encoded + _feature_lists(video, schema)
+    return encoded if schema.level == "video" else b"".join((encoded, *_feature_lists(video, schema)))
 
 
-def _feature_lists(video: Video, schema: Schema) -> bytes:
-    """Encode the feature lists of a frame-level record, in the order and layout of a deterministic protobuf writer."""
-    entries = []
+def _feature_lists(video: Video, schema: Schema) -> Iterator[bytes | memoryview]:
+    """Yield the pieces of a record's feature lists, in the order and layout of a deterministic protobuf writer."""
+    entries: list[tuple[bytes, memoryview]] = []
     for name, frames in sorted(
         (feature.name.encode(), frames) for feature, frames in zip(schema.features, video.features, strict=True)
     ):
         header, frame, _ = _frame_layout(frames.shape[1], schema.dtype, schema.storage, True)
         rows = np.empty(len(frames), frame)
         rows["header"], rows["values"] = np.void(header), frames
-        entries.append(_delimited(0x0A, _delimited(0x0A, name), _delimited(0x12, rows.tobytes())))
-    return _delimited(0x12, *entries)
-
-
-def _delimited(tag: int, *parts: bytes) -> bytes:
-    """Encode a length-delimited field whose content is the parts, joined."""
-    return b"".join((bytes([tag]), _varint_bytes(sum(map(len, parts))), *parts))
+        before = b"\x0a" + _varint_bytes(len(name)) + name + b"\x12" + _varint_bytes(rows.nbytes)
+        entries.append((b"\x0a" + _varint_bytes(len(before) + rows.nbytes) + before, rows.data))
+    yield b"\x12" + _varint_bytes(sum(len(before) + rows.nbytes for before, rows in entries))
+    yield from chain.from_iterable(entries)
 
 
 def _refuse_unreadable(video: Video, schema: Schema) -> None:
