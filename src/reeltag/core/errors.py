@@ -43,8 +43,9 @@ class DataError(ReeltagError):
         place = [file] if file else []
         place += [f"record {record}"] if record is not None else []
         place += [f"byte {offset}"] if offset is not None else []
-        place += [f"id {id[:MAX_ID]!r}"] if id is not None else []
-        super().__init__(f"{', '.join(place)}: {reason}" if place else reason)
+        parts = [", ".join(place)] if place else []
+        parts += [f"video {id[:MAX_ID]!r}"] if id is not None else []
+        super().__init__(": ".join([*parts, reason]))
 
     def __reduce__(self) -> tuple[object, ...]:
         # Loader workers send errors to the parent by pickle, which only replays positional arguments.

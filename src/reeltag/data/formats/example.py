@@ -147,7 +147,7 @@ def _checked(
         raise DataError(f"the id {name[:40]!r} is not UTF-8; write it as text") from error
 
 
-def _of_equal_length(features: Sequence[FrameArray], schema: Schema) -> tuple[list[FrameArray], tuple[str, ...]]:
+def _of_equal_length(features: Sequence[FrameArray], schema: Schema) -> tuple[Sequence[FrameArray], tuple[str, ...]]:
     """Fill absent features and cut others to the shortest, as far as the schema allows; return them and remarks."""
     absent = [feature.name for feature, frames in zip(schema.features, features, strict=True) if not len(frames)]
     if absent and schema.missing == "skip":

@@ -33,6 +33,11 @@ _BEGINNINGS = {
     b"\x28\xb5\x2f\xfd": ZSTD,
     b"version https://git-lfs": LFS,
 }
+_NO_FEATURES = {
+    LFS: "fetch the file with `git lfs pull`",
+    PAGE: "download the file again",
+    PICKLE: "save its arrays with numpy.savez, as pickles can run any program and are never read",
+}
 
 
 def recognise(path: Path) -> str | None:
@@ -113,3 +118,17 @@ def _text(head: bytes) -> str | None:
     if start.startswith(b"<"):
         return PAGE
     return JSON if start[:1] in (b"{", b"[") else TEXT
+
+
+def explain(kind: str, name: str | None) -> str:
+    """Return what to do with a file that is of a kind and not a shard.
+
+    Args:
+        kind: from `recognise`.
+        name: of the file; None for one in memory.
+    """
+    if kind in _NO_FEATURES:
+        return f"is a {kind}, not a shard; {_NO_FEATURES[kind]}"
+    what = "one SequenceExample outside a TFRecord" if kind == MESSAGE else kind
+    command = f"; `reeltag data import {name} --out FOLDER` makes shards of features" if name else ""
+    return f"is {what}, not a TFRecord file{command}"
