@@ -4,21 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from cyclopts import Parameter
-
-from reeltag.cli.options import OneOrMore, Quiet
+from reeltag.cli.options import LabelEncoding, OneOrMore, Quiet
 from reeltag.cli.output import Json, say
-
-# The same names as `reeltag.data.labels.Encoding` and `reeltag.data.importing.Unlabelled`, which import NumPy.
-LabelEncoding = Annotated[
-    Literal["index", "n-hot", "name"] | None,
-    Parameter(
-        help="Form of the labels: class numbers, 0 or 1 for every class, or names and ids; by default it is found, if "
-        "only one fits."
-    ),
-]
 
 
 def import_(

@@ -29,17 +29,18 @@ from reeltag.core.storage import (
 from reeltag.core.text import counted, first_lines, megabytes, one_line
 from reeltag.data.extractor_origin import MANIFEST
 from reeltag.data.importing import Input, Split, SplitWriter, Unlabelled, write_shards
-from reeltag.data.label_table import LabelTable, gather, read_labels
-from reeltag.data.labels import Encoding, RawLabels, find_form
+from reeltag.data.label_table import LabelTable
+from reeltag.data.labels import Encoding
 from reeltag.data.ratings import ENDS, STARTS
 from reeltag.data.recipe_draft import draft_recipe
 from reeltag.data.schema import Schema
 from reeltag.data.sources.files import find_source, list_files, open_files
+from reeltag.data.sources.labels import first_video, label_table
 from reeltag.data.sources.memory import Items, PythonVideos
 from reeltag.data.sources.records import schema_of
-from reeltag.data.sources.videos import Source, SourceVideo
+from reeltag.data.sources.videos import Source
 from reeltag.data.video.dataset import label_names_csv
-from reeltag.data.vocabulary import Vocabulary, read_vocabulary
+from reeltag.data.vocabulary import read_vocabulary
 
 SPLITS: tuple[Split, ...] = ("train", "test")
 FORMAT = 1  # of the shards and the manifest; raised when the same source gives others
@@ -112,8 +113,9 @@ def import_features(  # noqa: PLR0913 (each is an option of `reeltag data import
     inputs = [Input(each.source, share if test is None else number) for number, each in enumerate(given)]
     vocabulary = None if label_names is None else read_vocabulary(label_names)
     _refuse_small_disk(out, given)
-    table = _label_table(labels, given, label_encoding, vocabulary, progress)
-    schema = _schema(given, table)
+    sources = [each.source for each in given]
+    table = label_table(labels, sources, encoding=label_encoding, vocabulary=vocabulary, progress=progress)
+    schema = _schema(sources, table)
     folder = out.with_name(f"{out.name}.parts")
     with exclusive_parts(folder, out):
         settings = [FORMAT, share, label_encoding, unlabelled, schema.model_dump(mode="json")]
@@ -175,41 +177,9 @@ def _refuse_empty(shards: Mapping[Split, SplitWriter]) -> None:
             raise UsageError(f"there are no {name} videos{hint}")
 
 
-def _label_table(
-    labels: str | Path | None,
-    given: Sequence[_Given],
-    encoding: Encoding | None,
-    vocabulary: Vocabulary | None,
-    progress: Progress,
-) -> LabelTable | None:
-    """Read the labels from their file, or else from beside the features; None if there are none."""
-    if labels is not None:
-        return read_labels(Path(labels), encoding=encoding, vocabulary=vocabulary)
-    sources = [each.source for each in given]
-    if all(next(_each(source)).labels is None for source in sources):
-        return None
-    found: list[RawLabels] = []
-    with progress.task("read labels", sum(len(source.parts()) for source in sources), "parts") as task:
-        for source in sources:
-            for part in source.parts():
-                found += [
-                    RawLabels(video.place, video.id, video.labels)
-                    for video in source.read(part)
-                    if video.labels is not None
-                ]
-                task.advance(1, note=counted(len(found), "video"))
-    return gather(found, find_form(found, encoding=encoding, vocabulary=vocabulary))
-
-
-def _each(source: Source) -> Iterator[SourceVideo]:
-    for part in source.parts():
-        yield from source.read(part)
-    raise UsageError(f"the {source.kind} source holds no videos; see `reeltag data import --help`")
-
-
-def _schema(given: Sequence[_Given], table: LabelTable | None) -> Schema:
+def _schema(sources: Sequence[Source], table: LabelTable | None) -> Schema:
     """Return the schema of the first video, by which all are checked; its limit of frames is not that of the data."""
-    schema = schema_of(next(_each(given[0].source)), 1 if table is None else table.classes)
+    schema = schema_of(first_video(sources[0]), 1 if table is None else table.classes)
     if table is None or not table.ratings:
         return schema
     sizes = {

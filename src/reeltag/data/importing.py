@@ -23,7 +23,7 @@ from reeltag.data.label_table import LabelTable
 from reeltag.data.schema import Schema
 from reeltag.data.shards import id_hash
 from reeltag.data.sources.parallel import read_parts
-from reeltag.data.sources.records import to_video
+from reeltag.data.sources.records import NO_RATINGS, to_video
 from reeltag.data.sources.videos import Source, SourceVideo
 
 SHARD_BYTES = 100_000_000  # most of a shard, unless one record is larger
@@ -218,7 +218,7 @@ def write_shards(
         elif known is None and unlabelled == "skip":
             writer.skip()
         elif not missing:  # the rest is only counted
-            rated = {} if labels is None else labels.ratings.get(labels.find(found.id) or "", {})
+            rated = NO_RATINGS if labels is None else labels.ratings_of(found.id)
             writer.add(position, to_video(found, schema, known, rated), schema)
     if missing:
         raise _without_labels(missing, labels)

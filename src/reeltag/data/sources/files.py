@@ -1,4 +1,4 @@
-"""Find the files of a source."""
+"""Find files of features that are not shards."""
 
 from __future__ import annotations
 
@@ -8,29 +8,49 @@ from pathlib import Path
 
 from reeltag.core.errors import UsageError
 from reeltag.core.remote_files import is_url
-from reeltag.core.storage import Patterns, as_strings
+from reeltag.core.storage import Patterns, as_strings, join_path
+from reeltag.data.formats.kinds import LFS, PAGE, PICKLE, TFRECORD, recognise
 from reeltag.data.sources.source import open_source
 from reeltag.data.sources.videos import Source
 
 
-def find_source(patterns: Patterns) -> list[Path]:
+def find_source(patterns: Patterns, root: Path | str | None = None) -> list[Path]:
     """Return the files that some paths or glob patterns name, sorted by name within a pattern, or one folder.
+
+    Args:
+        patterns: one or several.
+        root: folder that relative patterns start from.
 
     Raises:
         UsageError: a pattern matches nothing or is a URL, or there is a folder beside other paths.
     """
     found: dict[Path, None] = {}
     for pattern in as_strings(patterns):
-        if is_url(pattern):
-            raise UsageError(f"{pattern}: only shards are read from URLs; download these features first")
-        path, anchor = Path(pattern), Path(Path(pattern).anchor)
-        matches = [path] if path.exists() else sorted(anchor.glob(str(path.relative_to(anchor))))
-        if not matches:
-            raise UsageError(f"{pattern}: there is no such file or folder; give one, or a glob pattern in quotes")
+        place = join_path(root, pattern)
+        if is_url(place):
+            raise UsageError(f"{place}: only shards are read from URLs; download these features first")
+        if not (matches := _matching(Path(place))):
+            raise UsageError(f"{place}: there is no such file or folder; give one, or a glob pattern in quotes")
         found |= dict.fromkeys(matches)
     if len(found) > 1 and (folder := next((path for path in found if path.is_dir()), None)):
         raise UsageError(f"{folder}: is a folder beside other paths; give one folder, or files")
     return list(found)
+
+
+def find_features(patterns: Patterns, root: Path | str | None = None) -> list[Path]:
+    """Return what `find_source` does if patterns name files that are not shards; nothing if they name shards.
+
+    Raises:
+        UsageError: patterns name both.
+    """
+    places = [join_path(root, pattern) for pattern in as_strings(patterns)]
+    matches = [path for place in places if not is_url(place) for path in _matching(Path(place))]
+    features = [path for path in matches if _holds_features(path)]
+    if not features:
+        return []
+    if shard := next((path for path in matches if path not in features), None):
+        raise UsageError(f"{shard}: is not of the same kind as {features[0]}; give features of one kind, or shards")
+    return find_source(patterns, root)
 
 
 def open_files(paths: Sequence[Path], features: Sequence[str] = ()) -> Source:
@@ -47,3 +67,15 @@ def list_files(paths: Sequence[Path]) -> list[Path]:
         else:
             files.append(path)
     return files
+
+
+def _matching(path: Path) -> list[Path]:
+    anchor = Path(path.anchor)
+    return [path] if path.exists() else sorted(anchor.glob(str(path.relative_to(anchor))))
+
+
+def _holds_features(path: Path) -> bool:
+    """Return True if a file is of a kind that is read as features, or a folder has such a file."""
+    if path.is_dir():
+        return any(_holds_features(file) for file in list_files([path]) if not file.name.startswith("."))
+    return recognise(path) not in (None, TFRECORD, LFS, PAGE, PICKLE)

@@ -9,7 +9,7 @@ from reeltag.core.errors import DataError
 from reeltag.data import ratings
 from reeltag.data.formats.example import Video
 from reeltag.data.schema import MAX_FRAMES, Feature, Schema
-from reeltag.data.sources.videos import SourceVideo
+from reeltag.data.sources.videos import FEATURES, SourceVideo
 
 NO_RATINGS: ratings.Lists = {}
 
@@ -60,6 +60,8 @@ def to_video(
     features = []
     for feature in schema.features:
         array = found.features.get(feature.name)
+        if array is None and len(schema.features) == 1:
+            array = found.features.get(FEATURES)  # a feature without a name is the only one
         if array is None:
             have = ", ".join(found.features)
             raise DataError(f"no feature {feature.name!r}; the video has {have}", file=found.place)
@@ -67,7 +69,7 @@ def to_video(
             array = array[None]
         expected = f"[{'T, ' if schema.level == 'frame' else ''}{feature.width}] {schema.dtype}"
         if array.ndim != 2 or array.shape[1] != feature.width or array.dtype != schema.dtype:
-            shape = list(found.features[feature.name].shape)
+            shape = list(array.shape[-2:] if schema.level == "frame" else array.shape[1:])
             raise DataError(f"{feature.name!r} is {shape} {array.dtype}, expected {expected}", file=found.place)
         features.append(array)
     lengths = {feature.name: len(array) for feature, array in zip(schema.features, features, strict=True)}
