@@ -240,19 +240,19 @@ def _videos(
     inputs: Sequence[Input], writers: Mapping[Split, SplitWriter], workers: int, folder: Path, progress: Progress
 ) -> Iterator[tuple[Position, SourceVideo]]:
     """Yield the videos of all inputs, but those of parts that are wholly in finished shards."""
-    totals = [len(each.source.parts()) for each in inputs]
+    parts = [each.source.parts() for each in inputs]
     done = [
-        min(writers[name].parts_done(number, total) for name in each.splits)
-        for number, (each, total) in enumerate(zip(inputs, totals, strict=True))
+        min(writers[name].parts_done(number, len(names)) for name in each.splits)
+        for number, (each, names) in enumerate(zip(inputs, parts, strict=True))
     ]
     videos = 0
-    with progress.task("import", sum(totals), "parts") as task:
+    with progress.task("import", sum(map(len, parts)), "parts") as task:
         task.resume_at(sum(done))
-        for number, each in enumerate(inputs):
-            part = done[number]
-            for now, index, video in read_parts(each.source, range(part, totals[number]), workers, folder):
+        for number, (each, names) in enumerate(zip(inputs, parts, strict=True)):
+            part = begin = done[number]
+            for now, index, video in read_parts(each.source, names[begin:], workers, folder):
                 videos += 1
-                task.advance(now - part, note=counted(videos, "video"))
-                part = now
+                task.advance(begin + now - part, note=counted(videos, "video"))
+                part = begin + now
                 yield Position(number, part, index), video
-            task.advance(totals[number] - part)
+            task.advance(len(names) - part)

@@ -13,6 +13,8 @@ from reeltag.data.formats.kinds import LFS, PAGE, PICKLE, TFRECORD, recognise
 from reeltag.data.sources.source import open_source
 from reeltag.data.sources.videos import Source
 
+_NO_FEATURES = {None, TFRECORD, LFS, PAGE, PICKLE}
+
 
 def find_source(patterns: Patterns, root: Path | str | None = None) -> list[Path]:
     """Return the files that some paths or glob patterns name, sorted by name within a pattern, or one folder.
@@ -75,7 +77,8 @@ def _matching(path: Path) -> list[Path]:
 
 
 def _holds_features(path: Path) -> bool:
-    """Return True if a file is of a kind that is read as features, or a folder has such a file."""
-    if path.is_dir():
-        return any(_holds_features(file) for file in list_files([path]) if not file.name.startswith("."))
-    return recognise(path) not in (None, TFRECORD, LFS, PAGE, PICKLE)
+    """Return True if a file is of a kind that is read as features, or a folder has such a file and no shard."""
+    if not path.is_dir():
+        return recognise(path) not in _NO_FEATURES
+    kinds = {recognise(file) for file in list_files([path]) if not file.name.startswith(".")}
+    return TFRECORD not in kinds and bool(kinds - _NO_FEATURES)

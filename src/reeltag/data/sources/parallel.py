@@ -32,12 +32,12 @@ class _Spooled:
     features: tuple[tuple[str, str, tuple[int, ...]], ...]  # name, dtype and shape
 
 
-def read_parts(source: Source, parts: range, workers: int, folder: Path) -> Iterator[Numbered]:
+def read_parts(source: Source, parts: Sequence[str], workers: int, folder: Path) -> Iterator[Numbered]:
     """Yield the videos of some parts in order.
 
     Args:
         source: of the parts.
-        parts: indices of the parts.
+        parts: names of the parts.
         workers: number of processes that read; 1 for this process.
         folder: for the values that pass from process to process.
 
@@ -46,9 +46,10 @@ def read_parts(source: Source, parts: range, workers: int, folder: Path) -> Iter
         WorkerError: a process was killed.
     """
     size = max(1, min(TASK_PARTS, len(parts) // (4 * workers)))
-    tasks = [parts[begin : begin + size] for begin in range(0, len(parts), size)]
+    numbered = list(enumerate(parts))
+    tasks = [numbered[begin : begin + size] for begin in range(0, len(numbered), size)]
     if workers == 1 or len(tasks) == 1:
-        yield from _read(source, parts)
+        yield from _read(source, numbered)
         return
     names = (folder / f".values-{number}.partial" for number in count())
     waiting: deque[tuple[Path, Future[list[_Spooled]]]] = deque()
@@ -62,14 +63,13 @@ def read_parts(source: Source, parts: range, workers: int, folder: Path) -> Iter
             yield from _unspool(*waiting.popleft())
 
 
-def _read(source: Source, parts: Sequence[int]) -> Iterator[Numbered]:
-    names = source.parts()
-    for part in parts:
-        for number, video in enumerate(source.read(names[part])):
+def _read(source: Source, parts: Sequence[tuple[int, str]]) -> Iterator[Numbered]:
+    for part, name in parts:
+        for number, video in enumerate(source.read(name)):
             yield part, number, video
 
 
-def _spool(source: Source, parts: Sequence[int], path: Path) -> list[_Spooled]:
+def _spool(source: Source, parts: Sequence[tuple[int, str]], path: Path) -> list[_Spooled]:
     """Write the values of videos to a file, and return all else."""
     videos = []
     try:
