@@ -40,18 +40,19 @@ def find_source(patterns: Patterns, root: Path | str | None = None) -> list[Path
 
 
 def find_features(patterns: Patterns, root: Path | str | None = None) -> list[Path]:
-    """Return what `find_source` does if patterns name files that are not shards; nothing if they name shards.
+    """Return what `find_source` does if patterns name features that are not shards; nothing if they name shards.
+
+    The first match of each pattern tells.
 
     Raises:
-        UsageError: patterns name both.
+        UsageError: some patterns name features, and others do not.
     """
     places = [join_path(root, pattern) for pattern in as_strings(patterns)]
-    matches = [path for place in places if not is_url(place) for path in _matching(Path(place))]
-    features = [path for path in matches if _holds_features(path)]
-    if not features:
+    others = [place for place in places if is_url(place) or not any(map(_holds_features, _matching(Path(place))[:1]))]
+    if len(others) == len(places):
         return []
-    if shard := next((path for path in matches if path not in features), None):
-        raise UsageError(f"{shard}: is not of the same kind as {features[0]}; give features of one kind, or shards")
+    if others:
+        raise UsageError(f"{others[0]}: is not of the kind of the other files; give features of one kind, or shards")
     return find_source(patterns, root)
 
 
