@@ -178,6 +178,10 @@ def _read_labels(path: Path) -> dict[str, tuple[str, ...]]:
         if name in found:
             raise fault(path, line, f"{name} has a row already; put all its labels into one")
         found[name] = tuple(label.strip() for label in re.split("[|;]", cells[labels_at]) if label.strip())
+    if len(sizes := {len(labels) for labels in found.values() if labels}) == 1 and max(sizes) > 1:
+        if {label for labels in found.values() for label in labels} <= {"0", "1"}:
+            what = f"every video has {max(sizes)} labels, all of them 0 or 1, as in N-hot labels"
+            raise UsageError(f"{path}: {what}; give the names or numbers of the classes that are present")
     return found
 
 
