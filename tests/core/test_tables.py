@@ -133,6 +133,8 @@ def test_random_tables_are_read_as_the_csv_module_reads_them() -> None:
         separator, width = rng.choice(",;\t"), rng.randint(2, 4)
         cells = [["".join(rng.choices(letters, k=rng.randint(1, 6))).strip() for _ in range(width)] for _ in range(3)]
         text = io.StringIO(newline="")
-        csv.writer(text, delimiter=separator, quoting=csv.QUOTE_ALL).writerows([[f"c{i}" for i in range(width)], *cells])
+        csv.writer(text, delimiter=separator, quoting=csv.QUOTE_ALL).writerows(
+            [[f"c{i}" for i in range(width)], *cells]
+        )
         expected = [[each.strip() for each in row] for row in cells]
         assert [row.cells for row in read_table("t.csv", text.getvalue().encode())] == expected
