@@ -75,6 +75,7 @@ def predict(
             pool=open_pool("", executor, address),
         )
         result = {"file": out, "videos": counts.videos, "dropped": counts.dropped, "left_out": len(counts.bad.records)}
+        result["remarks"] = dict(counts.bad.remarks)
         example = stream_artifact(file)[0].schema.example
         say(result, [f"{out}: {counted(counts.videos, example)}"], json)
     if drop_flat:

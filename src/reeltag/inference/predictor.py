@@ -171,8 +171,10 @@ class Predictor:
 
         Args:
             patterns: paths, URLs or glob patterns, one or several.
-            bad: collects bad records; by default the first one raises.
-            labelled: treat records without labels as bad.
+            bad: collects bad records, and counts what was forgiven in others: those without an id are called
+                SHARD:NUMBER, features of different lengths are cut to the shortest, and missing ones are zeros. By
+                default the first such record raises.
+            labelled: treat records without labels as bad, and forgive only what the schema allows.
             frames: number of frames to tag each video from, drawn uniformly with replacement; all by default.
             seed: of the drawn frames, 0 by default; the draw depends on it and on the video's id alone.
 
@@ -184,7 +186,8 @@ class Predictor:
         subset = frame_subset(frames, seed, self.schema)
         shards = find_files(patterns)
         refuse_other_origin(self.schema, shards)
-        batches = stream_batches(read_examples(shards, self.schema, bad, labelled=labelled), self.schema, BATCH_SIZE)
+        schema = self.schema if labelled or bad is None else self.schema.lenient
+        batches = stream_batches(read_examples(shards, schema, bad, labelled=labelled), schema, BATCH_SIZE)
         return predict_batches(self.model, batches if subset is None else map(subset.select, batches))
 
     def evaluate_shards(

@@ -9,7 +9,7 @@ with its counts is written beside it; a part without a marker is unfinished.
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager
@@ -54,13 +54,13 @@ from reeltag.inference.formats.table import output_format, refuse_ending
 from reeltag.inference.frame_subset import FrameSubset, frame_subset
 from reeltag.inference.predictor import Mode, Predictor, load, resolve_device, resolve_model
 
-PARTS_FORMAT = 1  # raise it when the content of a part changes for the same shard, model and options
+PARTS_FORMAT = 2  # raise it when the content of a part changes for the same shard, model and options
 _PARTS = re.compile(rf"\.?part-.*|{re.escape(LOCK)}")
 
 
 @dataclass
 class TagCounts:
-    """Numbers of videos or segments tagged and of flat videos dropped, and the bad records that were left out."""
+    """Numbers of videos or segments tagged and of flat videos dropped, the bad records, and what was forgiven."""
 
     videos: int = 0
     dropped: int = 0
@@ -76,16 +76,21 @@ class TagCounts:
         self.dropped += other.dropped
         for record in other.bad.records:
             self.bad.skip(record.error)
+        self.bad.skipped += other.bad.skipped
+        self.bad.remarks.update(other.bad.remarks)
 
     def dump(self) -> dict[str, Any]:
         """Return the counts as JSON."""
-        return {"videos": self.videos, "dropped": self.dropped, "bad": [vars(record) for record in self.bad.records]}
+        bad = [vars(record) for record in self.bad.records]
+        counts = {"videos": self.videos, "dropped": self.dropped, "skipped": self.bad.skipped}
+        return {**counts, "bad": bad, "remarks": dict(self.bad.remarks)}
 
     @classmethod
     def load(cls, content: dict[str, Any]) -> TagCounts:
         """Restore counts from what `dump` returned."""
         records = [BadRecord(**record) for record in content["bad"]]
-        return cls(content["videos"], content["dropped"], BadRecords(len(records), records))
+        bad = BadRecords(len(records), records, content["skipped"], Counter(content["remarks"]))
+        return cls(content["videos"], content["dropped"], bad)
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ class ShardTagger:
         self._rgb = rgb_feature_index(predictor.schema) if drop_flat else None
 
     def tag(self, shard: DataFile, counts: TagCounts) -> Iterator[Predictions]:
-        """Tag the videos of a shard, in order, and count them.
+        """Tag the videos of a shard, in order, and count them, and what is forgiven in them.
 
         Raises:
             DataError: more records are damaged or do not follow the model's schema than the counts allow.
@@ -156,7 +161,7 @@ class ShardTagger:
             yield from (future.result() for future in waiting)
 
     def _videos(self, shard: DataFile, counts: TagCounts) -> Iterator[Video]:
-        for video in read_examples([shard], self.predictor.schema, counts.bad):
+        for video in read_examples([shard], self.predictor.schema.lenient, counts.bad):
             if self._rgb is not None and is_flat(video, self._rgb):
                 counts.dropped += 1
             else:

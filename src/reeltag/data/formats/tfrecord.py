@@ -18,9 +18,10 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from reeltag.core.errors import DataError
+from reeltag.core.errors import DataError, UsageError
 from reeltag.core.remote_files import RemoteFile
 from reeltag.core.storage import DataFile, atomic_path, require_regular
+from reeltag.data.formats import kinds
 from reeltag.data.shard_cache import discard, open_copy
 
 _HEADER = struct.Struct("<QI")
@@ -145,6 +146,8 @@ class Records(ABC):
         header = self._read(offset, _HEADER.size, offset, number)
         length, crc = _HEADER.unpack(header)
         if masked_crc(header[:8]) != crc:
+            if not offset and (kind := kinds.recognise_content(self._bytes(0, kinds.MAX_MESSAGE))):
+                raise self._error(kinds.explain(kind, self.name), number, offset)
             hint = "fetch the shard again" if offset else "is this a TFRecord file, uncompressed?"
             reason = f"CRC of the length does not match, so no later record can be found; {hint}"
             raise self._error(reason, number, offset)
@@ -205,7 +208,10 @@ class ShardFile(Records):
             weakref.finalize(self, file.close)
             size = os.fstat(file.fileno()).st_size
             if not size:
-                raise DataError("is empty, so it is not a shard", file=self.name)
+                raise DataError(
+                    'is empty, so it is not a shard; schema.empty_shards = "skip" passes over such files',
+                    file=self.name,
+                )
             self._opened = file.fileno(), size
         return self._opened
 
@@ -247,14 +253,19 @@ class ShardBytes(Records):
 
 
 def write_shard(path: Path, payloads: Iterable[bytes]) -> int:
-    """Write a TFRecord file atomically.
+    """Write a TFRecord file atomically, in place of one that exists; `shards.write_videos` keeps that one.
 
     Returns:
         The number of records.
+
+    Raises:
+        UsageError: there is no record, so readers would refuse the file.
     """
     count = 0
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         for payload in payloads:
             file.write(frame_record(payload))
             count += 1
+        if not count:
+            raise UsageError(f"{path}: has no record, and a shard needs one; write none instead")
     return count

@@ -12,7 +12,7 @@ from reeltag.core.remote_files import RemoteFile
 from reeltag.core.storage import DataFile, content_hash, file_identity, file_size, find_files, free_bytes, read_json
 from reeltag.core.text import counted, first_lines, megabytes
 from reeltag.data import shard_cache
-from reeltag.data.bad_records import summary
+from reeltag.data.bad_records import format_remarks, summary
 from reeltag.data.formats.tfrecord import ShardFile
 from reeltag.data.holdout import matching_shards, refuse_overlap
 from reeltag.data.shards import scan
@@ -184,8 +184,15 @@ def _index(recipe: Recipe, split: Split, files: list[DataFile], job: Job) -> str
         task.total = task.done  # with a limit, the last shards are not read
     if not manifest.labelled:
         raise UsageError(f"data.{split}: has no labelled records; see `reeltag data verify`")
+    if not manifest.class_counts.any():
+        raise UsageError(
+            f"data.{split}: none of {counted(manifest.labelled, schema.example)} has a label, so nothing could be "
+            "learned or measured; see `reeltag data verify`, and the schema's labels"
+        )
     if manifest.left_out:
         job.progress.say(f"  {summary(manifest.left_out)}")
+    for line in format_remarks(manifest.remarks):
+        job.progress.say(f"  {line}")
     if split == "test":
         refuse_overlap(load_manifest(job, "train"), manifest)
     manifest.save(job.folder / MANIFEST)
