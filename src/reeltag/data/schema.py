@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-from io import StringIO
 from operator import not_
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -22,7 +19,6 @@ from pydantic import (
 from pydantic_core import CoreSchema
 
 from reeltag.core.errors import UsageError
-from reeltag.core.remote_files import is_url, read
 
 MAX_FRAMES = 1_000_000  # of a video
 # Keys are left out of dumps at their defaults, so that hashes of older stages and files stay valid.
@@ -281,32 +277,3 @@ def preset_schema(name: str) -> Schema:
         return Schema.model_validate(expand_preset(name))
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-def read_label_names(path: Path | str, classes: int) -> tuple[str, ...]:
-    """Read the names of the classes from a CSV file such as AudioSet's or YouTube-8M's.
-
-    The header names an `index` column and a `display_name` or `name` column (letter case is ignored). The file may be
-    behind a URL.
-
-    Raises:
-        UsageError: the file is missing, lacks a column, or does not name each class once.
-    """
-    remote = is_url(str(path))
-    if not remote and not Path(path).is_file():
-        raise UsageError(f"{path}: no such file of label names; see data.label_names")
-    try:
-        content = read(str(path)) if remote else Path(path).read_bytes()
-        text = StringIO(content.decode("utf-8-sig"), newline="")  # spreadsheets write a byte order mark
-        rows = [{key.lower(): item for key, item in row.items() if key} for row in csv.DictReader(text)]
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: is not UTF-8 ({error}); save it as UTF-8") from error
-    column = next((c for c in ("display_name", "name") if rows and c in rows[0]), None)
-    if column is None or "index" not in rows[0]:
-        raise UsageError(f"{path}: needs a header with the columns 'index' and 'display_name' or 'name'")
-    names = {row["index"]: row[column] for row in rows if row[column] is not None}
-    missing = [index for index in range(classes) if str(index) not in names]
-    if missing or len(rows) != classes:
-        what = f"class {missing[0]} is missing" if missing else f"has {len(rows)} rows"
-        raise UsageError(f"{path}: should name each of {classes} classes once, but {what}")
-    return tuple(names[str(index)] for index in range(classes))

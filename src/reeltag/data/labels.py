@@ -1,0 +1,265 @@
+"""Read the labels of a video in any form that people write them in: class numbers, N-hot, names or ids.
+
+The form is told or found. It is found from all labels together, and only if no other form fits them.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from reeltag.core.errors import UsageError
+from reeltag.core.validation import format_value
+from reeltag.data.vocabulary import MAX_CLASSES, Vocabulary, class_number, named, nfc
+
+Encoding = Literal["index", "n-hot", "name"]
+ENCODINGS: tuple[Encoding, ...] = ("index", "n-hot", "name")
+
+_BETWEEN = re.compile(r"[\s,;|]+")  # between numbers or ids, which hold none of these
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
+_ID = re.compile(r"/[a-z]/[\w-]+")
+_TRUTH = {"true": 1, "false": 0}
+_TELL = "say which with the label encoding: index, n-hot or name"
+
+Token = str | float  # bool is a number
+
+
+class RawLabels(NamedTuple):
+    """Labels of a video as they were found.
+
+    Attributes:
+        place: file, and line or record, for messages.
+        id: of the video.
+        raw: a list of numbers, truth values or names, an array of them, one text with separators, or None.
+    """
+
+    place: str
+    id: str
+    raw: Any
+
+
+@dataclass(frozen=True)
+class LabelForm:
+    """The form of a data set's labels, and their classes.
+
+    Attributes:
+        encoding: `index`, a list of class numbers; `n-hot`, 0 or 1 for every class; `name`, a list of names or ids.
+        classes: C.
+        vocabulary: names of the classes; None if they have none.
+        separator: between the names of a text, where no vocabulary tells; "" if a text is one name.
+    """
+
+    encoding: Encoding
+    classes: int
+    vocabulary: Vocabulary | None
+    separator: str = ""
+
+    def numbers(self, labels: RawLabels) -> list[int]:
+        """Return the class numbers of a video, in the order in which they are given; one may occur twice.
+
+        Raises:
+            UsageError: the labels have another form, or name an unknown class.
+        """
+        tokens = _split(labels, self.vocabulary, self.separator)
+        try:
+            if self.encoding == "n-hot":
+                return self._present(tokens)
+            if self.encoding == "index":
+                return [self._number(token) for token in tokens]
+            assert self.vocabulary is not None
+            return [self.vocabulary.number(str(token)) for token in tokens]
+        except UsageError as error:
+            raise UsageError(f"{labels.place}: {labels.id!r}: {error}") from error
+
+    def _present(self, tokens: Sequence[Token]) -> list[int]:
+        if not tokens:
+            return []
+        values = [_value(token) for token in tokens]
+        if odd := [token for token, value in zip(tokens, values, strict=True) if value not in (0, 1)]:
+            raise UsageError(f"{odd[0]!r} among N-hot labels, which are 0 or 1; {_TELL}")
+        if len(values) != self.classes:
+            raise UsageError(f"has {len(values)} N-hot labels for {self.classes} classes; give one for every class")
+        return [number for number, value in enumerate(values) if value]
+
+    def _number(self, token: Token) -> int:
+        number = _index(token)
+        if number is None:
+            raise UsageError(f"{token!r} is not the number of a class; {_TELL}")
+        if number >= self.classes:
+            raise UsageError(f"label {number} is outside the {self.classes} classes 0 to {self.classes - 1}")
+        return number
+
+
+def find_form(
+    found: Sequence[RawLabels],
+    *,
+    encoding: Encoding | None = None,
+    vocabulary: Vocabulary | None = None,
+    classes: int | None = None,
+) -> LabelForm:
+    """Find the form of a data set's labels.
+
+    Args:
+        found: labels of all videos, or of so many that they show the form and have all names.
+        encoding: the form, where it is known.
+        vocabulary: names of the classes; without it, names are numbered in sorted order.
+        classes: C; by default that of the vocabulary, or one more than the highest class.
+
+    Raises:
+        UsageError: no video has labels, or they may be read in two ways.
+    """
+    if vocabulary and classes not in (None, vocabulary.classes):
+        raise UsageError(f"the label names are of {vocabulary.classes} classes, not {classes}; give those of the data")
+    classes = vocabulary.classes if vocabulary else classes
+    separator = _separator(found) if vocabulary is None else ""
+    lists = [(each, tokens) for each in found if (tokens := _split(each, vocabulary, separator))]
+    if not lists:
+        raise UsageError(f"{_file(found)}gives no video a label; check the labels, and how ids are written")
+    encoding = encoding or _encoding(lists, vocabulary)
+    if encoding == "n-hot":
+        return LabelForm(encoding, classes or len(lists[0][1]), vocabulary, separator)
+    if encoding == "index":
+        highest = max((_index(token) or 0 for _, tokens in lists for token in tokens), default=0)
+        return LabelForm(encoding, classes or highest + 1, vocabulary, separator)
+    known = vocabulary or named(sorted({nfc(str(token)) for _, tokens in lists for token in tokens}))
+    if classes not in (None, known.classes):
+        raise UsageError(f"{_file(found)}names {known.classes} classes, not {classes}; give the names of all classes")
+    return LabelForm(encoding, known.classes, known, separator)
+
+
+def _encoding(lists: Sequence[tuple[RawLabels, list[Token]]], vocabulary: Vocabulary | None) -> Encoding:
+    first, size = lists[0][0], len(lists[0][1])
+    where = f"{first.place}: {first.id!r}"
+    tokens = [token for _, each in lists for token in each]
+    if all(isinstance(token, bool) or str(token).lower() in _TRUTH for token in tokens):
+        return "n-hot"
+    numeric = [_value(token) is not None for token in tokens]
+    if not all(numeric):
+        if any(numeric) and vocabulary is None:
+            odd = tokens[numeric.index(True)]
+            raise UsageError(f"{where}: {odd!r} is a number among names of classes; {_TELL}, or give the label names")
+        return "name"
+    if size > 1 and all(len(each) == size for _, each in lists) and all(_value(token) in (0, 1) for token in tokens):
+        what = f"every video has {size} labels, all of them 0 or 1: N-hot, or the classes 0 and 1?"
+        raise UsageError(f"{where}: {what} {_TELL}")
+    if vocabulary:
+        for token in {str(token) for token in tokens}:
+            if token in vocabulary and _index(token) != vocabulary.number(token):
+                raise UsageError(f"{where}: {token} is the number of one class and the name of another; {_TELL}")
+    return "index"
+
+
+def _split(labels: RawLabels, vocabulary: Vocabulary | None, separator: str) -> list[Token]:
+    """Return the labels as a list of numbers and names."""
+    raw = labels.raw.tolist() if isinstance(labels.raw, np.ndarray | np.generic) else labels.raw
+    if isinstance(raw, bytes):
+        raw = _decoded(labels, raw)
+    if isinstance(raw, str):
+        raw = (
+            _listed(labels, raw.strip()) if raw.strip().startswith("[") else _pieces(raw.strip(), vocabulary, separator)
+        )
+    if raw is None:
+        return []
+    return [_token(labels, each) for each in (raw if isinstance(raw, list | tuple) else [raw])]
+
+
+def _token(labels: RawLabels, given: Any) -> Token:
+    if isinstance(given, bytes):
+        given = _decoded(labels, given)
+    if isinstance(given, str):
+        given = nfc(given)
+    if given is None or given == "" or given != given or str(given).lower() == "nan":  # NaN differs from itself
+        raise UsageError(f"{labels.place}: {labels.id!r}: a label is {given!r}; leave it out if there is none")
+    if not isinstance(given, str | int | float):
+        raise UsageError(f"{labels.place}: {labels.id!r}: {format_value(given)} is not a label; give numbers or names")
+    return given
+
+
+def _decoded(labels: RawLabels, raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{labels.place}: {labels.id!r}: the label {raw!r} is not UTF-8") from error
+
+
+def _listed(labels: RawLabels, text: str) -> list[Any]:
+    """Read a list in a cell, as JSON or Python write it."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, list):
+            return value
+    how = 'write it as JSON, such as [1, 2] or ["a", "b"], or the labels alone, separated by |'
+    raise UsageError(f"{labels.place}: {labels.id!r}: {format_value(text)} is not a list; {how}")
+
+
+def _pieces(text: str, vocabulary: Vocabulary | None, separator: str) -> list[str]:
+    """Split a text at what separates its labels."""
+    if not text:
+        return []
+    words = [word for word in _BETWEEN.split(text) if word]
+    if _plain(words):
+        return words
+    if vocabulary is None:
+        return _at(text, separator)
+    splits = {tuple(_at(text, each)) for each in ("", "|", ";", ",", " ")}
+    ways = {pieces for pieces in splits if all(piece in vocabulary for piece in pieces)}
+    if len(ways) > 1:
+        raise UsageError(f"{format_value(text)} may be one class or several; separate names by |, or write a list")
+    return list(ways.pop()) if ways else _at(text, "|" if "|" in text else ";")
+
+
+def _at(text: str, separator: str) -> list[str]:
+    return [piece.strip() for piece in text.split(separator) if piece.strip()] if separator else [text]
+
+
+def _plain(words: Iterable[str]) -> bool:
+    """Tell if all words are numbers, or all are ids such as /m/01mw1."""
+    words = list(words)
+    return all(_NUMBER.fullmatch(word) for word in words) or all(_ID.fullmatch(word) for word in words)
+
+
+def _separator(found: Sequence[RawLabels]) -> str:
+    """Find the separator of the names in texts: | or ;. Commas are parts of names, if they are beside one of these."""
+    texts = [(each, each.raw.strip()) for each in found if isinstance(each.raw, str)]
+    texts = [(each, text) for each, text in texts if text[:1] != "[" and not _plain(filter(None, _BETWEEN.split(text)))]
+    used = [separator for separator in "|;" if any(separator in text for _, text in texts)]
+    if len(used) > 1:
+        raise UsageError(
+            f"{_file(found)}has labels with | and with ;; separate them by one of the two, or give the label names"
+        )
+    if not used and (commas := [(each, text) for each, text in texts if "," in text]):
+        each, text = commas[0]
+        what = f"{format_value(text)} may be one name or several"
+        raise UsageError(
+            f"{each.place}: {each.id!r}: {what}; separate names by |, write a list, or give the label names"
+        )
+    return used[0] if used else ""
+
+
+def _value(token: Token) -> float | None:
+    """Return the number that a token is, or its truth value; None if it is a name."""
+    if isinstance(token, str):
+        return _TRUTH.get(token.lower(), float(token) if _NUMBER.fullmatch(token) else None)
+    return float(token)
+
+
+def _index(token: Token) -> int | None:
+    """Return the class number that a token is; spreadsheets and NumPy may write 3 as 3.0."""
+    if isinstance(token, bool):
+        return None
+    if isinstance(token, str):
+        return class_number(re.sub(r"\.0*$", "", token))
+    return int(token) if 0 <= token < MAX_CLASSES and token == int(token) else None
+
+
+def _file(found: Sequence[RawLabels]) -> str:
+    return f"{found[0].place.split(',')[0]}: " if found else ""
