@@ -24,6 +24,7 @@ from reeltag.cli.quantize import Encoding
 from reeltag.core.errors import UsageError
 from reeltag.data.formats.example import Video
 from reeltag.data.formats.tfrecord import ShardFile, write_shard
+from reeltag.data.schema import Labels
 from reeltag.data.shards import Shards
 from reeltag.inference import predictor
 from reeltag.models.families import parse_config
@@ -134,7 +135,7 @@ def test_evaluating_without_labels_points_to_predict(capsys, model, tiny_schema,
     unlabelled = shard(tmp_path / "test.tfrecord", tiny_schema, video(tiny_schema, labels=None))
     message = fails(capsys, "evaluate", model, unlabelled)
     assert "record 0, byte 0: video 'v': has no labels: no 'labels', but id; check the schema's 'labels'" in message
-    named = tiny_schema.model_copy(update={"labels": "label"})
+    named = tiny_schema.model_copy(update={"labels": Labels(name="label")})
     other = shard(tmp_path / "other.tfrecord", named, video(named))
     assert "has no labels: no 'labels', but id, label; check the schema's" in fails(capsys, "evaluate", model, other)
     assert main(["predict", model, str(unlabelled)]) == 0

@@ -200,6 +200,7 @@ def test_a_video_stays_in_its_split_when_others_come():
         ("file,labels\nb.mp4,x\n", "names none of the videos"),
         ("file,labels\na.mp4,\n", "gives no video a label"),
         ("file,labels\na.mp4,007|1\n", "written with zeros before it; write 7"),
+        ("file,labels\na.mp4,1;0;0\nb.mp4,0;1;1\n", "every video has 3 labels, all of them 0 or 1"),
         ("file,labels\na.mp4,99999999\n", "is too high"),
         ("file,labels\na.mp4,\xff\n", "is not UTF-8"),
     ],

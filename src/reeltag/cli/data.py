@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import App
 
+from reeltag.cli.data_import import import_
 from reeltag.cli.options import MaxBadRecords, OneOrMore, Overrides, load_schema
 from reeltag.cli.output import Json, say
 from reeltag.core.errors import DataError, UsageError
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from reeltag.data.schema import Schema
     from reeltag.data.schema_draft import Draft
 
-data = App(name="data", help="Inspect, verify, generate and download shards.")
+data = App(name="data", help="Import, inspect, verify, generate and download shards.")
+data.command(import_, name="import")
 
 
 @data.command(name="inspect")

@@ -156,7 +156,8 @@ def parse_row(path: Path | str, line: Line, separator: str) -> list[str]:
     """
     try:
         with _room_for(line.text):
-            cells = next(csv.reader([line.text], delimiter=separator, strict=True, skipinitialspace=True), [""])
+            reader = csv.reader([line.text.rstrip(" ")], delimiter=separator, strict=True, skipinitialspace=True)
+            cells = next(reader) or [""]
     except csv.Error as error:
         what = "a quote is open at the end of the line" if "end of data" in str(error) else f"is not CSV ({error})"
         how = 'close it, write "" for a quote inside a cell, and no line breaks'

@@ -83,6 +83,10 @@ class LabelTable:
         name = self.find(video_id)
         return None if name is None else np.array(self.labels[name], np.int64)
 
+    def ratings_of(self, video_id: str) -> Lists:
+        """Return the ratings of a video's segments, as features of its record; empty if it has none."""
+        return self.ratings.get(self.find(video_id) or "", {})
+
     @cached_property
     def _by_stem(self) -> Mapping[str, str]:
         """Ids that end as files do, by what is before the ending, where only one begins so."""
@@ -112,6 +116,8 @@ def read_labels(
             or a video's are given twice; the message names the line.
     """
     sheet = _sheet(path)
+    if not sheet.rows:
+        raise UsageError(f"{path}: has no rows; give one for each video, with its id and labels")
     id_at = sheet.require("ids", ID_COLUMNS)
     times = [sheet.find(START_COLUMNS), sheet.find(END_COLUMNS)]
     rating = sheet.find(RATING_COLUMNS)
@@ -125,7 +131,7 @@ def read_labels(
         RawLabels(place, _id(place, cells[id_at]), labels)
         for (place, cells), labels in zip(sheet.rows, raw.labels, strict=True)
     ]
-    form = find_form(found, encoding=raw.encoding, vocabulary=raw.vocabulary, classes=classes)
+    form = find_form(found, encoding=raw.encoding, vocabulary=raw.vocabulary, classes=classes, source=str(path))
     if rating is not None:
         used = [*(at for at in times if at is not None), rating]
         return _rated(found, form, [[(sheet.columns[at], cells[at]) for at in used] for _, cells in sheet.rows])
@@ -160,11 +166,13 @@ def gather(
         single[each.id] = (place or each.place, one)
         rows.setdefault(each.id, []).extend(numbers)
     labels = {name: tuple(sorted({*numbers})) for name, numbers in rows.items()}
-    notes = list(remarks)
+    notes = [*remarks, *(form.vocabulary.remarks if form.vocabulary else ())]
     if repeated := sum(map(len, rows.values())) - sum(map(len, labels.values())):
         notes.append(f"{counted(repeated, 'label')} given twice, merged")
     if bare := sum(not numbers for numbers in labels.values()):
         notes.append(f"{counted(bare, 'video')} without labels")
+    if bare := form.classes - len({number for numbers in labels.values() for number in numbers}):
+        notes.append(f"{bare:,} of {form.classes:,} classes without a video")
     return LabelTable(form, labels, {}, tuple(notes))
 
 
@@ -221,32 +229,29 @@ class _Raw:
 
 def _labels(sheet: _Sheet, id_at: int, encoding: Encoding | None, vocabulary: Vocabulary | None) -> _Raw:
     """Find the columns of labels: one, several with a label each, or one for each class."""
-    label_at = sheet.find(LABEL_COLUMNS)
-    others = (id_at, *(at for at, name in enumerate(sheet.columns) if name.casefold() in OTHER_COLUMNS))
-    rest = [at for at in range(len(sheet.columns)) if at not in others]
-    if label_at is None and (numbered := [at for at in rest if _NUMBERED.fullmatch(sheet.columns[at])]):
-        rows = ([cells[at] for at in numbered] for _, cells in sheet.rows)
-        if encoding != "n-hot":
-            rows = ([cell for cell in row if cell is not None and cell != ""] for row in rows)
-        return _Raw(numbered, rows, encoding, vocabulary)
-    if label_at is None and rest:
-        odd = next(((place, at) for place, cells in sheet.rows for at in rest if _present(cells[at]) is None), None)
-        if odd is None and (len(rest) > 1 or encoding == "n-hot"):
+    called = sheet.find(LABEL_COLUMNS)
+    skipped = (id_at, *(at for at, name in enumerate(sheet.columns) if name.casefold() in OTHER_COLUMNS))
+    rest = [at for at in range(len(sheet.columns)) if at not in skipped]
+    several = [at for at in rest if _NUMBERED.fullmatch(sheet.columns[at])]
+    odd = next((place for place, cells in sheet.rows if any(_present(cells[at]) is None for at in rest)), None)
+    if encoding == "n-hot" and odd is None and (len(rest) > 1 or called is None):
+        return _column_a_class(sheet, rest, vocabulary)
+    if several:
+        several = [at for at in rest if at in several or at == called]
+        rows = ([cells[at] for at in several if cells[at] not in (None, "")] for _, cells in sheet.rows)
+        return _Raw(several, rows, encoding, vocabulary)
+    if odd is None and encoding is None:
+        if called is None and len(rest) > 1:
             return _column_a_class(sheet, rest, vocabulary)
-        if len(rest) > 1 and odd is not None:
-            place, at = odd
-            what = f"no column is called labels, and {sheet.columns[at]!r} holds something else than 0 and 1"
-            raise UsageError(
-                f"{place}: {what}; call the column of labels so, or give a column of 0 and 1 for each class"
-            )
-        if odd is None and encoding is None:
-            what = f"{sheet.columns[rest[0]]!r} holds 0 and 1: one class (n-hot), or the classes 0 and 1 (index)?"
-            raise UsageError(f"{sheet.path}: {what} Say which with the label encoding")
-        label_at = rest[0]
-    if label_at is None:
-        sheet.require("labels", LABEL_COLUMNS)
-        raise AssertionError
-    return _Raw([label_at], (cells[label_at] for _, cells in sheet.rows), encoding, vocabulary)
+        if (called is None) == (len(rest) == 1):
+            what = "all columns beside the ids hold only 0 and 1: a column a class, or the classes 0 and 1?"
+            raise UsageError(f"{sheet.path}: {what} Say which with the label encoding: n-hot or index")
+    if called is None and len(rest) != 1:
+        listed = ", ".join(sheet.columns)
+        what = f"no column is called {LABEL_COLUMNS[0]}, and not all others hold 0 and 1"
+        raise UsageError(f"{odd or sheet.path}: has the columns {listed}; {what}; name the column of labels so")
+    at = rest[0] if called is None else called
+    return _Raw([at], (cells[at] for _, cells in sheet.rows), encoding, vocabulary)
 
 
 def _column_a_class(sheet: _Sheet, columns: Sequence[int], vocabulary: Vocabulary | None) -> _Raw:

@@ -22,7 +22,7 @@ Encoding = Literal["index", "n-hot", "name"]
 ENCODINGS: tuple[Encoding, ...] = ("index", "n-hot", "name")
 
 _BETWEEN = re.compile(r"[\s,;|]+")  # between numbers or ids, which hold none of these
-_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 _ID = re.compile(r"/[a-z]/[\w-]+")
 _TRUTH = {"true": 1, "false": 0}
 _TELL = "say which with the label encoding: index, n-hot or name"
@@ -75,7 +75,7 @@ class LabelForm:
             assert self.vocabulary is not None
             return [self.vocabulary.number(str(token)) for token in tokens]
         except UsageError as error:
-            raise UsageError(f"{labels.place}: {labels.id!r}: {error}") from error
+            raise _fault(labels, str(error)) from error
 
     def _present(self, tokens: Sequence[Token]) -> list[int]:
         if not tokens:
@@ -97,62 +97,92 @@ class LabelForm:
 
 
 def find_form(
-    found: Sequence[RawLabels],
+    found: Iterable[RawLabels],
     *,
     encoding: Encoding | None = None,
     vocabulary: Vocabulary | None = None,
     classes: int | None = None,
+    source: str = "the source",
 ) -> LabelForm:
     """Find the form of a data set's labels.
 
     Args:
-        found: labels of all videos, or of so many that they show the form and have all names.
+        found: labels of all videos, or of so many that they show the form and have all names; read twice.
         encoding: the form, where it is known.
         vocabulary: names of the classes; without it, names are numbered in sorted order.
         classes: C; by default that of the vocabulary, or one more than the highest class.
+        source: of the labels, for messages.
 
     Raises:
         UsageError: no video has labels, or they may be read in two ways.
     """
     if vocabulary and classes not in (None, vocabulary.classes):
-        raise UsageError(f"the label names are of {vocabulary.classes} classes, not {classes}; give those of the data")
+        raise UsageError(f"{source}: has {classes} classes, but the label names {vocabulary.classes}; give all names")
     classes = vocabulary.classes if vocabulary else classes
-    separator = _separator(found) if vocabulary is None else ""
-    lists = [(each, tokens) for each in found if (tokens := _split(each, vocabulary, separator))]
-    if not lists:
-        raise UsageError(f"{_file(found)}gives no video a label; check the labels, and how ids are written")
-    encoding = encoding or _encoding(lists, vocabulary)
+    separator = "" if vocabulary else _separator(found, source)
+    seen = _Seen()
+    for each in found:
+        seen.see(each, _split(each, vocabulary, separator))
+    if not seen.tokens:
+        raise UsageError(f"{source}: gives no video a label; check the columns, and how labels are written")
+    encoding = encoding or seen.encoding(vocabulary)
     if encoding == "n-hot":
-        return LabelForm(encoding, classes or len(lists[0][1]), vocabulary, separator)
+        return LabelForm(encoding, classes or seen.longest, vocabulary, separator)
     if encoding == "index":
-        highest = max((_index(token) or 0 for _, tokens in lists for token in tokens), default=0)
+        highest = max((_index(token) or 0 for token in seen.tokens), default=0)
         return LabelForm(encoding, classes or highest + 1, vocabulary, separator)
-    known = vocabulary or named(sorted({nfc(str(token)) for _, tokens in lists for token in tokens}))
+    known = vocabulary or named(sorted({nfc(str(token)) for token in seen.tokens}))
     if classes not in (None, known.classes):
-        raise UsageError(f"{_file(found)}names {known.classes} classes, not {classes}; give the names of all classes")
+        raise UsageError(f"{source}: names {known.classes} classes, not {classes}; give the names of all classes")
     return LabelForm(encoding, known.classes, known, separator)
 
 
-def _encoding(lists: Sequence[tuple[RawLabels, list[Token]]], vocabulary: Vocabulary | None) -> Encoding:
-    first, size = lists[0][0], len(lists[0][1])
-    where = f"{first.place}: {first.id!r}"
-    tokens = [token for _, each in lists for token in each]
-    if all(isinstance(token, bool) or str(token).lower() in _TRUTH for token in tokens):
-        return "n-hot"
-    numeric = [_value(token) is not None for token in tokens]
-    if not all(numeric):
-        if any(numeric) and vocabulary is None:
-            odd = tokens[numeric.index(True)]
-            raise UsageError(f"{where}: {odd!r} is a number among names of classes; {_TELL}, or give the label names")
-        return "name"
-    if size > 1 and all(len(each) == size for _, each in lists) and all(_value(token) in (0, 1) for token in tokens):
-        what = f"every video has {size} labels, all of them 0 or 1: N-hot, or the classes 0 and 1?"
-        raise UsageError(f"{where}: {what} {_TELL}")
-    if vocabulary:
-        for token in {str(token) for token in tokens}:
-            if token in vocabulary and _index(token) != vocabulary.number(token):
-                raise UsageError(f"{where}: {token} is the number of one class and the name of another; {_TELL}")
-    return "index"
+class _Seen:
+    """What all labels of a data set have in common.
+
+    Attributes:
+        tokens: each distinct label, and where it was first seen.
+        longest: number of labels of the video that has most.
+    """
+
+    def __init__(self) -> None:
+        self.tokens: dict[Token, RawLabels] = {}
+        self.longest = 0
+        self._shortest = MAX_CLASSES
+        self._truths = True  # all labels are truth values; in the dictionary, True is 1
+
+    def see(self, labels: RawLabels, tokens: Sequence[Token]) -> None:
+        """Add the labels of a video."""
+        if not tokens:
+            return
+        self.longest = max(self.longest, len(tokens))
+        self._shortest = min(self._shortest, len(tokens))
+        for token in tokens:
+            self.tokens.setdefault(token, labels)
+            self._truths &= isinstance(token, bool) or str(token).lower() in _TRUTH
+
+    def encoding(self, vocabulary: Vocabulary | None) -> Encoding:
+        """Return the only encoding that all labels fit.
+
+        Raises:
+            UsageError: there are several.
+        """
+        if self._truths:
+            return "n-hot"
+        numbers = [token for token in self.tokens if _value(token) is not None]
+        if len(numbers) < len(self.tokens):
+            if numbers and vocabulary is None:
+                what = f"{numbers[0]!r} is a number among names of classes; {_TELL}, or give the label names"
+                raise _fault(self.tokens[numbers[0]], what)
+            return "name"
+        if 1 < self.longest == self._shortest and all(_value(token) in (0, 1) for token in numbers):
+            what = f"every video has {self.longest} labels, all of them 0 or 1: N-hot, or the classes 0 and 1?"
+            raise _fault(self.tokens[numbers[0]], f"{what} {_TELL}")
+        for token in numbers:
+            if vocabulary and str(token) in vocabulary and _index(token) != vocabulary.number(str(token)):
+                what = f"{token} is the number of one class and the name of another; {_TELL}"
+                raise _fault(self.tokens[token], what)
+        return "index"
 
 
 def _split(labels: RawLabels, vocabulary: Vocabulary | None, separator: str) -> list[Token]:
@@ -161,9 +191,8 @@ def _split(labels: RawLabels, vocabulary: Vocabulary | None, separator: str) -> 
     if isinstance(raw, bytes):
         raw = _decoded(labels, raw)
     if isinstance(raw, str):
-        raw = (
-            _listed(labels, raw.strip()) if raw.strip().startswith("[") else _pieces(raw.strip(), vocabulary, separator)
-        )
+        text = raw.strip()
+        raw = _listed(labels, text) if text.startswith("[") else _pieces(labels, text, vocabulary, separator)
     if raw is None:
         return []
     return [_token(labels, each) for each in (raw if isinstance(raw, list | tuple) else [raw])]
@@ -175,9 +204,9 @@ def _token(labels: RawLabels, given: Any) -> Token:
     if isinstance(given, str):
         given = nfc(given)
     if given is None or given == "" or given != given or str(given).lower() == "nan":  # NaN differs from itself
-        raise UsageError(f"{labels.place}: {labels.id!r}: a label is {given!r}; leave it out if there is none")
+        raise _fault(labels, f"a label is {given!r}; leave it out if there is none")
     if not isinstance(given, str | int | float):
-        raise UsageError(f"{labels.place}: {labels.id!r}: {format_value(given)} is not a label; give numbers or names")
+        raise _fault(labels, f"{format_value(given)} is not a label; give numbers or names")
     return given
 
 
@@ -185,7 +214,7 @@ def _decoded(labels: RawLabels, raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise UsageError(f"{labels.place}: {labels.id!r}: the label {raw!r} is not UTF-8") from error
+        raise _fault(labels, f"the label {raw!r} is not UTF-8") from error
 
 
 def _listed(labels: RawLabels, text: str) -> list[Any]:
@@ -198,22 +227,21 @@ def _listed(labels: RawLabels, text: str) -> list[Any]:
         if isinstance(value, list):
             return value
     how = 'write it as JSON, such as [1, 2] or ["a", "b"], or the labels alone, separated by |'
-    raise UsageError(f"{labels.place}: {labels.id!r}: {format_value(text)} is not a list; {how}")
+    raise _fault(labels, f"{format_value(text)} is not a list; {how}")
 
 
-def _pieces(text: str, vocabulary: Vocabulary | None, separator: str) -> list[str]:
+def _pieces(labels: RawLabels, text: str, vocabulary: Vocabulary | None, separator: str) -> list[str]:
     """Split a text at what separates its labels."""
     if not text:
         return []
-    words = [word for word in _BETWEEN.split(text) if word]
-    if _plain(words):
-        return words
+    if _plain(text):
+        return _BETWEEN.split(text.strip(" ,;|"))
     if vocabulary is None:
         return _at(text, separator)
     splits = {tuple(_at(text, each)) for each in ("", "|", ";", ",", " ")}
     ways = {pieces for pieces in splits if all(piece in vocabulary for piece in pieces)}
     if len(ways) > 1:
-        raise UsageError(f"{format_value(text)} may be one class or several; separate names by |, or write a list")
+        raise _fault(labels, f"{format_value(text)} may be one class or several; separate names by |, or write a list")
     return list(ways.pop()) if ways else _at(text, "|" if "|" in text else ";")
 
 
@@ -221,28 +249,27 @@ def _at(text: str, separator: str) -> list[str]:
     return [piece.strip() for piece in text.split(separator) if piece.strip()] if separator else [text]
 
 
-def _plain(words: Iterable[str]) -> bool:
-    """Tell if all words are numbers, or all are ids such as /m/01mw1."""
-    words = list(words)
+def _plain(text: str) -> bool:
+    """Tell if a text consists of numbers, or of ids such as /m/01mw1, with anything between them."""
+    words = [word for word in _BETWEEN.split(text) if word]
     return all(_NUMBER.fullmatch(word) for word in words) or all(_ID.fullmatch(word) for word in words)
 
 
-def _separator(found: Sequence[RawLabels]) -> str:
-    """Find the separator of the names in texts: | or ;. Commas are parts of names, if they are beside one of these."""
-    texts = [(each, each.raw.strip()) for each in found if isinstance(each.raw, str)]
-    texts = [(each, text) for each, text in texts if text[:1] != "[" and not _plain(filter(None, _BETWEEN.split(text)))]
-    used = [separator for separator in "|;" if any(separator in text for _, text in texts)]
+def _separator(found: Iterable[RawLabels], source: str) -> str:
+    """Find the separator of the names in texts: | or ;. Beside one of these, commas are parts of names."""
+    used: set[str] = set()
+    comma = None
+    for each in found:
+        text = each.raw.strip() if isinstance(each.raw, str) else ""
+        if not text.startswith("[") and not _plain(text):
+            used |= {separator for separator in "|;" if separator in text}
+            comma = each if comma is None and "," in text else comma
     if len(used) > 1:
-        raise UsageError(
-            f"{_file(found)}has labels with | and with ;; separate them by one of the two, or give the label names"
-        )
-    if not used and (commas := [(each, text) for each, text in texts if "," in text]):
-        each, text = commas[0]
-        what = f"{format_value(text)} may be one name or several"
-        raise UsageError(
-            f"{each.place}: {each.id!r}: {what}; separate names by |, write a list, or give the label names"
-        )
-    return used[0] if used else ""
+        raise UsageError(f"{source}: has | and ; in them; separate labels by one of the two, or give the label names")
+    if comma and not used:
+        how = "separate names by |, write a list, or give the label names"
+        raise _fault(comma, f"{format_value(comma.raw)} may be one name or several; {how}")
+    return used.pop() if used else ""
 
 
 def _value(token: Token) -> float | None:
@@ -261,5 +288,5 @@ def _index(token: Token) -> int | None:
     return int(token) if 0 <= token < MAX_CLASSES and token == int(token) else None
 
 
-def _file(found: Sequence[RawLabels]) -> str:
-    return f"{found[0].place.split(',')[0]}: " if found else ""
+def _fault(labels: RawLabels, reason: str) -> UsageError:
+    return UsageError(f"{labels.place}: {labels.id!r}: {reason}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from reeltag.core.errors import UsageError
 from reeltag.core.remote_files import is_url, read
 from reeltag.core.tables import Table, fault, parse_row, read_lines, read_table
-from reeltag.core.text import counted, did_you_mean, same_form
+from reeltag.core.text import did_you_mean, same_form
 
 MAX_CLASSES = 1_000_000
 
@@ -158,10 +158,12 @@ def class_number(text: str) -> int | None:
 
 def _vocabulary(words: dict[int, list[str]], classes: int) -> Vocabulary:
     names, ids = zip(*(words.get(number, ["", ""]) for number in range(classes)), strict=True)
-    remarks = []
-    if by_id := sum(not name and bool(each) for name, each in zip(names, ids, strict=True)):
-        remarks.append(f"{counted(by_id, 'class')} of {classes} without a name called by the id")
-    if by_number := sum(not (name or each) for name, each in zip(names, ids, strict=True)):
-        remarks.append(f"{counted(by_number, 'class')} of {classes} without a name called by the number")
+    bare = [each for name, each in zip(names, ids, strict=True) if not name]
+    by_id = sum(map(bool, bare))
+    remarks = [
+        f"{count:,} of {classes:,} classes have no name and are called by their {what}"
+        for count, what in ((by_id, "id"), (len(bare) - by_id, "number"))
+        if count
+    ]
     called = tuple(name or each or str(number) for number, (name, each) in enumerate(zip(names, ids, strict=True)))
     return Vocabulary(called, ids, tuple(remarks))

@@ -8,6 +8,7 @@ import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
+from itertools import chain
 from pathlib import Path
 
 from reeltag.core.errors import UsageError
@@ -178,6 +179,10 @@ def _read_labels(path: Path) -> dict[str, tuple[str, ...]]:
         if name in found:
             raise fault(path, line, f"{name} has a row already; put all its labels into one")
         found[name] = tuple(label.strip() for label in re.split("[|;]", cells[labels_at]) if label.strip())
+    sizes, used = {len(labels) for labels in found.values() if labels}, {*chain.from_iterable(found.values())}
+    if len(sizes) == 1 and max(sizes) > 1 and used <= {"0", "1"}:
+        what = f"every video has {max(sizes)} labels, all of them 0 or 1, as in N-hot labels"
+        raise UsageError(f"{path}: {what}; give the names or numbers of the classes that are present")
     return found
 
 
