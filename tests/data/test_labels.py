@@ -73,7 +73,7 @@ FORMS = {
         {},
     ),
     "JSON Lines, a label a line": (
-        "".join(json.dumps({"id": k, "label": SHORT[i]}) + "\n" for i in range(3) for k, v in PRESENT.items() if i in v),
+        "".join(json.dumps({"id": k, "label": SHORT[i]}) + "\n" for k, v in PRESENT.items() for i in v),
         {},
     ),
     "JSON Lines of truth values": (
@@ -106,7 +106,7 @@ def test_parquet_is_read(tmp_path: Path, kind: str) -> None:
     columns: dict[str, Any] = {
         "lists": {"id": [*PRESENT], "labels": [list(each) for each in PRESENT.values()]},
         "names": {"id": [*PRESENT], "labels": [[SHORT[i] for i in each] for each in PRESENT.values()]},
-        "N-hot columns": {"id": [*PRESENT]} | {name: [n in v for v in PRESENT.values()] for n, name in enumerate(SHORT)},
+        "N-hot columns": {"id": [*PRESENT]} | {SHORT[i]: [i in each for each in PRESENT.values()] for i in range(3)},
         "a row a label": {"id": [*"abcac"], "label": pa.array([0, 1, 0, 2, 1], pa.int32())},
     }[kind]  # fmt: skip
     columns["rgb"] = pa.array([[[0.0, 1.0]]] * len(columns["id"]))  # features, which are not read
@@ -176,6 +176,7 @@ def test_lists_of_zeros_and_ones_mean_what_is_told(tmp_path: Path, encoding: Any
         ('{"id": "a", "labels": [1], "labels": [2]}\n', {}, "line 1: the key 'labels' occurs twice"),
         ('{"a": [1], "a": [2]}', {}, "the key 'a' occurs twice"),
         ('{"id": null, "labels": [1]}\n', {}, "line 1: the id is None"),
+        ('{"id": "a", "labels": [1]}\n{"id": "b", "lables": [1]}\n', {}, "line 2: has no 'labels'"),
         ('{"id": "a", "labels": [NaN]}\n', {}, "a label is nan"),
         ("id,start,end,label,rating\na,0,x,3,1\n", {}, "line 2: 'a': end is 'x'; give a whole number"),
         ("id,start,end,label,rating\na,0,5,3|4,1\n", {}, "a rating is of one label"),
