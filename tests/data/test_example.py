@@ -152,6 +152,8 @@ def test_what_we_write_the_strided_reader_takes_and_decodes_to_the_same(schema: 
     decoded = decode(content, schema)
     assert_same(decoded, original)
     assert encode(decoded, schema) == content
+    kind = SequenceExample if schema.level == "frame" else Example
+    assert kind.FromString(content).SerializeToString(deterministic=True) == content  # as protobuf itself writes it
 
 
 def with_more(content: bytes, schema: Schema) -> bytes:

@@ -83,6 +83,10 @@ class LabelTable:
         name = self.find(video_id)
         return None if name is None else np.array(self.labels[name], np.int64)
 
+    def ratings_of(self, video_id: str) -> Lists:
+        """Return the ratings of a video's segments, as features of its record; empty if it has none."""
+        return self.ratings.get(self.find(video_id) or "", {})
+
     @cached_property
     def _by_stem(self) -> Mapping[str, str]:
         """Ids that end as files do, by what is before the ending, where only one begins so."""

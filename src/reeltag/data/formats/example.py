@@ -8,9 +8,10 @@ features that the schema leaves out are not read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -552,15 +553,26 @@ def encode(video: Video, schema: Schema) -> bytes:
             held = getattr(context.feature[key], ratings.FEATURES[key])
             held.SetInParent()
             held.value.extend(values)
-    for feature, frames in zip(schema.features, video.features, strict=True):
-        if schema.level == "video":
-            _fill(context.feature[feature.name], frames[0], schema)
-        else:
-            items = message.feature_lists.feature_list[feature.name]
-            for frame in frames:
-                _fill(items.feature.add(), frame, schema)
+    if schema.level == "video":
+        for feature, vectors in zip(schema.features, video.features, strict=True):
+            context.feature[feature.name].float_list.value.extend(vectors[0].tolist())
     encoded: bytes = message.SerializeToString(deterministic=True)
-    return encoded
+    return encoded if schema.level == "video" else b"".join((encoded, *_feature_lists(video, schema)))
+
+
+def _feature_lists(video: Video, schema: Schema) -> Iterator[bytes | memoryview]:
+    """Yield the pieces of a record's feature lists, in the order and layout of a deterministic protobuf writer."""
+    entries: list[tuple[bytes, memoryview]] = []
+    for name, frames in sorted(
+        (feature.name.encode(), frames) for feature, frames in zip(schema.features, video.features, strict=True)
+    ):
+        header, frame, _ = _frame_layout(frames.shape[1], schema.dtype, schema.storage, True)
+        rows = np.empty(len(frames), frame)
+        rows["header"], rows["values"] = np.void(header), frames
+        before = b"\x0a" + _varint_bytes(len(name)) + name + b"\x12" + _varint_bytes(rows.nbytes)
+        entries.append((b"\x0a" + _varint_bytes(len(before) + rows.nbytes) + before, rows.data))
+    yield b"\x12" + _varint_bytes(sum(len(before) + rows.nbytes for before, rows in entries))
+    yield from chain.from_iterable(entries)
 
 
 def _refuse_unreadable(video: Video, schema: Schema) -> None:
@@ -588,10 +600,3 @@ def _refuse_unreadable(video: Video, schema: Schema) -> None:
     labels = None if video.labels is None else video.labels.tolist()
     rated = {} if video.ratings is None else ratings.to_lists(video.ratings, schema)
     _checked(name, labels, video.features, rated, schema)
-
-
-def _fill(item: Any, frame: FrameArray, schema: Schema) -> None:
-    if schema.dtype == "uint8":
-        item.bytes_list.value.append(frame.tobytes())
-    else:
-        item.float_list.value.extend(frame.tolist())

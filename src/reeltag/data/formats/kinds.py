@@ -33,7 +33,8 @@ _BEGINNINGS = {
     b"\x28\xb5\x2f\xfd": ZSTD,
     b"version https://git-lfs": LFS,
 }
-_NO_FEATURES = {
+_CONTROL = set(range(32)) - set(b"\t\n\v\f\r\x1b")  # bytes that text does not have
+NO_FEATURES = {  # what to do with a file that holds none
     LFS: "fetch the file with `git lfs pull`",
     PAGE: "download the file again",
     PICKLE: "save its arrays with numpy.savez, as pickles can run any program and are never read",
@@ -113,7 +114,7 @@ def _text(head: bytes) -> str | None:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):  # UTF-16
         return TEXT
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not start or b"\0" in head:
+    if not start or _CONTROL & set(head):
         return None
     if start.startswith(b"<"):
         return PAGE
@@ -127,8 +128,8 @@ def explain(kind: str, name: str | None) -> str:
         kind: from `recognise`.
         name: of the file; None for one in memory.
     """
-    if kind in _NO_FEATURES:
-        return f"is a {kind}, not a shard; {_NO_FEATURES[kind]}"
+    if kind in NO_FEATURES:
+        return f"is a {kind}, not a shard; {NO_FEATURES[kind]}"
     what = "one SequenceExample outside a TFRecord" if kind == MESSAGE else kind
     command = f"; `reeltag data import {name} --out FOLDER` makes shards of features" if name else ""
     return f"is {what}, not a TFRecord file{command}"

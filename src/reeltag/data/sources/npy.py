@@ -12,25 +12,33 @@ from typing import Any
 import numpy as np
 
 from reeltag.core.errors import DataError
+from reeltag.data.sources.rows import is_table, read_rows, row_count
 from reeltag.data.sources.videos import FEATURES, Files, SourceVideo, video_from, without_suffix
 
 
 @dataclass(frozen=True)
 class NumpyFiles(Files):
-    """Files of one video each: an array of its only feature, or an archive of arrays by feature name."""
+    """Files of one video each: an array of its only feature, or an archive of arrays by feature name.
+
+    An archive that has ids [N], or an array [N, T, D], is a table of videos.
+    """
 
     wanted: tuple[str, ...] = ()
     kind = "NumPy"
 
     def read(self, part: str) -> Iterator[SourceVideo]:
-        """Yield the video of a file.
+        """Yield the video of a file, or the videos of a table.
 
         Raises:
             DataError: the file is damaged, holds objects, or holds no features of one video.
         """
-        path = self.root / part
-        with path.open("rb") as file:
-            yield video_from(read_arrays(file, str(path)), without_suffix(part), str(path), self.wanted)
+        place, name = str(self.root / part), without_suffix(part)
+        with (self.root / part).open("rb") as file:
+            arrays = read_arrays(file, place)
+        if is_table(arrays):
+            yield from read_rows(arrays, range(row_count(arrays, place)), name, place, self.wanted)
+        else:
+            yield video_from(arrays, name, place, self.wanted)
 
 
 def read_arrays(file: Any, place: str) -> dict[str, np.ndarray[Any, Any]]:

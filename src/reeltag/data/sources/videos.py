@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from reeltag.core.errors import DataError
+from reeltag.core.text import same_form
 from reeltag.data.sources.conversion import Array, to_feature
 
 RawLabels = str | list[Any]  # numbers, names or N-hot, as found
@@ -19,12 +19,12 @@ FEATURES = "features"  # name of the only feature of a file that gives it none
 
 # Names that a field may have, the likeliest first; compared in lower case.
 IDS = (
-    *("video_id", "id", "__key__", "youtube_id", "ytid", "vid", "video_name", "audio_name", "filename", "file_name"),
-    *("clip/media_id", "media_id", "clip_id", "video", "name", "file", "key"),
+    *("video_id", "id", "__key__", "video_ids", "ids", "video_id_list", "youtube_id", "ytid", "vid", "video_name"),
+    *("audio_name", "filename", "file_name", "clip/media_id", "media_id", "clip_id", "video", "name", "file", "key"),
 )
 LABELS = (
     *("labels", "label", "targets", "target", "classes", "class", "cls", "class_id", "class_ids", "label_ids"),
-    *("label_names", "positive_labels", "tags", "tag", "y"),
+    *("label_names", "positive_labels", "tags", "tag"),
 )
 LENGTHS = ("lengths", "length", "num_frames", "n_frames", "frame_count", "frames_count", "nframes", "seq_len")
 FRAME_NUMBERS = (
@@ -103,7 +103,7 @@ def as_id(value: Any) -> str | None:
         value = value.decode()
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         value = str(value)
-    return unicodedata.normalize("NFC", value) if isinstance(value, str) and value else None
+    return same_form(str(value)) if isinstance(value, str) and value else None
 
 
 def as_labels(value: Any) -> RawLabels | None:
@@ -121,7 +121,7 @@ def as_labels(value: Any) -> RawLabels | None:
 
 def without_suffix(name: str) -> str:
     """Return a relative path without the suffix of its file, as an id."""
-    return unicodedata.normalize("NFC", str(Path(name).with_suffix("")))
+    return same_form(str(Path(name).with_suffix("")))
 
 
 def video_from(fields: Mapping[str, Any], name: str, place: str, wanted: Sequence[str] = ()) -> SourceVideo:
@@ -129,7 +129,8 @@ def video_from(fields: Mapping[str, Any], name: str, place: str, wanted: Sequenc
 
     Arrays of one or two dimensions are features. A field `id` or `video_id` is the id, one of `LABELS` the labels, one
     of `LENGTHS` the number of frames that are real, and one of `FRAME_NUMBERS` numbers the frames; text and single
-    numbers of other names are none of these.
+    numbers of other names are none of these. An array of one dimension beside a number of frames holds them one after
+    the other.
 
     Args:
         fields: arrays, texts and numbers by name.
@@ -138,28 +139,22 @@ def video_from(fields: Mapping[str, Any], name: str, place: str, wanted: Sequenc
         wanted: names of the features to read; by default all.
 
     Raises:
-        DataError: no feature, a wanted one that is missing, or one that cannot be read.
+        DataError: no feature, or one that cannot be read.
     """
     try:
         given = next((as_id(fields[key]) for key in IDS[:2] if key in fields), None)
-        label = field(list(fields), LABELS)
-        labels = as_labels(fields[label]) if label and label not in wanted else None
+        label = field([key for key in fields if key not in wanted], LABELS)
+        labels = as_labels(fields[label]) if label else None
     except UnicodeDecodeError as error:
         raise DataError(f"its id or labels are not UTF-8 ({error}); write them as text", file=place) from error
     arrays = {key: value for key, value in fields.items() if isinstance(value, np.ndarray)}
-    if wanted:
-        if missing := [key for key in wanted if key not in arrays]:
-            raise DataError(f"no feature {missing[0]!r}; it has {', '.join(arrays) or 'none'}", file=place)
-        chosen = {key: arrays[key] for key in wanted}
-    else:
-        chosen = {key: value for key, value in arrays.items() if _is_feature(key, value)}
+    chosen = sorted(key for key, value in arrays.items() if (key in wanted if wanted else _is_feature(key, value)))
+    if not chosen:
+        sought = f"none of the features {', '.join(wanted)}" if wanted else "no features, arrays [T, D]"
+        raise DataError(f"has {sought}; it has {', '.join(fields) or 'nothing'}", file=place)
     length = field([key for key in fields if key not in chosen], LENGTHS)
-    features = {
-        key: to_feature(_cut(value, key, fields[length], place) if length else value, key, place)
-        for key, value in sorted(chosen.items())
-    }
-    if not features:
-        raise DataError(f"no features; it has {', '.join(fields) or 'nothing'}, and needs arrays [T, D]", file=place)
+    frames = None if length is None else _number_of_frames(fields[length], place)
+    features = {key: to_feature(_frames_of(arrays[key], key, frames, place), key, place) for key in chosen}
     if len({value.ndim for value in features.values()}) > 1:
         shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in features.items())
         raise DataError(f"{shapes}: some are of frames and some of the video; choose features of one kind", file=place)
@@ -172,11 +167,19 @@ def _is_feature(name: str, value: Array) -> bool:
     return value.ndim > 1 or name.lower() not in FRAME_NUMBERS
 
 
-def _cut(values: Array, name: str, length: Any, place: str) -> Array:
-    """Return the frames that are real, of frames that are padded to some length."""
-    number = np.asarray(length)
-    if number.ndim or number.dtype.kind not in "iu":
-        raise DataError(f"its number of frames is {length!r}, not a whole number", file=place)
-    if values.ndim == 2 and not 0 <= number <= len(values):
-        raise DataError(f"it is said to have {number} frames, but {name!r} has {len(values)}", file=place)
-    return values[: int(number)] if values.ndim == 2 else values
+def _number_of_frames(value: Any, place: str) -> int:
+    number = np.asarray(value)
+    if number.ndim or number.dtype.kind not in "iu" or number < 1:
+        raise DataError(f"its number of frames is {value!r}; expected a whole number, 1 or more", file=place)
+    return int(number)
+
+
+def _frames_of(values: Array, name: str, frames: int | None, place: str) -> Array:
+    """Return the real frames [T, D] of padded or flat ones; other values stay as they are."""
+    if frames is None or values.ndim not in (1, 2):
+        return values
+    if values.ndim == 2 and frames <= len(values):
+        return values[:frames]
+    if values.ndim == 1 and len(values) % frames == 0:
+        return values.reshape(frames, -1)
+    raise DataError(f"is said to have {frames} frames, but {name!r} is {list(values.shape)}", file=place)

@@ -18,6 +18,7 @@ from reeltag.core.download_cache import fetch
 from reeltag.core.errors import BudgetError, UsageError
 from reeltag.core.remote_files import is_url
 from reeltag.core.storage import join_path
+from reeltag.data.label_table import read_labels
 from reeltag.data.vocabulary import read_vocabulary
 from reeltag.models.shapes import TensorShapes, tagger_shapes
 from reeltag.pipeline.stages.architectures import Architecture, member_architectures
@@ -120,7 +121,7 @@ def architecture_bytes(recipe: Recipe, architecture: Architecture, encoding: Enc
 
 
 def beside_members(recipe: Recipe, without_data: bool = False) -> Beside:
-    """Read the label names and the PCA before any training, so that a wrong file is reported at once.
+    """Read the label names, or else those of a file of labels, and the PCA, so that a fault is reported at once.
 
     Raises:
         ArtifactError: the PCA is missing, unless `without_data`, or damaged.
@@ -132,6 +133,10 @@ def beside_members(recipe: Recipe, without_data: bool = False) -> Beside:
         return bool(name) and not (without_data and not Path(join_path(data.root, name or "")).exists())
 
     projections = _projections(recipe) if readable(data.pca) else {}
+    if not data.label_names and readable(data.labels):
+        labels = Path(join_path(data.root, data.labels or ""))
+        table = read_labels(labels, encoding=data.label_encoding, classes=data.record_schema.classes)
+        return Beside(table.names, projections)
     if not readable(data.label_names):
         return Beside(None, projections)
     known = read_vocabulary(join_path(data.root, data.label_names or ""), data.record_schema.classes)

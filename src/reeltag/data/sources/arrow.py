@@ -1,0 +1,267 @@
+"""Parquet, Arrow IPC, Feather and folders of Hugging Face's `datasets`, read by pyarrow and datasets: a row a video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reeltag.core.errors import DataError, UsageError
+from reeltag.data.sources.conversion import Array
+from reeltag.data.sources.videos import (
+    IDS,
+    LABELS,
+    LENGTHS,
+    Files,
+    SourceVideo,
+    as_id,
+    field,
+    video_from,
+    without_suffix,
+)
+
+BATCH_ROWS = 32  # videos in memory
+SPLIT_ROWS = 256  # of a part of a `datasets` folder
+
+
+@dataclass(frozen=True)
+class ParquetFiles(Files):
+    """Parquet files; a part is a row group."""
+
+    wanted: tuple[str, ...] = ()
+    kind = "Parquet"
+
+    def parts(self) -> Sequence[str]:
+        """Return the row groups of each file, such as "film.parquet#0"."""
+        found = []
+        for name in self.names:
+            with _errors(self.root / name), self._open(name) as file:
+                found += [f"{name}#{group}" for group in range(file.num_row_groups)]
+        return found
+
+    def read(self, part: str) -> Iterator[SourceVideo]:
+        """Yield the videos of a row group.
+
+        Raises:
+            DataError: the file is damaged, or a row is no video.
+        """
+        name, _, group = part.rpartition("#")
+        with _errors(self.root / name), self._open(name) as file:
+            columns = _needed(file.schema_arrow.names, self.wanted)
+            before = sum(file.metadata.row_group(number).num_rows for number in range(int(group)))
+            batches = file.iter_batches(BATCH_ROWS, row_groups=[int(group)], columns=columns)
+            yield from _videos(batches, self.root / name, before, self.wanted)
+
+    def _open(self, name: str) -> Any:
+        from pyarrow.parquet import ParquetFile
+
+        return ParquetFile(self.root / name, memory_map=True, page_checksum_verification=True)
+
+
+@dataclass(frozen=True)
+class ArrowFiles(Files):
+    """Arrow IPC files and streams, and Feather files; a part is a file."""
+
+    wanted: tuple[str, ...] = ()
+    kind = "Arrow"
+
+    def read(self, part: str) -> Iterator[SourceVideo]:
+        """Yield the videos of a file.
+
+        Raises:
+            DataError: the file is damaged, or a row is no video.
+        """
+        path = self.root / part
+        with _errors(path), path.open("rb") as file:
+            yield from _videos(_ipc_batches(file), path, 0, self.wanted)
+
+
+@dataclass(frozen=True)
+class DatasetsFolder:
+    """A folder that `Dataset.save_to_disk` of Hugging Face's `datasets` wrote; a part is a range of rows."""
+
+    folder: Path
+    wanted: tuple[str, ...] = ()
+    kind = "datasets"
+
+    def parts(self) -> Sequence[str]:
+        """Return ranges of rows, such as "0-256"."""
+        count = len(self._open())
+        return [f"{begin}-{min(begin + SPLIT_ROWS, count)}" for begin in range(0, count, SPLIT_ROWS)]
+
+    def read(self, part: str) -> Iterator[SourceVideo]:
+        """Yield the videos of a range.
+
+        Raises:
+            DataError: the folder is damaged, or a row is no video.
+        """
+        begin, end = map(int, part.split("-"))
+        with _errors(self.folder):
+            rows = self._open()
+            rows = rows.select_columns(_needed(rows.column_names, self.wanted)).with_format("arrow")
+            tables = (rows[at : min(at + BATCH_ROWS, end)] for at in range(begin, end, BATCH_ROWS))
+            batches = (batch for table in tables for batch in table.to_batches())
+            yield from _videos(batches, self.folder, begin, self.wanted)
+
+    def _open(self) -> Any:
+        try:
+            from datasets import Dataset
+        except ImportError as error:
+            raise UsageError(
+                f"folders of Hugging Face datasets need datasets ({error}): pip install 'reeltag[import]'"
+            ) from error
+        with _errors(self.folder):
+            return Dataset.load_from_disk(str(self.folder))
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """Turn errors of pyarrow within the block into one message.
+
+    Raises:
+        UsageError: pyarrow is not installed.
+        DataError: the file cannot be read.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UsageError(f"Parquet and Arrow need pyarrow ({error}): pip install 'reeltag[import]'") from error
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"cannot be read ({reason}); copy or write it again", file=str(path)) from error
+
+
+def _ipc_batches(file: Any) -> Iterator[Any]:
+    import pyarrow
+    from pyarrow import feather
+
+    head = file.read(8)
+    file.seek(0)
+    if head.startswith(b"ARROW1"):
+        with pyarrow.ipc.open_file(file) as reader:
+            for number in range(reader.num_record_batches):
+                yield reader.get_batch(number)
+    elif head.startswith(b"FEA1"):
+        yield from feather.read_table(file.name).to_batches()
+    else:
+        with pyarrow.ipc.open_stream(file) as reader:
+            yield from reader
+
+
+def _needed(columns: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Return the columns to read: all, or the wanted features and the columns beside them that mean something."""
+    roles = (*IDS, *LABELS, *LENGTHS)
+    return [name for name in columns if not wanted or name in wanted or name.lower() in roles]
+
+
+def _videos(batches: Iterator[Any], path: Path, first: int, wanted: Sequence[str]) -> Iterator[SourceVideo]:
+    """Yield the video of each row of record batches.
+
+    Args:
+        batches: of one file.
+        path: of the file; where no column holds ids but one holds labels, NAME:ROW is the id.
+        first: number of the first row.
+        wanted: names of the features to read; by default all.
+
+    Raises:
+        DataError: a row is no video.
+    """
+    import pyarrow
+
+    number = first
+    for batch in batches:
+        table = pyarrow.Table.from_batches([batch]).flatten().combine_chunks()
+        columns = {name: _cells(table.column(name), name, path) for name in table.column_names}
+        ids = field(list(columns), IDS)
+        if ids is None and field(list(columns), LABELS) is None:
+            raise DataError(f"has no column of ids, such as video_id; it has {', '.join(columns)}", file=str(path))
+        for row in range(table.num_rows):
+            place = f"{path}, row {number}"
+            fields = {}
+            for name, cells in columns.items():
+                if name != ids and (value := cells(row, place)) is not None:
+                    fields[name] = value
+            given = f"{without_suffix(path.name)}:{number}" if ids is None else as_id(columns[ids](row, place))
+            if given is None:
+                raise DataError(f"has no id in the column {ids!r}; give it one", file=place)
+            yield video_from(fields, given, place, wanted)
+            number += 1
+
+
+def _cells(column: Any, name: str, path: Path) -> Any:
+    """Return a function of a row's number and place that gives a cell: an array, a list of labels or one value.
+
+    Raises:
+        DataError: the column holds features in a form that has no numbers, such as bytes.
+    """
+    import pyarrow
+    from pyarrow import types
+
+    chunk = column.chunk(0) if column.num_chunks else pyarrow.array([], column.type)
+    if isinstance(chunk.type, pyarrow.FixedShapeTensorType):
+        tensors = chunk.to_numpy_ndarray()
+        return lambda row, place: tensors[row] if chunk[row].is_valid else None
+    if isinstance(chunk, pyarrow.ExtensionArray):  # such as Array2D of datasets
+        chunk = chunk.storage
+    role = name.lower() in (*IDS, *LABELS, *LENGTHS)
+    if not role and _is_list(chunk.type):
+        return lambda row, place: _array(chunk[row], name, place)
+    if not role and (_is_bytes(chunk.type) or types.is_nested(chunk.type)):
+        raise _no_numbers(chunk.type, name, str(path))
+    return lambda row, place: chunk[row].as_py()
+
+
+def _no_numbers(kind: Any, name: str, place: str) -> DataError:
+    reason = f"the column {name!r} holds {kind}, which does not say what numbers there are"
+    return DataError(f"{reason}; store lists of uint8 or float32, or choose other features", file=place)
+
+
+def _is_bytes(kind: Any) -> bool:
+    from pyarrow import types
+
+    tests = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view)
+    return any(test(kind) for test in tests)
+
+
+def _is_list(kind: Any) -> bool:
+    from pyarrow import types
+
+    tests = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
+    return any(test(kind) for test in tests)
+
+
+def _array(cell: Any, name: str, place: str) -> Array | None:
+    """Return a cell's list of numbers [N], or of lists of numbers [T, D], as an array; None for an empty cell.
+
+    Raises:
+        DataError: a null in the list, frames of different widths, or something else than numbers.
+    """
+    from pyarrow import types
+
+    values = cell.values
+    if values is None:
+        return None
+    shape = [len(values)]
+    while _is_list(values.type):
+        if values.null_count:
+            raise DataError(f"{name!r} has a frame that is null; correct it or leave the video out", file=place)
+        widths = set(values.value_lengths().to_pylist())
+        if len(widths) > 1:
+            listed = " and ".join(map(str, sorted(widths)[:2]))
+            raise DataError(f"{name!r} has frames of {listed} values; all need the same number", file=place)
+        shape.append(widths.pop() if widths else 0)
+        values = values.flatten()
+    if values.null_count:
+        raise DataError(f"{name!r} has a null among its values; correct it or leave the video out", file=place)
+    if len(shape) == 1 and (types.is_string(values.type) or types.is_large_string(values.type)):
+        return None  # a list of texts is no feature
+    if not (types.is_integer(values.type) or types.is_floating(values.type)):
+        raise _no_numbers(cell.type, name, place)
+    return np.array(values.to_numpy(zero_copy_only=False)).reshape(shape)

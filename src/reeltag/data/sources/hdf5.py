@@ -1,0 +1,244 @@
+"""HDF5 files, read by h5py: a group or a dataset a video, a file a video, or a table of videos padded to one length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reeltag.core.errors import DataError, UsageError
+from reeltag.data.sources.rows import is_table, read_rows, row_count
+from reeltag.data.sources.videos import (
+    FEATURES,
+    IDS,
+    LABELS,
+    LENGTHS,
+    Files,
+    SourceVideo,
+    as_labels,
+    field,
+    video_from,
+    without_suffix,
+)
+
+MAX_PARTS = 64  # of a file
+MIN_VIDEOS = 64  # of a part
+MAX_DEPTH = 8  # of groups in groups
+CACHE_BYTES = 1 << 26  # of a dataset's chunks, so that a chunk of many videos is decompressed once
+# Names that a feature has rather than a video.
+_FEATURE_NAMES = {FEATURES, "feature", "x", "data", "embedding", "embeddings", "rgb", "audio", "frames"}
+
+
+@dataclass(frozen=True)
+class HDF5Files(Files):
+    """HDF5 files.
+
+    Groups that hold datasets decide how videos are stored. A group with ids [N], or with an array [N, T, D], is a table
+    of videos. Else, groups that have datasets of the same names hold one video each, whose features these are; the
+    name of the group is the id, and of a file without groups that of the file. Else each dataset is a video.
+    """
+
+    wanted: tuple[str, ...] = ()
+    kind = "HDF5"
+
+    def parts(self) -> Sequence[str]:
+        """Return ranges of videos of each file, such as "film.h5#0-64"."""
+        found = []
+        layout = self._is_dataset_a_video()
+        for name in self.names:
+            with _opened(self.root / name) as file:
+                count = sum(self._count(group, layout) for group in _groups(file))
+            step = max(MIN_VIDEOS, -(-count // MAX_PARTS))
+            found += [f"{name}#{begin}-{min(begin + step, count)}" for begin in range(0, count, step)]
+        return found
+
+    def read(self, part: str) -> Iterator[SourceVideo]:
+        """Yield the videos of a range.
+
+        Raises:
+            DataError: the file is damaged, or holds something that is no video.
+        """
+        name, _, numbers = part.rpartition("#")
+        begin, end = map(int, numbers.split("-"))
+        layout = self._is_dataset_a_video()
+        with _opened(self.root / name) as file:
+            for group in _groups(file):
+                count = self._count(group, layout)
+                here = range(max(0, begin), min(count, end))
+                if here:
+                    yield from self._videos(group, here, name, layout)
+                begin, end = begin - count, end - count
+
+    def _is_dataset_a_video(self) -> bool:
+        """Return True if each dataset is a video, False if it is a feature; told by the first two groups of all files.
+
+        Raises:
+            DataError: neither is clear.
+        """
+        first: list[dict[str, tuple[int, ...]]] = []
+        place = ""
+        for name in self.names[:2]:
+            with _opened(self.root / name) as file:
+                for group in islice(_groups(file), 2 - len(first)):
+                    place = place or _place(group)
+                    columns = _datasets(group)
+                    if is_table(columns) or any(field(list(columns), role) for role in (IDS, LABELS, LENGTHS)):
+                        return False
+                    first.append({key: item.shape for key, item in columns.items()})
+        if len(first) == 2:
+            return not set(first[0]) & set(first[1])
+        if not first:
+            raise DataError("has no datasets", file=str(self.root / self.names[0]))
+        (shapes,) = first
+        if _FEATURE_NAMES & {key.lower() for key in shapes}:
+            return False
+        if len({shape[1:] if len(shape) > 1 else shape for shape in shapes.values()}) == 1:
+            return True
+        if len({shape[0] for shape in shapes.values()}) == 1:
+            return False
+        listed = ", ".join(f"{key} {list(shape)}" for key, shape in islice(shapes.items(), 3))
+        reason = f"{listed}: neither videos of one width nor features of one video"
+        raise DataError(f"{reason}; give each video a group of its own", file=place)
+
+    def _count(self, group: Any, dataset_a_video: bool) -> int:
+        columns = _datasets(group)
+        if is_table(columns):
+            return row_count(columns, _place(group))
+        return len(columns) if dataset_a_video else 1
+
+    def _videos(self, group: Any, numbers: range, name: str, dataset_a_video: bool) -> Iterator[SourceVideo]:
+        columns, place = _datasets(group), _place(group)
+        path = group.name.strip("/")
+        label = path or without_suffix(name)
+        if is_table(columns):
+            for key, column in columns.items():
+                _check_written(column, key, place, partly=field(list(columns), LENGTHS) is not None)
+            yield from read_rows(columns, numbers, label, place, self.wanted)
+        elif dataset_a_video:
+            for key in list(columns)[numbers.start : numbers.stop]:
+                here = f"{place.rstrip('/')}/{key}"
+                fields = {FEATURES: _values(columns[key], key, here), **_attributes(columns[key])}
+                yield video_from(fields, f"{path}/{key}" if path else key, here, self.wanted)
+        else:
+            roles = (*IDS, *LABELS, *LENGTHS)
+            needed = (key for key in columns if not self.wanted or key in self.wanted or key.lower() in roles)
+            fields = {key: _values(columns[key], key, place) for key in needed}
+            yield video_from(_attributes(group) | fields, label, place, self.wanted)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file, and turn errors of the HDF5 library within the block into one message.
+
+    Raises:
+        UsageError: h5py is not installed.
+        DataError: the file or something in it cannot be read.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise UsageError(f"HDF5 needs h5py ({error}): pip install 'reeltag[import]'") from error
+    try:
+        with h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES, locking="best-effort") as file:
+            yield file
+    except (OSError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error.args[0] if error.args else error).split())
+        raise DataError(f"cannot be read ({reason}); copy or write it again", file=str(path)) from error
+
+
+def _groups(group: Any, depth: int = 0) -> Iterator[Any]:
+    """Yield the groups that hold features directly, in the order of their names."""
+    import h5py
+
+    if depth > MAX_DEPTH:
+        raise DataError(f"groups lie more than {MAX_DEPTH} deep; does a link lead back?", file=_place(group))
+    inner = [group[key] for key in sorted(group)]
+    below = [each for each in inner if isinstance(each, h5py.Group)]
+    datasets = _datasets(group)
+    if below and any(len(each.shape) > 1 for each in datasets.values()):
+        some = next(key for key, each in datasets.items() if len(each.shape) > 1)
+        raise DataError(f"has the dataset {some!r} beside groups; move it into a group of its own", file=_place(group))
+    if datasets and not below:
+        yield group
+    for each in below:
+        yield from _groups(each, depth + 1)
+
+
+def _datasets(group: Any) -> dict[str, Any]:
+    import h5py
+
+    return {key: group[key] for key in sorted(group) if isinstance(group[key], h5py.Dataset)}
+
+
+def _place(group: Any) -> str:
+    return f"{group.file.filename}: {group.name}"
+
+
+def _attributes(item: Any) -> dict[str, Any]:
+    """Return the attributes that are an id, labels or a number of frames."""
+    return {key: value for key, value in item.attrs.items() if key.lower() in (*IDS[:2], *LABELS, *LENGTHS)}
+
+
+def _values(dataset: Any, name: str, place: str) -> Any:
+    """Read a dataset: an array, or the text or list of a string or label."""
+    _check_written(dataset, name, place, partly=False)
+    import h5py
+
+    values = dataset[()]
+    is_text = h5py.check_string_dtype(dataset.dtype) is not None
+    return as_labels(values) if is_text or name.lower() in LABELS else values
+
+
+def _check_written(dataset: Any, name: str, place: str, *, partly: bool) -> None:
+    """Refuse a dataset of which HDF5 would make up values: never written, or mapped from files that are missing.
+
+    Args:
+        dataset: the dataset.
+        name: of the dataset, for messages.
+        place: for messages.
+        partly: some of its chunks may be missing, such as those of frames that are padding.
+
+    Raises:
+        DataError: values are missing.
+    """
+    if not dataset.size:
+        return
+    if dataset.is_virtual:
+        _check_sources(dataset, name, place)
+        return
+    if dataset.chunks is None or partly:
+        missing = dataset.id.get_storage_size() == 0 and dataset.external is None
+    else:
+        chunks = np.prod([-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True)])
+        missing = dataset.id.get_num_chunks() < chunks
+    if missing:
+        raise DataError(f"{name!r} was created, but some of it never written; write the file again", file=place)
+
+
+def _check_sources(dataset: Any, name: str, place: str) -> None:
+    """Refuse a virtual dataset whose values are not all in some dataset of some file.
+
+    Raises:
+        DataError: values are missing.
+    """
+    import h5py
+
+    folder = Path(dataset.file.filename).parent
+    mapped = 0
+    for source in dataset.virtual_sources():
+        mapped += source.vspace.get_select_npoints()
+        path = folder / source.file_name if source.file_name != "." else Path(dataset.file.filename)
+        found = path.is_file()
+        if found:
+            with h5py.File(path, "r", locking="best-effort") as file:
+                found = source.dset_name in file
+        if not found:
+            what = f"{source.dset_name} of {source.file_name}"
+            raise DataError(f"{name!r} takes values from {what}, which is missing; put it back", file=place)
+    if mapped < dataset.size:
+        raise DataError(f"{name!r} takes only some of its values from other datasets; write it again", file=place)
