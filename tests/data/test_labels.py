@@ -204,6 +204,12 @@ def test_a_text_that_is_one_name_and_several_is_refused(tmp_path: Path) -> None:
         table(tmp_path, 'id,labels\na,"sea, people"\n', vocabulary=known)
 
 
+def test_a_space_is_part_of_a_name_also_where_its_words_are_names(tmp_path: Path) -> None:
+    found = table(tmp_path, "id,labels\na,sea people\nb,sea\nc,people\n")
+    assert found.names == ("people", "sea", "sea people")
+    assert found.labels == {"a": (2,), "b": (1,), "c": (0,)}
+
+
 def test_ids_are_compared_in_one_unicode_form_and_without_the_ending_of_a_file(tmp_path: Path) -> None:
     found = table(tmp_path, "file,labels\nCafe\u0301.mp4,1\nb.npy,2\nc.wav,3\nc.mp4,4\n3.5,6\n")
     assert found.of("Café") == found.of("Café.mp4") == [1]
