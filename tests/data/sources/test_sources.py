@@ -286,7 +286,7 @@ def test_an_id_that_occurs_twice_is_refused(tmp_path):
     [
         (_write_hdf5_groups, "h5py", "HDF5 needs h5py"),
         (_write_parquet, "pyarrow", "Parquet and Arrow need pyarrow"),
-        (_write_datasets, "datasets", "folders of Hugging Face datasets need datasets"),
+        (_write_datasets, "datasets", "data of Hugging Face datasets needs datasets"),
         (_write_webdataset, "webdataset", "WebDataset needs webdataset"),
     ],
 )

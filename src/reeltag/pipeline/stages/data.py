@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -162,7 +164,7 @@ def _split_stage(recipe: Recipe, split: Split, without_data: bool, made_by: str 
     files: list[DataFile] = []
     missing = ""
     try:
-        files = [] if made_by else find_files(patterns, data.root)
+        files = [] if made_by else _find(recipe, patterns)
         _check_cache(data, split, files)
     except (UsageError, TransferError) as error:
         if not without_data:
@@ -189,6 +191,29 @@ def _split_stage(recipe: Recipe, split: Split, without_data: bool, made_by: str 
         note=note,
         traffic=Traffic(data.expected_videos or 0) if split == "train" else Traffic(),
     )
+
+
+def _find(recipe: Recipe, patterns: Sequence[str]) -> list[DataFile]:
+    """Find the shards that patterns of a recipe name.
+
+    Raises:
+        UsageError: a pattern matches nothing, or something else; the message says if it matches from the current
+            folder, and the recipe lies elsewhere.
+    """
+    root = recipe.data.root
+    try:
+        return find_files(patterns, root)
+    except UsageError as error:
+        if recipe.source is None or isinstance(root, str):
+            raise
+        meant = Path(os.path.relpath(root, Path(recipe.source).parent))
+        try:
+            find_files(patterns, meant)
+        except (UsageError, TransferError):
+            raise error from None
+        where = f"data.root starts from the recipe's folder, {Path(recipe.source).parent}"
+        what = f"there are such files from the current folder; give --set data.root={shlex.quote(str(meant))} for these"
+        raise UsageError(f"{error}; {where}; {what}") from error
 
 
 def with_videos(recipe: Recipe) -> Recipe:
