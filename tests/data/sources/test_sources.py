@@ -295,3 +295,19 @@ def test_a_library_that_is_missing_is_named_with_its_extra(write, module, messag
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UsageError, match=rf"{message} .*: pip install 'reeltag\[import\]'"):
         list(read_videos(open_source(path)))
+
+
+def test_a_feature_may_be_called_video(tmp_path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    h5py = pytest.importorskip("h5py")
+    frames = [[1.0, 2.0], [3.0, 4.0]]
+    row = {"video": frames, "name": "a"}
+    parquet.write_table(pa.table({key: [value] for key, value in row.items()}), tmp_path / "x.parquet")
+    (tmp_path / "x.jsonl").write_text(json.dumps(row))
+    (tmp_path / "x.csv").write_text('name,video\na,"1 2"\na,"3 4"\n')
+    np.savez(tmp_path / "x.npz", video=np.array([frames]), name=["a"])
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["video"], file["name"] = [frames], ["a"]
+    for path in sorted(tmp_path.iterdir()):
+        (video,) = read_videos(open_source(path))
+        assert (video.id, video.features["video"].tolist()) == ("a", frames)

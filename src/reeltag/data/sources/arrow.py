@@ -242,7 +242,7 @@ def _videos(
         if twice := [name for name, times in Counter(table.column_names).items() if times > 1]:
             raise DataError(f"has the column {twice[0]!r} twice; rename one", file=str(path))
         columns = {name: _cells(table.column(name), name, path) for name in table.column_names}
-        ids = field(list(columns), IDS)
+        ids = field([each.name for each in table.schema if not _is_list(each.type)], IDS)
         if ids is None:
             _check_without_ids(table.schema, path)
         for row in range(table.num_rows):
@@ -291,7 +291,7 @@ def _cells(column: Any, name: str, path: Path) -> Any:
         return lambda row, place: tensors[at[row]] if valid[row] else None
     if isinstance(chunk, pyarrow.ExtensionArray):  # such as Array2D of datasets
         chunk = chunk.storage
-    role = name.lower() in (*IDS, *LABELS, *LENGTHS)
+    role = name.lower() in (*LABELS, *LENGTHS) or (name.lower() in IDS and not _is_list(chunk.type))
     if not role and _is_list(chunk.type):
         return lambda row, place: _array(chunk[row], name, place)
     if not role and (_is_bytes(chunk.type) or types.is_nested(chunk.type)):
