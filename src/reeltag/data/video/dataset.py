@@ -7,8 +7,8 @@ import hashlib
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from io import StringIO
+from itertools import chain
 from pathlib import Path
 
 from reeltag.core.errors import UsageError
