@@ -13,7 +13,7 @@ from reeltag.core.errors import DataError
 from reeltag.core.text import same_form
 from reeltag.data.sources.conversion import Array, to_feature
 
-RawLabels = str | list[Any]  # numbers, names or N-hot, as found
+StoredLabels = str | list[Any]  # numbers, names or N-hot, as found
 
 FEATURES = "features"  # name of the only feature of a file that gives it none
 
@@ -46,7 +46,7 @@ class SourceVideo:
 
     id: str
     features: dict[str, Array]
-    labels: RawLabels | None
+    labels: StoredLabels | None
     place: str
 
 
@@ -106,7 +106,7 @@ def as_id(value: Any) -> str | None:
     return same_form(str(value)) if isinstance(value, str) and value else None
 
 
-def as_labels(value: Any) -> RawLabels | None:
+def as_labels(value: Any) -> StoredLabels | None:
     """Return labels as text or a list, as they were stored; a single number is a list of one."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
@@ -170,7 +170,7 @@ def _is_feature(name: str, value: Array) -> bool:
 def _number_of_frames(value: Any, place: str) -> int:
     number = np.asarray(value)
     if number.ndim or number.dtype.kind not in "iu" or number < 1:
-        raise DataError(f"its number of frames is {value!r}; expected a whole number, 1 or more", file=place)
+        raise DataError(f"its number of frames is {value}; expected a whole number, 1 or more", file=place)
     return int(number)
 
 
