@@ -37,7 +37,7 @@ class NumpyFiles(Files):
             DataError: the file is damaged, holds objects, or holds no features of one video.
         """
         place, name = str(self.root / part), without_suffix(part)
-        with (self.root / part).open("rb") as file:
+        with self.opened(part) as file:
             arrays = read_arrays(file, place)
         if is_table(arrays):
             yield from read_rows(arrays, range(row_count(arrays, place)), name, place, self.wanted)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -83,6 +84,19 @@ class Files:
     def parts(self) -> Sequence[str]:
         """Return the names of the files."""
         return self.names
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[BinaryIO]:
+        """Open a file within a block.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        try:
+            with (self.root / name).open("rb") as file:
+                yield file
+        except OSError as error:
+            raise DataError(f"cannot be read ({error.strerror or error})", file=str(self.root / name)) from error
 
 
 def field(names: Sequence[str], known: Sequence[str]) -> str | None:
