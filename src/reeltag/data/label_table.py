@@ -325,6 +325,10 @@ def _objects(path: Path, rows: Sequence[tuple[str, Any]]) -> _Sheet:
         if not isinstance(row, dict):
             raise UsageError(f'{place}: is {format_value(row)}; give an object such as {{"id": "a", "labels": [1]}}')
     columns = list(dict.fromkeys(key for _, row in rows for key in row))
+    needed = [column for column in columns if column.casefold() in (*ID_COLUMNS, *LABEL_COLUMNS)]
+    for place, row in rows:
+        if missing := next((column for column in needed if column not in row), None):
+            raise UsageError(f"{place}: has no {missing!r}, as other objects have; a video without labels has []")
     return _Sheet(path, columns, [(place, [row.get(column) for column in columns]) for place, row in rows])
 
 
