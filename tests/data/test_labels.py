@@ -272,3 +272,12 @@ def test_arrays_of_zeros_and_ones_are_refused_until_told(dtype: Any) -> None:
     with pytest.raises(UsageError, match=r"^films\.h5: a: 'a': every video has 3 labels, all of them 0 or 1"):
         find_form(found)
     assert gather(found, find_form(found, encoding="n-hot")).labels == PRESENT
+
+
+def test_every_form_on_the_page_is_found(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "labels.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```(?:text|json)\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) >= 9
+    for block in blocks:
+        found = table(tmp_path, block, vocabulary=KNOWN if "/m/" in block else None)
+        assert {name: tuple(found.of(name).tolist()) for name in PRESENT} == PRESENT, block  # type: ignore[union-attr]

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from reeltag.core.errors import ReeltagError, TransferError, UsageError
 from reeltag.core.remote_files import RemoteFile, is_url
 from reeltag.core.storage import (
@@ -35,8 +37,10 @@ from reeltag.data.sources.pieces import open_features
 from reeltag.data.synthetic import SyntheticSettings, write_synthetic
 from reeltag.data.vocabulary import read_vocabulary
 from reeltag.pipeline.executor import Job, Stage, Traffic
+from reeltag.pipeline.report.remarks import FEW
 from reeltag.pipeline.run_folder import MARKER
 from reeltag.pipeline.stages.files import MANIFEST, load_manifest
+from reeltag.pipeline.stages.files import split as hold_out
 from reeltag.recipe.data import DataSettings
 from reeltag.recipe.schema import Recipe
 
@@ -319,6 +323,13 @@ def _index(recipe: Recipe, split: Split, files: list[DataFile], made_by: str | N
         job.progress.say(f"  {line}")
     if split == "test":
         refuse_overlap(load_manifest(job, "train"), manifest)
+    else:
+        held = len(np.unique(manifest.videos[hold_out(recipe, manifest)[1]]))
+        if held < FEW:
+            job.progress.say(
+                f"  the hold-out has {counted(held, 'video')}, and models are chosen by their GAP on these, which means "
+                "little; hold out more (data.holdout)"
+            )
     manifest.save(job.folder / MANIFEST)
     return manifest.fingerprint if limit is None else content_hash([manifest.fingerprint, limit])
 
