@@ -136,7 +136,7 @@ def test_damaged_records_are_named_by_number_and_byte(client):
     refuses(
         post_records(client, body + frame_record(b"nonsense")), 400, f"record 3, byte {3 * second}", "SequenceExample"
     )
-    refuses(post_records(client, b"{}" * 50), 400, "record 0, byte 0", "is this a TFRecord file")
+    refuses(post_records(client, b"{}" * 50), 400, "record 0, byte 0", "is JSON, not a TFRecord file")
     refuses(post_records(client, b""), 400, "empty")
     empty = make_video(SCHEMA, 0)
     refuses(post_records(client, body + record(empty)), 400, "record 3", "0 frames")

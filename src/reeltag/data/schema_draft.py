@@ -293,7 +293,8 @@ def float_code(sample: npt.NDArray[np.uint8], width: int) -> str | None:
         mantissa, exponent = (
             np.bincount(columns[:, each] >> 4, minlength=16) / count for each in (size // 2 - 1, size - 1)
         )
-        magnitudes = np.abs(np.frombuffer(columns.tobytes(), code).astype(np.float64))
+        with np.errstate(invalid="ignore"):  # codes may look like NaN
+            magnitudes = np.abs(np.frombuffer(columns.tobytes(), code).astype(np.float64))
         moderate = (magnitudes == 0) | ((magnitudes >= least) & (magnitudes <= most))
         if moderate.mean() > 0.99 and np.abs(mantissa - exponent).sum() / 2 > APART:
             return code

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from reeltag.core.errors import ReeltagError, TransferError, UsageError
 from reeltag.core.remote_files import RemoteFile, is_url
@@ -33,8 +37,10 @@ from reeltag.data.sources.pieces import open_features
 from reeltag.data.synthetic import SyntheticSettings, write_synthetic
 from reeltag.data.vocabulary import read_vocabulary
 from reeltag.pipeline.executor import Job, Stage, Traffic
+from reeltag.pipeline.report.remarks import FEW
 from reeltag.pipeline.run_folder import MARKER
 from reeltag.pipeline.stages.files import MANIFEST, load_manifest
+from reeltag.pipeline.stages.files import split as hold_out
 from reeltag.recipe.data import DataSettings
 from reeltag.recipe.schema import Recipe
 
@@ -162,7 +168,7 @@ def _split_stage(recipe: Recipe, split: Split, without_data: bool, made_by: str 
     files: list[DataFile] = []
     missing = ""
     try:
-        files = [] if made_by else find_files(patterns, data.root)
+        files = [] if made_by else _find(recipe, patterns)
         _check_cache(data, split, files)
     except (UsageError, TransferError) as error:
         if not without_data:
@@ -189,6 +195,29 @@ def _split_stage(recipe: Recipe, split: Split, without_data: bool, made_by: str 
         note=note,
         traffic=Traffic(data.expected_videos or 0) if split == "train" else Traffic(),
     )
+
+
+def _find(recipe: Recipe, patterns: Sequence[str]) -> list[DataFile]:
+    """Find the shards that patterns of a recipe name.
+
+    Raises:
+        UsageError: a pattern matches nothing, or something else; the message says if it matches from the current
+            folder, and the recipe lies elsewhere.
+    """
+    root = recipe.data.root
+    try:
+        return find_files(patterns, root)
+    except UsageError as error:
+        if recipe.source is None or isinstance(root, str):
+            raise
+        meant = Path(os.path.relpath(root, Path(recipe.source).parent))
+        try:
+            find_files(patterns, meant)
+        except (UsageError, TransferError):
+            raise error from None
+        where = f"data.root starts from the recipe's folder, {Path(recipe.source).parent}"
+        what = f"there are such files from the current folder; give --set data.root={shlex.quote(str(meant))} for these"
+        raise UsageError(f"{error}; {where}; {what}") from error
 
 
 def with_videos(recipe: Recipe) -> Recipe:
@@ -294,6 +323,13 @@ def _index(recipe: Recipe, split: Split, files: list[DataFile], made_by: str | N
         job.progress.say(f"  {line}")
     if split == "test":
         refuse_overlap(load_manifest(job, "train"), manifest)
+    else:
+        held = len(np.unique(manifest.videos[hold_out(recipe, manifest)[1]]))
+        if held < FEW:
+            job.progress.say(
+                f"  the hold-out has {counted(held, 'video')}, and models are chosen by their GAP on these, which means "
+                "little; hold out more (data.holdout)"
+            )
     manifest.save(job.folder / MANIFEST)
     return manifest.fingerprint if limit is None else content_hash([manifest.fingerprint, limit])
 
