@@ -76,8 +76,8 @@ class ArrowFiles(Files):
             DataError: the file is damaged, or a row is no video.
         """
         path = self.root / part
-        with _errors(path), path.open("rb") as file:
-            yield from _videos(_ipc_batches(file), path, 0, self.wanted)
+        with _errors(path):
+            yield from _videos(_ipc_batches(path), path, 0, self.wanted)
 
 
 @dataclass(frozen=True)
@@ -138,21 +138,22 @@ def _errors(path: Path) -> Iterator[None]:
         raise DataError(f"cannot be read ({reason}); copy or write it again", file=str(path)) from error
 
 
-def _ipc_batches(file: Any) -> Iterator[Any]:
+def _ipc_batches(path: Path) -> Iterator[Any]:
     import pyarrow
     from pyarrow import feather
 
-    head = file.read(8)
-    file.seek(0)
-    if head.startswith(b"ARROW1"):
-        with pyarrow.ipc.open_file(file) as reader:
-            for number in range(reader.num_record_batches):
-                yield reader.get_batch(number)
-    elif head.startswith(b"FEA1"):
-        yield from feather.read_table(file.name).to_batches()
-    else:
-        with pyarrow.ipc.open_stream(file) as reader:
-            yield from reader
+    with pyarrow.memory_map(str(path)) as file:  # a batch may hold thousands of videos
+        head = file.read(6)
+        file.seek(0)
+        if head == b"ARROW1":
+            with pyarrow.ipc.open_file(file) as reader:
+                for number in range(reader.num_record_batches):
+                    yield reader.get_batch(number)
+        elif head.startswith(b"FEA1"):
+            yield from feather.read_table(path).to_batches()
+        else:
+            with pyarrow.ipc.open_stream(file) as reader:
+                yield from reader
 
 
 def _needed(columns: Sequence[str], wanted: Sequence[str]) -> list[str]:
@@ -177,7 +178,7 @@ def _videos(batches: Iterator[Any], path: Path, first: int, wanted: Sequence[str
 
     number = first
     for batch in batches:
-        table = pyarrow.Table.from_batches([batch]).flatten().combine_chunks()
+        table = pyarrow.Table.from_batches([batch]).flatten()
         columns = {name: _cells(table.column(name), name, path) for name in table.column_names}
         ids = field(list(columns), IDS)
         if ids is None and field(list(columns), LABELS) is None:

@@ -150,22 +150,18 @@ def _features(table: Table, first: Row, wanted: Sequence[str]) -> dict[str, list
     numbered: dict[str, dict[int, int]] = {}
     single, features = [], {}
     for index, (column, cell) in enumerate(zip(table.columns, first.cells, strict=True)):
-        if column in roles or not (_LIST.fullmatch(cell) or not cell):
-            continue
         match = _NUMBERED.fullmatch(column)
-        if len(_split(cell)) > 1 or "[" in cell:
+        if column in roles:
+            continue
+        if _LIST.fullmatch(cell) and (len(_split(cell)) > 1 or "[" in cell):
             features[column] = [index]
         elif match:
             numbered.setdefault(match[1] or FEATURES, {})[int(match[2])] = index
-        else:
+        elif _LIST.fullmatch(cell) or not cell:
             single.append(index)
     for name, columns in numbered.items():
-        if not any(first.cells[index] for index in columns.values()):
-            continue  # no cell says that these are numbers
-        numbers = sorted(columns)
-        if numbers != list(range(numbers[0], numbers[0] + len(numbers))) or numbers[0] > 1 or name in features:
-            raise DataError(f"the columns of {name!r} are not numbered from 0 or 1 without a gap", file=str(table.path))
-        features[name] = [columns[number] for number in numbers]
+        if any(_LIST.fullmatch(first.cells[index]) for index in columns.values()):  # else these are texts
+            features[name] = _in_order(columns, name, str(table.path))
     if not features and any(first.cells[index] for index in single):
         return {FEATURES: single}
     single = [index for index in single if first.cells[index]]
@@ -174,6 +170,18 @@ def _features(table: Table, first: Row, wanted: Sequence[str]) -> dict[str, list
         reason = f"the column {name!r} holds single numbers beside {', '.join(features)}"
         raise DataError(f"{reason}; name it {name}_0 if it is a feature, else remove it", file=str(table.path))
     return {name: columns for name, columns in features.items() if not wanted or name in wanted}
+
+
+def _in_order(columns: Mapping[int, int], name: str, path: str) -> list[int]:
+    """Return columns in the order of their numbers.
+
+    Raises:
+        DataError: the numbers have a gap, or begin with neither 0 nor 1.
+    """
+    numbers = sorted(columns)
+    if numbers[0] > 1 or numbers[-1] - numbers[0] >= len(numbers):
+        raise DataError(f"the columns of {name!r} are not numbered from 0 or 1 without a gap", file=path)
+    return [columns[number] for number in numbers]
 
 
 def _split(cell: str) -> list[str]:
