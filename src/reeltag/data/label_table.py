@@ -21,6 +21,7 @@ from reeltag.core.text import counted
 from reeltag.core.validation import format_value
 from reeltag.data.labels import Encoding, LabelForm, RawLabels, find_form
 from reeltag.data.ratings import CLASSES, ENDS, SCORES, STARTS, Lists
+from reeltag.data.sources.arrow import class_names, named_classes
 from reeltag.data.vocabulary import Vocabulary, class_number, named, nfc
 
 # Columns by the names that data sets give them, in lower case; the first one that a file has is read.
@@ -366,13 +367,19 @@ def _parquet(path: Path) -> _Sheet:
     def small_item(kind: Any) -> bool:
         return bool(pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_string(kind))
 
+    def column(name: str) -> list[Any]:
+        cells: list[Any] = table.column(name).to_pylist()
+        if name not in names:
+            return cells
+        return [named_classes(cell, names[name], f"{path}, row {number}") for number, cell in enumerate(cells)]
+
     try:
         file = pq.ParquetFile(path)
         columns = [each.name for each in file.schema_arrow if small(each.type)]
-        table = file.read(columns)
+        table, names = file.read(columns), class_names(file.schema_arrow)
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{path}: is not a Parquet file that can be read ({error})") from error
-    cells = zip(*(table.column(name).to_pylist() for name in columns), strict=True)
+    cells = zip(*map(column, columns), strict=True)
     return _Sheet(path, columns, [(f"{path}, row {number}", row) for number, row in enumerate(cells)])
 
 
