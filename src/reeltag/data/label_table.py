@@ -26,12 +26,13 @@ from reeltag.data.vocabulary import Vocabulary, class_number, named, nfc
 
 # Columns by the names that data sets give them, in lower case; the first one that a file has is read.
 ID_COLUMNS = (
-    *("id", "video_id", "videoid", "ytid", "file", "filename", "file_name", "fname", "path", "video", "clip"),
-    *("audio_name", "video_name", "key", "__key__"),
+    *("video_id", "id", "videoid", "__key__", "youtube_id", "ytid", "vid", "file", "filename", "file_name", "fname"),
+    *("path", "filepath", "file_path", "video", "video_name", "audio_name", "clip", "clip_id", "media_id", "key"),
 )
 LABEL_COLUMNS = (
-    *("labels", "label", "tags", "tag", "classes", "class", "label_id", "class_id", "mid", "mids", "positive_labels"),
-    *("label_name", "class_name", "display_name", "category", "categories", "target", "targets"),
+    *("labels", "label", "tags", "tag", "classes", "class", "cls", "label_id", "label_ids", "class_id", "class_ids"),
+    *("mid", "mids", "positive_labels", "label_name", "label_names", "class_name", "display_name"),
+    *("category", "categories", "target", "targets"),
 )
 START_COLUMNS = ("start", "start_time", "segment_start_times", "segment_start")
 END_COLUMNS = ("end", "end_time", "segment_end_times", "segment_end")
