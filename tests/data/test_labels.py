@@ -124,6 +124,7 @@ def test_parquet_is_read(tmp_path: Path, kind: str) -> None:
         (rows(n_hot(","), "id,class_0,class_1,class_2"), "every video has 3 labels, all of them 0 or 1"),
         ("id,Game\na,1\nb,0\n", "a column a class, or the classes 0 and 1?"),
         ("id,sea,category\na,1,0\nb,0,1\n", "a column a class, or the classes 0 and 1?"),
+        ("id,label\na,true\nb,false\n", "every video has one label, 'true' or its opposite"),
         (rows({"a": '"sea, sky"'}), "line 2: 'a': 'sea, sky' may be one name or several"),
         (rows({"a": "sea|sky", "b": "sea;sun"}), "has | and ; in them"),
         (rows({"a": "sea", "b": "7"}), "line 3: 'b': '7' is a number among names"),
@@ -146,7 +147,7 @@ def test_lists_of_zeros_and_ones_mean_what_is_told(tmp_path: Path, encoding: Any
 @pytest.mark.parametrize(
     ("text", "told", "fault"),
     [
-        ("a,1\nb,2\n", {}, "no column of ids among a, 1; call it id"),
+        ("a,1\nb,2\n", {}, "no column of ids among a, 1; call it video_id"),
         ("id\na\n", {}, "no column is called labels"),
         ("id,sea,length\na,1,9.5\n", {}, "line 2: has the columns id, sea, length; no column is called labels"),
         ("id,labels\n", {}, "has no rows"),

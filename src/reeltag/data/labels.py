@@ -169,6 +169,10 @@ class _Seen:
             UsageError: there are several.
         """
         if self._truths:
+            if self.longest == 1:
+                (token, first), *_ = self.tokens.items()
+                what = f"every video has one label, {token!r} or its opposite: of one class (n-hot), or two names?"
+                raise _fault(first, f"{what} {_TELL}")
             return "n-hot"
         numbers = [token for token in self.tokens if _value(token) is not None]
         if len(numbers) < len(self.tokens):

@@ -286,7 +286,7 @@ def test_an_id_that_occurs_twice_is_refused(tmp_path):
     [
         (_write_hdf5_groups, "h5py", "HDF5 needs h5py"),
         (_write_parquet, "pyarrow", "Parquet and Arrow need pyarrow"),
-        (_write_datasets, "datasets", "folders of Hugging Face datasets need datasets"),
+        (_write_datasets, "datasets", "data of Hugging Face datasets needs datasets"),
         (_write_webdataset, "webdataset", "WebDataset needs webdataset"),
     ],
 )
@@ -295,3 +295,19 @@ def test_a_library_that_is_missing_is_named_with_its_extra(write, module, messag
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UsageError, match=rf"{message} .*: pip install 'reeltag\[import\]'"):
         list(read_videos(open_source(path)))
+
+
+def test_a_feature_may_be_called_video(tmp_path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    h5py = pytest.importorskip("h5py")
+    frames = [[1.0, 2.0], [3.0, 4.0]]
+    row = {"video": frames, "name": "a"}
+    parquet.write_table(pa.table({key: [value] for key, value in row.items()}), tmp_path / "x.parquet")
+    (tmp_path / "x.jsonl").write_text(json.dumps(row))
+    (tmp_path / "x.csv").write_text('name,video\na,"1 2"\na,"3 4"\n')
+    np.savez(tmp_path / "x.npz", video=np.array([frames]), name=["a"])
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["video"], file["name"] = [frames], ["a"]
+    for path in sorted(tmp_path.iterdir()):
+        (video,) = read_videos(open_source(path))
+        assert (video.id, video.features["video"].tolist()) == ("a", frames)

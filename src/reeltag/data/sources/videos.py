@@ -176,7 +176,7 @@ def video_from(fields: Mapping[str, Any], name: str, place: str, wanted: Sequenc
 
 
 def _is_feature(name: str, value: Array) -> bool:
-    if value.ndim == 0 or value.dtype.kind in "SU" or name.lower() in (*IDS, *LABELS, *LENGTHS):
+    if value.ndim == 0 or value.dtype.kind in "SU" or name.lower() in (*LABELS, *LENGTHS):
         return False
     return value.ndim > 1 or name.lower() not in FRAME_NUMBERS
 
