@@ -52,7 +52,7 @@ def draft_recipe(schema: Schema, videos: int, *, command: str, label_names: str 
     others = "\n".join(f"{key} = {toml(value)}" for key, value in keys.items())
     names = f"\nlabel_names = {toml(label_names)}" if label_names else ""
     return f"""\
-# Written by `{command}`: run it in this folder, or with --set data.root=FOLDER. See docs/recipes.md for all keys.
+# Written by `{command}`: its shards lie in its own folder. See docs/recipes.md for all keys.
 name = "own-videos"
 seed = 1
 budget_mb = 50

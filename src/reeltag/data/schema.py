@@ -81,7 +81,7 @@ class Labels(BaseModel):
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         table = handler.resolve_ref_schema(handler(core))
-        return {"anyOf": [{"type": "string"}, table]}
+        return {**table, "type": ["string", "object"]}
 
 
 # What a value of `storage` is in a record, as a NumPy type; the others are as `dtype` says.

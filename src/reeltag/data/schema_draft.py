@@ -24,7 +24,7 @@ SAMPLED_RECORDS = 1000  # from which flat frames are told
 FEWEST_FLOATS = 64
 WIDE = 8  # bytes of a value that may be a frame, and no name of a class
 APART = 0.4  # least distance between the distributions of a mantissa's byte and an exponent's
-# Magnitudes that features have, beside zeros; bytes that are no floats are often beyond.
+# Magnitudes that features have; bytes that are no floats are often beyond.
 MODERATE = {"<f2": (6e-5, 6e4), "<f4": (1e-10, 1e10), "<f8": (1e-10, 1e10)}
 
 
@@ -94,9 +94,10 @@ class _Seen:
             counts[name] = len(items.feature)
             if items.feature:  # a frame tells of the others; `data verify` looks at all of them
                 kind, values = _values(items.feature[0])
-                self._note(
-                    self.lists, name, kind, sum(map(len, values)) if kind == "bytes_list" else len(values), values
-                )
+                width = sum(map(len, values)) if kind == "bytes_list" else len(values)
+                self._note(self.lists, name, kind, width, values)
+            for item in items.feature[1:]:
+                self._sample(name, item.bytes_list.value)
         self.frames[tuple(sorted(counts.items()))] += 1
         if STARTS in found and ENDS in found:
             starts, ends = (_values(found[name])[1] for name in (STARTS, ENDS))
@@ -109,9 +110,12 @@ class _Seen:
             self.lowest[name] = min(self.lowest.get(name, values[0]), *values)
             self.highest[name] = max(self.highest.get(name, values[0]), *values)
         elif kind == "bytes_list":
-            sample = self.samples.setdefault(name, bytearray())
-            if len(sample) < SAMPLED_BYTES:
-                sample.extend(b"".join(values))
+            self._sample(name, values)
+
+    def _sample(self, name: str, values: Iterable[bytes]) -> None:
+        sample = self.samples.setdefault(name, bytearray())
+        if len(sample) < SAMPLED_BYTES:
+            sample.extend(b"".join(values))
 
     def most_frames(self, schema: Mapping[str, Any]) -> int:
         """Return the largest number of frames of the features that a draft keeps."""
@@ -286,16 +290,18 @@ def float_code(sample: npt.NDArray[np.uint8], width: int) -> str | None:
     """
     for code, (least, most) in sorted(MODERATE.items(), reverse=True):
         size = int(code[-1])
-        count = len(sample) // size
-        if width % size or count < FEWEST_FLOATS:
+        if width % size:
             continue
-        columns = sample[: count * size].reshape(-1, size)
+        columns = sample[: len(sample) // size * size].reshape(-1, size)
+        columns = columns[columns.any(1)]  # zeros tell nothing
+        if len(columns) < FEWEST_FLOATS:
+            continue
         mantissa, exponent = (
-            np.bincount(columns[:, each] >> 4, minlength=16) / count for each in (size // 2 - 1, size - 1)
+            np.bincount(columns[:, each] >> 4, minlength=16) / len(columns) for each in (size // 2 - 1, size - 1)
         )
         with np.errstate(invalid="ignore"):  # codes may look like NaN
             magnitudes = np.abs(np.frombuffer(columns.tobytes(), code).astype(np.float64))
-        moderate = (magnitudes == 0) | ((magnitudes >= least) & (magnitudes <= most))
+        moderate = (magnitudes >= least) & (magnitudes <= most)
         if moderate.mean() > 0.99 and np.abs(mantissa - exponent).sum() / 2 > APART:
             return code
     return None
@@ -305,9 +311,8 @@ def _labels(seen: _Seen, schema: dict[str, Any], remarks: list[str]) -> tuple[st
     """Return the name of the labels and the highest label; add classes and frames to the schema."""
     default = Schema.model_fields["labels"].default.name
     lists = {name for name, kinds in seen.context.items() if len(kinds) == 1 and name in seen.flags - seen.other}
-    known = [
-        name for name in {**seen.highest, **dict.fromkeys(lists)} if name not in FEATURES and name not in seen.lists
-    ]
+    taken = {*FEATURES, *seen.lists, schema.get("frame_count")}
+    known = [name for name in {**seen.highest, **dict.fromkeys(lists)} if name not in taken]
     likely = [name for name in sorted(known) if "label" in name.lower()] or (known if len(known) == 1 else [])
     name = default if default in known or not likely else likely[0]
     if name != default:

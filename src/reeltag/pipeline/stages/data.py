@@ -327,8 +327,8 @@ def _index(recipe: Recipe, split: Split, files: list[DataFile], made_by: str | N
         held = len(np.unique(manifest.videos[hold_out(recipe, manifest)[1]]))
         if held < FEW:
             job.progress.say(
-                f"  the hold-out has {counted(held, 'video')}, and models are chosen by their GAP on these, which means "
-                "little; hold out more (data.holdout)"
+                f"  the hold-out has {counted(held, 'video')}, and models are chosen by their GAP on these, which "
+                "means little; hold out more (data.holdout)"
             )
     manifest.save(job.folder / MANIFEST)
     return manifest.fingerprint if limit is None else content_hash([manifest.fingerprint, limit])
