@@ -65,6 +65,8 @@ def test_tensors_and_fields_of_structs_are_features(tmp_path):
         "rgb": [[0, 1, 2], [3, 4, 5]],
         "more.audio": [[1.0]],
     }
+    (video,) = read(tmp_path / "x.parquet", "more.audio")
+    assert list(video.features) == ["more.audio"]
 
 
 @pytest.mark.parametrize(

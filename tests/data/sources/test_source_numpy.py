@@ -48,8 +48,8 @@ def test_an_archive_may_be_a_table_of_videos(tmp_path):
     videos = read(tmp_path / "all.npz")
     assert [(video.id, video.labels) for video in videos] == [("a", [True, False]), ("b", [False, True])]
     assert np.array_equal(videos[1].features["rgb"], FRAMES[:2] + 1)
-    np.savez(tmp_path / "all.npz", rgb=padded, label=[3, 1])
-    assert [(video.id, video.labels) for video in read(tmp_path / "all.npz")] == [("all:0", [3]), ("all:1", [1])]
+    np.savez(tmp_path / "all.npz", rgb=padded, label=["x", "y"])
+    assert [(video.id, video.labels) for video in read(tmp_path / "all.npz")] == [("all:0", "x"), ("all:1", "y")]
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,8 @@ def _ipc_batches(path: Path) -> Iterator[Any]:
 def _needed(columns: Sequence[str], wanted: Sequence[str]) -> list[str]:
     """Return the columns to read: all, or the wanted features and the columns beside them that mean something."""
     roles = (*IDS, *LABELS, *LENGTHS)
-    return [name for name in columns if not wanted or name in wanted or name.lower() in roles]
+    structs = {name.partition(".")[0] for name in wanted}
+    return [name for name in columns if not wanted or name in (*wanted, *structs) or name.lower() in roles]
 
 
 def class_names(schema: Any) -> dict[str, Sequence[str]]:

@@ -52,8 +52,9 @@ def read_rows(
     Raises:
         DataError: a row that is no video, or a table without ids and labels.
     """
-    texts = [key for key, column in columns.items() if len(column.shape) == 1 and column.dtype.kind in "SUO"]
-    columns = {key: column for key, column in _columns(columns).items() if not wanted or _needed(key, wanted)}
+    known = _columns(columns)
+    texts = [key for key, column in columns.items() if len(column.shape) == 1 and key not in known]
+    columns = {key: column for key, column in known.items() if not wanted or _needed(key, wanted)}
     ids = _ids(columns)
     if "y" in columns and field(list(columns), LABELS) is None:
         columns["labels"] = columns.pop("y")

@@ -27,7 +27,7 @@ from reeltag.data.sources.videos import (
 )
 
 _NUMBERED = re.compile(r"(.*?)[_.\-\[ ]*(\d+)\]?")
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf|infinity)"
+_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf|infinity)"
 _LIST = re.compile(rf"\[?\s*(?:{_NUMBER})(?:[\s,;]+(?:{_NUMBER}))*\s*\]?", re.IGNORECASE)
 
 
@@ -151,12 +151,12 @@ def _features(table: Table, first: Row, wanted: Sequence[str]) -> dict[str, list
     Raises:
         DataError: no column holds values, or it is unclear which.
     """
-    roles = {_id_column(table, first), field(table.columns, LABELS), field(table.columns, FRAME_NUMBERS)}
+    roles = {_id_column(table, first), field(table.columns, LABELS)}
     numbered: dict[str, dict[int, int]] = {}
     single, features = [], {}
     for index, (column, cell) in enumerate(zip(table.columns, first.cells, strict=True)):
         match = _NUMBERED.fullmatch(column)
-        if column in roles:
+        if column in roles or column.lower() in FRAME_NUMBERS:
             continue
         if _is_list(cell):
             features[column] = [index]
@@ -204,11 +204,17 @@ def _split(cell: str) -> list[str]:
 
 
 def _numbers(row: Row, columns: Sequence[int], name: str, path: str) -> Array:
-    cells = [row.cells[column] for column in columns] if len(columns) > 1 else _split(row.cells[columns[0]])
+    cells, place = [row.cells[column] for column in columns], f"{path}, line {row.line}"
+    if len(columns) == 1:
+        cells = _split(cell := cells[0])
+        separators = {each.strip() for each in re.findall(r"[\s,;]+", cell.strip("[ ]"))}
+        if len(separators) > 1 or (separators == {","} and len(cells) == 2 and not re.search(r"[\[\s]", cell)):
+            reason = f"{name!r} has the cell {cell[:40]!r}: a decimal comma, or values of their own?"
+            raise DataError(f"{reason} Write 1.5 or [1, 5]", file=place)
     try:
         return np.array([float(cell) for cell in cells])
     except ValueError as error:
-        raise DataError(f"{name!r} has a cell that is no number ({error})", file=f"{path}, line {row.line}") from error
+        raise DataError(f"{name!r} has a cell that is no number ({error})", file=place) from error
 
 
 def _stack(frames: Sequence[Array], name: str, place: str) -> Array:
