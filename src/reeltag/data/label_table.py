@@ -246,8 +246,8 @@ def _labels(sheet: _Sheet, id_at: int, encoding: Encoding | None, vocabulary: Vo
         if called is None and len(rest) > 1:
             return _column_a_class(sheet, rest, vocabulary)
         if (called is None) == (len(rest) == 1):
-            what = "all columns beside the ids hold only 0 and 1: a column a class, or the classes 0 and 1?"
-            raise UsageError(f"{sheet.path}: {what} Say which with the label encoding: n-hot or index")
+            what = "all columns beside the ids hold only 0 and 1, which may be N-hot or the classes 0 and 1"
+            raise UsageError(f"{sheet.path}: {what}; set label_encoding to n-hot or index")
     if called is None and len(rest) != 1:
         listed = ", ".join(sheet.columns)
         what = f"no column is called {LABEL_COLUMNS[0]}, and not all others hold 0 and 1"
