@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,16 @@ def test_parquet_is_read(tmp_path: Path, kind: str) -> None:
     pq.write_table(pa.table(columns), tmp_path / "labels.parquet")
     found = read_labels(tmp_path / "labels.parquet")
     assert {name: tuple(found.of(name).tolist()) for name in PRESENT} == PRESENT  # type: ignore[union-attr]
+
+
+def test_parquet_that_cannot_be_read_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "labels.parquet"
+    path.write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(UsageError, match=r"labels.parquet: is not a Parquet file that can be read"):
+        read_labels(path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match=r"pip install 'reeltag\[import\]'"):
+        read_labels(path)
 
 
 @pytest.mark.parametrize(
