@@ -24,6 +24,8 @@ EXTRA_OF = {
     "reeltag/artifact/hub.py": "hub",
     "reeltag/artifact/onnx/": "onnx",
     "reeltag/core/distributed/ray_pool.py": "ray",
+    "reeltag/data/label_table.py": "import",
+    "reeltag/data/sources/": "import",
     "reeltag/data/video/": "video",
     "reeltag/inference/convert.py": "onnx",
     "reeltag/inference/formats/parquet.py": "parquet",

@@ -73,7 +73,7 @@ FORMS = {
         {},
     ),
     "JSON Lines, a label a line": (
-        "".join(json.dumps({"id": k, "label": SHORT[i]}) + "\n" for i in range(3) for k, v in PRESENT.items() if i in v),
+        "".join(json.dumps({"id": k, "label": SHORT[i]}) + "\n" for k, v in PRESENT.items() for i in v),
         {},
     ),
     "JSON Lines of truth values": (
@@ -106,7 +106,7 @@ def test_parquet_is_read(tmp_path: Path, kind: str) -> None:
     columns: dict[str, Any] = {
         "lists": {"id": [*PRESENT], "labels": [list(each) for each in PRESENT.values()]},
         "names": {"id": [*PRESENT], "labels": [[SHORT[i] for i in each] for each in PRESENT.values()]},
-        "N-hot columns": {"id": [*PRESENT]} | {name: [n in v for v in PRESENT.values()] for n, name in enumerate(SHORT)},
+        "N-hot columns": {"id": [*PRESENT]} | {SHORT[i]: [i in each for each in PRESENT.values()] for i in range(3)},
         "a row a label": {"id": [*"abcac"], "label": pa.array([0, 1, 0, 2, 1], pa.int32())},
     }[kind]  # fmt: skip
     columns["rgb"] = pa.array([[[0.0, 1.0]]] * len(columns["id"]))  # features, which are not read
@@ -124,6 +124,7 @@ def test_parquet_is_read(tmp_path: Path, kind: str) -> None:
         (rows(n_hot(","), "id,class_0,class_1,class_2"), "every video has 3 labels, all of them 0 or 1"),
         ("id,Game\na,1\nb,0\n", "a column a class, or the classes 0 and 1?"),
         ("id,sea,category\na,1,0\nb,0,1\n", "a column a class, or the classes 0 and 1?"),
+        ("id,label\na,true\nb,false\n", "every video has one label, 'true' or its opposite"),
         (rows({"a": '"sea, sky"'}), "line 2: 'a': 'sea, sky' may be one name or several"),
         (rows({"a": "sea|sky", "b": "sea;sun"}), "has | and ; in them"),
         (rows({"a": "sea", "b": "7"}), "line 3: 'b': '7' is a number among names"),
@@ -146,7 +147,7 @@ def test_lists_of_zeros_and_ones_mean_what_is_told(tmp_path: Path, encoding: Any
 @pytest.mark.parametrize(
     ("text", "told", "fault"),
     [
-        ("a,1\nb,2\n", {}, "no column of ids among a, 1; call it id"),
+        ("a,1\nb,2\n", {}, "no column of ids among a, 1; call it video_id"),
         ("id\na\n", {}, "no column is called labels"),
         ("id,sea,length\na,1,9.5\n", {}, "line 2: has the columns id, sea, length; no column is called labels"),
         ("id,labels\n", {}, "has no rows"),
@@ -176,6 +177,7 @@ def test_lists_of_zeros_and_ones_mean_what_is_told(tmp_path: Path, encoding: Any
         ('{"id": "a", "labels": [1], "labels": [2]}\n', {}, "line 1: the key 'labels' occurs twice"),
         ('{"a": [1], "a": [2]}', {}, "the key 'a' occurs twice"),
         ('{"id": null, "labels": [1]}\n', {}, "line 1: the id is None"),
+        ('{"id": "a", "labels": [1]}\n{"id": "b", "lables": [1]}\n', {}, "line 2: has no 'labels'"),
         ('{"id": "a", "labels": [NaN]}\n', {}, "a label is nan"),
         ("id,start,end,label,rating\na,0,x,3,1\n", {}, "line 2: 'a': end is 'x'; give a whole number"),
         ("id,start,end,label,rating\na,0,5,3|4,1\n", {}, "a rating is of one label"),
@@ -201,6 +203,12 @@ def test_a_text_that_is_one_name_and_several_is_refused(tmp_path: Path) -> None:
     known = named(["sea", "people", "sea, people"])
     with pytest.raises(UsageError, match="'sea, people' may be one class or several"):
         table(tmp_path, 'id,labels\na,"sea, people"\n', vocabulary=known)
+
+
+def test_a_space_is_part_of_a_name_also_where_its_words_are_names(tmp_path: Path) -> None:
+    found = table(tmp_path, "id,labels\na,sea people\nb,sea\nc,people\n")
+    assert found.names == ("people", "sea", "sea people")
+    assert found.labels == {"a": (2,), "b": (1,), "c": (0,)}
 
 
 def test_ids_are_compared_in_one_unicode_form_and_without_the_ending_of_a_file(tmp_path: Path) -> None:
@@ -265,3 +273,12 @@ def test_arrays_of_zeros_and_ones_are_refused_until_told(dtype: Any) -> None:
     with pytest.raises(UsageError, match=r"^films\.h5: a: 'a': every video has 3 labels, all of them 0 or 1"):
         find_form(found)
     assert gather(found, find_form(found, encoding="n-hot")).labels == PRESENT
+
+
+def test_every_form_on_the_page_is_found(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "labels.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```(?:text|json)\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) >= 9
+    for block in blocks:
+        found = table(tmp_path, block, vocabulary=KNOWN if "/m/" in block else None)
+        assert {name: tuple(found.of(name).tolist()) for name in PRESENT} == PRESENT, block  # type: ignore[union-attr]

@@ -21,16 +21,18 @@ from reeltag.core.text import counted
 from reeltag.core.validation import format_value
 from reeltag.data.labels import Encoding, LabelForm, RawLabels, find_form
 from reeltag.data.ratings import CLASSES, ENDS, SCORES, STARTS, Lists
+from reeltag.data.sources.arrow import class_names, named_classes
 from reeltag.data.vocabulary import Vocabulary, class_number, named, nfc
 
 # Columns by the names that data sets give them, in lower case; the first one that a file has is read.
 ID_COLUMNS = (
-    *("id", "video_id", "videoid", "ytid", "file", "filename", "file_name", "fname", "path", "video", "clip"),
-    *("audio_name", "video_name", "key", "__key__"),
+    *("video_id", "id", "videoid", "__key__", "youtube_id", "ytid", "vid", "file", "filename", "file_name", "fname"),
+    *("path", "filepath", "file_path", "video", "video_name", "audio_name", "clip", "clip_id", "media_id", "key"),
 )
 LABEL_COLUMNS = (
-    *("labels", "label", "tags", "tag", "classes", "class", "label_id", "class_id", "mid", "mids", "positive_labels"),
-    *("label_name", "class_name", "display_name", "category", "categories", "target", "targets"),
+    *("labels", "label", "tags", "tag", "classes", "class", "cls", "label_id", "label_ids", "class_id", "class_ids"),
+    *("mid", "mids", "positive_labels", "label_name", "label_names", "class_name", "display_name"),
+    *("category", "categories", "target", "targets"),
 )
 START_COLUMNS = ("start", "start_time", "segment_start_times", "segment_start")
 END_COLUMNS = ("end", "end_time", "segment_end_times", "segment_end")
@@ -325,6 +327,10 @@ def _objects(path: Path, rows: Sequence[tuple[str, Any]]) -> _Sheet:
         if not isinstance(row, dict):
             raise UsageError(f'{place}: is {format_value(row)}; give an object such as {{"id": "a", "labels": [1]}}')
     columns = list(dict.fromkeys(key for _, row in rows for key in row))
+    needed = [column for column in columns if column.casefold() in (*ID_COLUMNS, *LABEL_COLUMNS)]
+    for place, row in rows:
+        if missing := next((column for column in needed if column not in row), None):
+            raise UsageError(f"{place}: has no {missing!r}, as other objects have; a video without labels has []")
     return _Sheet(path, columns, [(place, [row.get(column) for column in columns]) for place, row in rows])
 
 
@@ -361,13 +367,19 @@ def _parquet(path: Path) -> _Sheet:
     def small_item(kind: Any) -> bool:
         return bool(pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_string(kind))
 
+    def column(name: str) -> list[Any]:
+        cells: list[Any] = table.column(name).to_pylist()
+        if name not in names:
+            return cells
+        return [named_classes(cell, names[name], f"{path}, row {number}") for number, cell in enumerate(cells)]
+
     try:
         file = pq.ParquetFile(path)
         columns = [each.name for each in file.schema_arrow if small(each.type)]
-        table = file.read(columns)
+        table, names = file.read(columns), class_names(file.schema_arrow)
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{path}: is not a Parquet file that can be read ({error})") from error
-    cells = zip(*(table.column(name).to_pylist() for name in columns), strict=True)
+    cells = zip(*map(column, columns), strict=True)
     return _Sheet(path, columns, [(f"{path}, row {number}", row) for number, row in enumerate(cells)])
 
 

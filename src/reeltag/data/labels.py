@@ -52,13 +52,13 @@ class LabelForm:
         encoding: `index`, a list of class numbers; `n-hot`, 0 or 1 for every class; `name`, a list of names or ids.
         classes: C.
         vocabulary: names of the classes; None if they have none.
-        separator: between the names of a text, where no vocabulary tells; "" if a text is one name.
+        separator: between the names of a text, "" if a text is one name; or the vocabulary whose names a text has.
     """
 
     encoding: Encoding
     classes: int
     vocabulary: Vocabulary | None
-    separator: str = ""
+    separator: str | Vocabulary
 
     def numbers(self, labels: RawLabels) -> list[int]:
         """Return the class numbers of a video, in the order in which they are given; one may occur twice.
@@ -66,7 +66,7 @@ class LabelForm:
         Raises:
             UsageError: the labels have another form, or name an unknown class.
         """
-        tokens = _split(labels, self.vocabulary, self.separator)
+        tokens = _split(labels, self.separator)
         try:
             if self.encoding == "n-hot":
                 return self._present(tokens)
@@ -119,10 +119,10 @@ def find_form(
     if vocabulary and classes not in (None, vocabulary.classes):
         raise UsageError(f"{source}: has {classes} classes, but the label names {vocabulary.classes}; give all names")
     classes = vocabulary.classes if vocabulary else classes
-    separator = "" if vocabulary else _separator(found, source)
+    separator = vocabulary or _separator(found, source)
     seen = _Seen()
     for each in found:
-        seen.see(each, _split(each, vocabulary, separator))
+        seen.see(each, _split(each, separator))
     if not seen.tokens:
         raise UsageError(f"{source}: gives no video a label; check the columns, and how labels are written")
     encoding = encoding or seen.encoding(vocabulary)
@@ -158,8 +158,9 @@ class _Seen:
         self.longest = max(self.longest, len(tokens))
         self._shortest = min(self._shortest, len(tokens))
         for token in tokens:
-            self.tokens.setdefault(token, labels)
-            self._truths &= isinstance(token, bool) or str(token).lower() in _TRUTH
+            if token not in self.tokens or (self._truths and not isinstance(token, bool)):
+                self.tokens.setdefault(token, labels)
+                self._truths &= isinstance(token, bool) or str(token).lower() in _TRUTH
 
     def encoding(self, vocabulary: Vocabulary | None) -> Encoding:
         """Return the only encoding that all labels fit.
@@ -168,6 +169,10 @@ class _Seen:
             UsageError: there are several.
         """
         if self._truths:
+            if self.longest == 1:
+                (token, first), *_ = self.tokens.items()
+                what = f"every video has one label, {token!r} or its opposite: of one class (n-hot), or two names?"
+                raise _fault(first, f"{what} {_TELL}")
             return "n-hot"
         numbers = [token for token in self.tokens if _value(token) is not None]
         if len(numbers) < len(self.tokens):
@@ -185,14 +190,14 @@ class _Seen:
         return "index"
 
 
-def _split(labels: RawLabels, vocabulary: Vocabulary | None, separator: str) -> list[Token]:
+def _split(labels: RawLabels, separator: str | Vocabulary) -> list[Token]:
     """Return the labels as a list of numbers and names."""
     raw = labels.raw.tolist() if isinstance(labels.raw, np.ndarray | np.generic) else labels.raw
     if isinstance(raw, bytes):
         raw = _decoded(labels, raw)
     if isinstance(raw, str):
         text = raw.strip()
-        raw = _listed(labels, text) if text.startswith("[") else _pieces(labels, text, vocabulary, separator)
+        raw = _listed(labels, text) if text.startswith("[") else _pieces(labels, text, separator)
     if raw is None:
         return []
     return [_token(labels, each) for each in (raw if isinstance(raw, list | tuple) else [raw])]
@@ -201,9 +206,9 @@ def _split(labels: RawLabels, vocabulary: Vocabulary | None, separator: str) -> 
 def _token(labels: RawLabels, given: Any) -> Token:
     if isinstance(given, bytes):
         given = _decoded(labels, given)
-    if isinstance(given, str):
-        given = nfc(given)
-    if given is None or given == "" or given != given or str(given).lower() == "nan":  # NaN differs from itself
+    if isinstance(given, str) and (name := nfc(given)) and name.lower() != "nan":
+        return name
+    if given is None or isinstance(given, str) or given != given:  # NaN differs from itself
         raise _fault(labels, f"a label is {given!r}; leave it out if there is none")
     if not isinstance(given, str | int | float):
         raise _fault(labels, f"{format_value(given)} is not a label; give numbers or names")
@@ -230,16 +235,16 @@ def _listed(labels: RawLabels, text: str) -> list[Any]:
     raise _fault(labels, f"{format_value(text)} is not a list; {how}")
 
 
-def _pieces(labels: RawLabels, text: str, vocabulary: Vocabulary | None, separator: str) -> list[str]:
+def _pieces(labels: RawLabels, text: str, separator: str | Vocabulary) -> list[str]:
     """Split a text at what separates its labels."""
     if not text:
         return []
     if _plain(text):
         return _BETWEEN.split(text.strip(" ,;|"))
-    if vocabulary is None:
+    if isinstance(separator, str):
         return _at(text, separator)
     splits = {tuple(_at(text, each)) for each in ("", "|", ";", ",", " ")}
-    ways = {pieces for pieces in splits if all(piece in vocabulary for piece in pieces)}
+    ways = {pieces for pieces in splits if all(piece in separator for piece in pieces)}
     if len(ways) > 1:
         raise _fault(labels, f"{format_value(text)} may be one class or several; separate names by |, or write a list")
     return list(ways.pop()) if ways else _at(text, "|" if "|" in text else ";")
@@ -251,6 +256,8 @@ def _at(text: str, separator: str) -> list[str]:
 
 def _plain(text: str) -> bool:
     """Tell if a text consists of numbers, or of ids such as /m/01mw1, with anything between them."""
+    if text[:1].isalpha():
+        return False
     words = [word for word in _BETWEEN.split(text) if word]
     return all(_NUMBER.fullmatch(word) for word in words) or all(_ID.fullmatch(word) for word in words)
 

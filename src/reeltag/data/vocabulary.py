@@ -81,9 +81,9 @@ def named(names: Iterable[str]) -> Vocabulary:
 def read_vocabulary(path: Path | str, classes: int | None = None) -> Vocabulary:
     """Read the names of the classes: a CSV file, or a list with a name a line.
 
-    The header of a CSV file names a column of numbers (`index`, or Kaggle's `label_id`), and one of names
-    (`display_name`, `name` or `label_name`) or ids (`mid`, `KnowledgeGraphId`), in any letter case and order. Rows may
-    be in any order, and classes may be left out: these are called by their number. The file may be behind a URL.
+    The header of a CSV file names a column of numbers (`index`, or Kaggle's `label_id`), one of names (`display_name`,
+    `name` or `label_name`), and maybe one of ids (`mid`, `KnowledgeGraphId`), in any letter case and order. Rows may be
+    in any order, and classes may be left out: these are called by their number. The file may be behind a URL.
 
     Args:
         path: of the file, or its URL.
@@ -132,7 +132,7 @@ def _listed(path: Path | str, content: bytes | None) -> _Rows:
 
 def _tabled(table: Table) -> _Rows:
     number_at, name_at, id_at = table.find(*NUMBERS), table.find(*NAMES), table.find(*IDS)
-    if number_at is None or (name_at is None and id_at is None):
+    if number_at is None or (name_at is None and (id_at is None or len(table.columns) > 2)):
         wanted = "'index' and 'display_name' or 'name'"
         raise UsageError(f"{table.path}: needs a header with the columns {wanted}, and has {', '.join(table.columns)}")
     found: _Rows = {}

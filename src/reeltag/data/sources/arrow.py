@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,8 @@ class ParquetFiles(Files):
             columns = _needed(file.schema_arrow.names, self.wanted)
             before = sum(file.metadata.row_group(number).num_rows for number in range(int(group)))
             batches = file.iter_batches(BATCH_ROWS, row_groups=[int(group)], columns=columns)
-            yield from _videos(batches, self.root / name, before, self.wanted)
+            names = class_names(file.schema_arrow)
+            yield from _videos(batches, self.root / name, before, self.wanted, names)
 
     def _open(self, name: str) -> Any:
         from pyarrow.parquet import ParquetFile
@@ -76,8 +79,11 @@ class ArrowFiles(Files):
             DataError: the file is damaged, or a row is no video.
         """
         path = self.root / part
-        with _errors(path), path.open("rb") as file:
-            yield from _videos(_ipc_batches(file), path, 0, self.wanted)
+        with _errors(path):
+            batches = _ipc_batches(path)
+            first = next(batches, None)
+            if first is not None:
+                yield from _videos(chain([first], batches), path, 0, self.wanted, class_names(first.schema))
 
 
 @dataclass(frozen=True)
@@ -105,17 +111,27 @@ class DatasetsFolder:
             rows = rows.select_columns(_needed(rows.column_names, self.wanted)).with_format("arrow")
             tables = (rows[at : min(at + BATCH_ROWS, end)] for at in range(begin, end, BATCH_ROWS))
             batches = (batch for table in tables for batch in table.to_batches())
-            yield from _videos(batches, self.folder, begin, self.wanted)
+            yield from _videos(batches, self.folder, begin, self.wanted, _names_of(rows.features))
 
     def _open(self) -> Any:
-        try:
-            from datasets import Dataset
-        except ImportError as error:
-            raise UsageError(
-                f"folders of Hugging Face datasets need datasets ({error}): pip install 'reeltag[import]'"
-            ) from error
+        datasets = _datasets()
         with _errors(self.folder):
-            return Dataset.load_from_disk(str(self.folder))
+            return datasets.Dataset.load_from_disk(str(self.folder))
+
+
+def _datasets() -> Any:
+    """Import Hugging Face's `datasets`.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise UsageError(
+            f"data of Hugging Face datasets needs datasets ({error}): pip install 'reeltag[import]'"
+        ) from error
+    return datasets
 
 
 @contextmanager
@@ -138,30 +154,75 @@ def _errors(path: Path) -> Iterator[None]:
         raise DataError(f"cannot be read ({reason}); copy or write it again", file=str(path)) from error
 
 
-def _ipc_batches(file: Any) -> Iterator[Any]:
+def _ipc_batches(path: Path) -> Iterator[Any]:
     import pyarrow
     from pyarrow import feather
 
-    head = file.read(8)
-    file.seek(0)
-    if head.startswith(b"ARROW1"):
-        with pyarrow.ipc.open_file(file) as reader:
-            for number in range(reader.num_record_batches):
-                yield reader.get_batch(number)
-    elif head.startswith(b"FEA1"):
-        yield from feather.read_table(file.name).to_batches()
-    else:
-        with pyarrow.ipc.open_stream(file) as reader:
-            yield from reader
+    with pyarrow.memory_map(str(path)) as file:  # a batch may hold thousands of videos
+        head = file.read(6)
+        file.seek(0)
+        if head == b"ARROW1":
+            with pyarrow.ipc.open_file(file) as reader:
+                for number in range(reader.num_record_batches):
+                    yield reader.get_batch(number)
+        elif head.startswith(b"FEA1"):
+            yield from feather.read_table(path).to_batches()
+        else:
+            with pyarrow.ipc.open_stream(file) as reader:
+                yield from reader
 
 
 def _needed(columns: Sequence[str], wanted: Sequence[str]) -> list[str]:
     """Return the columns to read: all, or the wanted features and the columns beside them that mean something."""
     roles = (*IDS, *LABELS, *LENGTHS)
-    return [name for name in columns if not wanted or name in wanted or name.lower() in roles]
+    structs = {name.partition(".")[0] for name in wanted}
+    return [name for name in columns if not wanted or name in (*wanted, *structs) or name.lower() in roles]
 
 
-def _videos(batches: Iterator[Any], path: Path, first: int, wanted: Sequence[str]) -> Iterator[SourceVideo]:
+def class_names(schema: Any) -> dict[str, Sequence[str]]:
+    """Return the names of the classes that the numbers of a column stand for, by column.
+
+    Hugging Face's `datasets` keeps them beside the columns, and each file may number the classes in its own order.
+
+    Args:
+        schema: of pyarrow.
+
+    Raises:
+        UsageError: there are such names, but datasets is not installed.
+    """
+    if b'"ClassLabel"' not in (schema.metadata or {}).get(b"huggingface", b""):
+        return {}
+    return _names_of(_datasets().Features.from_arrow_schema(schema))
+
+
+def _names_of(features: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+    inner = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
+    return {name: feature.names for name, feature in inner.items() if isinstance(feature, _datasets().ClassLabel)}
+
+
+def named_classes(labels: Any, names: Sequence[str], place: str) -> list[str] | None:
+    """Return the names of a video's classes; None where it has none, as -1 says.
+
+    Args:
+        labels: number of a class, or a list of them.
+        names: of the classes.
+        place: of the video, for messages.
+
+    Raises:
+        DataError: a number without a name.
+    """
+    numbers = labels if isinstance(labels, list) else [labels]
+    if numbers in ([None], [-1]):
+        return None
+    for number in numbers:
+        if not isinstance(number, int) or not 0 <= number < len(names):
+            raise DataError(f"label {number} is none of the {len(names)} classes that the file names", file=place)
+    return [names[number] for number in numbers]
+
+
+def _videos(
+    batches: Iterator[Any], path: Path, first: int, wanted: Sequence[str], names: Mapping[str, Sequence[str]]
+) -> Iterator[SourceVideo]:
     """Yield the video of each row of record batches.
 
     Args:
@@ -169,6 +230,7 @@ def _videos(batches: Iterator[Any], path: Path, first: int, wanted: Sequence[str
         path: of the file; where no column holds ids but one holds labels, NAME:ROW is the id.
         first: number of the first row.
         wanted: names of the features to read; by default all.
+        names: of the classes, by column of labels.
 
     Raises:
         DataError: a row is no video.
@@ -177,22 +239,39 @@ def _videos(batches: Iterator[Any], path: Path, first: int, wanted: Sequence[str
 
     number = first
     for batch in batches:
-        table = pyarrow.Table.from_batches([batch]).flatten().combine_chunks()
+        table = pyarrow.Table.from_batches([batch]).flatten()
+        if twice := [name for name, times in Counter(table.column_names).items() if times > 1]:
+            raise DataError(f"has the column {twice[0]!r} twice; rename one", file=str(path))
         columns = {name: _cells(table.column(name), name, path) for name in table.column_names}
-        ids = field(list(columns), IDS)
-        if ids is None and field(list(columns), LABELS) is None:
-            raise DataError(f"has no column of ids, such as video_id; it has {', '.join(columns)}", file=str(path))
+        ids = field([each.name for each in table.schema if not _is_list(each.type)], IDS)
+        if ids is None:
+            _check_without_ids(table.schema, path)
         for row in range(table.num_rows):
             place = f"{path}, row {number}"
             fields = {}
             for name, cells in columns.items():
                 if name != ids and (value := cells(row, place)) is not None:
-                    fields[name] = value
+                    fields[name] = named_classes(value, names[name], place) if name in names else value
             given = f"{without_suffix(path.name)}:{number}" if ids is None else as_id(columns[ids](row, place))
             if given is None:
                 raise DataError(f"has no id in the column {ids!r}; give it one", file=place)
             yield video_from(fields, given, place, wanted)
             number += 1
+
+
+def _check_without_ids(schema: Any, path: Path) -> None:
+    """Refuse a table without ids, unless it has labels and nothing that may be ids, such as the index of pandas.
+
+    Raises:
+        DataError: it has no labels, or texts.
+    """
+    from pyarrow import types
+
+    if field(schema.names, LABELS) is None:
+        raise DataError(f"has no column of ids, such as video_id; it has {', '.join(schema.names)}", file=str(path))
+    texts = [each.name for each in schema if types.is_string(each.type) or types.is_large_string(each.type)]
+    if rest := [name for name in texts if name.lower() not in LABELS]:
+        raise DataError(f"has videos without ids; are they {rest[0]!r}? Call them video_id", file=str(path))
 
 
 def _cells(column: Any, name: str, path: Path) -> Any:
@@ -206,11 +285,14 @@ def _cells(column: Any, name: str, path: Path) -> Any:
 
     chunk = column.chunk(0) if column.num_chunks else pyarrow.array([], column.type)
     if isinstance(chunk.type, pyarrow.FixedShapeTensorType):
-        tensors = chunk.to_numpy_ndarray()
-        return lambda row, place: tensors[row] if chunk[row].is_valid else None
+        valid, whole = chunk.is_valid().to_numpy(zero_copy_only=False), chunk.drop_null()
+        if whole.storage.flatten().null_count:  # to_numpy_ndarray would give any values for these
+            raise DataError(f"{name!r} has a null among its values; correct it or leave the video out", file=str(path))
+        tensors, at = whole.to_numpy_ndarray(), valid.cumsum() - 1
+        return lambda row, place: tensors[at[row]] if valid[row] else None
     if isinstance(chunk, pyarrow.ExtensionArray):  # such as Array2D of datasets
         chunk = chunk.storage
-    role = name.lower() in (*IDS, *LABELS, *LENGTHS)
+    role = name.lower() in (*LABELS, *LENGTHS) or (name.lower() in IDS and not _is_list(chunk.type))
     if not role and _is_list(chunk.type):
         return lambda row, place: _array(chunk[row], name, place)
     if not role and (_is_bytes(chunk.type) or types.is_nested(chunk.type)):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -34,13 +35,16 @@ CACHE_BYTES = 1 << 26  # of a dataset's chunks, so that a chunk of many videos i
 _FEATURE_NAMES = {FEATURES, "feature", "x", "data", "embedding", "embeddings", "rgb", "audio", "frames"}
 
 
+Layout = Literal["table", "features", "videos"]
+
+
 @dataclass(frozen=True)
 class HDF5Files(Files):
-    """HDF5 files.
+    """HDF5 files, whose first groups of datasets tell how videos are stored.
 
-    Groups that hold datasets decide how videos are stored. A group with ids [N], or with an array [N, T, D], is a table
-    of videos. Else, groups that have datasets of the same names hold one video each, whose features these are; the
-    name of the group is the id, and of a file without groups that of the file. Else each dataset is a video.
+    A group with ids [N], or with an array [N, T, D], is a table of videos. Else, if groups have datasets of the same
+    names, each group is a video with these features; its name is the id, and without groups that of the file. Else each
+    dataset is a video.
     """
 
     wanted: tuple[str, ...] = ()
@@ -49,10 +53,9 @@ class HDF5Files(Files):
     def parts(self) -> Sequence[str]:
         """Return ranges of videos of each file, such as "film.h5#0-64"."""
         found = []
-        layout = self._is_dataset_a_video()
+        layout = self._layout()
         for name in self.names:
-            with _opened(self.root / name) as file:
-                count = sum(self._count(group, layout) for group in _groups(file))
+            count = sum(count for _, count in _counted_groups(self.root / name, layout))
             step = max(MIN_VIDEOS, -(-count // MAX_PARTS))
             found += [f"{name}#{begin}-{min(begin + step, count)}" for begin in range(0, count, step)]
         return found
@@ -65,61 +68,53 @@ class HDF5Files(Files):
         """
         name, _, numbers = part.rpartition("#")
         begin, end = map(int, numbers.split("-"))
-        layout = self._is_dataset_a_video()
+        layout = self._layout()
         with _opened(self.root / name) as file:
-            for group in _groups(file):
-                count = self._count(group, layout)
-                here = range(max(0, begin), min(count, end))
-                if here:
-                    yield from self._videos(group, here, name, layout)
+            for path, count in _counted_groups(self.root / name, layout):
+                if here := range(max(0, begin), min(count, end)):
+                    yield from self._videos(file[path], here, name, layout)
                 begin, end = begin - count, end - count
 
-    def _is_dataset_a_video(self) -> bool:
-        """Return True if each dataset is a video, False if it is a feature; told by the first two groups of all files.
+    def _layout(self) -> Layout:
+        """Tell how videos are stored by the first two groups of all files.
 
         Raises:
-            DataError: neither is clear.
+            DataError: it is not clear.
         """
+        found = ((name, path) for name in self.names for path in _groups(self.root / name))
         first: list[dict[str, tuple[int, ...]]] = []
-        place = ""
-        for name in self.names[:2]:
+        for name, path in islice(found, 2):
             with _opened(self.root / name) as file:
-                for group in islice(_groups(file), 2 - len(first)):
-                    place = place or _place(group)
-                    columns = _datasets(group)
-                    if is_table(columns) or any(field(list(columns), role) for role in (IDS, LABELS, LENGTHS)):
-                        return False
-                    first.append({key: item.shape for key, item in columns.items()})
-        if len(first) == 2:
-            return not set(first[0]) & set(first[1])
+                columns = _datasets(file[path])
+                if is_table(columns):
+                    return "table"
+                if any(field(list(columns), role) for role in (IDS, LABELS, LENGTHS)):
+                    return "features"
+                first.append({key: item.shape for key, item in columns.items()})
         if not first:
             raise DataError("has no datasets", file=str(self.root / self.names[0]))
+        if len(first) == 2:
+            return "features" if set(first[0]) & set(first[1]) else "videos"
         (shapes,) = first
         if _FEATURE_NAMES & {key.lower() for key in shapes}:
-            return False
+            return "features"
         if len({shape[1:] if len(shape) > 1 else shape for shape in shapes.values()}) == 1:
-            return True
-        if len({shape[0] for shape in shapes.values()}) == 1:
-            return False
+            return "videos"
+        if len({shape[:1] for shape in shapes.values()}) == 1:
+            return "features"
         listed = ", ".join(f"{key} {list(shape)}" for key, shape in islice(shapes.items(), 3))
         reason = f"{listed}: neither videos of one width nor features of one video"
-        raise DataError(f"{reason}; give each video a group of its own", file=place)
+        raise DataError(f"{reason}; give each video a group of its own", file=str(self.root / self.names[0]))
 
-    def _count(self, group: Any, dataset_a_video: bool) -> int:
-        columns = _datasets(group)
-        if is_table(columns):
-            return row_count(columns, _place(group))
-        return len(columns) if dataset_a_video else 1
-
-    def _videos(self, group: Any, numbers: range, name: str, dataset_a_video: bool) -> Iterator[SourceVideo]:
+    def _videos(self, group: Any, numbers: range, name: str, layout: Layout) -> Iterator[SourceVideo]:
         columns, place = _datasets(group), _place(group)
         path = group.name.strip("/")
         label = path or without_suffix(name)
-        if is_table(columns):
+        if layout == "table":
             for key, column in columns.items():
                 _check_written(column, key, place, partly=field(list(columns), LENGTHS) is not None)
             yield from read_rows(columns, numbers, label, place, self.wanted)
-        elif dataset_a_video:
+        elif layout == "videos":
             for key in list(columns)[numbers.start : numbers.stop]:
                 here = f"{place.rstrip('/')}/{key}"
                 fields = {FEATURES: _values(columns[key], key, here), **_attributes(columns[key])}
@@ -151,28 +146,48 @@ def _opened(path: Path) -> Iterator[Any]:
         raise DataError(f"cannot be read ({reason}); copy or write it again", file=str(path)) from error
 
 
-def _groups(group: Any, depth: int = 0) -> Iterator[Any]:
-    """Yield the groups that hold features directly, in the order of their names."""
+def _groups(path: Path) -> tuple[str, ...]:
+    """Return the groups that hold features directly, in the order of their names; a file is listed once."""
+    return _list_groups(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _list_groups(path: Path, changed: int) -> tuple[str, ...]:
+    with _opened(path) as file:
+        return tuple(_walk(file))
+
+
+def _walk(group: Any, depth: int = 0) -> Iterator[str]:
     import h5py
 
     if depth > MAX_DEPTH:
         raise DataError(f"groups lie more than {MAX_DEPTH} deep; does a link lead back?", file=_place(group))
-    inner = [group[key] for key in sorted(group)]
-    below = [each for each in inner if isinstance(each, h5py.Group)]
-    datasets = _datasets(group)
-    if below and any(len(each.shape) > 1 for each in datasets.values()):
-        some = next(key for key, each in datasets.items() if len(each.shape) > 1)
-        raise DataError(f"has the dataset {some!r} beside groups; move it into a group of its own", file=_place(group))
-    if datasets and not below:
-        yield group
-    for each in below:
-        yield from _groups(each, depth + 1)
+    kinds = {key: group.get(key, getclass=True) for key in sorted(group)}
+    below = [key for key, kind in kinds.items() if kind is h5py.Group]
+    for key in kinds:
+        if below and key not in below and len(group[key].shape or ()) > 1:
+            reason = f"has the dataset {key!r} beside groups; move it into a group of its own"
+            raise DataError(reason, file=_place(group))
+    if kinds and not below:
+        yield group.name
+    for key in below:
+        yield from _walk(group[key], depth + 1)
+
+
+def _counted_groups(path: Path, layout: Layout) -> list[tuple[str, int]]:
+    """Return the groups of a file with their numbers of videos."""
+    groups = _groups(path)
+    if layout == "features":
+        return [(group, 1) for group in groups]
+    with _opened(path) as file:
+        if layout == "videos":
+            return [(group, len(file[group])) for group in groups]
+        return [(group, row_count(_datasets(file[group]), _place(file[group]))) for group in groups]
 
 
 def _datasets(group: Any) -> dict[str, Any]:
-    import h5py
-
-    return {key: group[key] for key in sorted(group) if isinstance(group[key], h5py.Dataset)}
+    """Return the datasets of a group that has no groups, in the order of their names."""
+    return {key: group[key] for key in sorted(group)}
 
 
 def _place(group: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from reeltag.core.errors import DataError
-from reeltag.data.sources.videos import IDS, LABELS, LENGTHS
+from reeltag.data.sources.videos import LABELS
 
 
 def parse_object(text: str, place: str) -> dict[str, Any]:
@@ -27,8 +27,7 @@ def parse_object(text: str, place: str) -> dict[str, Any]:
         raise DataError(f"is not JSON ({error}); correct it", file=place) from error
     if not isinstance(content, dict):
         raise DataError(f"is a JSON {type(content).__name__}, not an object {{…}} of a video", file=place)
-    roles = (*IDS, *LABELS, *LENGTHS)
-    return {key: value if key.lower() in roles else _as_array(value, key, place) for key, value in content.items()}
+    return {key: value if key.lower() in LABELS else _as_array(value, key, place) for key, value in content.items()}
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

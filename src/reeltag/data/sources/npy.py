@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ import numpy as np
 from reeltag.core.errors import DataError
 from reeltag.data.sources.rows import is_table, read_rows, row_count
 from reeltag.data.sources.videos import FEATURES, Files, SourceVideo, video_from, without_suffix
+
+# What NumPy and zipfile raise for damaged headers, beside ValueError and OSError.
+_DAMAGED = (EOFError, SyntaxError, TokenError, TypeError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class NumpyFiles(Files):
             DataError: the file is damaged, holds objects, or holds no features of one video.
         """
         place, name = str(self.root / part), without_suffix(part)
-        with (self.root / part).open("rb") as file:
+        with self.opened(part) as file:
             arrays = read_arrays(file, place)
         if is_table(arrays):
             yield from read_rows(arrays, range(row_count(arrays, place)), name, place, self.wanted)
@@ -57,7 +61,7 @@ def read_arrays(file: Any, place: str) -> dict[str, np.ndarray[Any, Any]]:
             return {FEATURES: content}
         with content:
             return {name: content[name] for name in content.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+    except (*_DAMAGED, ValueError, OSError) as error:
         if "allow_pickle" in str(error):
             reason = "holds Python objects, which are never unpickled; save an array [T, D] of numbers a video"
         else:

@@ -13,7 +13,7 @@ import numpy as np
 
 from reeltag.core.distributed.process_pool import Resources, open_process_pool
 from reeltag.core.errors import DataError
-from reeltag.data.sources.videos import RawLabels, Source, SourceVideo
+from reeltag.data.sources.videos import Source, SourceVideo, StoredLabels
 
 TASK_PARTS = 64  # most parts that a process reads at a time
 
@@ -27,7 +27,7 @@ class _Spooled:
     part: int
     number: int
     id: str
-    labels: RawLabels | None
+    labels: StoredLabels | None
     place: str
     features: tuple[tuple[str, str, tuple[int, ...]], ...]  # name, dtype and shape
 

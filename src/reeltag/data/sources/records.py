@@ -49,21 +49,22 @@ def to_video(
 
     Args:
         found: the video of a source.
-        schema: of the record; features that it does not name are left out.
+        schema: of the record.
         labels: class indices, sorted; None if they are not known.
         rated: ratings of its segments.
 
     Raises:
-        DataError: a feature is missing, or of another width, type or level than the schema's, or the features have
-            unequal numbers of frames.
+        DataError: a feature is missing, not in the schema, or of another width, type or level than there, or the
+            features have unequal numbers of frames.
     """
+    arrays = found.features
+    if len(schema.features) == 1 and arrays.keys() == {FEATURES}:
+        arrays = {schema.features[0].name: arrays[FEATURES]}  # an only feature without a name
     features = []
     for feature in schema.features:
-        array = found.features.get(feature.name)
-        if array is None and len(schema.features) == 1:
-            array = found.features.get(FEATURES)  # a feature without a name is the only one
+        array = arrays.get(feature.name)
         if array is None:
-            have = ", ".join(found.features)
+            have = ", ".join(arrays)
             raise DataError(f"no feature {feature.name!r}; the video has {have}", file=found.place)
         if array.ndim == 1 and schema.level == "video":
             array = array[None]
@@ -72,6 +73,9 @@ def to_video(
             shape = list(array.shape[-2:] if schema.level == "frame" else array.shape[1:])
             raise DataError(f"{feature.name!r} is {shape} {array.dtype}, expected {expected}", file=found.place)
         features.append(array)
+    if more := arrays.keys() - {feature.name for feature in schema.features}:
+        what = f"has {min(more)!r} too, which the first video does not have; choose the features to read"
+        raise DataError(what, file=found.place)
     lengths = {feature.name: len(array) for feature, array in zip(schema.features, features, strict=True)}
     if len(set(lengths.values())) > 1:
         raise DataError(f"features disagree on the number of frames: {lengths}", file=found.place)

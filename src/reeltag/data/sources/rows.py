@@ -19,9 +19,7 @@ def is_table(columns: Mapping[str, Any]) -> bool:
     Args:
         columns: arrays, or anything with their `shape`.
     """
-    ids = field(list(columns), IDS)
-    has_ids = ids is not None and len(columns[ids].shape) == 1
-    return has_ids or any(len(column.shape) == 3 for column in columns.values())
+    return _ids(columns) is not None or any(len(column.shape) == 3 for column in columns.values())
 
 
 def row_count(columns: Mapping[str, Any], place: str) -> int:
@@ -31,7 +29,7 @@ def row_count(columns: Mapping[str, Any], place: str) -> int:
         DataError: the columns disagree.
     """
     counts = {key: column.shape[0] for key, column in _columns(columns).items()}
-    first = field(list(counts), IDS) or next(key for key, column in columns.items() if len(column.shape) == 3)
+    first = _ids(columns) or next(key for key, column in columns.items() if len(column.shape) == 3)
     for key, count in counts.items():
         if count != counts[first]:
             raise DataError(f"{key!r} has {count:,} rows, but {first!r} has {counts[first]:,}", file=place)
@@ -54,9 +52,10 @@ def read_rows(
     Raises:
         DataError: a row that is no video, or a table without ids and labels.
     """
-    texts = [key for key, column in columns.items() if len(column.shape) == 1 and column.dtype.kind in "SUO"]
-    columns = {key: column for key, column in _columns(columns).items() if not wanted or _needed(key, wanted)}
-    ids = field(list(columns), IDS)
+    known = _columns(columns)
+    texts = [key for key, column in columns.items() if len(column.shape) == 1 and key not in known]
+    columns = {key: column for key, column in known.items() if not wanted or _needed(key, wanted)}
+    ids = _ids(columns)
     if "y" in columns and field(list(columns), LABELS) is None:
         columns["labels"] = columns.pop("y")
     if ids is None and (texts or field(list(columns), LABELS) is None):
@@ -73,6 +72,11 @@ def read_rows(
             if given is None:
                 raise DataError(f"its id in {ids!r} is neither text nor a whole number; give it one", file=here)
             yield video_from(fields, given, here, wanted)
+
+
+def _ids(columns: Mapping[str, Any]) -> str | None:
+    """Return the name of the column of ids; an array of features may have such a name too, as `video`."""
+    return field([key for key, column in columns.items() if len(column.shape) == 1], IDS)
 
 
 def _columns(columns: Mapping[str, Any]) -> dict[str, Any]:

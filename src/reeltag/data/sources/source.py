@@ -81,7 +81,8 @@ def _only(readers: set[Any], root: Path, files: Sequence[Path], *, searched: boo
     Raises:
         UsageError: there is none, or several.
     """
-    readers = (searched and readers - _OF_TEXT) or readers
+    if searched and readers - _OF_TEXT:
+        readers = readers - _OF_TEXT
     if len(readers) > 1:
         kinds_found = " and ".join(sorted(reader.kind for reader in readers))
         raise UsageError(f"{root}: has files of {kinds_found}; name those of one kind")

@@ -27,7 +27,7 @@ from reeltag.data.sources.videos import (
 )
 
 _NUMBERED = re.compile(r"(.*?)[_.\-\[ ]*(\d+)\]?")
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf|infinity)"
+_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf|infinity)"
 _LIST = re.compile(rf"\[?\s*(?:{_NUMBER})(?:[\s,;]+(?:{_NUMBER}))*\s*\]?", re.IGNORECASE)
 
 
@@ -55,7 +55,7 @@ class TableFiles(Files):
         first = next(rows, None)
         if first is None:
             return
-        ids = field(table.columns, IDS)
+        ids = _id_column(table, first)
         if ids is None:
             reason = f"has no column of ids, such as video_id; it has {', '.join(table.columns)}"
             raise DataError(f"{reason}; for frames, give one row a frame", file=path)
@@ -103,7 +103,7 @@ class LinesFiles(Files):
                 yield self._from_frames(given, list(group))
         else:
             for place, content in objects:
-                rest = {key: value for key, value in content.items() if key != field(list(content), IDS)}
+                rest = {key: value for key, value in content.items() if key != _id_field(content)}
                 yield video_from(rest, _id(place, content), place, self.wanted)
 
     def _objects(self, part: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -133,8 +133,13 @@ class LinesFiles(Files):
         return video_from(fields, given, place, self.wanted)
 
 
+def _id_field(content: Mapping[str, Any]) -> str | None:
+    """Return the name of the id; a feature may have such a name too, as `video`."""
+    return field([key for key, value in content.items() if not isinstance(value, np.ndarray)], IDS)
+
+
 def _id(place: str, content: Mapping[str, Any]) -> str:
-    name = field(list(content), IDS)
+    name = _id_field(content)
     if name is None or (given := as_id(content[name])) is None:
         raise DataError(f"has no id, a text such as video_id; it has {', '.join(content)}", file=place)
     return given
@@ -146,26 +151,22 @@ def _features(table: Table, first: Row, wanted: Sequence[str]) -> dict[str, list
     Raises:
         DataError: no column holds values, or it is unclear which.
     """
-    roles = {field(table.columns, known) for known in (IDS, LABELS, FRAME_NUMBERS)}
+    roles = {_id_column(table, first), field(table.columns, LABELS)}
     numbered: dict[str, dict[int, int]] = {}
     single, features = [], {}
     for index, (column, cell) in enumerate(zip(table.columns, first.cells, strict=True)):
-        if column in roles or not (_LIST.fullmatch(cell) or not cell):
-            continue
         match = _NUMBERED.fullmatch(column)
-        if len(_split(cell)) > 1 or "[" in cell:
+        if column in roles or column.lower() in FRAME_NUMBERS:
+            continue
+        if _is_list(cell):
             features[column] = [index]
         elif match:
             numbered.setdefault(match[1] or FEATURES, {})[int(match[2])] = index
-        else:
+        elif _LIST.fullmatch(cell) or not cell:
             single.append(index)
     for name, columns in numbered.items():
-        if not any(first.cells[index] for index in columns.values()):
-            continue  # no cell says that these are numbers
-        numbers = sorted(columns)
-        if numbers != list(range(numbers[0], numbers[0] + len(numbers))) or numbers[0] > 1 or name in features:
-            raise DataError(f"the columns of {name!r} are not numbered from 0 or 1 without a gap", file=str(table.path))
-        features[name] = [columns[number] for number in numbers]
+        if any(_LIST.fullmatch(first.cells[index]) for index in columns.values()):  # else these are texts
+            features[name] = _in_order(columns, name, str(table.path))
     if not features and any(first.cells[index] for index in single):
         return {FEATURES: single}
     single = [index for index in single if first.cells[index]]
@@ -176,16 +177,44 @@ def _features(table: Table, first: Row, wanted: Sequence[str]) -> dict[str, list
     return {name: columns for name, columns in features.items() if not wanted or name in wanted}
 
 
+def _id_column(table: Table, first: Row) -> str | None:
+    """Return the name of the column of ids; a column of lists may have such a name too, as `video`."""
+    cells = zip(table.columns, first.cells, strict=True)
+    return field([column for column, cell in cells if not _is_list(cell)], IDS)
+
+
+def _is_list(cell: str) -> bool:
+    return bool(_LIST.fullmatch(cell)) and (len(_split(cell)) > 1 or "[" in cell)
+
+
+def _in_order(columns: Mapping[int, int], name: str, path: str) -> list[int]:
+    """Return columns in the order of their numbers.
+
+    Raises:
+        DataError: the numbers have a gap, or begin with neither 0 nor 1.
+    """
+    numbers = sorted(columns)
+    if numbers[0] > 1 or numbers[-1] - numbers[0] >= len(numbers):
+        raise DataError(f"the columns of {name!r} are not numbered from 0 or 1 without a gap", file=path)
+    return [columns[number] for number in numbers]
+
+
 def _split(cell: str) -> list[str]:
     return re.split(r"[\s,;]+", cell.strip().strip("[]").strip())
 
 
 def _numbers(row: Row, columns: Sequence[int], name: str, path: str) -> Array:
-    cells = [row.cells[column] for column in columns] if len(columns) > 1 else _split(row.cells[columns[0]])
+    cells, place = [row.cells[column] for column in columns], f"{path}, line {row.line}"
+    if len(columns) == 1:
+        cells = _split(cell := cells[0])
+        separators = {each.strip() for each in re.findall(r"[\s,;]+", cell.strip("[ ]"))}
+        if len(separators) > 1 or (separators == {","} and len(cells) == 2 and not re.search(r"[\[\s]", cell)):
+            reason = f"{name!r} has the cell {cell[:40]!r}: a decimal comma, or values of their own?"
+            raise DataError(f"{reason} Write 1.5 or [1, 5]", file=place)
     try:
         return np.array([float(cell) for cell in cells])
     except ValueError as error:
-        raise DataError(f"{name!r} has a cell that is no number ({error})", file=f"{path}, line {row.line}") from error
+        raise DataError(f"{name!r} has a cell that is no number ({error})", file=place) from error
 
 
 def _stack(frames: Sequence[Array], name: str, place: str) -> Array:

@@ -48,7 +48,7 @@ class CompressedRecords(Files):
             DataError: the file is damaged, or a record is no video.
         """
         path = self.root / part
-        with path.open("rb") as file:
+        with self.opened(part) as file:
             for number, record in enumerate(_records(Decompressed(file, str(path)), str(path))):
                 place = f"{path}, record {number}"
                 yield _video(record, f"{Path(part).name}:{number}", place, self.wanted)
@@ -74,7 +74,8 @@ class MessageFiles(Files):
         name = without_suffix(part)
         if path.stem == "features":
             name = without_suffix(part).removesuffix("features").rstrip("/") or path.absolute().parent.name
-        yield _video(path.read_bytes(), name, str(path), self.wanted)
+        with self.opened(part) as file:
+            yield _video(file.read(), name, str(path), self.wanted)
 
 
 def first_bytes(path: Path) -> bytes:

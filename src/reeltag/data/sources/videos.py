@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from reeltag.core.errors import DataError
 from reeltag.core.text import same_form
 from reeltag.data.sources.conversion import Array, to_feature
 
-RawLabels = str | list[Any]  # numbers, names or N-hot, as found
+StoredLabels = str | list[Any]  # numbers, names or N-hot, as found
 
 FEATURES = "features"  # name of the only feature of a file that gives it none
 
@@ -46,7 +47,7 @@ class SourceVideo:
 
     id: str
     features: dict[str, Array]
-    labels: RawLabels | None
+    labels: StoredLabels | None
     place: str
 
 
@@ -84,6 +85,19 @@ class Files:
         """Return the names of the files."""
         return self.names
 
+    @contextmanager
+    def opened(self, name: str) -> Iterator[BinaryIO]:
+        """Open a file within a block.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        try:
+            with (self.root / name).open("rb") as file:
+                yield file
+        except OSError as error:
+            raise DataError(f"cannot be read ({error.strerror or error})", file=str(self.root / name)) from error
+
 
 def field(names: Sequence[str], known: Sequence[str]) -> str | None:
     """Return the likeliest of some fields for a role, such as `IDS`; None if none of the names fits."""
@@ -106,7 +120,7 @@ def as_id(value: Any) -> str | None:
     return same_form(str(value)) if isinstance(value, str) and value else None
 
 
-def as_labels(value: Any) -> RawLabels | None:
+def as_labels(value: Any) -> StoredLabels | None:
     """Return labels as text or a list, as they were stored; a single number is a list of one."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
@@ -162,7 +176,7 @@ def video_from(fields: Mapping[str, Any], name: str, place: str, wanted: Sequenc
 
 
 def _is_feature(name: str, value: Array) -> bool:
-    if value.ndim == 0 or value.dtype.kind in "SU" or name.lower() in (*IDS, *LABELS, *LENGTHS):
+    if value.ndim == 0 or value.dtype.kind in "SU" or name.lower() in (*LABELS, *LENGTHS):
         return False
     return value.ndim > 1 or name.lower() not in FRAME_NUMBERS
 
@@ -170,7 +184,7 @@ def _is_feature(name: str, value: Array) -> bool:
 def _number_of_frames(value: Any, place: str) -> int:
     number = np.asarray(value)
     if number.ndim or number.dtype.kind not in "iu" or number < 1:
-        raise DataError(f"its number of frames is {value!r}; expected a whole number, 1 or more", file=place)
+        raise DataError(f"its number of frames is {value}; expected a whole number, 1 or more", file=place)
     return int(number)
 
 
