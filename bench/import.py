@@ -1,8 +1,8 @@
 """Importing features beside copying their files, and reading the imported shards as training does, beside peers.
 
-Features are a `.npy` file a video, and everything is warm. reeltag alone waits until its files are on the disk. Peers are
-what people write and read instead: webdataset, datasets, and torch.utils.data with numpy.load. Reading is in random
-order, in batches of 64.
+Features are a `.npy` file a video, and everything is warm. reeltag alone waits until its files are on the disk. Peers
+are what people write and read instead: webdataset, datasets, and torch.utils.data with numpy.load. Reading is in
+random order, in batches of 64.
 """
 
 from __future__ import annotations
