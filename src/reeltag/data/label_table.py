@@ -19,9 +19,9 @@ from reeltag.core.storage import require_regular
 from reeltag.core.tables import Line, fault, read_lines, read_table
 from reeltag.core.text import counted
 from reeltag.core.validation import format_value
+from reeltag.data.class_labels import class_names, named_classes
 from reeltag.data.labels import Encoding, LabelForm, RawLabels, find_form
 from reeltag.data.ratings import CLASSES, ENDS, SCORES, STARTS, Lists
-from reeltag.data.sources.arrow import class_names, named_classes
 from reeltag.data.vocabulary import Vocabulary, class_number, named, nfc
 
 # Columns by the names that data sets give them, in lower case; the first one that a file has is read.
@@ -361,11 +361,12 @@ def _parquet(path: Path) -> _Sheet:
     except ImportError as error:
         raise UsageError(f"{path}: Parquet needs pyarrow ({error}): pip install 'reeltag[import]'") from error
 
-    def small(kind: Any) -> bool:
-        return not bool(pa.types.is_nested(kind) and (kind.num_fields != 1 or not small_item(kind.field(0).type)))
+    known = (*ID_COLUMNS, *LABEL_COLUMNS, *START_COLUMNS, *END_COLUMNS, *RATING_COLUMNS)
 
-    def small_item(kind: Any) -> bool:
-        return bool(pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_string(kind))
+    def wanted(column: Any) -> bool:
+        kind = column.type
+        large = pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        return column.name.casefold() in known or not large
 
     def column(name: str) -> list[Any]:
         cells: list[Any] = table.column(name).to_pylist()
@@ -375,7 +376,7 @@ def _parquet(path: Path) -> _Sheet:
 
     try:
         file = pq.ParquetFile(path)
-        columns = [each.name for each in file.schema_arrow if small(each.type)]
+        columns = [each.name for each in file.schema_arrow if wanted(each)]
         table, names = file.read(columns), class_names(file.schema_arrow)
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{path}: is not a Parquet file that can be read ({error})") from error
