@@ -266,13 +266,13 @@ import os, signal, sys
 from reeltag.data import importing
 from reeltag.data.import_features import import_features
 importing.SHARD_BYTES = 900
-finish, left = importing.SplitWriter.finish, [int(sys.argv[4])]
-def killed(self):
-    finish(self)
+write, left = importing._write, [int(sys.argv[4])]
+def killed(*arguments):
+    write(*arguments)
     left[0] -= 1
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
-importing.SplitWriter.finish = killed
+importing._write = killed
 import_features(*sys.argv[1:4])
 """
 

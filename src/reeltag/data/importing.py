@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -94,10 +95,12 @@ class SplitWriter:
     Args:
         folder: of the shards.
         split: of their videos.
+        pool: writes a shard while the records of the next are collected.
     """
 
-    def __init__(self, folder: Path, split: Split) -> None:
-        self.folder, self.split = folder, split
+    def __init__(self, folder: Path, split: Split, pool: Executor) -> None:
+        self.folder, self.split, self._pool = folder, split, pool
+        self._writing: Future[None] | None = None
         self.finished: list[ShardCounts] = []
         while (marker := self._marker()).is_file():
             self.finished.append(ShardCounts(**read_json(marker)))
@@ -151,15 +154,27 @@ class SplitWriter:
         self._counts.skipped += 1
 
     def finish(self) -> None:
-        """Write the shard that is not full yet, if it has videos."""
-        if not self._records:
-            return
-        number = len(self.finished)
-        write_shard(self._shard(number), self._records)
-        self._counts.labels = sorted(self._labels)
-        write_json(self._marker(), vars(self._counts))
-        self.finished.append(self._counts)
-        self._begin()
+        """Begin to write the shard whose records were collected, if it has any, once the one before is written.
+
+        Raises:
+            UsageError: the shard before could not be written.
+        """
+        self.settle()
+        if self._records:
+            self._counts.labels = sorted(self._labels)
+            path, marker = self._shard(len(self.finished)), self._marker()
+            self._writing = self._pool.submit(_write, path, self._records, marker, self._counts)
+            self.finished.append(self._counts)
+            self._begin()
+
+    def settle(self) -> None:
+        """Wait until all shards are written.
+
+        Raises:
+            UsageError: one could not be written.
+        """
+        if self._writing is not None:
+            self._writing.result()
 
     def _begin(self) -> None:
         self._records: list[bytes] = []
@@ -172,6 +187,11 @@ class SplitWriter:
 
     def _marker(self) -> Path:
         return self._shard(len(self.finished)).with_suffix(".json")
+
+
+def _write(path: Path, records: Sequence[bytes], marker: Path, counts: ShardCounts) -> None:
+    write_shard(path, records)
+    write_json(marker, vars(counts))
 
 
 def write_shards(
@@ -202,28 +222,31 @@ def write_shards(
         DataError: a video cannot be read, does not fit the schema, has an id that occurred before, or has no labels.
         UsageError: a shard cannot be written.
     """
-    writers = {name: SplitWriter(folder, name) for name in sorted({name for each in inputs for name in each.splits})}
-    seen = {each for writer in writers.values() for shard in writer.finished for each in shard.ids}
-    missing: list[str] = []
-    for position, found in _videos(inputs, writers, workers, folder, progress or Progress()):
-        writer = writers[inputs[position.input].split(found.id)]
-        if writer.includes(position):
-            continue
-        if (digest := id_hash(found.id)) in seen:
-            raise DataError(f"id {found.id!r} occurs already before; give each video its own", file=found.place)
-        seen.add(digest)
-        known = None if labels is None else labels.of(found.id)
-        if known is None and unlabelled == "fail":
-            missing.append(f"{found.place}: {found.id!r}")
-        elif known is None and unlabelled == "skip":
-            writer.skip()
-        elif not missing:  # the rest is only counted
-            rated = NO_RATINGS if labels is None else labels.ratings_of(found.id)
-            writer.add(position, to_video(found, schema, known, rated), schema)
-    if missing:
-        raise _without_labels(missing, labels)
-    for writer in writers.values():
-        writer.finish()
+    with ThreadPoolExecutor(1) as pool:
+        splits = sorted({name for each in inputs for name in each.splits})
+        writers = {name: SplitWriter(folder, name, pool) for name in splits}
+        seen = {each for writer in writers.values() for shard in writer.finished for each in shard.ids}
+        missing: list[str] = []
+        for position, found in _videos(inputs, writers, workers, folder, progress or Progress()):
+            writer = writers[inputs[position.input].split(found.id)]
+            if writer.includes(position):
+                continue
+            if (digest := id_hash(found.id)) in seen:
+                raise DataError(f"id {found.id!r} occurs already before; give each video its own", file=found.place)
+            seen.add(digest)
+            known = None if labels is None else labels.of(found.id)
+            if known is None and unlabelled == "fail":
+                missing.append(f"{found.place}: {found.id!r}")
+            elif known is None and unlabelled == "skip":
+                writer.skip()
+            elif not missing:  # the rest is only counted
+                rated = NO_RATINGS if labels is None else labels.ratings_of(found.id)
+                writer.add(position, to_video(found, schema, known, rated), schema)
+        if missing:
+            raise _without_labels(missing, labels)
+        for writer in writers.values():
+            writer.finish()
+            writer.settle()
     return writers
 
 
