@@ -146,8 +146,7 @@ class Records(ABC):
         header = self._read(offset, _HEADER.size, offset, number)
         length, crc = _HEADER.unpack(header)
         if masked_crc(header[:8]) != crc:
-            if not offset and (kind := kinds.recognise_content(self._bytes(0, kinds.MAX_MESSAGE))):
-                raise self._error(kinds.explain(kind, self.name), number, offset)
+            self._refuse_other_kind(number, offset)
             hint = "fetch the shard again" if offset else "is this a TFRecord file, uncompressed?"
             reason = f"CRC of the length does not match, so no later record can be found; {hint}"
             raise self._error(reason, number, offset)
@@ -163,8 +162,19 @@ class Records(ABC):
         except OSError as error:
             raise self._error(f"cannot be read ({error.strerror})", number, offset) from error
         if len(content) < size:
+            if begin + size == _HEADER.size:
+                self._refuse_other_kind(number, offset)
             raise self._truncated(size - len(content), number, offset)
         return content
+
+    def _refuse_other_kind(self, number: int, offset: int) -> None:
+        """Refuse a file that does not begin with a record and is of a known kind.
+
+        Raises:
+            DataError: the message says what it is.
+        """
+        if not offset and (kind := kinds.recognise_content(self._bytes(0, kinds.MAX_MESSAGE))):
+            raise self._error(kinds.explain(kind, self.name), number, offset)
 
     def _truncated(self, missing: int, number: int, offset: int) -> DataError:
         return self._error(f"truncated: {missing} bytes are missing; fetch the shard again", number, offset)
