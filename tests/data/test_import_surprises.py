@@ -99,6 +99,68 @@ def test_groups_of_unequal_length(tmp_path):
     assert [len(video.features["x"]) for video in _videos(tmp_path).values()] == [3, 5, 8]
 
 
+def test_nan_that_a_filter_lost(tmp_path, x):
+    """findings/hdf5-scaleoffset-hides-nan.sh: a chunk that begins with NaN is written, and can never be read."""
+    h5py = pytest.importorskip("h5py")
+    x[0, 0] = np.nan
+    with h5py.File(tmp_path / "videos.h5", "w") as file:
+        file.create_dataset("a/rgb", data=x[0], chunks=x[0].shape, scaleoffset=3)
+    with pytest.raises(DataError, match=r"videos\.h5: cannot be read \(.*filter"):
+        _videos(tmp_path)
+
+
+def _write_netcdf(file, x):
+    """Write a video as netCDF does: with dimensions, of which one has no values and is never written."""
+    for number, (name, values) in enumerate({"time": np.arange(4.0), "feature": None}.items()):
+        scale = file.create_dataset(name, (4, 2)[number : number + 1], "f8", data=values)
+        scale.make_scale(name if values is not None else "This is a netCDF dimension but not a netCDF variable.")
+    file["rgb"] = x
+    for number, name in enumerate(("time", "feature")):
+        file["rgb"].dims[number].attach_scale(file[name])
+
+
+def test_dimensions_of_netcdf(tmp_path, x):
+    h5py = pytest.importorskip("h5py")
+    for name, values in zip("ab", x[:2], strict=True):
+        with h5py.File(tmp_path / f"{name}.nc", "w") as file:
+            _write_netcdf(file, values)
+    found = _videos(tmp_path)
+    assert {name: set(video.features) for name, video in found.items()} == {"a": {"rgb"}, "b": {"rgb"}}
+    np.testing.assert_array_equal(found["b"].features["rgb"], x[1])
+
+
+def test_ids_as_a_dimension_of_netcdf(tmp_path, x):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "videos.nc", "w") as file:
+        file["rgb"], file["video_id"] = x, ["a", "b", "c"]
+        file["video_id"].make_scale("video_id")
+        file["rgb"].dims[0].attach_scale(file["video_id"])
+    assert list(_videos(tmp_path)) == ["a", "b", "c"]
+
+
+def test_features_that_netcdf_packed_or_filled(tmp_path, x):
+    """findings/masked-frames-lose-their-mask.sh: frames that netCDF never wrote are 9.97e36."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "videos.nc", "w") as file:
+        packed = file.create_dataset("rgb", data=np.ones((4, 2), np.uint8))
+        packed.attrs["scale_factor"] = 0.1
+    with pytest.raises(DataError, match="'rgb' is packed by the attribute 'scale_factor'"):
+        _videos(tmp_path)
+    x[0, 3] = 9.969209968386869e36
+    with h5py.File(tmp_path / "videos.nc", "w") as file:
+        _write_netcdf(file, x[0])
+    with pytest.raises(DataError, match="frame 3 of 'rgb'"):
+        _videos(tmp_path)
+
+
+def test_dataset_that_holds_nothing(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "videos.h5", "w") as file:
+        file["a/rgb"] = h5py.Empty("f4")
+    with pytest.raises(DataError, match="/a: 'rgb' holds nothing"):
+        _videos(tmp_path)
+
+
 @pytest.mark.parametrize("tars", [1, 2])
 def test_member_that_comes_late(tmp_path, tars):
     """findings/datasets-webdataset-drops-late-members.sh: datasets reads the members of the first samples alone."""

@@ -67,7 +67,7 @@ def import_(
     text = [f"{out}: {', '.join(counts)}"]
     if recipe.is_file():
         first = "" if done.test_videos else f"set data.test in {recipe}, then "
-        text.append(f"{first}train: reeltag run {recipe} --set data.root={out}")
+        text.append(f"{first}train: reeltag run {recipe}")
     say(result, text, json)
     if done.remarks:
         print("\n".join(done.remarks), file=sys.stderr)

@@ -69,9 +69,14 @@ def _behind(url: str) -> list[RemoteFile]:
     return found
 
 
-def _matching(root: Path, pattern: str) -> list[Path]:
+def match_paths(root: Path, pattern: str) -> list[Path]:
+    """Return the local files and folders that match a pattern as `find_files` reads it, sorted; none if none does."""
     forms = dict.fromkeys([pattern, *(unicodedata.normalize(form, pattern) for form in ("NFC", "NFD"))])
-    matches = list(dict.fromkeys(match for form in forms for match in _glob(root, Path(form))))
+    return list(dict.fromkeys(match for form in forms for match in _glob(root, Path(form))))
+
+
+def _matching(root: Path, pattern: str) -> list[Path]:
+    matches = match_paths(root, pattern)
     if not matches:
         full = root / pattern
         where = f"no file in {full.parent.resolve()} matches"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,8 +18,8 @@ from reeltag.core.errors import DataError, UsageError
 from reeltag.core.progress import Progress
 from reeltag.core.storage import read_json, write_json
 from reeltag.core.text import counted, first_lines
-from reeltag.data.formats.example import Video, encode
-from reeltag.data.formats.tfrecord import write_shard
+from reeltag.data.formats.example import Video, encode_pieces
+from reeltag.data.formats.tfrecord import ShardWriter
 from reeltag.data.label_table import LabelTable
 from reeltag.data.schema import Schema
 from reeltag.data.shards import id_hash
@@ -89,15 +90,18 @@ class ShardCounts:
 
 
 class SplitWriter:
-    """Shards of one split: those that are finished, and the records of the next.
+    """Shards of one split: those that are finished, and the one that is written.
 
     Args:
         folder: of the shards.
         split: of their videos.
+        pool: closes a shard while the next is written, since a disk takes its time.
     """
 
-    def __init__(self, folder: Path, split: Split) -> None:
-        self.folder, self.split = folder, split
+    def __init__(self, folder: Path, split: Split, pool: Executor) -> None:
+        self.folder, self.split, self._pool = folder, split, pool
+        self._closing: Future[None] | None = None
+        self._shard: ShardWriter | None = None
         self.finished: list[ShardCounts] = []
         while (marker := self._marker()).is_file():
             self.finished.append(ShardCounts(**read_json(marker)))
@@ -111,7 +115,7 @@ class SplitWriter:
     @property
     def shards(self) -> list[Path]:
         """Finished shards, in order."""
-        return [self._shard(number) for number in range(len(self.finished))]
+        return [self._path(number) for number in range(len(self.finished))]
 
     def includes(self, position: Position) -> bool:
         """Return True if the video at a position was handled before the last finished shard ended."""
@@ -128,16 +132,17 @@ class SplitWriter:
         return total if last.input > number else last.part if last.input == number else 0
 
     def add(self, position: Position, video: Video, schema: Schema) -> None:
-        """Add a video, and write the shard before it if it is full.
+        """Write a video, into the next shard if this one is full.
 
         Raises:
             UsageError: the shard cannot be written.
         """
-        record = encode(video, schema)
-        if self._records and self._bytes + len(record) > SHARD_BYTES:
+        record = encode_pieces(video, schema)
+        if self._shard is not None and self._shard.size + sum(map(len, record)) > SHARD_BYTES:
             self.finish()
-        self._records.append(record)
-        self._bytes += len(record)
+        if self._shard is None:
+            self._shard = ShardWriter(self._path(len(self.finished)))
+        self._shard.append(*record)
         counts = self._counts
         counts.videos += 1
         counts.labelled += video.labels is not None
@@ -151,27 +156,42 @@ class SplitWriter:
         self._counts.skipped += 1
 
     def finish(self) -> None:
-        """Write the shard that is not full yet, if it has videos."""
-        if not self._records:
-            return
-        number = len(self.finished)
-        write_shard(self._shard(number), self._records)
-        self._counts.labels = sorted(self._labels)
-        write_json(self._marker(), vars(self._counts))
-        self.finished.append(self._counts)
-        self._begin()
+        """Begin to close the shard that has records, if there is one, once the one before is closed.
+
+        Raises:
+            UsageError: the shard before could not be written.
+        """
+        self.settle()
+        if self._shard is not None:
+            self._counts.labels = sorted(self._labels)
+            self._closing = self._pool.submit(_close, self._shard, self._marker(), self._counts)
+            self.finished.append(self._counts)
+            self._begin()
+
+    def settle(self) -> None:
+        """Wait until all finished shards are on the disk.
+
+        Raises:
+            UsageError: one could not be written.
+        """
+        if self._closing is not None:
+            self._closing.result()
 
     def _begin(self) -> None:
-        self._records: list[bytes] = []
-        self._bytes = 0
+        self._shard = None
         self._labels: set[int] = set()
         self._counts = ShardCounts()
 
-    def _shard(self, number: int) -> Path:
+    def _path(self, number: int) -> Path:
         return self.folder / f"{self.split}-{number:05}.tfrecord"
 
     def _marker(self) -> Path:
-        return self._shard(len(self.finished)).with_suffix(".json")
+        return self._path(len(self.finished)).with_suffix(".json")
+
+
+def _close(shard: ShardWriter, marker: Path, counts: ShardCounts) -> None:
+    shard.close()
+    write_json(marker, vars(counts))
 
 
 def write_shards(
@@ -202,28 +222,31 @@ def write_shards(
         DataError: a video cannot be read, does not fit the schema, has an id that occurred before, or has no labels.
         UsageError: a shard cannot be written.
     """
-    writers = {name: SplitWriter(folder, name) for name in sorted({name for each in inputs for name in each.splits})}
-    seen = {each for writer in writers.values() for shard in writer.finished for each in shard.ids}
-    missing: list[str] = []
-    for position, found in _videos(inputs, writers, workers, folder, progress or Progress()):
-        writer = writers[inputs[position.input].split(found.id)]
-        if writer.includes(position):
-            continue
-        if (digest := id_hash(found.id)) in seen:
-            raise DataError(f"id {found.id!r} occurs already before; give each video its own", file=found.place)
-        seen.add(digest)
-        known = None if labels is None else labels.of(found.id)
-        if known is None and unlabelled == "fail":
-            missing.append(f"{found.place}: {found.id!r}")
-        elif known is None and unlabelled == "skip":
-            writer.skip()
-        elif not missing:  # the rest is only counted
-            rated = NO_RATINGS if labels is None else labels.ratings_of(found.id)
-            writer.add(position, to_video(found, schema, known, rated), schema)
-    if missing:
-        raise _without_labels(missing, labels)
-    for writer in writers.values():
-        writer.finish()
+    with ThreadPoolExecutor(1) as pool:
+        splits = sorted({name for each in inputs for name in each.splits})
+        writers = {name: SplitWriter(folder, name, pool) for name in splits}
+        seen = {each for writer in writers.values() for shard in writer.finished for each in shard.ids}
+        missing: list[str] = []
+        for position, found in _videos(inputs, writers, workers, folder, progress or Progress()):
+            writer = writers[inputs[position.input].split(found.id)]
+            if writer.includes(position):
+                continue
+            if (digest := id_hash(found.id)) in seen:
+                raise DataError(f"id {found.id!r} occurs already before; give each video its own", file=found.place)
+            seen.add(digest)
+            known = None if labels is None else labels.of(found.id)
+            if known is None and unlabelled == "fail":
+                missing.append(f"{found.place}: {found.id!r}")
+            elif known is None and unlabelled == "skip":
+                writer.skip()
+            elif not missing:  # the rest is only counted
+                rated = NO_RATINGS if labels is None else labels.ratings_of(found.id)
+                writer.add(position, to_video(found, schema, known, rated), schema)
+        if missing:
+            raise _without_labels(missing, labels)
+        for writer in writers.values():
+            writer.finish()
+            writer.settle()
     return writers
 
 

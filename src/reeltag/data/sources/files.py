@@ -8,7 +8,7 @@ from pathlib import Path
 
 from reeltag.core.errors import UsageError
 from reeltag.core.remote_files import is_url
-from reeltag.core.storage import Patterns, as_strings, join_path
+from reeltag.core.storage import Patterns, as_strings, join_path, match_paths
 from reeltag.data.formats.kinds import LFS, PAGE, PICKLE, TFRECORD, recognise
 from reeltag.data.sources.source import open_source
 from reeltag.data.sources.videos import Source
@@ -28,10 +28,9 @@ def find_source(patterns: Patterns, root: Path | str | None = None) -> list[Path
     """
     found: dict[Path, None] = {}
     for pattern in as_strings(patterns):
-        place = join_path(root, pattern)
-        if is_url(place):
+        if is_url(place := join_path(root, pattern)):
             raise UsageError(f"{place}: only shards are read from URLs; download these features first")
-        if not (matches := _matching(Path(place))):
+        if not (matches := _matching(pattern, root)):
             raise UsageError(f"{place}: there is no such file or folder; give one, or a glob pattern in quotes")
         found |= dict.fromkeys(matches)
     if len(found) > 1 and (folder := next((path for path in found if path.is_dir()), None)):
@@ -47,9 +46,9 @@ def find_features(patterns: Patterns, root: Path | str | None = None) -> list[Pa
     Raises:
         UsageError: some patterns name features, and others do not.
     """
-    places = [join_path(root, pattern) for pattern in as_strings(patterns)]
-    others = [place for place in places if is_url(place) or not any(map(_holds_features, _matching(Path(place))[:1]))]
-    if len(others) == len(places):
+    given = as_strings(patterns)
+    others = [pattern for pattern in given if not any(map(_holds_features, _matching(pattern, root)[:1]))]
+    if len(others) == len(given):
         return []
     if others:
         raise UsageError(f"{others[0]}: is not of the kind of the other files; give features of one kind, or shards")
@@ -72,9 +71,12 @@ def list_files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _matching(path: Path) -> list[Path]:
-    anchor = Path(path.anchor)
-    return [path] if path.exists() else sorted(anchor.glob(str(path.relative_to(anchor))))
+def _matching(pattern: str, root: Path | str | None) -> list[Path]:
+    """Return the local files and folders that match a pattern; none for a URL."""
+    place = join_path(root, pattern)
+    if is_url(place):
+        return []
+    return match_paths(root, pattern) if isinstance(root, Path) else match_paths(Path(), place)
 
 
 def _holds_features(path: Path) -> bool:

@@ -76,54 +76,61 @@ class HDF5Files(Files):
                 begin, end = begin - count, end - count
 
     def _layout(self) -> Layout:
-        """Tell how videos are stored by the first two groups of all files.
-
-        Raises:
-            DataError: it is not clear.
-        """
-        found = ((name, path) for name in self.names for path in _groups(self.root / name))
-        first: list[dict[str, tuple[int, ...]]] = []
-        for name, path in islice(found, 2):
-            with _opened(self.root / name) as file:
-                columns = _datasets(file[path])
-                if is_table(columns):
-                    return "table"
-                if any(field(list(columns), role) for role in (IDS, LABELS, LENGTHS)):
-                    return "features"
-                first.append({key: item.shape for key, item in columns.items()})
-        if not first:
-            raise DataError("has no datasets", file=str(self.root / self.names[0]))
-        if len(first) == 2:
-            return "features" if set(first[0]) & set(first[1]) else "videos"
-        (shapes,) = first
-        if _FEATURE_NAMES & {key.lower() for key in shapes}:
-            return "features"
-        if len({shape[1:] if len(shape) > 1 else shape for shape in shapes.values()}) == 1:
-            return "videos"
-        if len({shape[:1] for shape in shapes.values()}) == 1:
-            return "features"
-        listed = ", ".join(f"{key} {list(shape)}" for key, shape in islice(shapes.items(), 3))
-        reason = f"{listed}: neither videos of one width nor features of one video"
-        raise DataError(f"{reason}; give each video a group of its own", file=str(self.root / self.names[0]))
+        changed = (self.root / self.names[0]).stat().st_mtime_ns
+        return _find_layout(self.root, self.names, changed)
 
     def _videos(self, group: Any, numbers: range, name: str, layout: Layout) -> Iterator[SourceVideo]:
-        columns, place = _datasets(group), _place(group)
+        place = _place(group)
         path = group.name.strip("/")
         label = path or without_suffix(name)
         if layout == "table":
+            columns = _datasets(group)
             for key, column in columns.items():
-                _check_written(column, key, place, partly=field(list(columns), LENGTHS) is not None)
+                _check_values(column, key, place, partly=field(list(columns), LENGTHS) is not None)
             yield from read_rows(columns, numbers, label, place, self.wanted)
         elif layout == "videos":
-            for key in list(columns)[numbers.start : numbers.stop]:
+            for key, dataset in _datasets(group, numbers).items():
                 here = f"{place.rstrip('/')}/{key}"
-                fields = {FEATURES: _values(columns[key], key, here), **_attributes(columns[key])}
+                fields = {FEATURES: _values(dataset, key, here), **_attributes(dataset)}
                 yield video_from(fields, f"{path}/{key}" if path else key, here, self.wanted)
         else:
-            roles = (*IDS, *LABELS, *LENGTHS)
+            columns, roles = _datasets(group), (*IDS, *LABELS, *LENGTHS)
             needed = (key for key in columns if not self.wanted or key in self.wanted or key.lower() in roles)
             fields = {key: _values(columns[key], key, place) for key in needed}
             yield video_from(_attributes(group) | fields, label, place, self.wanted)
+
+
+@lru_cache(maxsize=16)
+def _find_layout(root: Path, names: Sequence[str], changed: int) -> Layout:
+    """Tell how videos are stored by the first two groups of all files.
+
+    Raises:
+        DataError: it is not clear.
+    """
+    found = ((name, path) for name in names for path in _groups(root / name))
+    first: list[dict[str, tuple[int, ...]]] = []
+    for name, path in islice(found, 2):
+        with _opened(root / name) as file:
+            columns = _datasets(file[path])
+            if is_table(columns):
+                return "table"
+            if any(field(list(columns), role) for role in (IDS, LABELS, LENGTHS)):
+                return "features"
+            first.append({key: item.shape for key, item in columns.items()})
+    if not first:
+        raise DataError("has no datasets", file=str(root / names[0]))
+    if len(first) == 2:
+        return "features" if set(first[0]) & set(first[1]) else "videos"
+    (shapes,) = first
+    if _FEATURE_NAMES & {key.lower() for key in shapes}:
+        return "features"
+    if len({shape[1:] if len(shape) > 1 else shape for shape in shapes.values()}) == 1:
+        return "videos"
+    if len({shape[:1] for shape in shapes.values()}) == 1:
+        return "features"
+    listed = ", ".join(f"{key} {list(shape)}" for key, shape in islice(shapes.items(), 3))
+    reason = f"{listed}: neither videos of one width nor features of one video"
+    raise DataError(f"{reason}; give each video a group of its own", file=str(root / names[0]))
 
 
 @contextmanager
@@ -185,9 +192,21 @@ def _counted_groups(path: Path, layout: Layout) -> list[tuple[str, int]]:
         return [(group, row_count(_datasets(file[group]), _place(file[group]))) for group in groups]
 
 
-def _datasets(group: Any) -> dict[str, Any]:
-    """Return the datasets of a group that has no groups, in the order of their names."""
-    return {key: group[key] for key in sorted(group)}
+def _datasets(group: Any, numbers: range | None = None) -> dict[str, Any]:
+    """Return the datasets of a group that has no groups, in the order of their names, or a range of them.
+
+    Those that only number a dimension, such as the times of frames that netCDF stores, are left out.
+
+    Raises:
+        DataError: one holds nothing.
+    """
+    keys = sorted(group)
+    found = {key: group[key] for key in (keys[numbers.start : numbers.stop] if numbers else keys)}
+    for key, item in found.items():
+        if item.shape is None:
+            raise DataError(f"{key!r} holds nothing; write it again or remove it", file=_place(group))
+    roles = (*IDS, *LABELS, *LENGTHS)
+    return {key: item for key, item in found.items() if key.lower() in roles or not item.is_scale}
 
 
 def _place(group: Any) -> str:
@@ -201,7 +220,7 @@ def _attributes(item: Any) -> dict[str, Any]:
 
 def _values(dataset: Any, name: str, place: str) -> Any:
     """Read a dataset: an array, or the text or list of a string or label."""
-    _check_written(dataset, name, place, partly=False)
+    _check_values(dataset, name, place, partly=False)
     import h5py
 
     values = dataset[()]
@@ -209,8 +228,10 @@ def _values(dataset: Any, name: str, place: str) -> Any:
     return as_labels(values) if is_text or name.lower() in LABELS else values
 
 
-def _check_written(dataset: Any, name: str, place: str, *, partly: bool) -> None:
-    """Refuse a dataset of which HDF5 would make up values: never written, or mapped from files that are missing.
+def _check_values(dataset: Any, name: str, place: str, *, partly: bool) -> None:
+    """Refuse a dataset whose values are not those that were meant.
+
+    They are packed by a scale and an offset, were never written, or are mapped from files that are missing.
 
     Args:
         dataset: the dataset.
@@ -221,6 +242,9 @@ def _check_written(dataset: Any, name: str, place: str, *, partly: bool) -> None
     Raises:
         DataError: values are missing.
     """
+    if packed := {"scale_factor", "add_offset"} & set(dataset.attrs):
+        reason = f"{name!r} is packed by the attribute {min(packed)!r}, which is not applied"
+        raise DataError(f"{reason}; store its values unpacked", file=place)
     if not dataset.size:
         return
     if dataset.is_virtual:
