@@ -531,6 +531,11 @@ def encode(video: Video, schema: Schema) -> bytes:
         DataError: `decode` would refuse the record; the message names the video's id.
         UsageError: the schema is one of records that others wrote, with `storage`, flat `frames` or n-hot labels.
     """
+    return b"".join(encode_pieces(video, schema))
+
+
+def encode_pieces(video: Video, schema: Schema) -> list[bytes]:
+    """Encode one record as pieces that follow each other, to be written without joining them; see `encode`."""
     if not schema.standard:
         raise UsageError(
             'records are written with storage = "native", frames = "listed" and class numbers; leave these keys out'
@@ -556,12 +561,12 @@ def encode(video: Video, schema: Schema) -> bytes:
         for feature, vectors in zip(schema.features, video.features, strict=True):
             context.feature[feature.name].float_list.value.extend(vectors[0].tolist())
     encoded: bytes = message.SerializeToString(deterministic=True)
-    return encoded if schema.level == "video" else b"".join((encoded, *_feature_lists(video, schema)))
+    return [encoded] if schema.level == "video" else [encoded, *_feature_lists(video, schema)]
 
 
-def _feature_lists(video: Video, schema: Schema) -> Iterator[bytes | memoryview]:
+def _feature_lists(video: Video, schema: Schema) -> Iterator[bytes]:
     """Yield the pieces of a record's feature lists, in the order and layout of a deterministic protobuf writer."""
-    entries: list[tuple[bytes, memoryview]] = []
+    entries: list[tuple[bytes, bytes]] = []
     for name, frames in sorted(
         (feature.name.encode(), frames) for feature, frames in zip(schema.features, video.features, strict=True)
     ):
@@ -569,8 +574,8 @@ def _feature_lists(video: Video, schema: Schema) -> Iterator[bytes | memoryview]
         rows = np.empty(len(frames), frame)
         rows["header"], rows["values"] = np.void(header), frames
         before = b"\x0a" + _varint_bytes(len(name)) + name + b"\x12" + _varint_bytes(rows.nbytes)
-        entries.append((b"\x0a" + _varint_bytes(len(before) + rows.nbytes) + before, rows.data))
-    yield b"\x12" + _varint_bytes(sum(len(before) + rows.nbytes for before, rows in entries))
+        entries.append((b"\x0a" + _varint_bytes(len(before) + rows.nbytes) + before, rows.tobytes()))
+    yield b"\x12" + _varint_bytes(sum(map(len, chain.from_iterable(entries))))
     yield from chain.from_iterable(entries)
 
 
