@@ -67,7 +67,6 @@ class Video:
 MAX_VALUE = 1e15  # largest magnitude of a value, so that the sum of a frame's squares fits float32
 _TAGS = frozenset({0x0A, 0x12, 0x1A})  # fields 1 to 3, length-delimited: all that these messages have
 
-
 UNNAMED = "records without an id, called SHARD:NUMBER"
 CUT = "records whose features differ in length, cut to the shortest"
 MAX_WHOLE = 1 << 24  # largest magnitude up to which float32 holds every whole number
@@ -142,7 +141,7 @@ def _checked(
     known = None if labels is None else np.array(_classes(labels, schema), np.int64)
     of_segments = ratings.from_lists(rated, length - cut, schema)
     try:
-        return Video(name.decode(), known, tuple(features), cut, of_segments, remarks=remarks)
+        return Video(name.decode(), known, tuple(features), cut, of_segments, None, remarks)
     except UnicodeDecodeError as error:
         raise DataError(f"the id {name[:40]!r} is not UTF-8; write it as text") from error
 
@@ -228,14 +227,14 @@ def _read_strided(record: bytes, schema: Schema) -> _Parts:
         if place is None:
             raise _Unusual
         features.append(_strided_frames(record, place, feature.width, schema))
-    return name, labels, features, _strided_ratings(record, context, schema)
+    return name, labels, features, _strided_ratings(record, context) if schema.segments else {}
 
 
-def _strided_ratings(record: bytes, context: dict[bytes, tuple[int, int]], schema: Schema) -> ratings.Lists:
+def _strided_ratings(record: bytes, context: dict[bytes, tuple[int, int]]) -> ratings.Lists:
     return {
         key: _int64_list(record, span) if kind == "int64_list" else _float_list(record, span)
         for key, kind in ratings.FEATURES.items()
-        if schema.segments and (span := context.get(key.encode()))
+        if (span := context.get(key.encode()))
     }
 
 
