@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from reeltag.core.errors import DataError, UsageError
+from reeltag.data.import_features import import_features
 from reeltag.data.label_table import read_labels
 from reeltag.data.sources.source import open_source, read_videos
 
@@ -241,3 +242,25 @@ def test_column_twice_and_unnamed_index(tmp_path):
     pandas.DataFrame({"rgb": [[[1.0]]], "labels": [[1]]}, index=["a"]).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(DataError, match="without ids; are they '__index_level_0__'"):
         _videos(tmp_path)
+
+
+def test_a_feature_that_is_not_there(tmp_path, x):
+    """The message names those that are, whatever the library reads."""
+    h5py, pa = pytest.importorskip("h5py"), pytest.importorskip("pyarrow")
+    with h5py.File(tmp_path / "groups.h5", "w") as file:
+        file["a/rgb"], file["b/rgb"] = x[:2]
+    with h5py.File(tmp_path / "table.h5", "w") as file:
+        file["rgb"], file["video_id"] = x, ["a", "b", "c"]
+    rows = pa.table({"video_id": ["a"], "rgb": pa.array([[[1.0]]], pa.list_(pa.list_(pa.float32())))})
+    pytest.importorskip("pyarrow.parquet").write_table(rows, tmp_path / "a.parquet")
+    for name in ("groups.h5", "table.h5", "a.parquet"):
+        with pytest.raises(DataError, match=r"has none of the features features; it has .*rgb"):
+            list(read_videos(open_source(tmp_path / name, ["features"])))
+
+
+def test_a_refused_import_leaves_nothing(tmp_path, x):
+    np.save(tmp_path / "a.npy", x[0])
+    (tmp_path / "labels.csv").write_text("id,labels\nb,cat\n")
+    with pytest.raises(UsageError, match="1 video without labels"):
+        import_features(tmp_path / "a.npy", tmp_path / "labels.csv", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "labels.csv"]
