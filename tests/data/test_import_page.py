@@ -17,7 +17,6 @@ from reeltag.data.schema import Schema
 from reeltag.data.shards import read_examples
 
 PAGE = Path(__file__).parents[2] / "docs" / "import.md"
-LIBRARIES = ("h5py", "pyarrow", "datasets", "webdataset")
 
 
 def sections() -> list[tuple[str, list[tuple[str, str]]]]:
@@ -41,8 +40,10 @@ def run(block: str, *more: str) -> None:
 @pytest.fixture
 def films(tmp_path, monkeypatch):
     """The page's videos in every format, in the current folder; returns the commands of each section."""
-    for library in LIBRARIES:
-        pytest.importorskip(library)
+    pytest.importorskip("h5py")
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("datasets")
+    pytest.importorskip("webdataset")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     commands = {}
