@@ -1,7 +1,9 @@
 """Surprises of the libraries that features are read with, shown by the scripts in findings/: none may pass a reader."""
 
 import gzip
+import io
 import random
+import tarfile
 
 import numpy as np
 import pytest
@@ -172,6 +174,54 @@ def test_member_that_comes_late(tmp_path, tars):
                 sound = {"sound.npy": np.ones((3, 1), np.float32)} if number >= 5 else {}
                 writer.write({"__key__": f"v{number}", "rgb.npy": np.ones((3, 2), np.float32), **sound})
     assert sum("sound" in video.features for video in _videos(tmp_path).values()) == 5
+
+
+def _npy(values):
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
+def _tar(path, names, x, link=None):
+    with tarfile.open(path, "w") as tar:
+        for name, values in zip(names, x, strict=False):
+            member = tarfile.TarInfo(name)
+            content = _npy(values)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+        if link:
+            member = tarfile.TarInfo(link)
+            member.type, member.linkname = tarfile.LNKTYPE, names[0]
+            tar.addfile(member)
+
+
+def test_members_that_webdataset_passes_over(tmp_path, x):
+    """GNU tar stores the second of two hard links without content; webdataset then has one video less."""
+    webdataset = pytest.importorskip("webdataset")
+    _tar(tmp_path / "a.tar", ["a.npy", "b.npy"], x, link="c.npy")
+    assert len(list(webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False))) == 2
+    with pytest.raises(DataError, match=r"the member c\.npy is a link"):
+        _videos(tmp_path)
+
+
+def test_two_tars_in_one_file(tmp_path, x):
+    webdataset = pytest.importorskip("webdataset")
+    for name in "ab":
+        _tar(tmp_path / f"{name}.tar", [f"{name}.npy"], x)
+    both = (tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(both)
+    assert len(list(webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False))) == 1
+    with pytest.raises(DataError, match="goes on after its end"):
+        _videos(tmp_path / "a.tar")
+
+
+def test_tar_of_a_folder(tmp_path, x):
+    """Names begin with ./ then, and macOS adds files of its own."""
+    pytest.importorskip("webdataset")
+    _tar(tmp_path / "a.tar", ["./a.npy", "./._a.npy", "./sub/b.NPY"], x)
+    found = _videos(tmp_path)
+    assert list(found) == ["a", "sub/b"]
+    np.testing.assert_array_equal(found["sub/b"].features["features"], x[2])
 
 
 def test_damaged_gzip_of_a_tar(tmp_path):
