@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from reeltag.core.errors import DataError, UsageError
+from reeltag.core.errors import DataError, ReeltagError, UsageError
 from reeltag.data.sources.conversion import Array
 from reeltag.data.sources.videos import (
     IDS,
@@ -28,6 +28,8 @@ from reeltag.data.sources.videos import (
 
 BATCH_ROWS = 32  # videos in memory
 SPLIT_ROWS = 256  # of a part of a `datasets` folder
+# What pyarrow and datasets raise besides when they open a file whose names or JSON are damaged.
+_OF_DAMAGE = (ValueError, TypeError, LookupError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,14 @@ class ParquetFiles(Files):
             columns = _needed(file.schema_arrow.names, self.wanted)
             before = sum(file.metadata.row_group(number).num_rows for number in range(int(group)))
             batches = file.iter_batches(BATCH_ROWS, row_groups=[int(group)], columns=columns)
-            names = class_names(file.schema_arrow)
+            names = class_names(file.schema_arrow, self.root / name)
             yield from _videos(batches, self.root / name, before, self.wanted, names)
 
     def _open(self, name: str) -> Any:
         from pyarrow.parquet import ParquetFile
 
-        return ParquetFile(self.root / name, memory_map=True, page_checksum_verification=True)
+        with _errors(self.root / name, *_OF_DAMAGE):
+            return ParquetFile(self.root / name, memory_map=True, page_checksum_verification=True)
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ class ArrowFiles(Files):
             batches = _ipc_batches(path)
             first = next(batches, None)
             if first is not None:
-                yield from _videos(chain([first], batches), path, 0, self.wanted, class_names(first.schema))
+                names = class_names(first.schema, path)
+                yield from _videos(chain([first], batches), path, 0, self.wanted, names)
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class DatasetsFolder:
 
     def _open(self) -> Any:
         datasets = _datasets()
-        with _errors(self.folder):
+        with _errors(self.folder, *_OF_DAMAGE):
             return datasets.Dataset.load_from_disk(str(self.folder))
 
 
@@ -135,8 +139,8 @@ def _datasets() -> Any:
 
 
 @contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    """Turn errors of pyarrow within the block into one message.
+def _errors(path: Path, *more: type[Exception]) -> Iterator[None]:
+    """Turn errors of pyarrow, and of some more types, within the block into one message.
 
     Raises:
         UsageError: pyarrow is not installed.
@@ -149,7 +153,9 @@ def _errors(path: Path) -> Iterator[None]:
         raise UsageError(f"Parquet and Arrow need pyarrow ({error}): pip install 'reeltag[import]'") from error
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
+    except ReeltagError:
+        raise
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, *more) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"cannot be read ({reason}); copy or write it again", file=str(path)) from error
 
@@ -183,20 +189,23 @@ def _needed(columns: Sequence[str], wanted: Sequence[str]) -> list[str]:
     return [name for name in columns if not features or name in features or name.lower() in roles]
 
 
-def class_names(schema: Any) -> dict[str, Sequence[str]]:
+def class_names(schema: Any, path: Path) -> dict[str, Sequence[str]]:
     """Return the names of the classes that the numbers of a column stand for, by column.
 
     Hugging Face's `datasets` keeps them beside the columns, and each file may number the classes in its own order.
 
     Args:
         schema: of pyarrow.
+        path: of the file, for messages.
 
     Raises:
         UsageError: there are such names, but datasets is not installed.
+        DataError: the names are damaged.
     """
     if b'"ClassLabel"' not in (schema.metadata or {}).get(b"huggingface", b""):
         return {}
-    return _names_of(_datasets().Features.from_arrow_schema(schema))
+    with _errors(path, *_OF_DAMAGE):
+        return _names_of(_datasets().Features.from_arrow_schema(schema))
 
 
 def _names_of(features: Mapping[str, Any]) -> dict[str, Sequence[str]]:
@@ -243,6 +252,7 @@ def _videos(
 
     number = first
     for batch in batches:
+        batch.validate(full=True)  # the offsets of a damaged file would end the process
         table = pyarrow.Table.from_batches([batch]).flatten()
         if twice := [name for name, times in Counter(table.column_names).items() if times > 1]:
             raise DataError(f"has the column {twice[0]!r} twice; rename one", file=str(path))
