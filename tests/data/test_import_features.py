@@ -266,14 +266,31 @@ import os, signal, sys
 from reeltag.data import importing
 from reeltag.data.import_features import import_features
 importing.SHARD_BYTES = 900
-write, left = importing._write, [int(sys.argv[4])]
+write, left = importing._close, [int(sys.argv[4])]
 def killed(*arguments):
     write(*arguments)
     left[0] -= 1
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
-importing._write = killed
+importing._close = killed
 import_features(*sys.argv[1:4])
+"""
+
+
+# Of the second shard, no more than half can be written.
+SMALL_FILES = """
+import resource, signal, sys
+from reeltag.data import importing
+from reeltag.data.import_features import import_features
+importing.SHARD_BYTES = 900
+finish = importing.SplitWriter.finish
+def limit(self):
+    finish(self)
+    self.settle()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+importing.SplitWriter.finish = limit
+import_features(*sys.argv[1:4], test_share=0)
 """
 
 
@@ -287,8 +304,8 @@ def test_an_import_that_was_killed_goes_on_after_the_finished_shards(features, l
     monkeypatch.setattr(importing, "SHARD_BYTES", 900)
     import_features(features, labels, tmp_path / "whole")
     written = []
-    write = importing.write_shard
-    monkeypatch.setattr(importing, "write_shard", lambda path, records: (written.append(path), write(path, records)))
+    close = importing._close
+    monkeypatch.setattr(importing, "_close", lambda *arguments: (written.append(arguments), close(*arguments)))
     import_features(features, labels, out)
     assert hashes(out) == hashes(tmp_path / "whole")
     assert len(written) == len(list(out.glob("*.tfrecord"))) - shards
@@ -312,18 +329,15 @@ def test_a_disk_that_is_full_is_said_before_and_while_writing(features, labels, 
     with monkeypatch.context() as patch:
         patch.setattr(module, "free_bytes", lambda path: 1000)
         assert "1,000 bytes free" in refused(features, labels, tmp_path / "out")
-    write, left = importing.write_shard, [3]
-
-    def full(path, records):
-        left[0] -= 1
-        if left[0] < 0:
-            raise UsageError(f"{path}: cannot be written (No space left on device)")
-        return write(path, records)
-
     monkeypatch.setattr(importing, "SHARD_BYTES", 900)
-    with monkeypatch.context() as patch:
-        patch.setattr(importing, "write_shard", full)
-        assert "No space left" in refused(features, labels, tmp_path / "out")
+    program = [sys.executable, "-c", SMALL_FILES, features, labels, tmp_path / "out"]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "train-00001.tfrecord: cannot be written (File too large)" in done.stderr
+    assert "reeltag.core.errors.UsageError" in done.stderr
+    assert not (tmp_path / "out").exists()
+    assert [path.name for path in (tmp_path / "out.parts").glob("*/train*.tfrecord")] == ["train-00000.tfrecord"]
+    assert not list((tmp_path / "out.parts").rglob("*.partial"))
     import_features(features, labels, tmp_path / "out")
     import_features(features, labels, tmp_path / "whole")
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,16 @@ def test_parquet_is_read(tmp_path: Path, kind: str) -> None:
     assert {name: tuple(found.of(name).tolist()) for name in PRESENT} == PRESENT  # type: ignore[union-attr]
 
 
+def test_parquet_that_cannot_be_read_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "labels.parquet"
+    path.write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(UsageError, match=r"labels.parquet: is not a Parquet file that can be read"):
+        read_labels(path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match=r"pip install 'reeltag\[import\]'"):
+        read_labels(path)
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
@@ -122,9 +133,9 @@ def test_parquet_is_read(tmp_path: Path, kind: str) -> None:
         (rows({"a": '"[1.0, 0.0]"', "b": "", "c": "0 1"}), "every video has 2 labels, all of them 0 or 1"),
         ('{"id": "a", "labels": [1, 0]}\n{"id": "b", "labels": [0, 0]}\n', "every video has 2 labels"),
         (rows(n_hot(","), "id,class_0,class_1,class_2"), "every video has 3 labels, all of them 0 or 1"),
-        ("id,Game\na,1\nb,0\n", "a column a class, or the classes 0 and 1?"),
-        ("id,sea,category\na,1,0\nb,0,1\n", "a column a class, or the classes 0 and 1?"),
-        ("id,label\na,true\nb,false\n", "every video has one label, 'true' or its opposite"),
+        ("id,Game\na,1\nb,0\n", "which may be N-hot or the classes 0 and 1; set label_encoding"),
+        ("id,sea,category\na,1,0\nb,0,1\n", "which may be N-hot or the classes 0 and 1; set label_encoding"),
+        ("id,label\na,true\nb,false\n", "every video has one label, such as 'true'"),
         (rows({"a": '"sea, sky"'}), "line 2: 'a': 'sea, sky' may be one name or several"),
         (rows({"a": "sea|sky", "b": "sea;sun"}), "has | and ; in them"),
         (rows({"a": "sea", "b": "7"}), "line 3: 'b': '7' is a number among names"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,10 @@ def test_what_does_not_fit_is_said(work):
     model = reeltag.load("model.reeltag")
     with pytest.raises(UsageError, match="features: has no labels"):
         model.evaluate_shards("features")
+    nameless = reeltag.load("model.reeltag")
+    nameless.artifact = replace(nameless.artifact, label_names=None)
+    with pytest.raises(UsageError, match=r"labels.csv: the labels name classes, and the model has no names"):
+        nameless.evaluate_shards("features", labels="labels.csv")
     with pytest.raises(UsageError, match="shards hold their own labels"):
         model.evaluate_shards("shards/*.tfrecord", labels="labels.csv")
     with pytest.raises(UsageError, match="not of the kind of the other files"):

@@ -95,7 +95,7 @@ def _matching(root: Path, pattern: str) -> list[Path]:
 def _glob(root: Path, pattern: Path) -> list[Path]:
     """Return the files that match a pattern, whose first parts are names as long as such folders exist."""
     parts = list(pattern.parts)
-    while parts and (root / parts[0]).exists():
+    while parts and os.path.exists(root / parts[0]):  # noqa: PTH110 - of a pathlib path, some errors are raised
         root /= parts.pop(0)
     if not parts:
         return [root]

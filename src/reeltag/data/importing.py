@@ -18,8 +18,8 @@ from reeltag.core.errors import DataError, UsageError
 from reeltag.core.progress import Progress
 from reeltag.core.storage import read_json, write_json
 from reeltag.core.text import counted, first_lines
-from reeltag.data.formats.example import Video, encode
-from reeltag.data.formats.tfrecord import write_shard
+from reeltag.data.formats.example import Video, encode_pieces
+from reeltag.data.formats.tfrecord import ShardWriter
 from reeltag.data.label_table import LabelTable
 from reeltag.data.schema import Schema
 from reeltag.data.shards import id_hash
@@ -90,17 +90,18 @@ class ShardCounts:
 
 
 class SplitWriter:
-    """Shards of one split: those that are finished, and the records of the next.
+    """Shards of one split: those that are finished, and the one that is written.
 
     Args:
         folder: of the shards.
         split: of their videos.
-        pool: writes a shard while the records of the next are collected.
+        pool: closes a shard while the next is written, since a disk takes its time.
     """
 
     def __init__(self, folder: Path, split: Split, pool: Executor) -> None:
         self.folder, self.split, self._pool = folder, split, pool
-        self._writing: Future[None] | None = None
+        self._closing: Future[None] | None = None
+        self._shard: ShardWriter | None = None
         self.finished: list[ShardCounts] = []
         while (marker := self._marker()).is_file():
             self.finished.append(ShardCounts(**read_json(marker)))
@@ -114,7 +115,7 @@ class SplitWriter:
     @property
     def shards(self) -> list[Path]:
         """Finished shards, in order."""
-        return [self._shard(number) for number in range(len(self.finished))]
+        return [self._path(number) for number in range(len(self.finished))]
 
     def includes(self, position: Position) -> bool:
         """Return True if the video at a position was handled before the last finished shard ended."""
@@ -131,16 +132,17 @@ class SplitWriter:
         return total if last.input > number else last.part if last.input == number else 0
 
     def add(self, position: Position, video: Video, schema: Schema) -> None:
-        """Add a video, and write the shard before it if it is full.
+        """Write a video, into the next shard if this one is full.
 
         Raises:
             UsageError: the shard cannot be written.
         """
-        record = encode(video, schema)
-        if self._records and self._bytes + len(record) > SHARD_BYTES:
+        record = encode_pieces(video, schema)
+        if self._shard is not None and self._shard.size + sum(map(len, record)) > SHARD_BYTES:
             self.finish()
-        self._records.append(record)
-        self._bytes += len(record)
+        if self._shard is None:
+            self._shard = ShardWriter(self._path(len(self.finished)))
+        self._shard.append(*record)
         counts = self._counts
         counts.videos += 1
         counts.labelled += video.labels is not None
@@ -154,43 +156,41 @@ class SplitWriter:
         self._counts.skipped += 1
 
     def finish(self) -> None:
-        """Begin to write the shard whose records were collected, if it has any, once the one before is written.
+        """Begin to close the shard that has records, if there is one, once the one before is closed.
 
         Raises:
             UsageError: the shard before could not be written.
         """
         self.settle()
-        if self._records:
+        if self._shard is not None:
             self._counts.labels = sorted(self._labels)
-            path, marker = self._shard(len(self.finished)), self._marker()
-            self._writing = self._pool.submit(_write, path, self._records, marker, self._counts)
+            self._closing = self._pool.submit(_close, self._shard, self._marker(), self._counts)
             self.finished.append(self._counts)
             self._begin()
 
     def settle(self) -> None:
-        """Wait until all shards are written.
+        """Wait until all finished shards are on the disk.
 
         Raises:
             UsageError: one could not be written.
         """
-        if self._writing is not None:
-            self._writing.result()
+        if self._closing is not None:
+            self._closing.result()
 
     def _begin(self) -> None:
-        self._records: list[bytes] = []
-        self._bytes = 0
+        self._shard = None
         self._labels: set[int] = set()
         self._counts = ShardCounts()
 
-    def _shard(self, number: int) -> Path:
+    def _path(self, number: int) -> Path:
         return self.folder / f"{self.split}-{number:05}.tfrecord"
 
     def _marker(self) -> Path:
-        return self._shard(len(self.finished)).with_suffix(".json")
+        return self._path(len(self.finished)).with_suffix(".json")
 
 
-def _write(path: Path, records: Sequence[bytes], marker: Path, counts: ShardCounts) -> None:
-    write_shard(path, records)
+def _close(shard: ShardWriter, marker: Path, counts: ShardCounts) -> None:
+    shard.close()
     write_json(marker, vars(counts))
 
 

@@ -17,11 +17,11 @@ import numpy.typing as npt
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import require_regular
 from reeltag.core.tables import Line, fault, read_lines, read_table
-from reeltag.core.text import counted
+from reeltag.core.text import counted, first_lines, one_line
 from reeltag.core.validation import format_value
+from reeltag.data.class_labels import class_names, named_classes
 from reeltag.data.labels import Encoding, LabelForm, RawLabels, find_form
 from reeltag.data.ratings import CLASSES, ENDS, SCORES, STARTS, Lists
-from reeltag.data.sources.arrow import class_names, named_classes
 from reeltag.data.vocabulary import Vocabulary, class_number, named, nfc
 
 # Columns by the names that data sets give them, in lower case; the first one that a file has is read.
@@ -124,9 +124,7 @@ def read_labels(
     times = [sheet.find(START_COLUMNS), sheet.find(END_COLUMNS)]
     rating = sheet.find(RATING_COLUMNS)
     if rating is not None and None in times:
-        what = (
-            f"the column {sheet.columns[rating]!r} rates labels, but not of segments: there is no column start or end"
-        )
+        what = f"the column {sheet.columns[rating]!r} rates labels, and no columns start and end say of which segments"
         raise UsageError(f"{path}: {what}; keep the rows whose labels are present, and remove the column")
     raw = _labels(sheet, id_at, encoding, vocabulary)
     found = [
@@ -138,7 +136,7 @@ def read_labels(
         used = [*(at for at in times if at is not None), rating]
         return _rated(found, form, [[(sheet.columns[at], cells[at]) for at in used] for _, cells in sheet.rows])
     unread = [name for at, name in enumerate(sheet.columns) if at not in (id_at, *raw.columns)]
-    remarks = [f"{counted(len(unread), 'column')} not read: {', '.join(unread)}"] if unread else []
+    remarks = [f"{counted(len(unread), 'column')} not read: {', '.join(first_lines(unread))}"] if unread else []
     return gather(found, form, several_rows=len(raw.columns) == 1, remarks=remarks)
 
 
@@ -173,8 +171,8 @@ def gather(
         notes.append(f"{counted(repeated, 'label')} given twice, merged")
     if bare := sum(not numbers for numbers in labels.values()):
         notes.append(f"{counted(bare, 'video')} without labels")
-    if bare := form.classes - len({number for numbers in labels.values() for number in numbers}):
-        notes.append(f"{bare:,} of {form.classes:,} classes without a video")
+    if unused := form.classes - len({number for numbers in labels.values() for number in numbers}):
+        notes.append(f"{unused:,} of {form.classes:,} classes without a video")
     return LabelTable(form, labels, {}, tuple(notes))
 
 
@@ -246,8 +244,8 @@ def _labels(sheet: _Sheet, id_at: int, encoding: Encoding | None, vocabulary: Vo
         if called is None and len(rest) > 1:
             return _column_a_class(sheet, rest, vocabulary)
         if (called is None) == (len(rest) == 1):
-            what = "all columns beside the ids hold only 0 and 1: a column a class, or the classes 0 and 1?"
-            raise UsageError(f"{sheet.path}: {what} Say which with the label encoding: n-hot or index")
+            what = "all columns beside the ids hold only 0 and 1, which may be N-hot or the classes 0 and 1"
+            raise UsageError(f"{sheet.path}: {what}; set label_encoding to n-hot or index")
     if called is None and len(rest) != 1:
         listed = ", ".join(sheet.columns)
         what = f"no column is called {LABEL_COLUMNS[0]}, and not all others hold 0 and 1"
@@ -361,11 +359,12 @@ def _parquet(path: Path) -> _Sheet:
     except ImportError as error:
         raise UsageError(f"{path}: Parquet needs pyarrow ({error}): pip install 'reeltag[import]'") from error
 
-    def small(kind: Any) -> bool:
-        return not bool(pa.types.is_nested(kind) and (kind.num_fields != 1 or not small_item(kind.field(0).type)))
+    known = (*ID_COLUMNS, *LABEL_COLUMNS, *START_COLUMNS, *END_COLUMNS, *RATING_COLUMNS)
 
-    def small_item(kind: Any) -> bool:
-        return bool(pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_string(kind))
+    def wanted(column: Any) -> bool:
+        kind = column.type
+        large = pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        return column.name.casefold() in known or not large
 
     def column(name: str) -> list[Any]:
         cells: list[Any] = table.column(name).to_pylist()
@@ -375,10 +374,10 @@ def _parquet(path: Path) -> _Sheet:
 
     try:
         file = pq.ParquetFile(path)
-        columns = [each.name for each in file.schema_arrow if small(each.type)]
+        columns = [each.name for each in file.schema_arrow if wanted(each)]
         table, names = file.read(columns), class_names(file.schema_arrow, path)
     except (pa.ArrowException, OSError) as error:
-        raise UsageError(f"{path}: is not a Parquet file that can be read ({error})") from error
+        raise UsageError(f"{path}: is not a Parquet file that can be read ({one_line(error)})") from error
     cells = zip(*map(column, columns), strict=True)
     return _Sheet(path, columns, [(f"{path}, row {number}", row) for number, row in enumerate(cells)])
 

@@ -25,7 +25,7 @@ _BETWEEN = re.compile(r"[\s,;|]+")  # between numbers or ids, which hold none of
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 _ID = re.compile(r"/[a-z]/[\w-]+")
 _TRUTH = {"true": 1, "false": 0}
-_TELL = "say which with the label encoding: index, n-hot or name"
+_TELL = "set label_encoding to index, n-hot or name"
 
 Token = str | float  # bool is a number
 
@@ -171,8 +171,8 @@ class _Seen:
         if self._truths:
             if self.longest == 1:
                 (token, first), *_ = self.tokens.items()
-                what = f"every video has one label, {token!r} or its opposite: of one class (n-hot), or two names?"
-                raise _fault(first, f"{what} {_TELL}")
+                what = f"every video has one label, such as {token!r}, which may be of one class (n-hot) or a name"
+                raise _fault(first, f"{what}; {_TELL}")
             return "n-hot"
         numbers = [token for token in self.tokens if _value(token) is not None]
         if len(numbers) < len(self.tokens):
@@ -181,8 +181,8 @@ class _Seen:
                 raise _fault(self.tokens[numbers[0]], what)
             return "name"
         if 1 < self.longest == self._shortest and all(_value(token) in (0, 1) for token in numbers):
-            what = f"every video has {self.longest} labels, all of them 0 or 1: N-hot, or the classes 0 and 1?"
-            raise _fault(self.tokens[numbers[0]], f"{what} {_TELL}")
+            what = f"every video has {self.longest} labels, all of them 0 or 1: N-hot or the classes 0 and 1"
+            raise _fault(self.tokens[numbers[0]], f"{what}; {_TELL}")
         for token in numbers:
             if vocabulary and str(token) in vocabulary and _index(token) != vocabulary.number(str(token)):
                 what = f"{token} is the number of one class and the name of another; {_TELL}"

@@ -218,6 +218,9 @@ class Predictor:
             table = label_table(labels, sources, encoding=encoding, vocabulary=vocabulary, classes=self.schema.classes)
             if table is None:
                 raise UsageError(f"{paths[0]}: has no labels; give a file of labels, or use `reeltag predict`")
+            if vocabulary is None and table.names is not None:
+                what = "the labels name classes, and the model has no names to number them by"
+                raise UsageError(f"{labels or paths[0]}: {what}; give class numbers")
         return chain.from_iterable(read_piece(piece, self.schema, table) for piece in pieces(paths, self.schema))
 
     def evaluate_shards(

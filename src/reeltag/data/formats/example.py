@@ -67,7 +67,6 @@ class Video:
 MAX_VALUE = 1e15  # largest magnitude of a value, so that the sum of a frame's squares fits float32
 _TAGS = frozenset({0x0A, 0x12, 0x1A})  # fields 1 to 3, length-delimited: all that these messages have
 
-
 UNNAMED = "records without an id, called SHARD:NUMBER"
 CUT = "records whose features differ in length, cut to the shortest"
 MAX_WHOLE = 1 << 24  # largest magnitude up to which float32 holds every whole number
@@ -142,7 +141,7 @@ def _checked(
     known = None if labels is None else np.array(_classes(labels, schema), np.int64)
     of_segments = ratings.from_lists(rated, length - cut, schema)
     try:
-        return Video(name.decode(), known, tuple(features), cut, of_segments, remarks=remarks)
+        return Video(name.decode(), known, tuple(features), cut, of_segments, None, remarks)
     except UnicodeDecodeError as error:
         raise DataError(f"the id {name[:40]!r} is not UTF-8; write it as text") from error
 
@@ -228,14 +227,14 @@ def _read_strided(record: bytes, schema: Schema) -> _Parts:
         if place is None:
             raise _Unusual
         features.append(_strided_frames(record, place, feature.width, schema))
-    return name, labels, features, _strided_ratings(record, context, schema)
+    return name, labels, features, _strided_ratings(record, context) if schema.segments else {}
 
 
-def _strided_ratings(record: bytes, context: dict[bytes, tuple[int, int]], schema: Schema) -> ratings.Lists:
+def _strided_ratings(record: bytes, context: dict[bytes, tuple[int, int]]) -> ratings.Lists:
     return {
         key: _int64_list(record, span) if kind == "int64_list" else _float_list(record, span)
         for key, kind in ratings.FEATURES.items()
-        if schema.segments and (span := context.get(key.encode()))
+        if (span := context.get(key.encode()))
     }
 
 
@@ -532,6 +531,11 @@ def encode(video: Video, schema: Schema) -> bytes:
         DataError: `decode` would refuse the record; the message names the video's id.
         UsageError: the schema is one of records that others wrote, with `storage`, flat `frames` or n-hot labels.
     """
+    return b"".join(encode_pieces(video, schema))
+
+
+def encode_pieces(video: Video, schema: Schema) -> list[bytes]:
+    """Encode one record as pieces that follow each other, to be written without joining them; see `encode`."""
     if not schema.standard:
         raise UsageError(
             'records are written with storage = "native", frames = "listed" and class numbers; leave these keys out'
@@ -557,12 +561,12 @@ def encode(video: Video, schema: Schema) -> bytes:
         for feature, vectors in zip(schema.features, video.features, strict=True):
             context.feature[feature.name].float_list.value.extend(vectors[0].tolist())
     encoded: bytes = message.SerializeToString(deterministic=True)
-    return encoded if schema.level == "video" else b"".join((encoded, *_feature_lists(video, schema)))
+    return [encoded] if schema.level == "video" else [encoded, *_feature_lists(video, schema)]
 
 
-def _feature_lists(video: Video, schema: Schema) -> Iterator[bytes | memoryview]:
+def _feature_lists(video: Video, schema: Schema) -> Iterator[bytes]:
     """Yield the pieces of a record's feature lists, in the order and layout of a deterministic protobuf writer."""
-    entries: list[tuple[bytes, memoryview]] = []
+    entries: list[tuple[bytes, bytes]] = []
     for name, frames in sorted(
         (feature.name.encode(), frames) for feature, frames in zip(schema.features, video.features, strict=True)
     ):
@@ -570,8 +574,8 @@ def _feature_lists(video: Video, schema: Schema) -> Iterator[bytes | memoryview]
         rows = np.empty(len(frames), frame)
         rows["header"], rows["values"] = np.void(header), frames
         before = b"\x0a" + _varint_bytes(len(name)) + name + b"\x12" + _varint_bytes(rows.nbytes)
-        entries.append((b"\x0a" + _varint_bytes(len(before) + rows.nbytes) + before, rows.data))
-    yield b"\x12" + _varint_bytes(sum(len(before) + rows.nbytes for before, rows in entries))
+        entries.append((b"\x0a" + _varint_bytes(len(before) + rows.nbytes) + before, rows.tobytes()))
+    yield b"\x12" + _varint_bytes(sum(map(len, chain.from_iterable(entries))))
     yield from chain.from_iterable(entries)
 
 

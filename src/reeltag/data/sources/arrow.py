@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from reeltag.core.errors import DataError, ReeltagError, UsageError
+from reeltag.data.class_labels import DAMAGE, class_names, import_datasets, named_classes, names_of
 from reeltag.data.sources.conversion import Array
 from reeltag.data.sources.videos import (
     IDS,
@@ -28,8 +29,6 @@ from reeltag.data.sources.videos import (
 
 BATCH_ROWS = 32  # videos in memory
 SPLIT_ROWS = 256  # of a part of a `datasets` folder
-# What pyarrow and datasets raise besides when they open a file whose names or JSON are damaged.
-_OF_DAMAGE = (ValueError, TypeError, LookupError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class ParquetFiles(Files):
     def _open(self, name: str) -> Any:
         from pyarrow.parquet import ParquetFile
 
-        with _errors(self.root / name, *_OF_DAMAGE):
+        with _errors(self.root / name):
             return ParquetFile(self.root / name, memory_map=True, page_checksum_verification=True)
 
 
@@ -115,27 +114,12 @@ class DatasetsFolder:
             rows = rows.select_columns(_needed(rows.column_names, self.wanted)).with_format("arrow")
             tables = (rows[at : min(at + BATCH_ROWS, end)] for at in range(begin, end, BATCH_ROWS))
             batches = (batch for table in tables for batch in table.to_batches())
-            yield from _videos(batches, self.folder, begin, self.wanted, _names_of(rows.features))
+            yield from _videos(batches, self.folder, begin, self.wanted, names_of(rows.features))
 
     def _open(self) -> Any:
-        datasets = _datasets()
-        with _errors(self.folder, *_OF_DAMAGE):
+        datasets = import_datasets()
+        with _errors(self.folder, *DAMAGE):
             return datasets.Dataset.load_from_disk(str(self.folder))
-
-
-def _datasets() -> Any:
-    """Import Hugging Face's `datasets`.
-
-    Raises:
-        UsageError: it is not installed.
-    """
-    try:
-        import datasets
-    except ImportError as error:
-        raise UsageError(
-            f"data of Hugging Face datasets needs datasets ({error}): pip install 'reeltag[import]'"
-        ) from error
-    return datasets
 
 
 @contextmanager
@@ -187,50 +171,6 @@ def _needed(columns: Sequence[str], wanted: Sequence[str]) -> list[str]:
     structs = {name.partition(".")[0] for name in wanted}
     features = {name for name in columns if name in wanted or name in structs}
     return [name for name in columns if not features or name in features or name.lower() in roles]
-
-
-def class_names(schema: Any, path: Path) -> dict[str, Sequence[str]]:
-    """Return the names of the classes that the numbers of a column stand for, by column.
-
-    Hugging Face's `datasets` keeps them beside the columns, and each file may number the classes in its own order.
-
-    Args:
-        schema: of pyarrow.
-        path: of the file, for messages.
-
-    Raises:
-        UsageError: there are such names, but datasets is not installed.
-        DataError: the names are damaged.
-    """
-    if b'"ClassLabel"' not in (schema.metadata or {}).get(b"huggingface", b""):
-        return {}
-    with _errors(path, *_OF_DAMAGE):
-        return _names_of(_datasets().Features.from_arrow_schema(schema))
-
-
-def _names_of(features: Mapping[str, Any]) -> dict[str, Sequence[str]]:
-    inner = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
-    return {name: feature.names for name, feature in inner.items() if isinstance(feature, _datasets().ClassLabel)}
-
-
-def named_classes(labels: Any, names: Sequence[str], place: str) -> list[str] | None:
-    """Return the names of a video's classes; None where it has none, as -1 says.
-
-    Args:
-        labels: number of a class, or a list of them.
-        names: of the classes.
-        place: of the video, for messages.
-
-    Raises:
-        DataError: a number without a name.
-    """
-    numbers = labels if isinstance(labels, list) else [labels]
-    if numbers in ([None], [-1]):
-        return None
-    for number in numbers:
-        if not isinstance(number, int) or not 0 <= number < len(names):
-            raise DataError(f"label {number} is none of the {len(names)} classes that the file names", file=place)
-    return [names[number] for number in numbers]
 
 
 def _videos(

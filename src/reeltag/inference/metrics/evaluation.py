@@ -57,8 +57,8 @@ class Evaluation:
             raise DataError("no videos to evaluate")
         if not self._positives:
             raise DataError(
-                f"none of {self._examples:,} videos has a label, so the metrics would mean nothing; "
-                "evaluate on labelled shards, or use `reeltag predict`"
+                f"none of {self._examples:,} videos has a label, so GAP and all other metrics mean nothing; evaluate "
+                "on labelled shards (`reeltag predict` needs no labels), or hold out more (data.holdout)"
             )
         segment_ap = self._ranking.class_ap() if self._ranking else None
         return replace(Metrics.merge(self._parts), segment_ap=segment_ap)

@@ -30,7 +30,7 @@ from reeltag.data.bad_records import format_remarks, summary
 from reeltag.data.formats.tfrecord import ShardFile
 from reeltag.data.holdout import matching_shards, refuse_overlap
 from reeltag.data.importing import Input, Split, write_shards
-from reeltag.data.shards import scan
+from reeltag.data.shards import Manifest, scan
 from reeltag.data.sources.files import find_features, list_files
 from reeltag.data.sources.labels import label_table
 from reeltag.data.sources.pieces import open_features
@@ -323,15 +323,22 @@ def _index(recipe: Recipe, split: Split, files: list[DataFile], made_by: str | N
         job.progress.say(f"  {line}")
     if split == "test":
         refuse_overlap(load_manifest(job, "train"), manifest)
-    else:
-        held = len(np.unique(manifest.videos[hold_out(recipe, manifest)[1]]))
-        if held < FEW:
-            job.progress.say(
-                f"  the hold-out has {counted(held, 'video')}, and models are chosen by their GAP on these, which "
-                "means little; hold out more (data.holdout)"
-            )
+    elif remark := _small_holdout(recipe, manifest):
+        job.progress.say(f"  {remark}")
     manifest.save(job.folder / MANIFEST)
     return manifest.fingerprint if limit is None else content_hash([manifest.fingerprint, limit])
+
+
+def _small_holdout(recipe: Recipe, manifest: Manifest) -> str:
+    """Return a remark on a hold-out of few videos; empty for any other."""
+    try:
+        held = len(np.unique(manifest.videos[hold_out(recipe, manifest)[1]]))
+    except UsageError:  # the stages that need it say so
+        return ""
+    if held >= FEW:
+        return ""
+    what = f"the hold-out has {counted(held, 'video')}, and models are chosen by their GAP on these, which means little"
+    return f"{what}; hold out more (data.holdout)"
 
 
 def _limit(data: DataSettings, split: Split) -> int | None:
