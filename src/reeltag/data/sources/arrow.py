@@ -163,10 +163,14 @@ def _ipc_batches(path: Path) -> Iterator[Any]:
 
 
 def _needed(columns: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """Return the columns to read: all, or the wanted features and the columns beside them that mean something."""
+    """Return the columns to read: the wanted features and the columns beside them that mean something, or all.
+
+    All are read if no feature is wanted, and if none of the wanted is there, so that a message names those that are.
+    """
     roles = (*IDS, *LABELS, *LENGTHS)
     structs = {name.partition(".")[0] for name in wanted}
-    return [name for name in columns if not wanted or name in (*wanted, *structs) or name.lower() in roles]
+    features = {name for name in columns if name in wanted or name in structs}
+    return [name for name in columns if not features or name in features or name.lower() in roles]
 
 
 def _videos(
