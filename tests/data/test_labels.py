@@ -135,6 +135,7 @@ def test_parquet_that_cannot_be_read_is_one_message(tmp_path: Path, monkeypatch:
         (rows(n_hot(","), "id,class_0,class_1,class_2"), "every video has 3 labels, all of them 0 or 1"),
         ("id,Game\na,1\nb,0\n", "which may be N-hot or the classes 0 and 1; set label_encoding"),
         ("id,sea,category\na,1,0\nb,0,1\n", "which may be N-hot or the classes 0 and 1; set label_encoding"),
+        ("id;label\na;3,0\nb;0,0\nc;\n", "every video has labels such as '3,0', which may be one class or two"),
         ("id,label\na,true\nb,false\n", "every video has one label, such as 'true'"),
         (rows({"a": '"sea, sky"'}), "line 2: 'a': 'sea, sky' may be one name or several"),
         (rows({"a": "sea|sky", "b": "sea;sun"}), "has | and ; in them"),
