@@ -125,8 +125,10 @@ def find_form(
         seen.see(each, _split(each, separator))
     if not seen.tokens:
         raise UsageError(f"{source}: gives no video a label; check the columns, and how labels are written")
-    if encoding is None and (encoding := seen.encoding(vocabulary)) == "index":
-        _refuse_decimals(found)
+    if encoding is None:
+        encoding = seen.encoding(vocabulary)
+        if encoding == "index":
+            _refuse_decimals(found)
     if encoding == "n-hot":
         return LabelForm(encoding, classes or seen.longest, vocabulary, separator)
     if encoding == "index":
