@@ -161,7 +161,12 @@ def test_lists_of_zeros_and_ones_mean_what_is_told(tmp_path: Path, encoding: Any
     [
         ("a,1\nb,2\n", {}, "no column of ids among a, 1; call it video_id"),
         ("id\na\n", {}, "no column is called labels"),
-        ("id,sea,length\na,1,9.5\n", {}, "line 2: has the columns id, sea, length; no column is called labels"),
+        (
+            "id,sea,length\na,1,9.5\n",
+            {},
+            "line 2: no column is called labels among id, sea, length, and 'length' holds '9.5'",
+        ),
+        ("id,sea,sky\na,1,0\nb,1,\n", {}, "line 3: no column is called labels among id, sea, sky, and 'sky' holds ''"),
         ("id,labels\n", {}, "has no rows"),
         ("id,labels\na,\n", {}, "gives no video a label"),
         ("id,labels\n,3\n", {}, "line 2: the id is ''"),
