@@ -61,3 +61,8 @@ def test_names_match_in_any_unicode_form(stored: str, given: str, tmp_path: Path
     touch(path)
     for pattern in (name, name[:-1] + "*", "*" + name[-1:]):
         assert find_files(unicodedata.normalize(given, pattern), tmp_path) == [path]
+
+
+def test_a_name_that_no_system_takes_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot be read \(File name too long\)"):
+        find_files("x" * 300, tmp_path)

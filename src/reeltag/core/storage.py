@@ -70,9 +70,16 @@ def _behind(url: str) -> list[RemoteFile]:
 
 
 def match_paths(root: Path, pattern: str) -> list[Path]:
-    """Return the local files and folders that match a pattern as `find_files` reads it, sorted; none if none does."""
+    """Return the local files and folders that match a pattern as `find_files` reads it, sorted; none if none does.
+
+    Raises:
+        UsageError: the operating system refuses the name.
+    """
     forms = dict.fromkeys([pattern, *(unicodedata.normalize(form, pattern) for form in ("NFC", "NFD"))])
-    return list(dict.fromkeys(match for form in forms for match in _glob(root, Path(form))))
+    try:
+        return list(dict.fromkeys(match for form in forms for match in _glob(root, Path(form))))
+    except OSError as error:
+        raise UsageError(f"{root / pattern}: cannot be read ({error.strerror}); correct the path") from error
 
 
 def _matching(root: Path, pattern: str) -> list[Path]:

@@ -138,7 +138,7 @@ def find_form(
 
 
 class _Seen:
-    """What all labels of a data set have in common.
+    """Distinct labels of a data set, and what all lists of them have in common.
 
     Attributes:
         tokens: each distinct label, and where it was first seen.
