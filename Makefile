@@ -72,6 +72,7 @@ bench: setup
 	$(BIN)/python bench/reader.py
 	$(BIN)/python bench/loader.py
 	$(BIN)/python bench/train.py
+	$(BIN)/python bench/import.py
 	$(BIN)/python bench/infer.py
 	$(BIN)/python bench/families.py
 	$(BIN)/python bench/modes.py

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,8 @@ from hypothesis import settings
 import reliability
 from objectstores import gs, s3, store, web  # noqa: F401
 from reeltag.artifact.file import Artifact, Member, save_artifact
-from reeltag.data.formats.example import Video
+from reeltag.data.formats import example
+from reeltag.data.formats.example import Video, encode
 from reeltag.data.formats.tfrecord import ShardFile
 from reeltag.data.schema import Schema
 from reeltag.data.shards import Manifest, scan
@@ -97,6 +99,12 @@ def make_video(schema: Schema, length: int = 2, labels: Sequence[int] | None = (
     rng = np.random.default_rng([length, *name.encode()])
     features = tuple(rng.integers(0, 256, (length, width)).astype(schema.dtype) for width in schema.widths)
     return Video(name, None if labels is None else np.array(labels, np.int64), features)
+
+
+def encode_unchecked(video: Video, schema: Schema) -> bytes:
+    """A record that the writer may refuse."""
+    with mock.patch.object(example, "_refuse_unreadable"):
+        return encode(video, schema)
 
 
 def assert_same(one: Video, other: Video) -> None:

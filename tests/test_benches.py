@@ -11,6 +11,7 @@ BENCH = Path(__file__).parent.parent / "bench"
 SMALL = {
     "families": [],
     "gpu": [],
+    "import": ["--videos", "128"],
     "infer": ["--models", "lstm"],
     "loader": ["--batches", "1"],
     "metrics": ["--videos", "200"],

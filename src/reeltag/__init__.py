@@ -13,6 +13,7 @@ from reeltag.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from reeltag.core.errors import ReeltagError
+    from reeltag.data.import_features import Imported, import_features
     from reeltag.inference.evaluate import evaluate
     from reeltag.inference.onnx_export import export_onnx
     from reeltag.inference.onnx_session import open_onnx
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 # The module of each public name.
 _MODULES = {
+    "Imported": "data.import_features",
     "Predictor": "inference.predictor",
     "ReeltagError": "core.errors",
     "RunResult": "pipeline.run",
@@ -32,6 +34,7 @@ _MODULES = {
     "evaluate": "inference.evaluate",
     "export_onnx": "inference.onnx_export",
     "from_pretrained": "inference.predictor",
+    "import_features": "data.import_features",
     "load": "inference.predictor",
     "load_recipe": "recipe.load",
     "open_onnx": "inference.onnx_session",
@@ -42,6 +45,7 @@ _MODULES = {
     "train_models": "pipeline.run",
 }
 __all__ = [
+    "Imported",
     "Predictor",
     "ReeltagError",
     "RunResult",
@@ -49,6 +53,7 @@ __all__ = [
     "evaluate",
     "export_onnx",
     "from_pretrained",
+    "import_features",
     "load",
     "load_recipe",
     "open_onnx",

@@ -18,9 +18,9 @@ from reeltag.artifact.hub import model_card
 from reeltag.cli.main import main
 from reeltag.core.errors import ArtifactError, ReeltagError, UsageError
 from reeltag.core.storage import content_hash, file_hash
-from reeltag.data.schema import read_label_names
 from reeltag.data.shards import Manifest
 from reeltag.data.soft_targets import SoftTargets, TargetsWriter
+from reeltag.data.vocabulary import read_vocabulary
 from reeltag.inference.onnx_session import open_onnx
 from reeltag.pipeline.report.markdown import render
 from reeltag.training import checkpoint
@@ -42,8 +42,8 @@ REFUSED = {  # attack file → part of the message, which also names the file
     "nesting.toml": "is not TOML: maximum recursion depth",
     "tables.toml": "is not TOML: maximum recursion depth",
     "dotted.toml": "is not TOML: a key has 19999 dots",
-    "zip.tfrecord": "record 0, byte 0: CRC of the length does not match",
-    "gzip.tfrecord": "record 0, byte 0: CRC of the length does not match",
+    "zip.tfrecord": "is zip, not a TFRecord file",
+    "gzip.tfrecord": "is gzip",
     "length.tfrecord": "record 0, byte 0: truncated",
     "groups.tfrecord": "record 0, byte 0: is not a valid SequenceExample",
     "messages.tfrecord": "record 0, byte 0: no feature 'audio_embedding'",
@@ -219,7 +219,7 @@ def test_names_from_a_file_are_escaped_in_a_terminal_and_a_model_card(capsys):
 
 
 def test_names_of_classes_are_escaped_in_a_report():
-    names = read_label_names(ATTACKS / "labels.csv", 5)
+    names = read_vocabulary(ATTACKS / "labels.csv", 5).names
     scores = {"gap": 0.5, "hit_at_1": 0.5, "perr": 0.5, "map": 0.5, "videos": 1, "bytes": 1}
     holdout = dict.fromkeys(("file", "prior", "file_where_chosen", "equal_weights", "random_search"), 0.5)
     results = {

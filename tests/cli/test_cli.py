@@ -14,6 +14,7 @@ import torch
 from fuzz.forge import decoded, take_apart
 
 import reeltag
+from conftest import encode_unchecked
 from reeltag.artifact.file import SHARED_FILE, Artifact, Member, load_artifact, save_artifact
 from reeltag.artifact.quantization.quantize import dequantize_state, stored_as
 from reeltag.artifact.quantization.sizes import ENCODINGS
@@ -21,8 +22,9 @@ from reeltag.cli.main import main
 from reeltag.cli.options import Mode
 from reeltag.cli.quantize import Encoding
 from reeltag.core.errors import UsageError
-from reeltag.data.formats.example import Video, encode
+from reeltag.data.formats.example import Video
 from reeltag.data.formats.tfrecord import ShardFile, write_shard
+from reeltag.data.schema import Labels
 from reeltag.data.shards import Shards
 from reeltag.inference import predictor
 from reeltag.models.families import parse_config
@@ -44,7 +46,7 @@ def fails(capsys, *arguments):
 
 
 def shard(path, schema, *videos):
-    write_shard(path, [encode(video, schema) for video in videos])
+    write_shard(path, [encode_unchecked(video, schema) for video in videos])
     return path
 
 
@@ -132,8 +134,8 @@ def test_duplicate_ids_are_found_by_verify(capsys, tiny_schema, tmp_path):
 def test_evaluating_without_labels_points_to_predict(capsys, model, tiny_schema, tmp_path):
     unlabelled = shard(tmp_path / "test.tfrecord", tiny_schema, video(tiny_schema, labels=None))
     message = fails(capsys, "evaluate", model, unlabelled)
-    assert "record 0, byte 0: has no labels: no 'labels', but id; check the schema's 'labels'" in message
-    named = tiny_schema.model_copy(update={"labels": "label"})
+    assert "record 0, byte 0: video 'v': has no labels: no 'labels', but id; check the schema's 'labels'" in message
+    named = tiny_schema.model_copy(update={"labels": Labels(name="label")})
     other = shard(tmp_path / "other.tfrecord", named, video(named))
     assert "has no labels: no 'labels', but id, label; check the schema's" in fails(capsys, "evaluate", model, other)
     assert main(["predict", model, str(unlabelled)]) == 0

@@ -200,7 +200,7 @@ def test_json_is_one_object_that_says_what_the_text_says(capsys, tiny_model, tin
     verified = told("data", "verify", pattern, "--schema", recipe)
     assert (verified["videos"], verified["shards"], verified["left_out"]) == (8, 2, [])
     predicted = told("predict", tiny_model, pattern, "--out", tmp_path / "p.csv")
-    assert predicted == {"file": str(tmp_path / "p.csv"), "videos": 8, "dropped": 0, "left_out": 0}
+    assert predicted == {"file": str(tmp_path / "p.csv"), "videos": 8, "dropped": 0, "left_out": 0, "remarks": {}}
     small = told("quantize", tiny_model, "--out", tmp_path / "s.reeltag")
     assert small["bytes"] == (tmp_path / "s.reeltag").stat().st_size
     assert small["bytes_before"] == tiny_model.stat().st_size

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from badshards import KINDS, NEED_LABELS, REPEATED, SCHEMA, Case, make_case
+from badshards import FORGIVEN, KINDS, NEED_LABELS, REPEATED, SCHEMA, Case, make_case
 from conftest import assert_same
 from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.cli.main import main
@@ -26,7 +26,7 @@ from reeltag.models.tagger import build_tagger
 from reliability import Promise
 
 COLUMNS = ("frames", "id_hashes", "class_counts")
-PREDICT_KINDS = [kind for kind in KINDS if kind not in (NEED_LABELS, REPEATED)]
+PREDICT_KINDS = [kind for kind in KINDS if kind not in (NEED_LABELS, REPEATED, *FORGIVEN)]
 
 
 @pytest.fixture(scope="module")

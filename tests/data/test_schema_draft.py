@@ -81,8 +81,13 @@ def test_what_does_not_fit_is_remarked_upon():
             message.feature_lists.feature_list[name].feature.add().float_list.value.extend([0.5] * width)
     message.feature_lists.feature_list["codes"].feature.add().bytes_list.value.append(b"ab")
     remarks = " ".join(draft([message.SerializeToString(), b"These are notes."]).remarks)
-    for told in ("even is left out: it holds floats", "different numbers of frames", "no labels were found", "no id"):
+    for told in ("even is left out: it holds floats, and the others bytes", "no labels were found", "no id"):
         assert told in remarks
+    assert "different numbers of frames" not in remarks  # of features that are left out
+    message.feature_lists.feature_list["more"].feature.add().bytes_list.value.append(b"ab")
+    message.feature_lists.feature_list["more"].feature.add().bytes_list.value.append(b"ab")
+    assert 'different numbers of frames; unequal = "cut"' in " ".join(draft([message.SerializeToString()]).remarks)
+    del message.feature_lists.feature_list["more"]
     assert "1 record could not be read" in remarks
     other = SequenceExample()
     other.feature_lists.feature_list["codes"].feature.add().bytes_list.value.append(b"abc")

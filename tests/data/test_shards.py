@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import TINY, assert_same, make_video
+from conftest import TINY, assert_same, encode_unchecked, make_video
 from reeltag.core.errors import ArtifactError, DataError, UsageError
 from reeltag.core.storage import file_hash
-from reeltag.data.formats.example import Video, encode
+from reeltag.data.formats.example import Video
 from reeltag.data.formats.tfrecord import ShardFile, write_shard
 from reeltag.data.holdout import refuse_overlap, split_holdout
 from reeltag.data.sampler import epoch_order, step_positions
@@ -31,7 +31,7 @@ SCHEMA = TINY.record_schema
 
 
 def write(path: Path, videos: Iterable[Video]) -> Path:
-    write_shard(path, (encode(video, SCHEMA) for video in videos))
+    write_shard(path, (encode_unchecked(video, SCHEMA) for video in videos))
     return path
 
 

@@ -119,7 +119,7 @@ def test_an_empty_file_is_no_shard(tmp_path: Path) -> None:
 def test_a_text_file_is_no_shard(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("These are notes, not records.\n" * 10)
-    with pytest.raises(DataError, match=r"is this a TFRecord file, uncompressed\?"):
+    with pytest.raises(DataError, match=r"is text, not a TFRecord file; `reeltag data import .*notes\.txt"):
         ShardFile(path).offsets()
 
 

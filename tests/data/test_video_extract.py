@@ -19,12 +19,12 @@ from reeltag.core.errors import UsageError, VideoError, WorkerError
 from reeltag.core.progress import Progress
 from reeltag.core.storage import find_files
 from reeltag.core.tensorfile import TensorFile
-from reeltag.data.schema import read_label_names
 from reeltag.data.shards import read_examples, scan
 from reeltag.data.video import extract as collecting
 from reeltag.data.video.dataset import Item, find_videos, split
 from reeltag.data.video.extract import Settings, extract_dataset
 from reeltag.data.video.features import open_pipeline
+from reeltag.data.vocabulary import read_vocabulary
 from reeltag.recipe.load import load_recipe
 
 HEARD = ["--image", "none"]  # the sound alone, which needs no network
@@ -66,7 +66,7 @@ def shards(videos, tmp_path_factory):
 def test_the_shards_hold_the_videos_and_their_labels(shards):
     schema = load_recipe(shards / "recipe.toml", [f"data.root={shards}"]).data.record_schema
     found = {video.id: video for video in read_examples(find_files([str(shards / "*.tfrecord")]), schema)}
-    names = read_label_names(shards / "labels.csv", schema.classes)
+    names = read_vocabulary(shards / "labels.csv", schema.classes).names
     assert names == ("even", "high", "low")
     labels = {name: {names[label] for label in video.labels} for name, video in found.items()}
     expected = {f"{n}.mp4": {"high"} if n % 2 else {"low", "even"} for n in range(6)}
@@ -194,12 +194,13 @@ def test_a_video_stays_in_its_split_when_others_come():
     ("text", "message"),
     [
         ("name,labels\na.mp4,x\n", "columns 'file' and 'labels', and has name, labels"),
-        ("", "columns 'file' and 'labels', and is empty"),
+        ("", "is empty; it needs a header"),
         ("file,labels\na.mp4,x\na.mp4,y\n", "line 3: a.mp4 has a row already"),
-        ("file,labels\na.mp4\n", "line 2: needs a file and its labels"),
+        ("file,labels\na.mp4\n", "line 2: has 1 cell, and the header 2 columns"),
         ("file,labels\nb.mp4,x\n", "names none of the videos"),
         ("file,labels\na.mp4,\n", "gives no video a label"),
         ("file,labels\na.mp4,007|1\n", "written with zeros before it; write 7"),
+        ("file,labels\na.mp4,1;0;0\nb.mp4,0;1;1\n", "every video has 3 labels, all of them 0 or 1"),
         ("file,labels\na.mp4,99999999\n", "is too high"),
         ("file,labels\na.mp4,\xff\n", "is not UTF-8"),
     ],

@@ -131,7 +131,7 @@ def csv_with(tmp_path, *lines, header="VideoId,LabelConfidencePairs"):
         (["a,0 nan"], "nan is not a probability"),
         (["a,0 0.1 0 0.2"], "a class occurs twice"),
         (["a,0 0.1 1"], "line 2: should be an id, and pairs"),
-        (["a"], "line 2: should be an id, and pairs"),
+        (["a"], "line 2: has 1 cell, and the header 2 columns"),
         (["a,x 1"], "line 2: should be an id, and pairs"),
         ([], "holds no predictions"),
     ],
@@ -144,7 +144,7 @@ def test_faults_of_a_csv_name_the_line(tmp_path, lines, fault):
 
 
 def test_other_files_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="should begin with the line VideoId"):
+    with pytest.raises(UsageError, match="line 1: should be VideoId"):
         read_predictions(csv_with(tmp_path, "a,0 1", header="id,tags"), 8)
     with pytest.raises(UsageError, match=r"\.csv \(Kaggle's columns\) or \.npz"):
         read_predictions(tmp_path / "p.json", 8)

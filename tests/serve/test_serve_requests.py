@@ -1,6 +1,7 @@
 """Whatever is sent, the answer says what is wrong: a 4xx and one shape, and the service goes on."""
 
 import base64
+import io
 import json
 import logging
 
@@ -136,7 +137,7 @@ def test_damaged_records_are_named_by_number_and_byte(client):
     refuses(
         post_records(client, body + frame_record(b"nonsense")), 400, f"record 3, byte {3 * second}", "SequenceExample"
     )
-    refuses(post_records(client, b"{}" * 50), 400, "record 0, byte 0", "is this a TFRecord file")
+    refuses(post_records(client, b"{}" * 50), 400, "record 0, byte 0", "is JSON, not a TFRecord file")
     refuses(post_records(client, b""), 400, "empty")
     empty = make_video(SCHEMA, 0)
     refuses(post_records(client, body + record(empty)), 400, "record 3", "0 frames")
@@ -261,3 +262,42 @@ def test_the_best_classes_of_a_video_are_those_of_a_batch():
         _, expected = top_k(torch.from_numpy(scores), count)
         found = [best_classes(row, count) for row in scores]
         np.testing.assert_array_equal(found, expected)
+
+
+def test_an_array_is_the_same_video_as_a_list(client):
+    frames = frames_of(7)
+    array = io.BytesIO()
+    np.save(array, frames)
+    answer = post_json(client, array.getvalue(), "application/x-npy")
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == client.post("/predict", json={"frames": frames.tolist()}).json()
+
+
+def arrays():
+    def saved(values, **options):
+        file = io.BytesIO()
+        np.save(file, values, **options)
+        return file.getvalue()
+
+    good = saved(frames_of(3))
+    huge = good.replace(b"(3, ", b"(3000000000, ").replace(b" " * 9 + b"\n", b"\n")
+    assert len(huge) == len(good)
+    return {
+        "": (good[:40], "not an array"),
+        "short": (good[:-1], "not an array"),
+        "of a header that tells too much": (huge, "not those of"),
+        "of objects": (saved(np.array([{}], object), allow_pickle=True), "not an array"),
+        "of floats": (saved(frames_of(3).astype(np.float32)), "this model reads"),
+        "of another width": (saved(frames_of(3)[:, 1:]), "this model reads"),
+        "of no frames": (saved(frames_of(3)[:0]), "0 frames"),
+        "of NaN": (saved(np.full((2, 3), np.nan)), "NaN"),
+        "of three axes": (saved(frames_of(3)[None]), "expected"),
+        "that is no array": (b"[[1, 2]]", "not an array"),
+        "that is empty": (b"", "the body is empty"),
+    }
+
+
+@pytest.mark.parametrize("name", arrays())
+def test_a_body_that_is_no_array_of_frames_is_refused(client, name):
+    body, reason = arrays()[name]
+    refuses(post_json(client, body, "application/x-npy"), 400, reason)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conftest import make_video
+from conftest import encode_unchecked, make_video
 from reeltag.data.formats.example import Video, encode
 from reeltag.data.formats.protos import SequenceExample
 from reeltag.data.formats.tfrecord import frame_record, write_shard
@@ -35,7 +35,7 @@ def damaged(name: str) -> bytes:
 
 
 def broken(name: str, **changes: object) -> bytes:
-    return frame_record(encode(replace(video_of(name), **changes), SCHEMA))
+    return frame_record(encode_unchecked(replace(video_of(name), **changes), SCHEMA))
 
 
 def without_id(name: str) -> bytes:
@@ -59,6 +59,7 @@ KINDS: dict[str, Callable[[str], bytes]] = {
     "occurs already in record": lambda name: frame_record(good(name)),
 }
 NEED_LABELS, REPEATED = "has no labels", "occurs already in record"
+FORGIVEN = ("no id", "features disagree on the number of frames")  # when tagging
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,7 @@ ODD: dict[str, tuple[Schema, bytes]] = {
     "the id under its second name": (BYTES, record(name=entry(b"video_id", field(1, field(1, b"second"))))),
     "the id under both names": (BYTES, record(name=entry(b"video_id", field(1, field(1, b"second"))) + ID)),
     "an empty id": (BYTES, named(b"")),
+    "an id that is a number": (BYTES, record(name=entry(b"id", field(3, field(1, b"\x07"))))),
     "an id beyond ASCII": (BYTES, named("視頻 Ünïcode 🎬".encode())),
     "an id of 10,000 letters": (BYTES, named(b"x" * 10_000)),
     "an id with quotes, commas, line breaks and a NUL": (BYTES, named(b'a,"b"\n\r\0c')),
@@ -186,7 +187,6 @@ REFUSED: dict[str, tuple[Schema, bytes, str]] = {
         record(name=entry(b"id", field(1, field(1, b"a"), field(1, b"b")))),
         "has 2 values, expected one",
     ),
-    "an id that is a number": (BYTES, record(name=entry(b"id", field(3, field(1, b"\x07")))), "'id' is a int64_list"),
     "an id that is not UTF-8": (BYTES, named(b"caf\xe9"), "is not UTF-8"),
     "a label below 0": (BYTES, labelled(field(1, b"\xff" * 9 + b"\x01")), "label -1 is outside"),
     "a label beyond the classes": (BYTES, labelled(field(1, b"\x09")), "label 9 is outside the 9 classes"),
@@ -222,7 +222,8 @@ def by_protobuf(schema: Schema, content: bytes) -> dict[str, Any]:
             else [context[feature.name]]
         )
         features.append(b"".join(map(read, items[: schema.max_frames])))
-    name = next(context[key].bytes_list.value[0] for key in schema.ids if context[key].bytes_list.value)
+    names = [context[key] for key in schema.ids if context[key].WhichOneof("kind")]
+    name = names[0].bytes_list.value[0] if names[0].bytes_list.value else b"%d" % names[0].int64_list.value[0]
     known = "labels" in context and context["labels"].HasField("int64_list")
     labels = sorted(set(context["labels"].int64_list.value)) if known else None
     return {"id": name.decode(), "labels": labels, "features": features}

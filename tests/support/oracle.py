@@ -28,7 +28,7 @@ def loose(name: str) -> Any:
 def named_by(schema: Schema, content: bytes) -> bytes:
     """The record without the features that the schema does not name, sound or not."""
     message = loose("SequenceExample" if schema.level == "frame" else "Example").FromString(content)
-    names = {schema.labels, *(feature.name for feature in schema.features)}
+    names = {schema.labels.name, *(feature.name for feature in schema.features)}
     names |= set(FEATURES) if schema.segments else set()
     for features in [features for _, section in message.ListFields() for _, features in section.ListFields()]:
         for key in set(features) - names - {next((key for key in schema.ids if key in features), "")}:

@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager, contextmanager
 import numpy as np
 import pytest
 
+from conftest import encode_unchecked
 from reeltag.artifact.file import Artifact, Member, save_artifact
-from reeltag.data.formats.example import encode
 from reeltag.data.formats.tfrecord import frame_record
 from reeltag.data.schema import Schema
 from reeltag.inference.predictor import load
@@ -81,7 +81,7 @@ def frames_of(length, seed=0, schema=SCHEMA):
 
 
 def record(video, schema=SCHEMA):
-    return frame_record(encode(video, schema))
+    return frame_record(encode_unchecked(video, schema))
 
 
 def post_records(client, body, **query):

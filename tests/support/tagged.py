@@ -10,7 +10,8 @@ from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.cli.main import main
 from reeltag.core.storage import read_json
 from reeltag.data.pca import read_projections
-from reeltag.data.schema import Schema, read_label_names
+from reeltag.data.schema import Schema
+from reeltag.data.vocabulary import read_vocabulary
 from reeltag.models.families import parse_config
 from reeltag.models.tagger import build_tagger
 
@@ -59,5 +60,5 @@ def shards(clips, tmp_path_factory):
 @pytest.fixture(scope="session")
 def model(shards, tmp_path_factory):
     projections, _ = read_projections(shards / "pca.safetensors")
-    names = read_label_names(shards / "labels.csv", 3)
+    names = read_vocabulary(shards / "labels.csv", 3).names
     return write_untrained(tmp_path_factory.mktemp("model") / "m.reeltag", schema_of(shards), projections, names)

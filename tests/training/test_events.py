@@ -57,7 +57,7 @@ def test_a_log_that_was_written_is_read_back(tmp_path):
         assert again[4] == row[4]
         np.testing.assert_allclose(again[1:4], row[1:4], rtol=1e-6)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UsageError, match="not the log of a training"):
+    with pytest.raises(UsageError, match="needs a header with the columns 'step'"):
         read_rows(tmp_path / "other.csv")
 
 

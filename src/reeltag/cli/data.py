@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import App
 
+from reeltag.cli.data_import import import_
 from reeltag.cli.options import MaxBadRecords, OneOrMore, Overrides, load_schema
 from reeltag.cli.output import Json, say
 from reeltag.core.errors import DataError, UsageError
 from reeltag.core.text import one_line, toml
 
 if TYPE_CHECKING:
+    from reeltag.core.storage import DataFile
+    from reeltag.data.schema import Schema
     from reeltag.data.schema_draft import Draft
 
-data = App(name="data", help="Inspect, verify, generate and download shards.")
+data = App(name="data", help="Import, inspect, verify, generate and download shards.")
+data.command(import_, name="import")
 
 
 @data.command(name="inspect")
@@ -47,40 +51,48 @@ def data_inspect(*shards: OneOrMore, json: Json = False) -> None:
     except DataError as error:
         raise DataError(error.reason, file=files[0].name, record=0, offset=0) from error
     summary = f"{counted(len(files), 'shard')}, {counted(records, 'record')}, {megabytes(size)}"
-    drafted = draft(record.payload for record in files[0].records(lambda damaged: None))
+    drafted = draft(record.payload for record in files[0].records(_pass))
     text = [summary, f"first record of {files[0].path}:", *(f"  {line}" for line in lines), "", *_draft_lines(drafted)]
     result = {"shards": len(files), "records": records, "bytes": size, "first_record": lines}
     say({**result, "draft": asdict(drafted)}, text, json)
 
 
 @data.command
-def verify(*shards: OneOrMore, schema: str, max_bad_records: MaxBadRecords = 0, json: Json = False) -> None:
+def verify(
+    *shards: OneOrMore, schema: str | None = None, max_bad_records: MaxBadRecords = 0, json: Json = False
+) -> None:
     """Verify checksums, features, labels and ids of all records; exit with code 2 at the first fault.
 
     Example: reeltag data verify '/data/audioset/eval-*.tfrecord' --schema audioset
 
     Args:
         shards: Paths, URLs or glob patterns of TFRecord files.
-        schema: A preset (yt8m-frame, yt8m-video, audioset), or a recipe with a data.schema.
+        schema: A preset (yt8m-frame, yt8m-video, audioset), or a recipe with a data.schema; by default that of the
+            manifest beside the shards, which `extract` and `data import` write, and without one a draft from all
+            records.
     """
     from reeltag.core.progress import default_progress
     from reeltag.core.storage import file_size, find_files
     from reeltag.core.text import counted, megabytes
+    from reeltag.data.bad_records import format_remarks
     from reeltag.data.shards import scan
 
     paths = find_files(shards)
-    loaded = load_schema(schema)
+    loaded, origin = (load_schema(schema), schema) if schema is not None else _found_schema(paths)
     with default_progress().task("verify", sum(map(file_size, paths)), "bytes") as task:
         manifest = scan(paths, loaded, task.advance, max_bad_records=max_bad_records)
     if not len(manifest):
-        raise UsageError(f"no record is valid; the first fault is {manifest.left_out[0]}")
+        fault = f"; the first fault is {manifest.left_out[0]}" if manifest.left_out else ""
+        raise UsageError(f"no record is valid{fault}")
     frames = manifest.frames[manifest.first_examples]
     cut = int((frames > loaded.max_frames).sum())
     occurring, labels = int((manifest.class_counts > 0).sum()), float(manifest.class_counts.sum() / len(manifest))
     examples = counted(len(manifest), loaded.example)
     text = [
+        *([] if schema is not None else [f"schema    {origin}"]),
         f"{counted(len(paths), 'shard')}, {examples}, {megabytes(manifest.bytes)}: all checksums and ids are valid",
         *(f"bad       {bad}" for bad in manifest.left_out),
+        *(f"allowed   {line}" for line in format_remarks(manifest.remarks)),
         f"frames    {frames.min()} to {frames.max()} a video, {frames.mean():.1f} on average",
         *(
             [f"          {cut:,} videos have more than {loaded.max_frames}; their later frames are left out"]
@@ -91,10 +103,12 @@ def verify(*shards: OneOrMore, schema: str, max_bad_records: MaxBadRecords = 0, 
         f"classes   {occurring:,} of {loaded.classes:,} occur",
     ]
     result = {
+        "schema": origin,
         "shards": len(paths),
         "videos": len(manifest),
         "bytes": manifest.bytes,
         "left_out": list(map(str, manifest.left_out)),
+        "remarks": dict(manifest.remarks),
         "frames": {"min": int(frames.min()), "max": int(frames.max()), "mean": float(frames.mean()), "cut": cut},
         "labelled": manifest.labelled,
         "labels_a_video": labels,
@@ -173,6 +187,40 @@ def download(
         f"verify them: reeltag data verify '{out}/{split}????.tfrecord' --schema yt8m-{level}",
     ]
     say({"folder": out, "shards": len(shards), "bytes": size}, text, json)
+
+
+def _found_schema(paths: Sequence[DataFile]) -> tuple[Schema, str]:
+    """Return the schema of the manifest beside shards, or else a draft, and the origin of it.
+
+    Raises:
+        UsageError: there is no manifest, and no schema fits the records.
+    """
+    from itertools import chain
+
+    from pydantic import ValidationError
+
+    from reeltag.data.extractor_origin import schema_beside
+    from reeltag.data.formats.tfrecord import ShardFile
+    from reeltag.data.schema import Schema
+    from reeltag.data.schema_draft import draft
+
+    if (beside := schema_beside(paths)) is not None:
+        return beside[0], f"of {beside[1]}"
+    shards = (ShardFile(path) for path in paths)
+    drafted = draft(record.payload for record in chain.from_iterable(shard.records(_pass) for shard in shards))
+    try:
+        schema = Schema.model_validate({"classes": 1} | drafted.schema)
+    except ValidationError as error:
+        reason = "; ".join(drafted.remarks)
+        raise UsageError(
+            f"no manifest lies beside these shards, and no schema fits them: {reason}; give --schema"
+        ) from error
+    remarks = "".join(f"\n          {one_line(remark)}" for remark in drafted.remarks)
+    return schema, f"drafted from these records: {toml(drafted.schema)}{remarks}"
+
+
+def _pass(damaged: DataError) -> None:
+    """Leave a damaged record to the check that follows."""
 
 
 def _draft_lines(drafted: Draft) -> list[str]:

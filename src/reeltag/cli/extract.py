@@ -83,7 +83,7 @@ def _report(data: Dataset, outcomes: Sequence[Outcome], out: Path, json: bool) -
     text = [f"{out}: {', '.join(counts)}"]
     if data.classes is not None:
         first = "" if test else f"set data.test in {out / 'recipe.toml'}, then "
-        text.append(f"{first}train: reeltag run {out / 'recipe.toml'} --set data.root={out}")
+        text.append(f"{first}train: reeltag run {out / 'recipe.toml'}")
     say(result, text, json)
     notes = [f"no training video has the label {one_line(name)}, so it cannot be learned" for name in untaught]
     notes = first_lines(notes) + (

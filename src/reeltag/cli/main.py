@@ -111,6 +111,7 @@ def _resume_note(words: Sequence[str]) -> str:
         "run": "from its last checkpoint",
         "train": "from its last checkpoint",
         "extract": "after the videos that are finished",
+        "data import": "after the shards that are finished",
         "data download": "after the bytes that are downloaded",
     }
     if any(word.partition("=")[0] == "--out" for word in words):

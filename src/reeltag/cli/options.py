@@ -61,6 +61,14 @@ MaxBadRecords = Annotated[
         help="Number of damaged or invalid records, over all shards, that may be skipped before the command fails.",
     ),
 ]
+# The same names as `reeltag.data.labels.Encoding`, whose module imports NumPy.
+LabelEncoding = Annotated[
+    Literal["index", "n-hot", "name"] | None,
+    Parameter(
+        help="Form of the labels: class numbers, 0 or 1 for every class, or names and ids; by default it is found, if "
+        "only one fits."
+    ),
+]
 OneOrMore = Annotated[str, Parameter(required=True)]
 Overrides = Annotated[
     list[str],

@@ -30,8 +30,10 @@ def say(result: Mapping[str, Any], text: Iterable[str], json: bool) -> None:
 
 
 def say_left_out(bad: BadRecords) -> None:
-    """List on standard error the bad records that were left out, if any."""
-    from reeltag.data.bad_records import summary
+    """List on standard error the bad records that were left out, and count what was forgiven in others, if any."""
+    from reeltag.data.bad_records import format_remarks, summary
 
     if bad.records:
         print(summary(bad.records), file=sys.stderr)
+    for line in format_remarks(bad.remarks):
+        print(line, file=sys.stderr)

@@ -35,7 +35,8 @@ def predict(
 
     Args:
         model: A .reeltag file, a folder that `share` wrote, or a URL.
-        shards: Paths, URLs or glob patterns of TFRecord files; labels are not needed.
+        shards: Paths, URLs or glob patterns of TFRecord files, or of features as `data import` reads them; labels are
+            not needed.
         out: A new .csv (Kaggle's format), .jsonl or .parquet file; JSON Lines to standard output by default.
         workers: Processes among which shards and CPU threads are divided; each loads the model.
         drop_flat: Skip the fake test videos of the YouTube-8M challenge: those whose mean rgb hardly varies.
@@ -75,6 +76,7 @@ def predict(
             pool=open_pool("", executor, address),
         )
         result = {"file": out, "videos": counts.videos, "dropped": counts.dropped, "left_out": len(counts.bad.records)}
+        result["remarks"] = dict(counts.bad.remarks)
         example = stream_artifact(file)[0].schema.example
         say(result, [f"{out}: {counted(counts.videos, example)}"], json)
     if drop_flat:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+MAX_ID = 100  # characters of an id in a message
+
 
 class ReeltagError(ValueError):
     """Base class of all errors that the user can fix."""
@@ -25,24 +27,35 @@ class DataError(ReeltagError):
         file: path of the shard.
         record: index of the record in the shard, from 0.
         offset: byte offset of the record in the shard.
+        id: of the record's video, where it has one.
     """
 
     def __init__(
-        self, reason: str, *, file: str | None = None, record: int | None = None, offset: int | None = None
+        self,
+        reason: str,
+        *,
+        file: str | None = None,
+        record: int | None = None,
+        offset: int | None = None,
+        id: str | None = None,
     ) -> None:
-        self.reason, self.file, self.record, self.offset = reason, file, record, offset
+        self.reason, self.file, self.record, self.offset, self.id = reason, file, record, offset, id
         place = [file] if file else []
         place += [f"record {record}"] if record is not None else []
         place += [f"byte {offset}"] if offset is not None else []
-        super().__init__(f"{', '.join(place)}: {reason}" if place else reason)
+        parts = [", ".join(place)] if place else []
+        parts += [f"video {id[:MAX_ID]!r}"] if id is not None else []
+        super().__init__(": ".join([*parts, reason]))
 
     def __reduce__(self) -> tuple[object, ...]:
         # Loader workers send errors to the parent by pickle, which only replays positional arguments.
-        return (_rebuild_data_error, (self.reason, self.file, self.record, self.offset))
+        return (_rebuild_data_error, (self.reason, self.file, self.record, self.offset, self.id))
 
 
-def _rebuild_data_error(reason: str, file: str | None, record: int | None, offset: int | None) -> DataError:
-    return DataError(reason, file=file, record=record, offset=offset)
+def _rebuild_data_error(
+    reason: str, file: str | None, record: int | None, offset: int | None, id: str | None
+) -> DataError:
+    return DataError(reason, file=file, record=record, offset=offset, id=id)
 
 
 class RecipeError(ReeltagError):

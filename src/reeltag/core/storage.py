@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import stat
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -42,9 +43,12 @@ def as_strings(given: Patterns) -> list[str]:
 def find_files(patterns: Patterns, root: Path | str | None = None) -> list[DataFile]:
     """Find the files that match glob patterns; each appears once, sorted by name within a pattern.
 
+    Folders that exist are taken as they are called, whatever letters their names have, and hidden files are passed
+    over unless a pattern names them. Names match in any Unicode form.
+
     Args:
         patterns: one or several glob patterns of paths or URLs.
-        root: folder, or its URL, that relative patterns start from.
+        root: folder, or its URL, that relative patterns start from; never a pattern itself.
 
     Raises:
         UsageError: a pattern matches nothing, or something that is not a regular file.
@@ -53,22 +57,35 @@ def find_files(patterns: Patterns, root: Path | str | None = None) -> list[DataF
     found: dict[DataFile, None] = {}
     for pattern in as_strings(patterns):
         place = join_path(root, pattern)
-        found |= dict.fromkeys(_behind(place) if is_url(place) else _matching(Path(place)))
+        within = root if isinstance(root, Path) and not Path(pattern).is_absolute() else Path()
+        found |= dict.fromkeys(_behind(place) if is_url(place) else _matching(within, pattern))
     return list(found)
 
 
 def _behind(url: str) -> list[RemoteFile]:
-    found = expand(url)
+    found = [file for file in expand(url) if not _is_hidden(file.url, url)]
     if not found:
         raise UsageError(f"{url}: no file matches; give the URL of a shard or a pattern in quotes")
     return found
 
 
-def _matching(full: Path) -> list[Path]:
-    anchor = Path(full.anchor)
-    relative = str(full.relative_to(anchor)) if full.is_absolute() else str(full)
-    matches = [full] if full.exists() else sorted(anchor.glob(relative))
+def match_paths(root: Path, pattern: str) -> list[Path]:
+    """Return the local files and folders that match a pattern as `find_files` reads it, sorted; none if none does.
+
+    Raises:
+        UsageError: the operating system refuses the name.
+    """
+    forms = dict.fromkeys([pattern, *(unicodedata.normalize(form, pattern) for form in ("NFC", "NFD"))])
+    try:
+        return list(dict.fromkeys(match for form in forms for match in _glob(root, Path(form))))
+    except OSError as error:
+        raise UsageError(f"{root / pattern}: cannot be read ({error.strerror}); correct the path") from error
+
+
+def _matching(root: Path, pattern: str) -> list[Path]:
+    matches = match_paths(root, pattern)
     if not matches:
+        full = root / pattern
         where = f"no file in {full.parent.resolve()} matches"
         hint = where if full.parent.exists() else "the folder does not exist"
         raise UsageError(f"{full}: {hint}; give the path of a shard or a glob pattern in quotes")
@@ -80,6 +97,23 @@ def _matching(full: Path) -> list[Path]:
         except OSError as error:
             raise UsageError(f"{match}: cannot be read ({error.strerror}); name only shards") from error
     return matches
+
+
+def _glob(root: Path, pattern: Path) -> list[Path]:
+    """Return the files that match a pattern, whose first parts are names as long as such folders exist."""
+    parts = list(pattern.parts)
+    while parts and os.path.exists(root / parts[0]):  # noqa: PTH110 - of a pathlib path, some errors are raised
+        root /= parts.pop(0)
+    if not parts:
+        return [root]
+    rest = str(Path(*parts))
+    return sorted(match for match in root.glob(rest) if not _is_hidden(str(match.relative_to(root)), rest))
+
+
+def _is_hidden(name: str, pattern: str) -> bool:
+    """Return True if a path has a hidden part, such as `._x` or `.cache`, and its pattern has none."""
+    hidden = [any(part.startswith(".") and part.strip(".") for part in each.split("/")) for each in (name, pattern)]
+    return hidden == [True, False]
 
 
 def join_path(root: Path | str | None, name: str) -> str:
@@ -337,8 +371,8 @@ def remove_folder(folder: Path) -> None:
 
 
 def _remove_if_idle(folder: Path) -> None:
-    """Remove a folder of parts that holds nothing but its lock file."""
-    if [entry.name for entry in folder.glob("*")] == [LOCK]:
+    """Remove a folder of parts that holds nothing but its lock file and empty folders."""
+    if all(entry.name == LOCK or (entry.is_dir() and not any(entry.iterdir())) for entry in folder.glob("*")):
         with suppress(UsageError):  # an empty folder does no harm
             remove_folder(folder)
 

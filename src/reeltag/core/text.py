@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,14 @@ NAME_SEPARATOR = " · "  # names of classes, which may have commas
 def printable(text: str) -> str:
     """Replace characters that would control a terminal or that YAML forbids by spaces; line breaks stay."""
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+
+
+def same_form(text: str) -> str:
+    """Return text in Unicode's composed form, so that names compare equal that look the same.
+
+    Names of files from macOS are decomposed: é is e and an accent there.
+    """
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def one_line(value: object) -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import sys
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import numpy.typing as npt
 
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import require_regular
+from reeltag.core.tables import fault, read_table
 from reeltag.data.shards import Indices, id_hash
 
 COLUMNS = ("VideoId", "LabelConfidencePairs")
@@ -92,36 +90,24 @@ def _read_csv(path: Path, classes: int) -> Read:
     names: list[str] = []
     counts: list[int] = []
     numbers, values = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
-    for line, row in _csv_rows(path):
+    table = read_table(path)
+    if table.columns != COLUMNS:
+        raise fault(path, table.header, f"should be {','.join(COLUMNS)}, the header of Kaggle's format")
+    for line, (name, pairs) in table:
         try:
-            name, pairs = row
             cells = np.array(pairs.split(), np.float64).reshape(-1, 2)
         except ValueError as error:
             how = "an id, and pairs of class number and probability separated by spaces"
-            raise UsageError(f"{path}, line {line}: should be {how}") from error
+            raise fault(path, line, f"should be {how}") from error
+        if not name:
+            raise fault(path, line, "has no id")
         if wrong := _fault(cells[:, 0], cells[:, 1], classes):
-            raise UsageError(f"{path}, line {line}: {wrong}")
+            raise fault(path, line, wrong)
         names.append(name)
         counts.append(len(cells))
         numbers.append(cells[:, 0].astype(np.int64))
         values.append(cells[:, 1].astype(np.float32))
     return names, np.array(counts, np.int64), np.concatenate(numbers), np.concatenate(values)
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows after the header with their line numbers."""
-    csv.field_size_limit(sys.maxsize)
-    try:
-        with require_regular(path).open(encoding="utf-8", newline="") as file:
-            reader = csv.reader(file)
-            if tuple(next(reader, ())) != COLUMNS:
-                raise UsageError(f"{path}: should begin with the line {','.join(COLUMNS)}")
-            for row in reader:
-                yield reader.line_num, row
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: is not a CSV file ({error})") from error
 
 
 def _read_npz(path: Path, classes: int) -> Read:

@@ -1,4 +1,4 @@
-"""Check the extractor of shards' features by the manifest that `reeltag extract` writes beside them."""
+"""Read the schema and the extractors of shards from the manifest that reeltag writes beside those it makes."""
 
 from __future__ import annotations
 
@@ -41,13 +41,34 @@ def describe_difference(found: Origin, wanted: Origin) -> str:
     return " with other weights or settings" if found.name == wanted.name else ""
 
 
-def _origins(manifest: Path) -> dict[str, Origin]:
-    """Read a manifest's extractors by feature; empty if there is no manifest or it is of another kind."""
+def schema_beside(shards: Iterable[DataFile]) -> tuple[Schema, Path] | None:
+    """Return the schema of the manifest beside local shards, and the manifest's path; None if there is none.
+
+    Raises:
+        UsageError: the shards lie beside manifests of several schemas, or a manifest cannot be read.
+    """
+    found: dict[Schema, Path] = {}
+    for folder in sorted({shard.parent for shard in shards if isinstance(shard, Path)}):
+        if (schema := _schema_of(folder / MANIFEST)) is not None:
+            found.setdefault(schema, folder / MANIFEST)
+    if len(found) > 1:
+        one, other, *_ = found.values()
+        raise UsageError(f"{one} and {other} have different schemas; verify these shards apart, or give --schema")
+    return next(iter(found.items()), None)
+
+
+def _schema_of(manifest: Path) -> Schema | None:
+    """Read a manifest's schema; None if there is no manifest or it is of another kind."""
     content = read_json(manifest) if manifest.is_file() else None
-    if not isinstance(content, dict) or "extractors" not in content:
-        return {}
+    if not isinstance(content, dict) or not content.keys() >= {"format", "schema", "shards"}:
+        return None
     try:
-        schema = Schema.model_validate(content.get("schema"))
+        return Schema.model_validate(content["schema"])
     except ValidationError as error:
-        raise UsageError(f"{manifest}: its schema cannot be read; extract the videos again") from error
-    return {feature.name: feature.extractor for feature in schema.features if feature.extractor is not None}
+        raise UsageError(f"{manifest}: its schema cannot be read; make the shards again") from error
+
+
+def _origins(manifest: Path) -> dict[str, Origin]:
+    """Return a manifest's extractors by feature; empty if it names none."""
+    schema = _schema_of(manifest)
+    return {each.name: each.extractor for each in schema.features if each.extractor is not None} if schema else {}

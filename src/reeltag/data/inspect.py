@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 from reeltag.core.errors import DataError
 from reeltag.core.text import counted
 from reeltag.data.formats.protos import SequenceExample
+from reeltag.data.schema import Schema
 
 MAX_VALUES = 4  # values of a list
 
@@ -37,6 +38,27 @@ def context_names(record: bytes) -> list[str]:
         DataError: the record is neither an Example nor a SequenceExample.
     """
     return sorted(_parsed(record).context.feature)
+
+
+def record_id(record: bytes, schema: Schema) -> str | None:
+    """Return the id of a record for a message, as far as it can be read."""
+    try:
+        context = _parsed(record).context.feature
+    except DataError:
+        return None
+    for key in schema.ids:
+        if key in context:
+            item = context[key]
+            for value in item.bytes_list.value:
+                return str(value.decode(errors="replace"))
+            for value in item.int64_list.value:
+                return str(value)
+    return None
+
+
+def label_values(record: bytes, schema: Schema) -> list[int]:
+    """Return the class numbers of a record as they are stored, repeated ones included."""
+    return list(_parsed(record).context.feature[schema.labels.name].int64_list.value)
 
 
 def _parsed(record: bytes) -> Any:

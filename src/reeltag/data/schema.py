@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-from io import StringIO
-from pathlib import Path
+from operator import not_
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
     model_serializer,
+    model_validator,
 )
+from pydantic_core import CoreSchema
 
 from reeltag.core.errors import UsageError
-from reeltag.core.remote_files import is_url, read
 
 MAX_FRAMES = 1_000_000  # of a video
+# Keys are left out of dumps at their defaults, so that hashes of older stages and files stay valid.
+_is_fail, _is_native, _is_listed = "fail".__eq__, "native".__eq__, "listed".__eq__
 
 
 _Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -54,19 +56,51 @@ class Feature(BaseModel):
         return content
 
 
+class Labels(BaseModel):
+    """Feature of a record that holds its labels; in a recipe its name, or a table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "labels"
+    encoding: Literal["index", "n-hot"] | None = Field(
+        None,
+        description="index: numbers of the classes that are present; n-hot: a 0 or 1 for each class; by default index, "
+        "but lists that could be either are refused",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _as_name(self, handler: SerializerFunctionWrapHandler) -> Any:
+        """Write the name alone if no encoding is given, so that hashes of older stages and files stay valid."""
+        return self.name if self.encoding is None else handler(self)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        table = handler.resolve_ref_schema(handler(core))
+        return {**table, "type": ["string", "object"]}
+
+
+# What a value of `storage` is in a record, as a NumPy type; the others are as `dtype` says.
+STORED_BYTES = {"float16-bytes": "<f2", "float32-bytes": "<f4", "float64-bytes": "<f8"}
+
+
 class Schema(BaseModel):
     """Layout of the records of a data set.
 
     Frame level is a `SequenceExample` whose feature lists hold T frames; video level is an `Example`
     whose features hold one vector. Frames are `uint8` codes of values in [-2, 2] (golden file
-    `dequantize`) or plain `float32`.
+    `dequantize`) or plain `float32`. The keys from `storage` on allow other layouts and incomplete records.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     level: Literal["frame", "video"] = "frame"
     ids: tuple[str, ...] = Field(("id", "video_id"), min_length=1, description="names that the id may have")
-    labels: str = "labels"
+    labels: Labels = Labels()
     features: tuple[Feature, ...] = Field(min_length=1, max_length=64)
     dtype: Literal["uint8", "float32"] = "uint8"
     classes: int = Field(gt=0)
@@ -78,6 +112,35 @@ class Schema(BaseModel):
     )
     segment_classes: tuple[int, ...] | None = Field(
         None, min_length=1, description="the classes that segments are rated in; all by default"
+    )
+    storage: Literal["native", "int64", "float16-bytes", "float32-bytes", "float64-bytes"] = Field(
+        "native",
+        exclude_if=_is_native,
+        description="how records hold values; native: uint8 as bytes, float32 as a float list",
+    )
+    frames: Literal["listed", "flat"] = Field(
+        "listed",
+        exclude_if=_is_listed,
+        description="listed: a feature list of frames; flat: all frames of a feature one after another in one feature",
+    )
+    frame_count: str | None = Field(
+        None, exclude_if=not_, description="flat: name of the number of frames; values beyond these are padding"
+    )
+    missing: Literal["fail", "zero", "skip"] = Field(
+        "fail",
+        exclude_if=_is_fail,
+        description="records that lack a feature: an error, a feature of zeros, or left out",
+    )
+    unequal: Literal["fail", "cut"] = Field(
+        "fail",
+        exclude_if=_is_fail,
+        description="features of a record with different numbers of frames: an error, or cut to the shortest",
+    )
+    unnamed: Literal["fail", "number"] = Field(
+        "fail", exclude_if=_is_fail, description="records without an id: an error, or called SHARD:NUMBER"
+    )
+    empty_shards: Literal["fail", "skip"] = Field(
+        "fail", exclude_if=_is_fail, description="files of 0 bytes: an error, or passed over"
     )
 
     @field_validator("features")
@@ -93,6 +156,27 @@ class Schema(BaseModel):
     def _of_its_level(cls, value: str, info: ValidationInfo) -> str:
         if info.data.get("level") == "video" and value != "float32":
             raise ValueError("video-level features are float32")
+        return value
+
+    @field_validator("storage")
+    @classmethod
+    def _of_its_dtype(cls, value: str, info: ValidationInfo) -> str:
+        if value in STORED_BYTES and info.data.get("dtype") == "uint8":
+            raise ValueError(f'"{value}" needs dtype = "float32", which the values become')
+        return value
+
+    @field_validator("frames")
+    @classmethod
+    def _of_frames(cls, value: str, info: ValidationInfo) -> str:
+        if value == "flat" and info.data.get("level") == "video":
+            raise ValueError("video-level features are one vector; leave it out")
+        return value
+
+    @field_validator("frame_count")
+    @classmethod
+    def _of_flat_frames(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("frames", "flat") != "flat":
+            raise ValueError('is for frames = "flat"; feature lists have a length of their own')
         return value
 
     @field_validator("segments")
@@ -116,6 +200,22 @@ class Schema(BaseModel):
         if outside := [each for each in value if not 0 <= each < info.data.get("classes", each + 1)]:
             raise ValueError(f"{outside[0]} is not one of the schema's classes")
         return tuple(sorted(value))
+
+    @property
+    def standard(self) -> bool:
+        """True if records are laid out as `encode` writes them."""
+        return (self.storage, self.frames, self.labels.encoding) in {
+            ("native", "listed", None),
+            ("native", "listed", "index"),
+        }
+
+    @property
+    def lenient(self) -> Schema:
+        """The schema that reads whatever can be tagged: incomplete records, and empty shards."""
+        missing = "zero" if self.missing == "fail" else self.missing
+        return self.model_copy(
+            update={"missing": missing, "unequal": "cut", "unnamed": "number", "empty_shards": "skip"}
+        )
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -177,32 +277,3 @@ def preset_schema(name: str) -> Schema:
         return Schema.model_validate(expand_preset(name))
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-def read_label_names(path: Path | str, classes: int) -> tuple[str, ...]:
-    """Read the names of the classes from a CSV file such as AudioSet's or YouTube-8M's.
-
-    The header names an `index` column and a `display_name` or `name` column (letter case is ignored). The file may be
-    behind a URL.
-
-    Raises:
-        UsageError: the file is missing, lacks a column, or does not name each class once.
-    """
-    remote = is_url(str(path))
-    if not remote and not Path(path).is_file():
-        raise UsageError(f"{path}: no such file of label names; see data.label_names")
-    try:
-        content = read(str(path)) if remote else Path(path).read_bytes()
-        text = StringIO(content.decode("utf-8-sig"), newline="")  # spreadsheets write a byte order mark
-        rows = [{key.lower(): item for key, item in row.items() if key} for row in csv.DictReader(text)]
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: is not UTF-8 ({error}); save it as UTF-8") from error
-    column = next((c for c in ("display_name", "name") if rows and c in rows[0]), None)
-    if column is None or "index" not in rows[0]:
-        raise UsageError(f"{path}: needs a header with the columns 'index' and 'display_name' or 'name'")
-    names = {row["index"]: row[column] for row in rows if row[column] is not None}
-    missing = [index for index in range(classes) if str(index) not in names]
-    if missing or len(rows) != classes:
-        what = f"class {missing[0]} is missing" if missing else f"has {len(rows)} rows"
-        raise UsageError(f"{path}: should name each of {classes} classes once, but {what}")
-    return tuple(names[str(index)] for index in range(classes))

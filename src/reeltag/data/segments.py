@@ -52,7 +52,7 @@ def refuse_unlabelled(video: Video, record: bytes, schema: Schema) -> None:
     """
     if (video.labels if schema.segments is None else video.ratings) is not None:
         return
-    what, hint = f"labels: no {schema.labels!r}", "check the schema's 'labels'; "
+    what, hint = f"labels: no {schema.labels.name!r}", "check the schema's 'labels'; "
     if schema.segments is not None:
         what, hint = f"ratings of segments: no {CLASSES!r}", ""
     names_present = context_names(record)

@@ -5,29 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice, pairwise
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import numpy.typing as npt
 
 from reeltag.core import tensorfile
-from reeltag.core.errors import ArtifactError, DataError
+from reeltag.core.errors import ArtifactError, DataError, UsageError
 from reeltag.core.remote_files import RemoteFile, is_url
-from reeltag.core.storage import DataFile, content_hash, file_hash
+from reeltag.core.storage import DataFile, content_hash, file_hash, file_size, refuse_existing
 from reeltag.core.tensorfile import TensorFile
+from reeltag.core.text import counted, same_form
 from reeltag.data.bad_records import BadRecord, BadRecords
-from reeltag.data.formats.example import Video, decode
-from reeltag.data.formats.tfrecord import Record, Records, ShardBytes, ShardFile
+from reeltag.data.formats.example import MissingFeatureError, Video, decode, encode
+from reeltag.data.formats.tfrecord import Record, Records, ShardBytes, ShardFile, write_shard
+from reeltag.data.inspect import label_values, record_id
 from reeltag.data.prefetch import prefetched
 from reeltag.data.schema import Schema
 from reeltag.data.segments import cut_example, iter_examples, refuse_unlabelled
 from reeltag.data.shard_cache import fetch
 
 Indices = npt.NDArray[np.int64]
+EMPTY = "empty shards, passed over"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Manifest:
         class_counts: examples of each of C classes.
         labelled: number of examples with labels.
         left_out: bad records of the shards, which have no examples.
+        remarks: numbers of records and shards that the schema forgave something, by what it was.
     """
 
     schema: Schema
@@ -77,6 +81,7 @@ class Manifest:
     class_counts: Indices
     labelled: int
     left_out: tuple[BadRecord, ...] = ()
+    remarks: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -116,6 +121,8 @@ class Manifest:
         lists = {"shards": self.shards, "left_out": self.left_out}
         arrays |= {key: _json_bytes([vars(item) for item in items]) for key, items in lists.items()}
         content = {"schema": self.schema.model_dump(mode="json"), "labelled": self.labelled}
+        if self.remarks:
+            content["remarks"] = dict(self.remarks)
         tensorfile.write(path, arrays, content)
 
     @classmethod
@@ -136,6 +143,7 @@ class Manifest:
             tuple(ShardInfo(**shard) for shard in shards),
             labelled=file.content["labelled"],
             left_out=tuple(BadRecord(**record) for record in left_out),
+            remarks=file.content.get("remarks", {}),
             **arrays,
         )
 
@@ -178,16 +186,19 @@ def scan(
 
     Raises:
         DataError: a bad record beyond the limit, or a damaged length after which no record can be located.
+        UsageError: labels may be n-hot, and the schema does not say; see `LabelLists`.
     """
     shards: list[ShardInfo] = []
     tables = [np.empty(0, list(_COLUMNS.items()))]
     counts, known, videos, bad = np.zeros(schema.classes, np.int64), 0, 0, BadRecords(max_bad_records)
+    lists = LabelLists(schema)
     for path in prefetched(paths):
         source = fetch(path) if isinstance(path, RemoteFile) else path
-        shard, before = ShardFile(source), len(bad.records)
+        shard, before = ShardFile(source), len(bad.records) + bad.skipped
         rows, left = [], None if limit is None else limit - videos
         for record, video in islice(read_records(shard, schema, bad, labelled=labelled), left):
             videos += 1
+            lists.add(record.payload, video)
             whole = (record.offset, record.number, record.crc, video.length + video.cut, id_hash(video.id))
             for start, example in iter_examples(video, schema, rated_only=rated_only):
                 rows.append((*whole, start))
@@ -195,19 +206,21 @@ def scan(
                     known += 1
                     counts[example.labels] += 1
         tables.append(np.array(rows, tables[0].dtype))
-        left_out = len(bad.records) - before
+        left_out = len(bad.records) + bad.skipped - before
         if isinstance(source, RemoteFile):
             place, digest = source.url, source.sha256
         else:
             place, digest = str(source.resolve()), file_hash(source)
-        shards.append(ShardInfo(place, shard.size, digest, len(rows), left_out))
-        advance(shard.size)
+        size = file_size(source)
+        shards.append(ShardInfo(place, size, digest, len(rows), left_out))
+        advance(size)
         if videos == limit:
             break
+    lists.refuse_n_hot()
     table = np.concatenate(tables)
     columns = {name: table[name].copy() for name in _COLUMNS}
     manifest = Manifest(schema, tuple(shards), **columns, class_counts=counts, labelled=known)
-    return replace(_without_repeats(manifest, bad), left_out=tuple(bad.records))
+    return replace(_without_repeats(manifest, bad), left_out=tuple(bad.records), remarks=dict(bad.remarks))
 
 
 def read_records(
@@ -225,20 +238,98 @@ def read_records(
         DataError: a bad record beyond the limit, or a damaged length after which no record can be located.
     """
     bad = bad or BadRecords()
+    if schema.empty_shards == "skip" and isinstance(shard, ShardFile) and not file_size(shard.path):
+        bad.remarks[EMPTY] += 1
+        return
     for record in shard.records(bad.skip):
         try:
-            video = decode(record.payload, schema)
+            video = decode(record.payload, schema, unnamed_id(shard.name, record.number))
             if labelled:
                 refuse_unlabelled(video, record.payload, schema)
         except DataError as error:
-            bad.skip(DataError(error.reason, file=shard.name, record=record.number, offset=record.offset))
+            if isinstance(error, MissingFeatureError) and schema.missing == "skip":
+                bad.skipped += 1
+                bad.remarks[f"records without {error.feature!r}, left out"] += 1
+                continue
+            name = record_id(record.payload, schema)
+            bad.skip(DataError(error.reason, file=shard.name, record=record.number, offset=record.offset, id=name))
         else:
+            if video.remarks:
+                bad.remarks.update(video.remarks)
             yield record, video
 
 
+def unnamed_id(shard: str | None, number: int) -> str:
+    """Return the id of a record that has none: the name of its shard, without folders, and its number."""
+    return f"{PurePath(shard).name}:{number}" if shard else f"record:{number}"
+
+
+class LabelLists:
+    """Watch for label lists that may be n-hot: all of one length of at least 2, of zeros and ones only.
+
+    Read as class numbers they all mean the classes 0 and 1, and a model would learn these two.
+
+    Args:
+        schema: of the records.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema, self._length, self._records = schema, 0, 0
+        self._clear = schema.labels.encoding is not None or schema.segments is not None
+
+    def add(self, record: bytes, video: Video) -> None:
+        """Look at the labels of a record, as long as all could be n-hot."""
+        if self._clear or video.labels is None or not len(video.labels):
+            return
+        if video.labels[-1] > 1:
+            self._clear = True
+            return
+        length = len(label_values(record, self._schema))
+        self._clear = length < 2 or self._length not in (0, length)
+        self._length, self._records = length, self._records + 1
+
+    def refuse_n_hot(self) -> None:
+        """Refuse label lists that may all be n-hot.
+
+        Raises:
+            UsageError: as described.
+        """
+        if self._clear or not self._records:
+            return
+        name = self._schema.labels.name
+        hint = f'labels = {{ name = "{name}", encoding = "n-hot" }} in the schema if they are n-hot, else "index"'
+        raise UsageError(
+            f"{name!r}: every list has {self._length} values, all 0 or 1 ({counted(self._records, 'record')}), as if a "
+            f"0 or 1 for each class and not numbers of classes; write {hint}"
+        )
+
+
+def write_videos(path: Path, videos: Iterable[Video], schema: Schema) -> int:
+    """Write videos to a new shard, atomically.
+
+    Returns:
+        The number of videos.
+
+    Raises:
+        DataError: a video that readers would refuse, or an id that occurred before; the message names the id.
+        UsageError: the file exists already, or there is no video.
+    """
+    refuse_existing(path)
+    return write_shard(path, _encoded(videos, schema))
+
+
+def _encoded(videos: Iterable[Video], schema: Schema) -> Iterator[bytes]:
+    seen: set[str] = set()
+    for video in videos:
+        if (name := same_form(video.id)) in seen:
+            raise DataError("the id occurs already before; give each video its own", id=video.id)
+        seen.add(name)
+        yield encode(video, schema)
+
+
 def id_hash(name: str) -> int:
-    """Return a 64-bit hash of a record's id."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+    """Return a 64-bit hash of a record's id, which is the same for all Unicode forms of it."""
+    return int.from_bytes(hashlib.blake2b(same_form(name).encode(), digest_size=8).digest(), "little")
 
 
 def _without_repeats(manifest: Manifest, bad: BadRecords) -> Manifest:
@@ -317,7 +408,7 @@ class Shards:
             record = shard.record(offset, number)
             if record.crc != self.manifest.crcs[index]:
                 raise DataError("holds another record than when the shard was indexed")
-            video = decode(record.payload, self.manifest.schema)
+            video = decode(record.payload, self.manifest.schema, unnamed_id(path, number))
             if id_hash(video.id) != self.manifest.id_hashes[index]:
                 raise DataError("holds another video than when the shard was indexed")
         except DataError as error:
@@ -330,7 +421,7 @@ class Shards:
         path, number, offset = self.location(index)
         again = "run again to download it again" if is_url(path) else "`touch` this one and run again"
         reason = f"{error.reason}; put back the shard that was indexed, or {again}"
-        return DataError(reason, file=path, record=number, offset=offset)
+        return DataError(reason, file=path, record=number, offset=offset, id=error.id)
 
     @property
     def are_remote(self) -> bool:
@@ -375,11 +466,17 @@ def read_examples(
 
     Raises:
         DataError: a bad record that may not be left out, or a shard of which the rest cannot be found.
+        UsageError: of labelled records, labels may be n-hot, and the schema does not say.
     """
+    lists = LabelLists(schema)
     for path in prefetched(paths):
-        for _, video in read_records(ShardFile(path), schema, bad, labelled=labelled):
+        for record, video in read_records(ShardFile(path), schema, bad, labelled=labelled):
+            if labelled:
+                lists.add(record.payload, video)
             for _, example in iter_examples(video, schema):
                 yield example
+    if labelled:
+        lists.refuse_n_hot()
 
 
 def read_shard_bytes(content: bytes, schema: Schema) -> Iterator[Video]:

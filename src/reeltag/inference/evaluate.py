@@ -8,6 +8,7 @@ from pathlib import Path
 from reeltag.artifact.file import Artifact
 from reeltag.core.storage import Patterns
 from reeltag.data.bad_records import BadRecords
+from reeltag.data.labels import Encoding
 from reeltag.data.loader import Batch
 from reeltag.inference.ensemble import predict_batches
 from reeltag.inference.metrics.evaluation import evaluate_predictions
@@ -15,21 +16,25 @@ from reeltag.inference.metrics.video_metrics import Scores
 from reeltag.inference.predictor import Mode, Predictor, load
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 (each is an option of `reeltag evaluate`)
     model: str | Path | Predictor,
     shards: Patterns,
     *,
+    labels: str | Path | None = None,
+    label_encoding: Encoding | None = None,
     all_scores: bool = False,
     mode: Mode = "exact",
     frames: int | None = None,
     seed: int | None = None,
     max_bad_records: int = 0,
 ) -> Scores:
-    """Measure a model on labelled shards, as `reeltag evaluate` does.
+    """Measure a model on labelled shards or other labelled features, as `reeltag evaluate` does.
 
     Args:
         model: a `.reeltag` file, a folder that `reeltag share` wrote, a URL, or a loaded `Predictor` (its mode counts).
         shards: paths, URLs or glob patterns, one or several.
+        labels: file of labels for features that are not shards; by default they are found beside the features.
+        label_encoding: form of these labels, `index`, `n-hot` or `name`; by default it is found, if only one fits.
         all_scores: also compute mAP over all scores.
         mode: how weights are kept and multiplied; see `Predictor`.
         frames: number of frames to tag each video from, drawn uniformly with replacement; all by default.
@@ -41,7 +46,15 @@ def evaluate(
     """
     bad = BadRecords(max_bad_records)
     predictor = model if isinstance(model, Predictor) else load(model, mode)
-    return predictor.evaluate_shards(shards, bad, all_scores=all_scores, frames=frames, seed=seed)
+    return predictor.evaluate_shards(
+        shards,
+        bad,
+        labels=labels,
+        label_encoding=label_encoding,
+        all_scores=all_scores,
+        frames=frames,
+        seed=seed,
+    )
 
 
 def artifact_gap(artifact: Artifact, batches: Iterable[Batch]) -> float:

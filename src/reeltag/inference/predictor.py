@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +24,15 @@ from reeltag.core.errors import UsageError
 from reeltag.core.storage import Patterns, find_files
 from reeltag.data.bad_records import BadRecords
 from reeltag.data.extractor_origin import refuse_other_origin
+from reeltag.data.formats.example import Video
+from reeltag.data.labels import Encoding
 from reeltag.data.loader import Batch, stream_batches
 from reeltag.data.schema import Schema
 from reeltag.data.shards import read_examples
+from reeltag.data.sources.files import find_features
+from reeltag.data.sources.labels import label_table
+from reeltag.data.sources.pieces import open_features, pieces, read_piece
+from reeltag.data.vocabulary import named
 from reeltag.inference.ensemble import BATCH_SIZE, Ensemble, Predictions, predict_batches
 from reeltag.inference.frame_subset import frame_subset
 from reeltag.inference.inputs import as_frames, check_frames
@@ -164,28 +170,58 @@ class Predictor:
         bad: BadRecords | None = None,
         *,
         labelled: bool = False,
+        labels: str | Path | None = None,
+        label_encoding: Encoding | None = None,
         frames: int | None = None,
         seed: int | None = None,
     ) -> Iterator[Predictions]:
-        """Tag every video of shards, or every segment of them, in order.
+        """Tag every video of shards or of other files of features, or every segment of them, in order.
 
         Args:
             patterns: paths, URLs or glob patterns, one or several.
-            bad: collects bad records; by default the first one raises.
-            labelled: treat records without labels as bad.
+            bad: collects bad records, and counts what was forgiven in others: those without an id are called
+                SHARD:NUMBER, features of different lengths are cut to the shortest, and missing ones are zeros. By
+                default the first such record raises.
+            labelled: treat records without labels as bad, and forgive only what the schema allows.
+            labels: file of labels for features that are not shards; by default they are found beside the features.
+            label_encoding: form of these labels, `index`, `n-hot` or `name`; by default it is found.
             frames: number of frames to tag each video from, drawn uniformly with replacement; all by default.
             seed: of the drawn frames, 0 by default; the draw depends on it and on the video's id alone.
 
         Raises:
-            UsageError: a pattern matches nothing, the features are of another extractor, or so many frames cannot be
-                drawn.
+            UsageError: a pattern matches nothing, labels are given for shards or cannot be read, the features are of
+                another extractor, or so many frames cannot be drawn.
             DataError: a record is damaged or does not follow the model's schema.
         """
         subset = frame_subset(frames, seed, self.schema)
-        shards = find_files(patterns)
-        refuse_other_origin(self.schema, shards)
-        batches = stream_batches(read_examples(shards, self.schema, bad, labelled=labelled), self.schema, BATCH_SIZE)
+        schema = self.schema if labelled or bad is None else self.schema.lenient
+        if paths := find_features(patterns):
+            examples = self._source_examples(paths, labelled, labels, label_encoding)
+        elif labels is not None or label_encoding is not None:
+            raise UsageError("labels: shards hold their own labels; leave the file and its encoding out")
+        else:
+            shards = find_files(patterns)
+            refuse_other_origin(self.schema, shards)
+            examples = read_examples(shards, schema, bad, labelled=labelled)
+        batches = stream_batches(examples, schema, BATCH_SIZE)
         return predict_batches(self.model, batches if subset is None else map(subset.select, batches))
+
+    def _source_examples(
+        self, paths: Sequence[Path], labelled: bool, labels: str | Path | None, encoding: Encoding | None
+    ) -> Iterator[Video]:
+        """Read the examples of features that are not shards."""
+        table = None
+        if labelled or labels is not None:
+            names = self.artifact.label_names
+            vocabulary = None if names is None else named(names)
+            sources = [open_features(paths, self.schema)]
+            table = label_table(labels, sources, encoding=encoding, vocabulary=vocabulary, classes=self.schema.classes)
+            if table is None:
+                raise UsageError(f"{paths[0]}: has no labels; give a file of labels, or use `reeltag predict`")
+            if vocabulary is None and table.names is not None:
+                what = "the labels name classes, and the model has no names to number them by"
+                raise UsageError(f"{labels or paths[0]}: {what}; give class numbers")
+        return chain.from_iterable(read_piece(piece, self.schema, table) for piece in pieces(paths, self.schema))
 
     def evaluate_shards(
         self,
@@ -193,11 +229,15 @@ class Predictor:
         bad: BadRecords | None = None,
         *,
         all_scores: bool = False,
+        labels: str | Path | None = None,
+        label_encoding: Encoding | None = None,
         frames: int | None = None,
         seed: int | None = None,
     ) -> Scores:
         """Compute metrics on labelled shards; arguments and errors are those of `predict_shards` and `Evaluation`."""
-        predictions = self.predict_shards(patterns, bad, labelled=True, frames=frames, seed=seed)
+        predictions = self.predict_shards(
+            patterns, bad, labelled=True, labels=labels, label_encoding=label_encoding, frames=frames, seed=seed
+        )
         return evaluate_predictions(predictions, all_scores=all_scores, classes=self.schema.segment_classes).compute()
 
     def save_pretrained(self, folder: str | Path, licence: str | None = None) -> None:

@@ -9,7 +9,7 @@ with its counts is written beside it; a part without a marker is unfinished.
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager
@@ -48,19 +48,22 @@ from reeltag.data.flat_videos import is_flat, rgb_feature_index
 from reeltag.data.formats.example import Video
 from reeltag.data.loader import Batch, stream_batches
 from reeltag.data.prefetch import prefetched
+from reeltag.data.schema import Schema
 from reeltag.data.shards import read_examples
+from reeltag.data.sources.files import find_features
+from reeltag.data.sources.pieces import Piece, pieces, read_piece
 from reeltag.inference.ensemble import BATCH_SIZE, Predictions, predict_batches
 from reeltag.inference.formats.table import output_format, refuse_ending
 from reeltag.inference.frame_subset import FrameSubset, frame_subset
 from reeltag.inference.predictor import Mode, Predictor, load, resolve_device, resolve_model
 
-PARTS_FORMAT = 1  # raise it when the content of a part changes for the same shard, model and options
+PARTS_FORMAT = 2  # raise it when the content of a part changes for the same shard, model and options
 _PARTS = re.compile(rf"\.?part-.*|{re.escape(LOCK)}")
 
 
 @dataclass
 class TagCounts:
-    """Numbers of videos or segments tagged and of flat videos dropped, and the bad records that were left out."""
+    """Numbers of videos or segments tagged and of flat videos dropped, the bad records, and what was forgiven."""
 
     videos: int = 0
     dropped: int = 0
@@ -76,16 +79,21 @@ class TagCounts:
         self.dropped += other.dropped
         for record in other.bad.records:
             self.bad.skip(record.error)
+        self.bad.skipped += other.bad.skipped
+        self.bad.remarks.update(other.bad.remarks)
 
     def dump(self) -> dict[str, Any]:
         """Return the counts as JSON."""
-        return {"videos": self.videos, "dropped": self.dropped, "bad": [vars(record) for record in self.bad.records]}
+        bad = [vars(record) for record in self.bad.records]
+        counts = {"videos": self.videos, "dropped": self.dropped, "skipped": self.bad.skipped}
+        return {**counts, "bad": bad, "remarks": dict(self.bad.remarks)}
 
     @classmethod
     def load(cls, content: dict[str, Any]) -> TagCounts:
         """Restore counts from what `dump` returned."""
         records = [BadRecord(**record) for record in content["bad"]]
-        return cls(content["videos"], content["dropped"], BadRecords(len(records), records))
+        bad = BadRecords(len(records), records, content["skipped"], Counter(content["remarks"]))
+        return cls(content["videos"], content["dropped"], bad)
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ class _Job:
 class _Part:
     """Shard and the file of its predictions."""
 
-    shard: DataFile
+    shard: DataFile | Piece
     size: int
     path: Path
 
@@ -140,8 +148,8 @@ class ShardTagger:
         self.predictor, self.threads, self.subset = predictor, threads, subset
         self._rgb = rgb_feature_index(predictor.schema) if drop_flat else None
 
-    def tag(self, shard: DataFile, counts: TagCounts) -> Iterator[Predictions]:
-        """Tag the videos of a shard, in order, and count them.
+    def tag(self, shard: DataFile | Piece, counts: TagCounts) -> Iterator[Predictions]:
+        """Tag the videos of a shard, in order, and count them, and what is forgiven in them.
 
         Raises:
             DataError: more records are damaged or do not follow the model's schema than the counts allow.
@@ -155,8 +163,13 @@ class ShardTagger:
                     yield waiting.popleft().result()
             yield from (future.result() for future in waiting)
 
-    def _videos(self, shard: DataFile, counts: TagCounts) -> Iterator[Video]:
-        for video in read_examples([shard], self.predictor.schema, counts.bad):
+    def _videos(self, shard: DataFile | Piece, counts: TagCounts) -> Iterator[Video]:
+        schema = self.predictor.schema
+        if isinstance(shard, Piece):
+            videos = read_piece(shard, schema)
+        else:
+            videos = read_examples([shard], schema.lenient, counts.bad)
+        for video in videos:
             if self._rgb is not None and is_flat(video, self._rgb):
                 counts.dropped += 1
             else:
@@ -191,9 +204,8 @@ def stream_predictions(
     subset = frame_subset(frames, seed, predictor.schema)
     tagger = ShardTagger(predictor, threads, subset=subset, drop_flat=drop_flat)
     counts = TagCounts(bad=BadRecords(max_bad_records))
-    shards = find_files(patterns)
-    refuse_other_origin(predictor.schema, shards)
-    return chain.from_iterable(tagger.tag(shard, counts) for shard in prefetched(shards)), counts
+    shards = _find(patterns, predictor.schema)
+    return chain.from_iterable(tagger.tag(shard, counts) for shard in _prefetched(shards)), counts
 
 
 def predict_to_file(  # noqa: PLR0913 (each is an option of `reeltag predict`)
@@ -250,8 +262,7 @@ def predict_to_file(  # noqa: PLR0913 (each is an option of `reeltag predict`)
     subset = frame_subset(frames, seed, head.schema)
     if drop_flat:
         rgb_feature_index(head.schema)
-    shards = find_files(patterns)
-    refuse_other_origin(head.schema, shards)
+    shards = _find(patterns, head.schema)
     drawn = [] if subset is None else [subset.frames, subset.seed]
     settings = [PARTS_FORMAT, file_hash(file), device, mode, drop_flat, *drawn, out.suffix]
     job = _Job(file, device, mode, subset, drop_flat, max_bad_records, workers)
@@ -287,6 +298,25 @@ def _tag_missing(
                 task.advance(part.size, note=counted(total.videos, "video"))
 
 
+def _find(patterns: Patterns, schema: Schema) -> Sequence[DataFile | Piece]:
+    """Return the shards that patterns name, or the pieces of other files of features.
+
+    Raises:
+        UsageError: a pattern matches nothing, or the features are of another extractor than the schema's.
+    """
+    if paths := find_features(patterns):
+        return pieces(paths, schema)
+    shards = find_files(patterns)
+    refuse_other_origin(schema, shards)
+    return shards
+
+
+def _prefetched(shards: Sequence[DataFile | Piece]) -> Iterator[DataFile | Piece]:
+    """Yield shards while the next remote ones are downloaded."""
+    files = [shard for shard in shards if not isinstance(shard, Piece)]
+    return prefetched(files) if files else iter(shards)
+
+
 def _folder_of_parts(out: Path) -> Path:
     """Return the folder for the parts of an output.
 
@@ -299,10 +329,14 @@ def _folder_of_parts(out: Path) -> Path:
     return folder
 
 
-def _part(shard: DataFile, folder: Path, settings: Sequence[object]) -> _Part:
-    state = file_identity(shard) + ([shard.stat().st_ctime_ns] if isinstance(shard, Path) else [])
+def _part(shard: DataFile | Piece, folder: Path, settings: Sequence[object]) -> _Part:
+    if isinstance(shard, Piece):
+        state, size = list(shard.identity), shard.size
+    else:
+        state = file_identity(shard) + ([shard.stat().st_ctime_ns] if isinstance(shard, Path) else [])
+        size = file_size(shard)
     digest = content_hash([*settings, *state])
-    return _Part(shard, file_size(shard), folder / f"part-{digest[:32]}{settings[-1]}")
+    return _Part(shard, size, folder / f"part-{digest[:32]}{settings[-1]}")
 
 
 @contextmanager
@@ -317,7 +351,7 @@ def _finished(
     threads = _threads(job.device, workers)
     if workers == 1 and pool is None:
         tagger = _open(job, threads)
-        parts = zip(todo, prefetched([part.shard for part in todo]), strict=True)
+        parts = zip(todo, _prefetched([part.shard for part in todo]), strict=True)
         yield ((part, _write(tagger, part, job.max_bad_records)) for part, _ in parts)
     else:
         needs = Resources(1, int(job.device != "cpu"), 3 * job.model.stat().st_size + PROCESS_BYTES)

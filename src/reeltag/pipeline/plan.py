@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from reeltag.pipeline.executor import Stage
 from reeltag.pipeline.stages.check import check_recipe
-from reeltag.pipeline.stages.data import data_stages, with_videos
+from reeltag.pipeline.stages.data import data_stages, with_imported, with_videos
 from reeltag.pipeline.stages.ensemble import ensemble_stages
 from reeltag.pipeline.stages.member import MemberStages
 from reeltag.pipeline.stages.results import result_stages
@@ -33,6 +33,7 @@ def plan(recipe: Recipe, *, without_data: bool = False) -> list[Stage]:
     """
     recipe = with_videos(recipe)
     stages = data_stages(recipe, without_data)
+    recipe = with_imported(recipe)
     checked = check_recipe(recipe, without_data=without_data)
     models = [recipe_model(recipe, name) for name in recipe.models]
     distilled = DistillationStages(recipe, recipe.distillation) if recipe.distillation else None

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 
 from reeltag.core.remote_files import is_url
 from reeltag.core.storage import join_path
+from reeltag.data.labels import Encoding
 from reeltag.data.schema import Schema, expand_preset
 from reeltag.data.synthetic import SyntheticSettings
 
@@ -60,6 +61,12 @@ class DataSettings(RecipeTable):
     layout: Annotated[Schema | None, BeforeValidator(expand_preset)] = Field(None, alias="schema")
     train: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
+    labels: str | None = Field(
+        None, description="file of the labels of features that are not shards; by default they are found beside these"
+    )
+    label_encoding: Encoding | None = Field(
+        None, description="form of these labels; by default it is found, if only one fits"
+    )
     label_names: str | None = Field(None, description="CSV file that names the classes")
     pca: str | None = Field(
         None, description="file with the PCA that was applied to the features; stored in the model file"
@@ -81,7 +88,7 @@ class DataSettings(RecipeTable):
             raise ValueError(f"must be a folder, or its URL, not {value!r}")
         return str(value) if is_url(str(value)) else Path(value)
 
-    @field_validator("layout", "train", "test", "label_names", "pca")
+    @field_validator("layout", "train", "test", "labels", "label_encoding", "label_names", "pca")
     @classmethod
     def _one_source(cls, value: object, info: ValidationInfo) -> object:
         if "synthetic" in info.data:  # absent if it has a fault itself

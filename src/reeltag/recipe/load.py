@@ -21,12 +21,21 @@ from reeltag.models.config import TaggerConfig
 from reeltag.models.families import FAMILIES, parse_config
 from reeltag.recipe.renamed_keys import rename_old_keys
 from reeltag.recipe.schema import NAME, Recipe
-from reeltag.recipe.shipped import path_of
-from reeltag.recipe.tables import VARIABLE, Table, from_environment, grid_names, override, read_table, spell_out_grids
+from reeltag.recipe.shipped import is_shipped, path_of
+from reeltag.recipe.tables import (
+    VARIABLE,
+    Table,
+    from_environment,
+    grid_names,
+    override,
+    read_table,
+    spell_out_grids,
+    start_from_folder,
+)
 
 
 def load_recipe(source: str | Path, overrides: str | Sequence[str] = ()) -> Recipe:
-    """Read and validate a recipe.
+    """Read and validate a recipe. A relative `data.root` in a file starts from the file's folder.
 
     Args:
         source: a TOML file, or the name of a recipe that comes with reeltag.
@@ -37,7 +46,10 @@ def load_recipe(source: str | Path, overrides: str | Sequence[str] = ()) -> Reci
         RecipeError: lists every fault with its key.
         UsageError: no recipe has this name.
     """
-    table = read_table(path_of(source))
+    path = path_of(source)
+    table = read_table(path)
+    if not is_shipped(path):
+        start_from_folder(table, path.parent)
     environment = from_environment()
     faults = override(table, environment, VARIABLE) + override(table, as_strings(overrides))
     faults += [

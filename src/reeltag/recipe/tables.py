@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from reeltag.core.errors import RecipeError
+from reeltag.core.remote_files import is_url
 from reeltag.core.storage import require_regular
 
 if sys.version_info >= (3, 11):
@@ -43,6 +44,15 @@ def read_table(path: Path) -> Table:
         raise RecipeError(str(path), [f"cannot be read ({error.strerror})"]) from error
     except (ValueError, RecursionError) as error:  # invalid TOML, invalid UTF-8, or a number with too many digits
         raise RecipeError(str(path), [f"is not TOML: {error}"]) from error
+
+
+def start_from_folder(table: Table, folder: Path) -> None:
+    """Let a relative `data.root` of a recipe's table, or none, start from the recipe's folder."""
+    data = table.get("data")
+    if isinstance(data, dict) and "synthetic" not in data:
+        root = data.get("root", "")
+        if isinstance(root, str) and not is_url(root):
+            data["root"] = str(folder / root)
 
 
 def _refuse_dots(text: str) -> None:

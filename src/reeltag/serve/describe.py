@@ -6,7 +6,7 @@ from typing import Any
 
 from reeltag.inference.timeline import Tagged
 from reeltag.serve.answers import Fault, TaggedVideos
-from reeltag.serve.requests import JSON, RECORDS, VIDEO
+from reeltag.serve.requests import ARRAY, JSON, RECORDS, VIDEO
 
 _TOP = {"type": "integer", "minimum": 1, "default": 20, "description": "number of tags"}
 _TIMELINE = {"type": "boolean", "default": False, "description": "also return scores over time"}
@@ -30,7 +30,7 @@ _VIDEO = {
     },
 }
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
-_BODY = {JSON: {"schema": _VIDEO}} | dict.fromkeys((*RECORDS, VIDEO, "audio/*"), _BYTES)
+_BODY = {JSON: {"schema": _VIDEO}} | dict.fromkeys((ARRAY, *RECORDS, VIDEO, "audio/*"), _BYTES)
 _QUERY = [{"name": name, "in": "query", "schema": schema} for name, schema in (("top", _TOP), ("timeline", _TIMELINE))]
 _FAULTS = {
     400: "the body is malformed",
@@ -43,7 +43,7 @@ _FAULTS = {
     504: "the request timed out",
 }
 PREDICT: dict[str, Any] = {
-    "summary": "Tag one video, as JSON or as a video file, or several, as TFRecords",
+    "summary": "Tag one video, as JSON, as an array or as a video file, or several, as TFRecords",
     "description": "Options are keys of a JSON body, and query parameters with any other body.",
     "openapi_extra": {"requestBody": {"required": True, "content": _BODY}, "parameters": _QUERY},
     "response_model": None,

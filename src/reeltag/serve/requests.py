@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import chain
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -15,12 +18,15 @@ from reeltag.core.errors import DataError, RequestError
 from reeltag.data.formats.example import MAX_VALUE, FrameArray, Video, is_computable
 from reeltag.data.schema import Schema
 from reeltag.data.shards import read_shard_bytes
+from reeltag.data.sources.conversion import to_feature
 from reeltag.inference.metrics.video_metrics import TOP_K
 from reeltag.serve.limits import Limits
 
 RECORDS = ("application/x-tfrecord", "application/octet-stream")
+ARRAY = "application/x-npy"
 JSON = "application/json"
 VIDEO = "video/*"  # stands for audio/* too: only decoding a file shows what it holds
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _OPTIONS = ("top", "timeline")
 _JSON_KEYS = ("frames", "frames_base64", "shape", "id", *_OPTIONS)
 _JSON_VALUE, _JSON_REST = 32, 64_000  # maximum characters of a number, and of everything else
@@ -50,10 +56,9 @@ def media_type(content_type: str) -> str:
     kind = content_type.partition(";")[0].strip().lower()
     if kind.partition("/")[0] in ("video", "audio"):
         return VIDEO
-    if kind != JSON and kind not in RECORDS:
-        raise RequestError(
-            415, f"content type {kind!r}: send {JSON}, TFRecords as {' or '.join(RECORDS)}, or a {VIDEO}"
-        )
+    if kind not in (JSON, ARRAY, *RECORDS):
+        known = f"{JSON}, frames as {ARRAY}, TFRecords as {' or '.join(RECORDS)}, or a {VIDEO}"
+        raise RequestError(415, f"content type {kind!r}: send {known}")
     return kind
 
 
@@ -65,11 +70,11 @@ def most_bytes(kind: str, schema: Schema, limits: Limits) -> int:
 
 
 def parse(kind: str, query: Mapping[str, str], body: bytes, schema: Schema, limits: Limits) -> Wanted:
-    """Parse a request of JSON or TFRecords.
+    """Parse a request of JSON, of an array in NumPy's format, or of TFRecords.
 
     Args:
         kind: media type of the body, as `media_type` returns it.
-        query: query parameters, the options with TFRecords; JSON holds its own.
+        query: query parameters, the options of any body but JSON, which holds its own.
         body: the complete body.
         schema: schema of the videos.
         limits: limits of the service.
@@ -82,7 +87,10 @@ def parse(kind: str, query: Mapping[str, str], body: bytes, schema: Schema, limi
             raise RequestError(400, f"{next(iter(query))!r} is a query parameter; with JSON put it in the body")
         return _from_json(body, schema, limits)
     if not body:
-        raise RequestError(400, "the body is empty; send one or several TFRecords")
+        what = "the frames of a video" if kind == ARRAY else "one or several TFRecords"
+        raise RequestError(400, f"the body is empty; send {what}")
+    if kind == ARRAY:
+        return options(query, schema, [_video("", _frames_of_array(body, schema), schema, limits)])
     return options(query, schema, list(_records(body, schema, limits)))
 
 
@@ -142,6 +150,40 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
+def _video(name: str, frames: FrameArray, schema: Schema, limits: Limits) -> Video:
+    """Return the video of frames [T, D] whose features are beside each other."""
+    if schema.level == "video" and len(frames) != 1:
+        raise RequestError(400, f"{len(frames)} frames: this model reads video-level features, one vector per video")
+    cut = max(0, len(frames) - schema.max_frames)
+    frames = frames[: schema.max_frames]
+    if len(frames) > limits.max_frames:
+        raise RequestError(413, f"the video has more than {limits.max_frames:,} frames; send fewer")
+    features = np.split(frames, np.cumsum(schema.widths)[:-1], axis=1)
+    return Video(name, None, tuple(features), cut)
+
+
+def _frames_of_array(body: bytes, schema: Schema) -> FrameArray:
+    """Read frames [T, D] in NumPy's format; the header is checked before memory of the size that it tells is taken."""
+    file = BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"version {version[0]}.{version[1]}")
+        shape, _, dtype = _HEADERS[version](file)
+        if len(body) - file.tell() != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{len(body) - file.tell():,} bytes, not those of {list(shape)} {dtype}")
+        values = np.load(BytesIO(body), allow_pickle=False)
+        values = to_feature(values[None] if values.ndim == 1 else values, "frames", "the body")
+    except DataError as error:
+        raise RequestError(400, str(error)) from error
+    except (ValueError, TypeError, SyntaxError, TokenError, RecursionError) as error:
+        raise RequestError(400, f"the body is not an array as numpy.save writes it: {error}") from error
+    if values.shape[1] != schema.width or values.dtype != schema.dtype:
+        found = f"{list(values.shape)} {values.dtype}"
+        raise RequestError(400, f"the array is {found}; this model reads [T, {schema.width}] {schema.dtype}")
+    return values
+
+
 # --- JSON -----------------------------------------------------------------------------------------
 
 
@@ -151,15 +193,7 @@ def _from_json(body: bytes, schema: Schema, limits: Limits) -> Wanted:
     name = given.get("id", "")
     if type(name) is not str:
         raise RequestError(400, f"id is {_short(name)}: must be a string")
-    frames = _frames(given, schema)
-    if schema.level == "video" and len(frames) != 1:
-        raise RequestError(400, f"{len(frames)} frames: this model reads video-level features, one vector per video")
-    cut = max(0, len(frames) - schema.max_frames)
-    frames = frames[: schema.max_frames]
-    if len(frames) > limits.max_frames:
-        raise RequestError(413, f"the video has more than {limits.max_frames:,} frames; send fewer")
-    features = np.split(frames, np.cumsum(schema.widths)[:-1], axis=1)
-    return Wanted([Video(name, None, tuple(features), cut)], _top(given, schema), _timeline(given))
+    return Wanted([_video(name, _frames(given, schema), schema, limits)], _top(given, schema), _timeline(given))
 
 
 def _load(body: bytes) -> dict[str, Any]:

@@ -5,14 +5,14 @@ The checkpoint holds the log, and `log.csv` is written from it, so both always c
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import write_bytes
+from reeltag.core.tables import fault, read_table, require_columns
 
 LOG = "log.csv"
 MOST_ROWS = 400
@@ -91,30 +91,22 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         UsageError: the file is not the log of a training, or an earlier version wrote it.
     """
+    table = read_table(path)
+    if table.find("rate") is not None:
+        raise UsageError(
+            f"{path}: an earlier version of reeltag wrote this log, with a column rate that is called learning_rate "
+            "now; rename it in the first line of the file"
+        )
+    columns = require_columns(table, Row._fields)
+    return [_row(path, line, [cells[at] for at in columns]) for line, cells in table]
+
+
+def _row(path: Path, line: int, cells: Sequence[str]) -> Row:
+    step, epoch, loss, learning_rate, gap = cells
     try:
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            if "rate" not in (reader.fieldnames or ()):
-                return [
-                    Row(
-                        step=int(row["step"]),
-                        epoch=float(row["epoch"]),
-                        loss=float(row["loss"]),
-                        learning_rate=float(row["learning_rate"]),
-                        holdout_gap=_number(row),
-                    )
-                    for row in reader
-                ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: is not the log of a training ({error})") from error
-    raise UsageError(
-        f"{path}: an earlier version of reeltag wrote this log, with a column rate that is called learning_rate now; "
-        "rename it in the first line of the file"
-    )
-
-
-def _number(row: Mapping[str, str]) -> float | None:
-    return float(row["holdout_gap"]) if row["holdout_gap"] else None
+        return Row(int(step), float(epoch), float(loss), float(learning_rate), float(gap) if gap else None)
+    except ValueError as error:
+        raise fault(path, line, f"is not a row of a training's log ({error})") from error
 
 
 def steps_a_row(steps: int) -> int:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -18,9 +20,10 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from reeltag.core.errors import DataError
+from reeltag.core.errors import DataError, UsageError
 from reeltag.core.remote_files import RemoteFile
 from reeltag.core.storage import DataFile, atomic_path, require_regular
+from reeltag.data.formats import kinds
 from reeltag.data.shard_cache import discard, open_copy
 
 _HEADER = struct.Struct("<QI")
@@ -28,16 +31,55 @@ _CRC = struct.Struct("<I")
 _OVERHEAD = _HEADER.size + _CRC.size
 
 
-def masked_crc(content: bytes) -> int:
-    """Return the masked CRC-32C of bytes, as TFRecord stores it."""
-    crc: int = google_crc32c.value(content)
+def masked_crc(*pieces: bytes) -> int:
+    """Return the masked CRC-32C of bytes in pieces, as TFRecord stores it."""
+    crc = 0
+    for piece in pieces:
+        crc = google_crc32c.extend(crc, piece)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def frame_record(payload: bytes) -> bytes:
-    """Frame a payload as a TFRecord: length and payload, each with its CRC."""
-    length = struct.pack("<Q", len(payload))
-    return length + _CRC.pack(masked_crc(length)) + payload + _CRC.pack(masked_crc(payload))
+def frame_record(*payload: bytes) -> bytes:
+    """Frame a payload, given in pieces, as a TFRecord: length and payload, each with its CRC."""
+    return b"".join(_framed(payload))
+
+
+def _framed(payload: Sequence[bytes]) -> tuple[bytes, ...]:
+    length = struct.pack("<Q", sum(map(len, payload)))
+    return (length, _CRC.pack(masked_crc(length)), *payload, _CRC.pack(masked_crc(*payload)))
+
+
+class ShardWriter:
+    """A TFRecord file that is written record by record; there is no file until it is closed.
+
+    Args:
+        path: of the file, which replaces one that exists.
+
+    Attributes:
+        size: bytes of the records so far.
+
+    Raises:
+        UsageError: the operating system refuses the write, here and in every method.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.size = 0
+        with ExitStack() as opened:
+            self._file = opened.enter_context(opened.enter_context(atomic_path(path)).open("wb"))
+            self._opened = opened.pop_all()
+
+    def append(self, *payload: bytes) -> None:
+        """Write a record, whose payload is given in pieces."""
+        try:
+            for piece in _framed(payload):
+                self.size += self._file.write(piece)
+        except OSError:
+            self._opened.__exit__(*sys.exc_info())  # which raises it as a UsageError
+            raise
+
+    def close(self) -> None:
+        """Put the whole file in its place; may be called from another thread."""
+        self._opened.close()
 
 
 class Record(NamedTuple):
@@ -145,6 +187,7 @@ class Records(ABC):
         header = self._read(offset, _HEADER.size, offset, number)
         length, crc = _HEADER.unpack(header)
         if masked_crc(header[:8]) != crc:
+            self._refuse_other_kind(number, offset)
             hint = "fetch the shard again" if offset else "is this a TFRecord file, uncompressed?"
             reason = f"CRC of the length does not match, so no later record can be found; {hint}"
             raise self._error(reason, number, offset)
@@ -160,8 +203,19 @@ class Records(ABC):
         except OSError as error:
             raise self._error(f"cannot be read ({error.strerror})", number, offset) from error
         if len(content) < size:
+            if begin + size == _HEADER.size:
+                self._refuse_other_kind(number, offset)
             raise self._truncated(size - len(content), number, offset)
         return content
+
+    def _refuse_other_kind(self, number: int, offset: int) -> None:
+        """Refuse a file that does not begin with a record and is of a known kind.
+
+        Raises:
+            DataError: the message says what it is.
+        """
+        if not offset and (kind := kinds.recognise_content(self._bytes(0, kinds.MAX_MESSAGE))):
+            raise self._error(kinds.explain(kind, self.name), number, offset)
 
     def _truncated(self, missing: int, number: int, offset: int) -> DataError:
         return self._error(f"truncated: {missing} bytes are missing; fetch the shard again", number, offset)
@@ -205,7 +259,10 @@ class ShardFile(Records):
             weakref.finalize(self, file.close)
             size = os.fstat(file.fileno()).st_size
             if not size:
-                raise DataError("is empty, so it is not a shard", file=self.name)
+                raise DataError(
+                    'is empty, so it is not a shard; schema.empty_shards = "skip" passes over such files',
+                    file=self.name,
+                )
             self._opened = file.fileno(), size
         return self._opened
 
@@ -247,14 +304,19 @@ class ShardBytes(Records):
 
 
 def write_shard(path: Path, payloads: Iterable[bytes]) -> int:
-    """Write a TFRecord file atomically.
+    """Write a TFRecord file atomically, in place of one that exists; `shards.write_videos` keeps that one.
 
     Returns:
         The number of records.
+
+    Raises:
+        UsageError: there is no record, so readers would refuse the file.
     """
     count = 0
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         for payload in payloads:
-            file.write(frame_record(payload))
+            file.writelines(_framed((payload,)))
             count += 1
+        if not count:
+            raise UsageError(f"{path}: has no record, and a shard needs one; write none instead")
     return count

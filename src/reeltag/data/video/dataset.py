@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
+from itertools import chain
 from pathlib import Path
 
 from reeltag.core.errors import UsageError
-from reeltag.core.storage import require_regular
-from reeltag.core.text import counted, first_lines
+from reeltag.core.tables import fault, read_table, require_columns
+from reeltag.core.text import counted, first_lines, same_form
+from reeltag.data.vocabulary import MAX_CLASSES
 
 # Suffixes by which media files are found in a folder; files given by name may have any suffix.
 ENDINGS = frozenset(
@@ -19,7 +22,6 @@ ENDINGS = frozenset(
     | {".ogv", ".ts", ".vob", ".webm", ".wmv"}
     | {".aac", ".flac", ".m4a", ".mka", ".mp3", ".ogg", ".opus", ".wav", ".wma"}
 )
-MAX_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -161,31 +163,26 @@ def _named(given: str) -> Iterator[tuple[str, Path]]:
 
 
 def _text(name: str) -> str:
-    """Replace what cannot be encoded as UTF-8 by question marks."""
-    return name.encode(errors="replace").decode()
+    """Replace what cannot be encoded as UTF-8 by question marks, and bring names into one Unicode form."""
+    return same_form(name.encode(errors="replace").decode())
 
 
 def _read_labels(path: Path) -> dict[str, tuple[str, ...]]:
     """Read the labels of each video, by its id."""
-    try:
-        text = require_regular(path).read_text(encoding="utf-8-sig")  # spreadsheets write a byte-order mark
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: is not UTF-8 ({error}); save it as UTF-8") from error
-    rows = csv.DictReader(StringIO(text, newline=""))
-    columns = rows.fieldnames or []
-    if not {"file", "labels"} <= {*columns}:
-        what = f"has {', '.join(columns)}" if columns else "is empty"
-        raise UsageError(f"{path}: needs a header with the columns 'file' and 'labels', and {what}")
+    table = read_table(path)
+    file_at, labels_at = require_columns(table, ("file", "labels"))
     found: dict[str, tuple[str, ...]] = {}
-    for row in rows:
-        name, labels = row["file"], row["labels"]
-        if not name or labels is None:
-            raise UsageError(f"{path}, line {rows.line_num}: needs a file and its labels, separated by | or ;")
+    for line, cells in table:
+        name = cells[file_at]
+        if not name:
+            raise fault(path, line, "needs a file and its labels, separated by | or ;")
         if name in found:
-            raise UsageError(f"{path}, line {rows.line_num}: {name} has a row already; put all its labels into one")
-        found[name] = tuple(label.strip() for label in labels.replace(";", "|").split("|") if label.strip())
+            raise fault(path, line, f"{name} has a row already; put all its labels into one")
+        found[name] = tuple(label.strip() for label in re.split("[|;]", cells[labels_at]) if label.strip())
+    sizes, used = {len(labels) for labels in found.values() if labels}, {*chain.from_iterable(found.values())}
+    if len(sizes) == 1 and max(sizes) > 1 and used <= {"0", "1"}:
+        what = f"every video has {max(sizes)} labels, all of them 0 or 1, as in N-hot labels"
+        raise UsageError(f"{path}: {what}; give the names or numbers of the classes that are present")
     return found
 
 

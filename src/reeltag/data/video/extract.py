@@ -37,14 +37,15 @@ from reeltag.data.extractor_origin import MANIFEST
 from reeltag.data.formats.example import Video, encode
 from reeltag.data.formats.tfrecord import write_shard
 from reeltag.data.pca import Moments, load_projections, save_projections
+from reeltag.data.recipe_draft import draft_recipe
 from reeltag.data.schema import Schema
 from reeltag.data.video.dataset import Dataset, Item, label_names_csv, split
 from reeltag.data.video.decode import MAX_SECONDS
 from reeltag.data.video.features import Extraction, Pipeline, open_pipeline
-from reeltag.data.video.recipe_draft import draft_recipe
 
 FORMAT = 1  # of parts and of the manifest; raised whenever decoding changes
 PROJECTIONS = "pca.safetensors"
+LABEL_NAMES = "labels.csv"
 SHARD_BYTES = 100_000_000  # of the frames of a shard
 
 Split = Literal["train", "test"]
@@ -271,8 +272,11 @@ def _write(
         identities = {feature: pipeline.extractors[feature].identity for feature in pipeline.projections}
         save_projections(out / PROJECTIONS, pipeline.projections, identities)
     if data.classes is not None:
-        write_bytes(out / "labels.csv", label_names_csv(data.classes).encode())
-        text = draft_recipe(schema, len(splits["train"]), tests=bool(splits["test"]))
+        write_bytes(out / LABEL_NAMES, label_names_csv(data.classes).encode())
+        tests = bool(splits["test"])
+        text = draft_recipe(
+            schema, len(splits["train"]), command="reeltag extract", label_names=LABEL_NAMES, tests=tests
+        )
         write_bytes(out / "recipe.toml", text.encode())
     write_json(out / MANIFEST, _manifest(out, pipeline, schema, outcomes, shards))
 

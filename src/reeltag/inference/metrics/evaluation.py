@@ -22,6 +22,7 @@ class Evaluation:
     def __init__(self, *, all_scores: bool = False, classes: Sequence[int] | None = None) -> None:
         self._all_scores, self._classes = all_scores, classes
         self._parts: list[Metrics] = []
+        self._positives = self._examples = 0
         self._ranking: SegmentRanking | None = None
 
     def add(self, part: Predictions) -> None:
@@ -41,6 +42,8 @@ class Evaluation:
             self._ranking.add(part.probabilities, labels, part.rated)
             rated = part.rated.any(1)
             scores, labels = scores[rated], labels[rated]
+        self._positives += int(labels.sum())
+        self._examples += len(labels)
         if len(labels):
             self._parts.append(Metrics.of(scores, labels, all_scores=self._all_scores))
 
@@ -48,10 +51,15 @@ class Evaluation:
         """Return the metrics of all predictions so far.
 
         Raises:
-            DataError: there are none.
+            DataError: there are none, or none has a label.
         """
         if not self._parts:
             raise DataError("no videos to evaluate")
+        if not self._positives:
+            raise DataError(
+                f"none of {self._examples:,} videos has a label, so GAP and all other metrics mean nothing; evaluate "
+                "on labelled shards (`reeltag predict` needs no labels), or hold out more (data.holdout)"
+            )
         segment_ap = self._ranking.class_ap() if self._ranking else None
         return replace(Metrics.merge(self._parts), segment_ap=segment_ap)
 
@@ -62,7 +70,7 @@ def evaluate_predictions(
     """Compute the metrics of labelled predictions; the arguments are those of `Evaluation`.
 
     Raises:
-        DataError: a video has no labels, or there is no video.
+        DataError: a video has no labels, there is no video, or none has a label.
     """
     evaluation = Evaluation(all_scores=all_scores, classes=classes)
     for part in predictions:

@@ -10,13 +10,13 @@ from reeltag.core.text import counted, first_lines, megabytes
 from reeltag.pipeline.report.results import noun_of
 from reeltag.training.schedule import FORGOTTEN
 
-FEW = 20  # metrics of fewer examples mean little
+FEW = 20  # metrics of fewer examples, and a hold-out of fewer videos, mean little
 CLEARLY = 0.01  # GAP; more than two runs of a recipe with different seeds differ by
 
 
 def remarks(results: Mapping[str, Any]) -> list[str]:
     """Return one sentence for each remark; an empty list if there is nothing to remark."""
-    checks = (_unsettled_batch_norm, _single_member, _worse_students, _few_examples)
+    checks = (_few_examples, _unsettled_batch_norm, _single_member, _worse_students)
     return [text for check in checks if (text := check(results))]
 
 

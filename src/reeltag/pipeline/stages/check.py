@@ -18,7 +18,8 @@ from reeltag.core.download_cache import fetch
 from reeltag.core.errors import BudgetError, UsageError
 from reeltag.core.remote_files import is_url
 from reeltag.core.storage import join_path
-from reeltag.data.schema import read_label_names
+from reeltag.data.label_table import read_labels
+from reeltag.data.vocabulary import read_vocabulary
 from reeltag.models.shapes import TensorShapes, tagger_shapes
 from reeltag.pipeline.stages.architectures import Architecture, member_architectures
 from reeltag.recipe.schema import ModelSettings, Recipe
@@ -38,10 +39,12 @@ class Beside:
     Attributes:
         label_names: names of the classes, or None.
         projections: the PCA of each feature, by name.
+        remarks: on classes without a name.
     """
 
     label_names: tuple[str, ...] | None
     projections: Mapping[str, Projection]
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def architecture_bytes(recipe: Recipe, architecture: Architecture, encoding: Enc
 
 
 def beside_members(recipe: Recipe, without_data: bool = False) -> Beside:
-    """Read the label names and the PCA before any training, so that a wrong file is reported at once.
+    """Read the label names, or else those of a file of labels, and the PCA, so that a fault is reported at once.
 
     Raises:
         ArtifactError: the PCA is missing, unless `without_data`, or damaged.
@@ -129,9 +132,15 @@ def beside_members(recipe: Recipe, without_data: bool = False) -> Beside:
     def readable(name: str | None) -> bool:
         return bool(name) and not (without_data and not Path(join_path(data.root, name or "")).exists())
 
-    location = join_path(data.root, data.label_names or "")
-    names = read_label_names(location, data.record_schema.classes) if readable(data.label_names) else None
-    return Beside(names, _projections(recipe) if readable(data.pca) else {})
+    projections = _projections(recipe) if readable(data.pca) else {}
+    if not data.label_names and readable(data.labels):
+        labels = Path(join_path(data.root, data.labels or ""))
+        table = read_labels(labels, encoding=data.label_encoding, classes=data.record_schema.classes)
+        return Beside(table.names, projections)
+    if not readable(data.label_names):
+        return Beside(None, projections)
+    known = read_vocabulary(join_path(data.root, data.label_names or ""), data.record_schema.classes)
+    return Beside(known.names, projections, known.remarks)
 
 
 def _projections(recipe: Recipe) -> dict[str, Projection]:

@@ -1,36 +1,58 @@
-"""Stages that prepare the data: every record is read and checked before any training."""
+"""Stages that prepare the data: features of other formats are imported, and every record is read and checked."""
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+
+import numpy as np
 
 from reeltag.core.errors import ReeltagError, TransferError, UsageError
-from reeltag.core.remote_files import RemoteFile
-from reeltag.core.storage import DataFile, content_hash, file_identity, file_size, find_files, free_bytes, read_json
+from reeltag.core.remote_files import RemoteFile, is_url
+from reeltag.core.storage import (
+    DataFile,
+    content_hash,
+    file_hash,
+    file_identity,
+    file_size,
+    find_files,
+    free_bytes,
+    join_path,
+    read_json,
+    require_regular,
+)
 from reeltag.core.text import counted, first_lines, megabytes
 from reeltag.data import shard_cache
-from reeltag.data.bad_records import summary
+from reeltag.data.bad_records import format_remarks, summary
 from reeltag.data.formats.tfrecord import ShardFile
 from reeltag.data.holdout import matching_shards, refuse_overlap
-from reeltag.data.shards import scan
+from reeltag.data.importing import Input, Split, write_shards
+from reeltag.data.shards import Manifest, scan
+from reeltag.data.sources.files import find_features, list_files
+from reeltag.data.sources.labels import label_table
+from reeltag.data.sources.pieces import open_features
 from reeltag.data.synthetic import SyntheticSettings, write_synthetic
+from reeltag.data.vocabulary import read_vocabulary
 from reeltag.pipeline.executor import Job, Stage, Traffic
+from reeltag.pipeline.report.remarks import FEW
 from reeltag.pipeline.run_folder import MARKER
 from reeltag.pipeline.stages.files import MANIFEST, load_manifest
+from reeltag.pipeline.stages.files import split as hold_out
 from reeltag.recipe.data import DataSettings
 from reeltag.recipe.schema import Recipe
 
-Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
 
+IMPORT_FORMAT = 1  # raise it when the same features give other shards
 SYNTHETIC_FORMAT = 1  # raise it when other videos are generated from the same settings
 DATA_FORMAT = 1  # raise it when the same shards give another manifest
 
 
 def data_stages(recipe: Recipe, without_data: bool) -> list[Stage]:
-    """Return the stages that generate synthetic data, if any, and index each split.
+    """Return the stages that generate synthetic data or import features, if any, and index each split.
 
     Args:
         recipe: the recipe.
@@ -55,16 +77,98 @@ def data_stages(recipe: Recipe, without_data: bool) -> list[Stage]:
             bytes=videos * data.synthetic.frames[1] * sum(data.record_schema.widths),
         )
         stages.append(synthetic)
-    return [*stages, _split_stage(recipe, "train", without_data), _split_stage(recipe, "test", without_data)]
+    for split in SPLITS:
+        if features := [] if data.synthetic else find_features(getattr(data, split), data.root):
+            stages.append(_import_stage(recipe, split, features, without_data))
+            stages.append(_split_stage(recipe, split, without_data, stages[-1].name))
+        else:
+            stages.append(_split_stage(recipe, split, without_data, "synthetic" if data.synthetic else None))
+    if data.labels is not None and not without_data and not any(each.name.startswith("import.") for each in stages):
+        raise UsageError("data.labels: is for features that are not shards, which hold labels; leave it out")
+    return stages
 
 
-def _split_stage(recipe: Recipe, split: Split, without_data: bool) -> Stage:
-    """Return the stage that checks and indexes a split; the test set is also compared with the training set."""
+def _import_stage(recipe: Recipe, split: Split, features: Sequence[Path], without_data: bool) -> Stage:
+    """Return the stage that imports features of other formats to shards in the folder of the run."""
+    data, files = recipe.data, list_files(features)
+    beside = {}
+    for key, name in (("labels", data.labels), ("label_names", data.label_names)):
+        path = join_path(data.root, name or "")
+        if name is None or is_url(path) or (without_data and not Path(path).exists()):
+            continue
+        try:
+            beside[key] = file_hash(require_regular(Path(path)))
+        except OSError as error:
+            raise UsageError(f"data.{key}: {path} cannot be read ({error.strerror}); correct its path") from error
+    size = sum(map(file_size, files))
+    return Stage(
+        name=f"import.{split}",
+        work=partial(_import, recipe, split, features),
+        format=IMPORT_FORMAT,
+        parameters={
+            "files": list(map(file_identity, files)),
+            "schema": data.record_schema.model_dump(mode="json"),
+            "label_encoding": data.label_encoding,
+            "keep": data.max_bad_records > 0,
+            **beside,
+        },
+        note=f"{counted(len(files), 'file')}, {megabytes(size)}, to shards",
+        bytes=size,
+    )
+
+
+def _import(recipe: Recipe, split: Split, features: Sequence[Path], job: Job) -> None:
+    """Write the shards of a split; those of an interrupted run are kept."""
+    data, schema = recipe.data, recipe.data.record_schema
+    source = open_features(features, schema)
+    names, labels = (name and join_path(data.root, name) for name in (data.label_names, data.labels))
+    vocabulary = read_vocabulary(names, schema.classes) if names else None
+    table = label_table(
+        labels,
+        [source],
+        encoding=data.label_encoding,
+        vocabulary=vocabulary,
+        classes=schema.classes,
+        progress=job.progress,
+    )
+    if table is None:
+        raise UsageError(f"data.{split}: has no labels; give a file of them in data.labels")
+    if labels is None and names is None and table.names is not None:
+        raise UsageError(f"data.{split}: its labels are names; number them by a file of names in data.label_names")
+    for remark in table.remarks:
+        job.progress.say(f"  labels: {remark}")
+    write_shards(
+        [Input(source, float(split == "test"))],
+        schema,
+        table,
+        job.folder,
+        unlabelled="keep" if data.max_bad_records else "fail",  # the manifest counts them as bad records
+        progress=job.progress,
+    )
+
+
+def with_imported(recipe: Recipe) -> Recipe:
+    """Return the recipe with the names of the shards that are imported, which do not depend on what they come from."""
+    data = recipe.data
+    if data.synthetic or not find_features(data.train, data.root):
+        return recipe
+    return recipe.model_copy(update={"data": data.model_copy(update={"train": ("train-*.tfrecord",)})})
+
+
+def _split_stage(recipe: Recipe, split: Split, without_data: bool, made_by: str | None) -> Stage:
+    """Return the stage that checks and indexes a split; the test set is also compared with the training set.
+
+    Args:
+        recipe: the recipe.
+        split: the split.
+        without_data: allow missing shards.
+        made_by: name of the stage that writes the shards; None if they are given.
+    """
     data, patterns = recipe.data, recipe.data.train if split == "train" else recipe.data.test
     files: list[DataFile] = []
     missing = ""
     try:
-        files = [] if data.synthetic else find_files(patterns, data.root)
+        files = [] if made_by else _find(recipe, patterns)
         _check_cache(data, split, files)
     except (UsageError, TransferError) as error:
         if not without_data:
@@ -81,16 +185,39 @@ def _split_stage(recipe: Recipe, split: Split, without_data: bool) -> Stage:
     if (limit := _limit(data, split)) is not None:
         parameters["limit"] = limit
         note = f"the first {counted(limit, 'video')} of {note or 'them'}"
-    inputs = (*(["synthetic"] if data.synthetic else []), *(["data.train"] if split == "test" else []))
+    inputs = (*([made_by] if made_by else []), *(["data.train"] if split == "test" else []))
     return Stage(
         name=f"data.{split}",
-        work=partial(_index, recipe, split, files),
+        work=partial(_index, recipe, split, files, made_by),
         format=DATA_FORMAT,
         inputs=inputs,
         parameters=parameters,
         note=note,
         traffic=Traffic(data.expected_videos or 0) if split == "train" else Traffic(),
     )
+
+
+def _find(recipe: Recipe, patterns: Sequence[str]) -> list[DataFile]:
+    """Find the shards that patterns of a recipe name.
+
+    Raises:
+        UsageError: a pattern matches nothing, or something else; the message says if it matches from the current
+            folder, and the recipe lies elsewhere.
+    """
+    root = recipe.data.root
+    try:
+        return find_files(patterns, root)
+    except UsageError as error:
+        if recipe.source is None or isinstance(root, str):
+            raise
+        meant = Path(os.path.relpath(root, Path(recipe.source).parent))
+        try:
+            find_files(patterns, meant)
+        except (UsageError, TransferError):
+            raise error from None
+        where = f"data.root starts from the recipe's folder, {Path(recipe.source).parent}"
+        what = f"there are such files from the current folder; give --set data.root={shlex.quote(str(meant))} for these"
+        raise UsageError(f"{error}; {where}; {what}") from error
 
 
 def with_videos(recipe: Recipe) -> Recipe:
@@ -171,11 +298,12 @@ def _check_holdout(data: DataSettings, files: Sequence[DataFile]) -> None:
         )
 
 
-def _index(recipe: Recipe, split: Split, files: list[DataFile], job: Job) -> str:
+def _index(recipe: Recipe, split: Split, files: list[DataFile], made_by: str | None, job: Job) -> str:
     """Check and index the shards; returns a hash of their content, so that later stages do not depend on paths."""
     for line in first_lines(_changes(job, split, files)):
         job.progress.say(f"  {line}")
-    files = files or find_files([f"{split}-*"], job.inputs["synthetic"])
+    if made_by:
+        files = find_files([f"{split}-*.tfrecord"], job.inputs[made_by])
     total = sum(map(file_size, files))
     with job.progress.task("check and index", total, "bytes") as task:
         schema, most = recipe.data.record_schema, recipe.data.max_bad_records
@@ -184,12 +312,33 @@ def _index(recipe: Recipe, split: Split, files: list[DataFile], job: Job) -> str
         task.total = task.done  # with a limit, the last shards are not read
     if not manifest.labelled:
         raise UsageError(f"data.{split}: has no labelled records; see `reeltag data verify`")
+    if not manifest.class_counts.any():
+        raise UsageError(
+            f"data.{split}: none of {counted(manifest.labelled, schema.example)} has a label, so nothing could be "
+            "learned or measured; see `reeltag data verify`, and the schema's labels"
+        )
     if manifest.left_out:
         job.progress.say(f"  {summary(manifest.left_out)}")
+    for line in format_remarks(manifest.remarks):
+        job.progress.say(f"  {line}")
     if split == "test":
         refuse_overlap(load_manifest(job, "train"), manifest)
+    elif remark := _small_holdout(recipe, manifest):
+        job.progress.say(f"  {remark}")
     manifest.save(job.folder / MANIFEST)
     return manifest.fingerprint if limit is None else content_hash([manifest.fingerprint, limit])
+
+
+def _small_holdout(recipe: Recipe, manifest: Manifest) -> str:
+    """Return a remark on a hold-out of few videos; empty for any other."""
+    try:
+        held = len(np.unique(manifest.videos[hold_out(recipe, manifest)[1]]))
+    except UsageError:  # the stages that need it say so
+        return ""
+    if held >= FEW:
+        return ""
+    what = f"the hold-out has {counted(held, 'video')}, and models are chosen by their GAP on these, which means little"
+    return f"{what}; hold out more (data.holdout)"
 
 
 def _limit(data: DataSettings, split: Split) -> int | None:

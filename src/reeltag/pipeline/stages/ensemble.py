@@ -285,3 +285,5 @@ def pack(recipe: Recipe, members: Sequence[MemberStages], beside: Beside, job: J
     packed = Artifact(recipe.data.record_schema, beside.label_names, tuple(selected), provenance, beside.projections)
     size = save_artifact(job.folder / MODEL, packed, recipe.budget)
     job.progress.say(f"  {megabytes(size)} of {megabytes(recipe.budget)}")
+    for remark in beside.remarks:
+        job.progress.say(f"  data.label_names: {remark}")

@@ -37,6 +37,11 @@ def path_of(given: str | Path, folder: Path = FOLDER) -> Path:
     return folder / f"{given}.toml"
 
 
+def is_shipped(path: Path) -> bool:
+    """Return True if a recipe came with reeltag, so that its folder is not that of anyone's data."""
+    return path.resolve().parent == FOLDER.resolve()
+
+
 def description(path: Path) -> str:
     """Return the first comment of a recipe, up to its commands."""
     lines = []
