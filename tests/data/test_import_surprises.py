@@ -341,3 +341,11 @@ def test_names_of_arrays_and_other_members(tmp_path, x):
     (video,) = _videos(tmp_path).values()
     assert set(video.features) == {"rgb", "rgb.npy"}
     np.testing.assert_array_equal(video.features["rgb.npy"], x[1])
+
+
+def test_a_folder_of_shards(tmp_path, x):
+    """Their manifest and label names are text, but no features."""
+    items = [(name, values, ["cat"]) for name, values in zip("abc", x, strict=True)]
+    import_features(items, None, tmp_path / "shards", test_share=0)
+    with pytest.raises(UsageError, match=r"train-.*\.tfrecord: is a TFRecord file, which needs no import"):
+        import_features(tmp_path / "shards", None, tmp_path / "out")
