@@ -5,7 +5,8 @@ without fine-tuning.
         --test 'eval-*.tfrecord' --out rate.jsonl
 
 Writes a line of JSON a model and encoding: bytes of the file, loss of test GAP against float32, seconds. What the file
-has already is not measured again. `--table` prints, instead, bytes at a loss of 0.0005, relative to group-4.
+has already is not measured again. `--nncodec PYTHON` measures NNCodec too (bench/peer_nncodec.py). `--table` prints,
+instead, bytes at a loss of 0.0005, relative to group-4.
 """
 
 import argparse
@@ -18,7 +19,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
 
+from measure import Peer
 from reeltag.artifact.file import load_artifact, quantize_artifact, save_artifact
 from reeltag.artifact.quantization.calibration import calibrate
 from reeltag.artifact.quantization.coded import Encoder
@@ -33,6 +36,7 @@ from reeltag.inference.evaluate import artifact_gap
 from reeltag.training.quantization_aware import RoundedWeights, fine_tune
 
 STEPS = [1.4e-4, 2e-4, 2.8e-4, 4e-4, 5.6e-4, 8e-4, 1.1e-3]
+QPS = [-36, -32, -28, -24, -20]  # of NNCodec; four more double its step
 LOSS = 0.0005
 
 
@@ -52,6 +56,10 @@ def measured(path, args, done):
     for name in names:
         if (str(path), name) not in done:
             yield record(name, quantize_artifact(source, name), 0.0)
+    for qp in QPS if args.nncodec else ():
+        if (str(path), f"nncodec@{qp}") not in done:
+            size, gap = with_nncodec(source, qp, args.nncodec, test)
+            yield {"model": str(path), "encoding": f"nncodec@{qp}", "bytes": size, "gap": gap, "seconds": 0.0}
     wanted = [(step, tuned) for step in STEPS for tuned in ((False, True) if step in args.tuned else (False,))]
     wanted = [(s, t) for s, t in wanted if (str(path), f"{'tuned' if t else 'coded'}@{s:g}") not in done]
     if not wanted:
@@ -91,17 +99,31 @@ def measured(path, args, done):
         yield record(f"{'tuned' if tuned else 'coded'}@{step:g}", artifact, time.perf_counter() - begin)
 
 
+def with_nncodec(source, qp, python, test):
+    """Return NNCodec's bytes of a model, and the GAP of the weights that it decodes."""
+    (member,) = source.members
+    with TemporaryDirectory() as folder, Peer.find(python, "peer_nncodec.py") as peer:
+        state, out = Path(folder, "state.npz"), Path(folder, "decoded.npz")
+        floats = {name: value.numpy() for name, value in member.state.items() if value.is_floating_point()}
+        np.savez(state, **floats)
+        size = peer.ask(state, qp, out)["bytes"]
+        with np.load(out) as arrays:
+            decoded = {name: torch.from_numpy(arrays[name]).view(member.state[name].shape) for name in floats}
+    artifact = replace(source, members=(replace(member, state={**member.state, **decoded}),))
+    return size, artifact_gap(artifact, sequential_batches(Shards(test), batch_size=64))
+
+
 def table(records):
     """Print bytes at the loss, interpolated between the steps around it, relative to group-4."""
     models = defaultdict(dict)
     for each in records:
         models[each["model"]][each["encoding"]] = each
-    print("| model | float32 GAP | uniform-8 | group-4 (loss) | coded | tuned |\n|---|---|---|---|---|---|")
+    print("| model | float32 GAP | uniform-8 | group-4 (loss) | coded | tuned | NNCodec |\n|---|---|---|---|---|---|---|")
     shares = defaultdict(list)
     for model, found in models.items():
         before, base = found["float32"]["gap"], found["group-4"]
         cells = []
-        for kind in ("coded", "tuned"):
+        for kind in ("coded", "tuned", "nncodec"):
             points = sorted(
                 (each["bytes"], before - each["gap"]) for name, each in found.items() if name.startswith(f"{kind}@")
             )
@@ -141,6 +163,7 @@ def main():
     parser.add_argument("--dropout", action="store_true", help="drop units while fine-tuning")
     parser.add_argument("--tuned", type=float, nargs="*", default=[4e-4, 5.6e-4, 8e-4])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--nncodec", type=Path, metavar="PYTHON", help="an interpreter that has NNCodec")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     records = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
