@@ -24,6 +24,7 @@ EXTRA_OF = {
     "reeltag/artifact/hub.py": "hub",
     "reeltag/artifact/onnx/": "onnx",
     "reeltag/core/distributed/ray_pool.py": "ray",
+    "reeltag/data/class_labels.py": "import",
     "reeltag/data/label_table.py": "import",
     "reeltag/data/sources/": "import",
     "reeltag/data/video/": "video",

@@ -1,12 +1,15 @@
 """Surprises of the libraries that features are read with, shown by the scripts in findings/: none may pass a reader."""
 
 import gzip
+import io
 import random
+import tarfile
 
 import numpy as np
 import pytest
 
 from reeltag.core.errors import DataError, UsageError
+from reeltag.data.import_features import import_features
 from reeltag.data.label_table import read_labels
 from reeltag.data.sources.source import open_source, read_videos
 
@@ -173,6 +176,54 @@ def test_member_that_comes_late(tmp_path, tars):
     assert sum("sound" in video.features for video in _videos(tmp_path).values()) == 5
 
 
+def _npy(values):
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
+def _tar(path, names, x, link=None):
+    with tarfile.open(path, "w") as tar:
+        for name, values in zip(names, x, strict=False):
+            member = tarfile.TarInfo(name)
+            content = _npy(values)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+        if link:
+            member = tarfile.TarInfo(link)
+            member.type, member.linkname = tarfile.LNKTYPE, names[0]
+            tar.addfile(member)
+
+
+def test_members_that_webdataset_passes_over(tmp_path, x):
+    """GNU tar stores the second of two hard links without content; webdataset then has one video less."""
+    webdataset = pytest.importorskip("webdataset")
+    _tar(tmp_path / "a.tar", ["a.npy", "b.npy"], x, link="c.npy")
+    assert len(list(webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False))) == 2
+    with pytest.raises(DataError, match=r"the member c\.npy is a link"):
+        _videos(tmp_path)
+
+
+def test_two_tars_in_one_file(tmp_path, x):
+    webdataset = pytest.importorskip("webdataset")
+    for name in "ab":
+        _tar(tmp_path / f"{name}.tar", [f"{name}.npy"], x)
+    both = (tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(both)
+    assert len(list(webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False))) == 1
+    with pytest.raises(DataError, match="goes on after its end"):
+        _videos(tmp_path / "a.tar")
+
+
+def test_tar_of_a_folder(tmp_path, x):
+    """Names begin with ./ then, and macOS adds files of its own."""
+    pytest.importorskip("webdataset")
+    _tar(tmp_path / "a.tar", ["./a.npy", "./._a.npy", "./sub/b.NPY"], x)
+    found = _videos(tmp_path)
+    assert list(found) == ["a", "sub/b"]
+    np.testing.assert_array_equal(found["sub/b"].features["features"], x[2])
+
+
 def test_damaged_gzip_of_a_tar(tmp_path):
     """findings/webdataset-gzip-without-checksum.sh: webdataset gives changed features for most of these."""
     webdataset = pytest.importorskip("webdataset")
@@ -241,3 +292,25 @@ def test_column_twice_and_unnamed_index(tmp_path):
     pandas.DataFrame({"rgb": [[[1.0]]], "labels": [[1]]}, index=["a"]).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(DataError, match="without ids; are they '__index_level_0__'"):
         _videos(tmp_path)
+
+
+def test_a_feature_that_is_not_there(tmp_path, x):
+    """The message names those that are, whatever the library reads."""
+    h5py, pa = pytest.importorskip("h5py"), pytest.importorskip("pyarrow")
+    with h5py.File(tmp_path / "groups.h5", "w") as file:
+        file["a/rgb"], file["b/rgb"] = x[:2]
+    with h5py.File(tmp_path / "table.h5", "w") as file:
+        file["rgb"], file["video_id"] = x, ["a", "b", "c"]
+    rows = pa.table({"video_id": ["a"], "rgb": pa.array([[[1.0]]], pa.list_(pa.list_(pa.float32())))})
+    pytest.importorskip("pyarrow.parquet").write_table(rows, tmp_path / "a.parquet")
+    for name in ("groups.h5", "table.h5", "a.parquet"):
+        with pytest.raises(DataError, match=r"has none of the features features; it has .*rgb"):
+            list(read_videos(open_source(tmp_path / name, ["features"])))
+
+
+def test_a_refused_import_leaves_nothing(tmp_path, x):
+    np.save(tmp_path / "a.npy", x[0])
+    (tmp_path / "labels.csv").write_text("id,labels\nb,cat\n")
+    with pytest.raises(UsageError, match="1 video without labels"):
+        import_features(tmp_path / "a.npy", tmp_path / "labels.csv", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "labels.csv"]

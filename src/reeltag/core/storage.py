@@ -371,8 +371,8 @@ def remove_folder(folder: Path) -> None:
 
 
 def _remove_if_idle(folder: Path) -> None:
-    """Remove a folder of parts that holds nothing but its lock file."""
-    if [entry.name for entry in folder.glob("*")] == [LOCK]:
+    """Remove a folder of parts that holds nothing but its lock file and empty folders."""
+    if all(entry.name == LOCK or (entry.is_dir() and not any(entry.iterdir())) for entry in folder.glob("*")):
         with suppress(UsageError):  # an empty folder does no harm
             remove_folder(folder)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from reeltag.core.errors import DataError, UsageError
+
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError)  # what datasets raises where its JSON is damaged
 
 
 def import_datasets() -> Any:
@@ -23,20 +26,26 @@ def import_datasets() -> Any:
     return datasets
 
 
-def class_names(schema: Any) -> dict[str, Sequence[str]]:
+def class_names(schema: Any, path: Path) -> dict[str, Sequence[str]]:
     """Return the names of the classes that the numbers of a column stand for, by column.
 
     Hugging Face's `datasets` keeps them beside the columns, and each file may number the classes in its own order.
 
     Args:
         schema: of pyarrow.
+        path: of the file, for messages.
 
     Raises:
         UsageError: there are such names, but datasets is not installed.
+        DataError: the names are damaged.
     """
     if b'"ClassLabel"' not in (schema.metadata or {}).get(b"huggingface", b""):
         return {}
-    return names_of(import_datasets().Features.from_arrow_schema(schema))
+    datasets = import_datasets()
+    try:
+        return names_of(datasets.Features.from_arrow_schema(schema))
+    except DAMAGE as error:
+        raise DataError(f"its names of classes cannot be read ({error!r}); write it again", file=str(path)) from error
 
 
 def names_of(features: Mapping[str, Any]) -> dict[str, Sequence[str]]:

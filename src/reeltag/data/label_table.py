@@ -375,7 +375,7 @@ def _parquet(path: Path) -> _Sheet:
     try:
         file = pq.ParquetFile(path)
         columns = [each.name for each in file.schema_arrow if wanted(each)]
-        table, names = file.read(columns), class_names(file.schema_arrow)
+        table, names = file.read(columns), class_names(file.schema_arrow, path)
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{path}: is not a Parquet file that can be read ({one_line(error)})") from error
     cells = zip(*map(column, columns), strict=True)

@@ -137,3 +137,16 @@ def test_folders_of_datasets_keep_selections_shards_and_arrays(tmp_path):
     assert len(read(tmp_path / "both/train")) == 3
     next((tmp_path / "both/train").glob("*.arrow")).write_bytes(b"abc")
     assert error_of(tmp_path / "both/train").startswith(": cannot be read")
+
+
+def test_damaged_offsets_and_names_are_refused(tmp_path):
+    table = pa.table({"id": IDS, "rgb": pa.array(ROWS, pa.list_(pa.list_(FLOAT)))})
+    with pa.ipc.new_file(tmp_path / "x.arrow", table.schema) as writer:
+        writer.write_table(table)
+    content = (tmp_path / "x.arrow").read_bytes()
+    offsets = np.array([0, 2, 3, 4], np.int32).tobytes()
+    (tmp_path / "x.arrow").write_bytes(content.replace(offsets, np.array([0, 2, 99, 4], np.int32).tobytes()))
+    assert error_of(tmp_path / "x.arrow").startswith(": cannot be read (")
+    path = _parquet(tmp_path, {"id": IDS, "rgb": ROWS})
+    path.write_bytes(path.read_bytes().replace(b"rgb", b"r\x80b"))
+    assert error_of(path).startswith(": cannot be read ('utf-8' codec")

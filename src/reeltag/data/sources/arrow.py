@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from reeltag.core.errors import DataError, UsageError
-from reeltag.data.class_labels import class_names, import_datasets, named_classes, names_of
+from reeltag.core.errors import DataError, ReeltagError, UsageError
+from reeltag.data.class_labels import DAMAGE, class_names, import_datasets, named_classes, names_of
 from reeltag.data.sources.conversion import Array
 from reeltag.data.sources.videos import (
     IDS,
@@ -57,13 +57,14 @@ class ParquetFiles(Files):
             columns = _needed(file.schema_arrow.names, self.wanted)
             before = sum(file.metadata.row_group(number).num_rows for number in range(int(group)))
             batches = file.iter_batches(BATCH_ROWS, row_groups=[int(group)], columns=columns)
-            names = class_names(file.schema_arrow)
+            names = class_names(file.schema_arrow, self.root / name)
             yield from _videos(batches, self.root / name, before, self.wanted, names)
 
     def _open(self, name: str) -> Any:
         from pyarrow.parquet import ParquetFile
 
-        return ParquetFile(self.root / name, memory_map=True, page_checksum_verification=True)
+        with _errors(self.root / name):
+            return ParquetFile(self.root / name, memory_map=True, page_checksum_verification=True)
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class ArrowFiles(Files):
             batches = _ipc_batches(path)
             first = next(batches, None)
             if first is not None:
-                yield from _videos(chain([first], batches), path, 0, self.wanted, class_names(first.schema))
+                names = class_names(first.schema, path)
+                yield from _videos(chain([first], batches), path, 0, self.wanted, names)
 
 
 @dataclass(frozen=True)
@@ -116,13 +118,13 @@ class DatasetsFolder:
 
     def _open(self) -> Any:
         datasets = import_datasets()
-        with _errors(self.folder):
+        with _errors(self.folder, *DAMAGE):
             return datasets.Dataset.load_from_disk(str(self.folder))
 
 
 @contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    """Turn errors of pyarrow within the block into one message.
+def _errors(path: Path, *more: type[Exception]) -> Iterator[None]:
+    """Turn errors of pyarrow, and of some more types, within the block into one message.
 
     Raises:
         UsageError: pyarrow is not installed.
@@ -135,7 +137,9 @@ def _errors(path: Path) -> Iterator[None]:
         raise UsageError(f"Parquet and Arrow need pyarrow ({error}): pip install 'reeltag[import]'") from error
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
+    except ReeltagError:
+        raise
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, *more) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"cannot be read ({reason}); copy or write it again", file=str(path)) from error
 
@@ -159,10 +163,14 @@ def _ipc_batches(path: Path) -> Iterator[Any]:
 
 
 def _needed(columns: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """Return the columns to read: all, or the wanted features and the columns beside them that mean something."""
+    """Return the columns to read: the wanted features and the columns beside them that mean something, or all.
+
+    All are read if no feature is wanted, and if none of the wanted is there, so that a message names those that are.
+    """
     roles = (*IDS, *LABELS, *LENGTHS)
     structs = {name.partition(".")[0] for name in wanted}
-    return [name for name in columns if not wanted or name in (*wanted, *structs) or name.lower() in roles]
+    features = {name for name in columns if name in wanted or name in structs}
+    return [name for name in columns if not features or name in features or name.lower() in roles]
 
 
 def _videos(
@@ -184,6 +192,7 @@ def _videos(
 
     number = first
     for batch in batches:
+        batch.validate(full=True)  # the offsets of a damaged file would end the process
         table = pyarrow.Table.from_batches([batch]).flatten()
         if twice := [name for name, times in Counter(table.column_names).items() if times > 1]:
             raise DataError(f"has the column {twice[0]!r} twice; rename one", file=str(path))

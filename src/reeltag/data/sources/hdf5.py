@@ -95,7 +95,8 @@ class HDF5Files(Files):
                 yield video_from(fields, f"{path}/{key}" if path else key, here, self.wanted)
         else:
             columns, roles = _datasets(group), (*IDS, *LABELS, *LENGTHS)
-            needed = (key for key in columns if not self.wanted or key in self.wanted or key.lower() in roles)
+            features = columns.keys() & set(self.wanted)  # none: all are read, and a message names them
+            needed = (key for key in columns if not features or key in features or key.lower() in roles)
             fields = {key: _values(columns[key], key, place) for key in needed}
             yield video_from(_attributes(group) | fields, label, place, self.wanted)
 

@@ -54,7 +54,8 @@ def read_rows(
     """
     known = _columns(columns)
     texts = [key for key, column in columns.items() if len(column.shape) == 1 and key not in known]
-    columns = {key: column for key, column in known.items() if not wanted or _needed(key, wanted)}
+    features = known.keys() & set(wanted)  # none: all are read, and a message names them
+    columns = {key: column for key, column in known.items() if not features or _needed(key, wanted)}
     ids = _ids(columns)
     if "y" in columns and field(list(columns), LABELS) is None:
         columns["labels"] = columns.pop("y")

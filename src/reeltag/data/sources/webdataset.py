@@ -47,21 +47,16 @@ class WebDatasetFiles(Files):
                 file: IO[bytes] = stack.enter_context((self.root / part).open("rb"))
                 if recognise(self.root / part) == GZIP:
                     file = cast("IO[bytes]", stack.enter_context(gzip.open(file)))
-                stream = _Tail(file)
-                members = tariterators.tar_file_expander([{"url": path, "stream": stream}])
-                samples = tariterators.group_by_keys(_with_suffix(members, path), lcase=False)
-                for sample in samples:
+                for sample in tariterators.group_by_keys(_members(file, path), lcase=False):
                     place = f"{path}: {sample['__key__']}"
                     yield video_from(_fields(sample, place), sample["__key__"], place, self.wanted)
-                if not stream.ends_with_zeros():
-                    raise DataError("ends early: the mark of a tar file's end is missing; copy it again", file=path)
         except DataError:
             raise
         except ValueError as error:
             member = str(error.args[0]).partition(":")[0]
             raise DataError(f"has the member {member} twice; write the file again", file=path) from error
         except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-            reason = str(error.args[0] if error.args else error).partition(" @ ")[0]  # webdataset adds the stream
+            reason = error.args[0] if error.args else error
             raise DataError(f"cannot be read ({reason}); copy or write it again", file=path) from error
 
 
@@ -69,33 +64,46 @@ class _Tail:
     """A stream that keeps the last bytes that were read of it."""
 
     def __init__(self, stream: IO[bytes]) -> None:
-        self._stream, self._last = stream, b""
+        self._stream, self.last = stream, b""
 
     def read(self, size: int) -> bytes:
         content = self._stream.read(size)
-        self._last = (self._last + content)[-tarfile.BLOCKSIZE :]
+        self.last = (self.last + content)[-tarfile.BLOCKSIZE :]
         return content
 
-    def ends_with_zeros(self) -> bool:
-        """Read the rest, and return True if the last block is one of the zeros that end a tar file."""
-        while self.read(1 << 20):
-            pass
-        return self._last == bytes(tarfile.BLOCKSIZE)
 
+def _members(file: IO[bytes], path: str) -> Iterator[dict[str, Any]]:
+    """Yield the members of a tar file as `group_by_keys` takes them, which passes over those without a suffix.
 
-def _with_suffix(members: Iterator[dict[str, Any]], path: str) -> Iterator[dict[str, Any]]:
-    """Refuse members without a suffix, which `group_by_keys` passes over.
+    webdataset's own reader would pass over links too, and take a damaged member for the end of the file.
 
     Raises:
-        DataError: there is one.
+        DataError: a member has no content of its own or no suffix, or the file ends early or goes on after its end.
     """
     from webdataset.tariterators import base_plus_ext
 
-    for member in members:
-        if "fname" in member and base_plus_ext(member["fname"])[0] is None:
-            reason = f"the member {member['fname']} has no suffix, so that it belongs to no sample"
-            raise DataError(f"{reason}; name it KEY.npy or remove it", file=path)
-        yield member
+    stream = _Tail(file)
+    with cast("Any", tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|")) as tar:
+        for member in tar:
+            tar.members = []  # else all are kept
+            name = member.name.removeprefix("./")  # as `tar -C FOLDER .` writes it
+            hidden = any(part[:1] == "." and part != ".." for part in name.split("/"))
+            if member.isdir() or hidden or (name.startswith("__") and name.endswith("__")):
+                continue
+            if not member.isreg():
+                reason = f"the member {name} is a link or a device, without content of its own"
+                raise DataError(f"{reason}; write the file again (tar --dereference --hard-dereference)", file=path)
+            if base_plus_ext(name)[0] is None:
+                reason = f"the member {name} has no suffix, so that it belongs to no sample"
+                raise DataError(f"{reason}; name it KEY.npy or remove it", file=path)
+            yield {"fname": name, "data": tar.extractfile(member).read(), "__url__": path}
+        while block := tar.fileobj.read(1 << 20):
+            if any(block):
+                raise DataError("goes on after its end: is it damaged, or several tar files in one?", file=path)
+    while stream.read(1 << 20):  # to the checksum of gzip
+        pass
+    if stream.last != bytes(tarfile.BLOCKSIZE):
+        raise DataError("ends early: the mark of a tar file's end is missing; copy it again", file=path)
 
 
 def _fields(sample: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -107,6 +115,7 @@ def _fields(sample: Mapping[str, Any], place: str) -> dict[str, Any]:
         name, _, kind = suffix.rpartition(".")
         if kind.lower() in _PICKLES:
             raise DataError(f"has a member .{suffix}, a pickle, which is never read; store .npy or .npz", file=place)
+        kind = kind.lower()
         if kind in ("npy", "npz"):
             arrays = read_arrays(content, f"{place}.{suffix}")
             found: dict[str, Any] = {name or key if kind == "npy" else key: values for key, values in arrays.items()}
@@ -115,7 +124,7 @@ def _fields(sample: Mapping[str, Any], place: str) -> dict[str, Any]:
         elif suffix.lower() in _LABELS:
             found = {"labels": _text(content, suffix, place).strip()}
         else:
-            continue
+            found = {f".{suffix}": content}  # not read, but named where there is nothing else
         if twice := set(found) & set(fields):
             raise DataError(f"has {min(twice)!r} in two of its members; keep one", file=place)
         fields |= found
