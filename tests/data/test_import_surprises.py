@@ -4,6 +4,8 @@ import gzip
 import io
 import random
 import tarfile
+import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -314,3 +316,36 @@ def test_a_refused_import_leaves_nothing(tmp_path, x):
     with pytest.raises(UsageError, match="1 video without labels"):
         import_features(tmp_path / "a.npy", tmp_path / "labels.csv", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "labels.csv"]
+
+
+def test_more_in_a_file_than_numpy_reads(tmp_path, x):
+    """np.load gives the first array of several in a file, and the last of several with one name in an archive."""
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.save(file, x[0])
+        np.save(file, x[1])
+    with pytest.raises(DataError, match=r"a\.npy: has more behind its array"):
+        _videos(tmp_path / "a.npy")
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, warnings.catch_warnings(action="ignore"):
+        archive.writestr("rgb.npy", _npy(x[0]))
+        archive.writestr("rgb.npy", _npy(x[1]))
+    with pytest.raises(DataError, match=r"a\.npz: has two arrays of one name"):
+        _videos(tmp_path / "a.npz")
+
+
+def test_names_of_arrays_and_other_members(tmp_path, x):
+    """np.load gives the array "rgb" by the name "rgb.npy" too, and the bytes of a member that is no array."""
+    np.savez(tmp_path / "a.npz", **{"rgb": x[0], "rgb.npy": x[1]})
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("notes.json", "{}")
+    assert np.array_equal(np.load(tmp_path / "a.npz")["rgb.npy"], x[0])
+    (video,) = _videos(tmp_path).values()
+    assert set(video.features) == {"rgb", "rgb.npy"}
+    np.testing.assert_array_equal(video.features["rgb.npy"], x[1])
+
+
+def test_a_folder_of_shards(tmp_path, x):
+    """Their manifest and label names are text, but no features."""
+    items = [(name, values, ["cat"]) for name, values in zip("abc", x, strict=True)]
+    import_features(items, None, tmp_path / "shards", test_share=0)
+    with pytest.raises(UsageError, match=r"train-.*\.tfrecord: is a TFRecord file, which needs no import"):
+        import_features(tmp_path / "shards", None, tmp_path / "out")

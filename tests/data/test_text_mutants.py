@@ -130,8 +130,8 @@ def outcomes(tmp_path: Path, name: str, count: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("name", SEEDS)
 def test_some_mutants(tmp_path: Path, name: str) -> None:
-    read, refused = outcomes(tmp_path, name, 60)
-    assert min(read, refused) >= 5
+    read, refused = outcomes(tmp_path, name, 40)
+    assert min(read, refused) >= 3
 
 
 @pytest.mark.slow

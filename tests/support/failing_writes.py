@@ -24,6 +24,7 @@ from reeltag.cli.main import main
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import LOCK, write_bytes, write_json
 from reeltag.data.formats.tfrecord import write_shard
+from reeltag.data.import_features import import_features
 from reeltag.data.schema import Schema
 from reeltag.data.shards import scan
 from reeltag.data.soft_targets import TargetsWriter
@@ -83,6 +84,12 @@ def ways(work: Path) -> dict[str, object]:
         out.unlink(missing_ok=True)
         shard_tagger.predict_to_file(work / f"{version}.reeltag", [str(path) for path in paths], out)
 
+    def imported(folder: Path, version: int) -> None:
+        shutil.rmtree(folder / "imported", ignore_errors=True)
+        videos = [(f"film{number}", np.full((9, 4), version, np.float32), [number % 2]) for number in range(9)]
+        import_features(videos, None, folder / "imported", test_share=0.5)
+        shutil.rmtree(folder / "imported.parts", ignore_errors=True)
+
     return {
         "bytes": lambda folder, version: write_bytes(folder / "b", bytes([version]) * 3_000_000),
         "json": lambda folder, version: write_json(folder / "j.json", {"version": version}),
@@ -92,6 +99,7 @@ def ways(work: Path) -> dict[str, object]:
         "shard": lambda folder, version: write_shard(folder / "r", [bytes([version]) * 100_000] * 3),
         "shared folder": lambda folder, version: share(work / f"{version}.reeltag", folder / "hub"),
         "soft targets": targets,
+        "an import": imported,
         "predictions in CSV": partial(predictions, ".csv"),
         "predictions in JSON Lines": partial(predictions, ".jsonl"),
         "predictions in Parquet": partial(predictions, ".parquet"),
@@ -99,7 +107,7 @@ def ways(work: Path) -> dict[str, object]:
 
 
 # What these write comes in parts, which count only once all are there.
-IN_PARTS = ("soft targets", "predictions in CSV", "predictions in JSON Lines", "predictions in Parquet")
+IN_PARTS = ("soft targets", "an import", "predictions in CSV", "predictions in JSON Lines", "predictions in Parquet")
 
 
 def model(schema: Schema, seed: int) -> Artifact:

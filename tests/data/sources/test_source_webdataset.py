@@ -7,6 +7,8 @@ import tarfile
 import numpy as np
 import pytest
 
+from reeltag.core.errors import UsageError
+from reeltag.data.sources.files import find_features, find_source
 from sources import error_of, read
 
 webdataset = pytest.importorskip("webdataset")
@@ -95,3 +97,13 @@ def test_a_cut_file_is_refused_wherever_it_ends(mode, tmp_path):
         for cut in (size, size // 512 * 512):
             path.write_bytes(content[:cut])
             assert error_of(path)
+
+
+def test_braces_name_shards_and_each_of_them_must_exist(tmp_path):
+    for name in ("x-08.tar", "x-09.tar", "x-10.tar", "x-{a}.tar"):
+        _tar(tmp_path, [("a.npy", _npy())]).rename(tmp_path / name)
+    expected = [tmp_path / f"x-{number}.tar" for number in ("08", "09", "10")]
+    assert find_source("x-{08..10}.tar", tmp_path) == find_features(["x-{08..10}.tar"], tmp_path) == expected
+    assert find_source("x-{a}.tar", tmp_path) == [tmp_path / "x-{a}.tar"]
+    with pytest.raises(UsageError, match=r"x-11\.tar"):
+        find_source(str(tmp_path / "x-{08..11}.tar"))

@@ -25,7 +25,6 @@ _BEGINNINGS = {
     b"PAR1": PARQUET,
     b"PARE": PARQUET,  # with an encrypted footer
     b"ARROW1": ARROW,
-    b"FEA1": ARROW,  # Feather, version 1
     b"\xff\xff\xff\xff": ARROW,  # an IPC stream
     b"PK\x03\x04": ZIP,
     **{bytes([0x80, version]): PICKLE for version in range(2, 6)},

@@ -64,8 +64,9 @@ class ShardWriter:
 
     def __init__(self, path: Path) -> None:
         self.size = 0
-        self._open = ExitStack()
-        self._file = self._open.enter_context(self._open.enter_context(atomic_path(path)).open("wb"))
+        with ExitStack() as opened:
+            self._file = opened.enter_context(opened.enter_context(atomic_path(path)).open("wb"))
+            self._opened = opened.pop_all()
 
     def append(self, *payload: bytes) -> None:
         """Write a record, whose payload is given in pieces."""
@@ -73,12 +74,12 @@ class ShardWriter:
             for piece in _framed(payload):
                 self.size += self._file.write(piece)
         except OSError:
-            self._open.__exit__(*sys.exc_info())  # which raises it as a UsageError
+            self._opened.__exit__(*sys.exc_info())  # which raises it as a UsageError
             raise
 
     def close(self) -> None:
         """Put the whole file in its place; may be called from another thread."""
-        self._open.close()
+        self._opened.close()
 
 
 class Record(NamedTuple):

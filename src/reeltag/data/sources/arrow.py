@@ -146,17 +146,14 @@ def _errors(path: Path, *more: type[Exception]) -> Iterator[None]:
 
 def _ipc_batches(path: Path) -> Iterator[Any]:
     import pyarrow
-    from pyarrow import feather
 
     with pyarrow.memory_map(str(path)) as file:  # a batch may hold thousands of videos
-        head = file.read(6)
+        is_file = file.read(6) == b"ARROW1"
         file.seek(0)
-        if head == b"ARROW1":
+        if is_file:
             with pyarrow.ipc.open_file(file) as reader:
                 for number in range(reader.num_record_batches):
                     yield reader.get_batch(number)
-        elif head.startswith(b"FEA1"):
-            yield from feather.read_table(path).to_batches()
         else:
             with pyarrow.ipc.open_stream(file) as reader:
                 yield from reader

@@ -27,7 +27,7 @@ def find_source(patterns: Patterns, root: Path | str | None = None) -> list[Path
         UsageError: a pattern matches nothing or is a URL, or there is a folder beside other paths.
     """
     found: dict[Path, None] = {}
-    for pattern in as_strings(patterns):
+    for pattern in _expanded(patterns, root):
         if is_url(place := join_path(root, pattern)):
             raise UsageError(f"{place}: only shards are read from URLs; download these features first")
         if not (matches := _matching(pattern, root)):
@@ -46,7 +46,7 @@ def find_features(patterns: Patterns, root: Path | str | None = None) -> list[Pa
     Raises:
         UsageError: some patterns name features, and others do not.
     """
-    given = as_strings(patterns)
+    given = _expanded(patterns, root)
     others = [pattern for pattern in given if not any(map(_holds_features, _matching(pattern, root)[:1]))]
     if len(others) == len(given):
         return []
@@ -69,6 +69,26 @@ def list_files(paths: Sequence[Path]) -> list[Path]:
         else:
             files.append(path)
     return files
+
+
+def _expanded(patterns: Patterns, root: Path | str | None) -> list[str]:
+    """Return patterns, those with braces such as `films-{000..010}.tar` expanded as WebDataset does.
+
+    Raises:
+        UsageError: webdataset is not installed.
+    """
+    found: list[str] = []
+    for pattern in as_strings(patterns):
+        place = join_path(root, pattern)
+        if "{" not in pattern or is_url(place) or Path(place).exists():
+            found.append(pattern)
+            continue
+        try:
+            from webdataset.shardlists import expand_urls
+        except ImportError as error:
+            raise UsageError(f"{place}: braces need webdataset ({error}): pip install 'reeltag[import]'") from error
+        found += expand_urls(pattern)
+    return found
 
 
 def _matching(pattern: str, root: Path | str | None) -> list[Path]:

@@ -53,14 +53,21 @@ def read_arrays(file: Any, place: str) -> dict[str, np.ndarray[Any, Any]]:
         place: for messages.
 
     Raises:
-        DataError: the file is damaged or holds objects, which only a pickle can.
+        DataError: the file is damaged, has more than NumPy reads, or holds objects, which only a pickle can.
     """
+    file = io.BytesIO(file) if isinstance(file, bytes) else file
     try:
-        content = np.load(io.BytesIO(file) if isinstance(file, bytes) else file, allow_pickle=False)
+        content = np.load(file, allow_pickle=False)
         if isinstance(content, np.ndarray):
+            if file.read(1):
+                raise DataError("has more behind its array, which NumPy passes over; save one array", file=place)
             return {FEATURES: content}
         with content:
-            return {name: content[name] for name in content.files}
+            members = [name for name in content.zip.namelist() if name.endswith(".npy")]
+            if len({*members}) < len(members):
+                raise DataError("has two arrays of one name; write it again", file=place)
+            # By the names of members: for an array "x.npy", NumPy would give the array "x".
+            return {name.removesuffix(".npy"): content[name] for name in members}
     except (*_DAMAGED, ValueError, OSError) as error:
         if "allow_pickle" in str(error):
             reason = "holds Python objects, which are never unpickled; save an array [T, D] of numbers a video"

@@ -65,6 +65,9 @@ def open_source(path: Path | Sequence[Path], features: Sequence[str] = ()) -> So
         files = [path] if isinstance(path, Path) else list(path)
         root = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
     readers = {file: _reader(file) for file in files}
+    if {*readers.values()} - {None} <= _OF_TEXT:  # text that may lie beside shards, such as their manifest
+        for file in (file for file, its in readers.items() if its is None and recognise(file) == kinds.TFRECORD):
+            raise UsageError(f"{file}: {_refusal(file)}")
     reader = _only(set(readers.values()) - {None}, root, files, searched=searched)
     names = [file.relative_to(root).as_posix() for file, its in readers.items() if its is reader]
     suffixes = {Path(name).suffix for name in names}
