@@ -217,18 +217,21 @@ def test_verify_takes_the_schema_of_the_manifest_beside_the_shards(
 ) -> None:
     shard = tmp_path / "train-0.tfrecord"
     write_videos(shard, [make_video(SCHEMA, 2, [8], "a")], SCHEMA)
-    write_json(
-        tmp_path / "manifest.json", {"schema": SCHEMA.model_copy(update={"classes": 40}).model_dump(mode="json")}
-    )
+    wider = SCHEMA.model_copy(update={"classes": 40}).model_dump(mode="json")
+    write_json(tmp_path / "manifest.json", {"format": 1, "schema": wider, "shards": {}})
     assert main(["data", "verify", str(shard)]) == 0
     printed = capsys.readouterr().out
     assert f"schema    of {tmp_path / 'manifest.json'}" in printed
     assert "1 of 40 occur" in printed
     (tmp_path / "other").mkdir()
-    write_json(tmp_path / "other" / "manifest.json", {"schema": SCHEMA.model_dump(mode="json")})
+    own = SCHEMA.model_dump(mode="json")
+    write_json(tmp_path / "other" / "manifest.json", {"format": 1, "schema": own, "shards": {}})
     write_videos(tmp_path / "other" / "s", [make_video(SCHEMA, 2, [8], "b")], SCHEMA)
     assert main(["data", "verify", str(shard), str(tmp_path / "other" / "s")]) == 2
     assert "have different schemas" in capsys.readouterr().err
+    write_json(tmp_path / "other" / "manifest.json", {"schema": "of something else"})
+    assert main(["data", "verify", str(tmp_path / "other" / "s")]) == 0
+    assert "schema    drafted" in capsys.readouterr().out
 
 
 def test_verify_drafts_a_schema_from_all_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

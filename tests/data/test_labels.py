@@ -135,6 +135,7 @@ def test_parquet_that_cannot_be_read_is_one_message(tmp_path: Path, monkeypatch:
         (rows(n_hot(","), "id,class_0,class_1,class_2"), "every video has 3 labels, all of them 0 or 1"),
         ("id,Game\na,1\nb,0\n", "which may be N-hot or the classes 0 and 1; set label_encoding"),
         ("id,sea,category\na,1,0\nb,0,1\n", "which may be N-hot or the classes 0 and 1; set label_encoding"),
+        ("id;label\na;3,0\nb;0,0\nc;\n", "every video has labels such as '3,0', which may be one class or two"),
         ("id,label\na,true\nb,false\n", "every video has one label, such as 'true'"),
         (rows({"a": '"sea, sky"'}), "line 2: 'a': 'sea, sky' may be one name or several"),
         (rows({"a": "sea|sky", "b": "sea;sun"}), "has | and ; in them"),
@@ -160,7 +161,12 @@ def test_lists_of_zeros_and_ones_mean_what_is_told(tmp_path: Path, encoding: Any
     [
         ("a,1\nb,2\n", {}, "no column of ids among a, 1; call it video_id"),
         ("id\na\n", {}, "no column is called labels"),
-        ("id,sea,length\na,1,9.5\n", {}, "line 2: has the columns id, sea, length; no column is called labels"),
+        (
+            "id,sea,length\na,1,9.5\n",
+            {},
+            "line 2: no column is called labels among id, sea, length, and 'length' holds '9.5'",
+        ),
+        ("id,sea,sky\na,1,0\nb,1,\n", {}, "line 3: no column is called labels among id, sea, sky, and 'sky' holds ''"),
         ("id,labels\n", {}, "has no rows"),
         ("id,labels\na,\n", {}, "gives no video a label"),
         ("id,labels\n,3\n", {}, "line 2: the id is ''"),

@@ -146,7 +146,11 @@ def test_only_the_classes_of_the_schema_are_ranked_and_listed(tmp_path: Path) ->
 def test_a_class_without_positives_does_not_count_and_nothing_rated_is_an_error() -> None:
     scores = np.full((4, CLASSES), 0.5, np.float32)
     rated = np.ones_like(scores, bool)
-    assert evaluate_predictions(predictions(scores, ~rated, rated)).compute().map_at_k == 0.0
+    with pytest.raises(DataError, match="none of 4 videos has a label, so GAP and all other metrics mean nothing"):
+        evaluate_predictions(predictions(scores, ~rated, rated))
+    labels, told = ~rated, scores.copy()
+    labels[0, 1], told[0, 1] = True, 0.9
+    assert evaluate_predictions(predictions(told, labels, rated)).compute().map_at_k == 1.0
     with pytest.raises(DataError, match="no videos to evaluate"):
         evaluate_predictions(predictions(scores, ~rated, ~rated))
     videos = [Predictions(("a",), torch.full((1, CLASSES), 0.5), torch.ones(1, CLASSES, dtype=torch.bool))]

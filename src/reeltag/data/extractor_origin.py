@@ -1,4 +1,4 @@
-"""Check the extractor of shards' features by the manifest that `reeltag extract` writes beside them."""
+"""Read the schema and the extractors of shards from the manifest that reeltag writes beside those it makes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def schema_beside(shards: Iterable[DataFile]) -> tuple[Schema, Path] | None:
 def _schema_of(manifest: Path) -> Schema | None:
     """Read a manifest's schema; None if there is no manifest or it is of another kind."""
     content = read_json(manifest) if manifest.is_file() else None
-    if not isinstance(content, dict) or "schema" not in content:
+    if not isinstance(content, dict) or not content.keys() >= {"format", "schema", "shards"}:
         return None
     try:
         return Schema.model_validate(content["schema"])

@@ -27,7 +27,19 @@ from reeltag.data.vocabulary import Vocabulary, class_number, named, nfc
 # Columns by the names that data sets give them, in lower case; the first one that a file has is read.
 ID_COLUMNS = (
     *("video_id", "id", "videoid", "__key__", "youtube_id", "ytid", "vid", "file", "filename", "file_name", "fname"),
-    *("path", "filepath", "file_path", "video", "video_name", "audio_name", "clip", "clip_id", "media_id", "key"),
+    *(
+        "path",
+        "filepath",
+        "file_path",
+        "video",
+        "video_name",
+        "audio_name",
+        "clip",
+        "clip_id",
+        "media_id",
+        "key",
+        "name",
+    ),
 )
 LABEL_COLUMNS = (
     *("labels", "label", "tags", "tag", "classes", "class", "cls", "label_id", "label_ids", "class_id", "class_ids"),
@@ -233,7 +245,9 @@ def _labels(sheet: _Sheet, id_at: int, encoding: Encoding | None, vocabulary: Vo
     skipped = (id_at, *(at for at, name in enumerate(sheet.columns) if name.casefold() in OTHER_COLUMNS))
     rest = [at for at in range(len(sheet.columns)) if at not in skipped]
     several = [at for at in rest if _NUMBERED.fullmatch(sheet.columns[at])]
-    odd = next((place for place, cells in sheet.rows if any(_present(cells[at]) is None for at in rest)), None)
+    odd = next(
+        ((place, at, cells[at]) for place, cells in sheet.rows for at in rest if _present(cells[at]) is None), None
+    )
     if encoding == "n-hot" and odd is None and (len(rest) > 1 or called is None):
         return _column_a_class(sheet, rest, vocabulary)
     if several:
@@ -247,9 +261,12 @@ def _labels(sheet: _Sheet, id_at: int, encoding: Encoding | None, vocabulary: Vo
             what = "all columns beside the ids hold only 0 and 1, which may be N-hot or the classes 0 and 1"
             raise UsageError(f"{sheet.path}: {what}; set label_encoding to n-hot or index")
     if called is None and len(rest) != 1:
-        listed = ", ".join(sheet.columns)
-        what = f"no column is called {LABEL_COLUMNS[0]}, and not all others hold 0 and 1"
-        raise UsageError(f"{odd or sheet.path}: has the columns {listed}; {what}; name the column of labels so")
+        place, held = str(sheet.path), ""
+        if odd:
+            place, at, cell = odd
+            held = f", and {sheet.columns[at]!r} holds {format_value(cell)}, not 0 or 1 as a column for each class"
+        what = f"no column is called labels among {', '.join(first_lines(sheet.columns))}{held}"
+        raise UsageError(f"{place}: {what}; call the column of labels so")
     at = rest[0] if called is None else called
     return _Raw([at], (cells[at] for _, cells in sheet.rows), encoding, vocabulary)
 

@@ -20,11 +20,11 @@ from reeltag.core.validation import format_value
 from reeltag.data.vocabulary import MAX_CLASSES, Vocabulary, class_number, named, nfc
 
 Encoding = Literal["index", "n-hot", "name"]
-ENCODINGS: tuple[Encoding, ...] = ("index", "n-hot", "name")
 
 _BETWEEN = re.compile(r"[\s,;|]+")  # between numbers or ids, which hold none of these
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 _ID = re.compile(r"/[a-z]/[\w-]+")
+_DECIMAL = re.compile(r"\d+,0+")  # 3.0, as spreadsheets of some countries write it
 _TRUTH = {"true": 1, "false": 0}
 _TELL = "set label_encoding to index, n-hot or name"
 
@@ -126,7 +126,10 @@ def find_form(
         seen.see(each, _split(each, separator))
     if not seen.tokens:
         raise UsageError(f"{source}: gives no video a label; check the columns, and how labels are written")
-    encoding = encoding or seen.encoding(vocabulary)
+    if encoding is None:
+        encoding = seen.encoding(vocabulary)
+        if encoding == "index":
+            _refuse_decimals(found)
     if encoding == "n-hot":
         return LabelForm(encoding, classes or seen.longest, vocabulary, separator)
     if encoding == "index":
@@ -278,6 +281,14 @@ def _separator(found: Iterable[RawLabels], source: str) -> str:
         how = "separate names by |, write a list, or give the label names"
         raise _fault(comma, f"{format_value(comma.raw)} may be one name or several; {how}")
     return used.pop() if used else ""
+
+
+def _refuse_decimals(found: Iterable[RawLabels]) -> None:
+    """Refuse class numbers that all look like 3,0, which may be one class with a decimal comma or two classes."""
+    texts = [each for each in found if isinstance(each.raw, str) and each.raw.strip()]
+    if texts and all(_DECIMAL.fullmatch(each.raw.strip()) for each in texts):
+        what = f"every video has labels such as {texts[0].raw.strip()!r}, which may be one class or two"
+        raise _fault(texts[0], f"{what}; write whole numbers, or set label_encoding to index if they are two")
 
 
 def _value(token: Token) -> float | None:

@@ -311,3 +311,17 @@ def test_a_feature_may_be_called_video(tmp_path):
     for path in sorted(tmp_path.iterdir()):
         (video,) = read_videos(open_source(path))
         assert (video.id, video.features["video"].tolist()) == ("a", frames)
+
+
+def test_pictures_beside_the_chosen_feature_do_not_matter(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    arrays = {"rgb": np.ones((3, 2), np.float32), "pictures": np.zeros((3, 8, 8), np.uint8)}
+    np.savez(tmp_path / "a.npz", **arrays)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for key, values in arrays.items():
+            file[f"a/{key}"] = values
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(DataError, match="has videos without ids"):
+            list(read_videos(open_source(path)))
+        (video,) = read_videos(open_source(path, ["rgb"]))
+        assert (video.id, list(video.features)) == ("a", ["rgb"])

@@ -77,7 +77,7 @@ class HDF5Files(Files):
 
     def _layout(self) -> Layout:
         changed = (self.root / self.names[0]).stat().st_mtime_ns
-        return _find_layout(self.root, self.names, changed)
+        return _find_layout(self.root, self.names, self.wanted, changed)
 
     def _videos(self, group: Any, numbers: range, name: str, layout: Layout) -> Iterator[SourceVideo]:
         place = _place(group)
@@ -102,7 +102,7 @@ class HDF5Files(Files):
 
 
 @lru_cache(maxsize=16)
-def _find_layout(root: Path, names: Sequence[str], changed: int) -> Layout:
+def _find_layout(root: Path, names: Sequence[str], wanted: Sequence[str], changed: int) -> Layout:
     """Tell how videos are stored by the first two groups of all files.
 
     Raises:
@@ -113,7 +113,7 @@ def _find_layout(root: Path, names: Sequence[str], changed: int) -> Layout:
     for name, path in islice(found, 2):
         with _opened(root / name) as file:
             columns = _datasets(file[path])
-            if is_table(columns):
+            if is_table(columns, wanted):
                 return "table"
             if any(field(list(columns), role) for role in (IDS, LABELS, LENGTHS)):
                 return "features"

@@ -39,7 +39,7 @@ class NumpyFiles(Files):
         place, name = str(self.root / part), without_suffix(part)
         with self.opened(part) as file:
             arrays = read_arrays(file, place)
-        if is_table(arrays):
+        if is_table(arrays, self.wanted):
             yield from read_rows(arrays, range(row_count(arrays, place)), name, place, self.wanted)
         else:
             yield video_from(arrays, name, place, self.wanted)

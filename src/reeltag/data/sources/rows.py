@@ -13,13 +13,15 @@ from reeltag.data.sources.videos import IDS, LABELS, LENGTHS, SourceVideo, as_id
 BLOCK_BYTES = 1 << 25  # of rows that are read at once
 
 
-def is_table(columns: Mapping[str, Any]) -> bool:
+def is_table(columns: Mapping[str, Any], wanted: Sequence[str] = ()) -> bool:
     """Return True if arrays are columns of a table with a row a video: one has three dimensions, or there are ids [N].
 
     Args:
         columns: arrays, or anything with their `shape`.
+        wanted: names of the features to read, whose dimensions alone count; by default all.
     """
-    return _ids(columns) is not None or any(len(column.shape) == 3 for column in columns.values())
+    features = [column for key, column in columns.items() if not wanted or key in wanted]
+    return _ids(columns) is not None or any(len(column.shape) == 3 for column in features)
 
 
 def row_count(columns: Mapping[str, Any], place: str) -> int:

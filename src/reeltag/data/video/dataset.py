@@ -14,6 +14,7 @@ from pathlib import Path
 from reeltag.core.errors import UsageError
 from reeltag.core.tables import fault, read_table, require_columns
 from reeltag.core.text import counted, first_lines, same_form
+from reeltag.data.vocabulary import MAX_CLASSES
 
 # Suffixes by which media files are found in a folder; files given by name may have any suffix.
 ENDINGS = frozenset(
@@ -21,7 +22,6 @@ ENDINGS = frozenset(
     | {".ogv", ".ts", ".vob", ".webm", ".wmv"}
     | {".aac", ".flac", ".m4a", ".mka", ".mp3", ".ogg", ".opus", ".wav", ".wma"}
 )
-MAX_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
