@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import random
 import tarfile
 import warnings
@@ -10,7 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from reeltag.core.errors import DataError, UsageError
+from reeltag.core.errors import DataError, ReeltagError, UsageError
 from reeltag.data.import_features import import_features
 from reeltag.data.label_table import read_labels
 from reeltag.data.sources.source import open_source, read_videos
@@ -349,3 +350,30 @@ def test_a_folder_of_shards(tmp_path, x):
     import_features(items, None, tmp_path / "shards", test_share=0)
     with pytest.raises(UsageError, match=r"train-.*\.tfrecord: is a TFRecord file, which needs no import"):
         import_features(tmp_path / "shards", None, tmp_path / "out")
+
+
+def test_masked_frames(tmp_path, x):
+    """findings/masked-frames-lose-their-mask.sh: the values behind a mask are no features."""
+    masked = np.ma.array(x[0], mask=x[0] > 0)
+    with pytest.raises(DataError, match="video 0, 'a': 'features' has masked values"):
+        import_features([("a", masked, [0])], None, tmp_path / "out")
+
+
+def test_labels_of_some_videos(tmp_path, x):
+    """The first video decides if labels are beside the features; those of others are not left out in silence."""
+    items = [("a", x[0], None), ("b", x[1], [0])]
+    for unlabelled in ("fail", "skip", "keep"):
+        with pytest.raises(UsageError, match="video 1, 'b': has labels beside its features, although the first"):
+            import_features(items, None, tmp_path / "out", test_share=0, unlabelled=unlabelled)
+    done = import_features(items[::-1], None, tmp_path / "out", test_share=0, unlabelled="keep")
+    assert done.train_videos == 2
+
+
+def test_names_that_are_not_utf8(tmp_path, x):
+    np.save(tmp_path / os.fsdecode(b"caf\xe9.npy"), x[0])
+    with pytest.raises(DataError, match="its name is not UTF-8; rename it"):
+        import_features(tmp_path, None, tmp_path / "out", unlabelled="keep")
+    for item in (("a\ud800", x[0], [0]), ("a", x[0], ["cat\ud800"])):
+        with pytest.raises(ReeltagError, match=r"ud800"):
+            import_features([item], None, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == [os.fsdecode(b"caf\xe9.npy")]

@@ -418,4 +418,4 @@ def file_hash(path: Path) -> str:
 def content_hash(content: object) -> str:
     """Return the SHA-256 of a JSON-serialisable value in hexadecimal; the order of keys does not matter."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(canonical.encode(errors="surrogateescape")).hexdigest()

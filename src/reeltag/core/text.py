@@ -26,6 +26,15 @@ def same_form(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
+def is_utf8(text: str) -> bool:
+    """Return True if text can be written in UTF-8, unlike names of files in another encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def one_line(value: object) -> str:
     """Format a value as one line of printable text."""
     return " ".join(printable(str(value)).split())

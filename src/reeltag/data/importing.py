@@ -220,7 +220,7 @@ def write_shards(
 
     Raises:
         DataError: a video cannot be read, does not fit the schema, has an id that occurred before, or has no labels.
-        UsageError: a shard cannot be written.
+        UsageError: a shard cannot be written, or labels were not looked for and a video has some.
     """
     with ThreadPoolExecutor(1) as pool:
         splits = sorted({name for each in inputs for name in each.splits})
@@ -234,6 +234,9 @@ def write_shards(
             if (digest := id_hash(found.id)) in seen:
                 raise DataError(f"id {found.id!r} occurs already before; give each video its own", file=found.place)
             seen.add(digest)
+            if labels is None and found.labels is not None:
+                what = "has labels beside its features, although the first video has none"
+                raise UsageError(f"{found.place}: {what}; begin with one that has labels, or give a file of labels")
             known = None if labels is None else labels.of(found.id)
             if known is None and unlabelled == "fail":
                 missing.append(f"{found.place}: {found.id!r}")

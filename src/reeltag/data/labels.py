@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from reeltag.core.errors import UsageError
+from reeltag.core.text import is_utf8
 from reeltag.core.validation import format_value
 from reeltag.data.vocabulary import MAX_CLASSES, Vocabulary, class_number, named, nfc
 
@@ -209,7 +210,7 @@ def _split(labels: RawLabels, separator: str | Vocabulary) -> list[Token]:
 def _token(labels: RawLabels, given: Any) -> Token:
     if isinstance(given, bytes):
         given = _decoded(labels, given)
-    if isinstance(given, str) and (name := nfc(given)) and name.lower() != "nan":
+    if isinstance(given, str) and (name := nfc(given)) and name.lower() != "nan" and is_utf8(name):
         return name
     if given is None or isinstance(given, str) or given != given:  # NaN differs from itself
         raise _fault(labels, f"a label is {given!r}; leave it out if there is none")

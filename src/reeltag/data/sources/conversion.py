@@ -24,8 +24,10 @@ def to_feature(values: Array, name: str, place: str) -> Array:
         place: of the video, for messages.
 
     Raises:
-        DataError: another dtype, no frames, no values, NaN, or a value beyond ±`MAX_VALUE`.
+        DataError: masked values, another dtype, no frames, no values, NaN, or a value beyond ±`MAX_VALUE`.
     """
+    if np.ma.is_masked(values):
+        raise DataError(f"{name!r} has masked values; fill them, or leave the video out", file=place)
     if values.ndim not in (1, 2):
         raise DataError(f"{name!r} is {list(values.shape)}; expected [T, D] or [D] for a video", file=place)
     if not values.size:

@@ -66,7 +66,7 @@ class PythonVideos:
 
 def _array(values: Any, name: str, place: str) -> npt.NDArray[Any]:
     try:
-        return to_feature(np.asarray(values), name, place)
+        return to_feature(np.asanyarray(values), name, place)
     except ValueError as error:
         if isinstance(error, DataError):
             raise

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from reeltag.core.errors import DataError
-from reeltag.core.text import same_form
+from reeltag.core.text import is_utf8, same_form
 from reeltag.data.sources.conversion import Array, to_feature
 
 StoredLabels = str | list[Any]  # numbers, names or N-hot, as found
@@ -108,6 +108,8 @@ def field(names: Sequence[str], known: Sequence[str]) -> str | None:
 def as_id(value: Any) -> str | None:
     """Return an id as text in form NFC, whether it is stored as text, bytes or a whole number; None for anything else.
 
+    Text that cannot be written in UTF-8 is no id either.
+
     Raises:
         ValueError: bytes that are not UTF-8.
     """
@@ -117,7 +119,7 @@ def as_id(value: Any) -> str | None:
         value = value.decode()
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         value = str(value)
-    return same_form(str(value)) if isinstance(value, str) and value else None
+    return same_form(str(value)) if isinstance(value, str) and value and is_utf8(value) else None
 
 
 def as_labels(value: Any) -> StoredLabels | None:
@@ -156,11 +158,13 @@ def video_from(fields: Mapping[str, Any], name: str, place: str, wanted: Sequenc
         DataError: no feature, or one that cannot be read.
     """
     try:
-        given = next((as_id(fields[key]) for key in IDS[:2] if key in fields), None)
+        given = next((as_id(fields[key]) for key in IDS[:2] if key in fields), None) or as_id(name)
         label = field([key for key in fields if key not in wanted], LABELS)
         labels = as_labels(fields[label]) if label else None
     except UnicodeDecodeError as error:
         raise DataError(f"its id or labels are not UTF-8 ({error}); write them as text", file=place) from error
+    if given is None:
+        raise DataError("its name is not UTF-8; rename it", file=place)
     arrays = {key: value for key, value in fields.items() if isinstance(value, np.ndarray)}
     chosen = sorted(key for key, value in arrays.items() if (key in wanted if wanted else _is_feature(key, value)))
     if not chosen:
@@ -172,7 +176,7 @@ def video_from(fields: Mapping[str, Any], name: str, place: str, wanted: Sequenc
     if len({value.ndim for value in features.values()}) > 1:
         shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in features.items())
         raise DataError(f"{shapes}: some are of frames and some of the video; choose features of one kind", file=place)
-    return SourceVideo(given or name, features, labels, place)
+    return SourceVideo(given, features, labels, place)
 
 
 def _is_feature(name: str, value: Array) -> bool:
