@@ -168,6 +168,7 @@ def test_flat_frames_are_cut_into_frames(kind: str, frames: int | None) -> None:
         (flat("bytes", codes(3)), {"frame_count": "num_frames"}, "no feature 'num_frames'"),
         (flat("bytes", codes(3), 0), {"frame_count": "num_frames"}, "0 frames"),
     ],
+    ids=["bytes", "bytes a frame", "floats", "another count", "no count", "no frames"],
 )
 def test_flat_frames_that_do_not_fit_are_refused(content: bytes, keys: Any, fault: str) -> None:
     with pytest.raises(DataError, match=fault):

@@ -255,6 +255,7 @@ def test_a_folder_passes_over_hidden_files_and_text_beside_features(tmp_path):
         (gzip.compress(b"id,labels\n"), "decompress it"),
         (zlib.compress(b"id,labels\n"), "holds no TFRecords"),
     ],
+    ids=["pointer", "page", "pickle", "empty", "unknown", "tfrecord", "gzip", "zlib"],
 )
 def test_a_file_of_another_kind_is_refused_alone_and_among_features(content, message, tmp_path):
     (tmp_path / "z.npz").write_bytes(content)
