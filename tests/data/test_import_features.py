@@ -132,12 +132,40 @@ def test_videos_without_labels_are_counted_refused_left_out_or_kept(features, la
     labels.write_text("".join(lines[:-3]))
     message = refused(features, labels, out)
     assert "3 videos without labels" in message and "clip27" in message and "clip29.npy" in message
+    assert "--unlabelled skip of an import, data.max_bad_records of a recipe" in message
     done = import_features(features, labels, out, unlabelled="skip", test_share=0)
     assert done.train_videos == 27
     assert "3 videos without labels left out" in done.remarks
     kept = import_features(features, labels, tmp_path / "kept", unlabelled="keep", test_share=0)
     assert [video.id for video in videos_of(kept.folder, "train") if video.labels is None] == NAMES[27:]
     assert any("3 videos without labels kept" in remark for remark in kept.remarks)
+
+
+def test_videos_that_end_with_zeros_are_counted_as_they_may_be_padded(labels, tmp_path):
+    lengths = np.array([len(frames_of(name)) for name in NAMES])
+    padded = np.zeros((len(NAMES), lengths.max(), 4), "float32")
+    for row, name in zip(padded, NAMES, strict=True):
+        row[: len(frames_of(name))] = frames_of(name)
+    np.savez(tmp_path / "padded.npz", ids=NAMES, rgb=padded)
+    np.savez(tmp_path / "told.npz", ids=NAMES, rgb=padded, length=lengths)
+    np.savez(tmp_path / "means.npz", ids=NAMES, rgb=padded[:, -1])  # video level, where zeros are no padding
+    remarks = {
+        name: import_features(tmp_path / f"{name}.npz", labels, tmp_path / name).remarks
+        for name in ("padded", "told", "means")
+    }
+    ended = (lengths < lengths.max()).sum()
+    what = "videos with zeros as the last frame; if that is padding, store numbers of frames"
+    assert remarks == {"padded": (f"{ended} {what}",), "told": (), "means": ()}
+
+
+def test_videos_taken_for_features_are_too_many(labels, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "by_feature.h5", "w") as file:
+        for feature in ("audio", "rgb"):
+            for number in range(65):
+                file[f"{feature}/clip{number:02}"] = np.ones((3, 4), "float32")
+    with pytest.raises(ReeltagError, match=r"/audio: has 65 features, such as 'clip00', and a video has 64 at most; "):
+        import_features(tmp_path / "by_feature.h5", labels, tmp_path / "out")
 
 
 def test_labels_without_a_video_are_counted(features, labels, tmp_path):

@@ -176,7 +176,7 @@ def test_lists_of_zeros_and_ones_mean_what_is_told(tmp_path: Path, encoding: Any
         ("id,labels\na,1.5\n", {}, "line 2: 'a': '1.5' is not the number of a class"),
         ("id,labels\na,-1\n", {}, "'-1' is not the number of a class"),
         ("id,labels\na,007\n", {}, "'007' is not the number of a class"),
-        ("id,labels\na,1000000\n", {}, "'1000000' is not the number of a class"),
+        ("id,labels\na,1000000\n", {}, "'1000000' is not the number of a class, 0 to 999,999"),
         ("id,labels\na,41\n", {"classes": 40}, "label 41 is outside the 40 classes"),
         ("id,labels\na,Kar\n", OF_NAMES, "line 2: 'a': there is no class 'Kar'; did you mean 'Car'?"),
         ("id,labels\na,Cafe|Boat\n", OF_NAMES, "there is no class 'Cafe'; did you mean 'Café'?"),

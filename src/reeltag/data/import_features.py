@@ -28,7 +28,7 @@ from reeltag.core.storage import (
 )
 from reeltag.core.text import counted, first_lines, megabytes, one_line
 from reeltag.data.extractor_origin import MANIFEST
-from reeltag.data.importing import Input, Split, SplitWriter, Unlabelled, write_shards
+from reeltag.data.importing import Input, Split, SplitWriter, Unlabelled, padding_remarks, write_shards
 from reeltag.data.label_table import LabelTable
 from reeltag.data.labels import Encoding
 from reeltag.data.ratings import ENDS, STARTS
@@ -219,7 +219,8 @@ def _write(
                 schema, videos["train"], command="reeltag data import", label_names=names, tests=videos["test"] > 0
             )
             write_bytes(new / RECIPE, draft.encode())
-    return Imported(out, schema, videos["train"], videos["test"], tuple(_remarks(table, shards)))
+    remarks = (*padding_remarks(shards, schema.level), *_remarks(table, shards))
+    return Imported(out, schema, videos["train"], videos["test"], remarks)
 
 
 def _remarks(table: LabelTable | None, shards: Mapping[Split, SplitWriter]) -> Iterator[str]:

@@ -75,6 +75,7 @@ class ShardCounts:
         labelled: number of its videos with labels.
         skipped: number of videos without labels that were left out since the shard before.
         most_frames: largest number of frames of a video.
+        zero_ended: number of videos whose last frame is zero in all features, as that of padding.
         labels: classes that occur, sorted.
         ids: 64-bit hashes of the videos' ids.
         after: position of the last video.
@@ -84,6 +85,7 @@ class ShardCounts:
     labelled: int = 0
     skipped: int = 0
     most_frames: int = 0
+    zero_ended: int = 0
     labels: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     after: Sequence[int] = ()
@@ -147,6 +149,7 @@ class SplitWriter:
         counts.videos += 1
         counts.labelled += video.labels is not None
         counts.most_frames = max(counts.most_frames, video.length)
+        counts.zero_ended += not any(values[-1].any() for values in video.features)
         counts.ids.append(id_hash(video.id))
         self._labels.update([] if video.labels is None else video.labels.tolist())
         counts.after = position
@@ -253,12 +256,24 @@ def write_shards(
     return writers
 
 
+def padding_remarks(writers: Mapping[Split, SplitWriter], level: str) -> Iterator[str]:
+    """Yield how many videos end with a frame of zeros, which padding would look like, if any does.
+
+    Args:
+        writers: shards of each split.
+        level: of the features, as in the schema; a video-level one has no padding.
+    """
+    ended = sum(counts.zero_ended for writer in writers.values() for counts in writer.finished)
+    if ended and level == "frame":
+        yield f"{counted(ended, 'video')} with zeros as the last frame; if that is padding, store numbers of frames"
+
+
 def _without_labels(missing: Sequence[str], labels: LabelTable | None) -> UsageError:
     of_table = (
         "no labels were given" if labels is None else f"the labels name {next(iter(labels.labels))!r}, for example"
     )
     what = f"{counted(len(missing), 'video')} without labels ({of_table})"
-    hint = "add them, or leave these videos out with unlabelled = skip"
+    hint = "add them, or leave these videos out: --unlabelled skip of an import, data.max_bad_records of a recipe"
     return UsageError("\n  ".join([f"{what}; {hint}", *first_lines(missing)]))
 
 

@@ -91,7 +91,7 @@ class LabelForm:
     def _number(self, token: Token) -> int:
         number = _index(token)
         if number is None:
-            raise UsageError(f"{token!r} is not the number of a class; {_TELL}")
+            raise UsageError(f"{token!r} is not the number of a class, 0 to {MAX_CLASSES - 1:,}; {_TELL}")
         if number >= self.classes:
             raise UsageError(f"label {number} is outside the {self.classes} classes 0 to {self.classes - 1}")
         return number

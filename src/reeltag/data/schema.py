@@ -21,6 +21,7 @@ from pydantic_core import CoreSchema
 from reeltag.core.errors import UsageError
 
 MAX_FRAMES = 1_000_000  # of a video
+MAX_FEATURES = 64  # of a video
 # Keys are left out of dumps at their defaults, so that hashes of older stages and files stay valid.
 _is_fail, _is_native, _is_listed = "fail".__eq__, "native".__eq__, "listed".__eq__
 
@@ -101,7 +102,7 @@ class Schema(BaseModel):
     level: Literal["frame", "video"] = "frame"
     ids: tuple[str, ...] = Field(("id", "video_id"), min_length=1, description="names that the id may have")
     labels: Labels = Labels()
-    features: tuple[Feature, ...] = Field(min_length=1, max_length=64)
+    features: tuple[Feature, ...] = Field(min_length=1, max_length=MAX_FEATURES)
     dtype: Literal["uint8", "float32"] = "uint8"
     classes: int = Field(gt=0)
     max_frames: int = Field(

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from reeltag.core.errors import DataError
 from reeltag.data import ratings
 from reeltag.data.formats.example import Video
-from reeltag.data.schema import MAX_FRAMES, Feature, Schema
+from reeltag.data.schema import MAX_FEATURES, MAX_FRAMES, Feature, Schema
 from reeltag.data.sources.videos import FEATURES, SourceVideo
 
 NO_RATINGS: ratings.Lists = {}
@@ -22,9 +22,12 @@ def schema_of(video: SourceVideo, classes: int) -> Schema:
         classes: C.
 
     Raises:
-        DataError: some of its features hold codes and others values.
+        DataError: some of its features hold codes and others values, or there are too many of them.
     """
     dtypes = {name: str(array.dtype) for name, array in video.features.items()}
+    if len(dtypes) > MAX_FEATURES:
+        what = f"has {len(dtypes):,} features, such as {min(dtypes)!r}, and a video has {MAX_FEATURES} at most"
+        raise DataError(f"{what}; if each is of a video, store them by video, then by feature", file=video.place)
     if len(set(dtypes.values())) > 1:
         held = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
         raise DataError(f"{held}: a record holds one type; choose features of one type", file=video.place)

@@ -29,7 +29,7 @@ from reeltag.data import shard_cache
 from reeltag.data.bad_records import format_remarks, summary
 from reeltag.data.formats.tfrecord import ShardFile
 from reeltag.data.holdout import matching_shards, refuse_overlap
-from reeltag.data.importing import Input, Split, write_shards
+from reeltag.data.importing import Input, Split, padding_remarks, write_shards
 from reeltag.data.shards import Manifest, scan
 from reeltag.data.sources.files import find_features, list_files
 from reeltag.data.sources.labels import label_table
@@ -137,7 +137,7 @@ def _import(recipe: Recipe, split: Split, features: Sequence[Path], job: Job) ->
         raise UsageError(f"data.{split}: its labels are names; number them by a file of names in data.label_names")
     for remark in table.remarks:
         job.progress.say(f"  labels: {remark}")
-    write_shards(
+    shards = write_shards(
         [Input(source, float(split == "test"))],
         schema,
         table,
@@ -145,6 +145,8 @@ def _import(recipe: Recipe, split: Split, features: Sequence[Path], job: Job) ->
         unlabelled="keep" if data.max_bad_records else "fail",  # the manifest counts them as bad records
         progress=job.progress,
     )
+    for remark in padding_remarks(shards, schema.level):
+        job.progress.say(f"  features: {remark}")
 
 
 def with_imported(recipe: Recipe) -> Recipe:
