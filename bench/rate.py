@@ -118,7 +118,9 @@ def table(records):
     models = defaultdict(dict)
     for each in records:
         models[each["model"]][each["encoding"]] = each
-    print("| model | float32 GAP | uniform-8 | group-4 (loss) | coded | tuned | NNCodec |\n|---|---|---|---|---|---|---|")
+    print(
+        "| model | float32 GAP | uniform-8 | group-4 (loss) | coded | tuned | NNCodec |\n|---|---|---|---|---|---|---|"
+    )
     shares = defaultdict(list)
     for model, found in models.items():
         before, base = found["float32"]["gap"], found["group-4"]

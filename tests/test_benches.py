@@ -9,6 +9,7 @@ import pytest
 
 BENCH = Path(__file__).parent.parent / "bench"
 SMALL = {
+    "coded": ["--small"],
     "families": [],
     "gpu": [],
     "import": ["--videos", "128"],

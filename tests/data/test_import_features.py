@@ -379,3 +379,8 @@ def test_workers_change_no_byte(features, labels, tmp_path, monkeypatch):
     assert hashes(tmp_path / "1") == hashes(tmp_path / "3")
     np.save(features / "clip05.npy", np.zeros((2, 4), np.int64))
     assert "clip05.npy" in refused(features, labels, tmp_path / "out", workers=3)
+
+
+def test_the_command_says_what_was_read(features, labels, tmp_path, capsys):
+    assert main(["data", "import", str(features), "--labels", str(labels), "--out", str(tmp_path / "out")]) == 0
+    assert "frame level, at most 7 frames of float32: features 4; 3 classes" in capsys.readouterr().out

@@ -44,7 +44,7 @@ def import_(
         workers: Number of processes that read the source.
     """
     from reeltag.core.progress import default_progress
-    from reeltag.core.text import counted
+    from reeltag.core.text import counted, one_line
     from reeltag.data.import_features import RECIPE, import_features
 
     done = import_features(
@@ -64,7 +64,11 @@ def import_(
     result = {"folder": out, "train_videos": done.train_videos, "test_videos": done.test_videos}
     result |= {"schema": done.schema.model_dump(mode="json"), "remarks": list(done.remarks)}
     counts = [counted(done.train_videos, "training video"), counted(done.test_videos, "test video")]
-    text = [f"{out}: {', '.join(counts)}"]
+    schema = done.schema
+    widths = ", ".join(f"{one_line(each.name)} {each.width}" for each in schema.features)
+    frames = f", at most {counted(schema.max_frames, 'frame')}" if schema.level == "frame" else ""
+    layout = f"{schema.level} level{frames} of {schema.dtype}: {widths}; {schema.classes:,} classes"
+    text = [f"{out}: {', '.join(counts)}", layout]
     if recipe.is_file():
         first = "" if done.test_videos else f"set data.test in {recipe}, then "
         text.append(f"{first}train: reeltag run {recipe}")

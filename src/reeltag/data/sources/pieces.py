@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reeltag.core.errors import DataError
-from reeltag.core.storage import file_identity
+from reeltag.core.storage import content_hash, file_identity
 from reeltag.data.formats.example import Video
 from reeltag.data.formats.kinds import NPY, recognise
 from reeltag.data.label_table import LabelTable
@@ -18,7 +18,7 @@ from reeltag.data.sources.files import list_files, open_files
 from reeltag.data.sources.records import NO_RATINGS, to_video
 from reeltag.data.sources.videos import Source
 
-MOST = 256  # pieces of a source
+MOST, LEAST_BYTES = 256, 4_000_000  # pieces of a source, and the size of a piece
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ def pieces(paths: Sequence[Path], schema: Schema) -> list[Piece]:
         UsageError: there is no file of features, or there are several kinds.
     """
     source, files = open_features(paths, schema), list_files(paths)
-    identity, size = tuple(map(file_identity, files)), sum(file.stat().st_size for file in files)
+    state, size = content_hash(list(map(file_identity, files))), sum(file.stat().st_size for file in files)
     parts = tuple(source.parts())
-    step = -(-len(parts) // MOST)
+    step = -(-len(parts) // min(MOST, size // LEAST_BYTES + 1))
     groups = [parts[begin : begin + step] for begin in range(0, len(parts), step)]
-    return [Piece(source, group, size * len(group) // len(parts), (identity, group)) for group in groups]
+    return [Piece(source, group, size * len(group) // len(parts), (state, group)) for group in groups]
 
 
 def read_piece(piece: Piece, schema: Schema, labels: LabelTable | None = None) -> Iterator[Video]:
