@@ -1,6 +1,6 @@
 """NNCodec, the reference program of ISO/IEC 15938-17, for bench/rate.py.
 
-Its interpreter has `pip install --no-deps nncodec==2.1.3 numpy==1.26.4`.
+It lives in an environment of its own, with `pip install --no-deps --requirement bench/peers-nncodec.txt`.
 """
 
 import sys

@@ -56,9 +56,8 @@ def declared(extra=None):
 @cache
 def elsewhere():
     """Distributions that are installed into environments of their own: those to compare with, and for fuzzing."""
-    peers = (
-        Requirement(line) for line in (ROOT / "bench" / "peers.txt").read_text().splitlines() if line[:1].isalpha()
-    )
+    files = (ROOT / "bench").glob("peers*.txt")
+    peers = (Requirement(line) for path in files for line in path.read_text().splitlines() if line[:1].isalpha())
     fuzzing = re.findall(r"'(atheris)\b", (ROOT / "Makefile").read_text())
     return {"peer_": {normalized(peer.name).removesuffix("-cpu") for peer in peers}, "__main__": set(fuzzing)}
 

@@ -26,7 +26,12 @@ def cluster():
         yield pool
 
 
-POOLS = [processes, pytest.param(cluster, marks=pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="only one CPU"))]
+POOLS = [
+    processes,
+    pytest.param(
+        cluster, marks=(pytest.mark.slow, pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="only one CPU"))
+    ),
+]
 
 
 @pytest.mark.parametrize("opened", POOLS)

@@ -256,6 +256,7 @@ def test_shards_are_of_limited_size(videos, tmp_path, monkeypatch):
     assert sum(frames) == 6 * 3 + 2
 
 
+@pytest.mark.slow
 def test_more_seconds_than_fit_are_reported(tmp_path):
     write_clip(tmp_path / "long.m4a", pictures=(), sound=tone(310))
     data = find_videos([str(tmp_path / "long.m4a")], None)

@@ -45,7 +45,8 @@ def another_machine(monkeypatch, folder):
     monkeypatch.setenv("REELTAG_CACHE", str(folder))
 
 
-@pytest.mark.parametrize("rate", [0.0, pytest.param(0.05, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [0.0, 0.05])
 def test_a_run_ends_with_the_same_file_and_any_machine_knows_it_is_done(s3, here, tmp_path, capsys, monkeypatch, rate):
     url, command = f"{s3.root}/run", ["run", str(here / "tiny.toml"), "--out", f"{s3.root}/run"]
     s3.faults.rate = rate

@@ -177,9 +177,10 @@ def one_by_one(tmp_path_factory):
 
 
 PROCESSES = pytest.param(("--devices", "cpu,cpu"), id="processes")
-RAY = pytest.param(("--executor", "ray"), id="ray", marks=pytest.mark.slow)
+RAY = pytest.param(("--executor", "ray"), id="ray")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [PROCESSES, RAY])
 def test_a_recipe_ends_with_the_same_bytes(one_by_one, tmp_path, capsys, monkeypatch, options):
     if "ray" in options:

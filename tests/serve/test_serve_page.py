@@ -148,7 +148,7 @@ def test_a_shard_from_disk_and_one_that_is_damaged(served, tmp_path):
         await page.choose_file("#file", tmp_path / "empty")
         await page.until("document.querySelector('#fault').textContent == 'empty is empty.'")
         await page.choose_file("#file", tmp_path / "text")
-        await page.until("document.querySelector('#fault').textContent.includes('is this a TFRecord file')")
+        await page.until("document.querySelector('#fault').textContent.includes('is JSON, not a TFRecord file')")
         await page.value("document.querySelector('#back').click()")
         await page.until("document.querySelector('#fault').hidden && document.querySelectorAll('.cell').length")
 
