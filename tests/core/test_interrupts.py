@@ -132,6 +132,7 @@ def test_each_command_says_whether_it_goes_on(monkeypatch, capsys, command, said
     assert capsys.readouterr().err == f"interrupted{said}\n"
 
 
+@pytest.mark.slow
 def test_the_end_of_the_time_saves_and_the_same_command_goes_on(tmp_path, capsys):
     recipe, out, steps = long_recipe(tmp_path), tmp_path / "out", []
     for _ in range(2):

@@ -90,6 +90,7 @@ def test_two_hundred_odd_and_damaged_files(tagger, tmp_path):
     assert all(again[name].tagged == found[name].tagged for name in again)
 
 
+@pytest.mark.slow
 def test_odd_files_are_tagged_and_what_is_none_is_told(tagger, tmp_path):
     found, left_out, _ = check(tagger, tmp_path, 100)
     frames = {name: result.tagged["frames"] for name, result in found.items()}

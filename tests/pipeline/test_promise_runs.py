@@ -69,6 +69,7 @@ def kill_in_turn(commands, folder, name, moments, **how):
     return killed
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_every_stage(promise, figures, commands, folder, counts):
     """Kill at a few moments in the fast suite, and in the full test at every moment; at some of them twice."""
     moments = [(stage, number) for stage, count in counts.items() for number in range(count)]

@@ -104,6 +104,7 @@ def test_an_error_ends_the_run_and_finished_stages_stay(tmp_path):
     assert executor.statuses(stages, tmp_path) == {"good": "done", "bad": "unfinished", "after": "to do"}
 
 
+@pytest.mark.slow
 def test_pieces_run_before_the_rest_and_are_repeated_if_their_process_dies(tmp_path):
     stage = Stage(name="parted", work=join, format=1, pieces=Pieces(count_pieces, piece_file, write_piece))
     with open_process_pool(["cpu", "cpu"]) as pool:

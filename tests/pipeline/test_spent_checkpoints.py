@@ -143,6 +143,7 @@ def trainer_defaults():
     return Trainer.__init__.__kwdefaults__
 
 
+@pytest.mark.slow
 def test_a_run_behind_a_url_keeps_none_either_and_another_machine_averages_anew(s3, recipe, tmp_path, monkeypatch):
     whole, url = trained(recipe, tmp_path / "whole", *CHANGED), f"{s3.root}/run"
     command = ["train", str(recipe), "--out", url]

@@ -111,6 +111,7 @@ def drip(text):
     return (bytes([byte]) for byte in text)
 
 
+@pytest.mark.slow
 def test_slow_clients_are_ended_in_time(promise, figures, model, tmp_path):
     wait, rest = (10, 2) if promise.in_full else (1.5, 0.5)
     timeout = 3 if promise.in_full else 1
