@@ -34,13 +34,17 @@ class Page:
 
     async def call(self, method, **parameters):
         """Send a command; events that come before its answer are noted."""
+        answer = await self._answer(method, **parameters)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    async def _answer(self, method, **parameters):
         self.number += 1
         await self.socket.send_json({"id": self.number, "method": method, "params": parameters})
         while True:
             message = await self._receive()
             if message.get("id") == self.number:
-                assert "error" not in message, message
-                return message["result"]
+                return message
 
     async def _receive(self):
         message = json.loads((await self.socket.receive()).data)
@@ -67,19 +71,16 @@ class Page:
 
     async def value(self, script):
         """Evaluate a line of JavaScript and return its value."""
-        result = await self._evaluate(script)
+        result = await self.call("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    async def _evaluate(self, script):
-        return await self.call("Runtime.evaluate", expression=script, returnByValue=True)
-
     async def until(self, script):
-        """Wait until a line of JavaScript gives something true; until then it may fail."""
+        """Wait until a line of JavaScript gives something true; until then it may fail, or its page may go."""
         end = time.monotonic() + START
         while time.monotonic() < end:
-            found = await self._evaluate(script)
-            if "exceptionDetails" not in found and found["result"].get("value"):
+            found = (await self._answer("Runtime.evaluate", expression=script, returnByValue=True)).get("result", {})
+            if found.get("result", {}).get("value") and "exceptionDetails" not in found:
                 return
             await asyncio.sleep(0.05)
         raise AssertionError(
