@@ -20,6 +20,7 @@ from torch import Tensor
 
 import measure
 from measure import Passes, Peer
+from random_videos import FRAMES, SCHEMA, generate, random_video
 from reeltag.core.environment import keep_freed_memory
 from reeltag.data.formats.example import encode
 from reeltag.data.formats.tfrecord import write_shard
@@ -27,7 +28,6 @@ from reeltag.data.loader import Batch, sequential_batches, training_batches
 from reeltag.data.sampler import Shuffle
 from reeltag.data.shards import Shards, scan
 from reeltag.models.layers import dequantize
-from videos import FRAMES, SCHEMA, generate, random_video
 
 SHARDS = WORKERS = 2
 BATCH = 80

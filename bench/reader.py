@@ -23,10 +23,10 @@ import numpy as np
 
 import measure
 from measure import Passes, Peer
+from random_videos import FRAMES, SCHEMA, generate
 from reeltag.data.formats.example import _read_general
 from reeltag.data.formats.tfrecord import ShardFile, write_shard
 from reeltag.data.shards import read_examples
-from videos import FRAMES, SCHEMA, generate
 
 SHARDS = WORKERS = 2
 TF_DATA = {"tf.data, one by one": 1, "tf.data, batches of 16": 16, "tf.data, batches of 64": 64}

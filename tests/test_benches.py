@@ -27,7 +27,7 @@ SMALL = {
 
 def test_all_benches_are_here() -> None:
     scripts = {path.stem for path in BENCH.glob("*.py") if not path.stem.startswith("peer_")}
-    parts = {"measure", "models", "videos"}
+    parts = {"measure", "models", "random_videos"}
     assert scripts == {*SMALL, *parts, "rate", "threads"}  # these take their time, whatever one asks of them
 
 

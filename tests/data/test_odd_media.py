@@ -11,7 +11,7 @@ from reeltag.core.progress import Progress, Task
 from reeltag.data.schema import Schema
 from reeltag.data.video.dataset import find_videos
 from reeltag.data.video.decode import STALLED_SECONDS
-from reeltag.data.video.extractors import image_extractor, sound_extractor
+from reeltag.data.video.extractors.registry import image_extractor, sound_extractor
 from reeltag.data.video.features import Pipeline
 from reeltag.inference.predictor import load
 from reeltag.inference.video.tagger import open_tagger, tag_files

@@ -11,8 +11,7 @@ import pytest
 from clips import HEIGHT, WIDTH, number_of, numbered, tone, write_clip
 from conftest import DATA
 from reeltag.core.errors import VideoError
-from reeltag.data.video import decode
-from reeltag.data.video.decode import Damage, pictures, probe, sound
+from reeltag.data.video.decode import Damage, container, pictures, probe, sound, video_stream
 
 SIZE = (HEIGHT, WIDTH)
 
@@ -51,7 +50,7 @@ def test_frames_that_are_passed_over_and_threads_change_no_pixel(tmp_path, monke
     )
     fast = np.stack(list(pictures(clip, SIZE, Damage())))
     threaded = np.stack(list(pictures(clip, SIZE, Damage(), threads=3)))
-    monkeypatch.setattr(decode, "_wanted", lambda *_: None)
+    monkeypatch.setattr(video_stream, "_wanted", lambda *_: None)
     whole = np.stack(list(pictures(clip, SIZE, Damage())))
     assert len(whole) == 3
     np.testing.assert_array_equal(fast, whole)
@@ -177,21 +176,21 @@ def test_damaged_packets_are_counted_and_passed_over(tmp_path, monkeypatch):
     assert list(pictures(clip, SIZE, damage))
     sound(clip, 16000, damage)
     assert damage.packets > 0
-    monkeypatch.setattr(decode, "MAX_DAMAGED", 0)
+    monkeypatch.setattr(container, "MAX_DAMAGED", 0)
     with pytest.raises(VideoError, match="packets are damaged"):
         sound(clip, 16000, Damage())
 
 
 def test_frames_may_be_too_large(tmp_path, monkeypatch):
     clip = write_clip(tmp_path / "a.mp4", 1, 10)
-    monkeypatch.setattr(decode, "MAX_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr(container, "MAX_PIXELS", 64 * 48 - 1)
     with pytest.raises(VideoError, match="64 x 48 are larger than"):
         list(pictures(clip, SIZE, Damage()))
 
 
 def test_a_file_that_gives_nothing_for_long_is_given_up(tmp_path, monkeypatch):
     clip = write_clip(tmp_path / "a.mp4", 3, 10)
-    monkeypatch.setattr(decode, "STALLED_SECONDS", -1.0)
+    monkeypatch.setattr(container, "STALLED_SECONDS", -1.0)
     with pytest.raises(VideoError, match="yielded nothing for"):
         list(pictures(clip, SIZE, Damage()))
 
@@ -202,7 +201,7 @@ def test_real_clips_as_a_whole_decoding_gives_them(name, monkeypatch):
     if not path.is_file():
         pytest.skip(f"{path} is missing")
     fast = np.stack(list(pictures(path, SIZE, Damage())))
-    monkeypatch.setattr(decode, "_wanted", lambda *_: None)
+    monkeypatch.setattr(video_stream, "_wanted", lambda *_: None)
     np.testing.assert_array_equal(fast, np.stack(list(pictures(path, SIZE, Damage(), threads=2))))
     assert len(fast) == round(probe(path).seconds)
 

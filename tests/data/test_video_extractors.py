@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 from clips import tone
 from reeltag.core.errors import UsageError
 from reeltag.data.pca import Moments, Projection, load_projections, save_projections, to_codes
-from reeltag.data.video import audio, efficientnet
-from reeltag.data.video.extractors import image_extractor, sound_extractor
+from reeltag.data.video.extractors import efficientnet, mel
+from reeltag.data.video.extractors.registry import image_extractor, sound_extractor
 from reeltag.data.video.features import Pipeline
 from reeltag.models.layers import dequantize
 
@@ -42,7 +42,7 @@ def brute_log_mel(second):
 
 def test_log_mel_is_its_formula():
     seconds = np.stack([tone(1), RNG.normal(0, 0.1, 16000).astype(np.float32), np.zeros(16000, np.float32)])
-    found = audio.log_mel(torch.from_numpy(seconds)).numpy()
+    found = mel.log_mel(torch.from_numpy(seconds)).numpy()
     np.testing.assert_allclose(found, [brute_log_mel(second.astype(float)) for second in seconds], atol=2e-4)
 
 
@@ -58,16 +58,16 @@ def test_a_tone_is_loudest_in_its_band():
 
 def test_vggish_patches_are_those_of_its_published_settings():
     second = RNG.normal(0, 0.1, 16000).astype(np.float32)
-    found = audio.vggish_patches(torch.from_numpy(second[None])).numpy()
+    found = mel.vggish_patches(torch.from_numpy(second[None])).numpy()
     assert found.shape == (1, 96, 64)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
     edges = 700 * (np.exp(np.linspace(np.log1p(125 / 700), np.log1p(7500 / 700), 66)) - 1)
     for frame in (0, 50, 95):
         spectrum = np.abs(np.fft.rfft(second[160 * frame : 160 * frame + 400] * window, 512))
         for band in (0, 30, 63):
-            mel = lambda hertz: np.log1p(np.asarray(hertz) / 700)  # noqa: E731
-            bins = mel(np.arange(257) * 16000 / 512)
-            low, peak, high = mel(edges[band : band + 3])
+            scale = lambda hertz: np.log1p(np.asarray(hertz) / 700)  # noqa: E731
+            bins = scale(np.arange(257) * 16000 / 512)
+            low, peak, high = scale(edges[band : band + 3])
             weights = np.clip(np.minimum((bins - low) / (peak - low), (high - bins) / (high - peak)), 0, None)
             assert found[0, frame, band] == pytest.approx(np.log(spectrum @ weights + 0.01), abs=1e-3)
 
@@ -273,7 +273,7 @@ def test_onnx_sound_models_of_each_form(tmp_path):
     patches = model(
         tmp_path / "p.onnx", [flat], [("x", TensorProto.FLOAT, ["N", 1, 96, 64])], [("y", TensorProto.FLOAT, None)]
     )
-    expected = audio.vggish_patches(torch.from_numpy(seconds)).reshape(2, -1)
+    expected = mel.vggish_patches(torch.from_numpy(seconds)).reshape(2, -1)
     np.testing.assert_array_equal(sound_extractor(f"onnx:{patches}").values(seconds), expected)
     wrong = model(
         tmp_path / "w.onnx", [flat], [("x", TensorProto.FLOAT, ["N", 10, 10])], [("y", TensorProto.FLOAT, None)]

@@ -17,7 +17,8 @@ from reeltag.data.pca import Codes, Projection, Values, to_codes
 from reeltag.data.schema import Feature
 from reeltag.data.video import decode
 from reeltag.data.video.decode import MAX_SECONDS, Damage, Media, Picture, Samples
-from reeltag.data.video.extractors import Extractor, image_extractor, sound_extractor
+from reeltag.data.video.extractors.extractor import Extractor
+from reeltag.data.video.extractors.registry import image_extractor, sound_extractor
 
 BATCH = 16  # pictures a call of the extractor; bounds the memory of a video
 

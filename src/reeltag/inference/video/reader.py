@@ -13,7 +13,8 @@ from reeltag.core.text import counted
 from reeltag.data.extractor_origin import describe_difference
 from reeltag.data.formats.example import Video
 from reeltag.data.schema import Feature, Schema
-from reeltag.data.video.extractors import IMAGE, SOUND, Extractor, image_extractor, sound_extractor
+from reeltag.data.video.extractors.extractor import Extractor
+from reeltag.data.video.extractors.registry import IMAGE, SOUND, image_extractor, sound_extractor
 from reeltag.data.video.features import Pipeline
 
 # For each feature: the option that names its extractor, the known extractors, and the function that opens one.

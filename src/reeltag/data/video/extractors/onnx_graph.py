@@ -15,8 +15,8 @@ from reeltag.core.errors import UsageError
 from reeltag.core.storage import file_hash, require_regular
 from reeltag.core.validation import describe_fault
 from reeltag.data.pca import Values
-from reeltag.data.video import audio
 from reeltag.data.video.decode import Picture, Samples
+from reeltag.data.video.extractors import mel
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -59,7 +59,7 @@ class ImageSettings(_Settings):
 class SoundSettings(_Settings):
     """Keys of a sound model."""
 
-    rate: int = Field(audio.RATE, ge=1000, le=192_000, description="samples a second")
+    rate: int = Field(mel.RATE, ge=1000, le=192_000, description="samples a second")
 
 
 class _Model:
@@ -197,8 +197,8 @@ class SoundModel(_Model):
         if self.input.type != _FLOAT or not (len(shape) in (1, 2) or self._patches):
             what = f"input {self.input.name!r} is {self.input.type} {shape}"
             raise UsageError(f"{path}: {what}, not float [samples], [N, samples] or VGGish's patches [N, 96, 64]")
-        if self._patches and self.settings.rate != audio.RATE:
-            raise UsageError(f"{path}: VGGish's patches are of {audio.RATE:,} samples a second; leave out ?rate=")
+        if self._patches and self.settings.rate != mel.RATE:
+            raise UsageError(f"{path}: VGGish's patches are of {mel.RATE:,} samples a second; leave out ?rate=")
         self.width = self(np.zeros((1, self.settings.rate), np.float32)).shape[1]
         self.check(self.settings.reference, self)
 
@@ -209,7 +209,7 @@ class SoundModel(_Model):
             return np.stack([row.reshape(-1, row.shape[-1]).mean(0) for row in rows])
         x = seconds
         if self._patches:
-            x = audio.vggish_patches(torch.from_numpy(seconds)).numpy()
+            x = mel.vggish_patches(torch.from_numpy(seconds)).numpy()
             x = x.reshape(len(x), *self.input.shape[1:])
         if isinstance(self.input.shape[0], int):
             return np.concatenate([self.vectors(self.run(x[i : i + 1]), 1) for i in range(len(x))])

@@ -1,0 +1,1 @@
+"""Feature extractors, which turn pictures or seconds of sound into vectors."""

@@ -1,0 +1,52 @@
+"""Feature extractor: a function from pictures or seconds of sound to vectors, and what is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from reeltag.core.storage import content_hash
+from reeltag.data.pca import Values
+from reeltag.data.schema import Origin
+from reeltag.data.video.decode import Picture, Samples
+
+Input = TypeVar("Input", Picture, Samples)
+
+
+@dataclass(frozen=True)
+class Extractor(Generic[Input]):
+    """Feature extractor, run on the CPU in the calling thread.
+
+    Attributes:
+        name: name for people.
+        width: number of values a second.
+        takes: shape of one input: height and width of a picture, or number of samples a second.
+        identity: JSON of all that decides the values: name, weights and settings.
+        offset: with `scale`, the fixed scale (x - offset) · scale that maps values without a PCA to the 8-bit range.
+        scale: see `offset`.
+        values: function from [T, height, width, 3] uint8 or [T, samples] float32 to values [T, width] float32.
+    """
+
+    name: str
+    width: int
+    takes: tuple[int, ...]
+    identity: dict[str, Any]
+    offset: float
+    scale: float
+    values: Callable[[Input], Values]
+
+    def origin(self, projection: str | None) -> Origin:
+        """Return the provenance that is stored with a feature of this extractor.
+
+        Args:
+            projection: hash of the PCA, or None.
+        """
+        return Origin(name=self.name, hash=content_hash(self.identity), projection=projection)
+
+    def scaled(self, values: Values) -> Values:
+        """Map values to the fixed scale, most of them into [-2, 2]."""
+        scaled: Values = (values - np.float32(self.offset)) * np.float32(self.scale)
+        return scaled
