@@ -88,6 +88,25 @@ def test_every_option_of_every_family(family, form, options, everything_is_large
     np.testing.assert_allclose(outputs, in_mode(ensemble, "exact").predict(FRAMES, LENGTHS), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "head",
+    [{"kind": "logistic"}, {"kind": "moe", "experts": 2}, {"kind": "moe", "experts": 2, "prob_gating": True}],
+    ids=["logistic", "mixture", "gated"],
+)
+def test_rare_classes_rank_as_in_the_model(head, tmp_path):
+    """Probabilities down to 1e-13 are right relative to themselves; see onnxruntime-sigmoid-ties-rare-classes.sh."""
+    config = parse_config({"family": "mean", "head": head}, SCHEMA.widths)
+    schema = SCHEMA.model_copy(update={"classes": 1000})
+    tagger = build_tagger(config, SCHEMA.widths, 1000, 0)
+    bias = tagger.state_dict()["head.bias"]
+    bias += torch.linspace(-30, 30, 1000).repeat_interleave(len(bias) // 1000)
+    ensemble = Artifact(schema, None, (Member("a", config, 1.0, tagger.state_dict()),), {})
+    expected = in_mode(ensemble, "exact").predict(FRAMES, LENGTHS)
+    found = probabilities(onnx_file(ensemble, tmp_path), "exact")
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=0)
+    assert found.min() < 1e-12 and len(np.unique(found[0])) > 600
+
+
 def test_an_exported_ensemble_is_the_weighted_mean_without_unused_members(everything_is_large, tmp_path):
     parts = [small_artifact(family, form).members[0] for family, form in (("netvlad", {"clusters": 4}), ("mean", {}))]
     members = [

@@ -120,8 +120,8 @@ class Value:
         return self.graph.add("Softmax", self, axis=axis)
 
     def sigmoid(self) -> Value:
-        """Return 1 / (1 + exp(-x))."""
-        return self.graph.add("Sigmoid", self)
+        """Return 1 / (1 + exp(-x)); the Sigmoid of onnxruntime is 0 below -18 and not monotone from there to -12."""
+        return self.graph.add("Reciprocal", self.graph.add("Exp", self.graph.add("Neg", self)) + 1.0)
 
     def at_most(self, high: int) -> Value:
         """Limit integers to a maximum."""
