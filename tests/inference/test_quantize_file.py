@@ -141,11 +141,22 @@ def test_a_loss_that_no_step_keeps_is_one_message(folder, tmp_path, monkeypatch,
     monkeypatch.setattr("reeltag.artifact.quantization.coded.FINEST", 0.1)  # all too coarse
     monkeypatch.setattr("reeltag.artifact.quantization.coded.COARSEST", 0.2)
     arguments = ["--out", str(tmp_path / "out"), "--encoding", "coded", "--calibrate", str(folder / "videos.tfrecord")]
-    assert main(["quantize", str(folder / "m.reeltag"), *arguments]) == 2
+    assert main(["quantize", str(folder / "m.reeltag"), *arguments, "--quiet"]) == 2
     said = capsys.readouterr().err
     assert "with its finest step it loses 0." in said and "allow more than 0.0005" in said
     assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_reports_what_each_step_loses(folder, tmp_path, capsys):
+    arguments = ["--out", str(tmp_path / "out"), "--encoding", "coded", "--calibrate", str(folder / "videos.tfrecord")]
+    assert main(["quantize", str(folder / "m.reeltag"), *arguments, "--max-loss", "0.05"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert any(line.startswith(f"  calibrate m: {VIDEOS - VIDEOS // 10:,}/") for line in said), said
+    losses = [line for line in said if line.startswith("  step ")]
+    change = gap(tmp_path / "out", folder) - gap(folder / "m.reeltag", folder)
+    assert losses[-1].endswith(f" videos {change:+.5f}")
+    assert len(losses) == sum(line.startswith("  encode with step ") for line in said)
 
 
 def test_an_interrupted_command_leaves_nothing(folder, tmp_path, monkeypatch):

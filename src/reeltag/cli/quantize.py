@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from reeltag.cli.options import Quiet
 from reeltag.cli.output import Json, say
 
 # The same names as `reeltag.artifact.quantization.sizes.ENCODINGS`, without float32.
@@ -19,6 +20,7 @@ def quantize(
     encoding: Encoding = "uniform-8",
     calibrate: tuple[str, ...] = (),
     max_loss: float | None = None,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Quantize the large weights of a model.
@@ -36,10 +38,12 @@ def quantize(
         max_loss: For coded: largest loss of GAP, 0.0005 by default.
     """
     from reeltag.artifact.quantization.sizes import MIN_ELEMENTS
+    from reeltag.core.progress import default_progress
     from reeltag.core.text import megabytes
     from reeltag.inference.quantize_file import quantize_file
 
-    size = quantize_file(model, out, encoding, calibrate=calibrate, max_loss=max_loss)
+    progress = default_progress(quiet=quiet)
+    size = quantize_file(model, out, encoding, calibrate=calibrate, max_loss=max_loss, progress=progress)
     before = model.stat().st_size
     unchanged = f"; no tensor has more than {MIN_ELEMENTS:,} elements, so all stay float32" if size == before else ""
     text = [f"{out}: {megabytes(size)}, from {megabytes(before)}{unchanged}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,10 @@ from reeltag.artifact.quantization.coded import Encoder, coarsest_step
 from reeltag.artifact.quantization.quantize import is_large, stored_as
 from reeltag.artifact.quantization.sizes import CALIBRATION, MAX_LOSS, Encoding
 from reeltag.core.errors import UsageError
+from reeltag.core.progress import Progress, Task
 from reeltag.core.storage import Patterns, find_files, refuse_existing, remove_partials_of
 from reeltag.core.text import counted
-from reeltag.data.loader import sequential_batches
+from reeltag.data.loader import Batch, sequential_batches
 from reeltag.data.shards import Shards, scan
 from reeltag.inference.ensemble import BATCH_SIZE
 from reeltag.inference.evaluate import artifact_gap
@@ -34,6 +36,7 @@ def quantize_file(
     *,
     calibrate: Patterns = (),
     max_loss: float | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Store the large weights of a model in fewer bits, as `reeltag quantize` does.
 
@@ -44,6 +47,7 @@ def quantize_file(
         calibrate: for `coded`, labelled shards of videos like those that the model will tag, such as its training
             videos; paths, URLs or glob patterns. Nine tenths measure what errors of weights cost, the others the loss.
         max_loss: for `coded`, largest loss of GAP that is allowed; 0.0005 by default.
+        progress: for `coded`, reports progress.
 
     Returns:
         Size of the new file in bytes.
@@ -75,7 +79,7 @@ def quantize_file(
             "averaged), or what `reeltag train` wrote; an ensemble takes the encodings of its recipe's [quantization]"
         )
     if encoding == "coded":
-        after = _coded(before, calibrate, MAX_LOSS if max_loss is None else max_loss)
+        after = _coded(before, calibrate, MAX_LOSS if max_loss is None else max_loss, progress or Progress())
     else:
         after = quantize_artifact(before, encoding)
     if [stored_as(member.state) for member in after.members] != stored:
@@ -84,7 +88,7 @@ def quantize_file(
     return save_artifact(Path(out), after)
 
 
-def _coded(artifact: Artifact, patterns: Patterns, max_loss: float) -> Artifact:
+def _coded(artifact: Artifact, patterns: Patterns, max_loss: float, progress: Progress) -> Artifact:
     """Encode all members with the largest step whose loss of GAP, measured on a tenth of the videos, is allowed."""
     manifest = scan(find_files(patterns), artifact.schema, labelled=True)
     least = max(LEAST_VIDEOS, artifact.schema.width)
@@ -94,26 +98,40 @@ def _coded(artifact: Artifact, patterns: Patterns, max_loss: float) -> Artifact:
     order = np.random.default_rng(SEED).permutation(len(manifest))
     measured, others = np.sort(order[: len(order) // 10]), np.sort(order[len(order) // 10 :][:CALIBRATION])
     batches = partial(sequential_batches, Shards(manifest), batch_size=BATCH_SIZE)
-    encoders = [
-        Encoder(member.state, calibration.calibrate(member.build(artifact.schema), batches(others), SEED))
-        for member in artifact.members
-    ]
+
+    def reported(task: Task) -> Iterator[Batch]:
+        for batch in batches(others):
+            yield batch
+            task.advance(len(batch))
+
+    encoders = []
+    for member in artifact.members:
+        with progress.task(f"calibrate {member.name}", len(others), "videos") as task:
+            costs = calibration.calibrate(member.build(artifact.schema), reported(task), SEED)
+        encoders.append(Encoder(member.state, costs))
 
     def coded(step: float) -> Artifact:
-        pairs = zip(artifact.members, encoders, strict=True)
-        return replace(artifact, members=tuple(replace(each, state=encoder.encode(step)) for each, encoder in pairs))
+        members = []
+        with progress.task(f"encode with step {step:.1e}", len(encoders), "members") as task:
+            for member, encoder in zip(artifact.members, encoders, strict=True):
+                members.append(replace(member, state=encoder.encode(step)))
+                task.advance(1, note=member.name)
+        return replace(artifact, members=tuple(members))
 
     before = artifact_gap(artifact, batches(measured))
-    losses: dict[float, float] = {}
+    after, lost = artifact, 0.0
 
     def loss(step: float) -> float:
-        losses[step] = before - artifact_gap(coded(step), batches(measured))
-        return losses[step]
+        nonlocal after, lost
+        after = coded(step)
+        lost = before - artifact_gap(after, batches(measured))
+        progress.say(f"  step {step:.1e}: GAP on {counted(len(measured), 'video')} {-lost:+.5f}")
+        return lost
 
-    step = coarsest_step(loss, max_loss)
-    if losses[step] > max_loss:
+    coarsest_step(loss, max_loss)
+    if lost > max_loss:
         raise UsageError(
-            f"coded: with its finest step it loses {losses[step]:.5f} GAP on {len(measured)} of the videos; allow "
+            f"coded: with its finest step it loses {lost:.5f} GAP on {len(measured)} of the videos; allow "
             f"more than {max_loss:g}, give more shards, or choose uniform-8"
         )
-    return coded(step)
+    return after
