@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from reeltag.data.video.decode.container import Damage, Watchdog, best_stream, decoded_frames, open_media, origin
+from reeltag.data.video.decode.container import Damage, Watchdog, best_stream, decoded_frames, first_instant, open_media
 from reeltag.data.video.decode.video_stream import MAX_SECONDS
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _mono(
     stream = best_stream(container, "audio")
     if stream is None:
         return
-    start, form, resampler = origin(container, stream), None, None
+    start, form, resampler = first_instant(clock.path), None, None
     for frame in decoded_frames(container, stream, damage, clock):
         if form != (
             form := (frame.format.name, frame.layout.name, frame.sample_rate)
