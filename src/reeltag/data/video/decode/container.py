@@ -10,6 +10,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from reeltag.core.errors import UsageError, VideoError
 from reeltag.core.storage import require_regular
 
@@ -27,9 +30,13 @@ class Damage:
 
     Attributes:
         packets: number of packets that could not be decoded.
+        samples: number of samples of sound that are not finite, taken as silence.
+        peak: largest sample of sound, relative to full scale.
     """
 
     packets: int = 0
+    samples: int = 0
+    peak: float = 0.0
 
     def count(self, path: Path) -> None:
         """Count one more damaged packet.
@@ -40,6 +47,12 @@ class Damage:
         self.packets += 1
         if self.packets > MAX_DAMAGED:
             raise VideoError(f"{path}: more than {MAX_DAMAGED:,} of its packets are damaged; copy it again")
+
+    def hear(self, samples: npt.NDArray[np.float32]) -> None:
+        """Note how loud samples [n] are and how many are not finite."""
+        loudness = np.abs(samples)
+        self.samples += int(np.count_nonzero(~np.isfinite(loudness)))
+        self.peak = max(self.peak, float(loudness.max(initial=0, where=np.isfinite(loudness))))
 
 
 @dataclass(frozen=True)
