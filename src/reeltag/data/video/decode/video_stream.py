@@ -30,13 +30,14 @@ MAX_PACKETS = 1000 * MAX_SECONDS  # largest number of packets whose time stamps 
 
 
 def pictures(
-    path: Path, size: tuple[int, int] | int, damage: Damage, *, seconds: int = MAX_SECONDS, threads: int = 1
+    path: Path, size: tuple[int, int] | int | None, damage: Damage, *, seconds: int = MAX_SECONDS, threads: int = 1
 ) -> Iterator[Picture]:
     """Decode the picture of each second, rotated upright and scaled.
 
     Args:
         path: the file.
-        size: height and width, which ignores the aspect ratio; or the longer side alone, which keeps it.
+        size: height and width, which ignores the aspect ratio; or the longer side alone, which keeps it; or None for
+            the size of the pictures themselves, with square pixels.
         damage: counts packets that cannot be decoded.
         seconds: largest number of seconds to decode.
         threads: threads of the decoder; they change no pixel.
@@ -51,7 +52,7 @@ def pictures(
     origin, second = Fraction(0), 0
     for at, frame in _frames(path, damage, seconds, threads):
         if shown is None:
-            origin, shape = at, _shape(path, frame, size) if isinstance(size, int) else size
+            origin, shape = at, size if isinstance(size, tuple) else _shape(path, frame, size)
         else:
             picture = None  # the frame displayed until `at`; scaled only if the middle of a second falls into it
             while second < seconds and origin + second + Fraction(1, 2) < at:
@@ -137,13 +138,18 @@ def _scaled(path: Path, frame: Any, size: tuple[int, int]) -> Picture:
     return picture
 
 
-def _shape(path: Path, frame: Any, longest: int) -> tuple[int, int]:
-    """Return the height and width, both even, of a frame scaled to a longer side; heeds non-square pixels."""
+def _shape(path: Path, frame: Any, longest: int | None) -> tuple[int, int]:
+    """Return the height and width of an upright frame with square pixels, its height kept.
+
+    With a longer side, the frame is scaled to it, and both sides are even.
+    """
     with open_media(path) as container:
         pixel = best_stream(container, "video").sample_aspect_ratio or 1
     height, width = float(frame.height), float(frame.width * pixel)
     if round(frame.rotation / 90) % 2:
         height, width = width, height
+    if longest is None:
+        return max(1, round(height)), max(1, round(width))
     scale = longest / max(height, width)
     return 2 * max(1, round(height * scale / 2)), 2 * max(1, round(width * scale / 2))
 
