@@ -20,6 +20,8 @@ from reeltag.data.video.decode import MAX_SECONDS, Damage, Media, Picture, Sampl
 from reeltag.data.video.extractors.extractor import Extractor
 from reeltag.data.video.extractors.registry import image_extractor, sound_extractor
 
+LOUD = 4.0  # times full scale: lossy codecs exceed it by less, samples that were never divided by it by much more
+
 
 @dataclass(frozen=True)
 class Extraction:
@@ -168,5 +170,9 @@ def _remarks(pipeline: Pipeline, media: Media, damage: Damage, length: int, hear
         yield f"the first {MAX_SECONDS} of {media.seconds:,.0f} seconds"
     elif media.seconds is not None and length < media.seconds - 2:
         yield f"says that it has {media.seconds:,.0f} seconds, and {counted(length, 'second')} can be decoded"
+    if damage.samples:
+        yield f"{counted(damage.samples, 'sample')} of sound not finite, taken as silence"
+    if damage.peak > LOUD:
+        yield f"sound of up to {damage.peak:,.0f} times full scale"
     if damage.packets:
         yield f"{counted(damage.packets, 'damaged packet')} passed over"

@@ -28,7 +28,7 @@ Samples = npt.NDArray[np.float32]
 # that may be lost, and more than time stamps are rounded by, which is a millisecond in most containers.
 JUMP_SECONDS = Fraction(15, 1000)
 _LEVELS = {"u8": (128, 2**7), "s16": (0, 2**15), "s32": (0, 2**31), "flt": (0, 1), "dbl": (0, 1)}  # zero, full scale
-_MAX_PLANES = 8  # of more planes PyAV reads past the end of their list
+_MAX_PLANES = 7  # of 8 and more planes PyAV reads past the end of their list
 
 
 def sound(path: Path, rate: int, damage: Damage, *, seconds: int = MAX_SECONDS) -> Samples:
@@ -98,7 +98,7 @@ class _Stretch:
     def __init__(self, path: Path, begin: Fraction, own_rate: int, rate: int) -> None:
         import av
 
-        self.path, self.own_rate, self.end = own_rate, begin
+        self.path, self.own_rate, self.end = path, own_rate, begin
         self._position = round(begin * rate)
         self._resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
         self._waiting = np.zeros(0, np.float32)
