@@ -1,4 +1,4 @@
-"""The sound of files is the mean of its channels on the clock of the pictures, against plain decoding and known waves."""
+"""Sound is the mean of its channels on the clock of the pictures, against plain decoding and known waves."""
 
 from fractions import Fraction
 from itertools import product
@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from clips import tone, write_clip
+from clips import tone
 from reeltag.data.video.decode import Damage, sound
 from reeltag.data.video.features import open_pipeline
 
