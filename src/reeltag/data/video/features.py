@@ -20,8 +20,6 @@ from reeltag.data.video.decode import MAX_SECONDS, Damage, Media, Picture, Sampl
 from reeltag.data.video.extractors.extractor import Extractor
 from reeltag.data.video.extractors.registry import image_extractor, sound_extractor
 
-BATCH = 16  # pictures a call of the extractor; bounds the memory of a video
-
 
 @dataclass(frozen=True)
 class Extraction:
@@ -131,8 +129,10 @@ def open_pipeline(image: str, sound: str) -> Pipeline:
 
 
 def _values_of_pictures(image: Extractor[Picture], media: Media, damage: Damage, threads: int) -> Values:
-    pictures = decode.pictures(media.path, (image.takes[0], image.takes[1]), damage, threads=threads)
-    batches = iter(lambda: list(islice(pictures, BATCH)), [])
+    size = None if image.prepare else (image.takes[0], image.takes[1])
+    pictures = decode.pictures(media.path, size, damage, threads=threads)
+    prepared = map(image.prepare, pictures) if image.prepare else pictures
+    batches = iter(lambda: list(islice(prepared, image.batch)), [])
     return np.concatenate([image.values(np.stack(batch)) for batch in batches])
 
 
@@ -147,13 +147,14 @@ def _values_of_sound(sound: Extractor[Samples], media: Media, damage: Damage, le
         length = max(1, round(len(samples) / rate))
     seconds = np.zeros((length, rate), np.float32)
     seconds.reshape(-1)[: len(samples)] = samples[: seconds.size]
-    values = np.concatenate([sound.values(seconds[i : i + BATCH]) for i in range(0, length, BATCH)])
+    values = np.concatenate([sound.values(seconds[i : i + sound.batch]) for i in range(0, length, sound.batch)])
     return values, heard
 
 
 def _black(image: Extractor[Picture], length: int) -> Values:
-    black = image.values(np.zeros((1, *image.takes, 3), np.uint8))
-    return np.repeat(black, length, axis=0)
+    black = np.zeros((*image.takes, 3), np.uint8)
+    prepared = image.prepare(black) if image.prepare else black
+    return np.repeat(image.values(prepared[None]), length, axis=0)
 
 
 def _remarks(pipeline: Pipeline, media: Media, damage: Damage, length: int, heard: int | None) -> Iterator[str]:
@@ -167,11 +168,4 @@ def _remarks(pipeline: Pipeline, media: Media, damage: Damage, length: int, hear
         yield f"the first {MAX_SECONDS} of {media.seconds:,.0f} seconds"
     elif media.seconds is not None and length < media.seconds - 2:
         yield f"says that it has {media.seconds:,.0f} seconds, and {counted(length, 'second')} can be decoded"
-    if damage.packets:
-        yield f"{counted(damage.packets, 'damaged packet')} passed over"
-    if damage.restarts:
-        yield f"its clock starts anew {counted(damage.restarts, 'time')}, taken to go on at the end of what came before"
-    if damage.skewed:
-        yield "its pictures are to be turned by an angle between right angles, taken as the nearest of these"
-    if damage.unread:
-        yield "its pictures carry metadata that cannot be read; they are turned as these say, but not mirrored"
+    yield from damage.remarks()

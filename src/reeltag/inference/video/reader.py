@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from reeltag.data.video.extractors.registry import IMAGE, SOUND, image_extractor
 from reeltag.data.video.features import Pipeline
 
 # For each feature: the option that names its extractor, the known extractors, and the function that opens one.
-_KINDS: dict[str, tuple[str, dict[str, Any], Callable[[str], Extractor[Any] | None]]] = {
+_KINDS: dict[str, tuple[str, Mapping[str, Any], Callable[[str], Extractor[Any] | None]]] = {
     "rgb": ("--image", IMAGE, image_extractor),
     "audio": ("--audio", SOUND, sound_extractor),
 }

@@ -12,8 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from reeltag.core.errors import UsageError, VideoError
 from reeltag.core.storage import require_regular
+from reeltag.core.text import counted
 from reeltag.data.video.decode.clock import Clock
 
 if TYPE_CHECKING:
@@ -25,6 +29,7 @@ MAX_PIXELS = 8192 * 8192  # largest frame that is decoded; 8K fits
 STALLED_SECONDS = 10.0  # longest time to decode the next second
 MAX_DAMAGED = 1000  # most damaged packets of a file
 MAX_PROBED = 10_000  # most packets that are read to tell a film from a picture that stands still
+LOUD = 4.0  # times full scale: lossy codecs exceed it by less, samples that were never divided by it by much more
 DEFAULT_RATE = 25  # pictures a second where nothing tells them, as in FFmpeg
 
 
@@ -37,12 +42,16 @@ class Damage:
         restarts: number of times that the clock started anew; see `Clock`.
         skewed: True if pictures are to be turned by an angle between right angles, and the nearest was taken.
         unread: True if some of the pictures' side data cannot be read, so that only their angle is known.
+        samples: number of samples of sound that are not finite, taken as silence.
+        peak: largest sample of sound, relative to full scale.
     """
 
     packets: int = 0
     restarts: int = 0
     skewed: bool = False
     unread: bool = False
+    samples: int = 0
+    peak: float = 0.0
 
     def count(self, path: Path) -> None:
         """Count one more damaged packet.
@@ -53,6 +62,27 @@ class Damage:
         self.packets += 1
         if self.packets > MAX_DAMAGED:
             raise VideoError(f"{path}: more than {MAX_DAMAGED:,} of its packets are damaged; copy it again")
+
+    def hear(self, samples: npt.NDArray[np.float32]) -> None:
+        """Note how loud samples [n] are and how many are not finite."""
+        loudness = np.abs(samples)
+        self.samples += int(np.count_nonzero(~np.isfinite(loudness)))
+        self.peak = max(self.peak, float(loudness.max(initial=0, where=np.isfinite(loudness))))
+
+    def remarks(self) -> Iterator[str]:
+        """Yield a remark, for people, about each kind of irregularity."""
+        if self.samples:
+            yield f"{counted(self.samples, 'sample')} of sound not finite, taken as silence"
+        if self.peak > LOUD:
+            yield f"sound of up to {self.peak:,.0f} times full scale"
+        if self.packets:
+            yield f"{counted(self.packets, 'damaged packet')} passed over"
+        if self.restarts:
+            yield f"its clock starts anew {counted(self.restarts, 'time')}, and goes on at the end of what came before"
+        if self.skewed:
+            yield "its pictures are to be turned by an angle between right angles, taken as the nearest of these"
+        if self.unread:
+            yield "its pictures have metadata that PyAV cannot read, so they are turned, but not mirrored"
 
 
 @dataclass(frozen=True)

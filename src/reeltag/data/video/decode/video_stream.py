@@ -39,13 +39,14 @@ SKEW = 0.02  # of a display matrix, about one degree; FFmpeg takes less as a rig
 
 
 def pictures(
-    path: Path, size: tuple[int, int] | int, damage: Damage, *, seconds: int = MAX_SECONDS, threads: int = 1
+    path: Path, size: tuple[int, int] | int | None, damage: Damage, *, seconds: int = MAX_SECONDS, threads: int = 1
 ) -> Iterator[Picture]:
     """Decode the picture of each second, rotated upright and scaled.
 
     Args:
         path: the file.
-        size: height and width, which ignores the aspect ratio; or the longer side alone, which keeps it.
+        size: height and width, which ignores the aspect ratio; or the longer side alone, which keeps it; or None for
+            the size of the pictures themselves, with square pixels.
         damage: counts packets that cannot be decoded.
         seconds: largest number of seconds to decode.
         threads: threads of the decoder; they change no pixel.
@@ -70,7 +71,7 @@ def pictures(
 
 def _by_second(
     path: Path,
-    size: tuple[int, int] | int,
+    size: tuple[int, int] | int | None,
     damage: Damage,
     *,
     seconds: int,
@@ -88,7 +89,7 @@ def _by_second(
         for at, frame in _frames(path, container, stream, damage, needed):
             if shown is None:
                 origin = at
-                shape = _shape(stream, frame, size, damage) if isinstance(size, int) else size
+                shape = size if isinstance(size, tuple) else _shape(stream, frame, size, damage)
             else:
                 picture = None  # the frame displayed until `at`; scaled only if the middle of a second falls into it
                 while second < seconds and origin + second + HALF < at:
@@ -212,11 +213,16 @@ def _scaled(path: Path, frame: Any, size: tuple[int, int], damage: Damage) -> Pi
     return orientation.applied(small.to_ndarray())
 
 
-def _shape(stream: Any, frame: Any, longest: int, damage: Damage) -> tuple[int, int]:
-    """Return the height and width, both even, of a frame scaled to a longer side; heeds non-square pixels."""
+def _shape(stream: Any, frame: Any, longest: int | None, damage: Damage) -> tuple[int, int]:
+    """Return the height and width of an upright frame with square pixels, its height kept.
+
+    With a longer side, the frame is scaled to it, and both sides are even.
+    """
     height, width = float(frame.height), float(frame.width * (stream.sample_aspect_ratio or 1))
     if _orientation(frame, damage).transposed:
         height, width = width, height
+    if longest is None:
+        return max(1, round(height)), max(1, round(width))
     scale = longest / max(height, width)
     return 2 * max(1, round(height * scale / 2)), 2 * max(1, round(width * scale / 2))
 

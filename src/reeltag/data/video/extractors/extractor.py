@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from reeltag.core.storage import content_hash
 from reeltag.data.pca import Values
 from reeltag.data.schema import Origin
 from reeltag.data.video.decode import Picture, Samples
+
+BATCH = 16  # inputs a call of an extractor, by default; bounds the memory of a video
 
 Input = TypeVar("Input", Picture, Samples)
 
@@ -27,7 +30,11 @@ class Extractor(Generic[Input]):
         identity: JSON of all that decides the values: name, weights and settings.
         offset: with `scale`, the fixed scale (x - offset) · scale that maps values without a PCA to the 8-bit range.
         scale: see `offset`.
-        values: function from [T, height, width, 3] uint8 or [T, samples] float32 to values [T, width] float32.
+        values: function from [T, height, width, 3] uint8 or [T, samples] float32 to values [T, width] float32; with
+            `prepare`, from a stack of what it returns.
+        batch: number of inputs a call of `values`, at most.
+        prepare: preprocessing of one picture, [height, width, 3] uint8 RGB of any size, upright, with square pixels;
+            None if pictures are scaled to `takes` without keeping their aspect ratio.
     """
 
     name: str
@@ -36,7 +43,9 @@ class Extractor(Generic[Input]):
     identity: dict[str, Any]
     offset: float
     scale: float
-    values: Callable[[Input], Values]
+    values: Callable[[Any], Values]
+    batch: int = BATCH
+    prepare: Callable[[Picture], npt.NDArray[Any]] | None = None
 
     def origin(self, projection: str | None) -> Origin:
         """Return the provenance that is stored with a feature of this extractor.

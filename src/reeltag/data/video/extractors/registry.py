@@ -1,13 +1,15 @@
 """Registry of feature extractors, which turn pictures or seconds of sound into vectors.
 
 To add one, write a function from the text after its name (`NAME:TEXT`) to an `Extractor`, and enter it in `IMAGE` or
-`SOUND` below.
+`SOUND` below, with a row in docs/encoders.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from typing import Generic
 
 import torch
 
@@ -16,6 +18,28 @@ from reeltag.data.pca import Values
 from reeltag.data.video.decode import Picture, Samples
 from reeltag.data.video.extractors import efficientnet, mel, onnx_graph
 from reeltag.data.video.extractors.extractor import Extractor, Input
+from reeltag.data.video.extractors.whisper import open_whisper
+
+
+@dataclass(frozen=True)
+class Entry(Generic[Input]):
+    """Extractor of the registry: how it is opened, and what messages and docs/encoders.md say of it.
+
+    Attributes:
+        open: function from the text after the name and its colon to the extractor.
+        argument: form of that text, such as `PATH`; empty if the name stands alone.
+        reads: its input, for people.
+        width: number of values a second, for people.
+        licence: licence of the published weights.
+        source: where to get its file: an address, a command, or the library that fetches it.
+    """
+
+    open: Callable[[str], Extractor[Input]]
+    argument: str
+    reads: str
+    width: str
+    licence: str
+    source: str
 
 
 def _efficientnet(rest: str) -> Extractor[Picture]:
@@ -61,16 +85,37 @@ def _no_more(name: str, rest: str) -> None:
         raise UsageError(f"{name}: takes no settings, but {rest!r} was given")
 
 
-IMAGE: dict[str, Callable[[str], Extractor[Picture]]] = {
-    "efficientnet-lite0": _efficientnet,
-    "onnx": _onnx_image,
-    "inception": partial(_onnx_image, preset="inception"),
+_OWN = "a graph of your own, exported to ONNX"
+IMAGE: Mapping[str, Entry[Picture]] = {
+    "efficientnet-lite0": Entry(
+        _efficientnet, "", "pictures 224 × 224, squashed", "1280", "Apache-2.0", "pip install 'reeltag[video]'"
+    ),
+    "onnx": Entry(_onnx_image, "PATH?key=value&…", "pictures of the graph's size, squashed", "any", "its own", _OWN),
+    "inception": Entry(
+        partial(_onnx_image, preset="inception"),
+        "PATH",
+        "pictures 299 × 299, squashed",
+        "2048",
+        "Apache-2.0",
+        "Inception-v3 of 2015 (inception-2015-12-05.tgz), exported to ONNX",
+    ),
 }
-SOUND: dict[str, Callable[[str], Extractor[Samples]]] = {"logmel": _logmel, "onnx": _onnx_sound}
+SOUND: Mapping[str, Entry[Samples]] = {
+    "logmel": Entry(_logmel, "", "sound of 16 kHz", "128", "part of reeltag", "part of reeltag"),
+    "onnx": Entry(_onnx_sound, "PATH?key=value&…", "samples or log-mel patches", "any", "its own", _OWN),
+    "whisper": Entry(
+        open_whisper,
+        "PATH",
+        "windows of 30 seconds, 16 kHz",
+        "384 (tiny) to 1280 (large)",
+        "MIT",
+        "optimum-cli export onnx --model openai/whisper-tiny --task automatic-speech-recognition whisper-tiny/",
+    ),
+}
 
 
 def image_extractor(name: str) -> Extractor[Picture] | None:
-    """Open an extractor of pictures by name: `efficientnet-lite0`, `onnx:PATH?…`, `inception:PATH`, or `none`.
+    """Open an extractor of pictures by a name of `IMAGE`, such as `onnx:PATH?…`, or `none`.
 
     Raises:
         UsageError: there is no such extractor, or it cannot be opened.
@@ -79,7 +124,7 @@ def image_extractor(name: str) -> Extractor[Picture] | None:
 
 
 def sound_extractor(name: str) -> Extractor[Samples] | None:
-    """Open an extractor of sound by name: `logmel`, `onnx:PATH?…`, or `none`.
+    """Open an extractor of sound by a name of `SOUND`, such as `logmel`, or `none`.
 
     Raises:
         UsageError: there is no such extractor, or it cannot be opened.
@@ -87,10 +132,10 @@ def sound_extractor(name: str) -> Extractor[Samples] | None:
     return _named(name, SOUND, "--audio")
 
 
-def _named(name: str, table: dict[str, Callable[[str], Extractor[Input]]], option: str) -> Extractor[Input] | None:
+def _named(name: str, table: Mapping[str, Entry[Input]], option: str) -> Extractor[Input] | None:
     if name == "none":
         return None
     kind, _, rest = name.partition(":")
     if kind not in table:
         raise UsageError(f"{option}: there is no {kind!r}; use {', '.join(table)} or none")
-    return table[kind](rest)
+    return table[kind].open(rest)

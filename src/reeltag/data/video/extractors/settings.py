@@ -1,0 +1,91 @@
+"""Settings of extractors that read a file, `PATH?key=value&…`, and their check against reference values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reeltag.core.errors import UsageError
+from reeltag.core.validation import describe_fault
+
+TOLERANCE = 1e-3  # largest difference from reference values, relative to the largest value
+
+
+class FileSettings(BaseModel):
+    """Keys of every extractor that reads a file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    offset: float = Field(0.0, description="offset of the fixed scale, for values without a PCA")
+    scale: float = Field(1.0, gt=0)
+    reference: Path | None = Field(
+        None, description=".npz file with `inputs` and the `values` that the model has to return for them"
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that decide values, as JSON; given as keys they make the same extractor."""
+        return self.model_dump(mode="json", exclude={"reference"})
+
+
+Keys = TypeVar("Keys", bound=FileSettings)
+
+
+def parse_settings(
+    name: str, rest: str, kind: type[Keys], defaults: Mapping[str, Any] | None = None
+) -> tuple[Path, Keys]:
+    """Parse the text after an extractor's name.
+
+    Args:
+        name: name of the extractor, for messages.
+        rest: PATH?key=value&….
+        kind: settings that it has.
+        defaults: values of keys that are not given, where they differ from those of `kind`.
+
+    Returns:
+        The path and the settings.
+
+    Raises:
+        UsageError: no path is given, or a key is unknown or has a wrong value.
+    """
+    path, _, query = rest.partition("?")
+    if not path:
+        what = "names no file; give"
+        raise UsageError(f"{name}: {what} {name}:PATH, with ?key=value&… where its settings are not the defaults")
+    try:
+        return Path(path), kind.model_validate({**(defaults or {}), **dict(parse_qsl(query, keep_blank_values=True))})
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {describe_fault(fault)}" for fault in error.errors())
+        raise UsageError(f"{path}: {faults}; keys are {', '.join(kind.model_fields)}") from error
+
+
+def check_reference(path: Path, reference: Path | None, values: Callable[[Any], Any], advice: str) -> None:
+    """Compare an extractor with reference values, if a file of them is given.
+
+    Args:
+        path: file of the extractor, for messages.
+        reference: .npz file with `inputs` and `values`.
+        values: function from inputs to values.
+        advice: settings to check if the values differ.
+
+    Raises:
+        UsageError: the values differ by more than 0.001 of the largest, or the file cannot be read.
+    """
+    if reference is None:
+        return
+    try:
+        with np.load(reference, allow_pickle=False) as file:
+            inputs, expected = file["inputs"], file["values"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{reference}: no .npz file with `inputs` and `values` ({error})") from error
+    found = values(inputs)
+    if found.shape != expected.shape:
+        raise UsageError(f"{reference}: has values {list(expected.shape)}, and {path} gives {list(found.shape)}")
+    difference = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
+    if not difference <= TOLERANCE:
+        what = f"differs from its reference by {difference:.1e} of the largest value, above {TOLERANCE:g}"
+        raise UsageError(f"{path}: {what}; check {advice}")
