@@ -1,8 +1,8 @@
 """Decode the sound of a video as mono samples.
 
 Channels are averaged before the sound is resampled, so equal channels sound as one of them. FFmpeg's own matrix adds
-them up: into floats, a stereo sound is 3 dB louder than the same in mono, and may exceed full scale. A mean is also what
-the encoders of sound were trained with.
+them up: into floats, a stereo sound is 3 dB louder than the same in mono, and may exceed full scale. A mean is also
+what the encoders of sound were trained with.
 """
 
 from __future__ import annotations
