@@ -176,3 +176,9 @@ def _remarks(pipeline: Pipeline, media: Media, damage: Damage, length: int, hear
         yield f"sound of up to {damage.peak:,.0f} times full scale"
     if damage.packets:
         yield f"{counted(damage.packets, 'damaged packet')} passed over"
+    if damage.restarts:
+        yield f"its clock starts anew {counted(damage.restarts, 'time')}, taken to go on at the end of what came before"
+    if damage.skewed:
+        yield "its pictures are to be turned by an angle between right angles, taken as the nearest of these"
+    if damage.unread:
+        yield "its pictures carry metadata that cannot be read; they are turned as these say, but not mirrored"

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reeltag.core.errors import VideoError
-from reeltag.data.video.decode.container import Damage, Watchdog, best_stream, decoded_frames, open_media, origin
+from reeltag.data.video.decode.container import Damage, Watchdog, best_stream, decoded_frames, first_instant, open_media
 from reeltag.data.video.decode.video_stream import MAX_SECONDS
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _pieces(
     stream = best_stream(container, "audio")
     if stream is None:
         return
-    start, form, packed = origin(container, stream), None, av.AudioResampler(format="flt")
+    start, form, packed = first_instant(clock.path), None, av.AudioResampler(format="flt")
     for frame in decoded_frames(container, stream, damage, clock):
         if form != (form := (frame.format.name, frame.layout.name, frame.sample_rate)):
             packed = av.AudioResampler(format="flt")  # the format may change within a stream
