@@ -171,14 +171,18 @@ def timed_frames(
     is_needed: Callable[[Any], bool] | None = None,
 ) -> Iterator[tuple[Fraction, Any]]:
     """Yield the frames of `decoded_frames` in the order of display, with their times in seconds."""
-    expected, latest = Fraction(0), None
+    at, before, told = Fraction(0), None, tells_times(container)
     for frame in decoded_frames(container, stream, damage, watchdog, is_needed):
-        ticks = frame.pts if tells_times(container) else frame.dts
-        at = expected if ticks is None else Fraction(ticks * (frame.time_base or stream.time_base))
-        expected = at + duration(frame, stream)
-        if latest is None or at > latest:  # the first of several at one time
-            latest = at
+        ticks, earlier = frame.pts if told else frame.dts, at
+        if ticks is not None:
+            at = ticks * (frame.time_base or stream.time_base)
+        elif before is not None:
+            at = earlier + duration(before, stream)
+        if before is None or at > earlier:  # of several at one time, the first
+            before = frame
             yield at, frame
+        else:
+            at = earlier
 
 
 def duration(frame: Any, stream: Any) -> Fraction:

@@ -21,7 +21,6 @@ from reeltag.data.video.decode.container import (
     Watchdog,
     best_stream,
     duration,
-    first_instant,
     open_media,
     packets,
     tells_times,
@@ -89,7 +88,7 @@ def _by_second(
 ) -> Iterator[Picture]:
     """Yield the picture of each second, from all frames in one thread or by a shortcut."""
     shown: Any = None
-    origin, second, end = Fraction(0), 0, Fraction(0)
+    origin, second, since = Fraction(0), 0, Fraction(0)
     with open_media(path) as container:
         stream = best_stream(container, "video")
         if stream is None:
@@ -106,10 +105,10 @@ def _by_second(
                     second += 1
             if second == seconds:
                 return
-            shown, end = frame, at + duration(frame, stream)
+            shown, since = frame, at
     if shown is None:
         raise VideoError(f"{path}: no picture can be decoded; is it complete?")
-    if second == 0 or origin + second + HALF < end:
+    if second == 0 or origin + second + HALF < since + duration(shown, stream):
         yield _scaled(path, shown, shape, damage)
 
 
@@ -194,31 +193,29 @@ def _wanted(path: Path, seconds: int) -> frozenset[int] | None:
     None if they cannot be told from the time stamps.
     """
     times: list[int] = []
-    origin, damage = first_instant(path), Damage()
+    damage = Damage()
     with open_media(path) as container:
         stream = best_stream(container, "video")
         if stream is None or stream.time_base is None or not tells_times(container):
             return None
-        base, watchdog, ticked = stream.time_base, Watchdog(path), None
-        start = origin / base
+        base, watchdog, ticked = stream.time_base, Watchdog(path), 0
         for packet in packets(container, stream, damage):
             watchdog.check()
             if not packet.size or packet.is_discard:
                 continue
             if packet.pts is None or packet.is_corrupt or len(times) == MAX_PACKETS:
                 return None
-            if packet.pts >= start:
-                times.append(packet.pts)
-            if (packet.pts - start) * base > seconds + 10:
+            times.append(packet.pts)
+            if (packet.pts - times[0]) * base > seconds + 10:
                 break
-            if ticked is None or (packet.pts - ticked) * base > 1:
+            if (packet.pts - ticked) * base > 1:
                 watchdog.tick()
                 ticked = packet.pts
     if not times or damage.restarts:
         return None
     order = np.array(sorted(set(times)))
-    middles = np.array([math.floor((origin + second + HALF) / base) for second in range(seconds)])
-    places = np.searchsorted(order, middles, "right") - 1
+    middles = [math.floor((second + HALF) / base) for second in range(seconds)]
+    places = np.searchsorted(order, order[0] + np.array(middles), "right") - 1
     # The next frame ends the display of a picture, so it is decoded too.
     kept = np.unique(np.concatenate([[0, len(order) - 1], places, np.minimum(places + 1, len(order) - 1)]))
     return frozenset(order[kept].tolist())
