@@ -13,6 +13,7 @@ from reeltag.core.text import counted
 from reeltag.data.extractor_origin import describe_difference
 from reeltag.data.formats.example import Video
 from reeltag.data.schema import Feature, Schema
+from reeltag.data.video.engine import IN_PROCESS, Engine
 from reeltag.data.video.extractors.extractor import Extractor
 from reeltag.data.video.extractors.registry import IMAGE, SOUND, image_extractor, sound_extractor
 from reeltag.data.video.features import Pipeline
@@ -36,21 +37,21 @@ class VideoReader:
     schema: Schema
     pipeline: Pipeline
 
-    def read(self, path: Path, name: str, threads: int = 1) -> tuple[Video, tuple[str, ...]]:
+    def read(self, path: Path, name: str, engine: Engine = IN_PROCESS) -> tuple[Video, tuple[str, ...]]:
         """Extract the features of a file.
 
         Args:
             path: the file.
             name: id of the video.
-            threads: threads of the decoder.
+            engine: decoder and encoders; by default this process decodes, and this thread encodes.
 
         Returns:
             The video, and remarks about the file.
 
         Raises:
-            VideoError: the file cannot be read, or decoding stalls.
+            VideoError: the file cannot be read, or decoding stalls or crashes.
         """
-        extraction = self.pipeline.extract(path, threads)
+        extraction = self.pipeline.extract(path, engine)
         codes = dict(zip(extraction.values, self.pipeline.codes(extraction), strict=True))
         most = self.schema.max_frames
         ordered = tuple(codes[feature.name][:most] for feature in self.schema.features)

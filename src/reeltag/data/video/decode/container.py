@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from reeltag.core.errors import UsageError, VideoError
 from reeltag.core.storage import require_regular
+from reeltag.core.text import counted
 from reeltag.data.video.decode.clock import Clock
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ MAX_PIXELS = 8192 * 8192  # largest frame that is decoded; 8K fits
 STALLED_SECONDS = 10.0  # longest time to decode the next second
 MAX_DAMAGED = 1000  # most damaged packets of a file
 MAX_PROBED = 10_000  # most packets that are read to tell a film from a picture that stands still
+LOUD = 4.0  # times full scale: lossy codecs exceed it by less, samples that were never divided by it by much more
 DEFAULT_RATE = 25  # pictures a second where nothing tells them, as in FFmpeg
 
 
@@ -60,6 +62,22 @@ class Damage:
         self.packets += 1
         if self.packets > MAX_DAMAGED:
             raise VideoError(f"{path}: more than {MAX_DAMAGED:,} of its packets are damaged; copy it again")
+
+    def remarks(self) -> Iterator[str]:
+        """Describe the irregularities, for people."""
+        if self.packets:
+            yield f"{counted(self.packets, 'damaged packet')} passed over"
+        if self.restarts:
+            what = f"its clock starts anew {counted(self.restarts, 'time')}"
+            yield f"{what}, taken to go on at the end of what came before"
+        if self.skewed:
+            yield "its pictures are to be turned by an angle between right angles, taken as the nearest of these"
+        if self.unread:
+            yield "its pictures carry metadata that cannot be read; they are turned as these say, but not mirrored"
+        if self.samples:
+            yield f"{counted(self.samples, 'sample')} of sound not finite, taken as silence"
+        if self.peak > LOUD:
+            yield f"sound of up to {self.peak:,.0f} times full scale"
 
     def hear(self, samples: npt.NDArray[np.float32]) -> None:
         """Note how loud samples [n] are and how many are not finite."""
