@@ -24,6 +24,8 @@ MAX_FRAMES = 1_000_000  # of a video
 MAX_FEATURES = 64  # of a video
 # Keys are left out of dumps at their defaults, so that hashes of older stages and files stay valid.
 _is_fail, _is_native, _is_listed = "fail".__eq__, "native".__eq__, "listed".__eq__
+_is_first = (1).__eq__
+DECODING = 2  # version of the pictures and sound that files are decoded to; raised whenever these change
 
 
 _Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -37,6 +39,7 @@ class Origin(BaseModel):
     name: str
     hash: _Hash = Field(description="SHA-256 of its weights and settings")
     projection: _Hash | None = Field(None, description="SHA-256 of the PCA that its values went through")
+    decoding: int = Field(1, ge=1, exclude_if=_is_first, description="version of how reeltag decoded the files")
 
 
 class Feature(BaseModel):

@@ -41,7 +41,7 @@ from reeltag.data.video.decode import MAX_SECONDS
 from reeltag.data.video.engine import Engine, process_files
 from reeltag.data.video.features import Extraction, Pipeline, open_pipeline
 
-FORMAT = 1  # of parts and of the manifest; raised whenever decoding changes
+FORMAT = 2  # of parts and of the manifest; raised whenever decoding changes
 PROJECTIONS = "pca.safetensors"
 LABEL_NAMES = "labels.csv"
 SHARD_BYTES = 100_000_000  # of the frames of a shard

@@ -12,7 +12,7 @@ from reeltag.core.errors import UsageError
 from reeltag.core.text import counted
 from reeltag.data.extractor_origin import describe_difference
 from reeltag.data.formats.example import Video
-from reeltag.data.schema import Feature, Schema
+from reeltag.data.schema import DECODING, Feature, Schema
 from reeltag.data.video.engine import IN_PROCESS, Engine
 from reeltag.data.video.extractors.extractor import Extractor
 from reeltag.data.video.extractors.registry import IMAGE, SOUND, image_extractor, sound_extractor
@@ -91,7 +91,8 @@ def refuse_unreadable(artifact: Artifact, name: str, named: Collection[str] = ()
         named: features whose extractors the user names.
 
     Raises:
-        UsageError: the model tags segments, or does not say which extractors made its features.
+        UsageError: the model tags segments, does not say which extractors made its features, or had its videos decoded
+            otherwise.
     """
     schema = artifact.schema
     if schema.segments is not None:
@@ -107,6 +108,10 @@ def refuse_unreadable(artifact: Artifact, name: str, named: Collection[str] = ()
         if origin.projection and feature.name not in artifact.projections:
             what = f"does not hold the PCA of its feature {feature.name!r}"
             raise UsageError(f"{name}: {what}; name the PCA in the recipe under data.pca, and run the recipe again")
+        if origin.decoding != DECODING:
+            earlier = "an earlier" if origin.decoding < DECODING else "a later"
+            what = f"its features {feature.name!r} were extracted by {earlier} reeltag, which decodes files otherwise"
+            raise UsageError(f"{name}: {what}; use that reeltag, or extract the videos again and train on them")
         option, known, _ = _KINDS[feature.name]
         kind, _, file = origin.name.partition(":")
         if file and feature.name not in named:
