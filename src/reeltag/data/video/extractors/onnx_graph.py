@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from reeltag.core.environment import onnx_runtime
 from reeltag.core.errors import UsageError
-from reeltag.core.storage import file_hash, require_regular
+from reeltag.core.storage import content_hash, file_hash, require_regular
 from reeltag.data.pca import Values
 from reeltag.data.video.decode import Picture, Samples
 from reeltag.data.video.extractors import mel
@@ -69,7 +69,7 @@ class _Model:
         self.name = f"{preset}:{path.name}"
         kept = settings.identity() | {"output": self._output}
         # The path is left out: a moved file is the same extractor.
-        self.identity = {"name": preset, "weights": file_hash(path), "settings": kept}
+        self.identity = {"name": preset, "weights": weights_hash(path), "settings": kept}
 
     def run(self, inputs: Any) -> Values:
         """Run the graph on one input and return the output as float32."""
@@ -180,7 +180,22 @@ class SoundModel(_Model):
         return self.vectors(self.run(x), len(x))
 
 
+def weights_hash(path: Path) -> str:
+    """Return a hash of a graph and of the files with its weights, whose names are the graph's with more behind it.
+
+    Exporters keep large weights apart, in `model.onnx_data` (optimum) or `model.onnx.data` (torch).
+    """
+    apart = sorted(each for each in path.parent.iterdir() if each.name.startswith(path.name) and each != path)
+    graph = file_hash(path)
+    return content_hash([graph, *map(file_hash, apart)]) if apart else graph
+
+
 def open_session(path: Path) -> InferenceSession:
+    """Open an ONNX graph on the CPU, in one thread.
+
+    Raises:
+        UsageError: onnxruntime is not installed, or the file cannot be read or is no graph that it knows.
+    """
     onnxruntime = onnx_runtime("video")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
