@@ -1,7 +1,7 @@
 """CLIP, SigLIP and DINOv2 as ONNX graphs, with the preprocessing that their export describes.
 
 An export is what `optimum-cli export onnx` writes and repositories of transformers.js hold: a graph with
-`preprocessor_config.json` beside it, or beside its folder `onnx`. open_clip's models have `open_clip_config.json` there.
+`preprocessor_config.json` beside it, or beside its folder `onnx`. Models of open_clip have `open_clip_config.json`.
 
 The vectors are divided by their Euclidean norm, as CLIP and SigLIP compare them. So they have one scale whatever the
 network: most values of a unit vector of width D lie within three times 1 / √D.
