@@ -19,6 +19,7 @@ from reeltag.core.progress import Progress
 from reeltag.core.storage import find_files
 from reeltag.core.tensorfile import TensorFile
 from reeltag.data.shards import read_examples, scan
+from reeltag.data.video import engine
 from reeltag.data.video import extract as collecting
 from reeltag.data.video.dataset import Item, find_videos, split
 from reeltag.data.video.decode import process
@@ -275,6 +276,7 @@ def test_a_file_without_what_is_extracted_is_left_out(videos):
 
 @pytest.mark.parametrize("name", ["3.mp4", "5.mp4"])
 def test_a_video_that_crashes_its_decoder_is_left_out(videos, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(engine, "DecoderProcess", process.DecoderProcess)  # new ones
     monkeypatch.setattr(process, "_work", {"3.mp4": crashing.segfault, "5.mp4": crashing.leave}[name])
     data = find_videos([str(videos)], videos / "labels.csv")
     found = extract_dataset(data, tmp_path / "out", Settings(image="none"), 1, Progress())

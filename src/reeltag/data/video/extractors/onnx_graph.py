@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from reeltag.data.video.extractors.settings import FileSettings, check_reference
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+_WEIGHTS = re.compile(r"[._]data(_\d+)?")  # endings of the files that Optimum and PyTorch write beside a graph
 _FLOAT, _BYTE = "tensor(float)", "tensor(uint8)"
 
 
@@ -69,7 +71,7 @@ class _Model:
         self.name = f"{preset}:{path.name}"
         kept = settings.identity() | {"output": self._output}
         # The path is left out: a moved file is the same extractor.
-        self.identity = {"name": preset, "weights": weights_hash(path), "settings": kept}
+        self.identity = {"name": preset, "weights": graph_hash(path), "settings": kept}
 
     def run(self, inputs: Any) -> Values:
         """Run the graph on one input and return the output as float32."""
@@ -180,14 +182,11 @@ class SoundModel(_Model):
         return self.vectors(self.run(x), len(x))
 
 
-def weights_hash(path: Path) -> str:
-    """Return a hash of a graph and of the files with its weights, whose names are the graph's with more behind it.
-
-    Exporters keep large weights apart, in `model.onnx_data` (optimum) or `model.onnx.data` (torch).
-    """
-    apart = sorted(each for each in path.parent.iterdir() if each.name.startswith(path.name) and each != path)
-    graph = file_hash(path)
-    return content_hash([graph, *map(file_hash, apart)]) if apart else graph
+def graph_hash(path: Path) -> str:
+    """Return a hash of a graph and of the weights that a large graph has in files beside it."""
+    beside = [file for file in path.parent.iterdir() if file.name.startswith(path.name)]
+    weights = sorted(file for file in beside if _WEIGHTS.fullmatch(file.name[len(path.name) :]))
+    return content_hash([file_hash(path), *map(file_hash, weights)]) if weights else file_hash(path)
 
 
 def open_session(path: Path) -> InferenceSession:

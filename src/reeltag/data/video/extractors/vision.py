@@ -26,7 +26,7 @@ from reeltag.core.validation import describe_fault
 from reeltag.data.pca import LIMIT, Values
 from reeltag.data.video.decode import Picture
 from reeltag.data.video.extractors.extractor import Extractor
-from reeltag.data.video.extractors.onnx_graph import open_session, weights_hash
+from reeltag.data.video.extractors.onnx_graph import graph_hash, open_session
 from reeltag.data.video.extractors.settings import FileSettings, check_reference, parse_settings
 
 # For each family: the values of `model_type` in config.json.
@@ -211,7 +211,7 @@ def open_vision(rest: str, family: str) -> Extractor[Picture]:
     check_reference(path, settings.reference, values, "output and the JSON file beside it")
     identity = {
         "name": family,
-        "weights": weights_hash(path),
+        "weights": graph_hash(path),
         "settings": settings.identity() | {"output": model.output},
         "preprocessing": asdict(preprocessing),
     }
