@@ -189,7 +189,7 @@ def origin_of(feature, **changes):
         (lambda f: f.model_copy(update={"extractor": None}), "does not name the extractor of its feature 'rgb'"),
         (lambda f: origin_of(f, hash="0" * 64, projection=None), "not from .* with other weights or settings"),
         (
-            lambda f: origin_of(f, name="inception:x.onnx", projection=None),
+            lambda f: origin_of(f, name=f"{'inception' if f.name == 'rgb' else 'onnx'}:x.onnx", projection=None),
             r"give --image inception:PATH for inception:x.onnx \(to get it: Inception-v3.*; give --audio onnx:PATH",
         ),
         (lambda f: origin_of(f, name="eyes", projection=None), "'eyes', which this reeltag does not have"),
