@@ -12,7 +12,7 @@ from reeltag.core.errors import UsageError
 from reeltag.core.text import counted
 from reeltag.data.extractor_origin import describe_difference
 from reeltag.data.formats.example import Video
-from reeltag.data.schema import Feature, Schema
+from reeltag.data.schema import Feature, Origin, Schema
 from reeltag.data.video.engine import IN_PROCESS, Engine
 from reeltag.data.video.extractors.extractor import Extractor
 from reeltag.data.video.extractors.registry import IMAGE, SOUND, image_extractor, sound_extractor
@@ -91,9 +91,10 @@ def refuse_unreadable(artifact: Artifact, name: str, named: Collection[str] = ()
         named: features whose extractors the user names.
 
     Raises:
-        UsageError: the model tags segments, or does not say which extractors made its features.
+        UsageError: the model tags segments, does not say which extractors made its features, or needs the file of one
+            that the user does not name.
     """
-    schema = artifact.schema
+    schema, missing = artifact.schema, list[str]()
     if schema.segments is not None:
         what = f"tags segments of {counted(schema.segments, 'frame')}, not whole videos"
         raise UsageError(f"{name}: {what}; use `reeltag extract` and `reeltag predict`")
@@ -108,13 +109,17 @@ def refuse_unreadable(artifact: Artifact, name: str, named: Collection[str] = ()
             what = f"does not hold the PCA of its feature {feature.name!r}"
             raise UsageError(f"{name}: {what}; name the PCA in the recipe under data.pca, and run the recipe again")
         option, known, _ = _KINDS[feature.name]
-        kind, _, file = origin.name.partition(":")
-        if file and feature.name not in named:
-            raise UsageError(
-                f"{name}: reads the features of {origin.name}; give the path of its file, {option} {kind}:PATH?…"
-            )
-        if kind not in known and feature.name not in named:
+        kind = origin.name.partition(":")[0]
+        if feature.name in named:
+            continue
+        if kind not in known:
             raise UsageError(f"{name}: reads the features of {origin.name!r}, which this reeltag does not have")
+        entry = known[kind]
+        if entry.argument.startswith("PATH"):
+            argument = entry.argument.partition("?")[0]
+            missing.append(f"give {option} {kind}:{argument} for {origin.name} (to get it: {entry.source})")
+    if missing:
+        raise UsageError(f"{name}: needs the file of its extractor; {'; '.join(missing)}")
 
 
 def _extractor(feature: Feature, chosen: str | None, model: str) -> Extractor[Any]:
@@ -122,7 +127,7 @@ def _extractor(feature: Feature, chosen: str | None, model: str) -> Extractor[An
     origin = feature.extractor
     assert origin is not None  # checked by `refuse_unreadable`
     option, _, opener = _KINDS[feature.name]
-    extractor = opener(chosen or origin.name)
+    extractor = opener(_with_settings(chosen or origin.name, origin))
     opened = extractor.origin(origin.projection) if extractor else None
     if extractor is None or opened is None or opened.hash != origin.hash:
         other = f"{opened.name}{describe_difference(opened, origin)}" if opened else "none"
@@ -131,3 +136,9 @@ def _extractor(feature: Feature, chosen: str | None, model: str) -> Extractor[An
             f"give {option} as it was for the training data"
         )
     return extractor
+
+
+def _with_settings(named: str, origin: Origin) -> str:
+    """Add the settings of the training data to the text that names an extractor, unless it has settings."""
+    same = named.partition(":")[0] == origin.name.partition(":")[0]
+    return f"{named}?{origin.settings}" if same and origin.settings and "?" not in named else named
