@@ -30,7 +30,7 @@ def _numbers(text: Any) -> Any:
     return tuple(parts * 3 if len(parts) == 1 else parts)
 
 
-_Rgb = Annotated[tuple[float, float, float], BeforeValidator(_numbers)]
+Rgb = Annotated[tuple[float, float, float], BeforeValidator(_numbers)]
 
 
 class _Settings(FileSettings):
@@ -43,8 +43,8 @@ class ImageSettings(_Settings):
     size: int | None = Field(
         None, gt=0, le=4096, description="side of a picture, for graphs whose input size is dynamic"
     )
-    mean: _Rgb = (0.0, 0.0, 0.0)
-    std: _Rgb = (1.0, 1.0, 1.0)
+    mean: Rgb = (0.0, 0.0, 0.0)
+    std: Rgb = (1.0, 1.0, 1.0)
 
 
 class SoundSettings(_Settings):
@@ -58,7 +58,7 @@ class _Model:
 
     def __init__(self, path: Path, settings: _Settings, preset: str) -> None:
         self.path = path
-        self._session = _open(path)
+        self._session = open_session(path)
         if len(self._session.get_inputs()) != 1:
             raise UsageError(f"{path}: has {len(self._session.get_inputs())} inputs; give a graph with one")
         self.input = self._session.get_inputs()[0]
@@ -180,7 +180,12 @@ class SoundModel(_Model):
         return self.vectors(self.run(x), len(x))
 
 
-def _open(path: Path) -> InferenceSession:
+def open_session(path: Path) -> InferenceSession:
+    """Open an ONNX graph on the CPU, in one thread.
+
+    Raises:
+        UsageError: onnxruntime is not installed, or the file cannot be read or is no graph that it knows.
+    """
     onnxruntime = onnx_runtime("video")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

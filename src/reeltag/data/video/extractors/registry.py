@@ -18,6 +18,9 @@ from reeltag.data.pca import Values
 from reeltag.data.video.decode import Picture, Samples
 from reeltag.data.video.extractors import efficientnet, mel, onnx_graph
 from reeltag.data.video.extractors.extractor import Extractor, Input
+from reeltag.data.video.extractors.tflite import open_tflite
+from reeltag.data.video.extractors.vggish import open_vggish
+from reeltag.data.video.extractors.yamnet import open_yamnet
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,36 @@ IMAGE: Mapping[str, Entry[Picture]] = {
         "Apache-2.0",
         "Inception-v3 of 2015 (inception-2015-12-05.tgz), exported to ONNX",
     ),
+    "tflite": Entry(
+        open_tflite,
+        "PATH?key=value&…",
+        "pictures of the network's size, squashed",
+        "any",
+        "its own",
+        "a TFLite network of your own; for its runtime pip install 'reeltag[litert]'",
+    ),
 }
 SOUND: Mapping[str, Entry[Samples]] = {
     "logmel": Entry(_logmel, "", "sound of 16 kHz", "128", "part of reeltag", "part of reeltag"),
     "onnx": Entry(_onnx_sound, "PATH?key=value&…", "samples or log-mel patches", "any", "its own", _OWN),
+    "yamnet": Entry(
+        open_yamnet,
+        "PATH",
+        "the first 0.975 of each second, 16 kHz",
+        "1024",
+        "Apache-2.0",
+        "TFLite from https://www.kaggle.com/models/google/yamnet (for its runtime pip install 'reeltag[litert]'), "
+        "or exported to ONNX with tf2onnx",
+    ),
+    "vggish": Entry(
+        open_vggish,
+        "PATH,PCA",
+        "the first 0.975 of each second, 16 kHz",
+        "128",
+        "Apache-2.0",
+        "vggish_model.ckpt, exported to ONNX, and vggish_pca_params.npz, both from "
+        "https://github.com/tensorflow/models/tree/master/research/audioset/vggish",
+    ),
 }
 
 
