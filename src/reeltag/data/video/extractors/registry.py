@@ -20,9 +20,12 @@ from reeltag.data.pca import Values
 from reeltag.data.video.decode import Picture, Samples
 from reeltag.data.video.extractors import efficientnet, mel, onnx_graph
 from reeltag.data.video.extractors.extractor import Extractor, Input
+from reeltag.data.video.extractors.tflite import open_tflite
 from reeltag.data.video.extractors.torch_model import open_timm, torch_extractor, weights_hash
+from reeltag.data.video.extractors.vggish import open_vggish
 from reeltag.data.video.extractors.vision import open_vision
 from reeltag.data.video.extractors.whisper import open_whisper
+from reeltag.data.video.extractors.yamnet import open_yamnet
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,14 @@ IMAGE: dict[str, Entry[Picture]] = {
         "the model's",
         "pip install timm, which fetches the weights",
     ),
+    "tflite": Entry(
+        open_tflite,
+        "PATH?key=value&…",
+        "pictures of the network's size, squashed",
+        "any",
+        "its own",
+        "a TFLite network of your own; for its runtime pip install 'reeltag[litert]'",
+    ),
 }
 SOUND: Mapping[str, Entry[Samples]] = {
     "logmel": Entry(_logmel, "", "sound of 16 kHz", "128", "part of reeltag", "part of reeltag"),
@@ -146,6 +157,24 @@ SOUND: Mapping[str, Entry[Samples]] = {
         "384 (tiny) to 1280 (large)",
         "MIT",
         "optimum-cli export onnx --model openai/whisper-tiny --task automatic-speech-recognition whisper-tiny/",
+    ),
+    "yamnet": Entry(
+        open_yamnet,
+        "PATH",
+        "the first 0.975 of each second, 16 kHz",
+        "1024",
+        "Apache-2.0",
+        "TFLite from https://www.kaggle.com/models/google/yamnet (for its runtime pip install 'reeltag[litert]'), "
+        "or exported to ONNX with tf2onnx",
+    ),
+    "vggish": Entry(
+        open_vggish,
+        "PATH,PCA",
+        "the first 0.975 of each second, 16 kHz",
+        "128",
+        "Apache-2.0",
+        "vggish_model.ckpt, exported to ONNX, and vggish_pca_params.npz, both from "
+        "https://github.com/tensorflow/models/tree/master/research/audioset/vggish",
     ),
 }
 
