@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import csv
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from reeltag.core import tensorfile
-from reeltag.core.distributed.process_pool import Resources, open_process_pool
-from reeltag.core.environment import available_cpus
-from reeltag.core.errors import ArtifactError, ReeltagError, UsageError, VideoError, WorkerError
+from reeltag.core.errors import ArtifactError, UsageError
 from reeltag.core.progress import Progress
 from reeltag.core.storage import (
     atomic_folder,
@@ -43,6 +41,7 @@ from reeltag.data.recipe_draft import draft_recipe
 from reeltag.data.schema import STORAGE_KEYS, Schema, Storage
 from reeltag.data.video.dataset import Dataset, Item, label_names_csv, split
 from reeltag.data.video.decode import MAX_SECONDS
+from reeltag.data.video.engine import Engine, process_files
 from reeltag.data.video.extractors.settings import with_scale
 from reeltag.data.video.features import Pipeline, open_pipeline
 from reeltag.data.video.value_range import Distribution, ValueUse, find_misfit
@@ -129,7 +128,7 @@ def extract_dataset(data: Dataset, out: Path, settings: Settings, workers: int, 
         data: the videos.
         out: a folder that does not exist yet; it is created atomically.
         settings: settings of the extraction.
-        workers: number of processes that share the files; 1 for this process.
+        workers: number of files at once.
         progress: reports progress.
 
     Raises:
@@ -165,24 +164,18 @@ def extract_dataset(data: Dataset, out: Path, settings: Settings, workers: int, 
 # --- one file -------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
-def _opened(image: str, sound: str) -> Pipeline:
-    """Open extractors, once in each process for all its files."""
-    return open_pipeline(image, sound)
-
-
 def _prepared(settings: Settings) -> Pipeline:
     """Open the extractors, and the PCA that is given."""
-    pipeline = _opened(settings.image, settings.sound)
+    pipeline = open_pipeline(settings.image, settings.sound)
     identities = {feature: extractor.identity for feature, extractor in pipeline.extractors.items()}
     projections = load_projections(settings.pca, identities) if settings.pca else {}
     return replace(pipeline, projections=projections, storage=settings.storage)
 
 
-def _extract_part(settings: Settings, source: Path, path: Path, threads: int) -> None:
+def _extract_part(part: _Part, engine: Engine, pipeline: Pipeline) -> None:
     """Write the part of a file: the extractors' values, which PCA, scale and storage do not change."""
-    found = _opened(settings.image, settings.sound).extract(source, threads)
-    tensorfile.write(path, found.values, {"remarks": found.remarks})
+    found = pipeline.extract(part.item.path, engine)
+    tensorfile.write(part.path, found.values, {"remarks": found.remarks})
 
 
 def _read_part(path: Path, pipeline: Pipeline) -> dict[str, Any]:
@@ -202,9 +195,10 @@ def _extract_all(
     errors: dict[str, str] = {}
     if missing and not unread:
         _check_early(pipeline, first, settings, progress)
-    with progress.task("extract", len(parts), "files") as task:
+    work = process_files(missing, workers, partial(_extract_part, pipeline=pipeline))
+    with progress.task("extract", len(parts), "files") as task, closing(work):
         task.resume_at(len(parts) - len(missing))
-        for part, error in _extracted(missing, settings, workers):
+        for part, error in work:
             if error is not None:
                 errors[part.item.id] = str(error).removeprefix(f"{part.item.path}: ")
                 progress.say(f"  left out: {error}")
@@ -233,34 +227,6 @@ def _is_whole(path: Path) -> bool:
     except ArtifactError:
         return False
     return True
-
-
-def _extracted(parts: Sequence[_Part], settings: Settings, workers: int) -> Iterator[tuple[_Part, ReeltagError | None]]:
-    """Yield each part once its file was read, with the error if that failed."""
-    threads = max(1, available_cpus() // workers)
-    if min(workers, len(parts)) <= 1:
-        for part in parts:
-            try:
-                _extract_part(settings, part.item.path, part.path, threads)
-            except VideoError as error:
-                yield part, error
-            else:
-                yield part, None
-        return
-    with open_process_pool(["cpu"] * min(workers, len(parts))) as pool:
-        futures: list[tuple[_Part, Future[Any]]] = [
-            (part, pool.submit(Resources(), _extract_part, settings, part.item.path, part.path, threads))
-            for part in parts
-        ]
-        for part, future in futures:
-            try:
-                future.result()
-            except VideoError as error:
-                yield part, error
-            except WorkerError:
-                yield part, VideoError(f"{part.item.path}: crashed the process that read it, each time; leave it out")
-            else:
-                yield part, None
 
 
 # --- the data set ---------------------------------------------------------------------------------
@@ -430,8 +396,3 @@ def _manifest(
             for row in outcomes
         ],
     }
-
-
-def suggested_workers(files: int) -> int:
-    """Return the number of processes that pays off; starting one takes as long as extracting several files."""
-    return max(1, min(available_cpus(), files // 8))

@@ -6,6 +6,20 @@ that of [k, k + 1). The length of a video is the number of seconds that have a p
 
 from reeltag.data.video.decode.audio_stream import Samples, sound
 from reeltag.data.video.decode.container import STALLED_SECONDS, Damage, Media, probe
+from reeltag.data.video.decode.process import Decoder, DecoderCrashError, DecoderProcess
 from reeltag.data.video.decode.video_stream import MAX_SECONDS, Picture, pictures
 
-__all__ = ["MAX_SECONDS", "STALLED_SECONDS", "Damage", "Media", "Picture", "Samples", "pictures", "probe", "sound"]
+__all__ = [
+    "MAX_SECONDS",
+    "STALLED_SECONDS",
+    "Damage",
+    "Decoder",
+    "DecoderCrashError",
+    "DecoderProcess",
+    "Media",
+    "Picture",
+    "Samples",
+    "pictures",
+    "probe",
+    "sound",
+]

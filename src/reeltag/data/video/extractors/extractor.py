@@ -13,6 +13,7 @@ from reeltag.core.storage import content_hash
 from reeltag.data.pca import Values
 from reeltag.data.schema import Origin
 from reeltag.data.video.decode import Picture, Samples
+from reeltag.data.video.extractors.settings import as_query
 
 BATCH = 16  # inputs a call of an extractor, by default; bounds the memory of a video
 
@@ -54,7 +55,9 @@ class Extractor(Generic[Input]):
             projection: hash of the PCA, or None.
             scale: offset and scale of 8-bit codes without a PCA, or None.
         """
-        return Origin(name=self.name, hash=content_hash(self.identity), projection=projection, scale=scale)
+        settings = as_query(self.identity.get("settings", {})) or None
+        hashed = content_hash(self.identity)
+        return Origin(name=self.name, hash=hashed, projection=projection, settings=settings, scale=scale)
 
     def rescaled(self, offset: float, scale: float) -> Extractor[Input]:
         """Return this extractor with another scale; its values are the same."""

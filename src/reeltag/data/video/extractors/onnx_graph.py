@@ -58,7 +58,7 @@ class _Model:
 
     def __init__(self, path: Path, settings: _Settings, preset: str) -> None:
         self.path = path
-        self._session = _open(path)
+        self._session = open_session(path)
         if len(self._session.get_inputs()) != 1:
             raise UsageError(f"{path}: has {len(self._session.get_inputs())} inputs; give a graph with one")
         self.input = self._session.get_inputs()[0]
@@ -180,7 +180,7 @@ class SoundModel(_Model):
         return self.vectors(self.run(x), len(x))
 
 
-def _open(path: Path) -> InferenceSession:
+def open_session(path: Path) -> InferenceSession:
     onnxruntime = onnx_runtime("video")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

@@ -108,6 +108,17 @@ def _parse_keys(place: str, query: str, kind: type[Keys], defaults: Mapping[str,
         raise UsageError(f"{place}: {faults}; keys are {', '.join(kind.model_fields)}") from error
 
 
+def as_query(settings: Mapping[str, Any]) -> str:
+    """Return settings as the text that follows an extractor's path, `key=value&…`; those that are None are left out.
+
+    Args:
+        settings: settings of an extractor, as `FileSettings.identity` returns them.
+    """
+    given = {key: value for key, value in settings.items() if value is not None}
+    texts = {key: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in given.items()}
+    return urlencode(texts, safe=",")
+
+
 def check_reference(path: Path, reference: Path | None, values: Callable[[Any], Any], advice: str) -> None:
     """Compare an extractor with reference values, if a file of them is given.
 
