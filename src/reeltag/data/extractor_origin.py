@@ -29,6 +29,12 @@ def refuse_other_origin(schema: Schema, shards: Iterable[DataFile]) -> None:
     for folder in sorted({shard.parent for shard in shards if isinstance(shard, Path)}):
         for name, theirs in _origins(folder / MANIFEST).items():
             wanted = ours.get(name)
+            if wanted is not None and theirs.decoding != wanted.decoding:
+                earlier = "these shards were" if theirs.decoding < wanted.decoding else "the model's were"
+                what = (
+                    f"the features {name!r} of {earlier} extracted by an earlier reeltag, which decoded files otherwise"
+                )
+                raise UsageError(f"{folder}: {what}; extract all videos again with this one, and train on them")
             if wanted is not None and _produced(theirs) != _produced(wanted):
                 made = f"{theirs.name}{describe_difference(theirs, wanted)}"
                 what = f"{name!r} of these shards is from {made}, but the model expects it from {wanted.name}"

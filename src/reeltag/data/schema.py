@@ -24,6 +24,8 @@ MAX_FRAMES = 1_000_000  # of a video
 MAX_FEATURES = 64  # of a video
 # Keys are left out of dumps at their defaults, so that hashes of older stages and files stay valid.
 _is_fail, _is_native, _is_listed = "fail".__eq__, "native".__eq__, "listed".__eq__
+_is_first = (1).__eq__
+DECODING = 2  # version of the pictures and sound that files are decoded to; raised whenever these change
 
 
 def _is_none(value: Any) -> bool:
@@ -52,6 +54,7 @@ class Origin(BaseModel):
         exclude_if=_is_none,
         description="offset and scale, for 8 bits without a PCA: a code is that of (value - offset) · scale",
     )
+    decoding: int = Field(1, ge=1, exclude_if=_is_first, description="version of how reeltag decoded the files")
 
 
 class Feature(BaseModel):

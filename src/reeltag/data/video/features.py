@@ -217,5 +217,4 @@ def _remarks(pipeline: Pipeline, media: Media, damage: Damage, length: int, hear
         yield f"the first {MAX_SECONDS} of {media.seconds:,.0f} seconds"
     elif media.seconds is not None and length < media.seconds - 2:
         yield f"says that it has {media.seconds:,.0f} seconds, and {counted(length, 'second')} can be decoded"
-    if damage.packets:
-        yield f"{counted(damage.packets, 'damaged packet')} passed over"
+    yield from damage.remarks()

@@ -12,7 +12,7 @@ from reeltag.core.errors import UsageError, VideoError
 from reeltag.core.text import counted
 from reeltag.data.extractor_origin import describe_difference
 from reeltag.data.formats.example import Video, is_computable
-from reeltag.data.schema import Feature, Origin, Schema
+from reeltag.data.schema import DECODING, Feature, Origin, Schema
 from reeltag.data.video.engine import IN_PROCESS, Engine
 from reeltag.data.video.extractors.extractor import Extractor
 from reeltag.data.video.extractors.registry import IMAGE, SOUND, image_extractor, sound_extractor
@@ -100,8 +100,8 @@ def refuse_unreadable(artifact: Artifact, name: str, named: Collection[str] = ()
         named: features whose extractors the user names.
 
     Raises:
-        UsageError: the model tags segments, does not say which extractors made its features, or needs the file of one
-            that the user does not name.
+        UsageError: the model tags segments, does not say which extractors made its features, had its videos decoded
+            otherwise, or needs the file of an extractor that the user does not name.
     """
     schema, missing = artifact.schema, list[str]()
     if schema.segments is not None:
@@ -117,6 +117,10 @@ def refuse_unreadable(artifact: Artifact, name: str, named: Collection[str] = ()
         if origin.projection and feature.name not in artifact.projections:
             what = f"does not hold the PCA of its feature {feature.name!r}"
             raise UsageError(f"{name}: {what}; name the PCA in the recipe under data.pca, and run the recipe again")
+        if origin.decoding != DECODING:
+            earlier = "an earlier" if origin.decoding < DECODING else "a later"
+            what = f"its features {feature.name!r} were extracted by {earlier} reeltag, which decodes files otherwise"
+            raise UsageError(f"{name}: {what}; use that reeltag, or extract the videos again and train on them")
         option, known, _ = _KINDS[feature.name]
         kind = origin.name.partition(":")[0]
         if feature.name in named:

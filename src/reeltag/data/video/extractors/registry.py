@@ -19,6 +19,7 @@ from reeltag.data.video.decode import Picture, Samples
 from reeltag.data.video.extractors import efficientnet, mel, onnx_graph
 from reeltag.data.video.extractors.extractor import Extractor, Input
 from reeltag.data.video.extractors.settings import parse_scale
+from reeltag.data.video.extractors.whisper import open_whisper
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,14 @@ IMAGE: Mapping[str, Entry[Picture]] = {
 SOUND: Mapping[str, Entry[Samples]] = {
     "logmel": Entry(_logmel, "", "sound of 16 kHz", "128", "part of reeltag", "part of reeltag"),
     "onnx": Entry(_onnx_sound, "PATH?key=value&…", "samples or log-mel patches", "any", "its own", _OWN),
+    "whisper": Entry(
+        open_whisper,
+        "PATH",
+        "windows of 30 seconds, 16 kHz",
+        "384 (tiny) to 1280 (large)",
+        "MIT",
+        "optimum-cli export onnx --model openai/whisper-tiny --task automatic-speech-recognition whisper-tiny/",
+    ),
 }
 
 
