@@ -6,22 +6,23 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
+import crashing
 from clips import tone, write_clip
 from processgroup import all_end
 from reeltag.cli.main import main
-from reeltag.core.errors import UsageError, VideoError, WorkerError
+from reeltag.core.errors import UsageError, VideoError
 from reeltag.core.progress import Progress
 from reeltag.core.storage import find_files
 from reeltag.core.tensorfile import TensorFile
 from reeltag.data.shards import read_examples, scan
+from reeltag.data.video import engine
 from reeltag.data.video import extract as collecting
 from reeltag.data.video.dataset import Item, find_videos, split
+from reeltag.data.video.decode import process
 from reeltag.data.video.extract import Settings, extract_dataset
 from reeltag.data.video.features import open_pipeline
 from reeltag.data.vocabulary import read_vocabulary
@@ -273,28 +274,16 @@ def test_a_file_without_what_is_extracted_is_left_out(videos):
             open_pipeline(*extractors).extract(videos / name)
 
 
-class _PoolOfOneCrash:
-    """Does each task here, but for one video at which every process would crash."""
-
-    def submit(self, needs, function, *arguments):
-        future = Future()
-        if arguments[1].name == "3.mp4":
-            future.set_exception(WorkerError("a worker process died 4 times on the same task"))
-            return future
-        try:
-            future.set_result(function(*arguments))
-        except VideoError as error:
-            future.set_exception(error)
-        return future
-
-
-def test_a_video_that_crashes_its_process_is_left_out(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(collecting, "open_process_pool", lambda devices: nullcontext(_PoolOfOneCrash()))
+@pytest.mark.parametrize("name", ["3.mp4", "5.mp4"])
+def test_a_video_that_crashes_its_decoder_is_left_out(videos, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(engine, "DecoderProcess", process.DecoderProcess)  # new ones
+    monkeypatch.setattr(process, "_work", {"3.mp4": crashing.segfault, "5.mp4": crashing.leave}[name])
     data = find_videos([str(videos)], videos / "labels.csv")
-    found = extract_dataset(data, tmp_path / "out", Settings(image="none"), 2, Progress())
+    found = extract_dataset(data, tmp_path / "out", Settings(image="none"), 1, Progress())
     left_out = {outcome.id: outcome.remarks[0] for outcome in found if outcome.split is None}
-    assert left_out.keys() == {"3.mp4", "broken.mp4", "silent.mp4", "gone.mp4"}
-    assert "crashed the process that read it" in left_out["3.mp4"]
+    assert left_out.keys() == {name, "broken.mp4", "silent.mp4", "gone.mp4"}
+    how = {"3.mp4": "SIGSEGV", "5.mp4": "exit code 3"}[name]
+    assert left_out[name] == f"left out: crashed its decoder ({how}); convert it, or leave it out"
 
 
 class Killed(Exception):  # noqa: N818
@@ -307,20 +296,20 @@ def test_what_is_finished_is_not_extracted_again(videos, tmp_path, monkeypatch):
     extract_dataset(data, tmp_path / "whole", settings, 1, Progress())
     done, real = [], collecting._extract_part
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **others):
         if len(done) == 3:
             raise Killed
-        real(*arguments)
-        done.append(arguments[1])
+        real(*arguments, **others)
+        done.append(arguments[0].path)
 
     monkeypatch.setattr(collecting, "_extract_part", interrupted)
     with pytest.raises(Killed):
         extract_dataset(data, tmp_path / "out", settings, 1, Progress())
     assert not (tmp_path / "out").exists()
 
-    def counted(*arguments):
-        done.append(arguments[1])
-        real(*arguments)
+    def counted(*arguments, **others):
+        done.append(arguments[0].path)
+        real(*arguments, **others)
 
     monkeypatch.setattr(collecting, "_extract_part", counted)
     extract_dataset(data, tmp_path / "out", settings, 1, Progress())

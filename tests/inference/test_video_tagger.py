@@ -188,7 +188,10 @@ def origin_of(feature, **changes):
     [
         (lambda f: f.model_copy(update={"extractor": None}), "does not name the extractor of its feature 'rgb'"),
         (lambda f: origin_of(f, hash="0" * 64, projection=None), "not from .* with other weights or settings"),
-        (lambda f: origin_of(f, name="inception:x.onnx", projection=None), r"--image inception:PATH\?"),
+        (
+            lambda f: origin_of(f, name=f"{'inception' if f.name == 'rgb' else 'onnx'}:x.onnx", projection=None),
+            r"give --image inception:PATH for inception:x.onnx \(to get it: Inception-v3.*; give --audio onnx:PATH",
+        ),
         (lambda f: origin_of(f, name="eyes", projection=None), "'eyes', which this reeltag does not have"),
         (lambda f: f, "does not hold the PCA of its feature 'rgb'"),
     ],
@@ -219,17 +222,18 @@ def test_an_onnx_extractor_is_opened_by_path_and_verified_by_hash(tmp_path, caps
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(made, tmp_path / "mean.onnx")
     write_clip(tmp_path / "a.mp4", 3)
-    out, image = tmp_path / "shards", f"onnx:{tmp_path / 'mean.onnx'}?scale=2"
+    out, image = tmp_path / "shards", f"onnx:{tmp_path / 'mean.onnx'}?scale=2&mean=0.1,0.2,0.3"
     options = ["--image", image, "--audio", "none"]
     assert main(["extract", str(tmp_path / "a.mp4"), "--out", str(out), "--quiet", *options]) == 0
     model = write_untrained(tmp_path / "m.reeltag", schema_of(out).model_copy(update={"classes": 3}))
     (tmp_path / "mean.onnx").rename(tmp_path / "moved.onnx")
     moved = f"onnx:{tmp_path / 'moved.onnx'}"
-    agree(
-        tag_json(capsys, tmp_path / "a.mp4", "--model", model, "--image", f"{moved}?scale=2")["videos"],
-        predicted(model, out),
-    )
-    assert "--image onnx:PATH" in fails(capsys, tmp_path / "a.mp4", "--model", model)
+    for settings in ("?scale=2&mean=0.1,0.2,0.3", ""):  # with the path alone, the settings of the model
+        agree(
+            tag_json(capsys, tmp_path / "a.mp4", "--model", model, "--image", moved + settings)["videos"],
+            predicted(model, out),
+        )
+    assert "give --image onnx:PATH for onnx:mean.onnx" in fails(capsys, tmp_path / "a.mp4", "--model", model)
     other = fails(capsys, tmp_path / "a.mp4", "--model", model, "--image", f"{moved}?scale=3")
     assert "reads 'rgb' from onnx:mean.onnx, not from onnx:moved.onnx" in other
     both = ["--image", f"{moved}?scale=2", "--audio", "logmel"]

@@ -47,11 +47,12 @@ def extract(
             none.
         test_share: Fraction of the videos for test shards, selected by a hash of their names; by default 0.2 with
             labels and 0 without.
-        workers: Number of processes; by default one per CPU, or fewer if each would get fewer than 8 files.
+        workers: Number of files at once, each decoded in a process of its own; by default one per CPU.
     """
     from reeltag.core.progress import default_progress
     from reeltag.data.video.dataset import find_videos
-    from reeltag.data.video.extract import Settings, extract_dataset, suggested_workers
+    from reeltag.data.video.engine import suggested_workers
+    from reeltag.data.video.extract import Settings, extract_dataset
 
     if test_share is None:
         test_share = 0.2 if labels else 0.0

@@ -37,6 +37,11 @@ class Origin(BaseModel):
     name: str
     hash: _Hash = Field(description="SHA-256 of its weights and settings")
     projection: _Hash | None = Field(None, description="SHA-256 of the PCA that its values went through")
+    settings: str | None = Field(
+        None,
+        exclude_if=lambda settings: settings is None,
+        description="settings of an extractor that reads a file, as they follow its path: key=value&…",
+    )
 
 
 class Feature(BaseModel):

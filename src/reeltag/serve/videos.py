@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
@@ -19,9 +20,12 @@ import numpy as np
 
 from reeltag.artifact.file import Artifact
 from reeltag.core.distributed.process_pool import spawn_context, without_interrupts
+from reeltag.core.environment import available_cpus
 from reeltag.core.errors import ReeltagError, RequestError, UsageError
 from reeltag.data.formats.example import Video
 from reeltag.data.schema import Schema
+from reeltag.data.video import decode
+from reeltag.data.video.engine import Engine, open_encoders
 from reeltag.inference.video.reader import open_reader, refuse_unreadable
 
 _ANSWER = 64_000  # maximum bytes of the JSON that precedes the values
@@ -138,21 +142,20 @@ def _work(connection: Connection, artifact: Artifact, name: str) -> None:
         reader = open_reader(artifact, name)
     except ReeltagError as error:
         refused = f"videos are not accepted: {error}"
-    while True:
-        try:
+    with open_encoders() as encoders, suppress(EOFError):
+        engine = Engine(decode, encoders, available_cpus())
+        while True:
             path = Path(connection.recv_bytes().decode())
-        except EOFError:
-            return
-        if reader is None:
-            _answer(connection, {"status": 501, "error": refused})
-            continue
-        try:
-            video, remarks = reader.read(path, "")
-        except ReeltagError as error:
-            _answer(connection, {"status": 400, "error": f"the video {str(error).removeprefix(f'{path}: ')}"})
-        else:
-            _answer(connection, {"cut": video.cut, "remarks": remarks})
-            connection.send_bytes(video.frames().tobytes())
+            if reader is None:
+                _answer(connection, {"status": 501, "error": refused})
+                continue
+            try:
+                video, remarks = reader.read(path, "", engine)
+            except ReeltagError as error:
+                _answer(connection, {"status": 400, "error": f"the video {str(error).removeprefix(f'{path}: ')}"})
+            else:
+                _answer(connection, {"cut": video.cut, "remarks": remarks})
+                connection.send_bytes(video.frames().tobytes())
 
 
 def _answer(connection: Connection, content: object) -> None:

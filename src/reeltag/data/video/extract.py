@@ -7,10 +7,9 @@ parts become the records of shards, and the folder is removed. So a killed run l
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from reeltag.core import tensorfile
-from reeltag.core.distributed.process_pool import Resources, open_process_pool
-from reeltag.core.environment import available_cpus
-from reeltag.core.errors import ArtifactError, ReeltagError, UsageError, VideoError, WorkerError
+from reeltag.core.errors import ArtifactError, UsageError
 from reeltag.core.progress import Progress
 from reeltag.core.storage import (
     atomic_folder,
@@ -41,6 +38,7 @@ from reeltag.data.recipe_draft import draft_recipe
 from reeltag.data.schema import Schema
 from reeltag.data.video.dataset import Dataset, Item, label_names_csv, split
 from reeltag.data.video.decode import MAX_SECONDS
+from reeltag.data.video.engine import Engine, process_files
 from reeltag.data.video.features import Extraction, Pipeline, open_pipeline
 
 FORMAT = 1  # of parts and of the manifest; raised whenever decoding changes
@@ -102,7 +100,7 @@ def extract_dataset(data: Dataset, out: Path, settings: Settings, workers: int, 
         data: the videos.
         out: a folder that does not exist yet; it is created atomically.
         settings: settings of the extraction.
-        workers: number of processes that share the files; 1 for this process.
+        workers: number of files at once.
         progress: reports progress.
 
     Returns:
@@ -144,9 +142,7 @@ def _deciding(pipeline: Pipeline) -> list[Any]:
 # --- one file -------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
 def _opened(image: str, sound: str, pca: Path | None) -> Pipeline:
-    """Open a pipeline, once in each process for all its files."""
     pipeline = open_pipeline(image, sound)
     if pca is None:
         return pipeline
@@ -154,12 +150,11 @@ def _opened(image: str, sound: str, pca: Path | None) -> Pipeline:
     return replace(pipeline, projections=load_projections(pca, identities))
 
 
-def _extract_part(settings: Settings, source: Path, path: Path, threads: int) -> None:
+def _extract_part(part: _Part, engine: Engine, pipeline: Pipeline, fit: bool) -> None:
     """Write the part of a file: codes, or float values if a PCA is still to be fitted."""
-    pipeline = _opened(settings.image, settings.sound, settings.pca)
-    found = pipeline.extract(source, threads)
-    arrays: Sequence[Any] = list(found.values.values()) if settings.fit else pipeline.codes(found)
-    tensorfile.write(path, dict(zip(found.values, arrays, strict=True)), {"remarks": found.remarks})
+    found = pipeline.extract(part.item.path, engine)
+    arrays: Sequence[Any] = list(found.values.values()) if fit else pipeline.codes(found)
+    tensorfile.write(part.path, dict(zip(found.values, arrays, strict=True)), {"remarks": found.remarks})
 
 
 def _read_part(path: Path, pipeline: Pipeline) -> dict[str, Any]:
@@ -176,7 +171,8 @@ def _extract_all(
     errors: dict[str, str] = {}
     with progress.task("extract", len(parts), "files") as task:
         task.resume_at(len(parts) - len(missing))
-        for part, error in _extracted(missing, settings, workers):
+        extract_part = partial(_extract_part, pipeline=pipeline, fit=bool(settings.fit))
+        for part, error in process_files(missing, workers, extract_part):
             if error is not None:
                 errors[part.item.id] = str(error).removeprefix(f"{part.item.path}: ")
                 progress.say(f"  left out: {error}")
@@ -200,34 +196,6 @@ def _is_whole(path: Path) -> bool:
     except ArtifactError:
         return False
     return True
-
-
-def _extracted(parts: Sequence[_Part], settings: Settings, workers: int) -> Iterator[tuple[_Part, ReeltagError | None]]:
-    """Yield each part once its file was read, with the error if that failed."""
-    threads = max(1, available_cpus() // workers)
-    if min(workers, len(parts)) <= 1:
-        for part in parts:
-            try:
-                _extract_part(settings, part.item.path, part.path, threads)
-            except VideoError as error:
-                yield part, error
-            else:
-                yield part, None
-        return
-    with open_process_pool(["cpu"] * min(workers, len(parts))) as pool:
-        futures: list[tuple[_Part, Future[Any]]] = [
-            (part, pool.submit(Resources(), _extract_part, settings, part.item.path, part.path, threads))
-            for part in parts
-        ]
-        for part, future in futures:
-            try:
-                future.result()
-            except VideoError as error:
-                yield part, error
-            except WorkerError:
-                yield part, VideoError(f"{part.item.path}: crashed the process that read it, each time; leave it out")
-            else:
-                yield part, None
 
 
 # --- the data set ---------------------------------------------------------------------------------
@@ -321,8 +289,3 @@ def _manifest(
             for row in outcomes
         ],
     }
-
-
-def suggested_workers(files: int) -> int:
-    """Return the number of processes that pays off; starting one takes as long as extracting several files."""
-    return max(1, min(available_cpus(), files // 8))

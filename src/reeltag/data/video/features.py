@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,8 +16,8 @@ from reeltag.core.errors import UsageError, VideoError
 from reeltag.core.text import counted
 from reeltag.data.pca import Codes, Projection, Values, to_codes
 from reeltag.data.schema import Feature
-from reeltag.data.video import decode
 from reeltag.data.video.decode import MAX_SECONDS, Damage, Media, Picture, Samples
+from reeltag.data.video.engine import IN_PROCESS, Engine
 from reeltag.data.video.extractors.extractor import Extractor
 from reeltag.data.video.extractors.registry import image_extractor, sound_extractor
 
@@ -78,30 +79,29 @@ class Pipeline:
         width = projection.widths[1] if projection else extractor.width
         return Feature(name=name, width=width, extractor=extractor.origin(projection.hash if projection else None))
 
-    def extract(self, path: Path, threads: int = 1) -> Extraction:
+    def extract(self, path: Path, engine: Engine = IN_PROCESS) -> Extraction:
         """Extract the features of every second of a file.
 
-        Equal files give equal bytes, independent of the number of threads and of other work in the process.
+        Equal files give equal bytes, whatever the engine and whatever else runs.
 
         Args:
             path: a file with pictures, sound or both.
-            threads: threads of the decoder.
+            engine: decoder and encoders; by default this process decodes, and this thread encodes.
 
         Raises:
-            VideoError: the file cannot be read, or decoding stalls.
+            VideoError: the file cannot be read, or decoding stalls or crashes.
         """
-        media = decode.probe(path)
+        media = engine.decoder.probe(path)
         if not ((self.image and media.pictures) or (self.sound and media.sound)):
             raise VideoError(f"{path}: has no {'sound' if media.pictures else 'pictures'}; leave it out")
         damage, values, heard = Damage(), {}, None
-        with one_torch_thread():
-            if self.image and media.pictures:
-                values["rgb"] = _values_of_pictures(self.image, media, damage, threads)
-            if self.sound:
-                length = len(values["rgb"]) if values else None
-                values["audio"], heard = _values_of_sound(self.sound, media, damage, length)
-            if self.image and not media.pictures:
-                values = {"rgb": _black(self.image, len(values["audio"])), **values}
+        if self.image and media.pictures:
+            values["rgb"] = _values_of_pictures(self.image, media, damage, engine)
+        if self.sound:
+            length = len(values["rgb"]) if values else None
+            values["audio"], heard = _values_of_sound(self.sound, media, damage, length, engine)
+        if self.image and not media.pictures:
+            values = {"rgb": _black(self.image, len(values["audio"]), engine), **values}
         length = len(next(iter(values.values())))
         return Extraction(values, tuple(_remarks(self, media, damage, length, heard)))
 
@@ -128,18 +128,20 @@ def open_pipeline(image: str, sound: str) -> Pipeline:
     return Pipeline(image_extractor(image), sound_extractor(sound))
 
 
-def _values_of_pictures(image: Extractor[Picture], media: Media, damage: Damage, threads: int) -> Values:
+def _values_of_pictures(image: Extractor[Picture], media: Media, damage: Damage, engine: Engine) -> Values:
     size = None if image.prepare else (image.takes[0], image.takes[1])
-    pictures = decode.pictures(media.path, size, damage, threads=threads)
+    pictures = engine.decoder.pictures(media.path, size, damage, threads=engine.threads)
     prepared = map(image.prepare, pictures) if image.prepare else pictures
     batches = iter(lambda: list(islice(prepared, image.batch)), [])
-    return np.concatenate([image.values(np.stack(batch)) for batch in batches])
+    return _joined([engine.encoders.submit(image.values, np.stack(batch)) for batch in batches])
 
 
-def _values_of_sound(sound: Extractor[Samples], media: Media, damage: Damage, length: int | None) -> tuple[Values, int]:
+def _values_of_sound(
+    sound: Extractor[Samples], media: Media, damage: Damage, length: int | None, engine: Engine
+) -> tuple[Values, int]:
     """Return the values of `length` seconds, or of all if it is None; and the number of seconds that have sound."""
     (rate,) = sound.takes
-    samples = decode.sound(media.path, rate, damage, seconds=length or MAX_SECONDS)
+    samples = engine.decoder.sound(media.path, rate, damage, seconds=length or MAX_SECONDS)
     heard = -(-len(samples) // rate)
     if length is None:
         if not heard:
@@ -147,14 +149,18 @@ def _values_of_sound(sound: Extractor[Samples], media: Media, damage: Damage, le
         length = max(1, round(len(samples) / rate))
     seconds = np.zeros((length, rate), np.float32)
     seconds.reshape(-1)[: len(samples)] = samples[: seconds.size]
-    values = np.concatenate([sound.values(seconds[i : i + sound.batch]) for i in range(0, length, sound.batch)])
-    return values, heard
+    batches = (seconds[i : i + sound.batch] for i in range(0, length, sound.batch))
+    return _joined([engine.encoders.submit(sound.values, batch) for batch in batches]), heard
 
 
-def _black(image: Extractor[Picture], length: int) -> Values:
+def _black(image: Extractor[Picture], length: int, engine: Engine) -> Values:
     black = np.zeros((*image.takes, 3), np.uint8)
     prepared = image.prepare(black) if image.prepare else black
-    return np.repeat(image.values(prepared[None]), length, axis=0)
+    return np.repeat(_joined([engine.encoders.submit(image.values, prepared[None])]), length, axis=0)
+
+
+def _joined(batches: Sequence[Future[Values]]) -> Values:
+    return np.concatenate([batch.result() for batch in batches])
 
 
 def _remarks(pipeline: Pipeline, media: Media, damage: Damage, length: int, heard: int | None) -> Iterator[str]:
@@ -168,5 +174,4 @@ def _remarks(pipeline: Pipeline, media: Media, damage: Damage, length: int, hear
         yield f"the first {MAX_SECONDS} of {media.seconds:,.0f} seconds"
     elif media.seconds is not None and length < media.seconds - 2:
         yield f"says that it has {media.seconds:,.0f} seconds, and {counted(length, 'second')} can be decoded"
-    if damage.packets:
-        yield f"{counted(damage.packets, 'damaged packet')} passed over"
+    yield from damage.remarks()

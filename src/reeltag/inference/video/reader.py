@@ -12,7 +12,8 @@ from reeltag.core.errors import UsageError
 from reeltag.core.text import counted
 from reeltag.data.extractor_origin import describe_difference
 from reeltag.data.formats.example import Video
-from reeltag.data.schema import Feature, Schema
+from reeltag.data.schema import Feature, Origin, Schema
+from reeltag.data.video.engine import IN_PROCESS, Engine
 from reeltag.data.video.extractors.extractor import Extractor
 from reeltag.data.video.extractors.registry import IMAGE, SOUND, image_extractor, sound_extractor
 from reeltag.data.video.features import Pipeline
@@ -36,21 +37,21 @@ class VideoReader:
     schema: Schema
     pipeline: Pipeline
 
-    def read(self, path: Path, name: str, threads: int = 1) -> tuple[Video, tuple[str, ...]]:
+    def read(self, path: Path, name: str, engine: Engine = IN_PROCESS) -> tuple[Video, tuple[str, ...]]:
         """Extract the features of a file.
 
         Args:
             path: the file.
             name: id of the video.
-            threads: threads of the decoder.
+            engine: decoder and encoders; by default this process decodes, and this thread encodes.
 
         Returns:
             The video, and remarks about the file.
 
         Raises:
-            VideoError: the file cannot be read, or decoding stalls.
+            VideoError: the file cannot be read, or decoding stalls or crashes.
         """
-        extraction = self.pipeline.extract(path, threads)
+        extraction = self.pipeline.extract(path, engine)
         codes = dict(zip(extraction.values, self.pipeline.codes(extraction), strict=True))
         most = self.schema.max_frames
         ordered = tuple(codes[feature.name][:most] for feature in self.schema.features)
@@ -90,9 +91,10 @@ def refuse_unreadable(artifact: Artifact, name: str, named: Collection[str] = ()
         named: features whose extractors the user names.
 
     Raises:
-        UsageError: the model tags segments, or does not say which extractors made its features.
+        UsageError: the model tags segments, does not say which extractors made its features, or needs the file of one
+            that the user does not name.
     """
-    schema = artifact.schema
+    schema, missing = artifact.schema, list[str]()
     if schema.segments is not None:
         what = f"tags segments of {counted(schema.segments, 'frame')}, not whole videos"
         raise UsageError(f"{name}: {what}; use `reeltag extract` and `reeltag predict`")
@@ -107,13 +109,17 @@ def refuse_unreadable(artifact: Artifact, name: str, named: Collection[str] = ()
             what = f"does not hold the PCA of its feature {feature.name!r}"
             raise UsageError(f"{name}: {what}; name the PCA in the recipe under data.pca, and run the recipe again")
         option, known, _ = _KINDS[feature.name]
-        kind, _, file = origin.name.partition(":")
-        if file and feature.name not in named:
-            raise UsageError(
-                f"{name}: reads the features of {origin.name}; give the path of its file, {option} {kind}:PATH?…"
-            )
-        if kind not in known and feature.name not in named:
+        kind = origin.name.partition(":")[0]
+        if feature.name in named:
+            continue
+        if kind not in known:
             raise UsageError(f"{name}: reads the features of {origin.name!r}, which this reeltag does not have")
+        entry = known[kind]
+        if entry.argument.startswith("PATH"):
+            argument = entry.argument.partition("?")[0]
+            missing.append(f"give {option} {kind}:{argument} for {origin.name} (to get it: {entry.source})")
+    if missing:
+        raise UsageError(f"{name}: needs the file of its extractor; {'; '.join(missing)}")
 
 
 def _extractor(feature: Feature, chosen: str | None, model: str) -> Extractor[Any]:
@@ -121,7 +127,7 @@ def _extractor(feature: Feature, chosen: str | None, model: str) -> Extractor[An
     origin = feature.extractor
     assert origin is not None  # checked by `refuse_unreadable`
     option, _, opener = _KINDS[feature.name]
-    extractor = opener(chosen or origin.name)
+    extractor = opener(_with_settings(chosen or origin.name, origin))
     opened = extractor.origin(origin.projection) if extractor else None
     if extractor is None or opened is None or opened.hash != origin.hash:
         other = f"{opened.name}{describe_difference(opened, origin)}" if opened else "none"
@@ -130,3 +136,9 @@ def _extractor(feature: Feature, chosen: str | None, model: str) -> Extractor[An
             f"give {option} as it was for the training data"
         )
     return extractor
+
+
+def _with_settings(named: str, origin: Origin) -> str:
+    """Add the settings of the training data to the text that names an extractor, unless it has settings."""
+    same = named.partition(":")[0] == origin.name.partition(":")[0]
+    return f"{named}?{origin.settings}" if same and origin.settings and "?" not in named else named

@@ -13,6 +13,7 @@ from reeltag.core.storage import content_hash
 from reeltag.data.pca import Values
 from reeltag.data.schema import Origin
 from reeltag.data.video.decode import Picture, Samples
+from reeltag.data.video.extractors.settings import as_query
 
 BATCH = 16  # inputs a call of an extractor, by default; bounds the memory of a video
 
@@ -53,7 +54,8 @@ class Extractor(Generic[Input]):
         Args:
             projection: hash of the PCA, or None.
         """
-        return Origin(name=self.name, hash=content_hash(self.identity), projection=projection)
+        settings = as_query(self.identity.get("settings", {})) or None
+        return Origin(name=self.name, hash=content_hash(self.identity), projection=projection, settings=settings)
 
     def scaled(self, values: Values) -> Values:
         """Map values to the fixed scale, most of them into [-2, 2]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ from pydantic import BeforeValidator, Field
 
 from reeltag.core.environment import onnx_runtime
 from reeltag.core.errors import UsageError
-from reeltag.core.storage import file_hash, require_regular
+from reeltag.core.storage import content_hash, file_hash, require_regular
 from reeltag.data.pca import Values
 from reeltag.data.video.decode import Picture, Samples
 from reeltag.data.video.extractors import mel
@@ -20,6 +21,7 @@ from reeltag.data.video.extractors.settings import FileSettings, check_reference
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+_WEIGHTS = re.compile(r"[._]data(_\d+)?")  # endings of the files that Optimum and PyTorch write beside a graph
 _FLOAT, _BYTE = "tensor(float)", "tensor(uint8)"
 
 
@@ -69,7 +71,7 @@ class _Model:
         self.name = f"{preset}:{path.name}"
         kept = settings.identity() | {"output": self._output}
         # The path is left out: a moved file is the same extractor.
-        self.identity = {"name": preset, "weights": file_hash(path), "settings": kept}
+        self.identity = {"name": preset, "weights": graph_hash(path), "settings": kept}
 
     def run(self, inputs: Any) -> Values:
         """Run the graph on one input and return the output as float32."""
@@ -178,6 +180,13 @@ class SoundModel(_Model):
         if isinstance(self.input.shape[0], int):
             return np.concatenate([self.vectors(self.run(x[i : i + 1]), 1) for i in range(len(x))])
         return self.vectors(self.run(x), len(x))
+
+
+def graph_hash(path: Path) -> str:
+    """Return a hash of a graph and of the weights that a large graph has in files beside it."""
+    beside = [file for file in path.parent.iterdir() if file.name.startswith(path.name)]
+    weights = sorted(file for file in beside if _WEIGHTS.fullmatch(file.name[len(path.name) :]))
+    return content_hash([file_hash(path), *map(file_hash, weights)]) if weights else file_hash(path)
 
 
 def open_session(path: Path) -> InferenceSession:

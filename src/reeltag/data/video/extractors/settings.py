@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -61,6 +61,17 @@ def parse_settings(
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {describe_fault(fault)}" for fault in error.errors())
         raise UsageError(f"{path}: {faults}; keys are {', '.join(kind.model_fields)}") from error
+
+
+def as_query(settings: Mapping[str, Any]) -> str:
+    """Return settings as the text that follows an extractor's path, `key=value&…`; those that are None are left out.
+
+    Args:
+        settings: settings of an extractor, as `FileSettings.identity` returns them.
+    """
+    given = {key: value for key, value in settings.items() if value is not None}
+    texts = {key: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in given.items()}
+    return urlencode(texts, safe=",")
 
 
 def check_reference(path: Path, reference: Path | None, values: Callable[[Any], Any], advice: str) -> None:

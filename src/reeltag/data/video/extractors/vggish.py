@@ -19,6 +19,7 @@ from reeltag.data.pca import Values
 from reeltag.data.video.decode import Samples
 from reeltag.data.video.extractors import mel
 from reeltag.data.video.extractors.extractor import Extractor
+from reeltag.data.video.extractors.onnx_graph import graph_hash
 from reeltag.data.video.extractors.settings import FileSettings, check_reference, parse_settings
 from reeltag.data.video.extractors.sound_network import SoundNetwork
 
@@ -44,7 +45,7 @@ def open_vggish(rest: str) -> Extractor[Samples]:
         return projected
 
     check_reference(path, settings.reference, values, "that it is the same network, and its PCA")
-    weights = {"weights": file_hash(path), "pca": file_hash(pca)}
+    weights = {"weights": graph_hash(path), "pca": file_hash(pca)}
     identity = {"name": "vggish", **weights, "settings": settings.identity()}
     name = f"vggish:{path.name},{pca.name}"
     return Extractor(name, WIDTH, (mel.RATE,), identity, settings.offset, settings.scale, values)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from reeltag.core.storage import file_hash
 from reeltag.data.video.decode import Samples
 from reeltag.data.video.extractors import mel
 from reeltag.data.video.extractors.extractor import Extractor
+from reeltag.data.video.extractors.onnx_graph import graph_hash
 from reeltag.data.video.extractors.settings import FileSettings, check_reference, parse_settings
 from reeltag.data.video.extractors.sound_network import SoundNetwork
 
@@ -26,6 +26,6 @@ def open_yamnet(rest: str) -> Extractor[Samples]:
     path, settings = parse_settings("yamnet", rest, FileSettings, SCALE)
     network = SoundNetwork(path, WIDTH, mel.yamnet_patches)
     check_reference(path, settings.reference, network, "that it is the same network")
-    identity = {"name": "yamnet", "weights": file_hash(path), "settings": settings.identity()}
+    identity = {"name": "yamnet", "weights": graph_hash(path), "settings": settings.identity()}
     name = f"yamnet:{path.name}"
     return Extractor(name, WIDTH, (mel.RATE,), identity, settings.offset, settings.scale, network)
