@@ -1,6 +1,7 @@
 """YAMNet, VGGish and TFLite networks, against reference values, other programs and formulas written out."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -97,6 +98,14 @@ def test_the_real_yamnet_gives_its_reference(files):
         classes = classifier(patches[number : number + 1])
         assert np.corrcoef(classes, scores[number])[0, 1] >= 0.998
         assert classes.argsort(kind="stable")[-2:].tolist() == scores[number].argsort(kind="stable")[-2:].tolist()
+
+
+def test_threads_do_not_disturb_each_other(files):
+    extractor = sound_extractor(f"yamnet:{YAMNET}")
+    sounds = [tone(1, hertz)[None] for hertz in range(200, 3400, 200)]
+    expected = [extractor.values(sound) for sound in sounds]
+    with ThreadPoolExecutor(4) as pool:
+        np.testing.assert_array_equal(list(pool.map(extractor.values, sounds)), expected)
 
 
 def test_zeros_of_yamnet_are_no_end_of_the_range(files):
