@@ -17,7 +17,7 @@ from reeltag.core.errors import UsageError
 from reeltag.data.video.extractors import mel
 from reeltag.data.video.extractors.registry import image_extractor, sound_extractor
 from reeltag.data.video.extractors.tflite import TfliteNetwork
-from reeltag.data.video.features import Extraction, Pipeline
+from reeltag.data.video.features import Pipeline
 
 RNG = np.random.default_rng(3)
 FILES = DATA / "extractors"
@@ -40,6 +40,12 @@ def yamnet_reference():
         pytest.skip(f"no reference values in {FILES}")
     with np.load(FILES / "yamnet_reference.npz") as file:
         return np.pad(file["sounds"], ((0, 0), (0, 400))), file["log_mel"], file["embedding"], file["scores"]
+
+
+def record_codes(extractor, values):
+    """The codes of a record."""
+    pipeline = Pipeline(None, extractor)
+    return pipeline.stored(pipeline.mapped({"audio": values}))[0]
 
 
 # --- log-mel patches --------------------------------------------------------------------------------
@@ -112,7 +118,7 @@ def test_zeros_of_yamnet_are_no_end_of_the_range(files):
     sounds, *_ = yamnet_reference()
     extractor = sound_extractor(f"yamnet:{YAMNET}")
     values = extractor.values(np.concatenate([sounds, SECONDS]))
-    (codes,) = Pipeline(None, extractor).codes(Extraction({"audio": values}, ()))
+    codes = record_codes(extractor, values)
     assert set(codes[values == 0]) == {4}
     assert ((codes == 0) | (codes == 255)).mean() < 0.002
     within = codes < 255
@@ -226,7 +232,7 @@ def test_codes_of_vggish_are_googles(tmp_path, kind):
     extractor = sound_extractor(f"vggish:{path},{pca}")
     assert (extractor.name, extractor.width) == (f"vggish:vggish.onnx,{pca.name}", 128)
     seconds = (RNG.normal(0, 0.3, (40, 1)) * RNG.normal(size=(40, 16000))).astype(np.float32)
-    (codes,) = Pipeline(None, extractor).codes(Extraction({"audio": extractor.values(seconds)}, ()))
+    codes = record_codes(extractor, extractor.values(seconds))
     patches = mel.vggish_patches(torch.from_numpy(seconds)).numpy()
     expected = google_codes(patches.mean(1).astype(np.float64) @ weights + means.ravel(), components, means)
     assert len(np.unique(expected)) > 200

@@ -84,7 +84,9 @@ def test_the_shards_hold_what_the_extractors_give(shards, videos):
     found = {video.id: video for video in read_examples(find_files([str(shards / "*.tfrecord")]), schema)}
     pipeline = open_pipeline("efficientnet-lite0", "logmel")
     for name in ("3.mp4", "silent.mp4", "heard.m4a"):
-        for codes, expected in zip(found[name].features, pipeline.codes(pipeline.extract(videos / name)), strict=True):
+        for codes, expected in zip(
+            found[name].features, pipeline.stored(pipeline.mapped(pipeline.extract(videos / name).values)), strict=True
+        ):
             np.testing.assert_array_equal(codes, expected)
 
 
@@ -261,7 +263,7 @@ def test_shards_are_of_limited_size(videos, tmp_path, monkeypatch):
 def test_more_seconds_than_fit_are_reported(tmp_path):
     write_clip(tmp_path / "long.m4a", pictures=(), sound=tone(310))
     data = find_videos([str(tmp_path / "long.m4a")], None)
-    (outcome,) = extract_dataset(data, tmp_path / "out", Settings(image="none"), 1, Progress())
+    (outcome,) = extract_dataset(data, tmp_path / "out", Settings(image="none"), 1, Progress()).outcomes
     assert (outcome.seconds, outcome.remarks) == (300, ("the first 300 of 310 seconds",))
 
 
@@ -279,7 +281,7 @@ def test_a_video_that_crashes_its_decoder_is_left_out(videos, tmp_path, monkeypa
     monkeypatch.setattr(engine, "DecoderProcess", process.DecoderProcess)  # new ones
     monkeypatch.setattr(process, "_work", {"3.mp4": crashing.segfault, "5.mp4": crashing.leave}[name])
     data = find_videos([str(videos)], videos / "labels.csv")
-    found = extract_dataset(data, tmp_path / "out", Settings(image="none"), 1, Progress())
+    found = extract_dataset(data, tmp_path / "out", Settings(image="none"), 1, Progress()).outcomes
     left_out = {outcome.id: outcome.remarks[0] for outcome in found if outcome.split is None}
     assert left_out.keys() == {name, "broken.mp4", "silent.mp4", "gone.mp4"}
     how = {"3.mp4": "SIGSEGV", "5.mp4": "exit code 3"}[name]

@@ -63,27 +63,26 @@ class Damage:
         if self.packets > MAX_DAMAGED:
             raise VideoError(f"{path}: more than {MAX_DAMAGED:,} of its packets are damaged; copy it again")
 
-    def remarks(self) -> Iterator[str]:
-        """Describe the irregularities, for people."""
-        if self.packets:
-            yield f"{counted(self.packets, 'damaged packet')} passed over"
-        if self.restarts:
-            what = f"its clock starts anew {counted(self.restarts, 'time')}"
-            yield f"{what}, taken to go on at the end of what came before"
-        if self.skewed:
-            yield "its pictures are to be turned by an angle between right angles, taken as the nearest of these"
-        if self.unread:
-            yield "its pictures carry metadata that cannot be read; they are turned as these say, but not mirrored"
-        if self.samples:
-            yield f"{counted(self.samples, 'sample')} of sound not finite, taken as silence"
-        if self.peak > LOUD:
-            yield f"sound of up to {self.peak:,.0f} times full scale"
-
     def hear(self, samples: npt.NDArray[np.float32]) -> None:
         """Note how loud samples [n] are and how many are not finite."""
         loudness = np.abs(samples)
         self.samples += int(np.count_nonzero(~np.isfinite(loudness)))
         self.peak = max(self.peak, float(loudness.max(initial=0, where=np.isfinite(loudness))))
+
+    def remarks(self) -> Iterator[str]:
+        """Yield a remark, for people, about each kind of irregularity."""
+        if self.samples:
+            yield f"{counted(self.samples, 'sample')} of sound not finite, taken as silence"
+        if self.peak > LOUD:
+            yield f"sound of up to {self.peak:,.0f} times full scale"
+        if self.packets:
+            yield f"{counted(self.packets, 'damaged packet')} passed over"
+        if self.restarts:
+            yield f"its clock starts anew {counted(self.restarts, 'time')}, and goes on at the end of what came before"
+        if self.skewed:
+            yield "its pictures are to be turned by an angle between right angles, taken as the nearest of these"
+        if self.unread:
+            yield "its pictures have metadata that PyAV cannot read, so they are turned, but not mirrored"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from reeltag.data.pca import Values
 from reeltag.data.video.decode import Picture, Samples
 from reeltag.data.video.extractors import efficientnet, mel, onnx_graph
 from reeltag.data.video.extractors.extractor import Extractor, Input
+from reeltag.data.video.extractors.settings import parse_scale
 from reeltag.data.video.extractors.tflite import open_tflite
 from reeltag.data.video.extractors.torch_model import open_timm, torch_extractor, weights_hash
 from reeltag.data.video.extractors.vggish import open_vggish
@@ -50,7 +51,8 @@ class Entry(Generic[Input]):
 
 
 def _efficientnet(rest: str) -> Extractor[Picture]:
-    _no_more("efficientnet-lite0", rest)
+    # On ImageNet, one activation in a thousand exceeds 3.
+    settings = parse_scale("efficientnet-lite0", rest, 1.5, 4 / 3)
     network = efficientnet.load()
     identity = {"name": "efficientnet-lite0", "weights": efficientnet.WEIGHTS}
 
@@ -59,19 +61,18 @@ def _efficientnet(rest: str) -> Extractor[Picture]:
         return found
 
     size = (efficientnet.SIZE, efficientnet.SIZE)
-    # On ImageNet, one activation in a thousand exceeds 3.
-    return Extractor("efficientnet-lite0", efficientnet.WIDTH, size, identity, 1.5, 4 / 3, values)
+    return Extractor("efficientnet-lite0", efficientnet.WIDTH, size, identity, settings.offset, settings.scale, values)
 
 
 def _logmel(rest: str) -> Extractor[Samples]:
-    _no_more("logmel", rest)
+    settings = parse_scale("logmel", rest, -7.0, 2 / 7)
 
     def values(seconds: Samples) -> Values:
         found: Values = mel.log_mel(torch.from_numpy(seconds)).numpy()
         return found
 
     identity = {"name": "logmel", "version": 1}
-    return Extractor("logmel", mel.BANDS, (mel.RATE,), identity, -7.0, 2 / 7, values)
+    return Extractor("logmel", mel.BANDS, (mel.RATE,), identity, settings.offset, settings.scale, values)
 
 
 def _onnx_image(rest: str, preset: str = "onnx") -> Extractor[Picture]:
@@ -85,11 +86,6 @@ def _onnx_sound(rest: str) -> Extractor[Samples]:
     settings = model.settings
     rate = (settings.rate,)
     return Extractor(model.name, model.width, rate, model.identity, settings.offset, settings.scale, model)
-
-
-def _no_more(name: str, rest: str) -> None:
-    if rest:
-        raise UsageError(f"{name}: takes no settings, but {rest!r} was given")
 
 
 _OWN = "a graph of your own, exported to ONNX"
@@ -212,8 +208,8 @@ def register_encoder(
     extractor = torch_extractor(name, function, prepare, identity)
 
     def opened(rest: str) -> Extractor[Picture]:
-        _no_more(name, rest)
-        return extractor
+        settings = parse_scale(name, rest, extractor.offset, extractor.scale)
+        return extractor.rescaled(settings.offset, settings.scale)
 
     IMAGE[name] = Entry(opened, "", "pictures", str(extractor.width), "its own", "registered in this process")
     return extractor
@@ -240,7 +236,8 @@ def sound_extractor(name: str) -> Extractor[Samples] | None:
 def _named(name: str, table: Mapping[str, Entry[Input]], option: str) -> Extractor[Input] | None:
     if name == "none":
         return None
-    kind, _, rest = name.partition(":")
+    kind = name.partition("?")[0].partition(":")[0]
+    rest = name[len(kind) :].removeprefix(":")
     if kind not in table:
         raise UsageError(f"{option}: there is no {kind!r}; use {', '.join(table)} or none")
     return table[kind].open(rest)
