@@ -11,8 +11,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from clips import tone
+from clips import tone, write_clip
 from conftest import DATA, golden
+from reeltag.cli.main import main
 from reeltag.core.errors import UsageError
 from reeltag.data.video.extractors import mel
 from reeltag.data.video.extractors.registry import image_extractor, sound_extractor
@@ -239,6 +240,18 @@ def test_codes_of_vggish_are_googles(tmp_path, kind):
     # A value may fall on the other side of a step, since the network adds in float32.
     assert (codes != expected).mean() < 0.002
     assert np.abs(codes.astype(int) - expected).max() <= 1
+
+
+def test_values_beyond_the_published_range_of_vggish_are_no_fault(tmp_path, capsys):
+    path, _ = patches_model(tmp_path / "vggish.onnx", 128, scale=3.0)
+    pca = pca_file(tmp_path, "generated")
+    write_clip(tmp_path / "tone.m4a", pictures=(), sound=tone(8))
+    clip = [str(tmp_path / "tone.m4a"), "--image", "none"]
+    vggish = f"vggish:{path},{pca}"
+    assert main(["extract", *clip, "--audio", vggish, "--out", str(tmp_path / "shards")]) == 0
+    assert "outside the 8-bit range" not in capsys.readouterr().err
+    assert main(["extract", *clip, "--audio", f"{vggish}?scale=1.5", "--out", str(tmp_path / "other")]) == 2
+    assert "outside the 8-bit range" in capsys.readouterr().err
 
 
 def test_another_pca_is_another_vggish(tmp_path):
