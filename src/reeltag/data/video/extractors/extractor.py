@@ -36,6 +36,8 @@ class Extractor(Generic[Input]):
         batch: number of inputs a call of `values`, at most.
         prepare: preprocessing of one picture, [height, width, 3] uint8 RGB of any size, upright, with square pixels;
             None if pictures are scaled to `takes` without keeping their aspect ratio.
+        published: offset and scale of the codes that were published of it, which cut values on purpose; None if none
+            were.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Extractor(Generic[Input]):
     values: Callable[[Any], Values]
     batch: int = BATCH
     prepare: Callable[[Picture], npt.NDArray[Any]] | None = None
+    published: tuple[float, float] | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
