@@ -273,7 +273,7 @@ def _checked_values(
     for feature, use in uses.items():
         extractor, whitened = pipeline.extractors[feature], feature in pipeline.projections
         misfit = find_misfit(use, pipeline.storage, whitened=whitened, calibrated=extractor.calibrated)
-        if misfit is not None:
+        if misfit is not None and not _as_published(pipeline, feature):
             text = f"{feature} of {extractor.name}: {misfit.what}"
             found = refused if misfit.lost and not settings.allow_clipping else warnings
             found.append(f"{text}; {_remedy(feature, pipeline, parts, settings)}")
@@ -282,6 +282,12 @@ def _checked_values(
         kept = "the corrected command goes on with the values extracted so far, without decoding their videos again"
         raise UsageError("\n  ".join([*refused, f"{anyway}{kept}"]))
     return uses, warnings
+
+
+def _as_published(pipeline: Pipeline, feature: str) -> bool:
+    """Return True if the codes of a feature are those that its extractor was published with."""
+    extractor, codes = pipeline.extractors[feature], pipeline.storage == "uint8" and feature not in pipeline.projections
+    return codes and (extractor.offset, extractor.scale) == extractor.published
 
 
 def _check_early(pipeline: Pipeline, parts: Sequence[_Part], settings: Settings, progress: Progress) -> None:

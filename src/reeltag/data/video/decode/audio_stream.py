@@ -170,4 +170,5 @@ def _mixed(frame: AudioFrame, packed: AudioResampler) -> Samples:
     zero, full = _LEVELS[kind]
     values = frame.to_ndarray()
     values = values if frame.format.is_planar else values.reshape(-1, channels).T
-    return ((values.mean(0) - zero) / full).astype(np.float32)
+    mono: Samples = ((values.mean(0) - zero) / full).astype(np.float32)
+    return mono

@@ -37,6 +37,8 @@ class Extractor(Generic[Input]):
         prepare: preprocessing of one picture, [height, width, 3] uint8 RGB of any size, upright, with square pixels;
             None if pictures are scaled to `takes` without keeping their aspect ratio.
         calibrated: True if the scale is for the values of all videos, so that few codes in use are due to the videos.
+        published: offset and scale of the codes that were published of it, which cut values on purpose; None if none
+            were.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Extractor(Generic[Input]):
     batch: int = BATCH
     prepare: Callable[[Picture], npt.NDArray[Any]] | None = None
     calibrated: bool = False
+    published: tuple[float, float] | None = None
 
     @property
     def identity(self) -> dict[str, Any]:

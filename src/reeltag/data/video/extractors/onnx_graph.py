@@ -32,7 +32,7 @@ def _numbers(text: Any) -> Any:
     return tuple(parts * 3 if len(parts) == 1 else parts)
 
 
-_Rgb = Annotated[tuple[float, float, float], BeforeValidator(_numbers)]
+Rgb = Annotated[tuple[float, float, float], BeforeValidator(_numbers)]
 
 
 class _Settings(FileSettings):
@@ -45,8 +45,8 @@ class ImageSettings(_Settings):
     size: int | None = Field(
         None, gt=0, le=4096, description="side of a picture, for graphs whose input size is dynamic"
     )
-    mean: _Rgb = (0.0, 0.0, 0.0)
-    std: _Rgb = (1.0, 1.0, 1.0)
+    mean: Rgb = (0.0, 0.0, 0.0)
+    std: Rgb = (1.0, 1.0, 1.0)
 
 
 class SoundSettings(_Settings):
