@@ -143,7 +143,7 @@ IMAGE: dict[str, Entry[Picture]] = {
         "pictures as timm prepares them for the model",
         "the model's",
         "the model's",
-        "pip install timm, which fetches the weights",
+        "timm fetches the weights (pip install 'reeltag[timm]')",
     ),
     "tflite": Entry(
         open_tflite,
