@@ -15,7 +15,7 @@ from reeltag.data.schema import DECODING, Origin
 from reeltag.data.video.decode import Picture, Samples
 from reeltag.data.video.extractors.settings import as_query
 
-BATCH = 16  # inputs a call of an extractor, by default; bounds the memory of a video
+BATCH = 8  # inputs a call of an extractor, by default; bounds the memory of a video
 
 Input = TypeVar("Input", Picture, Samples)
 
