@@ -216,7 +216,8 @@ def decoded_frames(
     path = watchdog.path
     if stream.type == "video":
         refuse_large(path, stream.codec_context)
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # frames that grow later count as damage
+        limit = {"max_pixels": str(MAX_PIXELS)}  # frames that grow later count as damage
+        stream.codec_context.options = {**stream.codec_context.options, **limit}
     for packet in packets(container, stream, damage):
         watchdog.check()
         if is_needed is not None and not is_needed(packet):
@@ -338,7 +339,9 @@ def open_media(path: Path) -> Iterator[InputContainer]:
         import av
     except ImportError as error:
         raise UsageError("PyAV is not installed; `pip install 'reeltag[video]'`") from error
-    av.logging.set_level(av.logging.PANIC)  # damage is reported in one line of our own
+    av.logging.set_level(
+        None
+    )  # at any other level threads of a decoder wait for the interpreter's lock, perhaps forever
     try:
         if not require_regular(path).stat().st_size:
             raise VideoError(f"{path}: is empty; copy it again")
