@@ -83,7 +83,9 @@ def test_the_shards_hold_what_the_extractors_give(shards, videos):
     found = {video.id: video for video in read_examples(find_files([str(shards / "*.tfrecord")]), schema)}
     pipeline = open_pipeline("efficientnet-lite0", "logmel")
     for name in ("3.mp4", "silent.mp4", "heard.m4a"):
-        for codes, expected in zip(found[name].features, pipeline.codes(pipeline.extract(videos / name)), strict=True):
+        for codes, expected in zip(
+            found[name].features, pipeline.stored(pipeline.mapped(pipeline.extract(videos / name).values)), strict=True
+        ):
             np.testing.assert_array_equal(codes, expected)
 
 
@@ -260,7 +262,7 @@ def test_shards_are_of_limited_size(videos, tmp_path, monkeypatch):
 def test_more_seconds_than_fit_are_reported(tmp_path):
     write_clip(tmp_path / "long.m4a", pictures=(), sound=tone(310))
     data = find_videos([str(tmp_path / "long.m4a")], None)
-    (outcome,) = extract_dataset(data, tmp_path / "out", Settings(image="none"), 1, Progress())
+    (outcome,) = extract_dataset(data, tmp_path / "out", Settings(image="none"), 1, Progress()).outcomes
     assert (outcome.seconds, outcome.remarks) == (300, ("the first 300 of 310 seconds",))
 
 
@@ -283,7 +285,7 @@ def crashes(monkeypatch):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_videos_that_crash_their_decoders_are_left_out(videos, tmp_path, crashes, workers):
     data = find_videos([str(videos)], videos / "labels.csv")
-    found = extract_dataset(data, tmp_path / "out", Settings(image="none"), workers, Progress())
+    found = extract_dataset(data, tmp_path / "out", Settings(image="none"), workers, Progress()).outcomes
     left_out = {outcome.id: outcome.remarks[0] for outcome in found if outcome.split is None}
     assert left_out.keys() == {"3.mp4", "5.mp4", "broken.mp4", "silent.mp4", "gone.mp4"}
     assert left_out["3.mp4"] == "left out: crashed its decoder (SIGSEGV); convert it, or leave it out"

@@ -58,8 +58,9 @@ class _Worker:
         path.unlink()
         if "error" in answer:
             raise RequestError(answer["status"], answer["error"])
-        values = self.connection.recv_bytes(schema.max_frames * schema.width)
-        frames = np.frombuffer(values, np.uint8).reshape(-1, schema.width)
+        dtype = np.dtype(schema.dtype)
+        values = self.connection.recv_bytes(schema.max_frames * schema.width * dtype.itemsize)
+        frames = np.frombuffer(values, dtype).reshape(-1, schema.width)
         features = np.split(frames, np.cumsum(schema.widths)[:-1], axis=1)
         return Video("", None, tuple(features), int(answer["cut"])), [str(remark) for remark in answer["remarks"]]
 

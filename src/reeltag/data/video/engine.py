@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -97,7 +97,7 @@ def open_encoders() -> Iterator[EncoderThreads]:
 
 def process_files(
     items: Sequence[Item], workers: int, work: Callable[[Item, Engine], Result]
-) -> Iterator[tuple[Item, Result | VideoError]]:
+) -> Generator[tuple[Item, Result | VideoError], None, None]:
     """Work on files in parallel, each in a thread and decoded in a process of its own.
 
     A file whose decoder crashes is tried once more, in a new process.

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from reeltag.artifact.file import Artifact
-from reeltag.core.errors import UsageError
+from reeltag.core.errors import UsageError, VideoError
 from reeltag.core.text import counted
 from reeltag.data.extractor_origin import describe_difference
-from reeltag.data.formats.example import Video
-from reeltag.data.schema import Feature, Origin, Schema
+from reeltag.data.formats.example import Video, is_computable
+from reeltag.data.schema import DECODING, Feature, Origin, Schema
 from reeltag.data.video.engine import IN_PROCESS, Engine
 from reeltag.data.video.extractors.extractor import Extractor
 from reeltag.data.video.extractors.registry import IMAGE, SOUND, image_extractor, sound_extractor
+from reeltag.data.video.extractors.settings import names_scale
 from reeltag.data.video.features import Pipeline
 
 # For each feature: the option that names its extractor, the known extractors, and the function that opens one.
@@ -49,12 +50,19 @@ class VideoReader:
             The video, and remarks about the file.
 
         Raises:
-            VideoError: the file cannot be read, or decoding stalls or crashes.
+            VideoError: the file cannot be read, decoding stalls or crashes, or its values do not fit the model's
+                precision.
         """
         extraction = self.pipeline.extract(path, engine)
-        codes = dict(zip(extraction.values, self.pipeline.codes(extraction), strict=True))
+        stored = dict(
+            zip(extraction.values, self.pipeline.stored(self.pipeline.mapped(extraction.values)), strict=True)
+        )
         most = self.schema.max_frames
-        ordered = tuple(codes[feature.name][:most] for feature in self.schema.features)
+        ordered = tuple(stored[feature.name][:most] for feature in self.schema.features)
+        if not all(map(is_computable, ordered)):
+            raise VideoError(
+                f"{path}: has values beyond {self.pipeline.storage}, in which the model reads them; leave it out"
+            )
         return Video(name, None, ordered, max(0, extraction.seconds - most)), extraction.remarks
 
 
@@ -79,7 +87,8 @@ def open_reader(artifact: Artifact, name: str, image: str | None = None, audio: 
             f"{_KINDS[unread[0]][0]}: {name} reads no such feature, but {', '.join(sorted(read))}; leave it out"
         )
     opened = {feature.name: _extractor(feature, chosen.get(feature.name), name) for feature in schema.features}
-    return VideoReader(schema, Pipeline(opened.get("rgb"), opened.get("audio"), artifact.projections))
+    pipeline = Pipeline(opened.get("rgb"), opened.get("audio"), artifact.projections, schema.precision)
+    return VideoReader(schema, pipeline)
 
 
 def refuse_unreadable(artifact: Artifact, name: str, named: Collection[str] = ()) -> None:
@@ -91,8 +100,8 @@ def refuse_unreadable(artifact: Artifact, name: str, named: Collection[str] = ()
         named: features whose extractors the user names.
 
     Raises:
-        UsageError: the model tags segments, does not say which extractors made its features, or needs the file of one
-            that the user does not name.
+        UsageError: the model tags segments, does not say which extractors made its features, had its videos decoded
+            otherwise, or needs the file of an extractor that the user does not name.
     """
     schema, missing = artifact.schema, list[str]()
     if schema.segments is not None:
@@ -100,7 +109,7 @@ def refuse_unreadable(artifact: Artifact, name: str, named: Collection[str] = ()
         raise UsageError(f"{name}: {what}; use `reeltag extract` and `reeltag predict`")
     for feature in schema.features:
         origin = feature.extractor
-        if origin is None or feature.name not in _KINDS or (schema.level, schema.dtype) != ("frame", "uint8"):
+        if origin is None or feature.name not in _KINDS or schema.level != "frame":
             what = f"does not name the extractor of its feature {feature.name!r}"
             raise UsageError(
                 f"{name}: {what}; train on shards of `reeltag extract`, with the recipe that it writes beside them"
@@ -108,6 +117,10 @@ def refuse_unreadable(artifact: Artifact, name: str, named: Collection[str] = ()
         if origin.projection and feature.name not in artifact.projections:
             what = f"does not hold the PCA of its feature {feature.name!r}"
             raise UsageError(f"{name}: {what}; name the PCA in the recipe under data.pca, and run the recipe again")
+        if origin.decoding != DECODING:
+            earlier = "an earlier" if origin.decoding < DECODING else "a later"
+            what = f"its features {feature.name!r} were extracted by {earlier} reeltag, which decodes files otherwise"
+            raise UsageError(f"{name}: {what}; use that reeltag, or extract the videos again and train on them")
         option, known, _ = _KINDS[feature.name]
         kind = origin.name.partition(":")[0]
         if feature.name in named:
@@ -128,14 +141,17 @@ def _extractor(feature: Feature, chosen: str | None, model: str) -> Extractor[An
     assert origin is not None  # checked by `refuse_unreadable`
     option, _, opener = _KINDS[feature.name]
     extractor = opener(_with_settings(chosen or origin.name, origin))
-    opened = extractor.origin(origin.projection) if extractor else None
-    if extractor is None or opened is None or opened.hash != origin.hash:
+    scale = origin.scale
+    if extractor and scale and names_scale(chosen or ""):
+        scale = extractor.offset, extractor.scale  # otherwise it is that of the model
+    opened = extractor.origin(origin.projection, scale) if extractor else None
+    if extractor is None or opened is None or (opened.hash, opened.scale) != (origin.hash, origin.scale):
         other = f"{opened.name}{describe_difference(opened, origin)}" if opened else "none"
         raise UsageError(
             f"{model}: reads {feature.name!r} from {origin.name}, not from {other}; "
             f"give {option} as it was for the training data"
         )
-    return extractor
+    return extractor.rescaled(*origin.scale) if origin.scale else extractor
 
 
 def _with_settings(named: str, origin: Origin) -> str:

@@ -1,7 +1,8 @@
 """Decode video files to one picture and one second of sound for each second.
 
-Second k of a video begins k seconds after its first frame. Its picture is the frame displayed at k + 0.5; its sound is
-that of [k, k + 1). The length of a video is the number of seconds that have a picture at their middle, at least one.
+Second k of a video begins k seconds after the first picture that decodes. Its picture is the frame displayed at
+k + 0.5; its sound is that of [k, k + 1). The length of a video is the number of seconds that have a picture at their
+middle, at least one.
 """
 
 from reeltag.data.video.decode.audio_stream import Samples, sound

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from reeltag.core.errors import VideoError
 from reeltag.data.video.decode.container import (
-    MAX_PIXELS,
     Damage,
     Watchdog,
     best_stream,
-    decoded_frames,
+    duration,
+    first_instant,
     open_media,
     packets,
-    refuse_large,
     tells_times,
+    timed_frames,
 )
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
 
 Picture = npt.NDArray[np.uint8]
 
 MAX_SECONDS = 300  # longest part of a video that is read, as in YouTube-8M's frame-level records
 MAX_PACKETS = 1000 * MAX_SECONDS  # largest number of packets whose time stamps are kept
+HALF = Fraction(1, 2)
+SKEW = 0.02  # of a display matrix, about one degree; FFmpeg takes less as a right angle
 
 
 def pictures(
@@ -48,105 +57,169 @@ def pictures(
     Raises:
         VideoError: no frame can be decoded, a frame is too large, or decoding stalls for ten seconds.
     """
-    shown: Any = None
-    origin, second = Fraction(0), 0
-    for at, frame in _frames(path, damage, seconds, threads):
-        if shown is None:
-            origin, shape = at, size if isinstance(size, tuple) else _shape(path, frame, size)
-        else:
-            picture = None  # the frame displayed until `at`; scaled only if the middle of a second falls into it
-            while second < seconds and origin + second + Fraction(1, 2) < at:
-                picture = _scaled(path, shown[1], shape) if picture is None else picture
+    needed, done, damaged = _wanted(path, seconds), 0, damage.packets
+    if needed is not None:
+        try:
+            for picture in _by_second(path, size, damage, seconds=seconds, threads=threads, needed=needed):
                 yield picture
-                second += 1
-        if second == seconds:
+                done += 1
             return
-        shown = (at, frame)
-    if shown is None:
-        raise VideoError(f"{path}: no picture can be decoded; is it complete?")
-    end = shown[0] + _duration(shown[1])
-    if second == 0 or origin + second + Fraction(1, 2) < end:
-        yield _scaled(path, shown[1], shape)
+        except _InexactError:
+            damage.packets = damaged
+    yield from islice(_by_second(path, size, damage, seconds=seconds, threads=threads), done, None)
 
 
-def _frames(path: Path, damage: Damage, seconds: int, threads: int) -> Iterator[tuple[Fraction, Any]]:
-    """Yield frames in display order with their times; frames that no other frame refers to may be skipped."""
-    wanted = _wanted(path, seconds)
+def _by_second(
+    path: Path,
+    size: tuple[int, int] | int | None,
+    damage: Damage,
+    *,
+    seconds: int,
+    threads: int,
+    needed: _Needed | None = None,
+) -> Iterator[Picture]:
+    """Yield the picture of each second, of all frames or of those that are needed."""
+    shown: Any = None
+    origin, second, end = Fraction(0), 0, Fraction(0)
     with open_media(path) as container:
         stream = best_stream(container, "video")
         if stream is None:
             raise VideoError(f"{path}: has no pictures")
-        refuse_large(path, stream.codec_context)
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # frames that grow later count as damage
         stream.codec_context.thread_type, stream.codec_context.thread_count = "AUTO", threads
-        clock, rate, latest = Watchdog(path), stream.average_rate or Fraction(25), None
-        for frame in decoded_frames(container, stream, damage, clock, wanted):
-            base = frame.time_base or stream.time_base
-            ticks = frame.pts if tells_times(container) else frame.dts
-            after = Fraction(0) if latest is None else latest + 1 / rate
-            at = after if ticks is None else ticks * base
-            if latest is not None and at <= latest:
-                continue  # a clock that runs backwards
-            if latest is None or at - latest >= Fraction(1, 4):
-                clock.tick()
-            latest = at
-            yield at, frame
+        for at, frame in _frames(path, container, stream, damage, needed):
+            if shown is None:
+                origin = at
+                shape = size if isinstance(size, tuple) else _shape(stream, frame, size, damage)
+            else:
+                picture = None  # the frame displayed until `at`; scaled only if the middle of a second falls into it
+                while second < seconds and origin + second + HALF < at:
+                    picture = _scaled(path, shown, shape, damage) if picture is None else picture
+                    yield picture
+                    second += 1
+            if second == seconds:
+                return
+            shown, end = frame, at + duration(frame, stream)
+    if shown is None:
+        raise VideoError(f"{path}: no picture can be decoded; is it complete?")
+    if second == 0 or origin + second + HALF < end:
+        yield _scaled(path, shown, shape, damage)
 
 
-def _wanted(path: Path, seconds: int) -> frozenset[int] | None:
-    """Return time stamps of packets to decode: pictures of seconds, the first and the last; None if unknown."""
+def _frames(
+    path: Path, container: InputContainer, stream: Any, damage: Damage, needed: _Needed | None
+) -> Iterator[tuple[Fraction, Any]]:
+    """Yield frames in the order of display with their times.
+
+    Raises:
+        _InexactError: decoding all frames may give others than the needed ones.
+    """
+    watchdog, ticked, damaged = Watchdog(path), None, damage.packets
+    is_needed = partial(needed.select, stream.codec_context) if needed else None
+    for at, frame in timed_frames(container, stream, damage, watchdog, is_needed):
+        if ticked is None or at - ticked >= Fraction(1, 4):
+            watchdog.tick()
+            ticked = at
+        if needed is not None:
+            if damage.packets > damaged:
+                raise _InexactError
+            needed.verify(frame)
+        yield at, frame
+    if needed is not None and (needed.missing or damage.packets > damaged):
+        raise _InexactError
+
+
+class _InexactError(Exception):
+    """Decoding all frames may give others than decoding those that are needed."""
+
+
+class _Needed:
+    """Time stamps of the packets that have to be decoded, in ticks: pictures of seconds, their successors, the last.
+
+    Frames to which no other frame refers are skipped, unless they are needed. What is decoded is verified on the way,
+    since damage, fields and missing references make decoders depend on what they were given before.
+
+    Args:
+        times: the time stamps.
+    """
+
+    def __init__(self, times: Iterable[int]) -> None:
+        self._times = frozenset(times)
+        self.missing = sorted(times, reverse=True)
+
+    def select(self, context: Any, packet: Any) -> bool:
+        """Prepare the decoder for a packet; return False if it is not to be decoded."""
+        needed = not packet.size or packet.pts in self._times
+        if context.codec.intra_only:
+            return needed
+        context.skip_frame = "DEFAULT" if needed else "NONREF"
+        return True
+
+    def verify(self, frame: Any) -> None:
+        """Verify that all needed frames have come in their order, and that a frame is whole.
+
+        Raises:
+            _InexactError: one is missing or damaged, or consists of fields, which may be skipped apart.
+        """
+        if frame.is_corrupt or frame.interlaced_frame or (self.missing and frame.pts > self.missing[-1]):
+            raise _InexactError
+        if self.missing and frame.pts == self.missing[-1]:
+            self.missing.pop()
+
+
+def _wanted(path: Path, seconds: int) -> _Needed | None:
+    """Find the packets that have to be decoded; None if all, or if they cannot be told from their time stamps."""
     times: list[int] = []
+    origin, damage = first_instant(path), Damage()
     with open_media(path) as container:
         stream = best_stream(container, "video")
         if stream is None or stream.time_base is None or not tells_times(container):
             return None
-        clock, latest = Watchdog(path), 0
-        for packet in packets(container, stream):
-            clock.check()
-            if packet.size and not packet.is_discard:
-                if packet.pts is None or len(times) == MAX_PACKETS:
-                    return None
+        base, watchdog, ticked = stream.time_base, Watchdog(path), None
+        start = origin / base
+        for packet in packets(container, stream, damage):
+            watchdog.check()
+            if not packet.size or packet.is_discard:
+                continue
+            if packet.pts is None or packet.is_corrupt or len(times) == MAX_PACKETS:
+                return None
+            if packet.pts >= start:
                 times.append(packet.pts)
-                if (packet.pts - times[0]) * stream.time_base > seconds + 10:
-                    break
-                if (packet.pts - latest) * stream.time_base > 1:
-                    clock.tick()
-                    latest = packet.pts
-        base = stream.time_base
-    if not times:
+            if (packet.pts - start) * base > seconds + 10:
+                break
+            if ticked is None or (packet.pts - ticked) * base > 1:
+                watchdog.tick()
+                ticked = packet.pts
+    if not times or damage.restarts:
         return None
-    order = np.array(sorted(times))
-    middles = [int((Fraction(2 * second + 1, 2)) / base) for second in range(seconds)]
-    places = np.searchsorted(order, order[0] + np.array(middles, np.int64), "right") - 1
+    order = np.array(sorted(set(times)))
+    middles = np.array([math.floor((origin + second + HALF) / base) for second in range(seconds)])
+    places = np.searchsorted(order, middles, "right") - 1
     # The next frame ends the display of a picture, so it is decoded too.
     kept = np.unique(np.concatenate([[0, len(order) - 1], places, np.minimum(places + 1, len(order) - 1)]))
-    return frozenset(order[kept].tolist())
+    return _Needed(order[kept].tolist())
 
 
-def _scaled(path: Path, frame: Any, size: tuple[int, int]) -> Picture:
+def _scaled(path: Path, frame: Any, size: tuple[int, int], damage: Damage) -> Picture:
     import av
 
-    turns = round(frame.rotation / 90) % 4  # counter-clockwise, as the display matrix says
-    height, width = size if turns % 2 == 0 else size[::-1]
+    orientation = _orientation(frame, damage)
+    height, width = size[::-1] if orientation.transposed else size
     try:
         small = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
     except (av.FFmpegError, ValueError) as error:
         raise VideoError(
             f"{path}: its pictures ({frame.format.name}) cannot be converted to RGB; convert it"
         ) from error
-    picture: Picture = np.ascontiguousarray(np.rot90(small.to_ndarray(), turns))
-    return picture
+    return orientation.applied(small.to_ndarray())
 
 
-def _shape(path: Path, frame: Any, longest: int | None) -> tuple[int, int]:
+def _shape(stream: Any, frame: Any, longest: int | None, damage: Damage) -> tuple[int, int]:
     """Return the height and width of an upright frame with square pixels, its height kept.
 
     With a longer side, the frame is scaled to it, and both sides are even.
     """
-    with open_media(path) as container:
-        pixel = best_stream(container, "video").sample_aspect_ratio or 1
-    height, width = float(frame.height), float(frame.width * pixel)
-    if round(frame.rotation / 90) % 2:
+    height, width = float(frame.height), float(frame.width * (stream.sample_aspect_ratio or 1))
+    if _orientation(frame, damage).transposed:
         height, width = width, height
     if longest is None:
         return max(1, round(height)), max(1, round(width))
@@ -154,7 +227,40 @@ def _shape(path: Path, frame: Any, longest: int | None) -> tuple[int, int]:
     return 2 * max(1, round(height * scale / 2)), 2 * max(1, round(width * scale / 2))
 
 
-def _duration(frame: Any) -> Fraction:
-    if frame.duration and frame.time_base:
-        return Fraction(frame.duration * frame.time_base)
-    return Fraction(1, 25)
+@dataclass(frozen=True)
+class _Orientation:
+    """Orientation of a frame: transposed, then flipped upside down, then left to right.
+
+    Attributes:
+        transposed: True if rows and columns are exchanged.
+        vertical: True if it is flipped upside down.
+        horizontal: True if it is flipped left to right.
+    """
+
+    transposed: bool
+    vertical: bool
+    horizontal: bool
+
+    def applied(self, picture: Picture) -> Picture:
+        """Return a picture [height, width, 3] as it is displayed."""
+        turned = picture.swapaxes(0, 1) if self.transposed else picture
+        return np.ascontiguousarray(turned[:: -1 if self.vertical else 1, :: -1 if self.horizontal else 1])
+
+
+def _orientation(frame: Any, damage: Damage) -> _Orientation:
+    """Return the orientation that is nearest to the display matrix of a frame."""
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV reads no side data of a frame that has some of a kind unknown to it
+        damage.unread = True
+        turns = round(frame.rotation / 90) % 4  # counter-clockwise
+        return _Orientation(turns % 2 == 1, turns in (1, 2), turns in (2, 3))
+    if matrix is None:
+        return _Orientation(False, False, False)
+    # A pixel at (x, y), counted to the right and downwards, is displayed at (a·x + c·y, b·x + d·y).
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(float)
+    transposed = abs(b) + abs(c) > abs(a) + abs(d)
+    if transposed:
+        a, b, c, d = c, d, a, b
+    damage.skewed |= bool(abs(b) + abs(c) > SKEW * (abs(a) + abs(d)))
+    return _Orientation(bool(transposed), bool(d < 0), bool(a < 0))

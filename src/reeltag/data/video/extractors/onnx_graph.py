@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ from pydantic import BeforeValidator, Field
 
 from reeltag.core.environment import onnx_runtime
 from reeltag.core.errors import UsageError
-from reeltag.core.storage import file_hash, require_regular
+from reeltag.core.storage import content_hash, file_hash, require_regular
 from reeltag.data.pca import Values
 from reeltag.data.video.decode import Picture, Samples
 from reeltag.data.video.extractors import mel
@@ -20,6 +21,7 @@ from reeltag.data.video.extractors.settings import FileSettings, check_reference
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+_WEIGHTS = re.compile(r"[._]data(_\d+)?")  # endings of the files that Optimum and PyTorch write beside a graph
 _FLOAT, _BYTE = "tensor(float)", "tensor(uint8)"
 
 
@@ -30,7 +32,7 @@ def _numbers(text: Any) -> Any:
     return tuple(parts * 3 if len(parts) == 1 else parts)
 
 
-_Rgb = Annotated[tuple[float, float, float], BeforeValidator(_numbers)]
+Rgb = Annotated[tuple[float, float, float], BeforeValidator(_numbers)]
 
 
 class _Settings(FileSettings):
@@ -43,8 +45,8 @@ class ImageSettings(_Settings):
     size: int | None = Field(
         None, gt=0, le=4096, description="side of a picture, for graphs whose input size is dynamic"
     )
-    mean: _Rgb = (0.0, 0.0, 0.0)
-    std: _Rgb = (1.0, 1.0, 1.0)
+    mean: Rgb = (0.0, 0.0, 0.0)
+    std: Rgb = (1.0, 1.0, 1.0)
 
 
 class SoundSettings(_Settings):
@@ -69,7 +71,7 @@ class _Model:
         self.name = f"{preset}:{path.name}"
         kept = settings.identity() | {"output": self._output}
         # The path is left out: a moved file is the same extractor.
-        self.identity = {"name": preset, "weights": file_hash(path), "settings": kept}
+        self.identity = {"name": preset, "weights": graph_hash(path), "settings": kept}
 
     def run(self, inputs: Any) -> Values:
         """Run the graph on one input and return the output as float32."""
@@ -180,7 +182,19 @@ class SoundModel(_Model):
         return self.vectors(self.run(x), len(x))
 
 
+def graph_hash(path: Path) -> str:
+    """Return a hash of a graph and of the weights that a large graph has in files beside it."""
+    beside = [file for file in path.parent.iterdir() if file.name.startswith(path.name)]
+    weights = sorted(file for file in beside if _WEIGHTS.fullmatch(file.name[len(path.name) :]))
+    return content_hash([file_hash(path), *map(file_hash, weights)]) if weights else file_hash(path)
+
+
 def open_session(path: Path) -> InferenceSession:
+    """Open an ONNX graph on the CPU, in one thread.
+
+    Raises:
+        UsageError: onnxruntime is not installed, or the file cannot be read or is no graph that it knows.
+    """
     onnxruntime = onnx_runtime("video")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

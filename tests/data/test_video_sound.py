@@ -1,0 +1,144 @@
+"""Sound is the mean of its channels on the clock of the pictures, against plain decoding and known waves."""
+
+from fractions import Fraction
+from itertools import product
+
+import av
+import numpy as np
+import pytest
+
+from clips import tone
+from reeltag.data.video.decode import Damage, sound
+from reeltag.data.video.features import open_pipeline
+
+RNG = np.random.default_rng(0)
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
+
+
+def layout_of(channels, codec=""):
+    wide = codec == "alac" and channels == 8
+    return "7.1(wide)" if wide else LAYOUTS.get(channels, f"{channels}C")
+
+
+def frame_of(waves, rate, form, codec):
+    """A frame of waves [channels, n] in [-1, 1], in a format that FFmpeg converts them to."""
+    packed = np.ascontiguousarray(np.asarray(waves, np.float32).T).reshape(1, -1)
+    frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout_of(len(waves), codec))
+    frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+    if form == "flt":
+        return frame
+    (converted,) = av.AudioResampler(format=form).resample(frame)
+    return converted
+
+
+def write_sound(path, waves, rate, codec="pcm_f32le", form="flt", pictures=None, begin=0.0):
+    """Write waves [channels, n], with a grey picture every tenth of a second for `pictures` seconds."""
+    with av.open(str(path), "w") as out:
+        heard = out.add_stream(codec, rate=rate, layout=layout_of(len(waves), codec))
+        heard.codec_context.format = form
+        if pictures:
+            shown = out.add_stream("mpeg4", rate=10)
+            shown.width, shown.height, shown.pix_fmt = 32, 32, "yuv420p"
+            for number in range(round(pictures * 10)):
+                grey = np.full((32, 32, 3), 100, np.uint8)
+                picture = av.VideoFrame.from_ndarray(grey, format="rgb24").reformat(format="yuv420p")
+                picture.pts, picture.time_base = number, Fraction(1, 10)
+                out.mux(shown.encode(picture))
+            out.mux(shown.encode(None))
+        frame = frame_of(waves, rate, form, codec)
+        frame.pts, frame.time_base = round(begin * rate), Fraction(1, rate)
+        size = heard.codec_context.frame_size
+        for part in av.AudioResampler(format=form, frame_size=size).resample(frame) if size else [frame]:
+            out.mux(heard.encode(part))
+        out.mux(heard.encode(None))
+    return path
+
+
+def plainly_decoded(path, channels):
+    """The mean of the channels of all frames as floats, one after the other."""
+    heard, resampler = [], av.AudioResampler(format="dbl")
+    with av.open(str(path)) as container:
+        for frame in container.decode(audio=0):
+            heard += [part.to_ndarray().reshape(-1, channels) for part in resampler.resample(frame)]
+    return np.concatenate(heard).mean(1)
+
+
+def rms(values):
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+FORMS = [
+    ("pcm_u8", "u8", "wav"),
+    ("pcm_s16le", "s16", "wav"),
+    ("pcm_s24le", "s32", "wav"),
+    ("pcm_s32le", "s32", "wav"),
+    ("pcm_s64le", "s64", "wav"),
+    ("pcm_f32le", "flt", "wav"),
+    ("pcm_f64le", "dbl", "wav"),
+    ("flac", "s16", "flac"),
+    ("alac", "s16p", "m4a"),
+    ("wavpack", "s32p", "wv"),
+    ("wavpack", "fltp", "wv"),
+    ("aac", "fltp", "m4a"),
+]
+STEP = {"u8": 2**-7, "s16": 2**-15, "s16p": 2**-15}  # of integers; the rest is finer than 1e-6
+
+
+@pytest.mark.parametrize(("codec", "form", "ending"), FORMS)
+def test_any_format_and_number_of_channels_gives_their_mean(tmp_path, codec, form, ending):
+    for channels, rate in product((1, 2, 6, 8), (8000, 48000)):
+        waves = RNG.uniform(-1, 1, (channels, 3000)).astype(np.float32)
+        path = write_sound(tmp_path / f"{channels}-{rate}.{ending}", waves, rate, codec, form)
+        heard, expected = sound(path, rate, Damage()), plainly_decoded(path, channels)
+        assert rms(heard - expected) < 1e-6
+        if codec != "aac":
+            assert len(heard) == 3000
+            assert np.abs(heard - waves.mean(0)).max() <= STEP.get(form, 1e-6)
+
+
+@pytest.mark.parametrize(("codec", "form", "ending"), [("pcm_s16le", "s16", "wav"), ("wavpack", "fltp", "wv")])
+@pytest.mark.parametrize("channels", [3, 9, 64])
+def test_channels_of_unusual_number(tmp_path, channels, codec, form, ending):
+    waves = RNG.uniform(-1, 1, (channels, 2000)).astype(np.float32)
+    heard = sound(write_sound(tmp_path / f"a.{ending}", waves, 16000, codec, form), 16000, Damage())
+    assert np.abs(heard - waves.mean(0)).max() < 2**-15
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000, 96000, 192000])
+def test_a_tone_of_any_rate_is_the_same_tone(tmp_path, rate):
+    """The known wave, at the right places from the first sample to the last."""
+    path = write_sound(tmp_path / "a.wav", [tone(2, 440, rate)] * 2, rate)
+    heard = sound(path, 16000, Damage())
+    assert len(heard) == 32000
+    assert np.abs(heard - tone(2))[100:-100].max() < 1e-3
+
+
+@pytest.mark.parametrize("form", ["s16", "flt"])
+def test_equal_channels_sound_as_one_and_none_is_cut_off(tmp_path, form):
+    """Copies of a loud sound in 1, 2, 6 and 8 channels give the same features."""
+    pipeline, wave = open_pipeline("none", "logmel"), 0.99 * np.sin(np.cumsum(np.linspace(0.05, 1, 32000)))
+    codec, codes = {"s16": "pcm_s16le", "flt": "pcm_f32le"}[form], []
+    for channels in (1, 2, 6, 8):
+        path = write_sound(tmp_path / f"{channels}.wav", [wave] * channels, 16000, codec, form)
+        heard = sound(path, 16000, Damage())
+        assert np.abs(heard - wave).max() < 2**-15
+        codes.append(pipeline.codes(pipeline.extract(path))[0].astype(int))
+    assert np.abs(np.array(codes) - codes[0]).max() <= 1
+
+
+def test_samples_beyond_full_scale_are_kept(tmp_path):
+    waves = np.array([[0.5, 1.5, -2.0, 1.0] * 500])
+    heard = sound(write_sound(tmp_path / "a.wav", waves, 16000), 16000, Damage())
+    np.testing.assert_array_equal(heard, waves[0].astype(np.float32))
+
+
+def test_samples_that_cannot_be_are_told(tmp_path):
+    wave = tone(2)
+    wave[[100, 200]], wave[300] = np.nan, np.inf
+    path, pipeline = write_sound(tmp_path / "a.wav", [wave], 16000), open_pipeline("none", "logmel")
+    heard = sound(path, 8000, Damage())
+    assert np.isfinite(heard).all()
+    assert rms(heard[400:-400] - tone(2, rate=8000)[400:-400]) < 1e-3
+    assert pipeline.extract(path).remarks == ("3 samples of sound not finite, taken as silence",)
+    loud = write_sound(tmp_path / "b.wav", [32767 * tone(2)], 16000)
+    assert pipeline.extract(loud).remarks == ("sound of up to 16,384 times full scale",)
