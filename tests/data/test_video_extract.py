@@ -10,7 +10,6 @@ import time
 import numpy as np
 import pytest
 
-import crashing
 from clips import tone, write_clip
 from processgroup import all_end
 from reeltag.cli.main import main
@@ -276,16 +275,21 @@ def test_a_file_without_what_is_extracted_is_left_out(videos):
             open_pipeline(*extractors).extract(videos / name)
 
 
-@pytest.mark.parametrize("name", ["3.mp4", "5.mp4"])
-def test_a_video_that_crashes_its_decoder_is_left_out(videos, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(engine, "DecoderProcess", process.DecoderProcess)  # new ones
-    monkeypatch.setattr(process, "_work", {"3.mp4": crashing.segfault, "5.mp4": crashing.leave}[name])
+@pytest.fixture
+def crashes(monkeypatch):
+    """New decoder processes that end at 3.mp4 and 5.mp4."""
+    monkeypatch.setattr(engine, "DecoderProcess", process.DecoderProcess)
+    monkeypatch.setattr(process, "_MODULE", "crashing")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_videos_that_crash_their_decoders_are_left_out(videos, tmp_path, crashes, workers):
     data = find_videos([str(videos)], videos / "labels.csv")
-    found = extract_dataset(data, tmp_path / "out", Settings(image="none"), 1, Progress()).outcomes
+    found = extract_dataset(data, tmp_path / "out", Settings(image="none"), workers, Progress()).outcomes
     left_out = {outcome.id: outcome.remarks[0] for outcome in found if outcome.split is None}
-    assert left_out.keys() == {name, "broken.mp4", "silent.mp4", "gone.mp4"}
-    how = {"3.mp4": "SIGSEGV", "5.mp4": "exit code 3"}[name]
-    assert left_out[name] == f"left out: crashed its decoder ({how}); convert it, or leave it out"
+    assert left_out.keys() == {"3.mp4", "5.mp4", "broken.mp4", "silent.mp4", "gone.mp4"}
+    assert left_out["3.mp4"] == "left out: crashed its decoder (SIGSEGV); convert it, or leave it out"
+    assert left_out["5.mp4"] == "left out: crashed its decoder (exit code 3); convert it, or leave it out"
 
 
 class Killed(Exception):  # noqa: N818

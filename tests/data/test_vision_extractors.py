@@ -2,6 +2,9 @@
 
 import json
 import re
+import sys
+from importlib import import_module
+from importlib.util import find_spec
 
 import numpy as np
 import onnx
@@ -184,7 +187,7 @@ def test_the_vector_of_an_export_is_found(tmp_path, family, config, kind, output
     pooled = tokens[:, 0] if output == "last_hidden_state" else tokens.mean(1)
     np.testing.assert_allclose(extractor.values(PIXELS), unit(pooled @ weights[output]), atol=1e-5)
     assert extractor.identity["settings"]["output"] == output
-    assert (extractor.name, extractor.width) == (f"{family}:model.onnx", outputs[output][-1])
+    assert (extractor.name, extractor.width) == (f"{family}:{tmp_path.name}", outputs[output][-1])
     assert (extractor.offset, extractor.scale) == (0, pytest.approx(2 / 3 * extractor.width**0.5))
 
 
@@ -321,7 +324,8 @@ def registered(monkeypatch):
 def test_a_module_is_an_encoder_by_its_name(registered, tmp_path):
     module = Means()
     made = register_encoder("means", module, channels_first)
-    assert image_extractor("means") == made
+    assert image_extractor("means").origin(None) == made.origin(None)
+    assert image_extractor("means?scale=2").scale == 2
     pictures = RNG.integers(0, 256, (2, 30, 40, 3), np.uint8)
     found = made.values(np.stack([made.prepare(picture) for picture in pictures]))
     np.testing.assert_allclose(found, pictures[:, :24, :24].mean((1, 2)) / 255 * [1, 2, 3], atol=1e-5)
@@ -350,8 +354,9 @@ def test_what_is_no_encoder_is_not_registered(registered):
 
 
 def test_timm_models_are_prepared_as_timm_does(tmp_path):
-    timm = pytest.importorskip("timm")
-    image = pytest.importorskip("PIL.Image")
+    if find_spec("timm") is None:
+        pytest.skip("timm is not installed: it needs the torchvision of torch's own build, which `dev` cannot ask for")
+    timm, image = import_module("timm"), import_module("PIL.Image")
     network = timm.create_model("test_vit.r160_in1k", pretrained=False).eval()
     torch.save(network.state_dict(), tmp_path / "w.pth")
     extractor = image_extractor(f"timm:test_vit.r160_in1k?weights={tmp_path / 'w.pth'}")
@@ -365,3 +370,9 @@ def test_timm_models_are_prepared_as_timm_does(tmp_path):
         image_extractor(f"timm:test_vit.r160_in1k?weights={tmp_path / 'none.pth'}")
     with pytest.raises(UsageError, match="timm cannot open it"):
         image_extractor("timm:no_such_model")
+
+
+def test_without_timm_its_models_are_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UsageError, match=r"timm is not installed; `pip install 'reeltag\[timm\]'`"):
+        image_extractor("timm:resnet18")

@@ -271,9 +271,10 @@ def _checked_values(
     uses = _value_uses(pipeline, parts)
     warnings, refused = list[str](), list[str]()
     for feature, use in uses.items():
-        misfit = find_misfit(use, pipeline.storage, whitened=feature in pipeline.projections)
+        extractor, whitened = pipeline.extractors[feature], feature in pipeline.projections
+        misfit = find_misfit(use, pipeline.storage, whitened=whitened, calibrated=extractor.calibrated)
         if misfit is not None and not _as_published(pipeline, feature):
-            text = f"{feature} of {pipeline.extractors[feature].name}: {misfit.what}"
+            text = f"{feature} of {extractor.name}: {misfit.what}"
             found = refused if misfit.lost and not settings.allow_clipping else warnings
             found.append(f"{text}; {_remedy(feature, pipeline, parts, settings)}")
     if refused:
@@ -309,7 +310,7 @@ def _remedy(feature: str, pipeline: Pipeline, parts: Sequence[_Part], settings: 
         return f"they are all equal, so nothing can be learned from them: check the extractor, or give {option} none"
     fitted = _value_uses(pipeline.rescaled(scales), sample)[feature]
     others = "--fit-pca, or --storage float16"
-    if find_misfit(fitted, "uint8", whitened=False) is not None:
+    if find_misfit(fitted, "uint8") is not None:
         return f"no scale fits them: give {others}"
     return f"give {option} {shlex.quote(with_scale(name, *scales[feature]))}, {others}"
 

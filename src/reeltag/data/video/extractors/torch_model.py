@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +95,7 @@ def open_timm(rest: str) -> Extractor[Picture]:
         import timm
         from PIL import Image
     except ImportError as error:
-        raise UsageError("timm is not installed; `pip install timm`") from error
+        raise UsageError("timm is not installed; `pip install 'reeltag[timm]'`") from error
     path, settings = parse_settings("timm", rest, TimmSettings)
     model = str(path)
     overlay = {"file": str(settings.weights)} if settings.weights else None
@@ -126,7 +125,7 @@ def open_timm(rest: str) -> Extractor[Picture]:
     )
     check_reference(path, settings.reference, lambda pictures: _values_of(made, pictures), "weights")
     scale = settings.scale if "scale" in settings.model_fields_set else unit_scale(made.width)
-    return replace(made, offset=settings.offset, scale=scale)
+    return made.rescaled(settings.offset, scale)
 
 
 def _values_of(extractor: Extractor[Picture], pictures: Picture) -> Values:

@@ -217,7 +217,7 @@ def open_vision(rest: str, family: str) -> Extractor[Picture]:
     }
     scale = settings.scale if "scale" in settings.model_fields_set else unit_scale(model.width)
     return Extractor(
-        f"{family}:{path.name}", model.width, preprocessing.size, identity, settings.offset, scale, model,
+        f"{family}:{given.resolve().name}", model.width, preprocessing.size, identity, settings.offset, scale, model,
         prepare=preprocessing.prepare,
     )  # fmt: skip
 
