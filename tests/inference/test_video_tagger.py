@@ -16,6 +16,7 @@ import pytest
 
 from clips import number_of, numbered, write_clip
 from conftest import DATA
+from decoders import crashes  # noqa: F401 - a fixture
 from reeltag.artifact.file import load_artifact, save_artifact
 from reeltag.cli.main import main
 from reeltag.core.storage import find_files
@@ -159,6 +160,17 @@ def test_unreadable_files_are_reported_and_the_others_tagged(clips, model, tmp_p
     assert "no video could be tagged" in message
     assert all(f"  {path.name}: " in message for path in bad)
     assert not (tmp_path / "page.html").exists()
+
+
+def test_files_that_crash_their_decoders_are_reported_and_the_others_tagged(clips, model, tmp_path, capsys, crashes):
+    for name in ("3.mp4", "7.mp4", "hall.mp4"):
+        (tmp_path / name).write_bytes((clips / "hall.mp4").read_bytes())
+    results = tag_json(capsys, tmp_path, "--model", model)
+    assert [video["id"] for video in results["videos"]] == ["hall.mp4"]
+    assert results["left_out"] == {
+        "3.mp4": "crashed its decoder (SIGSEGV); convert it, or leave it out",
+        "7.mp4": "its decoder was killed, perhaps because memory ran out; convert it, or leave it out",
+    }
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no such names")

@@ -155,12 +155,13 @@ def test_a_video_that_takes_too_long_or_ends_its_process_is_refused_and_the_next
         while process._worker is None:
             await asyncio.sleep(0.01)
         folder = process._worker.folder.name
+        waiting = asyncio.create_task(process.read(content, loop.time() + 30))
         os.kill(process._worker.process.pid, signal.SIGKILL)  # crashes
         with pytest.raises(Exception, match="crashed the process that read it") as crashed:
             await again
         assert crashed.value.status == 422
         assert not Path(folder).exists()
-        second, _ = await process.read(content, loop.time() + 30)
+        second, _ = await waiting
         process.close()
         return first, second
 
