@@ -17,6 +17,7 @@ import pytest
 from clips import number_of, numbered, write_clip
 from conftest import DATA
 from decoders import crashes  # noqa: F401 - a fixture
+from mean_graph import write_mean_graph
 from reeltag.artifact.file import load_artifact, save_artifact
 from reeltag.cli.main import main
 from reeltag.core.storage import find_files
@@ -226,13 +227,7 @@ def test_invalid_models_and_arguments_are_refused(clips, model, tmp_path, capsys
 
 
 def test_an_onnx_extractor_is_opened_by_path_and_verified_by_hash(tmp_path, capsys):
-    onnx = pytest.importorskip("onnx")
-    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
-    mean = helper.make_node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)
-    values = [helper.make_tensor_value_info(name, kind, shape) for name, shape in (("x", ["N", 3, 8, 8]), ("y", None))]
-    graph = helper.make_graph([mean], "g", values[:1], values[1:])
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(made, tmp_path / "mean.onnx")
+    write_mean_graph(tmp_path / "mean.onnx")
     write_clip(tmp_path / "a.mp4", 3)
     out, image = tmp_path / "shards", f"onnx:{tmp_path / 'mean.onnx'}?scale=2&mean=0.1,0.2,0.3"
     options = ["--image", image, "--audio", "none"]
