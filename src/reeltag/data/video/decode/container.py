@@ -338,7 +338,9 @@ def open_media(path: Path) -> Iterator[InputContainer]:
         import av
     except ImportError as error:
         raise UsageError("PyAV is not installed; `pip install 'reeltag[video]'`") from error
-    av.logging.set_level(av.logging.PANIC)  # damage is reported in one line of our own
+    av.logging.set_level(
+        None
+    )  # at any other level threads of a decoder wait for the interpreter's lock, perhaps forever
     try:
         if not require_regular(path).stat().st_size:
             raise VideoError(f"{path}: is empty; copy it again")
