@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
@@ -19,6 +19,7 @@ from reeltag.core.errors import UsageError, VideoError
 from reeltag.core.storage import require_regular
 from reeltag.core.text import counted
 from reeltag.data.video.decode.clock import Clock
+from reeltag.data.video.decode.joined import next_recording
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -256,17 +257,35 @@ def packets(container: InputContainer, stream: Any, damage: Damage) -> Iterator[
 
     flags: Any = av.format.Flags
     clock = Clock(joinable=bool(container.format.flags & flags.ts_discont.value))
-    played = [best for best in (best_stream(container, "video"), best_stream(container, "audio")) if best]
-    packets = container.demux(played)
-    while True:
-        try:
-            packet = next(packets)
-        except (StopIteration, av.FFmpegError):
-            return
-        clock.mend(packet)
-        if packet.stream_index == stream.index:
-            damage.restarts = max(damage.restarts, clock.restarts)
-            yield packet
+    with ExitStack() as opened:
+        part, begin = container, 0
+        while True:
+            played = [best for best in (best_stream(part, "video"), best_stream(part, "audio")) if best]
+            index = stream.index if part is container else played[0].index
+            end = begin
+            for packet in _until_damaged(part.demux(played)):
+                end = max(end, begin + (packet.pos or 0) + packet.size)
+                clock.mend(packet)
+                if packet.stream_index == index:
+                    damage.restarts = max(damage.restarts, clock.restarts)
+                    yield packet
+            following = None
+            if end > begin and [each.type for each in played] == ["audio"]:
+                following = next_recording(Path(container.name), container.format.name, end)
+            opened.close()
+            if following is None:
+                return
+            try:
+                part, begin = opened.enter_context(_open(container.name, following)), following
+            except av.FFmpegError:
+                return
+
+
+def _until_damaged(packets: Iterator[Any]) -> Iterator[Any]:
+    import av
+
+    with suppress(av.FFmpegError):
+        yield from packets
 
 
 def best_stream(container: InputContainer, kind: Kind) -> Any:
@@ -332,7 +351,10 @@ def open_media(path: Path) -> Iterator[InputContainer]:
         yield container
 
 
-def _open(name: str) -> InputContainer:
+def _open(name: str, begin: int = 0) -> InputContainer:
+    """Open a file, or what begins at a place in it."""
     import av
 
-    return av.open(name, metadata_errors="replace", options={"protocol_whitelist": "file"}, timeout=STALLED_SECONDS)
+    part = f"subfile,,start,{begin},end,0,,:{name}" if begin else name
+    options = {"protocol_whitelist": "file,subfile"}
+    return av.open(part, metadata_errors="replace", options=options, timeout=STALLED_SECONDS)
