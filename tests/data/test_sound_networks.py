@@ -1,6 +1,7 @@
 """YAMNet, VGGish and TFLite networks, against reference values, other programs and formulas written out."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -10,13 +11,14 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from clips import tone
+from clips import tone, write_clip
 from conftest import DATA, golden
+from reeltag.cli.main import main
 from reeltag.core.errors import UsageError
 from reeltag.data.video.extractors import mel
 from reeltag.data.video.extractors.registry import image_extractor, sound_extractor
 from reeltag.data.video.extractors.tflite import TfliteNetwork
-from reeltag.data.video.features import Extraction, Pipeline
+from reeltag.data.video.features import Pipeline
 
 RNG = np.random.default_rng(3)
 FILES = DATA / "extractors"
@@ -39,6 +41,12 @@ def yamnet_reference():
         pytest.skip(f"no reference values in {FILES}")
     with np.load(FILES / "yamnet_reference.npz") as file:
         return np.pad(file["sounds"], ((0, 0), (0, 400))), file["log_mel"], file["embedding"], file["scores"]
+
+
+def record_codes(extractor, values):
+    """The codes of a record."""
+    pipeline = Pipeline(None, extractor)
+    return pipeline.stored(pipeline.mapped({"audio": values}))[0]
 
 
 # --- log-mel patches --------------------------------------------------------------------------------
@@ -99,11 +107,19 @@ def test_the_real_yamnet_gives_its_reference(files):
         assert classes.argsort(kind="stable")[-2:].tolist() == scores[number].argsort(kind="stable")[-2:].tolist()
 
 
+def test_threads_do_not_disturb_each_other(files):
+    extractor = sound_extractor(f"yamnet:{YAMNET}")
+    sounds = [tone(1, hertz)[None] for hertz in range(200, 3400, 200)]
+    expected = [extractor.values(sound) for sound in sounds]
+    with ThreadPoolExecutor(4) as pool:
+        np.testing.assert_array_equal(list(pool.map(extractor.values, sounds)), expected)
+
+
 def test_zeros_of_yamnet_are_no_end_of_the_range(files):
     sounds, *_ = yamnet_reference()
     extractor = sound_extractor(f"yamnet:{YAMNET}")
     values = extractor.values(np.concatenate([sounds, SECONDS]))
-    (codes,) = Pipeline(None, extractor).codes(Extraction({"audio": values}, ()))
+    codes = record_codes(extractor, values)
     assert set(codes[values == 0]) == {4}
     assert ((codes == 0) | (codes == 255)).mean() < 0.002
     within = codes < 255
@@ -217,13 +233,25 @@ def test_codes_of_vggish_are_googles(tmp_path, kind):
     extractor = sound_extractor(f"vggish:{path},{pca}")
     assert (extractor.name, extractor.width) == (f"vggish:vggish.onnx,{pca.name}", 128)
     seconds = (RNG.normal(0, 0.3, (40, 1)) * RNG.normal(size=(40, 16000))).astype(np.float32)
-    (codes,) = Pipeline(None, extractor).codes(Extraction({"audio": extractor.values(seconds)}, ()))
+    codes = record_codes(extractor, extractor.values(seconds))
     patches = mel.vggish_patches(torch.from_numpy(seconds)).numpy()
     expected = google_codes(patches.mean(1).astype(np.float64) @ weights + means.ravel(), components, means)
     assert len(np.unique(expected)) > 200
     # A value may fall on the other side of a step, since the network adds in float32.
     assert (codes != expected).mean() < 0.002
     assert np.abs(codes.astype(int) - expected).max() <= 1
+
+
+def test_values_beyond_the_published_range_of_vggish_are_no_fault(tmp_path, capsys):
+    path, _ = patches_model(tmp_path / "vggish.onnx", 128, scale=3.0)
+    pca = pca_file(tmp_path, "generated")
+    write_clip(tmp_path / "tone.m4a", pictures=(), sound=tone(8))
+    clip = [str(tmp_path / "tone.m4a"), "--image", "none"]
+    vggish = f"vggish:{path},{pca}"
+    assert main(["extract", *clip, "--audio", vggish, "--out", str(tmp_path / "shards")]) == 0
+    assert "outside the 8-bit range" not in capsys.readouterr().err
+    assert main(["extract", *clip, "--audio", f"{vggish}?scale=1.5", "--out", str(tmp_path / "other")]) == 2
+    assert "outside the 8-bit range" in capsys.readouterr().err
 
 
 def test_another_pca_is_another_vggish(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from reeltag.core.environment import available_cpus, one_torch_thread
+from reeltag.core.environment import available_cpus, keep_freed_memory, one_torch_thread
 from reeltag.core.errors import VideoError
 from reeltag.data.pca import Values
 from reeltag.data.video import decode
@@ -113,6 +113,7 @@ def process_files(
     Raises:
         Exception: what else `work` raises; the remaining files are dropped.
     """
+    keep_freed_memory()  # a fifth of the encoder's time
     workers = max(1, min(workers, len(items)))
     threads = max(1, available_cpus() // workers)
     with ExitStack() as stack:

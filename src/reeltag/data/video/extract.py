@@ -271,9 +271,10 @@ def _checked_values(
     uses = _value_uses(pipeline, parts)
     warnings, refused = list[str](), list[str]()
     for feature, use in uses.items():
-        misfit = find_misfit(use, pipeline.storage, whitened=feature in pipeline.projections)
-        if misfit is not None:
-            text = f"{feature} of {pipeline.extractors[feature].name}: {misfit.what}"
+        extractor, whitened = pipeline.extractors[feature], feature in pipeline.projections
+        misfit = find_misfit(use, pipeline.storage, whitened=whitened, calibrated=extractor.calibrated)
+        if misfit is not None and not _as_published(pipeline, feature):
+            text = f"{feature} of {extractor.name}: {misfit.what}"
             found = refused if misfit.lost and not settings.allow_clipping else warnings
             found.append(f"{text}; {_remedy(feature, pipeline, parts, settings)}")
     if refused:
@@ -281,6 +282,12 @@ def _checked_values(
         kept = "the corrected command goes on with the values extracted so far, without decoding their videos again"
         raise UsageError("\n  ".join([*refused, f"{anyway}{kept}"]))
     return uses, warnings
+
+
+def _as_published(pipeline: Pipeline, feature: str) -> bool:
+    """Return True if the codes of a feature are those that its extractor was published with."""
+    extractor, codes = pipeline.extractors[feature], pipeline.storage == "uint8" and feature not in pipeline.projections
+    return codes and (extractor.offset, extractor.scale) == extractor.published
 
 
 def _check_early(pipeline: Pipeline, parts: Sequence[_Part], settings: Settings, progress: Progress) -> None:
@@ -303,7 +310,7 @@ def _remedy(feature: str, pipeline: Pipeline, parts: Sequence[_Part], settings: 
         return f"they are all equal, so nothing can be learned from them: check the extractor, or give {option} none"
     fitted = _value_uses(pipeline.rescaled(scales), sample)[feature]
     others = "--fit-pca, or --storage float16"
-    if find_misfit(fitted, "uint8", whitened=False) is not None:
+    if find_misfit(fitted, "uint8") is not None:
         return f"no scale fits them: give {others}"
     return f"give {option} {shlex.quote(with_scale(name, *scales[feature]))}, {others}"
 

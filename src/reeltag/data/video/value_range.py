@@ -66,13 +66,14 @@ class Misfit:
     lost: bool
 
 
-def find_misfit(use: ValueUse, storage: Storage, *, whitened: bool) -> Misfit | None:
+def find_misfit(use: ValueUse, storage: Storage, *, whitened: bool = False, calibrated: bool = False) -> Misfit | None:
     """Judge the values of a feature; None if they fit.
 
     Args:
         use: counts of the values.
         storage: form in which records hold them.
         whitened: True if they went through a PCA.
+        calibrated: True if few codes in use are due to the videos.
     """
     if storage == "float32":
         return None
@@ -84,7 +85,7 @@ def find_misfit(use: ValueUse, storage: Storage, *, whitened: bool) -> Misfit | 
     faults = []
     if use.outside > (WARN_OUTSIDE_WHITENED if whitened else WARN_OUTSIDE):
         faults.append(f"{use.outside:.1%} of its values are outside the 8-bit range and cut to its ends")
-    if use.codes < LEAST_CODES and use.count >= LEAST_COUNT:
+    if use.codes < LEAST_CODES and use.count >= LEAST_COUNT and not calibrated:
         faults.append(f"its values take {use.codes} of 256 codes")
     return Misfit(" and ".join(faults), use.outside > REFUSE_OUTSIDE) if faults else None
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reeltag.core.errors import VideoError
+from reeltag.data.video.decode.clock import BACK
 from reeltag.data.video.decode.container import Damage, Watchdog, best_stream, decoded_frames, first_instant, open_media
 from reeltag.data.video.decode.video_stream import MAX_SECONDS
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 Samples = npt.NDArray[np.float32]
+# Seconds after the first picture, or None for what follows the piece before; samples a second; samples [n].
+_Piece = tuple[Fraction | None, int, Samples]
 
 # Difference between time stamps and samples from which on the time stamps are followed: less than the 20 ms of a packet
 # that may be lost, and more than time stamps are rounded by, which is a millisecond in most containers.
@@ -35,7 +38,8 @@ _MAX_PLANES = 7  # of 8 and more planes PyAV reads past the end of their list
 def sound(path: Path, rate: int, damage: Damage, *, seconds: int = MAX_SECONDS) -> Samples:
     """Decode the sound of a file as mono, the mean of its channels, on the clock of its pictures.
 
-    Gaps are silent, and where two pieces of sound have the same time the first is kept. Samples are not clipped: those
+    Gaps are silent. Where two pieces of sound have the same time the first is kept, or, in a file without pictures, the
+    second follows it. Samples are not clipped: those
     of lossy codecs and of floats may exceed full scale.
 
     Args:
@@ -53,7 +57,9 @@ def sound(path: Path, rate: int, damage: Damage, *, seconds: int = MAX_SECONDS) 
     samples = np.zeros(rate * seconds, np.float32)
     filled = 0
     with open_media(path) as container:
-        for begin, values in _resampled(path, _pieces(container, damage, Watchdog(path)), rate):
+        alone = best_stream(container, "video") is None
+        pieces = _pieces(container, damage, Watchdog(path))
+        for begin, values in _resampled(path, _in_line(pieces) if alone else pieces, rate):
             if begin >= len(samples):
                 break
             place = max(begin, filled)  # sound before the first picture is dropped, too
@@ -63,14 +69,24 @@ def sound(path: Path, rate: int, damage: Damage, *, seconds: int = MAX_SECONDS) 
     return samples[:filled]
 
 
-def _resampled(
-    path: Path, pieces: Iterable[tuple[Fraction | None, int, Samples]], rate: int
-) -> Iterator[tuple[int, Samples]]:
+def _in_line(pieces: Iterable[_Piece]) -> Iterator[_Piece]:
+    """Move pieces of sound that would begin before the end of those before them, and all that follow."""
+    moved = due = Fraction(0)
+    for at, rate, mono in pieces:
+        begin = due if at is None else at + moved
+        if begin < due - BACK:
+            moved += due - begin
+            begin = due
+        due = begin + Fraction(len(mono), rate)
+        yield begin, rate, mono
+
+
+def _resampled(path: Path, pieces: Iterable[_Piece], rate: int) -> Iterator[tuple[int, Samples]]:
     """Resample pieces of sound; yield sounds with the index of their first sample.
 
     Args:
         path: the file.
-        pieces: times in seconds, or None for what follows the piece before; samples a second, and samples [n].
+        pieces: pieces of sound.
         rate: samples a second to yield.
     """
     stretch = None
@@ -137,10 +153,8 @@ class _Stretch:
             self._position += len(values)
 
 
-def _pieces(
-    container: InputContainer, damage: Damage, clock: Watchdog
-) -> Iterator[tuple[Fraction | None, int, Samples]]:
-    """Yield decoded sound as mono, each piece with its time after the first picture if that is known, and its rate."""
+def _pieces(container: InputContainer, damage: Damage, clock: Watchdog) -> Iterator[_Piece]:
+    """Yield decoded sound as mono."""
     import av
 
     stream = best_stream(container, "audio")

@@ -15,7 +15,7 @@ from reeltag.data.schema import DECODING, Origin
 from reeltag.data.video.decode import Picture, Samples
 from reeltag.data.video.extractors.settings import as_query
 
-BATCH = 16  # inputs a call of an extractor, by default; bounds the memory of a video
+BATCH = 8  # inputs a call of an extractor, by default; bounds the memory of a video
 
 Input = TypeVar("Input", Picture, Samples)
 
@@ -36,6 +36,9 @@ class Extractor(Generic[Input]):
         batch: number of inputs a call of `values`, at most.
         prepare: preprocessing of one picture, [height, width, 3] uint8 RGB of any size, upright, with square pixels;
             None if pictures are scaled to `takes` without keeping their aspect ratio.
+        calibrated: True if the scale is for the values of all videos, so that few codes in use are due to the videos.
+        published: offset and scale of the codes that were published of it, which cut values on purpose; None if none
+            were.
     """
 
     name: str
@@ -47,6 +50,8 @@ class Extractor(Generic[Input]):
     values: Callable[[Any], Values]
     batch: int = BATCH
     prepare: Callable[[Picture], npt.NDArray[Any]] | None = None
+    calibrated: bool = False
+    published: tuple[float, float] | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -72,7 +77,7 @@ class Extractor(Generic[Input]):
 
     def rescaled(self, offset: float, scale: float) -> Extractor[Input]:
         """Return this extractor with another scale; its values are the same."""
-        return replace(self, offset=offset, scale=scale)
+        return replace(self, offset=offset, scale=scale, calibrated=False)
 
     def scaled(self, values: Values) -> Values:
         """Map values by the scale, most of them into [-2, 2]."""

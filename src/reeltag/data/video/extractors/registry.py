@@ -61,7 +61,16 @@ def _efficientnet(rest: str) -> Extractor[Picture]:
         return found
 
     size = (efficientnet.SIZE, efficientnet.SIZE)
-    return Extractor("efficientnet-lite0", efficientnet.WIDTH, size, identity, settings.offset, settings.scale, values)
+    return Extractor(
+        "efficientnet-lite0",
+        efficientnet.WIDTH,
+        size,
+        identity,
+        settings.offset,
+        settings.scale,
+        values,
+        calibrated=not rest,
+    )
 
 
 def _logmel(rest: str) -> Extractor[Samples]:
@@ -72,7 +81,9 @@ def _logmel(rest: str) -> Extractor[Samples]:
         return found
 
     identity = {"name": "logmel", "version": 1}
-    return Extractor("logmel", mel.BANDS, (mel.RATE,), identity, settings.offset, settings.scale, values)
+    return Extractor(
+        "logmel", mel.BANDS, (mel.RATE,), identity, settings.offset, settings.scale, values, calibrated=not rest
+    )
 
 
 def _onnx_image(rest: str, preset: str = "onnx") -> Extractor[Picture]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from threading import Lock
+from threading import Lock, local
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from reeltag.data.video.decode import Picture
 from reeltag.data.video.extractors.extractor import Extractor
 from reeltag.data.video.extractors.onnx_graph import Rgb
 from reeltag.data.video.extractors.settings import FileSettings, check_reference, parse_settings
+
+_OPENING = Lock()  # filters of warnings belong to all threads
 
 
 class TfliteSettings(FileSettings):
@@ -45,47 +47,69 @@ class TfliteNetwork:
     """
 
     def __init__(self, path: Path, *, samples: int | None = None, width: int | None = None) -> None:
-        self.path = path
-        self._lock = Lock()  # between the input and the output an interpreter serves one caller
-        self._interpreter = _open(path, inner=width is not None)
-        inputs = self._interpreter.get_input_details()
-        if len(inputs) != 1:
-            raise UsageError(f"{path}: has {len(inputs)} inputs; give a network with one")
-        self._input = inputs[0]
-        self.dtype = self._input["dtype"]
+        self.path, self._samples, self._inner = path, samples, width is not None
         try:
-            if samples is not None and self._input["shape_signature"].tolist() in ([-1], [1, -1], [-1, -1]):
-                self._interpreter.resize_tensor_input(self._input["index"], [1, samples][-len(self._input["shape"]) :])
-            self._interpreter.allocate_tensors()
-            self._interpreter.invoke()  # some shapes are known only then
-        except (RuntimeError, ValueError) as error:
-            raise UsageError(f"{path}: LiteRT cannot compute it ({error})") from error
-        self.shape = tuple(self._interpreter.get_input_details()[0]["shape"].tolist())
-        self._output = self._vector(width)
+            self._content = require_regular(path).read_bytes()
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+        self._threads = local()  # an interpreter serves one thread
+        interpreter = self._interpreter()
+        self._input = interpreter.get_input_details()[0]
+        self.shape, self.dtype = tuple(self._input["shape"].tolist()), self._input["dtype"]
+        self._output = self._vector(interpreter, width)
 
     def __call__(self, x: Any) -> Values:
         """Return the vector of one input, which has the shape and type of the network's."""
+        interpreter = self._interpreter()
         try:
-            with self._lock:
-                self._interpreter.set_tensor(self._input["index"], x)
-                self._interpreter.invoke()
-                found = self._interpreter.get_tensor(self._output["index"])
+            interpreter.set_tensor(self._input["index"], x)
+            interpreter.invoke()
+            found = interpreter.get_tensor(self._output["index"])
         except (RuntimeError, ValueError) as error:
             raise UsageError(f"{self.path}: LiteRT cannot compute it for input {list(x.shape)} ({error})") from error
         scale, zero = self._output["quantization"]  # 0 and 0 for floats
         values: Values = found.astype(np.float32).ravel()
         return (values - np.float32(zero)) * np.float32(scale) if scale else values
 
-    def _vector(self, width: int | None) -> Any:
+    def _interpreter(self) -> Any:
+        """Return the interpreter of this thread."""
+        if not hasattr(self._threads, "interpreter"):
+            self._threads.interpreter = self._open()
+        return self._threads.interpreter
+
+    def _open(self) -> Any:
+        """Open the network with LiteRT, and run it once, since some shapes are known only then."""
+        try:
+            from ai_edge_litert.interpreter import Interpreter
+        except ImportError as error:
+            raise UsageError("LiteRT is not installed; `pip install 'reeltag[litert]'`") from error
+        try:
+            with _OPENING, warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # that inner tensors take memory
+                interpreter = Interpreter(
+                    model_content=self._content, num_threads=1, experimental_preserve_all_tensors=self._inner
+                )
+            inputs = interpreter.get_input_details()
+            if len(inputs) != 1:
+                raise UsageError(f"{self.path}: has {len(inputs)} inputs; give a network with one")
+            if self._samples and inputs[0]["shape_signature"].tolist() in ([-1], [1, -1], [-1, -1]):
+                interpreter.resize_tensor_input(inputs[0]["index"], [1, self._samples][-len(inputs[0]["shape"]) :])
+            interpreter.allocate_tensors()
+            interpreter.invoke()
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(f"{self.path}: LiteRT cannot open it ({error}); is it a .tflite file?") from error
+        return interpreter
+
+    def _vector(self, interpreter: Any, width: int | None) -> Any:
         """Return the details of the tensor that holds the vector."""
-        outputs = self._interpreter.get_output_details()
+        outputs = interpreter.get_output_details()
         if width is None:
             if len(outputs) != 1 or not _is_vector(outputs[0], None):
                 shapes = ", ".join(str(output["shape"].tolist()) for output in outputs)
                 raise UsageError(f"{self.path}: its outputs are {shapes}; give a network with one vector as output")
             return outputs[0]
         named = [output for output in outputs if _is_vector(output, width)]
-        inner = [tensor for tensor in self._interpreter.get_tensor_details() if _is_vector(tensor, width)]
+        inner = [tensor for tensor in interpreter.get_tensor_details() if _is_vector(tensor, width)]
         if not (named or inner):
             raise UsageError(f"{self.path}: has no vector of {width:,} values; is it the file of another network?")
         return named[0] if named else inner[-1]
@@ -127,21 +151,3 @@ def _is_vector(tensor: Any, width: int | None) -> bool:
         and width in (None, shape[-1])
         and tensor["dtype"] in (np.float32, np.int8, np.uint8)
     )
-
-
-def _open(path: Path, *, inner: bool) -> Any:
-    """Open a file with LiteRT; with `inner`, tensors within the network can be read too."""
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise UsageError("LiteRT is not installed; `pip install 'reeltag[litert]'`") from error
-    try:
-        content = require_regular(path).read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that inner tensors take memory
-            return Interpreter(model_content=content, num_threads=1, experimental_preserve_all_tensors=inner)
-    except (RuntimeError, ValueError) as error:
-        raise UsageError(f"{path}: LiteRT cannot open it ({error}); is it a .tflite file?") from error

@@ -48,7 +48,8 @@ def open_vggish(rest: str) -> Extractor[Samples]:
     weights = {"weights": graph_hash(path), "pca": file_hash(pca)}
     identity = {"name": "vggish", **weights, "settings": settings.identity()}
     name = f"vggish:{path.name},{pca.name}"
-    return Extractor(name, WIDTH, (mel.RATE,), identity, settings.offset, settings.scale, values)
+    offset, scale = settings.offset, settings.scale
+    return Extractor(name, WIDTH, (mel.RATE,), identity, offset, scale, values, published=(0.0, 1.0))
 
 
 def _two_paths(paths: Path) -> tuple[Path, Path]:
