@@ -24,8 +24,8 @@ class SoundNetwork:
     """Network from seconds of sound [T, 16000] to [T, width] float32: the vector of each second's first patch.
 
     A network with an input [N, 96, 64], with or without a dimension of 1 for channels, gets log-mel patches. One with
-    an input [samples] or [N, samples] gets the 15,600 samples of a patch, no more: of a whole second it would make a
-    second vector, in which little but the zeros that fill it up is heard.
+    an input [samples] or [N, samples] gets the 15,600 samples of a patch, no more: of a whole second YAMNet makes two
+    vectors, the second from half a second of sound and zeros that fill it up.
 
     Args:
         path: the file, `.tflite` or ONNX.
