@@ -185,6 +185,7 @@ def test_a_yamnet_in_onnx_hears_one_patch_of_each_second(tmp_path, shape):
         ("yamnet:{}/narrow.onnx", r"gives \[2, 64\], \[2, 128\] for 2 patches, and no vector of 1,024 values each"),
         ("yamnet:{}/constant.onnx", "the same 1,024 values for silence and a tone"),
         ("yamnet:{}/picture.onnx", r"reads \['N', 3, 224, 224\], not log-mel patches"),
+        ("yamnet:{}/fixed.onnx", r"cannot be computed for input \[15600\]"),
         ("yamnet:{}/narrow.onnx?rate=8000", "rate: unknown key"),
         ("vggish:{}/narrow.onnx", "names one file; give the network and its PCA"),
         ("vggish:{}/narrow.onnx,{}/none.npz", "no vggish_pca_params.npz"),
@@ -199,6 +200,7 @@ def test_files_of_other_networks_are_named(tmp_path, name, message):
     graph(tmp_path / "constant.onnx", [shape], ["N", 96, 64], ["y"], {"n": np.array([2, 1024])})
     same = helper.make_node("Identity", ["x"], ["y"])
     graph(tmp_path / "picture.onnx", [same], ["N", 3, 224, 224], ["y"], {})
+    graph(tmp_path / "fixed.onnx", [same], [16000], ["y"], {})
     np.savez(tmp_path / "small.npz", pca_eigen_vectors=np.eye(64), pca_means=np.zeros(64))
     with pytest.raises(UsageError, match=message):
         sound_extractor(name.format(tmp_path, tmp_path))
