@@ -246,7 +246,9 @@ def scores_agree(model, shards, clips, options, capsys):
     assert len({round(tags[0]["score"], 6) for tags in tagged.values()}) == 10
 
 
-@pytest.mark.parametrize(("storage", "kind"), [("float16", np.float16), ("float32", np.float32)])
+@pytest.mark.parametrize(
+    ("storage", "kind"), [("float16", np.float16), pytest.param("float32", np.float32, marks=pytest.mark.slow)]
+)
 def test_floats_go_through_every_step(clips, tmp_path, capsys, storage, kind):
     net = encoder(tmp_path / "n.onnx", 100)
     image = ["--image", f"onnx:{net}"]
@@ -264,6 +266,11 @@ def test_floats_go_through_every_step(clips, tmp_path, capsys, storage, kind):
     assert 10 * 5 * 48 * np.dtype(kind).itemsize < size < 10 * 5 * 48 * np.dtype(kind).itemsize * 1.3
     model = write_untrained(tmp_path / "m.reeltag", schema.model_copy(update={"classes": 3}))
     scores_agree(model, out, clips, image, capsys)
+    other = manifest(out)
+    other["schema"] |= {"dtype": "uint8", "storage": "native"}
+    (out / "manifest.json").write_text(json.dumps(other))
+    assert main(["predict", str(model), str(out / "*.tfrecord")]) == 2
+    assert f"of these shards is uint8, but the model reads {storage}; extract" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -27,7 +27,8 @@ def refuse_other_origin(schema: Schema, shards: Iterable[DataFile]) -> None:
     """
     ours = {feature.name: feature.extractor for feature in schema.features}
     for folder in sorted({shard.parent for shard in shards if isinstance(shard, Path)}):
-        for name, theirs in _origins(folder / MANIFEST).items():
+        found = _schema_of(folder / MANIFEST)
+        for name, theirs in _origins(found).items():
             wanted = ours.get(name)
             if wanted is not None and theirs.decoding != wanted.decoding:
                 earlier = "these shards were" if theirs.decoding < wanted.decoding else "the model's were"
@@ -35,6 +36,9 @@ def refuse_other_origin(schema: Schema, shards: Iterable[DataFile]) -> None:
                     f"the features {name!r} of {earlier} extracted by an earlier reeltag, which decoded files otherwise"
                 )
                 raise UsageError(f"{folder}: {what}; extract all videos again with this one, and train on them")
+            if wanted is not None and found is not None and found.precision != schema.precision:
+                what = f"{name!r} of these shards is {found.precision}, but the model reads {schema.precision}"
+                raise UsageError(f"{folder}: {what}; extract the videos with --storage {schema.precision}")
             if wanted is not None and _produced(theirs) != _produced(wanted):
                 made = f"{theirs.name}{describe_difference(theirs, wanted)}"
                 what = f"{name!r} of these shards is from {made}, but the model expects it from {wanted.name}"
@@ -80,7 +84,6 @@ def _schema_of(manifest: Path) -> Schema | None:
         raise UsageError(f"{manifest}: its schema cannot be read; make the shards again") from error
 
 
-def _origins(manifest: Path) -> dict[str, Origin]:
-    """Return a manifest's extractors by feature; empty if it names none."""
-    schema = _schema_of(manifest)
+def _origins(schema: Schema | None) -> dict[str, Origin]:
+    """Return a schema's extractors by feature; empty if it names none."""
     return {each.name: each.extractor for each in schema.features if each.extractor is not None} if schema else {}
