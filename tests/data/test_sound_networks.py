@@ -19,6 +19,7 @@ from reeltag.data.video.extractors import mel
 from reeltag.data.video.extractors.registry import image_extractor, sound_extractor
 from reeltag.data.video.extractors.tflite import TfliteNetwork
 from reeltag.data.video.features import Pipeline
+from tflite_files import write_sum_network
 
 RNG = np.random.default_rng(3)
 FILES = DATA / "extractors"
@@ -287,6 +288,18 @@ def test_a_tflite_network_of_pictures(files):
     expected = scale * (interpreter.get_tensor(output["index"]).astype(float).ravel() - zero)
     assert expected.max() > 1
     np.testing.assert_allclose(extractor.values(pictures)[1], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("outputs", [("score", "vector"), ("vector",), ("score",)])
+@pytest.mark.parametrize(
+    ("shape", "signature"), [([1], [-1]), ([1, 1], [1, -1]), ([15600], [15600]), ([1, 15600],) * 2]
+)
+def test_a_yamnet_in_tflite_that_reads_samples(tmp_path, shape, signature, outputs):
+    pytest.importorskip("ai_edge_litert")
+    weights = RNG.normal(size=(1, 1024)).astype(np.float32)
+    path = write_sum_network(tmp_path / "yamnet.tflite", weights, shape, signature, outputs=outputs)
+    expected = SECONDS[:, :15600].sum(1, keepdims=True, dtype=np.float64) * weights
+    np.testing.assert_allclose(sound_extractor(f"yamnet:{path}").values(SECONDS), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(
