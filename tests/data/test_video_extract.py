@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
-import crashing
 from clips import tone, write_clip
+from decoders import crashes  # noqa: F401 - a fixture
 from processgroup import all_end
 from reeltag.cli.main import main
 from reeltag.core.errors import UsageError, VideoError
@@ -19,10 +19,8 @@ from reeltag.core.progress import Progress
 from reeltag.core.storage import find_files
 from reeltag.core.tensorfile import TensorFile
 from reeltag.data.shards import read_examples, scan
-from reeltag.data.video import engine
 from reeltag.data.video import extract as collecting
 from reeltag.data.video.dataset import Item, find_videos, split
-from reeltag.data.video.decode import process
 from reeltag.data.video.extract import Settings, extract_dataset
 from reeltag.data.video.features import open_pipeline
 from reeltag.data.vocabulary import read_vocabulary
@@ -84,7 +82,9 @@ def test_the_shards_hold_what_the_extractors_give(shards, videos):
     found = {video.id: video for video in read_examples(find_files([str(shards / "*.tfrecord")]), schema)}
     pipeline = open_pipeline("efficientnet-lite0", "logmel")
     for name in ("3.mp4", "silent.mp4", "heard.m4a"):
-        for codes, expected in zip(found[name].features, pipeline.codes(pipeline.extract(videos / name)), strict=True):
+        for codes, expected in zip(
+            found[name].features, pipeline.stored(pipeline.mapped(pipeline.extract(videos / name).values)), strict=True
+        ):
             np.testing.assert_array_equal(codes, expected)
 
 
@@ -130,8 +130,8 @@ def test_what_became_of_each_file_is_told(shards):
     assert "broken.mp4,,0," in rows[7]
 
 
-def test_twice_gives_the_same_bytes(shards, videos, tmp_path):
-    assert extract(videos, tmp_path / "a", "--test-share", "0.3") == 0
+def test_one_worker_gives_the_same_bytes_as_several(shards, videos, tmp_path):
+    assert extract(videos, tmp_path / "a", "--test-share", "0.3", "--workers", "1") == 0
     assert contents(tmp_path / "a") == contents(shards)
     assert not (tmp_path / "a.parts").exists()
 
@@ -261,7 +261,7 @@ def test_shards_are_of_limited_size(videos, tmp_path, monkeypatch):
 def test_more_seconds_than_fit_are_reported(tmp_path):
     write_clip(tmp_path / "long.m4a", pictures=(), sound=tone(310))
     data = find_videos([str(tmp_path / "long.m4a")], None)
-    (outcome,) = extract_dataset(data, tmp_path / "out", Settings(image="none"), 1, Progress())
+    (outcome,) = extract_dataset(data, tmp_path / "out", Settings(image="none"), 1, Progress()).outcomes
     assert (outcome.seconds, outcome.remarks) == (300, ("the first 300 of 310 seconds",))
 
 
@@ -274,16 +274,13 @@ def test_a_file_without_what_is_extracted_is_left_out(videos):
             open_pipeline(*extractors).extract(videos / name)
 
 
-@pytest.mark.parametrize("name", ["3.mp4", "5.mp4"])
-def test_a_video_that_crashes_its_decoder_is_left_out(videos, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(engine, "DecoderProcess", process.DecoderProcess)  # new ones
-    monkeypatch.setattr(process, "_work", {"3.mp4": crashing.segfault, "5.mp4": crashing.leave}[name])
+def test_videos_that_crash_their_decoders_are_left_out(videos, tmp_path, crashes):  # noqa: F811
     data = find_videos([str(videos)], videos / "labels.csv")
-    found = extract_dataset(data, tmp_path / "out", Settings(image="none"), 1, Progress())
+    found = extract_dataset(data, tmp_path / "out", Settings(image="none"), 1, Progress()).outcomes
     left_out = {outcome.id: outcome.remarks[0] for outcome in found if outcome.split is None}
-    assert left_out.keys() == {name, "broken.mp4", "silent.mp4", "gone.mp4"}
-    how = {"3.mp4": "SIGSEGV", "5.mp4": "exit code 3"}[name]
-    assert left_out[name] == f"left out: crashed its decoder ({how}); convert it, or leave it out"
+    assert left_out.keys() == {"3.mp4", "5.mp4", "broken.mp4", "silent.mp4", "gone.mp4"}
+    assert left_out["3.mp4"] == "left out: crashed its decoder (SIGSEGV); convert it, or leave it out"
+    assert left_out["5.mp4"] == "left out: crashed its decoder (exit code 3); convert it, or leave it out"
 
 
 class Killed(Exception):  # noqa: N818

@@ -48,7 +48,8 @@ def write_sound(path, waves, rate, codec="pcm_f32le", form="flt", pictures=None,
         frame = frame_of(waves, rate, form, codec)
         frame.pts, frame.time_base = round(begin * rate), Fraction(1, rate)
         size = heard.codec_context.frame_size
-        for part in av.AudioResampler(format=form, frame_size=size).resample(frame) if size else [frame]:
+        cutter = av.AudioResampler(format=form, frame_size=size)
+        for part in [*cutter.resample(frame), *cutter.resample(None)] if size else [frame]:
             out.mux(heard.encode(part))
         out.mux(heard.encode(None))
     return path
@@ -122,7 +123,7 @@ def test_equal_channels_sound_as_one_and_none_is_cut_off(tmp_path, form):
         path = write_sound(tmp_path / f"{channels}.wav", [wave] * channels, 16000, codec, form)
         heard = sound(path, 16000, Damage())
         assert np.abs(heard - wave).max() < 2**-15
-        codes.append(pipeline.codes(pipeline.extract(path))[0].astype(int))
+        codes.append(pipeline.stored(pipeline.mapped(pipeline.extract(path).values))[0].astype(int))
     assert np.abs(np.array(codes) - codes[0]).max() <= 1
 
 
@@ -142,3 +143,109 @@ def test_samples_that_cannot_be_are_told(tmp_path):
     assert pipeline.extract(path).remarks == ("3 samples of sound not finite, taken as silence",)
     loud = write_sound(tmp_path / "b.wav", [32767 * tone(2)], 16000)
     assert pipeline.extract(loud).remarks == ("sound of up to 16,384 times full scale",)
+
+
+# --- the clock ------------------------------------------------------------------------------------
+
+
+def loud_by_second(heard, rate):
+    """The peaks of whole seconds."""
+    return np.abs(heard[: len(heard) // rate * rate]).reshape(-1, rate).max(1)
+
+
+def remuxed(source, target, keep):
+    """Copy the packets of a file that are kept, from their kind and their time in seconds."""
+    with av.open(str(source)) as inside, av.open(str(target), "w") as out:
+        streams = {stream.index: out.add_stream_from_template(stream) for stream in inside.streams}
+        for packet in inside.demux():
+            if packet.size and keep(packet.stream.type, float(packet.pts * packet.time_base)):
+                packet.stream = streams[packet.stream.index]
+                out.mux(packet)
+    return target
+
+
+@pytest.mark.parametrize(("begin", "codec", "form"), [(0.5, "pcm_s16le", "s16"), (0.3, "aac", "fltp")])
+def test_sound_that_begins_after_the_pictures_begins_with_silence(tmp_path, begin, codec, form):
+    path = write_sound(tmp_path / "a.mkv", [tone(2)], 16000, codec, form, pictures=3, begin=begin)
+    heard, place = sound(path, 16000, Damage()), round(begin * 16000)
+    assert rms(heard[: place - 1024]) < 1e-3
+    assert rms(heard[place : place + 32000] - tone(2)) < 0.01
+
+
+@pytest.mark.parametrize("early", [0.3, 1.7])
+def test_sound_before_the_first_picture_is_dropped(tmp_path, early):
+    whole = write_sound(tmp_path / "whole.mkv", [tone(4)], 16000, "pcm_s16le", "s16", pictures=4)
+    keep = lambda kind, at: kind == "audio" or at >= early  # noqa: E731
+    heard = sound(remuxed(whole, tmp_path / "a.mkv", keep), 16000, Damage())
+    assert len(heard) == round((4 - early) * 16000)
+    assert rms(heard - tone(4)[-len(heard) :]) < 1e-3
+
+
+@pytest.mark.parametrize(("codec", "form", "ending"), [("aac", "fltp", "ts"), ("mp2", "s16", "mpg")])
+def test_lost_packets_are_a_silent_gap(tmp_path, codec, form, ending):
+    """A packet lasts less than 30 ms: what follows one that is lost stays at its place, too."""
+    wave = tone(4, rate=44100)
+    whole = write_sound(tmp_path / f"whole.{ending}", [wave] * 2, 44100, codec, form, pictures=4)
+    expected = sound(whole, 44100, Damage())
+    with av.open(str(whole)) as container:
+        first = min(float(packet.pts * packet.time_base) for packet in container.demux(video=0) if packet.size)
+    keep = lambda kind, at: kind == "video" or not (1.0 < at - first < 1.03 or 2 < at - first < 2.6)  # noqa: E731
+    heard = sound(remuxed(whole, tmp_path / f"a.{ending}", keep), 44100, Damage())
+    assert len(heard) == len(expected)
+    kept = np.r_[5000:43000, 48000:87000, 117000:170000]
+    assert rms(heard[kept] - expected[kept]) < 1e-3
+    assert rms(heard[90500:113000]) == 0
+
+
+def test_a_recording_cut_anywhere_is_heard_from_its_first_picture_on(tmp_path):
+    """Against a plain decoding of its frames, placed by their time stamps."""
+    rate, path = 16000, tmp_path / "cut.ts"
+    wave = tone(12, rate=rate) * np.linspace(0, 1, 12 * rate, dtype=np.float32)
+    whole = write_sound(tmp_path / "a.ts", [wave], rate, "mp2", "s16", pictures=12).read_bytes()
+    for share in (0.15, 0.4):
+        begin = int(len(whole) // 188 * share) * 188
+        path.write_bytes(whole[: 3 * 188] + whole[begin:])
+        with av.open(str(path)) as container:
+            first = next(container.decode(video=0))
+            start = first.pts * first.time_base
+        expected = np.zeros(12 * rate, np.float32)
+        with av.open(str(path)) as container:
+            for frame in container.decode(audio=0):
+                place = round((frame.pts * frame.time_base - start) * rate)
+                values = frame.to_ndarray()[0] / np.float32(2**15)
+                if place >= 0:
+                    expected[place : place + len(values)] = values
+        heard = sound(path, rate, Damage())
+        assert rms(heard[2000:] - expected[2000 : len(heard)]) < 1e-3
+
+
+JOINED = [
+    ("pcm_s16le", "s16", "wav"),
+    ("pcm_s16be", "s16", "aiff"),
+    ("wavpack", "s32p", "wv"),
+    ("flac", "s16", "flac"),
+    ("flac", "s16", "ogg"),
+    ("libopus", "flt", "ogg"),
+    ("libmp3lame", "fltp", "mp3"),
+    ("aac", "fltp", "aac"),
+    ("mp2", "s16", "ts"),
+    ("mp2", "s16", "mpg"),
+    ("aac", "fltp", "mkv"),
+]
+
+
+@pytest.mark.parametrize(("codec", "form", "ending"), JOINED)
+def test_joined_recordings_follow_each_other(tmp_path, codec, form, ending):
+    """The second, of another number of channels, is behind the end of the first, whether or not FFmpeg reads on."""
+    wave, pipeline = [tone(2, 440, 48000)] * 2, open_pipeline("none", "logmel")
+    first = write_sound(tmp_path / f"a.{ending}", wave, 48000, codec, form)
+    second = write_sound(tmp_path / f"b.{ending}", [tone(2, 880, 48000)], 48000, codec, form)
+    joined = tmp_path / f"joined.{ending}"
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
+    heard = sound(joined, 16000, Damage())
+    assert 4 <= len(heard) / 16000 < 4.12  # of lossy codecs with what they fill up
+    loudest = [np.abs(np.fft.rfft(heard[begin : begin + 16000])).argmax() for begin in (4000, 12000, 36000, 46000)]
+    np.testing.assert_allclose(loudest, [440, 440, 880, 880], atol=1)
+    remarks = pipeline.extract(joined).remarks
+    if ending not in ("mp3", "aac"):  # which have no clock
+        assert "its clock starts anew 1 time, and goes on at the end of what came before" in remarks

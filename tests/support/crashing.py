@@ -1,29 +1,22 @@
-"""Decoder processes that end, hang or fill up at marked files; they stand in for those that FFmpeg would crash."""
+"""Decoder processes that end at marked files; they stand in for those that a file makes FFmpeg crash."""
 
 import os
 import signal
 
 from reeltag.data.video.decode import process
 
-_decode = process._work
 
-
-def segfault(*arguments):
-    """Serve as a decoder process does, but crash at 3.mp4."""
-    _serve({"3.mp4": lambda: os.kill(os.getpid(), signal.SIGSEGV)}, arguments)
-
-
-def leave(*arguments):
-    """Serve as a decoder process does, but exit at 5.mp4."""
-    _serve({"5.mp4": lambda: os._exit(3)}, arguments)
-
-
-def _serve(faults, arguments):
+def main():
+    """Serve as a decoder process does, but crash at 3.mp4, exit at 5.mp4 and be killed at 7.mp4."""
+    ends = {"3.mp4": signal.SIGSEGV, "7.mp4": signal.SIGKILL}
     real = process.probe
 
     def probe(path):
-        faults.get(path.name, lambda: None)()
+        if path.name in ends:
+            os.kill(os.getpid(), ends[path.name])
+        if path.name == "5.mp4":
+            os._exit(3)
         return real(path)
 
     process.probe = probe
-    _decode(*arguments)
+    process.main()

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from reeltag.artifact.file import Artifact
-from reeltag.core.errors import UsageError
+from reeltag.core.errors import UsageError, VideoError
 from reeltag.core.text import counted
 from reeltag.data.extractor_origin import describe_difference
-from reeltag.data.formats.example import Video
-from reeltag.data.schema import DECODING, Feature, Schema
+from reeltag.data.formats.example import Video, is_computable
+from reeltag.data.schema import DECODING, Feature, Origin, Schema
 from reeltag.data.video.engine import IN_PROCESS, Engine
 from reeltag.data.video.extractors.extractor import Extractor
 from reeltag.data.video.extractors.registry import IMAGE, SOUND, image_extractor, sound_extractor
+from reeltag.data.video.extractors.settings import names_scale
 from reeltag.data.video.features import Pipeline
 
 # For each feature: the option that names its extractor, the known extractors, and the function that opens one.
@@ -49,12 +50,19 @@ class VideoReader:
             The video, and remarks about the file.
 
         Raises:
-            VideoError: the file cannot be read, or decoding stalls or crashes.
+            VideoError: the file cannot be read, decoding stalls or crashes, or its values do not fit the model's
+                precision.
         """
         extraction = self.pipeline.extract(path, engine)
-        codes = dict(zip(extraction.values, self.pipeline.codes(extraction), strict=True))
+        stored = dict(
+            zip(extraction.values, self.pipeline.stored(self.pipeline.mapped(extraction.values)), strict=True)
+        )
         most = self.schema.max_frames
-        ordered = tuple(codes[feature.name][:most] for feature in self.schema.features)
+        ordered = tuple(stored[feature.name][:most] for feature in self.schema.features)
+        if not all(map(is_computable, ordered)):
+            raise VideoError(
+                f"{path}: has values beyond {self.pipeline.storage}, in which the model reads them; leave it out"
+            )
         return Video(name, None, ordered, max(0, extraction.seconds - most)), extraction.remarks
 
 
@@ -79,7 +87,8 @@ def open_reader(artifact: Artifact, name: str, image: str | None = None, audio: 
             f"{_KINDS[unread[0]][0]}: {name} reads no such feature, but {', '.join(sorted(read))}; leave it out"
         )
     opened = {feature.name: _extractor(feature, chosen.get(feature.name), name) for feature in schema.features}
-    return VideoReader(schema, Pipeline(opened.get("rgb"), opened.get("audio"), artifact.projections))
+    pipeline = Pipeline(opened.get("rgb"), opened.get("audio"), artifact.projections, schema.precision)
+    return VideoReader(schema, pipeline)
 
 
 def refuse_unreadable(artifact: Artifact, name: str, named: Collection[str] = ()) -> None:
@@ -91,16 +100,16 @@ def refuse_unreadable(artifact: Artifact, name: str, named: Collection[str] = ()
         named: features whose extractors the user names.
 
     Raises:
-        UsageError: the model tags segments, does not say which extractors made its features, or had its videos decoded
-            otherwise.
+        UsageError: the model tags segments, does not say which extractors made its features, had its videos decoded
+            otherwise, or needs the file of an extractor that the user does not name.
     """
-    schema = artifact.schema
+    schema, missing = artifact.schema, list[str]()
     if schema.segments is not None:
         what = f"tags segments of {counted(schema.segments, 'frame')}, not whole videos"
         raise UsageError(f"{name}: {what}; use `reeltag extract` and `reeltag predict`")
     for feature in schema.features:
         origin = feature.extractor
-        if origin is None or feature.name not in _KINDS or (schema.level, schema.dtype) != ("frame", "uint8"):
+        if origin is None or feature.name not in _KINDS or schema.level != "frame":
             what = f"does not name the extractor of its feature {feature.name!r}"
             raise UsageError(
                 f"{name}: {what}; train on shards of `reeltag extract`, with the recipe that it writes beside them"
@@ -113,13 +122,17 @@ def refuse_unreadable(artifact: Artifact, name: str, named: Collection[str] = ()
             what = f"its features {feature.name!r} were extracted by {earlier} reeltag, which decodes files otherwise"
             raise UsageError(f"{name}: {what}; use that reeltag, or extract the videos again and train on them")
         option, known, _ = _KINDS[feature.name]
-        kind, _, file = origin.name.partition(":")
-        if file and feature.name not in named:
-            raise UsageError(
-                f"{name}: reads the features of {origin.name}; give the path of its file, {option} {kind}:PATH?…"
-            )
-        if kind not in known and feature.name not in named:
+        kind = origin.name.partition(":")[0]
+        if feature.name in named:
+            continue
+        if kind not in known:
             raise UsageError(f"{name}: reads the features of {origin.name!r}, which this reeltag does not have")
+        entry = known[kind]
+        if entry.argument.startswith("PATH"):
+            argument = entry.argument.partition("?")[0]
+            missing.append(f"give {option} {kind}:{argument} for {origin.name} (to get it: {entry.source})")
+    if missing:
+        raise UsageError(f"{name}: needs the file of its extractor; {'; '.join(missing)}")
 
 
 def _extractor(feature: Feature, chosen: str | None, model: str) -> Extractor[Any]:
@@ -127,12 +140,21 @@ def _extractor(feature: Feature, chosen: str | None, model: str) -> Extractor[An
     origin = feature.extractor
     assert origin is not None  # checked by `refuse_unreadable`
     option, _, opener = _KINDS[feature.name]
-    extractor = opener(chosen or origin.name)
-    opened = extractor.origin(origin.projection) if extractor else None
-    if extractor is None or opened is None or opened.hash != origin.hash:
+    extractor = opener(_with_settings(chosen or origin.name, origin))
+    scale = origin.scale
+    if extractor and scale and names_scale(chosen or ""):
+        scale = extractor.offset, extractor.scale  # otherwise it is that of the model
+    opened = extractor.origin(origin.projection, scale) if extractor else None
+    if extractor is None or opened is None or (opened.hash, opened.scale) != (origin.hash, origin.scale):
         other = f"{opened.name}{describe_difference(opened, origin)}" if opened else "none"
         raise UsageError(
             f"{model}: reads {feature.name!r} from {origin.name}, not from {other}; "
             f"give {option} as it was for the training data"
         )
-    return extractor
+    return extractor.rescaled(*origin.scale) if origin.scale else extractor
+
+
+def _with_settings(named: str, origin: Origin) -> str:
+    """Add the settings of the training data to the text that names an extractor, unless it has settings."""
+    same = named.partition(":")[0] == origin.name.partition(":")[0]
+    return f"{named}?{origin.settings}" if same and origin.settings and "?" not in named else named

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
@@ -19,6 +19,7 @@ from reeltag.core.errors import UsageError, VideoError
 from reeltag.core.storage import require_regular
 from reeltag.core.text import counted
 from reeltag.data.video.decode.clock import Clock
+from reeltag.data.video.decode.joined import next_recording
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -171,18 +172,17 @@ def timed_frames(
     is_needed: Callable[[Any], bool] | None = None,
 ) -> Iterator[tuple[Fraction, Any]]:
     """Yield the frames of `decoded_frames` in the order of display, with their times in seconds."""
-    at, before, told = Fraction(0), None, tells_times(container)
+    before, latest, told = None, None, tells_times(container)
     for frame in decoded_frames(container, stream, damage, watchdog, is_needed):
-        ticks, earlier = frame.pts if told else frame.dts, at
+        ticks = frame.pts if told else frame.dts
         if ticks is not None:
-            at = ticks * (frame.time_base or stream.time_base)
-        elif before is not None:
-            at = earlier + duration(before, stream)
-        if before is None or at > earlier:  # of several at one time, the first
-            before = frame
-            yield at, frame
+            at = Fraction(ticks * (frame.time_base or stream.time_base))
         else:
-            at = earlier
+            at = before[0] + duration(before[1], stream) if before else Fraction(0)
+        before = at, frame
+        if latest is None or at > latest:  # the first of several at one time
+            latest = at
+            yield at, frame
 
 
 def duration(frame: Any, stream: Any) -> Fraction:
@@ -261,17 +261,35 @@ def packets(container: InputContainer, stream: Any, damage: Damage) -> Iterator[
 
     flags: Any = av.format.Flags
     clock = Clock(joinable=bool(container.format.flags & flags.ts_discont.value))
-    played = [best for best in (best_stream(container, "video"), best_stream(container, "audio")) if best]
-    packets = container.demux(played)
-    while True:
-        try:
-            packet = next(packets)
-        except (StopIteration, av.FFmpegError):
-            return
-        clock.mend(packet)
-        if packet.stream_index == stream.index:
-            damage.restarts = max(damage.restarts, clock.restarts)
-            yield packet
+    with ExitStack() as opened:
+        part, begin = container, 0
+        while True:
+            played = [best for best in (best_stream(part, "video"), best_stream(part, "audio")) if best]
+            index = stream.index if part is container else played[0].index
+            end = begin
+            for packet in _until_damaged(part.demux(played)):
+                end = max(end, begin + (packet.pos or 0) + packet.size)
+                clock.mend(packet)
+                if packet.stream_index == index:
+                    damage.restarts = max(damage.restarts, clock.restarts)
+                    yield packet
+            following = None
+            if end > begin and [each.type for each in played] == ["audio"]:
+                following = next_recording(Path(container.name), container.format.name, end)
+            opened.close()
+            if following is None:
+                return
+            try:
+                part, begin = opened.enter_context(_open(container.name, following)), following
+            except av.FFmpegError:
+                return
+
+
+def _until_damaged(packets: Iterator[Any]) -> Iterator[Any]:
+    import av
+
+    with suppress(av.FFmpegError):
+        yield from packets
 
 
 def best_stream(container: InputContainer, kind: Kind) -> Any:
@@ -339,7 +357,10 @@ def open_media(path: Path) -> Iterator[InputContainer]:
         yield container
 
 
-def _open(name: str) -> InputContainer:
+def _open(name: str, begin: int = 0) -> InputContainer:
+    """Open a file, or what begins at a place in it."""
     import av
 
-    return av.open(name, metadata_errors="replace", options={"protocol_whitelist": "file"}, timeout=STALLED_SECONDS)
+    part = f"subfile,,start,{begin},end,0,,:{name}" if begin else name
+    options = {"protocol_whitelist": "file,subfile"}
+    return av.open(part, metadata_errors="replace", options=options, timeout=STALLED_SECONDS)

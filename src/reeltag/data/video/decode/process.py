@@ -7,11 +7,12 @@ over does not control the program that reads the answers.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from signal import Signals
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from reeltag.core.distributed.process_pool import exit_with_parent, spawn_context, without_interrupts
+from reeltag.core.distributed.process_pool import exit_with_parent, without_interrupts
 from reeltag.core.errors import UsageError, VideoError
 from reeltag.data.video.decode.audio_stream import Samples, sound
 from reeltag.data.video.decode.container import MAX_PIXELS, STALLED_SECONDS, Damage, Media, probe
@@ -28,6 +29,7 @@ from reeltag.data.video.decode.video_stream import MAX_SECONDS, Picture, picture
 SILENT_SECONDS = 6 * STALLED_SECONDS  # longest time without an answer; the process itself gives up earlier
 _HEADER = 64_000  # most bytes of the JSON that precedes an array
 _PIECE = 1 << 20  # samples of sound in one array
+_MODULE = "reeltag.data.video.decode.process"  # whose `main` the process runs
 _ERRORS: dict[str, type[UsageError | VideoError]] = {"UsageError": UsageError, "VideoError": VideoError}
 
 
@@ -52,7 +54,7 @@ class DecoderCrashError(VideoError):
 
 @dataclass(frozen=True)
 class _Child:
-    process: BaseProcess
+    process: subprocess.Popen[bytes]
     connection: Connection
     keep: Connection  # the process ends when this closes, with this object or with our process
 
@@ -121,31 +123,30 @@ class DecoderProcess:
     def _started(self) -> _Child:
         if self._closed:
             raise EOFError
-        context = spawn_context()
-        ours, theirs = context.Pipe()
-        alive, keep = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(theirs, alive), daemon=True)
-        with without_interrupts():
-            process.start()
-        theirs.close()
-        alive.close()
+        ours, theirs = Pipe()
+        alive, keep = Pipe(duplex=False)
+        ends = (theirs.fileno(), alive.fileno())
+        # Not multiprocessing's spawn, which would import the caller's script, and with it often torch.
+        program = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {_MODULE} import main; main()"
+        command = [sys.executable, "-c", program, json.dumps(sys.path), *map(str, ends)]
+        with theirs, alive, without_interrupts():
+            process = subprocess.Popen(command, pass_fds=ends, stdin=subprocess.DEVNULL)
         return _Child(process, ours, keep)
 
     def _end_of_child(self) -> str:
         """Describe how the process ended."""
         if self._child is None:
             return "its decoder was stopped"
-        self._child.process.join(1)
-        code = self._child.process.exitcode
+        code = self._child.process.wait()
         if code == -Signals.SIGKILL:
             return "its decoder was killed, perhaps because memory ran out"
-        return f"crashed its decoder ({Signals(-code).name if code and code < 0 else f'exit code {code}'})"
+        return f"crashed its decoder ({Signals(-code).name if code < 0 else f'exit code {code}'})"
 
     def _stop(self) -> None:
         child, self._child = self._child, None
         if child is not None:
             child.process.kill()
-            child.process.join()  # the connection stays open: another thread may wait on it, and now gets EOFError
+            child.process.wait()  # the connection stays open: another thread may wait on it, and now gets EOFError
             child.keep.close()
 
 
@@ -175,8 +176,9 @@ def _as_bytes(array: npt.NDArray[Any]) -> memoryview:
 # --- in the process -------------------------------------------------------------------------------
 
 
-def _work(connection: Connection, alive: Connection) -> None:
+def main() -> None:
     """Answer requests until the other end of the pipe closes."""
+    connection, alive = (Connection(int(text)) for text in sys.argv[2:])
     exit_with_parent(alive)
     _be_killed_first()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):

@@ -29,6 +29,7 @@ from reeltag.data.video.decode.container import (
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.video.reformatter import VideoReformatter
 
 Picture = npt.NDArray[np.uint8]
 
@@ -87,29 +88,32 @@ def _by_second(
     path: Path, size: tuple[int, int] | int | None, damage: Damage, seconds: int, shortcut: _Shortcut | None = None
 ) -> Iterator[Picture]:
     """Yield the picture of each second, from all frames in one thread or by a shortcut."""
-    shown: Any = None
-    origin, second, since = Fraction(0), 0, Fraction(0)
+    from av.video.reformatter import VideoReformatter
+
+    shown: Any = None  # a frame and its time
+    second, middle = 0, Fraction(0)
     with open_media(path) as container:
         stream = best_stream(container, "video")
         if stream is None:
             raise VideoError(f"{path}: has no pictures")
+        scaler = VideoReformatter()
         for at, frame in _frames(path, container, stream, damage, shortcut):
             if shown is None:
-                origin = at
+                middle = at + HALF
                 shape = size if isinstance(size, tuple) else _shape(stream, frame, size, damage)
             else:
                 picture = None  # the frame displayed until `at`; scaled only if the middle of a second falls into it
-                while second < seconds and origin + second + HALF < at:
-                    picture = _scaled(path, shown, shape, damage) if picture is None else picture
+                while second < seconds and middle < at:
+                    picture = _scaled(path, scaler, shown[1], shape, damage) if picture is None else picture
                     yield picture
-                    second += 1
+                    second, middle = second + 1, middle + 1
             if second == seconds:
                 return
-            shown, since = frame, at
-    if shown is None:
-        raise VideoError(f"{path}: no picture can be decoded; is it complete?")
-    if second == 0 or origin + second + HALF < since + duration(shown, stream):
-        yield _scaled(path, shown, shape, damage)
+            shown = at, frame
+        if shown is None:
+            raise VideoError(f"{path}: no picture can be decoded; is it complete?")
+        if second == 0 or middle < shown[0] + duration(shown[1], stream):
+            yield _scaled(path, scaler, shown[1], shape, damage)
 
 
 def _frames(
@@ -120,7 +124,7 @@ def _frames(
     Raises:
         _InexactError: decoding without the shortcut may give other frames.
     """
-    watchdog, ticked, damaged = Watchdog(path), None, damage.packets
+    watchdog, due, damaged = Watchdog(path), None, damage.packets
     stream.codec_context.thread_type = "AUTO"
     flagged = stream.codec_context.name not in UNFLAGGED
     stream.codec_context.thread_count = shortcut.threads if shortcut and flagged else 1
@@ -128,9 +132,9 @@ def _frames(
         stream.codec_context.options = {"err_detect": "explode"}
     is_needed = partial(shortcut.select, stream.codec_context) if shortcut else None
     for at, frame in timed_frames(container, stream, damage, watchdog, is_needed):
-        if ticked is None or at - ticked >= Fraction(1, 4):
+        if due is None or at >= due:
             watchdog.tick()
-            ticked = at
+            due = at + Fraction(1, 4)
         if shortcut is not None:
             if damage.packets > damaged:
                 raise _InexactError
@@ -198,7 +202,7 @@ def _wanted(path: Path, seconds: int) -> frozenset[int] | None:
         stream = best_stream(container, "video")
         if stream is None or stream.time_base is None or not tells_times(container):
             return None
-        base, watchdog, ticked = stream.time_base, Watchdog(path), 0
+        base, watchdog, due = stream.time_base, Watchdog(path), -math.inf
         for packet in packets(container, stream, damage):
             watchdog.check()
             if not packet.size or packet.is_discard:
@@ -206,11 +210,11 @@ def _wanted(path: Path, seconds: int) -> frozenset[int] | None:
             if packet.pts is None or packet.is_corrupt or len(times) == MAX_PACKETS:
                 return None
             times.append(packet.pts)
-            if (packet.pts - times[0]) * base > seconds + 10:
+            if packet.pts - times[0] > (seconds + 10) / base:
                 break
-            if (packet.pts - ticked) * base > 1:
+            if packet.pts > due:
                 watchdog.tick()
-                ticked = packet.pts
+                due = packet.pts + int(1 / base)
     if not times or damage.restarts:
         return None
     order = np.array(sorted(set(times)))
@@ -221,18 +225,20 @@ def _wanted(path: Path, seconds: int) -> frozenset[int] | None:
     return frozenset(order[kept].tolist())
 
 
-def _scaled(path: Path, frame: Any, size: tuple[int, int], damage: Damage) -> Picture:
+def _scaled(path: Path, scaler: VideoReformatter, frame: Any, size: tuple[int, int], damage: Damage) -> Picture:
     import av
 
     orientation = _orientation(frame, damage)
     height, width = size[::-1] if orientation.transposed else size
     try:
-        small = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
+        # One scaler for all frames, in one thread: `frame.reformat` prepares itself and starts threads for each.
+        small = scaler.reformat(frame, width, height, "rgb24", interpolation="AREA", threads=1)
     except (av.FFmpegError, ValueError) as error:
         raise VideoError(
             f"{path}: its pictures ({frame.format.name}) cannot be converted to RGB; convert it"
         ) from error
-    return orientation.applied(small.to_ndarray())
+    picture: Any = small.to_ndarray()
+    return orientation.applied(picture)
 
 
 def _shape(stream: Any, frame: Any, longest: int | None, damage: Damage) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from pydantic import BeforeValidator, Field
 
-from reeltag.core.environment import onnx_runtime
+from reeltag.core.environment import GPU_PROVIDER, onnx_providers, onnx_runtime
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import content_hash, file_hash, require_regular
 from reeltag.data.pca import Values
@@ -21,6 +22,7 @@ from reeltag.data.video.extractors.settings import FileSettings, check_reference
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+logger = logging.getLogger(__name__)
 _WEIGHTS = re.compile(r"[._]data(_\d+)?")  # endings of the files that Optimum and PyTorch write beside a graph
 _FLOAT, _BYTE = "tensor(float)", "tensor(uint8)"
 
@@ -32,7 +34,7 @@ def _numbers(text: Any) -> Any:
     return tuple(parts * 3 if len(parts) == 1 else parts)
 
 
-_Rgb = Annotated[tuple[float, float, float], BeforeValidator(_numbers)]
+Rgb = Annotated[tuple[float, float, float], BeforeValidator(_numbers)]
 
 
 class _Settings(FileSettings):
@@ -45,8 +47,8 @@ class ImageSettings(_Settings):
     size: int | None = Field(
         None, gt=0, le=4096, description="side of a picture, for graphs whose input size is dynamic"
     )
-    mean: _Rgb = (0.0, 0.0, 0.0)
-    std: _Rgb = (1.0, 1.0, 1.0)
+    mean: Rgb = (0.0, 0.0, 0.0)
+    std: Rgb = (1.0, 1.0, 1.0)
 
 
 class SoundSettings(_Settings):
@@ -190,7 +192,7 @@ def graph_hash(path: Path) -> str:
 
 
 def open_session(path: Path) -> InferenceSession:
-    """Open an ONNX graph on the CPU, in one thread.
+    """Open an ONNX graph: on an NVIDIA GPU where onnxruntime can use it, which is logged, else in one thread.
 
     Raises:
         UsageError: onnxruntime is not installed, or the file cannot be read or is no graph that it knows.
@@ -199,9 +201,17 @@ def open_session(path: Path) -> InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # more threads may add in another order
+    providers = onnx_providers(onnxruntime)
     try:
-        return onnxruntime.InferenceSession(str(require_regular(path)), options, providers=["CPUExecutionProvider"])
+        session: InferenceSession = onnxruntime.InferenceSession(
+            str(require_regular(path)), options, providers=providers
+        )
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # onnxruntime's exceptions share no other base class
         raise UsageError(f"{path}: onnxruntime cannot open it ({error})") from error
+    if session.get_providers()[0] == GPU_PROVIDER:
+        logger.warning("%s: on %s, whose values differ from the CPU's in the last digits", path, GPU_PROVIDER)
+    elif len(providers) > 1:
+        logger.warning("%s: on the CPU, since onnxruntime's %s cannot start here", path, GPU_PROVIDER)
+    return session
