@@ -41,16 +41,18 @@ class Damage:
     Attributes:
         packets: number of packets that could not be decoded.
         restarts: number of times that the clock started anew; see `Clock`.
+        unread_bytes: number of bytes of a recording with pictures that is joined to another, where FFmpeg ends.
         skewed: True if pictures are to be turned by an angle between right angles, and the nearest was taken.
-        unread: True if some of the pictures' side data cannot be read, so that only their angle is known.
+        unmirrored: True if some of the pictures' side data cannot be read, so that only their angle is known.
         samples: number of samples of sound that are not finite, taken as silence.
         peak: largest sample of sound, relative to full scale.
     """
 
     packets: int = 0
     restarts: int = 0
+    unread_bytes: int = 0
     skewed: bool = False
-    unread: bool = False
+    unmirrored: bool = False
     samples: int = 0
     peak: float = 0.0
 
@@ -80,9 +82,11 @@ class Damage:
             yield f"{counted(self.packets, 'damaged packet')} passed over"
         if self.restarts:
             yield f"its clock starts anew {counted(self.restarts, 'time')}, and goes on at the end of what came before"
+        if self.unread_bytes:
+            yield f"its last {self.unread_bytes:,} bytes are another recording, which is not read; take them apart"
         if self.skewed:
             yield "its pictures are to be turned by an angle between right angles, taken as the nearest of these"
-        if self.unread:
+        if self.unmirrored:
             yield "its pictures have metadata that PyAV cannot read, so they are turned, but not mirrored"
 
 
@@ -255,7 +259,7 @@ def packets(container: InputContainer, stream: Any, damage: Damage) -> Iterator[
     Args:
         container: the file, just opened.
         stream: a stream of `best_stream`.
-        damage: its `restarts` are counted.
+        damage: its `restarts` and `unread_bytes` are counted.
     """
     import av
 
@@ -273,9 +277,10 @@ def packets(container: InputContainer, stream: Any, damage: Damage) -> Iterator[
                 if packet.stream_index == index:
                     damage.restarts = max(damage.restarts, clock.restarts)
                     yield packet
-            following = None
-            if end > begin and [each.type for each in played] == ["audio"]:
-                following = next_recording(Path(container.name), container.format.name, end)
+            following = next_recording(Path(container.name), container.format.name, end) if end > begin else None
+            if following is not None and [each.type for each in played] != ["audio"]:
+                damage.unread_bytes = container.size - following
+                return
             opened.close()
             if following is None:
                 return

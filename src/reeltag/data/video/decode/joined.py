@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-# How files of sound begin whose header says where they end. Ogg continues by itself, unless the channels change.
+# How files begin, as regular expressions, that say where they end. Ogg continues by itself, unless its channels change.
 _BEGINNINGS = {
     "aiff": b"FORM",
     "caf": b"caff",
-    "ogg": b"OggS\0\2",
+    "flv": rb"FLV\x01",
+    "matroska,webm": rb"\x1aE\xdf\xa3",
+    "mov,mp4,m4a,3gp,3g2,mj2": b"....ftyp",
+    "ogg": rb"OggS\0\x02",
     "tta": b"TTA1",
     "w64": b"riff",
     "wav": b"RIFF",
@@ -29,5 +33,5 @@ def next_recording(path: Path, kind: str, end: int) -> int | None:
         return None
     with path.open("rb") as file:
         file.seek(end)
-        place = file.read(_MAX_BETWEEN).find(_BEGINNINGS[kind])
-    return end + place if place >= 0 else None
+        found = re.search(_BEGINNINGS[kind], file.read(_MAX_BETWEEN), re.DOTALL)
+    return end + found.start() if found else None
