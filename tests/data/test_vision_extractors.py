@@ -12,8 +12,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from clips import write_clip
-from conftest import golden
+from clips import tone, write_clip
+from conftest import REPO, golden
 from reeltag.core.errors import UsageError
 from reeltag.data.video.extractors import registry
 from reeltag.data.video.extractors.registry import image_extractor, register_encoder
@@ -294,6 +294,40 @@ def test_a_clip_becomes_the_values_of_its_pictures(tmp_path):
     np.testing.assert_allclose(
         found, unit(expected_tokens(prepared, CLIP).mean(1) @ weights["image_embeds"]), atol=1e-5
     )
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def rows(page, heading):
+    """Cells of the first table below a heading."""
+    lines = page.split(f"\n## {heading}\n")[1].split("\n## ")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if re.match(r"\| `\w", line)]
+
+
+@pytest.mark.parametrize(("table", "heading"), [(registry.IMAGE, "Pictures"), (registry.SOUND, "Sound")])
+def test_the_page_has_a_row_for_each_encoder(table, heading):
+    page = (REPO / "docs" / "encoders.md").read_text()
+    found = {}
+    for name, width, reads, licence, *_ in rows(page, heading):
+        kind, _, argument = name.split("`")[1].partition(":")
+        found[kind] = (argument, width, reads, licence)
+    assert found == {kind: (each.argument, each.width, each.reads, each.licence) for kind, each in table.items()}
+    sources = {name.strip("`"): re.sub("[`<>]", "", source) for name, source in rows(page, "Where to get them")}
+    own = {"onnx", "tflite", "efficientnet-lite0", "logmel"}
+    assert {kind: sources.get(kind) for kind in table.keys() - own} == {
+        kind: each.source for kind, each in table.items() if kind not in own
+    }
+
+
+def test_the_example_of_the_page_runs(registered, tmp_path, monkeypatch):
+    page = (REPO / "docs" / "encoders.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "register_encoder" in block]
+    write_clip(tmp_path / "beach.mp4", 2, 1, sound=tone(2))
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    exec(code, namespace)
+    assert namespace["found"].values["rgb"].shape == (2, 16)
 
 
 # --- torch ----------------------------------------------------------------------------------------
