@@ -5,8 +5,8 @@ import logging
 import numpy as np
 import onnxruntime
 import pytest
-from test_video_extractors import mean_model
 
+from mean_graph import write_mean_graph
 from reeltag.cli.doctor import findings
 from reeltag.data.video.extractors.onnx_graph import ImageModel
 
@@ -15,8 +15,7 @@ GPU = "CUDAExecutionProvider"
 
 @pytest.fixture
 def network(tmp_path):
-    mean_model(tmp_path / "net.onnx", ["N", 3, 8, 8])
-    return tmp_path / "net.onnx"
+    return write_mean_graph(tmp_path / "net.onnx")
 
 
 @pytest.fixture

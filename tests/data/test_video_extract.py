@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from clips import tone, write_clip
+from decoders import crashes  # noqa: F401 - a fixture
 from processgroup import all_end
 from reeltag.cli.main import main
 from reeltag.core.errors import UsageError, VideoError
@@ -18,10 +19,8 @@ from reeltag.core.progress import Progress
 from reeltag.core.storage import find_files
 from reeltag.core.tensorfile import TensorFile
 from reeltag.data.shards import read_examples, scan
-from reeltag.data.video import engine
 from reeltag.data.video import extract as collecting
 from reeltag.data.video.dataset import Item, find_videos, split
-from reeltag.data.video.decode import process
 from reeltag.data.video.extract import Settings, extract_dataset
 from reeltag.data.video.features import open_pipeline
 from reeltag.data.vocabulary import read_vocabulary
@@ -131,8 +130,8 @@ def test_what_became_of_each_file_is_told(shards):
     assert "broken.mp4,,0," in rows[7]
 
 
-def test_twice_gives_the_same_bytes(shards, videos, tmp_path):
-    assert extract(videos, tmp_path / "a", "--test-share", "0.3") == 0
+def test_one_worker_gives_the_same_bytes_as_several(shards, videos, tmp_path):
+    assert extract(videos, tmp_path / "a", "--test-share", "0.3", "--workers", "1") == 0
     assert contents(tmp_path / "a") == contents(shards)
     assert not (tmp_path / "a.parts").exists()
 
@@ -275,17 +274,9 @@ def test_a_file_without_what_is_extracted_is_left_out(videos):
             open_pipeline(*extractors).extract(videos / name)
 
 
-@pytest.fixture
-def crashes(monkeypatch):
-    """New decoder processes that end at 3.mp4 and 5.mp4."""
-    monkeypatch.setattr(engine, "DecoderProcess", process.DecoderProcess)
-    monkeypatch.setattr(process, "_MODULE", "crashing")
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_videos_that_crash_their_decoders_are_left_out(videos, tmp_path, crashes, workers):
+def test_videos_that_crash_their_decoders_are_left_out(videos, tmp_path, crashes):  # noqa: F811
     data = find_videos([str(videos)], videos / "labels.csv")
-    found = extract_dataset(data, tmp_path / "out", Settings(image="none"), workers, Progress()).outcomes
+    found = extract_dataset(data, tmp_path / "out", Settings(image="none"), 1, Progress()).outcomes
     left_out = {outcome.id: outcome.remarks[0] for outcome in found if outcome.split is None}
     assert left_out.keys() == {"3.mp4", "5.mp4", "broken.mp4", "silent.mp4", "gone.mp4"}
     assert left_out["3.mp4"] == "left out: crashed its decoder (SIGSEGV); convert it, or leave it out"

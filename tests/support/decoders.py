@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
+import pytest
+
 from reeltag.data.video import engine
-from reeltag.data.video.decode import DecoderProcess
+from reeltag.data.video.decode import DecoderProcess, process
 
 
 @contextmanager
@@ -27,3 +29,10 @@ def kept_decoders() -> Iterator[None]:
         yield
     for decoder in started:
         DecoderProcess.close(decoder)
+
+
+@pytest.fixture
+def crashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start new decoder processes, which end at 3.mp4, 5.mp4 and 7.mp4; see crashing.py."""
+    monkeypatch.setattr(engine, "DecoderProcess", process.DecoderProcess)
+    monkeypatch.setattr(process, "_MODULE", "crashing")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -71,10 +72,13 @@ class VideoProcess:
     Args:
         artifact: the model; its members are not needed.
         name: name of its file, for errors.
+        image: extractor of the feature `rgb`, as in `open_reader`.
+        audio: extractor of the feature `audio`, likewise.
     """
 
-    def __init__(self, artifact: Artifact, name: str) -> None:
+    def __init__(self, artifact: Artifact, name: str, image: str | None = None, audio: str | None = None) -> None:
         self._artifact, self._name = replace(artifact, members=()), name
+        self._named = {"image": image, "audio": audio}
         self._turn = asyncio.Lock()
         self._worker: _Worker | None = None
         self.refusal = self._refusal()
@@ -82,7 +86,9 @@ class VideoProcess:
     def _refusal(self) -> tuple[int, str] | None:
         """Return the status and reason if no video can be read, as far as known beforehand."""
         try:
-            refuse_unreadable(self._artifact, self._name)
+            features = {"image": "rgb", "audio": "audio"}
+            named = [feature for option, feature in features.items() if self._named[option]]
+            refuse_unreadable(self._artifact, self._name, named)
         except UsageError as error:
             return 415, f"videos are not accepted: {error}"
         if find_spec("av") is None:
@@ -123,7 +129,7 @@ class VideoProcess:
     def _started(self) -> _Worker:
         context = spawn_context()
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, self._artifact, self._name), daemon=True)
+        process = context.Process(target=_work, args=(theirs, self._artifact, self._name, self._named), daemon=True)
         with without_interrupts():
             process.start()
         theirs.close()
@@ -136,11 +142,11 @@ class VideoProcess:
         self._worker = None
 
 
-def _work(connection: Connection, artifact: Artifact, name: str) -> None:
+def _work(connection: Connection, artifact: Artifact, name: str, named: Mapping[str, str | None]) -> None:
     """Read videos until the service closes its end of the pipe."""
     reader, refused = None, ""
     try:
-        reader = open_reader(artifact, name)
+        reader = open_reader(artifact, name, **named)
     except ReeltagError as error:
         refused = f"videos are not accepted: {error}"
     with open_encoders() as encoders, suppress(EOFError):

@@ -286,8 +286,9 @@ def _checked_values(
 
 def _as_published(pipeline: Pipeline, feature: str) -> bool:
     """Return True if the codes of a feature are those that its extractor was published with."""
-    extractor, codes = pipeline.extractors[feature], pipeline.storage == "uint8" and feature not in pipeline.projections
-    return codes and (extractor.offset, extractor.scale) == extractor.published
+    return (
+        pipeline.extractors[feature].published and pipeline.storage == "uint8" and feature not in pipeline.projections
+    )
 
 
 def _check_early(pipeline: Pipeline, parts: Sequence[_Part], settings: Settings, progress: Progress) -> None:

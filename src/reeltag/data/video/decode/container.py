@@ -172,11 +172,14 @@ def timed_frames(
     is_needed: Callable[[Any], bool] | None = None,
 ) -> Iterator[tuple[Fraction, Any]]:
     """Yield the frames of `decoded_frames` in the order of display, with their times in seconds."""
-    expected, latest = Fraction(0), None
+    before, latest, told = None, None, tells_times(container)
     for frame in decoded_frames(container, stream, damage, watchdog, is_needed):
-        ticks = frame.pts if tells_times(container) else frame.dts
-        at = expected if ticks is None else Fraction(ticks * (frame.time_base or stream.time_base))
-        expected = at + duration(frame, stream)
+        ticks = frame.pts if told else frame.dts
+        if ticks is not None:
+            at = Fraction(ticks * (frame.time_base or stream.time_base))
+        else:
+            at = before[0] + duration(before[1], stream) if before else Fraction(0)
+        before = at, frame
         if latest is None or at > latest:  # the first of several at one time
             latest = at
             yield at, frame
@@ -338,7 +341,9 @@ def open_media(path: Path) -> Iterator[InputContainer]:
         import av
     except ImportError as error:
         raise UsageError("PyAV is not installed; `pip install 'reeltag[video]'`") from error
-    av.logging.set_level(av.logging.PANIC)  # damage is reported in one line of our own
+    av.logging.set_level(
+        None
+    )  # at any other level threads of a decoder wait for the interpreter's lock, perhaps forever
     try:
         if not require_regular(path).stat().st_size:
             raise VideoError(f"{path}: is empty; copy it again")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -29,6 +29,7 @@ from reeltag.data.video.decode.container import (
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.video.reformatter import VideoReformatter
 
 Picture = npt.NDArray[np.uint8]
 
@@ -57,125 +58,130 @@ def pictures(
     Raises:
         VideoError: no frame can be decoded, a frame is too large, or decoding stalls for ten seconds.
     """
-    needed, done, damaged = _wanted(path, seconds), 0, damage.packets
-    if needed is not None:
+    wanted, done, damaged = _wanted(path, seconds), 0, damage.packets
+    if wanted is not None or threads > 1:
         try:
-            for picture in _by_second(path, size, damage, seconds=seconds, threads=threads, needed=needed):
+            shortcut = _Shortcut(wanted, threads)
+            for picture in _by_second(path, size, damage, seconds, shortcut):
                 yield picture
                 done += 1
             return
         except _InexactError:
             damage.packets = damaged
-    yield from islice(_by_second(path, size, damage, seconds=seconds, threads=threads), done, None)
+    yield from islice(_by_second(path, size, damage, seconds), done, None)
 
 
 def _by_second(
-    path: Path,
-    size: tuple[int, int] | int | None,
-    damage: Damage,
-    *,
-    seconds: int,
-    threads: int,
-    needed: _Needed | None = None,
+    path: Path, size: tuple[int, int] | int | None, damage: Damage, seconds: int, shortcut: _Shortcut | None = None
 ) -> Iterator[Picture]:
-    """Yield the picture of each second, of all frames or of those that are needed."""
-    shown: Any = None
-    origin, second, end = Fraction(0), 0, Fraction(0)
+    """Yield the picture of each second, from all frames in one thread or by a shortcut."""
+    from av.video.reformatter import VideoReformatter
+
+    shown: Any = None  # a frame and its time
+    second, middle = 0, Fraction(0)
     with open_media(path) as container:
         stream = best_stream(container, "video")
         if stream is None:
             raise VideoError(f"{path}: has no pictures")
-        stream.codec_context.thread_type, stream.codec_context.thread_count = "AUTO", threads
-        for at, frame in _frames(path, container, stream, damage, needed):
+        scaler = VideoReformatter()
+        for at, frame in _frames(path, container, stream, damage, shortcut):
             if shown is None:
-                origin = at
+                middle = at + HALF
                 shape = size if isinstance(size, tuple) else _shape(stream, frame, size, damage)
             else:
                 picture = None  # the frame displayed until `at`; scaled only if the middle of a second falls into it
-                while second < seconds and origin + second + HALF < at:
-                    picture = _scaled(path, shown, shape, damage) if picture is None else picture
+                while second < seconds and middle < at:
+                    picture = _scaled(path, scaler, shown[1], shape, damage) if picture is None else picture
                     yield picture
-                    second += 1
+                    second, middle = second + 1, middle + 1
             if second == seconds:
                 return
-            shown, end = frame, at + duration(frame, stream)
-    if shown is None:
-        raise VideoError(f"{path}: no picture can be decoded; is it complete?")
-    if second == 0 or origin + second + HALF < end:
-        yield _scaled(path, shown, shape, damage)
+            shown = at, frame
+        if shown is None:
+            raise VideoError(f"{path}: no picture can be decoded; is it complete?")
+        if second == 0 or middle < shown[0] + duration(shown[1], stream):
+            yield _scaled(path, scaler, shown[1], shape, damage)
 
 
 def _frames(
-    path: Path, container: InputContainer, stream: Any, damage: Damage, needed: _Needed | None
+    path: Path, container: InputContainer, stream: Any, damage: Damage, shortcut: _Shortcut | None
 ) -> Iterator[tuple[Fraction, Any]]:
     """Yield frames in the order of display with their times.
 
     Raises:
-        _InexactError: decoding all frames may give others than the needed ones.
+        _InexactError: decoding without the shortcut may give other frames.
     """
-    watchdog, ticked, damaged = Watchdog(path), None, damage.packets
-    is_needed = partial(needed.select, stream.codec_context) if needed else None
+    watchdog, due, damaged = Watchdog(path), None, damage.packets
+    stream.codec_context.thread_type = "AUTO"
+    stream.codec_context.thread_count = shortcut.threads if shortcut else 1
+    is_needed = partial(shortcut.select, stream.codec_context) if shortcut else None
     for at, frame in timed_frames(container, stream, damage, watchdog, is_needed):
-        if ticked is None or at - ticked >= Fraction(1, 4):
+        if due is None or at >= due:
             watchdog.tick()
-            ticked = at
-        if needed is not None:
+            due = at + Fraction(1, 4)
+        if shortcut is not None:
             if damage.packets > damaged:
                 raise _InexactError
-            needed.verify(frame)
+            shortcut.verify(frame)
         yield at, frame
-    if needed is not None and (needed.missing or damage.packets > damaged):
+    if shortcut is not None and (shortcut.missing or damage.packets > damaged):
         raise _InexactError
 
 
 class _InexactError(Exception):
-    """Decoding all frames may give others than decoding those that are needed."""
+    """Decoding without a shortcut may give other frames."""
 
 
-class _Needed:
-    """Time stamps of the packets that have to be decoded, in ticks: pictures of seconds, their successors, the last.
+class _Shortcut:
+    """Decoding in several threads, and without frames that are neither wanted nor referred to by others.
 
-    Frames to which no other frame refers are skipped, unless they are needed. What is decoded is verified on the way,
-    since damage, fields and missing references make decoders depend on what they were given before.
+    Whole files give the same frames as decoding everything in one thread. Damage, fields and missing references make a
+    decoder depend on its threads and on what it was given before, so what it gives is verified.
 
     Args:
-        times: the time stamps.
+        wanted: time stamps of packets to decode, in ticks; None for all.
+        threads: threads of the decoder.
     """
 
-    def __init__(self, times: Iterable[int]) -> None:
-        self._times = frozenset(times)
-        self.missing = sorted(times, reverse=True)
+    def __init__(self, wanted: frozenset[int] | None, threads: int) -> None:
+        self.threads = threads
+        self._wanted = wanted
+        self.missing = sorted(wanted or (), reverse=True)
 
     def select(self, context: Any, packet: Any) -> bool:
         """Prepare the decoder for a packet; return False if it is not to be decoded."""
-        needed = not packet.size or packet.pts in self._times
-        if context.codec.intra_only:
-            return needed
-        context.skip_frame = "DEFAULT" if needed else "NONREF"
-        return True
+        if self._wanted is None:
+            return True
+        wanted = not packet.size or packet.pts in self._wanted
+        context.skip_frame = "DEFAULT" if wanted else "NONREF"
+        return wanted or not context.codec.intra_only
 
     def verify(self, frame: Any) -> None:
-        """Verify that all needed frames have come in their order, and that a frame is whole.
+        """Verify that a frame is whole, and that all wanted frames have come in their order.
 
         Raises:
-            _InexactError: one is missing or damaged, or consists of fields, which may be skipped apart.
+            _InexactError: it is damaged, one is missing, or frames consist of fields, which may be skipped apart.
         """
-        if frame.is_corrupt or frame.interlaced_frame or (self.missing and frame.pts > self.missing[-1]):
+        late = self.missing and frame.pts > self.missing[-1]
+        if frame.is_corrupt or late or (self._wanted is not None and frame.interlaced_frame):
             raise _InexactError
         if self.missing and frame.pts == self.missing[-1]:
             self.missing.pop()
 
 
-def _wanted(path: Path, seconds: int) -> _Needed | None:
-    """Find the packets that have to be decoded; None if all, or if they cannot be told from their time stamps."""
+def _wanted(path: Path, seconds: int) -> frozenset[int] | None:
+    """Return time stamps of packets to decode: pictures of seconds, their successors, the first and the last.
+
+    None if they cannot be told from the time stamps.
+    """
     times: list[int] = []
     origin, damage = first_instant(path), Damage()
     with open_media(path) as container:
         stream = best_stream(container, "video")
         if stream is None or stream.time_base is None or not tells_times(container):
             return None
-        base, watchdog, ticked = stream.time_base, Watchdog(path), None
-        start = origin / base
+        base, watchdog, due = stream.time_base, Watchdog(path), None
+        start, end = math.ceil(origin / base), math.ceil((origin + seconds + 10) / base)
         for packet in packets(container, stream, damage):
             watchdog.check()
             if not packet.size or packet.is_discard:
@@ -184,11 +190,11 @@ def _wanted(path: Path, seconds: int) -> _Needed | None:
                 return None
             if packet.pts >= start:
                 times.append(packet.pts)
-            if (packet.pts - start) * base > seconds + 10:
+            if packet.pts > end:
                 break
-            if ticked is None or (packet.pts - ticked) * base > 1:
+            if due is None or packet.pts > due:
                 watchdog.tick()
-                ticked = packet.pts
+                due = packet.pts + int(1 / base)
     if not times or damage.restarts:
         return None
     order = np.array(sorted(set(times)))
@@ -196,21 +202,23 @@ def _wanted(path: Path, seconds: int) -> _Needed | None:
     places = np.searchsorted(order, middles, "right") - 1
     # The next frame ends the display of a picture, so it is decoded too.
     kept = np.unique(np.concatenate([[0, len(order) - 1], places, np.minimum(places + 1, len(order) - 1)]))
-    return _Needed(order[kept].tolist())
+    return frozenset(order[kept].tolist())
 
 
-def _scaled(path: Path, frame: Any, size: tuple[int, int], damage: Damage) -> Picture:
+def _scaled(path: Path, scaler: VideoReformatter, frame: Any, size: tuple[int, int], damage: Damage) -> Picture:
     import av
 
     orientation = _orientation(frame, damage)
     height, width = size[::-1] if orientation.transposed else size
     try:
-        small = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
+        # One scaler for all frames, in one thread: `frame.reformat` prepares itself and starts threads for each.
+        small = scaler.reformat(frame, width, height, "rgb24", interpolation="AREA", threads=1)
     except (av.FFmpegError, ValueError) as error:
         raise VideoError(
             f"{path}: its pictures ({frame.format.name}) cannot be converted to RGB; convert it"
         ) from error
-    return orientation.applied(small.to_ndarray())
+    picture: Any = small.to_ndarray()
+    return orientation.applied(picture)
 
 
 def _shape(stream: Any, frame: Any, longest: int | None, damage: Damage) -> tuple[int, int]:

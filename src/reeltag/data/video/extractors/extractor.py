@@ -37,8 +37,7 @@ class Extractor(Generic[Input]):
         prepare: preprocessing of one picture, [height, width, 3] uint8 RGB of any size, upright, with square pixels;
             None if pictures are scaled to `takes` without keeping their aspect ratio.
         calibrated: True if the scale is for the values of all videos, so that few codes in use are due to the videos.
-        published: offset and scale of the codes that were published of it, which cut values on purpose; None if none
-            were.
+        published: True if codes of this scale were published, so that the values that it cuts are no fault.
     """
 
     name: str
@@ -51,7 +50,7 @@ class Extractor(Generic[Input]):
     batch: int = BATCH
     prepare: Callable[[Picture], npt.NDArray[Any]] | None = None
     calibrated: bool = False
-    published: tuple[float, float] | None = None
+    published: bool = False
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -77,7 +76,7 @@ class Extractor(Generic[Input]):
 
     def rescaled(self, offset: float, scale: float) -> Extractor[Input]:
         """Return this extractor with another scale; its values are the same."""
-        return replace(self, offset=offset, scale=scale, calibrated=False)
+        return replace(self, offset=offset, scale=scale, calibrated=False, published=False)
 
     def scaled(self, values: Values) -> Values:
         """Map values by the scale, most of them into [-2, 2]."""

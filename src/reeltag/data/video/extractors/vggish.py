@@ -49,7 +49,8 @@ def open_vggish(rest: str) -> Extractor[Samples]:
     identity = {"name": "vggish", **weights, "settings": settings.identity()}
     name = f"vggish:{path.name},{pca.name}"
     offset, scale = settings.offset, settings.scale
-    return Extractor(name, WIDTH, (mel.RATE,), identity, offset, scale, values, published=(0.0, 1.0))
+    published = (offset, scale) == (0, 1)
+    return Extractor(name, WIDTH, (mel.RATE,), identity, offset, scale, values, published=published)
 
 
 def _two_paths(paths: Path) -> tuple[Path, Path]:

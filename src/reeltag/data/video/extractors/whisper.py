@@ -46,7 +46,8 @@ def open_whisper(rest: str) -> Extractor[Samples]:
         raise UsageError(f"{path}: holds no {GRAPHS[0]}; give the encoder's graph, or the folder of its export")
     encoder = WhisperEncoder(path, settings.bands)
     check_reference(path, settings.reference, encoder, "that it is the same network")
-    identity = {"name": "whisper", "weights": graph_hash(path), "settings": settings.identity()}
+    kept = settings.identity() | {"bands": encoder.bands}
+    identity = {"name": "whisper", "weights": graph_hash(path), "settings": kept}
     name, scale = f"whisper:{given.name}", (settings.offset, settings.scale)
     return Extractor(name, encoder.width, (RATE,), identity, *scale, encoder, batch=SECONDS)
 
@@ -75,7 +76,7 @@ class WhisperEncoder:
             raise UsageError(f"{path}: reads {shape}; give the number of its mel bands, ?bands=80 or ?bands=128")
         if bands is not None and not _fits(shape[1], bands):
             raise UsageError(f"{path}: reads {shape[1]} mel bands, and ?bands={bands} was given; leave it out")
-        self._bands: int = bands or shape[1]
+        self.bands: int = bands or shape[1]
         names = [each.name for each in self._session.get_outputs()]
         self._output = "last_hidden_state" if "last_hidden_state" in names else names[0]
         self.width = self(np.zeros((1, RATE), np.float32)).shape[1]
@@ -87,11 +88,11 @@ class WhisperEncoder:
     def _window(self, seconds: Samples) -> Values:
         samples = np.zeros((SECONDS, RATE), np.float32)
         samples[: len(seconds)] = seconds
-        spectrum = log_mel(torch.from_numpy(samples.reshape(-1)), self._bands).numpy()
+        spectrum = log_mel(torch.from_numpy(samples.reshape(-1)), self.bands).numpy()
         try:
             (states,) = self._session.run([self._output], {self._session.get_inputs()[0].name: spectrum[None]})
         except Exception as error:  # onnxruntime's exceptions share no other base
-            raise UsageError(f"{self._path}: cannot be computed for {self._bands} mel bands ({error})") from error
+            raise UsageError(f"{self._path}: cannot be computed for {self.bands} mel bands ({error})") from error
         if states.ndim != 3 or states.shape[:2] != (1, STATES):
             what = f"output {self._output!r} is {list(states.shape)}"
             raise UsageError(f"{self._path}: {what}, not the {STATES} states [1, {STATES}, width] of Whisper's encoder")

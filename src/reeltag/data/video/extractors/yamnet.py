@@ -11,7 +11,7 @@ from reeltag.data.video.extractors.sound_network import SoundNetwork
 
 WIDTH = 1024
 # Nine values in ten are 0, which code 4 stands for, and one in ten thousand exceeds 2.95, the last code.
-SCALE = {"offset": 1.45, "scale": 4 / 3}
+OFFSET, SCALE = 1.45, 4 / 3
 
 
 def open_yamnet(rest: str) -> Extractor[Samples]:
@@ -23,9 +23,11 @@ def open_yamnet(rest: str) -> Extractor[Samples]:
     Raises:
         UsageError: the file is missing, or is not that of a YAMNet.
     """
-    path, settings = parse_settings("yamnet", rest, FileSettings, SCALE)
+    path, settings = parse_settings("yamnet", rest, FileSettings, {"offset": OFFSET, "scale": SCALE})
     network = SoundNetwork(path, WIDTH, mel.yamnet_patches)
     check_reference(path, settings.reference, network, "that it is the same network")
     identity = {"name": "yamnet", "weights": graph_hash(path), "settings": settings.identity()}
     name = f"yamnet:{path.name}"
-    return Extractor(name, WIDTH, (mel.RATE,), identity, settings.offset, settings.scale, network)
+    offset, scale = settings.offset, settings.scale
+    calibrated = (offset, scale) == (OFFSET, SCALE)
+    return Extractor(name, WIDTH, (mel.RATE,), identity, offset, scale, network, calibrated=calibrated)
