@@ -21,7 +21,6 @@ from reeltag.data.video.decode.container import (
     Watchdog,
     best_stream,
     duration,
-    first_instant,
     open_media,
     packets,
     tells_times,
@@ -198,31 +197,29 @@ def _wanted(path: Path, seconds: int) -> frozenset[int] | None:
     None if they cannot be told from the time stamps.
     """
     times: list[int] = []
-    origin, damage = first_instant(path), Damage()
+    damage = Damage()
     with open_media(path) as container:
         stream = best_stream(container, "video")
         if stream is None or stream.time_base is None or not tells_times(container):
             return None
-        base, watchdog, due = stream.time_base, Watchdog(path), None
-        start, end = math.ceil(origin / base), math.ceil((origin + seconds + 10) / base)
+        base, watchdog, due = stream.time_base, Watchdog(path), -math.inf
         for packet in packets(container, stream, damage):
             watchdog.check()
             if not packet.size or packet.is_discard:
                 continue
             if packet.pts is None or packet.is_corrupt or len(times) == MAX_PACKETS:
                 return None
-            if packet.pts >= start:
-                times.append(packet.pts)
-            if packet.pts > end:
+            times.append(packet.pts)
+            if packet.pts - times[0] > (seconds + 10) / base:
                 break
-            if due is None or packet.pts > due:
+            if packet.pts > due:
                 watchdog.tick()
                 due = packet.pts + int(1 / base)
     if not times or damage.restarts:
         return None
     order = np.array(sorted(set(times)))
-    middles = np.array([math.floor((origin + second + HALF) / base) for second in range(seconds)])
-    places = np.searchsorted(order, middles, "right") - 1
+    middles = [math.floor((second + HALF) / base) for second in range(seconds)]
+    places = np.searchsorted(order, order[0] + np.array(middles), "right") - 1
     # The next frame ends the display of a picture, so it is decoded too.
     kept = np.unique(np.concatenate([[0, len(order) - 1], places, np.minimum(places + 1, len(order) - 1)]))
     return frozenset(order[kept].tolist())
