@@ -19,6 +19,7 @@ from reeltag.data.video.extractors import mel
 from reeltag.data.video.extractors.registry import image_extractor, sound_extractor
 from reeltag.data.video.extractors.tflite import TfliteNetwork
 from reeltag.data.video.features import Pipeline
+from tflite_files import write_sum_network
 
 RNG = np.random.default_rng(3)
 FILES = DATA / "extractors"
@@ -185,6 +186,7 @@ def test_a_yamnet_in_onnx_hears_one_patch_of_each_second(tmp_path, shape):
         ("yamnet:{}/narrow.onnx", r"gives \[2, 64\], \[2, 128\] for 2 patches, and no vector of 1,024 values each"),
         ("yamnet:{}/constant.onnx", "the same 1,024 values for silence and a tone"),
         ("yamnet:{}/picture.onnx", r"reads \['N', 3, 224, 224\], not log-mel patches"),
+        ("yamnet:{}/fixed.onnx", r"cannot be computed for input \[15600\]"),
         ("yamnet:{}/narrow.onnx?rate=8000", "rate: unknown key"),
         ("vggish:{}/narrow.onnx", "names one file; give the network and its PCA"),
         ("vggish:{}/narrow.onnx,{}/none.npz", "no vggish_pca_params.npz"),
@@ -199,6 +201,7 @@ def test_files_of_other_networks_are_named(tmp_path, name, message):
     graph(tmp_path / "constant.onnx", [shape], ["N", 96, 64], ["y"], {"n": np.array([2, 1024])})
     same = helper.make_node("Identity", ["x"], ["y"])
     graph(tmp_path / "picture.onnx", [same], ["N", 3, 224, 224], ["y"], {})
+    graph(tmp_path / "fixed.onnx", [same], [16000], ["y"], {})
     np.savez(tmp_path / "small.npz", pca_eigen_vectors=np.eye(64), pca_means=np.zeros(64))
     with pytest.raises(UsageError, match=message):
         sound_extractor(name.format(tmp_path, tmp_path))
@@ -285,6 +288,18 @@ def test_a_tflite_network_of_pictures(files):
     expected = scale * (interpreter.get_tensor(output["index"]).astype(float).ravel() - zero)
     assert expected.max() > 1
     np.testing.assert_allclose(extractor.values(pictures)[1], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("outputs", [("score", "vector"), ("vector",), ("score",)])
+@pytest.mark.parametrize(
+    ("shape", "signature"), [([1], [-1]), ([1, 1], [1, -1]), ([15600], [15600]), ([1, 15600],) * 2]
+)
+def test_a_yamnet_in_tflite_that_reads_samples(tmp_path, shape, signature, outputs):
+    pytest.importorskip("ai_edge_litert")
+    weights = RNG.normal(size=(1, 1024)).astype(np.float32)
+    path = write_sum_network(tmp_path / "yamnet.tflite", weights, shape, signature, outputs=outputs)
+    expected = SECONDS[:, :15600].sum(1, keepdims=True, dtype=np.float64) * weights
+    np.testing.assert_allclose(sound_extractor(f"yamnet:{path}").values(SECONDS), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(

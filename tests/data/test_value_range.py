@@ -262,6 +262,8 @@ def test_floats_go_through_every_step(clips, tmp_path, capsys, storage, kind):
         values = pipeline.extract(clips / name).values["rgb"]
         np.testing.assert_array_equal(found[name], values.astype(kind).astype(np.float32))
     assert schema.features[0].extractor.scale is None
+    largest = max(float(np.abs(values).max()) for values in found.values())
+    assert manifest(out)["values"]["rgb"]["largest"] == pytest.approx(largest, rel=1e-3)
     size = sum(path.stat().st_size for path in out.glob("*.tfrecord"))
     assert 10 * 5 * 48 * np.dtype(kind).itemsize < size < 10 * 5 * 48 * np.dtype(kind).itemsize * 1.3
     model = write_untrained(tmp_path / "m.reeltag", schema.model_copy(update={"classes": 3}))

@@ -27,7 +27,17 @@ def tone(seconds, hertz=440.0, rate=16000, loudness=0.5):
 
 
 def write_clip(
-    path, seconds=4, rate=10, *, sound=None, sound_rate=16000, codec="mpeg4", times=None, pictures=None, options=None
+    path,
+    seconds=4,
+    rate=10,
+    *,
+    sound=None,
+    sound_rate=16000,
+    sound_codec="aac",
+    codec="mpeg4",
+    times=None,
+    pictures=None,
+    options=None,
 ):
     """Write a clip.
 
@@ -45,7 +55,7 @@ def write_clip(
             stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
             stream.codec_context.time_base = Fraction(1, 1000)
         if sound is not None:
-            heard = container.add_stream("aac", rate=sound_rate, layout="mono")
+            heard = container.add_stream(sound_codec, rate=sound_rate, layout="mono")
         for at, picture in zip(times, pictures, strict=False):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = round(at * 1000), Fraction(1, 1000)

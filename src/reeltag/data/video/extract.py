@@ -394,10 +394,7 @@ def _manifest(
         "schema": schema.model_dump(mode="json"),
         "extractors": {feature: extractor.identity for feature, extractor in pipeline.extractors.items()},
         "projections": PROJECTIONS if pipeline.projections else None,
-        "values": {
-            feature: {"outside": round(use.outside, 6), "codes": use.codes, "largest": use.largest}
-            for feature, use in uses.items()
-        },
+        "values": {feature: use.summary(pipeline.storage) for feature, use in uses.items()},
         "shards": {name: file_hash(out / name) for name in shards},
         "videos": [
             {"file": row.id, "split": row.split, "seconds": row.seconds, "remarks": list(row.remarks)}

@@ -52,6 +52,12 @@ class ValueUse:
         held = np.cumsum(np.sort(self._codes)[::-1])
         return int(np.searchsorted(held, BULK * self.count)) + 1
 
+    def summary(self, storage: Storage) -> dict[str, float]:
+        """Return what is counted of values that are stored in a form, as JSON."""
+        if storage == "uint8":
+            return {"outside": round(self.outside, 6), "codes": self.codes}
+        return {"largest": self.largest}
+
 
 @dataclass(frozen=True)
 class Misfit:

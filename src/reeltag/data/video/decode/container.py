@@ -219,7 +219,8 @@ def decoded_frames(
     path = watchdog.path
     if stream.type == "video":
         refuse_large(path, stream.codec_context)
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # frames that grow later count as damage
+        limit = {"max_pixels": str(MAX_PIXELS)}  # frames that grow later count as damage
+        stream.codec_context.options = {**stream.codec_context.options, **limit}
     for packet in packets(container, stream, damage):
         watchdog.check()
         if is_needed is not None and not is_needed(packet):

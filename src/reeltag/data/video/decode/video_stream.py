@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,7 +21,6 @@ from reeltag.data.video.decode.container import (
     Watchdog,
     best_stream,
     duration,
-    first_instant,
     open_media,
     packets,
     tells_times,
@@ -35,6 +35,9 @@ Picture = npt.NDArray[np.uint8]
 
 MAX_SECONDS = 300  # longest part of a video that is read, as in YouTube-8M's frame-level records
 MAX_PACKETS = 1000 * MAX_SECONDS  # largest number of packets whose time stamps are kept
+MAX_REORDERED = 16  # most frames that are decoded before a frame and displayed after it
+LENDING = ("mjpeg",)  # decoders whose frames may use tables of the frame before, although each is a key frame
+UNFLAGGED = ("vp8",)  # decoders whose frames do not tell that they are damaged
 HALF = Fraction(1, 2)
 SKEW = 0.02  # of a display matrix, about one degree; FFmpeg takes less as a right angle
 
@@ -59,16 +62,26 @@ def pictures(
         VideoError: no frame can be decoded, a frame is too large, or decoding stalls for ten seconds.
     """
     wanted, done, damaged = _wanted(path, seconds), 0, damage.packets
+    shortcut = _Shortcut(wanted, threads)
     if wanted is not None or threads > 1:
         try:
-            shortcut = _Shortcut(wanted, threads)
-            for picture in _by_second(path, size, damage, seconds, shortcut):
+            for picture in _verified(_by_second(path, size, damage, seconds, shortcut), shortcut):
                 yield picture
                 done += 1
             return
         except _InexactError:
             damage.packets = damaged
     yield from islice(_by_second(path, size, damage, seconds), done, None)
+
+
+def _verified(pictures: Iterator[Picture], shortcut: _Shortcut) -> Iterator[Picture]:
+    """Yield pictures once no later frame to which they may refer can turn out to be damaged."""
+    waiting = deque[tuple[Picture, int]]()
+    for picture in pictures:
+        waiting.append((picture, shortcut.verified))
+        while waiting[0][1] + MAX_REORDERED < shortcut.verified:
+            yield waiting.popleft()[0]
+    yield from (picture for picture, _ in waiting)
 
 
 def _by_second(
@@ -113,7 +126,10 @@ def _frames(
     """
     watchdog, due, damaged = Watchdog(path), None, damage.packets
     stream.codec_context.thread_type = "AUTO"
-    stream.codec_context.thread_count = shortcut.threads if shortcut else 1
+    flagged = stream.codec_context.name not in UNFLAGGED
+    stream.codec_context.thread_count = shortcut.threads if shortcut and flagged else 1
+    if shortcut is not None:  # of several threads, one may hand out a frame before another meets its damage
+        stream.codec_context.options = {"err_detect": "explode"}
     is_needed = partial(shortcut.select, stream.codec_context) if shortcut else None
     for at, frame in timed_frames(container, stream, damage, watchdog, is_needed):
         if due is None or at >= due:
@@ -141,12 +157,17 @@ class _Shortcut:
     Args:
         wanted: time stamps of packets to decode, in ticks; None for all.
         threads: threads of the decoder.
+
+    Attributes:
+        verified: number of frames so far.
+        missing: the wanted time stamps whose frames have not come yet, the next one last.
     """
 
     def __init__(self, wanted: frozenset[int] | None, threads: int) -> None:
         self.threads = threads
-        self._wanted = wanted
+        self.verified = 0
         self.missing = sorted(wanted or (), reverse=True)
+        self._wanted = wanted
 
     def select(self, context: Any, packet: Any) -> bool:
         """Prepare the decoder for a packet; return False if it is not to be decoded."""
@@ -154,7 +175,7 @@ class _Shortcut:
             return True
         wanted = not packet.size or packet.pts in self._wanted
         context.skip_frame = "DEFAULT" if wanted else "NONREF"
-        return wanted or not context.codec.intra_only
+        return wanted or not context.codec.intra_only or context.name in LENDING
 
     def verify(self, frame: Any) -> None:
         """Verify that a frame is whole, and that all wanted frames have come in their order.
@@ -162,6 +183,7 @@ class _Shortcut:
         Raises:
             _InexactError: it is damaged, one is missing, or frames consist of fields, which may be skipped apart.
         """
+        self.verified += 1
         late = self.missing and frame.pts > self.missing[-1]
         if frame.is_corrupt or late or (self._wanted is not None and frame.interlaced_frame):
             raise _InexactError
@@ -175,31 +197,29 @@ def _wanted(path: Path, seconds: int) -> frozenset[int] | None:
     None if they cannot be told from the time stamps.
     """
     times: list[int] = []
-    origin, damage = first_instant(path), Damage()
+    damage = Damage()
     with open_media(path) as container:
         stream = best_stream(container, "video")
         if stream is None or stream.time_base is None or not tells_times(container):
             return None
-        base, watchdog, due = stream.time_base, Watchdog(path), None
-        start, end = math.ceil(origin / base), math.ceil((origin + seconds + 10) / base)
+        base, watchdog, due = stream.time_base, Watchdog(path), -math.inf
         for packet in packets(container, stream, damage):
             watchdog.check()
             if not packet.size or packet.is_discard:
                 continue
             if packet.pts is None or packet.is_corrupt or len(times) == MAX_PACKETS:
                 return None
-            if packet.pts >= start:
-                times.append(packet.pts)
-            if packet.pts > end:
+            times.append(packet.pts)
+            if packet.pts - times[0] > (seconds + 10) / base:
                 break
-            if due is None or packet.pts > due:
+            if packet.pts > due:
                 watchdog.tick()
                 due = packet.pts + int(1 / base)
     if not times or damage.restarts:
         return None
     order = np.array(sorted(set(times)))
-    middles = np.array([math.floor((origin + second + HALF) / base) for second in range(seconds)])
-    places = np.searchsorted(order, middles, "right") - 1
+    middles = [math.floor((second + HALF) / base) for second in range(seconds)]
+    places = np.searchsorted(order, order[0] + np.array(middles), "right") - 1
     # The next frame ends the display of a picture, so it is decoded too.
     kept = np.unique(np.concatenate([[0, len(order) - 1], places, np.minimum(places + 1, len(order) - 1)]))
     return frozenset(order[kept].tolist())
