@@ -7,8 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from clips import tone
-from reeltag.data.video.decode import Damage, sound
+from clips import tone, write_clip
+from reeltag.data.video.decode import Damage, pictures, sound
 from reeltag.data.video.features import open_pipeline
 
 RNG = np.random.default_rng(0)
@@ -231,6 +231,8 @@ JOINED = [
     ("mp2", "s16", "ts"),
     ("mp2", "s16", "mpg"),
     ("aac", "fltp", "mkv"),
+    ("aac", "fltp", "m4a"),
+    ("aac", "fltp", "flv"),
 ]
 
 
@@ -249,3 +251,19 @@ def test_joined_recordings_follow_each_other(tmp_path, codec, form, ending):
     remarks = pipeline.extract(joined).remarks
     if ending not in ("mp3", "aac"):  # which have no clock
         assert "its clock starts anew 1 time, and goes on at the end of what came before" in remarks
+
+
+@pytest.mark.parametrize("ending", ["flv", "mp4", "mov"])
+def test_a_recording_with_pictures_that_is_not_read_is_told(tmp_path, ending):
+    codec = "flv1" if ending == "flv" else "mpeg4"
+    for name, seconds in (("a", 2), ("b", 3)):
+        write_clip(tmp_path / f"{name}.{ending}", seconds, codec=codec)
+    joined = tmp_path / f"joined.{ending}"
+    joined.write_bytes(b"".join((tmp_path / f"{name}.{ending}").read_bytes() for name in "ab"))
+    for path, seconds, remarks in (
+        (joined, 2, ["another recording begins where the first ends, and is not read; make a file of each"]),
+        (tmp_path / f"b.{ending}", 3, []),
+    ):
+        damage = Damage()
+        assert len(list(pictures(path, 16, damage))) == seconds
+        assert list(damage.remarks()) == remarks

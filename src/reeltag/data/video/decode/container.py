@@ -43,6 +43,7 @@ class Damage:
         restarts: number of times that the clock started anew; see `Clock`.
         skewed: True if pictures are to be turned by an angle between right angles, and the nearest was taken.
         unread: True if some of the pictures' side data cannot be read, so that only their angle is known.
+        followed: True if another recording with pictures begins where FFmpeg takes the file to end.
         samples: number of samples of sound that are not finite, taken as silence.
         peak: largest sample of sound, relative to full scale.
     """
@@ -51,6 +52,7 @@ class Damage:
     restarts: int = 0
     skewed: bool = False
     unread: bool = False
+    followed: bool = False
     samples: int = 0
     peak: float = 0.0
 
@@ -80,6 +82,8 @@ class Damage:
             yield f"{counted(self.packets, 'damaged packet')} passed over"
         if self.restarts:
             yield f"its clock starts anew {counted(self.restarts, 'time')}, and goes on at the end of what came before"
+        if self.followed:
+            yield "another recording begins where the first ends, and is not read; make a file of each"
         if self.skewed:
             yield "its pictures are to be turned by an angle between right angles, taken as the nearest of these"
         if self.unread:
@@ -263,21 +267,19 @@ def packets(container: InputContainer, stream: Any, damage: Damage) -> Iterator[
     clock = Clock(joinable=bool(container.format.flags & flags.ts_discont.value))
     with ExitStack() as opened:
         part, begin = container, 0
-        while True:
+        while wanted := best_stream(part, stream.type):
             played = [best for best in (best_stream(part, "video"), best_stream(part, "audio")) if best]
-            index = stream.index if part is container else played[0].index
             end = begin
             for packet in _until_damaged(part.demux(played)):
                 end = max(end, begin + (packet.pos or 0) + packet.size)
                 clock.mend(packet)
-                if packet.stream_index == index:
+                if packet.stream_index == wanted.index:
                     damage.restarts = max(damage.restarts, clock.restarts)
                     yield packet
-            following = None
-            if end > begin and [each.type for each in played] == ["audio"]:
-                following = next_recording(Path(container.name), container.format.name, end)
+            following = next_recording(Path(container.name), container.format.name, end) if end > begin else None
+            damage.followed |= following is not None and any(each.type == "video" for each in played)
             opened.close()
-            if following is None:
+            if following is None or damage.followed:
                 return
             try:
                 part, begin = opened.enter_context(_open(container.name, following)), following

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-# How files of sound begin whose header says where they end. Ogg continues by itself, unless the channels change.
+# Bytes that a file begins with, and where, in formats of which FFmpeg stops at the end that the header tells. Of Ogg it
+# reads on, unless the channels change.
 _BEGINNINGS = {
-    "aiff": b"FORM",
-    "caf": b"caff",
-    "ogg": b"OggS\0\2",
-    "tta": b"TTA1",
-    "w64": b"riff",
-    "wav": b"RIFF",
-    "wv": b"wvpk",
+    "aiff": (0, b"FORM"),
+    "asf": (0, bytes.fromhex("3026b2758e66cf11")),
+    "caf": (0, b"caff"),
+    "flv": (0, b"FLV\1"),
+    "mov,mp4,m4a,3gp,3g2,mj2": (4, b"ftyp"),
+    "nut": (0, b"nut/multimedia container\0"),
+    "ogg": (0, b"OggS\0\2"),
+    "tta": (0, b"TTA1"),
+    "w64": (0, b"riff"),
+    "wav": (0, b"RIFF"),
+    "wv": (0, b"wvpk"),
 }
-_MAX_BETWEEN = 1 << 20  # most bytes between them, such as tags
+_MAX_BETWEEN = 1 << 20  # most bytes between two recordings, such as tags or an index
 
 
 def next_recording(path: Path, kind: str, end: int) -> int | None:
@@ -27,7 +32,8 @@ def next_recording(path: Path, kind: str, end: int) -> int | None:
     """
     if kind not in _BEGINNINGS:
         return None
+    after, beginning = _BEGINNINGS[kind]
     with path.open("rb") as file:
         file.seek(end)
-        place = file.read(_MAX_BETWEEN).find(_BEGINNINGS[kind])
-    return end + place if place >= 0 else None
+        place = file.read(_MAX_BETWEEN).find(beginning)
+    return end + place - after if place >= after else None
