@@ -1,14 +1,10 @@
 """Clocks that start anew, wrap or run backwards, and rates, against clips whose every second says its number."""
 
-from fractions import Fraction
-
-import av
 import numpy as np
 import pytest
 
 from clips import HEIGHT, WIDTH, number_of, numbered, tone, write_clip
-from reeltag.data.video.decode import Damage, container, pictures, sound
-from reeltag.data.video.features import open_pipeline
+from reeltag.data.video.decode import Damage, pictures, sound
 
 SIZE = (HEIGHT, WIDTH)
 
