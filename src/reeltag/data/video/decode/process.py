@@ -126,9 +126,10 @@ class DecoderProcess:
         ours, theirs = Pipe()
         alive, keep = Pipe(duplex=False)
         ends = (theirs.fileno(), alive.fileno())
-        # Not multiprocessing's spawn, which would import the caller's script, and with it often torch.
+        # Not multiprocessing's spawn, which would import the caller's script, and with it often torch. With -I no module
+        # is taken from the current folder.
         program = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {_MODULE} import main; main()"
-        command = [sys.executable, "-c", program, json.dumps(sys.path), *map(str, ends)]
+        command = [sys.executable, "-I", "-c", program, json.dumps(sys.path), *map(str, ends)]
         with theirs, alive, without_interrupts():
             process = subprocess.Popen(command, pass_fds=ends, stdin=subprocess.DEVNULL)
         return _Child(process, ours, keep)
