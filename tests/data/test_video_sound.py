@@ -253,6 +253,15 @@ def test_joined_recordings_follow_each_other(tmp_path, codec, form, ending):
         assert "its clock starts anew 1 time, and goes on at the end of what came before" in remarks
 
 
+@pytest.mark.parametrize("ending", ["ogg", "webm"])
+def test_a_decoder_does_not_go_on_from_the_recording_before(tmp_path, ending):
+    first = write_sound(tmp_path / f"a.{ending}", [tone(2, 440, 48000)], 48000, "libopus", "flt")
+    second = write_sound(tmp_path / f"b.{ending}", [tone(2, 880, 48000)], 48000, "libopus", "flt")
+    joined, alone = tmp_path / f"joined.{ending}", sound(second, 48000, Damage())
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
+    np.testing.assert_allclose(sound(joined, 48000, Damage())[-len(alone) :], alone, atol=1e-6)
+
+
 @pytest.mark.parametrize("ending", ["flv", "mp4", "mov"])
 def test_a_recording_with_pictures_that_is_not_read_is_told(tmp_path, ending):
     codec = "flv1" if ending == "flv" else "mpeg4"

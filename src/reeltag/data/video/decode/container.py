@@ -272,7 +272,11 @@ def packets(container: InputContainer, stream: Any, damage: Damage) -> Iterator[
             end = begin
             for packet in _until_damaged(part.demux(played)):
                 end = max(end, begin + (packet.pos or 0) + packet.size)
-                clock.mend(packet)
+                anew = clock.mend(packet)
+                if part.format.name == "ogg":  # whose first packet has a time of the part before, but its own tags
+                    anew = packet.has_sidedata("strings_metadata")
+                if anew and packet.stream.type == "audio":
+                    packet.stream.codec_context.flush_buffers()  # Opus would go on from the part before with a bang
                 if packet.stream_index == wanted.index:
                     damage.restarts = max(damage.restarts, clock.restarts)
                     yield packet
