@@ -84,6 +84,13 @@ def test_a_closed_decoder_starts_no_process(clip):
         decoder.probe(clip)
 
 
+def test_it_imports_nothing_from_the_current_folder(clip, tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path)
+    with closing(process.DecoderProcess()) as decoder:
+        assert decoder.probe(clip).pictures
+
+
 def test_it_ends_with_the_process_that_started_it(tmp_path):
     program = (
         "import os, sys; from pathlib import Path; from reeltag.data.video.decode import DecoderProcess\n"

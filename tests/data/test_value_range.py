@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from clips import numbered, write_clip
+from conftest import DATA
 from reeltag.cli.main import main
 from reeltag.core.errors import DataError
 from reeltag.core.storage import find_files
@@ -191,6 +192,15 @@ def test_clipping_may_be_allowed(clips, tmp_path, capsys):
     (warning,) = json.loads(said.out)["warnings"]
     assert "rgb of onnx:n.onnx" in warning
     assert "outside the 8-bit range" in said.err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "videos").is_dir(), reason="needs real clips, see REELTAG_DATA")
+def test_the_extractors_that_come_with_reeltag_fit_real_clips(tmp_path, capsys):
+    for number, clips in enumerate([DATA / "videos", *(DATA / "videos").iterdir()]):
+        out = tmp_path / str(number)
+        assert main(["extract", str(clips), "--out", str(out), "--quiet", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["warnings"] == []
 
 
 @pytest.mark.parametrize(

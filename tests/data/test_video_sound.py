@@ -7,8 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from clips import tone
-from reeltag.data.video.decode import Damage, sound
+from clips import tone, write_clip
+from reeltag.data.video.decode import Damage, pictures, sound
 from reeltag.data.video.features import open_pipeline
 
 RNG = np.random.default_rng(0)
@@ -231,6 +231,8 @@ JOINED = [
     ("mp2", "s16", "ts"),
     ("mp2", "s16", "mpg"),
     ("aac", "fltp", "mkv"),
+    ("aac", "fltp", "m4a"),
+    ("aac", "fltp", "flv"),
 ]
 
 
@@ -249,3 +251,29 @@ def test_joined_recordings_follow_each_other(tmp_path, codec, form, ending):
     remarks = pipeline.extract(joined).remarks
     if ending not in ("mp3", "aac"):  # which have no clock
         assert "its clock starts anew 1 time, and goes on at the end of what came before" in remarks
+
+
+@pytest.mark.parametrize("ending", ["ogg", "webm"])
+def test_a_decoder_does_not_go_on_from_the_recording_before(tmp_path, ending):
+    first = write_sound(tmp_path / f"a.{ending}", [tone(2, 440, 48000)], 48000, "libopus", "flt")
+    second = write_sound(tmp_path / f"b.{ending}", [tone(2, 880, 48000)], 48000, "libopus", "flt")
+    joined, alone = tmp_path / f"joined.{ending}", sound(second, 48000, Damage())
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
+    np.testing.assert_allclose(sound(joined, 48000, Damage())[-len(alone) :], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("ending", ["flv", "mp4", "mov", "wmv"])
+def test_a_recording_with_pictures_that_is_not_read_is_told(tmp_path, ending):
+    codec = {"flv": "flv1", "wmv": "wmv2"}.get(ending, "mpeg4")
+    for name, seconds in (("a", 2), ("b", 3)):
+        write_clip(tmp_path / f"{name}.{ending}", seconds, codec=codec)
+    joined = tmp_path / f"joined.{ending}"
+    joined.write_bytes(b"".join((tmp_path / f"{name}.{ending}").read_bytes() for name in "ab"))
+    rest = (tmp_path / f"b.{ending}").stat().st_size
+    for path, seconds, remarks in (
+        (joined, 2, [f"its last {rest:,} bytes are another recording, which is not read; take them apart"]),
+        (tmp_path / f"b.{ending}", 3, []),
+    ):
+        damage = Damage()
+        assert len(list(pictures(path, 16, damage))) == seconds
+        assert list(damage.remarks()) == remarks

@@ -3,18 +3,22 @@
 import json
 import re
 import sys
+from fractions import Fraction
 from importlib import import_module
 from importlib.util import find_spec
 
+import av
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from clips import write_clip
-from conftest import golden
+from clips import tone, write_clip
+from conftest import REPO, golden
 from reeltag.core.errors import UsageError
+from reeltag.data.pca import Moments, load_projections, save_projections
+from reeltag.data.video import decode
 from reeltag.data.video.extractors import registry
 from reeltag.data.video.extractors.registry import image_extractor, register_encoder
 from reeltag.data.video.extractors.vision import read_preprocessing, unit_scale
@@ -113,7 +117,9 @@ def test_a_processor_with_other_steps_is_refused(tmp_path, config, message):
 # --- graphs ---------------------------------------------------------------------------------------
 
 
-def export(folder, outputs, *, config=CLIP, shape=("N", "C", "H", "W"), inputs=(), name="model.onnx", kind=None):
+def export(
+    folder, outputs, *, config=CLIP, shape=("N", "C", "H", "W"), inputs=(), name="model.onnx", kind=None, half=False
+):
     """Write an export: graph, preprocessing, and config.json with its type.
 
     The pixels of 14 x 14 squares are averaged to 256 tokens of 3 values. An output of two dimensions is their mean
@@ -126,7 +132,8 @@ def export(folder, outputs, *, config=CLIP, shape=("N", "C", "H", "W"), inputs=(
         The random matrices by name.
     """
     nodes = [
-        helper.make_node("AveragePool", ["pixel_values"], ["squares"], kernel_shape=[14, 14], strides=[14, 14]),
+        helper.make_node("Cast", ["pixel_values"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("AveragePool", ["pixels"], ["squares"], kernel_shape=[14, 14], strides=[14, 14]),
         helper.make_node("Reshape", ["squares", "as_tokens"], ["by_channel"]),
         helper.make_node("Transpose", ["by_channel"], ["tokens"], perm=[0, 2, 1]),
         helper.make_node("ReduceMean", ["tokens"], ["mean"], axes=[1], keepdims=0),
@@ -138,7 +145,7 @@ def export(folder, outputs, *, config=CLIP, shape=("N", "C", "H", "W"), inputs=(
     graph = helper.make_graph(
         nodes,
         "g",
-        [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, shape)]
+        [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT16 if half else TensorProto.FLOAT, shape)]
         + [helper.make_tensor_value_info(*each) for each in inputs],
         [helper.make_tensor_value_info(each, TensorProto.FLOAT, ["N", *sides]) for each, sides in outputs.items()],
         [numpy_helper.from_array(array, each) for each, array in arrays.items()],
@@ -209,6 +216,15 @@ def test_settings_change_the_output_the_scale_and_nothing_else(tmp_path):
     assert inside.origin(None).hash == default.origin(None).hash
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(changed(CLIP, resample=2)))
     assert image_extractor(f"clip:{tmp_path}").origin(None).hash != default.origin(None).hash
+
+
+def test_a_pca_that_was_learned_with_an_encoder_is_for_it(tmp_path):
+    export(tmp_path, {"image_embeds": [8]})
+    extractor = image_extractor(f"clip:{tmp_path}")
+    moments = Moments(8)
+    moments.add(extractor.values(RNG.integers(0, 256, (9, 224, 224, 3), np.uint8)))
+    save_projections(tmp_path / "pca", {"rgb": moments.projection(2)}, {"rgb": extractor.identity})
+    assert load_projections(tmp_path / "pca", {"rgb": extractor.identity})["rgb"].widths == (8, 2)
 
 
 def test_weights_in_a_file_of_their_own_are_part_of_the_hash(tmp_path):
@@ -296,6 +312,60 @@ def test_a_clip_becomes_the_values_of_its_pictures(tmp_path):
     )
 
 
+def test_a_graph_in_half_precision_gets_its_input_in_it(tmp_path):
+    halves = export(tmp_path, {"image_embeds": [8]}, half=True)
+    found = image_extractor(f"clip:{tmp_path}").values(PIXELS)
+    expected = unit(expected_tokens(PIXELS, CLIP).mean(1) @ halves["image_embeds"])
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_pictures_of_oblong_pixels_come_with_square_ones(tmp_path):
+    with av.open(str(tmp_path / "c.mkv"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        for _ in range(2):
+            frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    (first, _) = decode.pictures(tmp_path / "c.mkv", None, decode.Damage())
+    assert first.shape == (48, 85, 3)
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def rows(page, heading):
+    """Cells of the first table below a heading."""
+    lines = page.split(f"\n## {heading}\n")[1].split("\n## ")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if re.match(r"\| `\w", line)]
+
+
+@pytest.mark.parametrize(("table", "heading"), [(registry.IMAGE, "Pictures"), (registry.SOUND, "Sound")])
+def test_the_page_has_a_row_for_each_encoder(table, heading):
+    page = (REPO / "docs" / "encoders.md").read_text()
+    found = {}
+    for name, width, reads, licence, *_ in rows(page, heading):
+        kind, _, argument = name.split("`")[1].partition(":")
+        found[kind] = (argument, width, reads, licence)
+    assert found == {kind: (each.argument, each.width, each.reads, each.licence) for kind, each in table.items()}
+    sources = {name.strip("`"): re.sub("[`<>]", "", source) for name, source in rows(page, "Where to get them")}
+    own = {"onnx", "tflite", "efficientnet-lite0", "logmel"}
+    assert {kind: sources.get(kind) for kind in table.keys() - own} == {
+        kind: each.source for kind, each in table.items() if kind not in own
+    }
+
+
+def test_the_example_of_the_page_runs(registered, tmp_path, monkeypatch):
+    page = (REPO / "docs" / "encoders.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "register_encoder" in block]
+    write_clip(tmp_path / "beach.mp4", 2, 1, sound=tone(2))
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    exec(code, namespace)
+    assert namespace["found"].values["rgb"].shape == (2, 16)
+
+
 # --- torch ----------------------------------------------------------------------------------------
 
 
@@ -335,6 +405,14 @@ def test_a_module_is_an_encoder_by_its_name(registered, tmp_path):
     assert register_encoder("means", module, channels_first).origin(None).hash != before
     clip = write_clip(tmp_path / "c.mkv", 2, 1)
     assert Pipeline(image_extractor("means"), None).extract(clip).values["rgb"].shape == (2, 3)
+
+
+def test_pictures_that_are_prepared_to_another_shape_are_named(registered):
+    made = register_encoder("means", Means(), lambda picture: channels_first(picture)[:, : len(picture) // 10])
+    with pytest.raises(
+        UsageError, match=r"means: a picture of 100 x 90 is prepared to \[3, 10, 24\], and a black one to"
+    ):
+        made.prepare(np.zeros((100, 90, 3), np.uint8))
 
 
 def test_what_is_no_encoder_is_not_registered(registered):

@@ -43,8 +43,9 @@ def extract(
         videos: Folders, files or glob patterns.
         out: A new folder for the shards, their manifest and a recipe.
         labels: A CSV file with the columns file and labels; several labels are separated by | or ;.
-        image: Extractor of image features: efficientnet-lite0, onnx:PATH, inception:PATH, or none.
-        audio: Extractor of audio features: logmel, onnx:PATH, or none.
+        image: Encoder of pictures: efficientnet-lite0, clip:PATH, siglip:PATH, dinov2:PATH, timm:NAME, inception:PATH,
+            onnx:PATH, tflite:PATH, or none; see docs/encoders.md.
+        audio: Encoder of sound: logmel, yamnet:PATH, vggish:PATH,PCA, whisper:PATH, onnx:PATH, or none.
         pca: PCA to apply to the features: a file that --fit-pca wrote, or a folder with the published one.
         fit_pca: Fit a PCA on the training videos, with these widths for image and audio, such as 256,64; 0 for
             none.

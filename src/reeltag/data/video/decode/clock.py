@@ -46,13 +46,18 @@ class Clock:
         """Number of times that the clock started anew."""
         return len(self._offsets) - 1
 
-    def mend(self, packet: Any) -> None:
-        """Replace the time stamps of the file's next packet by those of the common clock."""
+    def mend(self, packet: Any) -> bool:
+        """Replace the time stamps of the file's next packet by those of the common clock.
+
+        Returns:
+            True if its stream begins another part with it.
+        """
         base, pts, dts = float(packet.time_base), packet.pts, packet.dts
         if pts is None and dts is None:
-            return
+            return False
         shown = (dts if pts is None else pts) * base
         stream = self._streams.setdefault(packet.stream_index, _Stream(len(self._offsets) - 1))
+        part = stream.part
         if dts is not None:  # times of display are not in order, and their jumps mean nothing
             self._follow(stream, dts * base, shown)
         offset = self._offsets[stream.part]
@@ -62,6 +67,7 @@ class Clock:
         if dts is not None:
             stream.latest = dts * base + offset
         stream.end = max(stream.end, shown + offset + (packet.duration or 0) * base)
+        return stream.part != part
 
     def _follow(self, stream: _Stream, decoded: float, shown: float) -> None:
         """Move a stream on to another part if its next packet, from its times in the file, belongs there."""

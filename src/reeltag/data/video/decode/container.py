@@ -267,14 +267,17 @@ def packets(container: InputContainer, stream: Any, damage: Damage) -> Iterator[
     clock = Clock(joinable=bool(container.format.flags & flags.ts_discont.value))
     with ExitStack() as opened:
         part, begin = container, 0
-        while True:
+        while wanted := best_stream(part, stream.type):
             played = [best for best in (best_stream(part, "video"), best_stream(part, "audio")) if best]
-            index = stream.index if part is container else played[0].index
             end = begin
             for packet in _until_damaged(part.demux(played)):
                 end = max(end, begin + (packet.pos or 0) + packet.size)
-                clock.mend(packet)
-                if packet.stream_index == index:
+                anew = clock.mend(packet)
+                if part.format.name == "ogg":  # whose first packet has a time of the part before, but its own tags
+                    anew = packet.has_sidedata("strings_metadata")
+                if anew and packet.stream.type == "audio":
+                    packet.stream.codec_context.flush_buffers()  # Opus would go on from the part before with a bang
+                if packet.stream_index == wanted.index:
                     damage.restarts = max(damage.restarts, clock.restarts)
                     yield packet
             following = next_recording(Path(container.name), container.format.name, end) if end > begin else None

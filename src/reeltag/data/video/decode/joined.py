@@ -8,6 +8,7 @@ from pathlib import Path
 # How files begin, as regular expressions, that say where they end. Ogg continues by itself, unless its channels change.
 _BEGINNINGS = {
     "aiff": b"FORM",
+    "asf": re.escape(bytes.fromhex("3026b2758e66cf11")),
     "caf": b"caff",
     "flv": rb"FLV\x01",
     "matroska,webm": rb"\x1aE\xdf\xa3",
@@ -18,7 +19,7 @@ _BEGINNINGS = {
     "wav": b"RIFF",
     "wv": b"wvpk",
 }
-_MAX_BETWEEN = 1 << 20  # most bytes between them, such as tags
+_MAX_BETWEEN = 1 << 20  # most bytes between two recordings, such as tags or an index
 
 
 def next_recording(path: Path, kind: str, end: int) -> int | None:

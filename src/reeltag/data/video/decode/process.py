@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from json import JSONDecodeError
+from multiprocessing import BufferTooShort
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from signal import Signals
@@ -21,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reeltag.core.distributed.process_pool import exit_with_parent, without_interrupts
-from reeltag.core.errors import UsageError, VideoError
+from reeltag.core.errors import UsageError, VideoError, WorkerError
 from reeltag.data.video.decode.audio_stream import Samples, sound
 from reeltag.data.video.decode.container import MAX_PIXELS, STALLED_SECONDS, Damage, Media, probe
 from reeltag.data.video.decode.video_stream import MAX_SECONDS, Picture, pictures
@@ -97,9 +99,8 @@ class DecoderProcess:
 
     def _ask(self, call: str, path: Path, damage: Damage, kind: type, **arguments: Any) -> Iterator[Any]:
         """Send a request; yield the arrays of the answer, and last what else the call returned, if anything."""
-        finished = False
+        finished, child = False, self._child or self._started(path)
         try:
-            child = self._child = self._child or self._started()
             child.connection.send_bytes(_json([call, str(path.absolute()), asdict(damage), arguments]))
             while not finished:
                 if not child.connection.poll(SILENT_SECONDS):
@@ -114,33 +115,31 @@ class DecoderProcess:
             vars(damage).update(head["damage"])
             if head["result"] is not None:
                 yield head["result"]
-        except (EOFError, OSError) as error:
-            raise DecoderCrashError(f"{path}: {self._end_of_child()}; convert it, or leave it out") from error
+        except (EOFError, OSError, LookupError, TypeError, JSONDecodeError, BufferTooShort) as error:
+            raise DecoderCrashError(f"{path}: {_end(child.process)}; convert it, or leave it out") from error
         finally:
             if not finished:  # the rest of the answer would pass for the next one
                 self._stop()
 
-    def _started(self) -> _Child:
+    def _started(self, path: Path) -> _Child:
         if self._closed:
-            raise EOFError
-        ours, theirs = Pipe()
-        alive, keep = Pipe(duplex=False)
-        ends = (theirs.fileno(), alive.fileno())
-        # Not multiprocessing's spawn, which would import the caller's script, and with it often torch.
+            raise DecoderCrashError(f"{path}: its decoder was stopped")
+        # Not multiprocessing's spawn, which would import the caller's script, and with it often torch; nor, without
+        # -I, modules of the current folder.
         program = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {_MODULE} import main; main()"
-        command = [sys.executable, "-c", program, json.dumps(sys.path), *map(str, ends)]
-        with theirs, alive, without_interrupts():
-            process = subprocess.Popen(command, pass_fds=ends, stdin=subprocess.DEVNULL)
-        return _Child(process, ours, keep)
-
-    def _end_of_child(self) -> str:
-        """Describe how the process ended."""
-        if self._child is None:
-            return "its decoder was stopped"
-        code = self._child.process.wait()
-        if code == -Signals.SIGKILL:
-            return "its decoder was killed, perhaps because memory ran out"
-        return f"crashed its decoder ({Signals(-code).name if code < 0 else f'exit code {code}'})"
+        try:
+            ours, theirs = Pipe()
+            alive, keep = Pipe(duplex=False)
+            ends = (theirs.fileno(), alive.fileno())
+            command = [sys.executable, "-I", "-c", program, json.dumps(sys.path), *map(str, ends)]
+            with theirs, alive, without_interrupts():
+                process = subprocess.Popen(command, pass_fds=ends, stdin=subprocess.DEVNULL)
+        except OSError as error:
+            raise WorkerError(f"no process to decode files can start ({error}); use fewer --workers") from error
+        child = self._child = _Child(process, ours, keep)
+        if self._closed:  # in the meantime
+            self._stop()
+        return child
 
     def _stop(self) -> None:
         child, self._child = self._child, None
@@ -148,6 +147,17 @@ class DecoderProcess:
             child.process.kill()
             child.process.wait()  # the connection stays open: another thread may wait on it, and now gets EOFError
             child.keep.close()
+
+
+def _end(process: subprocess.Popen[bytes]) -> str:
+    """Describe how a process ended that does not answer as it should."""
+    try:
+        code = process.wait(1)
+    except subprocess.TimeoutExpired:
+        return "its decoder gave an answer that cannot be read"
+    if code == -Signals.SIGKILL:
+        return "its decoder was killed, perhaps because memory ran out"
+    return f"crashed its decoder ({Signals(-code).name if code < 0 else f'exit code {code}'})"
 
 
 def _json(content: Any) -> bytes:

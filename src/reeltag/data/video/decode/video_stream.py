@@ -230,11 +230,16 @@ def _scaled(
     path: Path, scaler: VideoReformatter, frame: Any, size: tuple[int, int], orientation: _Orientation
 ) -> Picture:
     import av
+    from av.video.reformatter import Interpolation
 
     height, width = size[::-1] if orientation.transposed else size
+    # Without the other flags each pair of columns gets one colour, whatever the size of the video.
+    flags = (
+        Interpolation.AREA | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
+    )
     try:
         # One scaler for all frames, in one thread: `frame.reformat` prepares itself and starts threads for each.
-        small = scaler.reformat(frame, width, height, "rgb24", interpolation="AREA", threads=1)
+        small = scaler.reformat(frame, width, height, "rgb24", interpolation=flags, threads=1)
     except (av.FFmpegError, ValueError) as error:
         raise VideoError(
             f"{path}: its pictures ({frame.format.name}) cannot be converted to RGB; convert it"

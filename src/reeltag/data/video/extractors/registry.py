@@ -36,7 +36,7 @@ class Entry(Generic[Input]):
     Attributes:
         open: function from the text after the name and its colon to the extractor.
         argument: form of that text, such as `PATH`; empty if the name stands alone.
-        reads: its input, for people.
+        reads: size of its pictures, or length and rate of its sound, for people.
         width: number of values a second, for people.
         licence: licence of the published weights.
         source: where to get its file: an address, a command, or the library that fetches it.
@@ -102,13 +102,13 @@ def _onnx_sound(rest: str) -> Extractor[Samples]:
 _OWN = "a graph of your own, exported to ONNX"
 IMAGE: dict[str, Entry[Picture]] = {
     "efficientnet-lite0": Entry(
-        _efficientnet, "", "pictures 224 × 224, squashed", "1280", "Apache-2.0", "pip install 'reeltag[video]'"
+        _efficientnet, "", "224 × 224, squashed", "1280", "Apache-2.0", "pip install 'reeltag[video]'"
     ),
-    "onnx": Entry(_onnx_image, "PATH?key=value&…", "pictures of the graph's size, squashed", "any", "its own", _OWN),
+    "onnx": Entry(_onnx_image, "PATH?key=value&…", "of the graph's size, squashed", "any", "its own", _OWN),
     "inception": Entry(
         partial(_onnx_image, preset="inception"),
         "PATH",
-        "pictures 299 × 299, squashed",
+        "299 × 299, squashed",
         "2048",
         "Apache-2.0",
         "Inception-v3 of 2015 (inception-2015-12-05.tgz), exported to ONNX",
@@ -116,7 +116,7 @@ IMAGE: dict[str, Entry[Picture]] = {
     "clip": Entry(
         partial(open_vision, family="clip"),
         "PATH",
-        "pictures, mostly 224 × 224, cut out of the middle",
+        "mostly 224 × 224, cut out of the middle",
         "512 to 1024",
         "MIT (OpenAI's)",
         "optimum-cli export onnx --model openai/clip-vit-base-patch32 --task feature-extraction clip/",
@@ -124,7 +124,7 @@ IMAGE: dict[str, Entry[Picture]] = {
     "siglip": Entry(
         partial(open_vision, family="siglip"),
         "PATH",
-        "pictures, mostly 224 × 224, squashed",
+        "mostly 224 × 224, squashed",
         "768 to 1152",
         "Apache-2.0",
         "optimum-cli export onnx --model google/siglip-base-patch16-224 --task feature-extraction siglip/",
@@ -132,7 +132,7 @@ IMAGE: dict[str, Entry[Picture]] = {
     "dinov2": Entry(
         partial(open_vision, family="dinov2"),
         "PATH",
-        "pictures 224 × 224, cut out of the middle",
+        "224 × 224, cut out of the middle",
         "384 to 1536",
         "Apache-2.0",
         "optimum-cli export onnx --model facebook/dinov2-small --task feature-extraction dinov2/",
@@ -140,7 +140,7 @@ IMAGE: dict[str, Entry[Picture]] = {
     "timm": Entry(
         open_timm,
         "NAME",
-        "pictures as timm prepares them for the model",
+        "as timm prepares them for the model",
         "the model's",
         "the model's",
         "timm fetches the weights (pip install 'reeltag[timm]')",
@@ -148,14 +148,14 @@ IMAGE: dict[str, Entry[Picture]] = {
     "tflite": Entry(
         open_tflite,
         "PATH?key=value&…",
-        "pictures of the network's size, squashed",
+        "of the network's size, squashed",
         "any",
         "its own",
         "a TFLite network of your own; for its runtime pip install 'reeltag[litert]'",
     ),
 }
 SOUND: Mapping[str, Entry[Samples]] = {
-    "logmel": Entry(_logmel, "", "sound of 16 kHz", "128", "part of reeltag", "part of reeltag"),
+    "logmel": Entry(_logmel, "", "16 kHz", "128", "part of reeltag", "part of reeltag"),
     "onnx": Entry(_onnx_sound, "PATH?key=value&…", "samples or log-mel patches", "any", "its own", _OWN),
     "whisper": Entry(
         open_whisper,
@@ -222,7 +222,9 @@ def register_encoder(
         settings = parse_scale(name, rest, extractor.offset, extractor.scale)
         return extractor.rescaled(settings.offset, settings.scale)
 
-    IMAGE[name] = Entry(opened, "", "pictures", str(extractor.width), "its own", "registered in this process")
+    IMAGE[name] = Entry(
+        opened, "", "as it prepares them", str(extractor.width), "its own", "registered in this process"
+    )
     return extractor
 
 

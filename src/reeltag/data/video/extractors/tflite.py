@@ -11,6 +11,7 @@ import numpy as np
 
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import file_hash, require_regular
+from reeltag.core.text import one_line
 from reeltag.data.pca import Values
 from reeltag.data.video.decode import Picture
 from reeltag.data.video.extractors.extractor import Extractor
@@ -66,7 +67,9 @@ class TfliteNetwork:
             interpreter.invoke()
             found = interpreter.get_tensor(self._output["index"])
         except (RuntimeError, ValueError) as error:
-            raise UsageError(f"{self.path}: LiteRT cannot compute it for input {list(x.shape)} ({error})") from error
+            raise UsageError(
+                f"{self.path}: LiteRT cannot compute it for input {list(x.shape)} ({one_line(error)})"
+            ) from error
         scale, zero = self._output["quantization"]  # 0 and 0 for floats
         values: Values = found.astype(np.float32).ravel()
         return (values - np.float32(zero)) * np.float32(scale) if scale else values
@@ -97,7 +100,9 @@ class TfliteNetwork:
             interpreter.allocate_tensors()
             interpreter.invoke()
         except (RuntimeError, ValueError) as error:
-            raise UsageError(f"{self.path}: LiteRT cannot open it ({error}); is it a .tflite file?") from error
+            raise UsageError(
+                f"{self.path}: LiteRT cannot open it ({one_line(error)}); is it a .tflite file?"
+            ) from error
         return interpreter
 
     def _vector(self, interpreter: Any, width: int | None) -> Any:

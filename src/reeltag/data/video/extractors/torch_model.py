@@ -54,16 +54,23 @@ def torch_extractor(
         vectors: Values = found.float().cpu().numpy()
         return vectors
 
-    def prepared_array(picture: Picture) -> npt.NDArray[Any]:
-        return np.asarray(prepare(picture))
+    def checked(picture: Picture) -> npt.NDArray[Any]:
+        prepared = np.asarray(prepare(picture))
+        if prepared.shape != shape:
+            sides = " x ".join(map(str, picture.shape[:2]))
+            what = f"a picture of {sides} is prepared to {list(prepared.shape)}, and a black one to {list(shape)}"
+            raise UsageError(f"{name}: {what}; prepare all to one shape")
+        return prepared
 
     try:
-        black = values(np.repeat(prepared_array(np.zeros((*BLACK, 3), np.uint8))[None], 2, axis=0))
+        black_picture = np.asarray(prepare(np.zeros((*BLACK, 3), np.uint8)))
+        shape = black_picture.shape
+        black = values(np.stack([black_picture, black_picture]))
     except (RuntimeError, ValueError, TypeError) as error:
         raise UsageError(f"{name}: fails for black pictures of {BLACK[0]} x {BLACK[1]} ({error})") from error
     if not np.isfinite(black).all():
         raise UsageError(f"{name}: gives NaN or infinite values for a black picture; check its weights")
-    return Extractor(name, black.shape[1], BLACK, identity, 0.0, 1.0, values, prepare=prepared_array)
+    return Extractor(name, black.shape[1], BLACK, identity, 0.0, 1.0, values, prepare=checked)
 
 
 def weights_hash(module: torch.nn.Module) -> str:

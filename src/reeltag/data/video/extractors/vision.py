@@ -213,7 +213,7 @@ def open_vision(rest: str, family: str) -> Extractor[Picture]:
         "name": family,
         "weights": graph_hash(path),
         "settings": settings.identity() | {"output": model.output},
-        "preprocessing": asdict(preprocessing),
+        "preprocessing": json.loads(json.dumps(asdict(preprocessing))),  # lists, as files of a PCA give them back
     }
     scale = settings.scale if "scale" in settings.model_fields_set else unit_scale(model.width)
     return Extractor(
@@ -270,8 +270,7 @@ def read_preprocessing(path: Path) -> Preprocessing:
             except ValidationError as error:
                 fault = error.errors()[0]
                 where = ".".join(map(str, fault["loc"]))
-                what = describe_fault(fault) if where else str(fault["ctx"]["error"])
-                raise UsageError(f"{found}: {f'{where}: ' if where else ''}{what}") from error
+                raise UsageError(f"{found}: {where}: {describe_fault(fault)}") from error
             except ValueError as error:
                 raise UsageError(f"{found}: {error}; give onnx:PATH, with its preprocessing as ?key=value") from error
     raise UsageError(
