@@ -262,15 +262,16 @@ def test_a_decoder_does_not_go_on_from_the_recording_before(tmp_path, ending):
     np.testing.assert_allclose(sound(joined, 48000, Damage())[-len(alone) :], alone, atol=1e-6)
 
 
-@pytest.mark.parametrize("ending", ["flv", "mp4", "mov"])
+@pytest.mark.parametrize("ending", ["flv", "mp4", "mov", "wmv"])
 def test_a_recording_with_pictures_that_is_not_read_is_told(tmp_path, ending):
-    codec = "flv1" if ending == "flv" else "mpeg4"
+    codec = {"flv": "flv1", "wmv": "wmv2"}.get(ending, "mpeg4")
     for name, seconds in (("a", 2), ("b", 3)):
         write_clip(tmp_path / f"{name}.{ending}", seconds, codec=codec)
     joined = tmp_path / f"joined.{ending}"
     joined.write_bytes(b"".join((tmp_path / f"{name}.{ending}").read_bytes() for name in "ab"))
+    rest = (tmp_path / f"b.{ending}").stat().st_size
     for path, seconds, remarks in (
-        (joined, 2, ["another recording begins where the first ends, and is not read; make a file of each"]),
+        (joined, 2, [f"its last {rest:,} bytes are another recording, which is not read; take them apart"]),
         (tmp_path / f"b.{ending}", 3, []),
     ):
         damage = Damage()

@@ -41,18 +41,18 @@ class Damage:
     Attributes:
         packets: number of packets that could not be decoded.
         restarts: number of times that the clock started anew; see `Clock`.
+        unread_bytes: number of bytes of a recording with pictures that is joined to another, where FFmpeg ends.
         skewed: True if pictures are to be turned by an angle between right angles, and the nearest was taken.
-        unread: True if some of the pictures' side data cannot be read, so that only their angle is known.
-        followed: True if another recording with pictures begins where FFmpeg takes the file to end.
+        unmirrored: True if some of the pictures' side data cannot be read, so that only their angle is known.
         samples: number of samples of sound that are not finite, taken as silence.
         peak: largest sample of sound, relative to full scale.
     """
 
     packets: int = 0
     restarts: int = 0
+    unread_bytes: int = 0
     skewed: bool = False
-    unread: bool = False
-    followed: bool = False
+    unmirrored: bool = False
     samples: int = 0
     peak: float = 0.0
 
@@ -82,11 +82,11 @@ class Damage:
             yield f"{counted(self.packets, 'damaged packet')} passed over"
         if self.restarts:
             yield f"its clock starts anew {counted(self.restarts, 'time')}, and goes on at the end of what came before"
-        if self.followed:
-            yield "another recording begins where the first ends, and is not read; make a file of each"
+        if self.unread_bytes:
+            yield f"its last {self.unread_bytes:,} bytes are another recording, which is not read; take them apart"
         if self.skewed:
             yield "its pictures are to be turned by an angle between right angles, taken as the nearest of these"
-        if self.unread:
+        if self.unmirrored:
             yield "its pictures have metadata that PyAV cannot read, so they are turned, but not mirrored"
 
 
@@ -259,7 +259,7 @@ def packets(container: InputContainer, stream: Any, damage: Damage) -> Iterator[
     Args:
         container: the file, just opened.
         stream: a stream of `best_stream`.
-        damage: its `restarts` are counted.
+        damage: its `restarts` and `unread_bytes` are counted.
     """
     import av
 
@@ -281,9 +281,11 @@ def packets(container: InputContainer, stream: Any, damage: Damage) -> Iterator[
                     damage.restarts = max(damage.restarts, clock.restarts)
                     yield packet
             following = next_recording(Path(container.name), container.format.name, end) if end > begin else None
-            damage.followed |= following is not None and any(each.type == "video" for each in played)
+            if following is not None and [each.type for each in played] != ["audio"]:
+                damage.unread_bytes = container.size - following
+                return
             opened.close()
-            if following is None or damage.followed:
+            if following is None:
                 return
             try:
                 part, begin = opened.enter_context(_open(container.name, following)), following

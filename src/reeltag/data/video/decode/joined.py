@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-# Bytes that a file begins with, and where, in formats of which FFmpeg stops at the end that the header tells. Of Ogg it
-# reads on, unless the channels change.
+# How files begin, as regular expressions, that say where they end. Ogg continues by itself, unless its channels change.
 _BEGINNINGS = {
-    "aiff": (0, b"FORM"),
-    "asf": (0, bytes.fromhex("3026b2758e66cf11")),
-    "caf": (0, b"caff"),
-    "flv": (0, b"FLV\1"),
-    "mov,mp4,m4a,3gp,3g2,mj2": (4, b"ftyp"),
-    "nut": (0, b"nut/multimedia container\0"),
-    "ogg": (0, b"OggS\0\2"),
-    "tta": (0, b"TTA1"),
-    "w64": (0, b"riff"),
-    "wav": (0, b"RIFF"),
-    "wv": (0, b"wvpk"),
+    "aiff": b"FORM",
+    "asf": re.escape(bytes.fromhex("3026b2758e66cf11")),
+    "caf": b"caff",
+    "flv": rb"FLV\x01",
+    "matroska,webm": rb"\x1aE\xdf\xa3",
+    "mov,mp4,m4a,3gp,3g2,mj2": b"....ftyp",
+    "ogg": rb"OggS\0\x02",
+    "tta": b"TTA1",
+    "w64": b"riff",
+    "wav": b"RIFF",
+    "wv": b"wvpk",
 }
 _MAX_BETWEEN = 1 << 20  # most bytes between two recordings, such as tags or an index
 
@@ -32,8 +32,7 @@ def next_recording(path: Path, kind: str, end: int) -> int | None:
     """
     if kind not in _BEGINNINGS:
         return None
-    after, beginning = _BEGINNINGS[kind]
     with path.open("rb") as file:
         file.seek(end)
-        place = file.read(_MAX_BETWEEN).find(beginning)
-    return end + place - after if place >= after else None
+        found = re.search(_BEGINNINGS[kind], file.read(_MAX_BETWEEN), re.DOTALL)
+    return end + found.start() if found else None

@@ -285,7 +285,7 @@ def _orientation(frame: Any, damage: Damage) -> _Orientation:
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # PyAV reads no side data of a frame that has some of a kind unknown to it
-        damage.unread = True
+        damage.unmirrored = True
         turns = round(frame.rotation / 90) % 4  # counter-clockwise
         return _Orientation(turns % 2 == 1, turns in (1, 2), turns in (2, 3))
     if matrix is None:
