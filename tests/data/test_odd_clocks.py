@@ -10,6 +10,10 @@ SIZE = (HEIGHT, WIDTH)
 WRAP = 2**33 / 90000  # seconds that MPEG's clock counts
 
 
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 def numbers(path, damage=None):
     return [number_of(picture) for picture in pictures(path, SIZE, damage or Damage())]
 
@@ -37,10 +41,10 @@ def join(path, *parts):
 @pytest.mark.parametrize(
     ("ending", "codec", "heard", "begins"),
     [
-        ("ts", "libx264", "aac", (0, 0, 0)),
+        slow("ts", "libx264", "aac", (0, 0, 0)),
         ("ts", "mpeg2video", "mp2", (100, 3, 50)),  # back, and ahead by more than a gap
-        ("ts", "libx264", "aac", (2, 1, 90000)),  # back by less than a part lasts
-        ("mpg", "mpeg2video", "mp2", (0, 0, 0)),
+        slow("ts", "libx264", "aac", (2, 1, 90000)),  # back by less than a part lasts
+        slow("mpg", "mpeg2video", "mp2", (0, 0, 0)),
     ],
 )
 def test_joined_recordings_go_on_at_the_end_of_what_came_before(tmp_path, ending, codec, heard, begins):
@@ -56,7 +60,7 @@ def test_joined_recordings_go_on_at_the_end_of_what_came_before(tmp_path, ending
     assert list(damage.remarks()) == ["its clock starts anew 2 times, and goes on at the end of what came before"]
 
 
-@pytest.mark.parametrize(("ending", "read"), [("mkv", 2), ("flv", 1), ("mp4", 1)])
+@pytest.mark.parametrize(("ending", "read"), [slow("mkv", 2), ("flv", 1), slow("mp4", 1)])
 def test_what_ffmpeg_does_not_read_of_joined_recordings_is_told(tmp_path, ending, read):
     parts = [part(tmp_path / f"{n}.{ending}", 10 * n, 2, 500 * n) for n in (1, 2, 3)]
     joined, damage = join(tmp_path / f"joined.{ending}", *parts), Damage()
@@ -67,7 +71,7 @@ def test_what_ffmpeg_does_not_read_of_joined_recordings_is_told(tmp_path, ending
     assert not list(damage.remarks())
 
 
-@pytest.mark.parametrize("before", [0.02, 1.5, 3.0])
+@pytest.mark.parametrize("before", [slow(0.02), 1.5, slow(3.0)])
 def test_a_clock_that_wraps_runs_on(tmp_path, before):
     clip, damage = part(tmp_path / "a.ts", 1, 4, 500, begin=WRAP - before), Damage()
     assert numbers(clip, damage) == [1, 2, 3, 4]
@@ -75,7 +79,7 @@ def test_a_clock_that_wraps_runs_on(tmp_path, before):
     assert not damage.restarts
 
 
-@pytest.mark.parametrize(("ending", "codec", "heard"), [("ts", "libx264", "aac"), ("mpg", "mpeg2video", "mp2")])
+@pytest.mark.parametrize(("ending", "codec", "heard"), [slow("ts", "libx264", "aac"), slow("mpg", "mpeg2video", "mp2")])
 def test_a_recording_that_wraps_twice_is_read_to_its_end(tmp_path, ending, codec, heard):
     begins = (WRAP - 2, WRAP - 1)
     parts = [
@@ -103,15 +107,15 @@ def test_the_last_frame_of_a_file_without_durations_is_shown_for_one_at_its_rate
     assert numbers(clip) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("begin", [-3, -0.5, 7])
+@pytest.mark.parametrize("begin", [-3, slow(-0.5), slow(7)])
 def test_seconds_begin_at_the_first_picture_whatever_its_time(tmp_path, begin):
     clip = part(tmp_path / "a.mkv", 1, 3, 500, begin=begin)
     assert numbers(clip) == [1, 2, 3]
     assert pitches(clip)[:3] == [500] * 3
 
 
-@pytest.mark.parametrize("share", [0.1, 0.35, 0.6])
-@pytest.mark.parametrize(("codec", "options"), [("libx264", {"bf": "3", "g": "50"}), ("mpeg2video", {"g": "50"})])
+@pytest.mark.parametrize("share", [slow(0.1), 0.35, slow(0.6)])
+@pytest.mark.parametrize(("codec", "options"), [slow("libx264", {"bf": "3", "g": "50"}), ("mpeg2video", {"g": "50"})])
 def test_sound_begins_with_the_first_picture_that_decodes(tmp_path, share, codec, options):
     """A recording that begins between two key frames: loudness and pictures tell the same second."""
     seconds, rate = 12, 25

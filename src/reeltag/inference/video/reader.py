@@ -114,13 +114,13 @@ def refuse_unreadable(artifact: Artifact, name: str, named: Collection[str] = ()
             raise UsageError(
                 f"{name}: {what}; train on shards of `reeltag extract`, with the recipe that it writes beside them"
             )
-        if origin.projection and feature.name not in artifact.projections:
-            what = f"does not hold the PCA of its feature {feature.name!r}"
-            raise UsageError(f"{name}: {what}; name the PCA in the recipe under data.pca, and run the recipe again")
         if origin.decoding != DECODING:
             earlier = "an earlier" if origin.decoding < DECODING else "a later"
             what = f"its features {feature.name!r} were extracted by {earlier} reeltag, which decodes files otherwise"
             raise UsageError(f"{name}: {what}; use that reeltag, or extract the videos again and train on them")
+        if origin.projection and feature.name not in artifact.projections:
+            what = f"does not hold the PCA of its feature {feature.name!r}"
+            raise UsageError(f"{name}: {what}; name the PCA in the recipe under data.pca, and run the recipe again")
         option, known, _ = _KINDS[feature.name]
         kind = origin.name.partition(":")[0]
         if feature.name in named:
