@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from clips import tone, write_clip
 from conftest import REPO, golden
 from reeltag.core.errors import UsageError
+from reeltag.data.pca import Moments, load_projections, save_projections
 from reeltag.data.video import decode
 from reeltag.data.video.extractors import registry
 from reeltag.data.video.extractors.registry import image_extractor, register_encoder
@@ -215,6 +216,15 @@ def test_settings_change_the_output_the_scale_and_nothing_else(tmp_path):
     assert inside.origin(None).hash == default.origin(None).hash
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(changed(CLIP, resample=2)))
     assert image_extractor(f"clip:{tmp_path}").origin(None).hash != default.origin(None).hash
+
+
+def test_a_pca_that_was_learned_with_an_encoder_is_for_it(tmp_path):
+    export(tmp_path, {"image_embeds": [8]})
+    extractor = image_extractor(f"clip:{tmp_path}")
+    moments = Moments(8)
+    moments.add(extractor.values(RNG.integers(0, 256, (9, 224, 224, 3), np.uint8)))
+    save_projections(tmp_path / "pca", {"rgb": moments.projection(2)}, {"rgb": extractor.identity})
+    assert load_projections(tmp_path / "pca", {"rgb": extractor.identity})["rgb"].widths == (8, 2)
 
 
 def test_weights_in_a_file_of_their_own_are_part_of_the_hash(tmp_path):

@@ -213,7 +213,7 @@ def open_vision(rest: str, family: str) -> Extractor[Picture]:
         "name": family,
         "weights": graph_hash(path),
         "settings": settings.identity() | {"output": model.output},
-        "preprocessing": asdict(preprocessing),
+        "preprocessing": json.loads(json.dumps(asdict(preprocessing))),  # lists, as files of a PCA give them back
     }
     scale = settings.scale if "scale" in settings.model_fields_set else unit_scale(model.width)
     return Extractor(
