@@ -205,6 +205,11 @@ def origin_of(feature, **changes):
             lambda f: origin_of(f, name=f"{'inception' if f.name == 'rgb' else 'onnx'}:x.onnx", projection=None),
             r"give --image inception:PATH for inception:x.onnx \(to get it: Inception-v3.*; give --audio onnx:PATH",
         ),
+        (
+            lambda f: origin_of(f, decoding=1),
+            "features 'rgb' were extracted by an earlier reeltag, which decodes files",
+        ),
+        (lambda f: origin_of(f, decoding=9), "features 'rgb' were extracted by a later reeltag"),
         (lambda f: origin_of(f, name="eyes", projection=None), "'eyes', which this reeltag does not have"),
         (lambda f: f, "does not hold the PCA of its feature 'rgb'"),
     ],

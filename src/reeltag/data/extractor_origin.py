@@ -31,7 +31,7 @@ def refuse_other_origin(schema: Schema, shards: Iterable[DataFile]) -> None:
         for name, theirs in _origins(found).items():
             wanted = ours.get(name)
             if wanted is not None and theirs.decoding != wanted.decoding:
-                earlier = "these shards were" if theirs.decoding < wanted.decoding else "the model's were"
+                earlier = "these shards were" if theirs.decoding < wanted.decoding else "the model were"
                 what = (
                     f"the features {name!r} of {earlier} extracted by an earlier reeltag, which decoded files otherwise"
                 )

@@ -91,20 +91,21 @@ def _by_second(
     from av.video.reformatter import VideoReformatter
 
     shown: Any = None  # a frame and its time
-    second, middle = 0, Fraction(0)
+    second, middle, orientation = 0, Fraction(0), UPRIGHT
     with open_media(path) as container:
         stream = best_stream(container, "video")
         if stream is None:
             raise VideoError(f"{path}: has no pictures")
         scaler = VideoReformatter()
         for at, frame in _frames(path, container, stream, damage, shortcut):
+            before, orientation = orientation, _orientation(frame, orientation, damage)
             if shown is None:
                 middle = at + HALF
-                shape = size if isinstance(size, tuple) else _shape(stream, frame, size, damage)
+                shape = size if isinstance(size, tuple) else _shape(stream, frame, size, orientation)
             else:
                 picture = None  # the frame displayed until `at`; scaled only if the middle of a second falls into it
                 while second < seconds and middle < at:
-                    picture = _scaled(path, scaler, shown[1], shape, damage) if picture is None else picture
+                    picture = _scaled(path, scaler, shown[1], shape, before) if picture is None else picture
                     yield picture
                     second, middle = second + 1, middle + 1
             if second == seconds:
@@ -113,7 +114,7 @@ def _by_second(
         if shown is None:
             raise VideoError(f"{path}: no picture can be decoded; is it complete?")
         if second == 0 or middle < shown[0] + duration(shown[1], stream):
-            yield _scaled(path, scaler, shown[1], shape, damage)
+            yield _scaled(path, scaler, shown[1], shape, orientation)
 
 
 def _frames(
@@ -225,11 +226,12 @@ def _wanted(path: Path, seconds: int) -> frozenset[int] | None:
     return frozenset(order[kept].tolist())
 
 
-def _scaled(path: Path, scaler: VideoReformatter, frame: Any, size: tuple[int, int], damage: Damage) -> Picture:
+def _scaled(
+    path: Path, scaler: VideoReformatter, frame: Any, size: tuple[int, int], orientation: _Orientation
+) -> Picture:
     import av
     from av.video.reformatter import Interpolation
 
-    orientation = _orientation(frame, damage)
     height, width = size[::-1] if orientation.transposed else size
     # Without the other flags each pair of columns gets one colour, whatever the size of the video.
     flags = (
@@ -246,13 +248,13 @@ def _scaled(path: Path, scaler: VideoReformatter, frame: Any, size: tuple[int, i
     return orientation.applied(picture)
 
 
-def _shape(stream: Any, frame: Any, longest: int | None, damage: Damage) -> tuple[int, int]:
+def _shape(stream: Any, frame: Any, longest: int | None, orientation: _Orientation) -> tuple[int, int]:
     """Return the height and width of an upright frame with square pixels, its height kept.
 
     With a longer side, the frame is scaled to it, and both sides are even.
     """
     height, width = float(frame.height), float(frame.width * (stream.sample_aspect_ratio or 1))
-    if _orientation(frame, damage).transposed:
+    if orientation.transposed:
         height, width = width, height
     if longest is None:
         return max(1, round(height)), max(1, round(width))
@@ -280,8 +282,19 @@ class _Orientation:
         return np.ascontiguousarray(turned[:: -1 if self.vertical else 1, :: -1 if self.horizontal else 1])
 
 
-def _orientation(frame: Any, damage: Damage) -> _Orientation:
-    """Return the orientation that is nearest to the display matrix of a frame."""
+UPRIGHT = _Orientation(False, False, False)
+
+
+def _orientation(frame: Any, before: _Orientation, damage: Damage) -> _Orientation:
+    """Return the orientation that is nearest to the display matrix of a frame.
+
+    In video streams a matrix comes with some frames, and holds until the next key frame.
+
+    Args:
+        frame: the frame.
+        before: the orientation of the frame before.
+        damage: notes orientations that are not exact.
+    """
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # PyAV reads no side data of a frame that has some of a kind unknown to it
@@ -289,7 +302,7 @@ def _orientation(frame: Any, damage: Damage) -> _Orientation:
         turns = round(frame.rotation / 90) % 4  # counter-clockwise
         return _Orientation(turns % 2 == 1, turns in (1, 2), turns in (2, 3))
     if matrix is None:
-        return _Orientation(False, False, False)
+        return UPRIGHT if frame.key_frame else before
     # A pixel at (x, y), counted to the right and downwards, is displayed at (a·x + c·y, b·x + d·y).
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(float)
     transposed = abs(b) + abs(c) > abs(a) + abs(d)
