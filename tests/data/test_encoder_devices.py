@@ -50,6 +50,7 @@ def test_a_gpu_that_cannot_start_is_named_once_and_the_cpu_computes(network, cap
     assert caplog.messages == [f"{network}: on the CPU, since onnxruntime's {GPU} cannot start here"]
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
 def test_a_gpu_is_used_and_named_and_the_extractor_stays_the_same(network, caplog, with_gpu, monkeypatch):
     on_cpu = ImageModel(str(network)).identity
     caplog.clear()

@@ -164,13 +164,13 @@ def test_unreadable_files_are_reported_and_the_others_tagged(clips, model, tmp_p
 
 
 def test_files_that_crash_their_decoders_are_reported_and_the_others_tagged(clips, model, tmp_path, capsys, crashes):
-    for name in ("3.mp4", "7.mp4", "hall.mp4"):
+    for name in ("crash.mp4", "kill.mp4", "hall.mp4"):
         (tmp_path / name).write_bytes((clips / "hall.mp4").read_bytes())
     results = tag_json(capsys, tmp_path, "--model", model)
     assert [video["id"] for video in results["videos"]] == ["hall.mp4"]
     assert results["left_out"] == {
-        "3.mp4": "crashed its decoder (SIGSEGV); convert it, or leave it out",
-        "7.mp4": "its decoder was killed, perhaps because memory ran out; convert it, or leave it out",
+        "crash.mp4": "crashed its decoder (SIGSEGV); convert it, or leave it out",
+        "kill.mp4": "its decoder was killed, perhaps because memory ran out; convert it, or leave it out",
     }
 
 

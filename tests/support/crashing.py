@@ -7,8 +7,8 @@ from reeltag.data.video.decode import process
 
 
 def main():
-    """Serve as a decoder process does, but crash at 3.mp4, exit at 5.mp4 and be killed at 7.mp4."""
-    ends = {"3.mp4": signal.SIGSEGV, "7.mp4": signal.SIGKILL}
+    """Serve as a decoder process does, but crash at crash.mp4, be killed at kill.mp4 and exit at 5.mp4."""
+    ends = {"crash.mp4": signal.SIGSEGV, "kill.mp4": signal.SIGKILL}
     real = process.probe
 
     def probe(path):

@@ -33,6 +33,6 @@ def kept_decoders() -> Iterator[None]:
 
 @pytest.fixture
 def crashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start new decoder processes, which end at 3.mp4, 5.mp4 and 7.mp4; see crashing.py."""
+    """Start new decoder processes, which end at marked files; see crashing.py."""
     monkeypatch.setattr(engine, "DecoderProcess", process.DecoderProcess)
     monkeypatch.setattr(process, "_MODULE", "crashing")

@@ -50,8 +50,8 @@ def serve(
         max_frames: Maximum number of frames per request; by default 256 times the maximum of one video.
         timeout: Seconds after which a request that has not been answered is refused.
         max_waiting: Maximum number of requests in progress; others get status 503.
-        image: Extractor of the feature rgb of video files, needed only if it reads a file of its own: onnx:PATH.
-        audio: Extractor of the feature audio of video files, likewise.
+        image: Encoder of the feature rgb of video files, needed only if it reads a file, such as clip:PATH.
+        audio: Encoder of the feature audio of video files, likewise.
     """
     try:
         from reeltag.serve.app import create_app
