@@ -80,6 +80,7 @@ bench: setup
 	$(BIN)/python bench/metrics.py
 	$(BIN)/python bench/start.py
 	$(BIN)/python bench/serve.py
+	$(BIN)/python bench/videos.py
 	$(BIN)/python bench/gpu.py
 
 clean:

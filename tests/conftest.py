@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 
 import reliability
+from decoders import kept_decoders
 from objectstores import gs, s3, store, web  # noqa: F401
 from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.data.formats import example
@@ -121,6 +122,13 @@ def records_of(path: Path) -> list[bytes]:
     """The payloads of a shard."""
     shard = ShardFile(path)
     return [shard.record(offset, number).payload for number, offset in enumerate(shard.offsets().tolist())]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def decoders() -> Iterator[None]:
+    """Keep decoder processes between commands that run in this process."""
+    with kept_decoders():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ SMALL = {
     "serve": ["--models", "audioset", "--requests", "32", "--malformed", "50"],
     "start": [],
     "train": ["--models", "lstm"],
+    "videos": ["--minutes", "0.05", "--clips", "none"],
 }
 
 

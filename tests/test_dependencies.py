@@ -27,6 +27,8 @@ EXTRA_OF = {
     "reeltag/data/class_labels.py": "import",
     "reeltag/data/label_table.py": "import",
     "reeltag/data/sources/": "import",
+    "reeltag/data/video/extractors/tflite.py": "litert",
+    "reeltag/data/video/extractors/torch_model.py": "timm",
     "reeltag/data/video/": "video",
     "reeltag/inference/convert.py": "onnx",
     "reeltag/inference/formats/parquet.py": "parquet",

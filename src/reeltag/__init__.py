@@ -14,6 +14,7 @@ from reeltag.core.version import __version__ as __version__
 if TYPE_CHECKING:
     from reeltag.core.errors import ReeltagError
     from reeltag.data.import_features import Imported, import_features
+    from reeltag.data.video.extractors.registry import register_encoder
     from reeltag.inference.evaluate import evaluate
     from reeltag.inference.onnx_export import export_onnx
     from reeltag.inference.onnx_session import open_onnx
@@ -40,6 +41,7 @@ _MODULES = {
     "open_onnx": "inference.onnx_session",
     "predict_to_file": "inference.shard_tagger",
     "quantize_file": "inference.quantize_file",
+    "register_encoder": "data.video.extractors.registry",
     "register_family": "recipe.register_family",
     "run": "pipeline.run",
     "train_models": "pipeline.run",
@@ -59,6 +61,7 @@ __all__ = [
     "open_onnx",
     "predict_to_file",
     "quantize_file",
+    "register_encoder",
     "register_family",
     "run",
     "train_models",

@@ -132,6 +132,8 @@ def test_a_file_with_a_part_of_a_pca_or_another_is_refused(model, tmp_path, monk
             "from onnx:v.onnx, but the model expects it from",
         ),
         (lambda origin: origin.update(hash="0" * 64), "from logmel with other weights or settings"),
+        (lambda origin: origin.pop("decoding"), "'audio' of these shards were extracted by an earlier reeltag"),
+        (lambda origin: origin.update(decoding=9), "'audio' of the model were extracted by an earlier reeltag"),
         (lambda origin: origin.update(projection="0" * 64), "from logmel through another PCA"),
     ],
 )

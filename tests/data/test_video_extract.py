@@ -6,16 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
 from clips import tone, write_clip
+from decoders import crashes  # noqa: F401 - a fixture
 from processgroup import all_end
 from reeltag.cli.main import main
-from reeltag.core.errors import UsageError, VideoError, WorkerError
+from reeltag.core.errors import UsageError, VideoError
 from reeltag.core.progress import Progress
 from reeltag.core.storage import find_files
 from reeltag.core.tensorfile import TensorFile
@@ -83,7 +82,9 @@ def test_the_shards_hold_what_the_extractors_give(shards, videos):
     found = {video.id: video for video in read_examples(find_files([str(shards / "*.tfrecord")]), schema)}
     pipeline = open_pipeline("efficientnet-lite0", "logmel")
     for name in ("3.mp4", "silent.mp4", "heard.m4a"):
-        for codes, expected in zip(found[name].features, pipeline.codes(pipeline.extract(videos / name)), strict=True):
+        for codes, expected in zip(
+            found[name].features, pipeline.stored(pipeline.mapped(pipeline.extract(videos / name).values)), strict=True
+        ):
             np.testing.assert_array_equal(codes, expected)
 
 
@@ -129,8 +130,8 @@ def test_what_became_of_each_file_is_told(shards):
     assert "broken.mp4,,0," in rows[7]
 
 
-def test_twice_gives_the_same_bytes(shards, videos, tmp_path):
-    assert extract(videos, tmp_path / "a", "--test-share", "0.3") == 0
+def test_one_worker_gives_the_same_bytes_as_several(shards, videos, tmp_path):
+    assert extract(videos, tmp_path / "a", "--test-share", "0.3", "--workers", "1") == 0
     assert contents(tmp_path / "a") == contents(shards)
     assert not (tmp_path / "a.parts").exists()
 
@@ -260,7 +261,7 @@ def test_shards_are_of_limited_size(videos, tmp_path, monkeypatch):
 def test_more_seconds_than_fit_are_reported(tmp_path):
     write_clip(tmp_path / "long.m4a", pictures=(), sound=tone(310))
     data = find_videos([str(tmp_path / "long.m4a")], None)
-    (outcome,) = extract_dataset(data, tmp_path / "out", Settings(image="none"), 1, Progress())
+    (outcome,) = extract_dataset(data, tmp_path / "out", Settings(image="none"), 1, Progress()).outcomes
     assert (outcome.seconds, outcome.remarks) == (300, ("the first 300 of 310 seconds",))
 
 
@@ -273,28 +274,12 @@ def test_a_file_without_what_is_extracted_is_left_out(videos):
             open_pipeline(*extractors).extract(videos / name)
 
 
-class _PoolOfOneCrash:
-    """Does each task here, but for one video at which every process would crash."""
-
-    def submit(self, needs, function, *arguments):
-        future = Future()
-        if arguments[1].name == "3.mp4":
-            future.set_exception(WorkerError("a worker process died 4 times on the same task"))
-            return future
-        try:
-            future.set_result(function(*arguments))
-        except VideoError as error:
-            future.set_exception(error)
-        return future
-
-
-def test_a_video_that_crashes_its_process_is_left_out(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(collecting, "open_process_pool", lambda devices: nullcontext(_PoolOfOneCrash()))
+def test_a_video_that_crashes_its_decoder_is_left_out(videos, tmp_path, crashes):  # noqa: F811
     data = find_videos([str(videos)], videos / "labels.csv")
-    found = extract_dataset(data, tmp_path / "out", Settings(image="none"), 2, Progress())
+    found = extract_dataset(data, tmp_path / "out", Settings(image="none"), 1, Progress()).outcomes
     left_out = {outcome.id: outcome.remarks[0] for outcome in found if outcome.split is None}
-    assert left_out.keys() == {"3.mp4", "broken.mp4", "silent.mp4", "gone.mp4"}
-    assert "crashed the process that read it" in left_out["3.mp4"]
+    assert left_out.keys() == {"5.mp4", "broken.mp4", "silent.mp4", "gone.mp4"}
+    assert left_out["5.mp4"] == "left out: crashed its decoder (exit code 3); convert it, or leave it out"
 
 
 class Killed(Exception):  # noqa: N818
@@ -307,20 +292,20 @@ def test_what_is_finished_is_not_extracted_again(videos, tmp_path, monkeypatch):
     extract_dataset(data, tmp_path / "whole", settings, 1, Progress())
     done, real = [], collecting._extract_part
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **others):
         if len(done) == 3:
             raise Killed
-        real(*arguments)
-        done.append(arguments[1])
+        real(*arguments, **others)
+        done.append(arguments[0].path)
 
     monkeypatch.setattr(collecting, "_extract_part", interrupted)
     with pytest.raises(Killed):
         extract_dataset(data, tmp_path / "out", settings, 1, Progress())
     assert not (tmp_path / "out").exists()
 
-    def counted(*arguments):
-        done.append(arguments[1])
-        real(*arguments)
+    def counted(*arguments, **others):
+        done.append(arguments[0].path)
+        real(*arguments, **others)
 
     monkeypatch.setattr(collecting, "_extract_part", counted)
     extract_dataset(data, tmp_path / "out", settings, 1, Progress())

@@ -195,8 +195,8 @@ def test_where_a_model_lies_does_not_matter_and_its_settings_do(tmp_path):
         ("onnx:{}/m.onnx?output=z", "no output 'z', but mean, most"),
         ("onnx:{}/vector.onnx", r"not float or uint8 \[N, 3, H, W\]"),
         ("inception:{}/open.onnx", "gives 3 values; Inception-v3's pool has 2048"),
-        ("efficientnet-lite0:x", "takes no settings"),
-        ("resnet", "there is no 'resnet'; use efficientnet-lite0, onnx, inception or none"),
+        ("efficientnet-lite0:x", "reads no file, but 'x' was given"),
+        ("resnet", "there is no 'resnet'; use efficientnet-lite0, onnx, inception"),
     ],
 )
 def test_what_is_wrong_with_an_image_model_is_said(tmp_path, name, message):

@@ -16,6 +16,8 @@ import pytest
 
 from clips import number_of, numbered, write_clip
 from conftest import DATA
+from decoders import crashes  # noqa: F401 - a fixture
+from mean_graph import write_mean_graph
 from reeltag.artifact.file import load_artifact, save_artifact
 from reeltag.cli.main import main
 from reeltag.core.storage import find_files
@@ -161,6 +163,17 @@ def test_unreadable_files_are_reported_and_the_others_tagged(clips, model, tmp_p
     assert not (tmp_path / "page.html").exists()
 
 
+def test_files_that_crash_their_decoders_are_reported_and_the_others_tagged(clips, model, tmp_path, capsys, crashes):
+    for name in ("crash.mp4", "kill.mp4", "hall.mp4"):
+        (tmp_path / name).write_bytes((clips / "hall.mp4").read_bytes())
+    results = tag_json(capsys, tmp_path, "--model", model)
+    assert [video["id"] for video in results["videos"]] == ["hall.mp4"]
+    assert results["left_out"] == {
+        "crash.mp4": "crashed its decoder (SIGSEGV); convert it, or leave it out",
+        "kill.mp4": "its decoder was killed, perhaps because memory ran out; convert it, or leave it out",
+    }
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no such names")
 def test_file_names_that_are_not_utf_8(clips, model, tmp_path, capsys):
     (tmp_path / os.fsdecode(b"b\xff\x1b[2J.mp4")).write_bytes((clips / "hall.mp4").read_bytes())
@@ -188,7 +201,15 @@ def origin_of(feature, **changes):
     [
         (lambda f: f.model_copy(update={"extractor": None}), "does not name the extractor of its feature 'rgb'"),
         (lambda f: origin_of(f, hash="0" * 64, projection=None), "not from .* with other weights or settings"),
-        (lambda f: origin_of(f, name="inception:x.onnx", projection=None), r"--image inception:PATH\?"),
+        (
+            lambda f: origin_of(f, name=f"{'inception' if f.name == 'rgb' else 'onnx'}:x.onnx", projection=None),
+            r"give --image inception:PATH for inception:x.onnx \(to get it: Inception-v3.*; give --audio onnx:PATH",
+        ),
+        (
+            lambda f: origin_of(f, decoding=1),
+            "features 'rgb' were extracted by an earlier reeltag, which decodes files",
+        ),
+        (lambda f: origin_of(f, decoding=9), "features 'rgb' were extracted by a later reeltag"),
         (lambda f: origin_of(f, name="eyes", projection=None), "'eyes', which this reeltag does not have"),
         (lambda f: f, "does not hold the PCA of its feature 'rgb'"),
     ],
@@ -211,25 +232,20 @@ def test_invalid_models_and_arguments_are_refused(clips, model, tmp_path, capsys
 
 
 def test_an_onnx_extractor_is_opened_by_path_and_verified_by_hash(tmp_path, capsys):
-    onnx = pytest.importorskip("onnx")
-    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
-    mean = helper.make_node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)
-    values = [helper.make_tensor_value_info(name, kind, shape) for name, shape in (("x", ["N", 3, 8, 8]), ("y", None))]
-    graph = helper.make_graph([mean], "g", values[:1], values[1:])
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(made, tmp_path / "mean.onnx")
+    write_mean_graph(tmp_path / "mean.onnx")
     write_clip(tmp_path / "a.mp4", 3)
-    out, image = tmp_path / "shards", f"onnx:{tmp_path / 'mean.onnx'}?scale=2"
+    out, image = tmp_path / "shards", f"onnx:{tmp_path / 'mean.onnx'}?scale=2&mean=0.1,0.2,0.3"
     options = ["--image", image, "--audio", "none"]
     assert main(["extract", str(tmp_path / "a.mp4"), "--out", str(out), "--quiet", *options]) == 0
     model = write_untrained(tmp_path / "m.reeltag", schema_of(out).model_copy(update={"classes": 3}))
     (tmp_path / "mean.onnx").rename(tmp_path / "moved.onnx")
     moved = f"onnx:{tmp_path / 'moved.onnx'}"
-    agree(
-        tag_json(capsys, tmp_path / "a.mp4", "--model", model, "--image", f"{moved}?scale=2")["videos"],
-        predicted(model, out),
-    )
-    assert "--image onnx:PATH" in fails(capsys, tmp_path / "a.mp4", "--model", model)
+    for settings in ("?scale=2&mean=0.1,0.2,0.3", ""):  # with the path alone, the settings of the model
+        agree(
+            tag_json(capsys, tmp_path / "a.mp4", "--model", model, "--image", moved + settings)["videos"],
+            predicted(model, out),
+        )
+    assert "give --image onnx:PATH for onnx:mean.onnx" in fails(capsys, tmp_path / "a.mp4", "--model", model)
     other = fails(capsys, tmp_path / "a.mp4", "--model", model, "--image", f"{moved}?scale=3")
     assert "reads 'rgb' from onnx:mean.onnx, not from onnx:moved.onnx" in other
     both = ["--image", f"{moved}?scale=2", "--audio", "logmel"]

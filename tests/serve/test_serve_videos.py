@@ -14,13 +14,17 @@ import pytest
 from test_serve_page import browse, running, texts
 
 import chromium
+from mean_graph import write_mean_graph
+from reeltag.cli.main import main
+from reeltag.core.storage import find_files
+from reeltag.data.shards import read_examples
 from reeltag.inference.predictor import load
 from reeltag.inference.video.tagger import open_tagger
 from reeltag.serve import videos
 from reeltag.serve.app import create_app
 from reeltag.serve.videos import VideoProcess
 from serving import client_of, concurrent_client, limits, predictor  # noqa: F401 - fixtures
-from tagged import SECONDS, clips, model, shards  # noqa: F401 - fixtures
+from tagged import SECONDS, clips, model, schema_of, shards, write_untrained  # noqa: F401 - fixtures
 
 MP4 = {"Content-Type": "video/mp4"}
 
@@ -104,6 +108,21 @@ def test_an_extractor_that_is_another_here_is_told(knowing, clips):
     assert caught.value.status == 501
 
 
+def test_the_file_of_an_encoder_is_asked_for_and_taken(clips, tmp_path, capsys):
+    image, out = f"onnx:{write_mean_graph(tmp_path / 'mean.onnx')}", tmp_path / "shards"
+    options = ["--image", f"{image}?std=0.5", "--audio", "none", "--allow-clipping", "--quiet"]
+    assert main(["extract", str(clips / "hall.mp4"), "--out", str(out), *options]) == 0
+    path = write_untrained(tmp_path / "m.reeltag", schema_of(out).model_copy(update={"classes": 3}))
+    artifact = load(path).artifact
+    status, message = VideoProcess(artifact, "m.reeltag").refusal
+    assert (status, "give --image onnx:PATH for onnx:mean.onnx" in message) == (415, True)
+    found, _ = asyncio.run(read(VideoProcess(artifact, "m.reeltag", image), clips))
+    (expected,) = read_examples(find_files([str(out / "*.tfrecord")]), artifact.schema)
+    np.testing.assert_array_equal(found.frames(), expected.frames())
+    assert main(["serve", str(path), "--image", "onnx:gone.onnx"]) == 2
+    assert "gone.onnx" in capsys.readouterr().err
+
+
 async def read(process, clips, name="hall.mp4", seconds=30.0):
     try:
         return await process.read((clips / name).read_bytes(), asyncio.get_running_loop().time() + seconds)
@@ -155,12 +174,13 @@ def test_a_video_that_takes_too_long_or_ends_its_process_is_refused_and_the_next
         while process._worker is None:
             await asyncio.sleep(0.01)
         folder = process._worker.folder.name
+        waiting = asyncio.create_task(process.read(content, loop.time() + 30))
         os.kill(process._worker.process.pid, signal.SIGKILL)  # crashes
         with pytest.raises(Exception, match="crashed the process that read it") as crashed:
             await again
         assert crashed.value.status == 422
         assert not Path(folder).exists()
-        second, _ = await process.read(content, loop.time() + 30)
+        second, _ = await waiting
         process.close()
         return first, second
 

@@ -27,15 +27,28 @@ def tone(seconds, hertz=440.0, rate=16000, loudness=0.5):
 
 
 def write_clip(
-    path, seconds=4, rate=10, *, sound=None, sound_rate=16000, codec="mpeg4", times=None, pictures=None, options=None
+    path,
+    seconds=4,
+    rate=10,
+    *,
+    sound=None,
+    sound_rate=16000,
+    sound_codec="aac",
+    codec="mpeg4",
+    times=None,
+    pictures=None,
+    options=None,
+    begin=0,
 ):
     """Write a clip.
 
     Args:
         times: of the frames in seconds; every 1 / rate by default.
+        begin: time of the first frame and sample in seconds.
         pictures: [height, width, 3] each; numbered ones by default, no stream for ().
         sound: samples, or None for no stream.
     """
+    regular = times is None
     times = [Fraction(n, rate) for n in range(round(seconds * rate))] if times is None else times
     pictures = [numbered(n % 256) for n in range(len(times))] if pictures is None else pictures
     with av.open(str(path), "w") as container:
@@ -43,18 +56,20 @@ def write_clip(
             stream = container.add_stream(codec, rate=rate, options=options or {})
             stream.height, stream.width = pictures[0].shape[:2]
             stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
-            stream.codec_context.time_base = Fraction(1, 1000)
+            if not regular:
+                stream.codec_context.time_base = Fraction(1, 1000)
         if sound is not None:
-            heard = container.add_stream("aac", rate=sound_rate, layout="mono")
+            heard = container.add_stream(sound_codec, rate=sound_rate, layout="mono")
         for at, picture in zip(times, pictures, strict=False):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = round(at * 1000), Fraction(1, 1000)
+            frame.pts, frame.time_base = round((begin + at) * 1000), Fraction(1, 1000)
             container.mux(stream.encode(frame))
         if len(pictures):
             container.mux(stream.encode(None))
         if sound is not None:
             frame = av.AudioFrame.from_ndarray(np.asarray(sound, np.float32)[None], format="flt", layout="mono")
-            frame.sample_rate, frame.pts, frame.time_base = sound_rate, 0, Fraction(1, sound_rate)
+            frame.sample_rate, frame.pts = sound_rate, round(begin * sound_rate)
+            frame.time_base = Fraction(1, sound_rate)
             container.mux(heard.encode(frame))
             container.mux(heard.encode(None))
     return path

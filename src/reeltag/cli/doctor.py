@@ -9,7 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from reeltag.cli.output import Json, say
-from reeltag.core.environment import available_cpus, cpuinfo_value, default_device, versions
+from reeltag.core.environment import (
+    GPU_PROVIDER,
+    available_cpus,
+    cpuinfo_value,
+    default_device,
+    onnx_providers,
+    onnx_runtime,
+    versions,
+)
+from reeltag.core.errors import UsageError
 from reeltag.core.text import megabytes
 
 LITTLE_DISK, LITTLE_SHARED, LITTLE_MEMORY = 5e9, 1e9, 2e9  # bytes
@@ -47,7 +56,7 @@ def doctor(*, json: Json = False) -> None:
 def findings() -> list[Finding]:
     """Return the results of all checks, in the order in which they are printed."""
     found = [Finding(name, version) for name, version in versions().items()]
-    checks: list[Callable[[], Iterator[Finding]]] = [_cpu, _threads, _gpu, _extras, _memory, _disk]
+    checks: list[Callable[[], Iterator[Finding]]] = [_cpu, _threads, _gpu, _encoders, _extras, _memory, _disk]
     return found + [finding for check in checks for finding in check()]
 
 
@@ -107,6 +116,17 @@ def _gpu() -> Iterator[Finding]:
         yield Finding("GPU", "none visible to torch", f"{hint} (https://pytorch.org/get-started)")
     else:
         yield Finding("GPU", "none; models run on the CPU")
+
+
+def _encoders() -> Iterator[Finding]:
+    try:
+        onnxruntime = onnx_runtime("video")
+    except UsageError:  # the extra is reported as missing
+        return
+    on_gpu = len(onnx_providers(onnxruntime)) > 1
+    value = f"{GPU_PROVIDER}, if its libraries load" if on_gpu else "CPU"
+    hint = "" if on_gpu or default_device() != "cuda" else "pip install onnxruntime-gpu instead of onnxruntime"
+    yield Finding("ONNX encoders", value, hint)
 
 
 def _extras() -> Iterator[Finding]:

@@ -33,6 +33,8 @@ def serve(
     max_frames: int | None = None,
     timeout: float = 30,
     max_waiting: int = 128,
+    image: str | None = None,
+    audio: str | None = None,
 ) -> None:
     """Serve a model over HTTP, with a web page to try it. See docs/serving.md.
 
@@ -48,6 +50,8 @@ def serve(
         max_frames: Maximum number of frames per request; by default 256 times the maximum of one video.
         timeout: Seconds after which a request that has not been answered is refused.
         max_waiting: Maximum number of requests in progress; others get status 503.
+        image: Encoder of the feature rgb of video files, needed only if it reads a file, such as clip:PATH.
+        audio: Encoder of the feature audio of video files, likewise.
     """
     try:
         from reeltag.serve.app import create_app
@@ -72,7 +76,12 @@ def serve(
     max_body = int(max_body_mb * 1e6) if math.isfinite(max_body_mb) else 0
     limits = Limits(max_batch, max_body, frames, timeout, max_waiting)
     name = Path(urlsplit(model).path if is_url(model) else model).name  # the query may hold a signature
-    app = create_app(predictor, name, limits, read_samples(find_files(samples), predictor.schema))
+    if image or audio:
+        from reeltag.inference.video.reader import open_reader
+
+        open_reader(predictor.artifact, name, image, audio)  # what is wrong with them is said before a video comes
+    records = read_samples(find_files(samples), predictor.schema)
+    app = create_app(predictor, name, limits, records, image=image, audio=audio)
     gc.collect()
     gc.freeze()  # objects that live as long as the service need no garbage collection
     run(app, listen(host, port), name)

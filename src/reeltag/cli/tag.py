@@ -37,10 +37,8 @@ def tag(
         timeline: Also show scores over time, for at most 40 segments of a video.
         csv: A new CSV file with a row per tag, and with --timeline also a row per tag and segment.
         html: A new HTML file: a page with tags, timelines and thumbnails that needs no network; implies --timeline.
-        image: Extractor of the feature rgb, needed only if an ONNX model extracted it: onnx:PATH or inception:PATH,
-            with its settings.
-        audio: Extractor of the feature audio, needed only if an ONNX model extracted it: onnx:PATH, with its
-            settings.
+        image: Encoder of the feature rgb, needed only if it reads a file: its name and path, such as clip:PATH.
+        audio: Encoder of the feature audio, likewise, such as yamnet:PATH.
     """
     if top < 1:
         raise UsageError(f"--top: {top} is not a valid number of tags; give 1 or more")

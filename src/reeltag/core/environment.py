@@ -17,6 +17,7 @@ from reeltag.core.errors import UsageError
 from reeltag.core.version import __version__
 
 OPENMP_SPIN_COUNT = "1000"  # tens of microseconds
+GPU_PROVIDER = "CUDAExecutionProvider"  # of onnxruntime
 PACKAGES = ("torch", "numpy", "pydantic", "protobuf", "google-crc32c", "zstandard")
 
 
@@ -101,6 +102,18 @@ def onnx_runtime(extra: str) -> ModuleType:
     except ImportError as error:
         raise UsageError(f"onnxruntime is not installed; `pip install 'reeltag[{extra}]'`") from error
     return onnxruntime  # type: ignore[no-any-return]
+
+
+def onnx_providers(onnxruntime: ModuleType) -> list[str | tuple[str, dict[str, str]]]:
+    """Return where onnxruntime is to compute extractors: on an NVIDIA GPU if its build can use one, else on the CPU.
+
+    Providers for other devices are left out: several compute in half precision without being asked to.
+    """
+    if GPU_PROVIDER not in onnxruntime.get_available_providers():
+        return ["CPUExecutionProvider"]
+    # Neither rounding to ten bits nor algorithms that are chosen by the time they took.
+    exact = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    return [(GPU_PROVIDER, exact), "CPUExecutionProvider"]
 
 
 def check_device(name: str) -> None:

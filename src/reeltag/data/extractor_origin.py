@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -26,18 +27,33 @@ def refuse_other_origin(schema: Schema, shards: Iterable[DataFile]) -> None:
     """
     ours = {feature.name: feature.extractor for feature in schema.features}
     for folder in sorted({shard.parent for shard in shards if isinstance(shard, Path)}):
-        for name, theirs in _origins(folder / MANIFEST).items():
+        found = _schema_of(folder / MANIFEST)
+        for name, theirs in _origins(found).items():
             wanted = ours.get(name)
-            if wanted is not None and (theirs.hash, theirs.projection) != (wanted.hash, wanted.projection):
+            if wanted is not None and theirs.decoding != wanted.decoding:
+                earlier = "these shards were" if theirs.decoding < wanted.decoding else "the model were"
+                what = (
+                    f"the features {name!r} of {earlier} extracted by an earlier reeltag, which decoded files otherwise"
+                )
+                raise UsageError(f"{folder}: {what}; extract all videos again with this one, and train on them")
+            if wanted is not None and found is not None and found.precision != schema.precision:
+                what = f"{name!r} of these shards is {found.precision}, but the model reads {schema.precision}"
+                raise UsageError(f"{folder}: {what}; extract the videos with --storage {schema.precision}")
+            if wanted is not None and _produced(theirs) != _produced(wanted):
                 made = f"{theirs.name}{describe_difference(theirs, wanted)}"
                 what = f"{name!r} of these shards is from {made}, but the model expects it from {wanted.name}"
                 raise UsageError(f"{folder}: {what}; extract the videos as those of the model were")
 
 
+def _produced(origin: Origin) -> tuple[Any, ...]:
+    """Return all that decides the values."""
+    return origin.hash, origin.projection, origin.scale
+
+
 def describe_difference(found: Origin, wanted: Origin) -> str:
     """Describe how an extractor differs from the wanted one; empty if their names already differ."""
     if found.hash == wanted.hash:
-        return " through another PCA"
+        return " through another PCA" if found.projection != wanted.projection else " on another scale"
     return " with other weights or settings" if found.name == wanted.name else ""
 
 
@@ -68,7 +84,6 @@ def _schema_of(manifest: Path) -> Schema | None:
         raise UsageError(f"{manifest}: its schema cannot be read; make the shards again") from error
 
 
-def _origins(manifest: Path) -> dict[str, Origin]:
-    """Return a manifest's extractors by feature; empty if it names none."""
-    schema = _schema_of(manifest)
+def _origins(schema: Schema | None) -> dict[str, Origin]:
+    """Return a schema's extractors by feature; empty if it names none."""
     return {each.name: each.extractor for each in schema.features if each.extractor is not None} if schema else {}

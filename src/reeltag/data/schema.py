@@ -24,8 +24,15 @@ MAX_FRAMES = 1_000_000  # of a video
 MAX_FEATURES = 64  # of a video
 # Keys are left out of dumps at their defaults, so that hashes of older stages and files stay valid.
 _is_fail, _is_native, _is_listed = "fail".__eq__, "native".__eq__, "listed".__eq__
+_is_first = (1).__eq__
+DECODING = 2  # version of the pictures and sound that files are decoded to; raised whenever these change
 
 
+def _is_none(value: Any) -> bool:
+    return value is None
+
+
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -37,6 +44,17 @@ class Origin(BaseModel):
     name: str
     hash: _Hash = Field(description="SHA-256 of its weights and settings")
     projection: _Hash | None = Field(None, description="SHA-256 of the PCA that its values went through")
+    settings: str | None = Field(
+        None,
+        exclude_if=_is_none,
+        description="settings of an extractor that reads a file, as they follow its path: key=value&…",
+    )
+    scale: tuple[_Finite, _Finite] | None = Field(
+        None,
+        exclude_if=_is_none,
+        description="offset and scale, for 8 bits without a PCA: a code is that of (value - offset) · scale",
+    )
+    decoding: int = Field(1, ge=1, exclude_if=_is_first, description="version of how reeltag decoded the files")
 
 
 class Feature(BaseModel):
@@ -85,6 +103,13 @@ class Labels(BaseModel):
         return {**table, "type": ["string", "object"]}
 
 
+Storage = Literal["uint8", "float16", "float32"]
+# Keys of the schema for each form in which `reeltag extract` stores values.
+STORAGE_KEYS: dict[Storage, dict[str, str]] = {
+    "uint8": {"dtype": "uint8"},
+    "float16": {"dtype": "float32", "storage": "float16-bytes"},
+    "float32": {"dtype": "float32"},
+}
 # What a value of `storage` is in a record, as a NumPy type; the others are as `dtype` says.
 STORED_BYTES = {"float16-bytes": "<f2", "float32-bytes": "<f4", "float64-bytes": "<f8"}
 
@@ -205,10 +230,15 @@ class Schema(BaseModel):
     @property
     def standard(self) -> bool:
         """True if records are laid out as `encode` writes them."""
-        return (self.storage, self.frames, self.labels.encoding) in {
-            ("native", "listed", None),
-            ("native", "listed", "index"),
-        }
+        by_frame = self.level == "frame" and self.storage in STORED_BYTES
+        return (self.storage == "native" or by_frame) and self.frames == "listed" and self.labels.encoding != "n-hot"
+
+    @property
+    def precision(self) -> Storage:
+        """Precision of the values of its records."""
+        if self.dtype == "uint8":
+            return "uint8"
+        return "float16" if self.storage == "float16-bytes" else "float32"
 
     @property
     def lenient(self) -> Schema:

@@ -60,9 +60,20 @@ class Service:
         name: name of its file.
         limits: limits of the service.
         samples: records that the page offers.
+        image: extractor of the feature `rgb` of videos, as in `open_reader`.
+        audio: extractor of the feature `audio`, likewise.
     """
 
-    def __init__(self, predictor: Predictor, name: str, limits: Limits, samples: Sequence[Sample]) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        name: str,
+        limits: Limits,
+        samples: Sequence[Sample] = (),
+        *,
+        image: str | None = None,
+        audio: str | None = None,
+    ) -> None:
         self.limits, self.samples = limits, samples
         self.schema, self.label_names = predictor.schema, predictor.label_names
         header = artifact_header(predictor.artifact)
@@ -77,7 +88,7 @@ class Service:
         labels = {"name": name, "members": members, "classes": str(self.schema.classes), "reeltag": __version__}
         self.monitoring = Monitoring(lambda: self.batcher.waiting, labels)
         self.batcher = Batcher(_tagging(predictor), self.schema, limits.max_batch, self.monitoring.batches.observe)
-        self.videos = VideoProcess(predictor.artifact, name)
+        self.videos = VideoProcess(predictor.artifact, name, image, audio)
         self.about["videos"] = self.videos.refusal is None
         self._working = 0
 
@@ -147,7 +158,15 @@ class Service:
         return Response(known[number].record, media_type=RECORDS[0])
 
 
-def create_app(predictor: Predictor, name: str, limits: Limits, samples: Sequence[Sample] = ()) -> ASGIApp:
+def create_app(
+    predictor: Predictor,
+    name: str,
+    limits: Limits,
+    samples: Sequence[Sample] = (),
+    *,
+    image: str | None = None,
+    audio: str | None = None,
+) -> ASGIApp:
     """Build the service as an ASGI application, from the arguments of `Service`.
 
     Raises:
@@ -155,7 +174,7 @@ def create_app(predictor: Predictor, name: str, limits: Limits, samples: Sequenc
     """
     if predictor.schema.segments is not None:
         raise UsageError(f"{name}: the model tags segments, but the service tags whole videos; use `reeltag predict`")
-    service = Service(predictor, name, limits, samples)
+    service = Service(predictor, name, limits, samples, image=image, audio=audio)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

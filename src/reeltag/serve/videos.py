@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
@@ -19,9 +21,12 @@ import numpy as np
 
 from reeltag.artifact.file import Artifact
 from reeltag.core.distributed.process_pool import spawn_context, without_interrupts
+from reeltag.core.environment import available_cpus
 from reeltag.core.errors import ReeltagError, RequestError, UsageError
 from reeltag.data.formats.example import Video
 from reeltag.data.schema import Schema
+from reeltag.data.video import decode
+from reeltag.data.video.engine import Engine, open_encoders
 from reeltag.inference.video.reader import open_reader, refuse_unreadable
 
 _ANSWER = 64_000  # maximum bytes of the JSON that precedes the values
@@ -54,8 +59,9 @@ class _Worker:
         path.unlink()
         if "error" in answer:
             raise RequestError(answer["status"], answer["error"])
-        values = self.connection.recv_bytes(schema.max_frames * schema.width)
-        frames = np.frombuffer(values, np.uint8).reshape(-1, schema.width)
+        dtype = np.dtype(schema.dtype)
+        values = self.connection.recv_bytes(schema.max_frames * schema.width * dtype.itemsize)
+        frames = np.frombuffer(values, dtype).reshape(-1, schema.width)
         features = np.split(frames, np.cumsum(schema.widths)[:-1], axis=1)
         return Video("", None, tuple(features), int(answer["cut"])), [str(remark) for remark in answer["remarks"]]
 
@@ -66,10 +72,13 @@ class VideoProcess:
     Args:
         artifact: the model; its members are not needed.
         name: name of its file, for errors.
+        image: extractor of the feature `rgb`, as in `open_reader`.
+        audio: extractor of the feature `audio`, likewise.
     """
 
-    def __init__(self, artifact: Artifact, name: str) -> None:
+    def __init__(self, artifact: Artifact, name: str, image: str | None = None, audio: str | None = None) -> None:
         self._artifact, self._name = replace(artifact, members=()), name
+        self._named = {"image": image, "audio": audio}
         self._turn = asyncio.Lock()
         self._worker: _Worker | None = None
         self.refusal = self._refusal()
@@ -77,7 +86,9 @@ class VideoProcess:
     def _refusal(self) -> tuple[int, str] | None:
         """Return the status and reason if no video can be read, as far as known beforehand."""
         try:
-            refuse_unreadable(self._artifact, self._name)
+            features = {"image": "rgb", "audio": "audio"}
+            named = [feature for option, feature in features.items() if self._named[option]]
+            refuse_unreadable(self._artifact, self._name, named)
         except UsageError as error:
             return 415, f"videos are not accepted: {error}"
         if find_spec("av") is None:
@@ -118,7 +129,7 @@ class VideoProcess:
     def _started(self) -> _Worker:
         context = spawn_context()
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, self._artifact, self._name), daemon=True)
+        process = context.Process(target=_work, args=(theirs, self._artifact, self._name, self._named), daemon=True)
         with without_interrupts():
             process.start()
         theirs.close()
@@ -131,28 +142,27 @@ class VideoProcess:
         self._worker = None
 
 
-def _work(connection: Connection, artifact: Artifact, name: str) -> None:
+def _work(connection: Connection, artifact: Artifact, name: str, named: Mapping[str, str | None]) -> None:
     """Read videos until the service closes its end of the pipe."""
     reader, refused = None, ""
     try:
-        reader = open_reader(artifact, name)
+        reader = open_reader(artifact, name, **named)
     except ReeltagError as error:
         refused = f"videos are not accepted: {error}"
-    while True:
-        try:
+    with open_encoders() as encoders, suppress(EOFError):
+        engine = Engine(decode, encoders, available_cpus())
+        while True:
             path = Path(connection.recv_bytes().decode())
-        except EOFError:
-            return
-        if reader is None:
-            _answer(connection, {"status": 501, "error": refused})
-            continue
-        try:
-            video, remarks = reader.read(path, "")
-        except ReeltagError as error:
-            _answer(connection, {"status": 400, "error": f"the video {str(error).removeprefix(f'{path}: ')}"})
-        else:
-            _answer(connection, {"cut": video.cut, "remarks": remarks})
-            connection.send_bytes(video.frames().tobytes())
+            if reader is None:
+                _answer(connection, {"status": 501, "error": refused})
+                continue
+            try:
+                video, remarks = reader.read(path, "", engine)
+            except ReeltagError as error:
+                _answer(connection, {"status": 400, "error": f"the video {str(error).removeprefix(f'{path}: ')}"})
+            else:
+                _answer(connection, {"cut": video.cut, "remarks": remarks})
+                connection.send_bytes(video.frames().tobytes())
 
 
 def _answer(connection: Connection, content: object) -> None:

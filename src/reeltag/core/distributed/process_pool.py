@@ -195,6 +195,15 @@ def initialize_worker(alive: Connection) -> None:
         alive: end of a pipe whose other end the parent keeps open.
     """
     keep_freed_memory()
+    exit_with_parent(alive)
+
+
+def exit_with_parent(alive: Connection) -> None:
+    """End this process when the parent process ends.
+
+    Args:
+        alive: end of a pipe whose other end the parent keeps open.
+    """
     threading.Thread(target=_exit_with_parent, args=(alive,), daemon=True).start()
 
 

@@ -195,6 +195,12 @@ def _classes(labels: Sequence[float], schema: Schema) -> list[float]:
     return classes
 
 
+def _survive(frames: FrameArray, code: str) -> bool:
+    """Return True if values are the same after they were stored as a type of NumPy's."""
+    with np.errstate(over="ignore"):
+        return bool((frames.astype(code) == frames).all())
+
+
 def is_computable(frames: FrameArray) -> bool:
     """Return True if all values are finite and small enough to be squared in float32."""
     return bool(frames.min() >= -MAX_VALUE and frames.max() <= MAX_VALUE)
@@ -529,7 +535,7 @@ def encode(video: Video, schema: Schema) -> bytes:
 
     Raises:
         DataError: `decode` would refuse the record; the message names the video's id.
-        UsageError: the schema is one of records that others wrote, with `storage`, flat `frames` or n-hot labels.
+        UsageError: the schema is one of records that others wrote: whole numbers, flat `frames` or n-hot labels.
     """
     return b"".join(encode_pieces(video, schema))
 
@@ -538,7 +544,8 @@ def encode_pieces(video: Video, schema: Schema) -> list[bytes]:
     """Encode one record as pieces that follow each other, to be written without joining them; see `encode`."""
     if not schema.standard:
         raise UsageError(
-            'records are written with storage = "native", frames = "listed" and class numbers; leave these keys out'
+            "records are written as uint8 or floats, in lists of frames, with class numbers; "
+            "leave out the schema's storage, frames and labels.encoding"
         )
     try:
         _refuse_unreadable(video, schema)
@@ -604,3 +611,7 @@ def _refuse_unreadable(video: Video, schema: Schema) -> None:
     labels = None if video.labels is None else video.labels.tolist()
     rated = {} if video.ratings is None else ratings.to_lists(video.ratings, schema)
     _checked(name, labels, video.features, rated, schema)
+    for feature, frames in zip(schema.features, video.features, strict=True):
+        if schema.storage in STORED_BYTES and not _survive(frames, STORED_BYTES[schema.storage]):
+            what = f"feature {feature.name!r} holds values that {schema.storage} cannot; round them to it first"
+            raise DataError(what)

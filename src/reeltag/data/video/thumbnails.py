@@ -6,20 +6,20 @@ from collections.abc import Collection
 from fractions import Fraction
 from pathlib import Path
 
-from reeltag.data.video import decode
 from reeltag.data.video.decode import Damage, Picture
+from reeltag.data.video.engine import IN_PROCESS, Engine
 
 MAX_SIDE = 160  # pixels of the longer side
 QUALITY = 5  # FFmpeg's scale for JPEG: 1 is the best, 31 the smallest
 
 
-def thumbnails(path: Path, seconds: Collection[int], threads: int = 1) -> dict[int, bytes]:
+def thumbnails(path: Path, seconds: Collection[int], engine: Engine = IN_PROCESS) -> dict[int, bytes]:
     """Encode thumbnails of some seconds of a video; an audio file has none.
 
     Args:
         path: the file.
         seconds: numbers of the seconds, from 0.
-        threads: threads of the decoder.
+        engine: its decoder reads the file; by default this process does.
 
     Returns:
         JPEG data by second.
@@ -27,9 +27,9 @@ def thumbnails(path: Path, seconds: Collection[int], threads: int = 1) -> dict[i
     Raises:
         VideoError: the pictures cannot be decoded.
     """
-    if not decode.probe(path).pictures:
+    if not engine.decoder.probe(path).pictures:
         return {}
-    pictures = decode.pictures(path, MAX_SIDE, Damage(), seconds=max(seconds) + 1, threads=threads)
+    pictures = engine.decoder.pictures(path, MAX_SIDE, Damage(), seconds=max(seconds) + 1, threads=engine.threads)
     return {second: jpeg(picture) for second, picture in enumerate(pictures) if second in seconds}
 
 

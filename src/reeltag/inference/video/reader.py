@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reeltag.artifact.file import Artifact
-from reeltag.core.errors import UsageError
+from reeltag.core.errors import UsageError, VideoError
 from reeltag.core.text import counted
 from reeltag.data.extractor_origin import describe_difference
-from reeltag.data.formats.example import Video
-from reeltag.data.schema import Feature, Schema
+from reeltag.data.formats.example import Video, is_computable
+from reeltag.data.schema import DECODING, Feature, Origin, Schema
+from reeltag.data.video.engine import IN_PROCESS, Engine
 from reeltag.data.video.extractors.extractor import Extractor
 from reeltag.data.video.extractors.registry import IMAGE, SOUND, image_extractor, sound_extractor
+from reeltag.data.video.extractors.settings import names_scale
 from reeltag.data.video.features import Pipeline
 
 # For each feature: the option that names its extractor, the known extractors, and the function that opens one.
-_KINDS: dict[str, tuple[str, dict[str, Any], Callable[[str], Extractor[Any] | None]]] = {
+_KINDS: dict[str, tuple[str, Mapping[str, Any], Callable[[str], Extractor[Any] | None]]] = {
     "rgb": ("--image", IMAGE, image_extractor),
     "audio": ("--audio", SOUND, sound_extractor),
 }
@@ -36,24 +38,31 @@ class VideoReader:
     schema: Schema
     pipeline: Pipeline
 
-    def read(self, path: Path, name: str, threads: int = 1) -> tuple[Video, tuple[str, ...]]:
+    def read(self, path: Path, name: str, engine: Engine = IN_PROCESS) -> tuple[Video, tuple[str, ...]]:
         """Extract the features of a file.
 
         Args:
             path: the file.
             name: id of the video.
-            threads: threads of the decoder.
+            engine: decoder and encoders; by default this process decodes, and this thread encodes.
 
         Returns:
             The video, and remarks about the file.
 
         Raises:
-            VideoError: the file cannot be read, or decoding stalls.
+            VideoError: the file cannot be read, decoding stalls or crashes, or its values do not fit the model's
+                precision.
         """
-        extraction = self.pipeline.extract(path, threads)
-        codes = dict(zip(extraction.values, self.pipeline.codes(extraction), strict=True))
+        extraction = self.pipeline.extract(path, engine)
+        stored = dict(
+            zip(extraction.values, self.pipeline.stored(self.pipeline.mapped(extraction.values)), strict=True)
+        )
         most = self.schema.max_frames
-        ordered = tuple(codes[feature.name][:most] for feature in self.schema.features)
+        ordered = tuple(stored[feature.name][:most] for feature in self.schema.features)
+        if not all(map(is_computable, ordered)):
+            raise VideoError(
+                f"{path}: has values beyond {self.pipeline.storage}, in which the model reads them; leave it out"
+            )
         return Video(name, None, ordered, max(0, extraction.seconds - most)), extraction.remarks
 
 
@@ -78,7 +87,8 @@ def open_reader(artifact: Artifact, name: str, image: str | None = None, audio: 
             f"{_KINDS[unread[0]][0]}: {name} reads no such feature, but {', '.join(sorted(read))}; leave it out"
         )
     opened = {feature.name: _extractor(feature, chosen.get(feature.name), name) for feature in schema.features}
-    return VideoReader(schema, Pipeline(opened.get("rgb"), opened.get("audio"), artifact.projections))
+    pipeline = Pipeline(opened.get("rgb"), opened.get("audio"), artifact.projections, schema.precision)
+    return VideoReader(schema, pipeline)
 
 
 def refuse_unreadable(artifact: Artifact, name: str, named: Collection[str] = ()) -> None:
@@ -90,30 +100,39 @@ def refuse_unreadable(artifact: Artifact, name: str, named: Collection[str] = ()
         named: features whose extractors the user names.
 
     Raises:
-        UsageError: the model tags segments, or does not say which extractors made its features.
+        UsageError: the model tags segments, does not say which extractors made its features, had its videos decoded
+            otherwise, or needs the file of an extractor that the user does not name.
     """
-    schema = artifact.schema
+    schema, missing = artifact.schema, list[str]()
     if schema.segments is not None:
         what = f"tags segments of {counted(schema.segments, 'frame')}, not whole videos"
         raise UsageError(f"{name}: {what}; use `reeltag extract` and `reeltag predict`")
     for feature in schema.features:
         origin = feature.extractor
-        if origin is None or feature.name not in _KINDS or (schema.level, schema.dtype) != ("frame", "uint8"):
+        if origin is None or feature.name not in _KINDS or schema.level != "frame":
             what = f"does not name the extractor of its feature {feature.name!r}"
             raise UsageError(
                 f"{name}: {what}; train on shards of `reeltag extract`, with the recipe that it writes beside them"
             )
+        if origin.decoding != DECODING:
+            earlier = "an earlier" if origin.decoding < DECODING else "a later"
+            what = f"its features {feature.name!r} were extracted by {earlier} reeltag, which decodes files otherwise"
+            raise UsageError(f"{name}: {what}; use that reeltag, or extract the videos again and train on them")
         if origin.projection and feature.name not in artifact.projections:
             what = f"does not hold the PCA of its feature {feature.name!r}"
             raise UsageError(f"{name}: {what}; name the PCA in the recipe under data.pca, and run the recipe again")
         option, known, _ = _KINDS[feature.name]
-        kind, _, file = origin.name.partition(":")
-        if file and feature.name not in named:
-            raise UsageError(
-                f"{name}: reads the features of {origin.name}; give the path of its file, {option} {kind}:PATH?…"
-            )
-        if kind not in known and feature.name not in named:
+        kind = origin.name.partition(":")[0]
+        if feature.name in named:
+            continue
+        if kind not in known:
             raise UsageError(f"{name}: reads the features of {origin.name!r}, which this reeltag does not have")
+        entry = known[kind]
+        if entry.argument.startswith("PATH"):
+            argument = entry.argument.partition("?")[0]
+            missing.append(f"give {option} {kind}:{argument} for {origin.name} (to get it: {entry.source})")
+    if missing:
+        raise UsageError(f"{name}: needs the file of its extractor; {'; '.join(missing)}")
 
 
 def _extractor(feature: Feature, chosen: str | None, model: str) -> Extractor[Any]:
@@ -121,12 +140,21 @@ def _extractor(feature: Feature, chosen: str | None, model: str) -> Extractor[An
     origin = feature.extractor
     assert origin is not None  # checked by `refuse_unreadable`
     option, _, opener = _KINDS[feature.name]
-    extractor = opener(chosen or origin.name)
-    opened = extractor.origin(origin.projection) if extractor else None
-    if extractor is None or opened is None or opened.hash != origin.hash:
+    extractor = opener(_with_settings(chosen or origin.name, origin))
+    scale = origin.scale
+    if extractor and scale and names_scale(chosen or ""):
+        scale = extractor.offset, extractor.scale  # otherwise it is that of the model
+    opened = extractor.origin(origin.projection, scale) if extractor else None
+    if extractor is None or opened is None or (opened.hash, opened.scale) != (origin.hash, origin.scale):
         other = f"{opened.name}{describe_difference(opened, origin)}" if opened else "none"
         raise UsageError(
             f"{model}: reads {feature.name!r} from {origin.name}, not from {other}; "
             f"give {option} as it was for the training data"
         )
-    return extractor
+    return extractor.rescaled(*origin.scale) if origin.scale else extractor
+
+
+def _with_settings(named: str, origin: Origin) -> str:
+    """Add the settings of the training data to the text that names an extractor, unless it has settings."""
+    same = named.partition(":")[0] == origin.name.partition(":")[0]
+    return f"{named}?{origin.settings}" if same and origin.settings and "?" not in named else named

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from reeltag.core.environment import available_cpus
 from reeltag.core.errors import VideoError
 from reeltag.core.progress import Progress
 from reeltag.data.formats.example import Video
 from reeltag.data.loader import stream_batches
 from reeltag.data.video.dataset import Item
+from reeltag.data.video.engine import Engine, process_files, suggested_workers
 from reeltag.data.video.thumbnails import thumbnails
 from reeltag.inference.ensemble import BATCH_SIZE, predict_batches
 from reeltag.inference.predictor import Predictor
@@ -91,7 +91,7 @@ def tag_files(
     timeline: bool = False,
     pictures: bool = False,
 ) -> tuple[list[TaggedFile], dict[str, str]]:
-    """Tag files one after the other.
+    """Tag files, several at once.
 
     Args:
         tagger: the model.
@@ -102,25 +102,30 @@ def tag_files(
         pictures: also make a picture of each segment.
 
     Returns:
-        The results, and for each file that cannot be read the reason, by its name.
+        The results, and for each file that cannot be read the reason, by its name; both in the order of the files.
     """
-    results, left_out = list[TaggedFile](), dict[str, str]()
-    threads = available_cpus()
+    results, left_out = dict[str, TaggedFile](), dict[str, str]()
+
+    def read(item: Item, engine: Engine) -> tuple[Video, tuple[str, ...], tuple[bytes, ...]]:
+        video, remarks = tagger.reader.read(item.path, item.id, engine)
+        return video, remarks, _middles(item.path, video.length, engine) if pictures else ()
+
     with progress.task("tag", len(items), "files") as task:
-        for item in items:
-            try:
-                video, remarks = tagger.reader.read(item.path, item.id, threads)
-                images = _middles(item.path, video.length, threads) if pictures else ()
-            except VideoError as error:
-                left_out[item.id] = str(error).removeprefix(f"{item.path}: ")
+        for item, found in process_files(items, suggested_workers(len(items)), read):
+            if isinstance(found, VideoError):
+                left_out[item.id] = str(found).removeprefix(f"{item.path}: ")
             else:
-                results.append(TaggedFile(tagger.tag(video, top, timeline=timeline), remarks, images))
+                video, remarks, images = found
+                results[item.id] = TaggedFile(tagger.tag(video, top, timeline=timeline), remarks, images)
             task.advance(1, note=item.id)
-    return results, left_out
+    names = [item.id for item in items]
+    return [results[name] for name in names if name in results], {
+        name: left_out[name] for name in names if name in left_out
+    }
 
 
-def _middles(path: Path, length: int, threads: int) -> tuple[bytes, ...]:
+def _middles(path: Path, length: int, engine: Engine) -> tuple[bytes, ...]:
     """Return a JPEG of the middle frame of each segment; empty if the file has no pictures."""
     wanted = [(begin + end) // 2 for begin, end in segment_spans(length)]
-    images = thumbnails(path, wanted, threads)
+    images = thumbnails(path, wanted, engine)
     return tuple(images[second] for second in wanted) if images else ()

@@ -1,0 +1,22 @@
+"""Decoder processes that end at marked files; they stand in for those that a file makes FFmpeg crash."""
+
+import os
+import signal
+
+from reeltag.data.video.decode import process
+
+
+def main():
+    """Serve as a decoder process does, but crash at crash.mp4, be killed at kill.mp4 and exit at 5.mp4."""
+    ends = {"crash.mp4": signal.SIGSEGV, "kill.mp4": signal.SIGKILL}
+    real = process.probe
+
+    def probe(path):
+        if path.name in ends:
+            os.kill(os.getpid(), ends[path.name])
+        if path.name == "5.mp4":
+            os._exit(3)
+        return real(path)
+
+    process.probe = probe
+    process.main()
