@@ -467,7 +467,7 @@ def test_the_writer_refuses_ids_twice_existing_files_and_no_videos(tmp_path: Pat
         write_videos(tmp_path / "s", [Video("\ud800", None, GOOD.features)], FLOATS)
     with pytest.raises(UsageError, match="has no record"):
         write_videos(tmp_path / "s", [], FLOATS)
-    with pytest.raises(UsageError, match="leave these keys out"):
+    with pytest.raises(UsageError, match="leave out the schema's storage"):
         write_videos(tmp_path / "s", [GOOD], schema(FLOATS, labels=N_HOT))
     assert list(tmp_path.iterdir()) == []
     assert write_videos(tmp_path / "s", [GOOD], FLOATS) == 1

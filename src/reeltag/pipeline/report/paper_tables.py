@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import fsum
 from statistics import mean
 from typing import Any
 
@@ -86,7 +87,7 @@ def _quantization(members: Mapping[str, Any]) -> Table:
     for encoding in sorted(models[0], key=lambda name: -models[0][name]["bytes"]):
         scores = [scores[encoding] for scores in models]
         changes = [score["gap"] - before["gap"] for score, before in zip(scores, plain, strict=True)]
-        seconds = sum(score["seconds"] for score in scores) / sum(before["seconds"] for before in plain)
+        seconds, of_plain = (fsum(score["seconds"] for score in each) for each in (scores, plain))
         rows.append(
             [
                 encoding,
@@ -94,8 +95,8 @@ def _quantization(members: Mapping[str, Any]) -> Table:
                 _change(mean(changes)),
                 _change(min(changes)),
                 megabytes(sum(score["bytes"] for score in scores)),
-                f"{sum(score['seconds'] for score in scores):.1f} s",
-                f"{seconds:.2f}",
+                f"{seconds:.1f} s",
+                f"{seconds / of_plain:.2f}",
             ]
         )
     note = (
