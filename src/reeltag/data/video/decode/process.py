@@ -115,7 +115,8 @@ class DecoderProcess:
             vars(damage).update(head["damage"])
             if head["result"] is not None:
                 yield head["result"]
-        except (EOFError, OSError, LookupError, TypeError, JSONDecodeError, BufferTooShort) as error:
+        except (EOFError, OSError, LookupError, TypeError, UnicodeDecodeError, JSONDecodeError, BufferTooShort) as error:
+            finished = False  # it is not to answer again
             raise DecoderCrashError(f"{path}: {_end(child.process)}; convert it, or leave it out") from error
         finally:
             if not finished:  # the rest of the answer would pass for the next one
