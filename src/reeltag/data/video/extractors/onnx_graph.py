@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from reeltag.core.environment import GPU_PROVIDER, onnx_providers, onnx_runtime
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import content_hash, file_hash, require_regular
+from reeltag.core.text import one_line
 from reeltag.data.pca import Values
 from reeltag.data.video.decode import Picture, Samples
 from reeltag.data.video.extractors import mel
-from reeltag.data.video.extractors.settings import FileSettings, check_reference, parse_settings
+from reeltag.data.video.extractors.settings import FileSettings, Rgb, check_reference, parse_settings
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -25,16 +27,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _WEIGHTS = re.compile(r"[._]data(_\d+)?")  # endings of the files that Optimum and PyTorch write beside a graph
 _FLOAT, _BYTE = "tensor(float)", "tensor(uint8)"
-
-
-def _numbers(text: Any) -> Any:
-    if not isinstance(text, str):
-        return text
-    parts = text.split(",")
-    return tuple(parts * 3 if len(parts) == 1 else parts)
-
-
-Rgb = Annotated[tuple[float, float, float], BeforeValidator(_numbers)]
 
 
 class _Settings(FileSettings):
@@ -77,10 +69,7 @@ class _Model:
 
     def run(self, inputs: Any) -> Values:
         """Run the graph on one input and return the output as float32."""
-        try:
-            (found,) = self._session.run([self._output], {self.input.name: inputs})
-        except Exception as error:  # onnxruntime's exceptions share no other base
-            raise UsageError(f"{self.path}: cannot be computed for input {list(inputs.shape)} ({error})") from error
+        (found,) = run_session(self.path, self._session, {self.input.name: inputs}, [self._output])
         return np.asarray(found, np.float32)
 
     def vectors(self, found: Values, count: int) -> Values:
@@ -136,10 +125,9 @@ class ImageModel(_Model):
         if self.input.type == _FLOAT:
             shape = (3, 1, 1) if self._channels_first else (3,)
             mean, std = (np.array(each, np.float32).reshape(shape) for each in (self.settings.mean, self.settings.std))
+            # In place, and in the order of the network's memory: a fifth of the time of (x / 255 - mean) / std.
             x = x.astype(np.float32)
-            x /= (
-                255  # in place, and in the order of the network's memory: a fifth of the time of (x / 255 - mean) / std
-            )
+            x /= 255
             x -= mean
             x /= std
         if self._one_by_one:
@@ -219,3 +207,26 @@ def open_session(path: Path) -> InferenceSession:
     elif len(providers) > 1:
         logger.warning("%s: on the CPU, since onnxruntime's %s cannot start here", path, GPU_PROVIDER)
     return session
+
+
+def run_session(
+    path: Path, session: InferenceSession, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None
+) -> list[Any]:
+    """Compute outputs of a graph, by default all.
+
+    Args:
+        path: its file, for messages.
+        session: the graph.
+        inputs: arrays by name.
+        outputs: names of the outputs.
+
+    Raises:
+        UsageError: it cannot be computed for these inputs.
+    """
+    try:
+        found: list[Any] = session.run(outputs, inputs)
+    except Exception as error:  # onnxruntime's exceptions share no other base class
+        shapes = ", ".join(str(list(each.shape)) for each in inputs.values())
+        what = f"cannot be computed for input {shapes} ({one_line(error)})"
+        raise UsageError(f"{path}: {what}; check its settings, or export it again") from error
+    return found

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from reeltag.core.errors import UsageError
 from reeltag.core.validation import describe_fault
 
 TOLERANCE = 1e-3  # largest difference from reference values, relative to the largest value
+
+
+def _numbers(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    parts = text.split(",")
+    return tuple(parts * 3 if len(parts) == 1 else parts)
+
+
+Rgb = Annotated[tuple[float, float, float], BeforeValidator(_numbers)]
 
 
 class ScaleSettings(BaseModel):

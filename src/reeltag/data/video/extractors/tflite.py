@@ -15,8 +15,7 @@ from reeltag.core.text import one_line
 from reeltag.data.pca import Values
 from reeltag.data.video.decode import Picture
 from reeltag.data.video.extractors.extractor import Extractor
-from reeltag.data.video.extractors.onnx_graph import Rgb
-from reeltag.data.video.extractors.settings import FileSettings, check_reference, parse_settings
+from reeltag.data.video.extractors.settings import FileSettings, Rgb, check_reference, parse_settings
 
 _OPENING = Lock()  # filters of warnings belong to all threads
 
