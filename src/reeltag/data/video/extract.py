@@ -46,7 +46,7 @@ from reeltag.data.video.extractors.settings import with_scale
 from reeltag.data.video.features import Pipeline, open_pipeline
 from reeltag.data.video.value_range import Distribution, ValueUse, find_misfit
 
-FORMAT = 2  # of parts and of the manifest; raised whenever decoding changes
+FORMAT = 2  # of parts and of the manifest
 PROJECTIONS = "pca.safetensors"
 LABEL_NAMES = "labels.csv"
 FIRST_CHECKED = 8  # videos after which values are checked for the first time

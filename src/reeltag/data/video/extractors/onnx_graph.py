@@ -19,7 +19,13 @@ from reeltag.core.text import one_line
 from reeltag.data.pca import Values
 from reeltag.data.video.decode import Picture, Samples
 from reeltag.data.video.extractors import mel
-from reeltag.data.video.extractors.settings import FileSettings, Rgb, check_reference, parse_settings
+from reeltag.data.video.extractors.settings import (
+    FileSettings,
+    Rgb,
+    check_reference,
+    parse_settings,
+    refuse_normalisation,
+)
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -107,6 +113,12 @@ class ImageModel(_Model):
         self._one_by_one = isinstance(shape[0], int)
         sides = shape[2:] if self._channels_first else shape[1:3]
         self.size = self._sides(sides)
+        if preset == "onnx" and self.input.type == _BYTE:
+            refuse_normalisation(path, self.settings)
+        implied = {"size"} if all(isinstance(side, int) for side in sides) else set()
+        implied |= {"mean", "std"} if self.input.type == _BYTE else set()
+        kept = {key: value for key, value in self.identity["settings"].items() if key not in implied}
+        self.identity = {**self.identity, "settings": kept}  # what the graph decides is no other extractor if given
         self.width = self(np.zeros((1, *self.size, 3), np.uint8)).shape[1]
         if preset == "inception" and self.width != 2048:
             raise UsageError(f"{path}: gives {self.width} values; Inception-v3's pool has 2048, see ?output=")

@@ -118,6 +118,20 @@ def _parse_keys(place: str, query: str, kind: type[Keys], defaults: Mapping[str,
         raise UsageError(f"{place}: {faults}; keys are {', '.join(kind.model_fields)}") from error
 
 
+def refuse_normalisation(path: Path, settings: FileSettings) -> None:
+    """Refuse a mean or standard deviation for a network that reads pixels as they are.
+
+    Args:
+        path: file of the network, for messages.
+        settings: settings that were given.
+
+    Raises:
+        UsageError: they have one.
+    """
+    if given := sorted(settings.model_fields_set & {"mean", "std"}):
+        raise UsageError(f"{path}: reads uint8 pixels as they are; leave out {' and '.join(given)}")
+
+
 def as_query(settings: Mapping[str, Any]) -> str:
     """Return settings as the text that follows an extractor's path, `key=value&…`; those that are None are left out.
 
