@@ -71,7 +71,7 @@ class _Model:
         self.name = f"{preset}:{path.name}"
         kept = settings.identity() | {"output": self._output}
         # The path is left out: a moved file is the same extractor.
-        self.identity = {"name": preset, "weights": graph_hash(path), "settings": kept}
+        self.identity: dict[str, Any] = {"name": preset, "weights": graph_hash(path), "settings": kept}
 
     def run(self, inputs: Any) -> Values:
         """Run the graph on one input and return the output as float32."""
