@@ -20,6 +20,7 @@ from tempfile import gettempdir
 import av
 import numpy as np
 import torch
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from measure import HERE, Peer, Times, options, print_json, print_table, run_rounds, seconds, timed
 from reeltag.core.storage import atomic_path
@@ -33,6 +34,7 @@ from reeltag.data.video.features import Pipeline, open_pipeline
 
 FPS, SIDE, WIDTH, HEIGHT = 30, efficientnet.SIZE, 1920, 1080
 PIECE = 60  # seconds that are encoded; a longer clip repeats them
+FLAGS = Interpolation.AREA | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
 PEERS = ("loop", "decord", "torchcodec")
 
 
@@ -112,8 +114,8 @@ def _shares(image: Extractor, path: Path) -> dict[str, float]:
     groups = [np.stack(pictures[at : at + image.batch]) for at in range(0, len(pictures), image.batch)]
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
-    scaling = {"width": SIDE, "height": SIDE, "format": "rgb24", "interpolation": "AREA"}
-    scaled = timed(lambda: [frame.reformat(**scaling) for _ in pictures])["cpu"]
+    scaler, scaling = VideoReformatter(), {"width": SIDE, "height": SIDE, "format": "rgb24", "interpolation": FLAGS}
+    scaled = timed(lambda: [scaler.reformat(frame, **scaling, threads=1) for _ in pictures])["cpu"]
     network = timed(lambda: [image.values(group) for group in groups])["cpu"]
     return {"decoding": both - scaled, "scaling": scaled, "network": network}
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# av 18.1.0 (FFmpeg 8.1), numpy 2.4.6
+# av 18.1.0 (FFmpeg 8.1.2), numpy 2.4.6
 #
 # Behaviour: of H.264 with B-frames in AVI, frames come in the right order, but their presentation times are shuffled:
 # AVI stores no such times, and FFmpeg derives them from the order of the packets as if it were that of display. Times

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# av 18.1.0 (FFmpeg 8.1, swscale 9.5), numpy 2.4.6 (CPU)
+# av 18.1.0 (FFmpeg 8.1.2, swscale 9.5), numpy 2.4.6 (CPU)
 #
 # Behaviour: a 4:2:0 picture with more than enough columns of colour is scaled down to RGB by area. Each output pixel
 # covers red columns only or blue columns only. At an odd output width swscale gives red and blue; at an even width it

@@ -77,6 +77,15 @@ def test_a_process_that_was_taken_over_cannot_take_memory(shape):
         process._received(None, shape, np.uint8)
 
 
+@pytest.mark.slow
+def test_a_process_that_answers_nonsense_is_replaced(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "_MODULE", "crashing")
+    with closing(process.DecoderProcess()) as decoder:
+        with pytest.raises(DecoderCrashError, match="gave an answer that cannot be read"):
+            decoder.probe(tmp_path / "nonsense.mp4")
+        assert decoder.probe(clip).pictures
+
+
 def test_a_closed_decoder_starts_no_process(clip):
     decoder = process.DecoderProcess()
     decoder.close()

@@ -68,7 +68,7 @@ def test_odd_films_are_those_of_plain_decoding(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("ending", "codec"), [("mp4", "libx264"), ("ts", "libx265")])
 def test_damaged_films_are_those_of_plain_decoding(tmp_path, ending, codec):
-    """Not of MPEG-2, of which FFmpeg shows what was in memory where a damaged picture has nothing."""
+    """Not of MPEG-2, of which FFmpeg gives other pictures each time where they are damaged."""
     options = {"x265-params": "log-level=none"} if codec == "libx265" else {"bf": "2", "g": "50"}
     whole = film(tmp_path / f"a.{ending}", codec, options)
     for seed in range(8):

@@ -306,6 +306,7 @@ def test_a_yamnet_in_tflite_that_reads_samples(tmp_path, shape, signature, outpu
     ("opener", "name", "message"),
     [
         (image_extractor, f"tflite:{YAMNET}", r"reads float32 \[1, 96, 64\], not pictures"),
+        (image_extractor, f"tflite:{MOBILENET}?mean=0.5&std=2", "as they are; leave out mean and std"),
         (sound_extractor, f"yamnet:{MOBILENET}", "reads uint8, not float32"),
         (sound_extractor, f"vggish:{YAMNET},pca.npz", "has no vector of 128 values"),
         (image_extractor, "tflite:{}/text.tflite", "LiteRT cannot open it"),

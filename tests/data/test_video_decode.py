@@ -1,6 +1,8 @@
 """Video files as pictures and sound by the second, against clips whose every frame says its number."""
 
 import os
+import re
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -193,6 +195,29 @@ def test_a_file_that_gives_nothing_for_long_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(container, "STALLED_SECONDS", -1.0)
     with pytest.raises(VideoError, match="yielded nothing for"):
         list(pictures(clip, SIZE, Damage()))
+
+
+def test_a_reader_that_takes_its_time_is_not_taken_for_a_file_that_gives_nothing(tmp_path, monkeypatch):
+    clip = write_clip(tmp_path / "a.mp4", 3, 10)
+    monkeypatch.setattr(container, "STALLED_SECONDS", 0.2)
+    for number, picture in enumerate(pictures(clip, SIZE, Damage())):
+        time.sleep(0.25)
+        assert number_of(picture) == 10 * number + 5
+
+
+def test_packets_that_a_strict_decoder_refuses_are_decoded_whatever_the_threads(tmp_path, monkeypatch):
+    """Messages that are shorter than H.264 wants before each picture: FFmpeg passes over them unless it is strict."""
+    whole = write_clip(tmp_path / "a.h264", 3, 10, codec="libx264", options={"tune": "zerolatency"})
+    message, slices = b"\0\0\1\x06\x05\x04abcd\x80", re.compile(b"\0\0\1(?=[\x41\x65])")
+    odd = tmp_path / "b.h264"
+    odd.write_bytes(slices.sub(lambda found: message + found[0], whole.read_bytes()))
+    monkeypatch.setattr(container, "MAX_DAMAGED", 10)
+    for threads in (1, 2):
+        damage = Damage()
+        np.testing.assert_array_equal(
+            list(pictures(odd, SIZE, damage, threads=threads)), list(pictures(whole, SIZE, Damage()))
+        )
+        assert damage == Damage()
 
 
 @pytest.mark.parametrize("name", ["bigbuckbunny.mp4", "bikes.mp4", "demo.mp4", "pancake.mkv", "test.avi", "test.mp4"])

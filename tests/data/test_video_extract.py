@@ -259,8 +259,8 @@ def test_shards_are_of_limited_size(videos, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_more_seconds_than_fit_are_reported(tmp_path):
-    write_clip(tmp_path / "long.m4a", pictures=(), sound=tone(310))
-    data = find_videos([str(tmp_path / "long.m4a")], None)
+    write_clip(tmp_path / "long.flac", pictures=(), sound=tone(310), sound_codec="flac")
+    data = find_videos([str(tmp_path / "long.flac")], None)
     (outcome,) = extract_dataset(data, tmp_path / "out", Settings(image="none"), 1, Progress()).outcomes
     assert (outcome.seconds, outcome.remarks) == (300, ("the first 300 of 310 seconds",))
 

@@ -180,6 +180,9 @@ def test_where_a_model_lies_does_not_matter_and_its_settings_do(tmp_path):
     one, two, three = (image_extractor(f"onnx:{path}") for path in (a, b, f"{a}?mean=0.5"))
     assert one.identity == two.identity != three.identity
     assert one.origin(None).hash == two.origin(None).hash != three.origin(None).hash
+    assert image_extractor(f"onnx:{a}?size=8&output=mean").identity == one.identity  # what it is without them
+    dynamic = mean_model(tmp_path / "open.onnx", ["N", 3, "H", "W"])
+    assert image_extractor(f"onnx:{dynamic}?size=8").identity != image_extractor(f"onnx:{dynamic}?size=9").identity
 
 
 @pytest.mark.parametrize(
@@ -193,6 +196,7 @@ def test_where_a_model_lies_does_not_matter_and_its_settings_do(tmp_path):
         ("onnx:{}/m.onnx?colour=1", "colour: unknown key; keys are"),
         ("onnx:{}/m.onnx?std=a", r"std\.0: must be a number, not 'a'"),
         ("onnx:{}/m.onnx?output=z", "no output 'z', but mean, most"),
+        ("onnx:{}/bytes.onnx?std=2", "reads uint8 pixels as they are; leave out std"),
         ("onnx:{}/vector.onnx", r"not float or uint8 \[N, 3, H, W\]"),
         ("inception:{}/open.onnx", "gives 3 values; Inception-v3's pool has 2048"),
         ("efficientnet-lite0:x", "reads no file, but 'x' was given"),
@@ -202,6 +206,7 @@ def test_where_a_model_lies_does_not_matter_and_its_settings_do(tmp_path):
 def test_what_is_wrong_with_an_image_model_is_said(tmp_path, name, message):
     mean_model(tmp_path / "m.onnx", ["N", 3, 8, 8])
     mean_model(tmp_path / "open.onnx", ["N", 3, "H", "W"])
+    mean_model(tmp_path / "bytes.onnx", ["N", 3, 8, 8], TensorProto.UINT8)
     mean_model(tmp_path / "vector.onnx", ["N", 5], axes=(1,))
     (tmp_path / "text.onnx").write_text("text")
     with pytest.raises(UsageError, match=message):

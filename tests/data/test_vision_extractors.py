@@ -422,6 +422,7 @@ def test_what_is_no_encoder_is_not_registered(registered):
         ("clip", mean, "1", "is no name that is free"),
         ("a:b", mean, "1", "is no name that is free"),
         ("mean", mean, "", "give its version"),
+        ("mean", torch.nn.Flatten(), "", "give its version"),
         ("mean", lambda pictures: pictures, "1", r"returns \[2, 3, 24, 24\] for 2 pictures, not a vector each"),
         ("mean", lambda pictures: None, "1", "returns NoneType for 2 pictures"),
         ("mean", lambda pictures: pictures.mean((2, 3)) / 0, "1", "gives NaN or infinite values for a black picture"),

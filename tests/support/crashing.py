@@ -7,9 +7,12 @@ from reeltag.data.video.decode import process
 
 
 def main():
-    """Serve as a decoder process does, but crash at crash.mp4, be killed at kill.mp4 and exit at 5.mp4."""
+    """Serve as a decoder process does, but crash at crash.mp4, be killed at kill.mp4 and exit at 5.mp4.
+
+    From nonsense.mp4 on, answer nothing that can be read.
+    """
     ends = {"crash.mp4": signal.SIGSEGV, "kill.mp4": signal.SIGKILL}
-    real = process.probe
+    real, answer = process.probe, process._answer
 
     def probe(path):
         if path.name in ends:
@@ -18,5 +21,12 @@ def main():
             os._exit(3)
         return real(path)
 
-    process.probe = probe
+    def answer_or_not(connection, call, path, *arguments):
+        if path.name == "nonsense.mp4":
+            process._answer = lambda connection, *_: connection.send_bytes(b'{"answer": "nonsense"}')
+            process._answer(connection)
+        else:
+            answer(connection, call, path, *arguments)
+
+    process.probe, process._answer = probe, answer_or_not
     process.main()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -90,7 +89,6 @@ def _report(data: Dataset, extracted: Extracted, settings: Settings, out: Path, 
     """Print how many files were extracted, which were left out, and the next step."""
     from reeltag.core.text import counted, first_lines, one_line
     from reeltag.data.video.dataset import classes_without_training_videos
-    from reeltag.data.video.extractors.settings import with_scale
 
     outcomes = extracted.outcomes
     train, test = ([each for each in outcomes if each.split == split] for split in ("train", "test"))
@@ -104,10 +102,8 @@ def _report(data: Dataset, extracted: Extracted, settings: Settings, out: Path, 
     if data.classes is not None:
         first = "" if test else f"set data.test in {out / 'recipe.toml'}, then "
         text.append(f"{first}train: reeltag run {out / 'recipe.toml'}")
-    names = {"rgb": ("--image", settings.image), "audio": ("--audio", settings.sound)}
     for feature, scale in extracted.scales.items():
-        option, name = names[feature]
-        text.append(f"scale of {feature} measured; for more videos: {option} {shlex.quote(with_scale(name, *scale))}")
+        text.append(f"scale of {feature} measured; for more videos: {settings.option(feature, *scale)}")
     say(result, text, json)
     notes = [f"no training video has the label {one_line(name)}, so it cannot be learned" for name in untaught]
     notes = first_lines(notes) + (

@@ -31,11 +31,10 @@ def refuse_other_origin(schema: Schema, shards: Iterable[DataFile]) -> None:
         for name, theirs in _origins(found).items():
             wanted = ours.get(name)
             if wanted is not None and theirs.decoding != wanted.decoding:
-                earlier = "these shards were" if theirs.decoding < wanted.decoding else "the model were"
-                what = (
-                    f"the features {name!r} of {earlier} extracted by an earlier reeltag, which decoded files otherwise"
-                )
-                raise UsageError(f"{folder}: {what}; extract all videos again with this one, and train on them")
+                whose = "these shards" if theirs.decoding < wanted.decoding else "the model"
+                what = f"{name!r} of {whose} were extracted by an earlier reeltag, which decoded files otherwise"
+                step = "extract all videos again with this one, and train on them"
+                raise UsageError(f"{folder}: the features {what}; {step}")
             if wanted is not None and found is not None and found.precision != schema.precision:
                 what = f"{name!r} of these shards is {found.precision}, but the model reads {schema.precision}"
                 raise UsageError(f"{folder}: {what}; extract the videos with --storage {schema.precision}")

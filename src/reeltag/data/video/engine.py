@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 class Encoders(Protocol):
-    """Where extractors compute values."""
+    """Place where extractors compute values: the calling thread, or threads of their own."""
 
     def submit(self, values: Callable[[Any], Values], inputs: Any) -> Future[Values]:
         """Compute `values(inputs)`, in one thread of torch, so that no sum depends on their number."""
@@ -67,7 +67,7 @@ class EncoderThreads:
 
 @dataclass(frozen=True)
 class Engine:
-    """What reads one file at a time.
+    """Decoder and encoders of one file at a time.
 
     Attributes:
         decoder: decoder of the file.

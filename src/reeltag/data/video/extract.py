@@ -46,12 +46,13 @@ from reeltag.data.video.extractors.settings import with_scale
 from reeltag.data.video.features import Pipeline, open_pipeline
 from reeltag.data.video.value_range import Distribution, ValueUse, find_misfit
 
-FORMAT = 2  # of parts and of the manifest; raised whenever decoding changes
+FORMAT = 2  # of parts and of the manifest
 PROJECTIONS = "pca.safetensors"
 LABEL_NAMES = "labels.csv"
 FIRST_CHECKED = 8  # videos after which values are checked for the first time
 SAMPLE = 100  # largest number of videos that a scale is proposed from
 SHARD_BYTES = 100_000_000  # of the frames of a shard
+OPTIONS = {"rgb": "--image", "audio": "--audio"}  # that name the extractor of a feature
 
 Split = Literal["train", "test"]
 
@@ -79,6 +80,11 @@ class Settings:
     fit_scale: int | None = None
     storage: Storage = "uint8"
     allow_clipping: bool = False
+
+    def option(self, feature: str, offset: float, scale: float) -> str:
+        """Return the option that names the extractor of a feature on another scale, as a shell reads it."""
+        name = {"rgb": self.image, "audio": self.sound}[feature]
+        return f"{OPTIONS[feature]} {shlex.quote(with_scale(name, offset, scale))}"
 
 
 @dataclass(frozen=True)
@@ -304,16 +310,16 @@ def _remedy(feature: str, pipeline: Pipeline, parts: Sequence[_Part], settings: 
         return "give --storage float32"
     if feature in pipeline.projections:
         return "give a PCA of such videos with --fit-pca, or --storage float16"
-    option, name = {"rgb": ("--image", settings.image), "audio": ("--audio", settings.sound)}[feature]
     sample = parts[:SAMPLE]
     scales = _measured_scales(pipeline, sample)
     if feature not in scales:
-        return f"they are all equal, so nothing can be learned from them: check the extractor, or give {option} none"
+        step = f"check the extractor, or give {OPTIONS[feature]} none"
+        return f"they are all equal, so nothing can be learned from them: {step}"
     fitted = _value_uses(pipeline.rescaled(scales), sample)[feature]
     others = "--fit-pca, or --storage float16"
     if find_misfit(fitted, "uint8") is not None:
         return f"no scale fits them: give {others}"
-    return f"give {option} {shlex.quote(with_scale(name, *scales[feature]))}, {others}"
+    return f"give {settings.option(feature, *scales[feature])}, {others}"
 
 
 def _write(

@@ -1,4 +1,4 @@
-"""How the values of a feature lie in the form that stores them, and the scale that fits them into 8 bits."""
+"""Measure how values fit the form that stores them, and find the scale that fits them into 8 bits."""
 
 from __future__ import annotations
 

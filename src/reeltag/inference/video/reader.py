@@ -126,7 +126,8 @@ def refuse_unreadable(artifact: Artifact, name: str, named: Collection[str] = ()
         if feature.name in named:
             continue
         if kind not in known:
-            raise UsageError(f"{name}: reads the features of {origin.name!r}, which this reeltag does not have")
+            what = f"reads the features of {origin.name!r}, which this reeltag does not have"
+            raise UsageError(f"{name}: {what}; update it, or use `register_encoder` for an encoder of your own")
         entry = known[kind]
         if entry.argument.startswith("PATH"):
             argument = entry.argument.partition("?")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -110,8 +111,9 @@ def tag_files(
         video, remarks = tagger.reader.read(item.path, item.id, engine)
         return video, remarks, _middles(item.path, video.length, engine) if pictures else ()
 
-    with progress.task("tag", len(items), "files") as task:
-        for item, found in process_files(items, suggested_workers(len(items)), read):
+    files = process_files(items, suggested_workers(len(items)), read)
+    with progress.task("tag", len(items), "files") as task, closing(files):
+        for item, found in files:
             if isinstance(found, VideoError):
                 left_out[item.id] = str(found).removeprefix(f"{item.path}: ")
             else:

@@ -29,7 +29,7 @@ Samples = npt.NDArray[np.float32]
 # that may be lost, and more than time stamps are rounded by, which is a millisecond in most containers.
 JUMP = 0.015
 _LEVELS = {"u8": (128, 2**7), "s16": (0, 2**15), "s32": (0, 2**31), "flt": (0, 1), "dbl": (0, 1)}  # zero, full scale
-_MAX_PLANES = 7  # of 8 and more planes PyAV reads past the end of their list
+_MAX_PLANES = 7  # that PyAV turns into arrays; more are packed first
 
 
 class _Form(NamedTuple):
@@ -67,7 +67,7 @@ def sound(path: Path, rate: int, damage: Damage, *, seconds: int = MAX_SECONDS) 
     filled = 0
     with open_media(path) as container:
         alone = best_stream(container, "video") is None
-        pieces = _pieces(_frames(container, damage, Watchdog(path)), damage, alone=alone)
+        pieces = _pieces(_frames(path, container, damage), damage, alone=alone)
         for begin, values in _resampled(path, pieces, rate):
             if begin >= len(samples):
                 break
@@ -78,14 +78,15 @@ def sound(path: Path, rate: int, damage: Damage, *, seconds: int = MAX_SECONDS) 
     return samples[:filled]
 
 
-def _frames(container: InputContainer, damage: Damage, clock: Watchdog) -> Iterator[_Frame]:
+def _frames(path: Path, container: InputContainer, damage: Damage) -> Iterator[_Frame]:
     import av
 
     stream = best_stream(container, "audio")
     if stream is None:
         return
-    start, form, packed = float(first_instant(clock.path)), None, av.AudioResampler(format="flt")
-    for frame in decoded_frames(container, stream, damage, clock):
+    start, form, packed = float(first_instant(path)), None, av.AudioResampler(format="flt")
+    watchdog = Watchdog(path)
+    for frame in decoded_frames(container, stream, damage, watchdog):
         at = None if frame.pts is None else frame.pts * float(frame.time_base or stream.time_base) - start
         if form != (form := _form(frame)):
             packed = av.AudioResampler(format="flt")  # the format may change within a stream
@@ -94,9 +95,9 @@ def _frames(container: InputContainer, damage: Damage, clock: Watchdog) -> Itera
                 (frame,) = packed.resample(frame)
             values = frame.to_ndarray()
         except (av.FFmpegError, ValueError):
-            damage.count(clock.path)
+            damage.count(path)
             continue
-        clock.tick()
+        watchdog.tick()
         yield at, _form(frame), values
 
 

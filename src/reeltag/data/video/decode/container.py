@@ -350,9 +350,8 @@ def open_media(path: Path) -> Iterator[InputContainer]:
         import av
     except ImportError as error:
         raise UsageError("PyAV is not installed; `pip install 'reeltag[video]'`") from error
-    av.logging.set_level(
-        None
-    )  # at any other level threads of a decoder wait for the interpreter's lock, perhaps forever
+    # At any other level threads of a decoder wait for the interpreter's lock, perhaps forever.
+    av.logging.set_level(None)
     try:
         if not require_regular(path).stat().st_size:
             raise VideoError(f"{path}: is empty; copy it again")

@@ -32,6 +32,7 @@ SILENT_SECONDS = 6 * STALLED_SECONDS  # longest time without an answer; the proc
 _HEADER = 64_000  # most bytes of the JSON that precedes an array
 _PIECE = 1 << 20  # samples of sound in one array
 _MODULE = "reeltag.data.video.decode.process"  # whose `main` the process runs
+_NO_ANSWER = (EOFError, OSError, LookupError, TypeError, UnicodeDecodeError, JSONDecodeError, BufferTooShort)
 _ERRORS: dict[str, type[UsageError | VideoError]] = {"UsageError": UsageError, "VideoError": VideoError}
 
 
@@ -115,7 +116,8 @@ class DecoderProcess:
             vars(damage).update(head["damage"])
             if head["result"] is not None:
                 yield head["result"]
-        except (EOFError, OSError, LookupError, TypeError, JSONDecodeError, BufferTooShort) as error:
+        except _NO_ANSWER as error:
+            finished = False  # it is not to answer again
             raise DecoderCrashError(f"{path}: {_end(child.process)}; convert it, or leave it out") from error
         finally:
             if not finished:  # the rest of the answer would pass for the next one

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,13 +90,13 @@ def _by_second(
     from av.video.reformatter import VideoReformatter
 
     shown: Any = None  # a frame and its time
-    second, middle, orientation = 0, Fraction(0), UPRIGHT
+    second, middle, orientation, watchdog = 0, Fraction(0), UPRIGHT, Watchdog(path)
     with open_media(path) as container:
         stream = best_stream(container, "video")
         if stream is None:
             raise VideoError(f"{path}: has no pictures")
         scaler = VideoReformatter()
-        for at, frame in _frames(path, container, stream, damage, shortcut):
+        for at, frame in _frames(container, stream, damage, watchdog, shortcut):
             before, orientation = orientation, _orientation(frame, orientation, damage)
             if shown is None:
                 middle = at + HALF
@@ -107,6 +106,7 @@ def _by_second(
                 while second < seconds and middle < at:
                     picture = _scaled(path, scaler, shown[1], shape, before) if picture is None else picture
                     yield picture
+                    watchdog.tick()  # an encoder may take its time
                     second, middle = second + 1, middle + 1
             if second == seconds:
                 return
@@ -118,27 +118,32 @@ def _by_second(
 
 
 def _frames(
-    path: Path, container: InputContainer, stream: Any, damage: Damage, shortcut: _Shortcut | None
+    container: InputContainer, stream: Any, damage: Damage, watchdog: Watchdog, shortcut: _Shortcut | None
 ) -> Iterator[tuple[Fraction, Any]]:
     """Yield frames in the order of display with their times.
 
     Raises:
         _InexactError: decoding without the shortcut may give other frames.
     """
-    watchdog, due, damaged = Watchdog(path), None, damage.packets
+    due, damaged = None, damage.packets
     stream.codec_context.thread_type = "AUTO"
     flagged = stream.codec_context.name not in UNFLAGGED
     stream.codec_context.thread_count = shortcut.threads if shortcut and flagged else 1
     if shortcut is not None:  # of several threads, one may hand out a frame before another meets its damage
         stream.codec_context.options = {"err_detect": "explode"}
-    is_needed = partial(shortcut.select, stream.codec_context) if shortcut else None
+
+    def is_needed(packet: Any) -> bool:
+        if shortcut is None:
+            return True
+        if damage.packets > damaged:  # before so many packets are refused that the file would be given up
+            raise _InexactError
+        return shortcut.select(stream.codec_context, packet)
+
     for at, frame in timed_frames(container, stream, damage, watchdog, is_needed):
         if due is None or at >= due:
             watchdog.tick()
             due = at + Fraction(1, 4)
         if shortcut is not None:
-            if damage.packets > damaged:
-                raise _InexactError
             shortcut.verify(frame)
         yield at, frame
     if shortcut is not None and (shortcut.missing or damage.packets > damaged):
@@ -185,7 +190,7 @@ class _Shortcut:
             _InexactError: it is damaged, one is missing, or frames consist of fields, which may be skipped apart.
         """
         self.verified += 1
-        late = self.missing and frame.pts > self.missing[-1]
+        late = self.missing and (frame.pts is None or frame.pts > self.missing[-1])
         if frame.is_corrupt or late or (self._wanted is not None and frame.interlaced_frame):
             raise _InexactError
         if self.missing and frame.pts == self.missing[-1]:

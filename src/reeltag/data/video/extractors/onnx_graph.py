@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from reeltag.core.environment import GPU_PROVIDER, onnx_providers, onnx_runtime
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import content_hash, file_hash, require_regular
+from reeltag.core.text import one_line
 from reeltag.data.pca import Values
 from reeltag.data.video.decode import Picture, Samples
 from reeltag.data.video.extractors import mel
-from reeltag.data.video.extractors.settings import FileSettings, check_reference, parse_settings
+from reeltag.data.video.extractors.settings import (
+    FileSettings,
+    Rgb,
+    check_reference,
+    parse_settings,
+    refuse_normalisation,
+)
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -25,16 +33,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _WEIGHTS = re.compile(r"[._]data(_\d+)?")  # endings of the files that Optimum and PyTorch write beside a graph
 _FLOAT, _BYTE = "tensor(float)", "tensor(uint8)"
-
-
-def _numbers(text: Any) -> Any:
-    if not isinstance(text, str):
-        return text
-    parts = text.split(",")
-    return tuple(parts * 3 if len(parts) == 1 else parts)
-
-
-Rgb = Annotated[tuple[float, float, float], BeforeValidator(_numbers)]
 
 
 class _Settings(FileSettings):
@@ -73,14 +71,11 @@ class _Model:
         self.name = f"{preset}:{path.name}"
         kept = settings.identity() | {"output": self._output}
         # The path is left out: a moved file is the same extractor.
-        self.identity = {"name": preset, "weights": graph_hash(path), "settings": kept}
+        self.identity: dict[str, Any] = {"name": preset, "weights": graph_hash(path), "settings": kept}
 
     def run(self, inputs: Any) -> Values:
         """Run the graph on one input and return the output as float32."""
-        try:
-            (found,) = self._session.run([self._output], {self.input.name: inputs})
-        except Exception as error:  # onnxruntime's exceptions share no other base
-            raise UsageError(f"{self.path}: cannot be computed for input {list(inputs.shape)} ({error})") from error
+        (found,) = run_session(self.path, self._session, {self.input.name: inputs}, [self._output])
         return np.asarray(found, np.float32)
 
     def vectors(self, found: Values, count: int) -> Values:
@@ -118,6 +113,12 @@ class ImageModel(_Model):
         self._one_by_one = isinstance(shape[0], int)
         sides = shape[2:] if self._channels_first else shape[1:3]
         self.size = self._sides(sides)
+        if preset == "onnx" and self.input.type == _BYTE:
+            refuse_normalisation(path, self.settings)
+        implied = {"size"} if all(isinstance(side, int) for side in sides) else set()
+        implied |= {"mean", "std"} if self.input.type == _BYTE else set()
+        kept = {key: value for key, value in self.identity["settings"].items() if key not in implied}
+        self.identity = {**self.identity, "settings": kept}  # what the graph decides is no other extractor if given
         self.width = self(np.zeros((1, *self.size, 3), np.uint8)).shape[1]
         if preset == "inception" and self.width != 2048:
             raise UsageError(f"{path}: gives {self.width} values; Inception-v3's pool has 2048, see ?output=")
@@ -136,10 +137,9 @@ class ImageModel(_Model):
         if self.input.type == _FLOAT:
             shape = (3, 1, 1) if self._channels_first else (3,)
             mean, std = (np.array(each, np.float32).reshape(shape) for each in (self.settings.mean, self.settings.std))
+            # In place, and in the order of the network's memory: a fifth of the time of (x / 255 - mean) / std.
             x = x.astype(np.float32)
-            x /= (
-                255  # in place, and in the order of the network's memory: a fifth of the time of (x / 255 - mean) / std
-            )
+            x /= 255
             x -= mean
             x /= std
         if self._one_by_one:
@@ -219,3 +219,26 @@ def open_session(path: Path) -> InferenceSession:
     elif len(providers) > 1:
         logger.warning("%s: on the CPU, since onnxruntime's %s cannot start here", path, GPU_PROVIDER)
     return session
+
+
+def run_session(
+    path: Path, session: InferenceSession, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None
+) -> list[Any]:
+    """Compute outputs of a graph, by default all.
+
+    Args:
+        path: its file, for messages.
+        session: the graph.
+        inputs: arrays by name.
+        outputs: names of the outputs.
+
+    Raises:
+        UsageError: it cannot be computed for these inputs.
+    """
+    try:
+        found: list[Any] = session.run(outputs, inputs)
+    except Exception as error:  # onnxruntime's exceptions share no other base class
+        shapes = ", ".join(str(list(each.shape)) for each in inputs.values())
+        what = f"cannot be computed for input {shapes} ({one_line(error)})"
+        raise UsageError(f"{path}: {what}; check its settings, or export it again") from error
+    return found

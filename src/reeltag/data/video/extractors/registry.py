@@ -212,8 +212,9 @@ def register_encoder(
     """
     if not re.fullmatch(r"[\w.-]+", name) or name == "none" or name in _BUILT_IN:
         raise UsageError(f"encoder {name!r}: is no name that is free; choose another, of letters and digits")
-    if not version and not isinstance(function, torch.nn.Module):
-        raise UsageError(f"encoder {name!r}: is a function, which has no weights to tell it by; give its version")
+    has_weights = isinstance(function, torch.nn.Module) and bool(function.state_dict())
+    if not version and not has_weights:
+        raise UsageError(f"encoder {name!r}: has no weights to tell it by; give its version")
     weights = weights_hash(function) if isinstance(function, torch.nn.Module) else None
     identity = {"name": name, "weights": weights, "version": version}
     extractor = torch_extractor(name, function, prepare, identity)

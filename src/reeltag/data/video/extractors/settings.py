@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from reeltag.core.errors import UsageError
 from reeltag.core.validation import describe_fault
 
 TOLERANCE = 1e-3  # largest difference from reference values, relative to the largest value
+
+
+def _numbers(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    parts = text.split(",")
+    return tuple(parts * 3 if len(parts) == 1 else parts)
+
+
+Rgb = Annotated[tuple[float, float, float], BeforeValidator(_numbers)]
 
 
 class ScaleSettings(BaseModel):
@@ -106,6 +116,20 @@ def _parse_keys(place: str, query: str, kind: type[Keys], defaults: Mapping[str,
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {describe_fault(fault)}" for fault in error.errors())
         raise UsageError(f"{place}: {faults}; keys are {', '.join(kind.model_fields)}") from error
+
+
+def refuse_normalisation(path: Path, settings: FileSettings) -> None:
+    """Refuse a mean or standard deviation for a network that reads pixels as they are.
+
+    Args:
+        path: file of the network, for messages.
+        settings: settings that were given.
+
+    Raises:
+        UsageError: they have one.
+    """
+    if given := sorted(settings.model_fields_set & {"mean", "std"}):
+        raise UsageError(f"{path}: reads uint8 pixels as they are; leave out {' and '.join(given)}")
 
 
 def as_query(settings: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from reeltag.core.errors import UsageError
 from reeltag.data.pca import Values
 from reeltag.data.video.decode import Samples
 from reeltag.data.video.extractors import mel
-from reeltag.data.video.extractors.onnx_graph import open_session
+from reeltag.data.video.extractors.onnx_graph import open_session, run_session
 from reeltag.data.video.extractors.tflite import TfliteNetwork
 
 SAMPLES = 15600  # of a patch: 96 windows of 400 samples, every 160
@@ -77,10 +77,7 @@ def _onnx(path: Path, width: int) -> tuple[Callable[[Any], Values], tuple[Any, .
         raise UsageError(f"{path}: reads {kinds}, not one float input")
 
     def run(x: Any) -> Values:
-        try:
-            found = session.run(None, {inputs[0].name: x})
-        except Exception as error:  # onnxruntime's exceptions share no other base
-            raise UsageError(f"{path}: cannot be computed for input {list(x.shape)} ({error})") from error
+        found = run_session(path, session, {inputs[0].name: x})
         count = len(x) if x.ndim > 1 else 1
         vectors = [each for each in found if each.shape[-1:] == (width,) and each.size == count * width]
         if not vectors:

@@ -15,8 +15,13 @@ from reeltag.core.text import one_line
 from reeltag.data.pca import Values
 from reeltag.data.video.decode import Picture
 from reeltag.data.video.extractors.extractor import Extractor
-from reeltag.data.video.extractors.onnx_graph import Rgb
-from reeltag.data.video.extractors.settings import FileSettings, check_reference, parse_settings
+from reeltag.data.video.extractors.settings import (
+    FileSettings,
+    Rgb,
+    check_reference,
+    parse_settings,
+    refuse_normalisation,
+)
 
 _OPENING = Lock()  # filters of warnings belong to all threads
 
@@ -135,6 +140,10 @@ def open_tflite(rest: str) -> Extractor[Picture]:
     if (batch, channels) != (1, 3) or network.dtype not in (np.float32, np.uint8):
         what = f"reads {np.dtype(network.dtype).name} {list(network.shape)}"
         raise UsageError(f"{path}: {what}, not pictures, float32 or uint8 [1, H, W, 3]")
+    kept = settings.identity()
+    if network.dtype == np.uint8:
+        refuse_normalisation(path, settings)
+        kept = {}
     mean, std = np.array(settings.mean, np.float32), np.array(settings.std, np.float32)
 
     def values(pictures: Picture) -> Values:
@@ -142,7 +151,7 @@ def open_tflite(rest: str) -> Extractor[Picture]:
         return np.stack([network(each[None]) for each in x])
 
     check_reference(path, settings.reference, values, "mean and std")
-    identity = {"name": "tflite", "weights": file_hash(path), "settings": settings.identity()}
+    identity = {"name": "tflite", "weights": file_hash(path), "settings": kept}
     width = values(np.zeros((1, *size, 3), np.uint8)).shape[1]
     return Extractor(f"tflite:{path.name}", width, tuple(size), identity, settings.offset, settings.scale, values)
 

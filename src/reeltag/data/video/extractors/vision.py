@@ -26,8 +26,8 @@ from reeltag.core.validation import describe_fault
 from reeltag.data.pca import LIMIT, Values
 from reeltag.data.video.decode import Picture
 from reeltag.data.video.extractors.extractor import Extractor
-from reeltag.data.video.extractors.onnx_graph import graph_hash, open_session
-from reeltag.data.video.extractors.settings import FileSettings, check_reference, parse_settings
+from reeltag.data.video.extractors.onnx_graph import graph_hash, open_session, run_session
+from reeltag.data.video.extractors.settings import FileSettings, Rgb, check_reference, parse_settings
 
 # For each family: the values of `model_type` in config.json.
 FAMILIES: Mapping[str, tuple[str, ...]] = {
@@ -39,8 +39,6 @@ _GRAPHS = ("vision_model.onnx", "model.onnx", "onnx/vision_model.onnx", "onnx/mo
 _FLOATS: Mapping[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _RESAMPLING: Mapping[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
-Rgb = tuple[float, float, float]
 
 
 class VisionSettings(FileSettings):
@@ -133,10 +131,7 @@ class VisionModel:
         return unit
 
     def _vectors(self, x: npt.NDArray[Any]) -> Values:
-        try:
-            (found,) = self._session.run([self.output], {self._input.name: x, **self._texts})
-        except Exception as error:  # onnxruntime's exceptions share no other base
-            raise UsageError(f"{self.path}: cannot be computed for input {list(x.shape)} ({error})") from error
+        (found,) = run_session(self.path, self._session, {self._input.name: x, **self._texts}, [self.output])
         vectors = np.asarray(found, np.float32)
         if self._first_token and vectors.ndim == 3:
             vectors = vectors[:, 0]

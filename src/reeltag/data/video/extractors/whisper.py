@@ -14,7 +14,7 @@ from reeltag.core.errors import UsageError
 from reeltag.data.pca import Values
 from reeltag.data.video.decode import Samples
 from reeltag.data.video.extractors.extractor import Extractor
-from reeltag.data.video.extractors.onnx_graph import graph_hash, open_session
+from reeltag.data.video.extractors.onnx_graph import graph_hash, open_session, run_session
 from reeltag.data.video.extractors.settings import FileSettings, check_reference, parse_settings
 
 RATE = 16000  # samples a second
@@ -89,10 +89,8 @@ class WhisperEncoder:
         samples = np.zeros((SECONDS, RATE), np.float32)
         samples[: len(seconds)] = seconds
         spectrum = log_mel(torch.from_numpy(samples.reshape(-1)), self.bands).numpy()
-        try:
-            (states,) = self._session.run([self._output], {self._session.get_inputs()[0].name: spectrum[None]})
-        except Exception as error:  # onnxruntime's exceptions share no other base
-            raise UsageError(f"{self._path}: cannot be computed for {self.bands} mel bands ({error})") from error
+        (name,) = (each.name for each in self._session.get_inputs())
+        (states,) = run_session(self._path, self._session, {name: spectrum[None]}, [self._output])
         if states.ndim != 3 or states.shape[:2] != (1, STATES):
             what = f"output {self._output!r} is {list(states.shape)}"
             raise UsageError(f"{self._path}: {what}, not the {STATES} states [1, {STATES}, width] of Whisper's encoder")
