@@ -189,10 +189,8 @@ def _choices() -> Iterator[Finding]:
         if kept is None:
             yield Finding("mode auto", f"{path} is damaged", "reeltag doctor --forget removes it")
         else:
-            sizes = (
-                f"{counted(kept.circumstances['videos'], 'video')}, {counted(kept.circumstances['threads'], 'thread')}"
-            )
-            yield Finding("mode auto", f"{kept.model}, {sizes}: {kept.choice}, {kept.choice.why}")
+            videos, threads = (counted(kept.circumstances[f"{one}s"], one) for one in ("video", "thread"))
+            yield Finding("mode auto", f"{kept.model}, {videos}, {threads}: {kept.choice} ({kept.choice.why})")
 
 
 def _gb(size: float) -> str:

@@ -50,10 +50,10 @@ def open_onnx(path: str | Path, mode: OnnxMode = "exact", threads: int = 0) -> I
     """
     if mode not in ENTRIES:
         raise UsageError(f"mode: there is no {mode!r} for ONNX; use {', '.join(get_args(OnnxMode))}")
-    return start_session(str(require_regular(Path(path))), str(path), mode, threads)
+    return start_session(Path(path), str(path), mode, threads)
 
 
-def start_session(model: str | bytes, name: str, mode: OnnxMode, threads: int) -> InferenceSession:
+def start_session(model: Path | bytes, name: str, mode: OnnxMode, threads: int) -> InferenceSession:
     """Start a session of onnxruntime on this machine's CPUs.
 
     Args:
@@ -63,7 +63,7 @@ def start_session(model: str | bytes, name: str, mode: OnnxMode, threads: int) -
         threads: number of threads that compute; 0 for one per core.
 
     Raises:
-        ArtifactError: onnxruntime cannot open the model.
+        ArtifactError: the file is missing, or onnxruntime cannot open the model.
         UsageError: onnxruntime is missing.
     """
     onnxruntime = onnx_runtime("onnx")
@@ -74,7 +74,10 @@ def start_session(model: str | bytes, name: str, mode: OnnxMode, threads: int) -
         options.add_session_config_entry(key, value)
     try:
         return onnxruntime.InferenceSession(
-            model, options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED[mode]
+            str(require_regular(model)) if isinstance(model, Path) else model,
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=DISABLED[mode],
         )
     except Exception as error:  # its exceptions have no other common base
         raise ArtifactError(f"{name}: onnxruntime cannot open it ({error}); export it again") from error

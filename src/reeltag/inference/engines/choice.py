@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class Choice:
         measured: the measurements that decided; of each family one member was measured.
     """
 
-    ways: Mapping[str, Way]
+    ways: Mapping[str, Way] = field(hash=False)
     why: str
     measured: tuple[Measured, ...] = ()
 
@@ -211,9 +211,8 @@ def _remark_change(path: Path, digest: str, circumstances: Mapping[str, Any]) ->
         before = {} if kept is None else kept.circumstances
         if all(before.get(key) == circumstances[key] for key in ("videos", "threads", "cpus")):
             changed = [key for key, value in circumstances.items() if before.get(key) != value]
-            logger.warning(
-                "%s changed since engines were chosen for this model; measuring again", " and ".join(changed)
-            )
+            what = " and ".join(changed)
+            logger.warning("%s changed since engines were chosen for this model; measuring again", what)
             return
 
 
