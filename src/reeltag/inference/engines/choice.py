@@ -102,12 +102,15 @@ def choose(file: Path, device: str, videos: int) -> Choice:
     circumstances = _circumstances(videos)
     path = cache_folder() / FOLDER / f"{digest}-{content_hash(circumstances)[:16]}.json"
     kept = _read(path, members)
-    if kept is None:
+    if kept is not None:
+        return kept
+    if path.exists():
+        logger.warning("%s: the kept choice of engines is damaged; measuring again", path)
+    else:
         _remark_change(path, digest, circumstances)
-        chosen = _measured(file, videos)
-        kept = _read(path, members) if path.exists() else None  # of a process that measured at the same time
-        kept = kept or _keep(path, KeptChoice(file.name, circumstances, chosen))
-    return kept
+    chosen = _measured(file, videos)
+    meanwhile = _read(path, members)  # of a process that measured at the same time
+    return meanwhile or _keep(path, KeptChoice(file.name, circumstances, chosen))
 
 
 def everywhere(way: Way, members: Iterable[Member], why: str) -> Choice:
@@ -187,14 +190,10 @@ def _version(package: str) -> str | None:
 
 
 def _read(path: Path, members: Sequence[Member]) -> Choice | None:
-    """Return a kept choice for these members; None if there is none, or if it is damaged, which is remarked on."""
-    if not path.exists():
-        return None
+    """Return a kept choice for these members; None if there is none, or if it is damaged."""
     kept = _parsed(path)
-    if kept is None or set(kept.choice.ways) != {member.name for member in members}:
-        logger.warning("%s: the kept choice of engines is damaged; measuring again", path)
-        return None
-    return kept.choice
+    fits = kept is not None and set(kept.choice.ways) == {member.name for member in members}
+    return kept.choice if kept is not None and fits else None
 
 
 def _parsed(path: Path) -> KeptChoice | None:
