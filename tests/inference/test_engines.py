@@ -249,7 +249,7 @@ def test_a_resumed_prediction_goes_on_as_it_began(
 def test_doctor_shows_and_forgets_choices(cache, measured, model, capsys):
     choose(model, "cpu", 64)
     (shown,) = [each.value for each in findings() if each.name == "mode auto"]
-    assert shown.startswith("m.reeltag, 16 videos, ") and "bf16: large, mean, small (the fastest" in shown
+    assert shown.startswith("m.reeltag, 64 videos, ") and "bf16: large, mean, small (the fastest" in shown
     (file,) = cache.iterdir()
     file.write_text("{")
     (shown,) = [each for each in findings() if each.name == "mode auto"]

@@ -27,7 +27,7 @@ from reeltag.models.tagger import meta_tagger
 LARGEST_COST = 0.0005  # of GAP@20
 SAME_TIME = 1.05  # of ways that are at most so much slower than the fastest, the most exact one is chosen
 SMALL = 2_000_000  # weights; a smaller model takes less time than the engines take to start
-TIMED = 16  # videos; what is fastest for a batch of so many is fastest for larger ones
+TIMED = 64  # videos; what is fastest for a batch of so many is fastest for larger ones
 FOLDER = "engines"
 ASKED_FOR = "the mode that was asked for"
 
@@ -41,7 +41,7 @@ class Choice:
     Attributes:
         ways: engine and mode of each member, by name.
         why: the reason.
-        measured: the measurements that decided; of each family one member was measured.
+        measured: the measurements that decided; of each family and encoding one member was measured.
     """
 
     ways: Mapping[str, Way] = field(hash=False)
@@ -80,8 +80,8 @@ _KEPT, _CHOICE = TypeAdapter(KeptChoice), TypeAdapter(Choice)
 def choose(file: Path, device: str, videos: int) -> Choice:
     """Choose how to compute a model on this machine: as kept in the cache folder, or by measuring now.
 
-    On CPUs the members of each family are computed in the fastest way that costs at most 0.0005 of GAP. The number of
-    threads is torch's.
+    On CPUs the members of each family and encoding are computed in the fastest way that costs at most 0.0005 of GAP.
+    The number of threads is torch's.
 
     Args:
         file: the `.reeltag` file.
@@ -146,20 +146,29 @@ def forget_choices() -> None:
 
 
 def _measured(file: Path, videos: int) -> Choice:
-    """Measure the largest member of each family, read one by one, and choose for all members of the family."""
+    """Measure the largest member of each family and encoding, read one by one, and choose for all that are like it."""
     head, members = stream_artifact(file)
     if not onnx_is_installed():
         logger.warning("onnxruntime is often faster and not installed; pip install 'reeltag[onnx]'")
     sizes = stored_bytes(file)
-    families = {member.name: member.config.family for member in head.members if member.weight > 0}
-    largest = {families[name]: name for name in sorted(families, key=sizes.__getitem__)}
+    kinds = _kinds(file, head.members)
+    largest = {kinds[name]: name for name in sorted(kinds, key=sizes.__getitem__)}
     measured: list[Measured] = []
     for member in members:
         if member.name in largest.values():
             measured += measure(member, head.schema, candidates(member), videos)
-    best = {family: fastest([row for row in measured if row.member == name]) for family, name in largest.items()}
-    ways = {name: best[families[name]] for name in sorted(families)}
+    best = {kind: fastest([row for row in measured if row.member == name]) for kind, name in largest.items()}
+    ways = {name: best[kinds[name]] for name in sorted(kinds)}
     return Choice(ways, f"the fastest that costs at most {LARGEST_COST} GAP, as measured", tuple(measured))
+
+
+def _kinds(file: Path, members: Iterable[Member]) -> dict[str, tuple[str, ...]]:
+    """Return by name the family of each member in use, and the parts that its weights are stored in, by encoding."""
+    parts: dict[str, set[str]] = {}
+    for stored in TensorFile(file).names:
+        name, _, tensor = stored.partition("/")
+        parts.setdefault(name, set()).add(tensor.partition("#")[2])
+    return {each.name: (each.config.family, *sorted(parts[each.name])) for each in members if each.weight > 0}
 
 
 def fastest(rows: Sequence[Measured]) -> Way:

@@ -17,9 +17,9 @@ from reeltag.inference.engines.ways import Way, open_member
 from reeltag.inference.metrics.video_metrics import TOP_K, top_k
 
 COSTED = 16  # generated videos on which the cost in GAP is measured
-SECONDS, CALLS = 0.05, 2  # a way is timed at least this long and this often, and the shortest call counts
-LONGEST = 0.25  # seconds that a timed call of `exact` should take at most; longer videos are cut
-FEWEST_FRAMES = 8
+SECONDS, CALLS = 0.03, 2  # a way is timed at least this long and this often, and the shortest call counts
+LONGEST = 0.25  # seconds that a timed call of `exact` should take at most; else there are fewer videos, then frames
+FEWEST_VIDEOS, FEWEST_FRAMES = 16, 8
 CENTRE, SPREAD, NOISE = 127.5, 40, 25  # of the codes: mean, deviation of a video's frames, and of each frame from it
 STEPS = 64  # codes a unit of features in floating point
 
@@ -60,8 +60,8 @@ def measure(member: Member, schema: Schema, ways: Sequence[Way], videos: int) ->
         try:
             module = open_member(member, schema, way)
             if way == "exact":
-                frames = _affordable(module, schema, videos)
-                costed, timed = generated(schema, COSTED, frames), generated(schema, videos, frames)
+                timed_videos, frames = _affordable(module, schema, videos)
+                costed, timed = generated(schema, COSTED, frames), generated(schema, timed_videos, frames)
             scores = module(*costed)
             milliseconds = 1000 * seconds(module, timed)
         except (ReeltagError, RuntimeError) as error:  # no such kernel in this build, or no ONNX form of the family
@@ -120,8 +120,9 @@ def _frames_of(schema: Schema) -> int:
     return schema.example_frames if schema.level == "frame" else 1
 
 
-def _affordable(module: nn.Module, schema: Schema, videos: int) -> int:
-    """Return the number of frames with which a timed call takes a fraction of a second."""
-    most = _frames_of(schema)
-    share = LONGEST / (seconds(module, generated(schema, 1, most)) * videos)
-    return most if share >= 1 else min(most, max(FEWEST_FRAMES, int(share * most)))
+def _affordable(module: nn.Module, schema: Schema, videos: int) -> tuple[int, int]:
+    """Return the numbers of videos and frames with which a timed call takes a fraction of a second."""
+    frames = _frames_of(schema)
+    one = seconds(module, generated(schema, 1, frames))
+    videos = min(videos, max(FEWEST_VIDEOS, int(LONGEST / one)))
+    return videos, min(frames, max(FEWEST_FRAMES, int(LONGEST / one / videos * frames)))
