@@ -19,6 +19,7 @@ from reeltag.artifact.quantization.linear import (
     Int8Weight,
     QuantizedWeight,
     dequantized_state,
+    int8_products_gain,
     int8_state,
     multiply_int8,
     quantized_state,
@@ -29,6 +30,9 @@ from reeltag.core.errors import ArtifactError, UsageError
 from reeltag.inference.engines.ways import WEIGHTS
 from reeltag.inference.predictor import Predictor
 from small_models import battery, in_mode, small_artifact, stored_in, videos
+
+
+needs_int8 = pytest.mark.skipif(not int8_products_gain(), reason="8-bit products of this CPU are slow or not exact")
 
 
 def matrix(rows, columns, seed=0):
@@ -100,7 +104,9 @@ def test_a_coded_weight_whose_outputs_come_first_is_applied_exactly(build):
     torch.testing.assert_close(matrix(3, 90) @ weight, matrix(3, 90) @ stored.dequantize())
 
 
-@pytest.mark.parametrize(("mode", "kind"), [("small", QuantizedWeight), ("fast", Int8Weight)])
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("small", QuantizedWeight), pytest.param("fast", Int8Weight, marks=needs_int8)]
+)
 def test_the_large_products_use_the_codes(mode, kind, everything_is_large, monkeypatch):
     """Check all products of a NetVLAD with a mixture of experts but the pooling's, which scales its weights."""
     predictor, shapes = in_mode(small_artifact("netvlad", {"clusters": 4}), mode), []
@@ -125,6 +131,7 @@ def test_int8_weights_keep_evenly_spaced_codes_and_approximate_others(encoding, 
     assert 0 < (weight.stored.dequantize() - stored.dequantize()).abs().max() <= loss
 
 
+@needs_int8
 def test_int8_products_equal_exact_products_of_rounded_inputs():
     """Compare with float64: only x is rounded, to 255 steps for each part of each row."""
     weight = int8_state({"w": quantize_tensor(matrix(INT8_ROWS + 100, 5), "channel-8")})["w"]
@@ -140,6 +147,7 @@ def test_int8_products_equal_exact_products_of_rounded_inputs():
     np.testing.assert_allclose((x @ weight).numpy(), expected, rtol=1e-4, atol=1e-3 * np.abs(expected).mean())
 
 
+@needs_int8
 def test_torch_multiplies_8_bit_integers_with_exact_sums():
     assert hasattr(torch, "_int_mm"), "this torch has no _int_mm: mode fast needs another int8 product (multiply_int8)"
     a, b = (torch.randint(-128, 128, shape, dtype=torch.int8) for shape in ((3, INT8_ROWS), (INT8_ROWS, 5)))
@@ -180,6 +188,7 @@ for seed in range(2):
     assert done.stderr.count("mode fast computes as exact") == 1, "one remark, however many weights"
 
 
+@needs_int8
 def test_int8_sums_of_extreme_codes_do_not_overflow():
     rows = 9 * INT8_ROWS
     weight = int8_state({"w": quantize_tensor(matrix(rows, 2), "channel-8")})["w"]
