@@ -31,7 +31,6 @@ from reeltag.inference.engines.ways import WEIGHTS
 from reeltag.inference.predictor import Predictor
 from small_models import battery, in_mode, small_artifact, stored_in, videos
 
-
 needs_int8 = pytest.mark.skipif(not int8_products_gain(), reason="8-bit products of this CPU are slow or not exact")
 
 
