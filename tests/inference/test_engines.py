@@ -20,7 +20,7 @@ from reeltag.inference.engines.choice import Choice, choose, fastest
 from reeltag.inference.engines.measure import Measured, expected_gap, generated, measure
 from reeltag.inference.metrics.video_metrics import gap
 from reeltag.inference.predictor import Predictor
-from reeltag.inference.shard_tagger import predict_to_file
+from reeltag.inference.shard_tagger import _earlier_choice, predict_to_file
 from small_models import SCHEMA, small_artifact, videos
 
 LENGTHS = np.array([7, 3, 7, 1, 5, 2])
@@ -242,8 +242,20 @@ def test_a_resumed_prediction_goes_on_as_it_began(
     monkeypatch.setattr("reeltag.inference.shard_tagger._write", real)
     choices.forget_choices()
     monkeypatch.setitem(PRETENDED, "onnx exact", (10, 0.0))  # another choice, were it not for the part
+    with monkeypatch.context() as without:
+        without.setattr(ways, "find_spec", lambda name: None)
+        assert earlier(out) is None
+    (remark,) = remarks(caplog)
+    assert remark == f"{out}.parts: began with engines that are not available here; its shards are tagged again"
     counts = predict_to_file(tiny_model, shards, out)
     assert counts.choice == whole.choice and out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def earlier(out):
+    """Return the choice of an interrupted prediction into a file."""
+    folder = out.with_name(f"{out.name}.parts")
+    (marker,) = folder.glob("part-*.json")
+    return _earlier_choice(folder, json.loads(marker.read_text())["model"])
 
 
 def test_doctor_shows_and_forgets_choices(cache, measured, model, capsys):

@@ -303,9 +303,9 @@ def _earlier_choice(folder: Path, model_hash: str) -> Choice | None:
         content = read_json(marker)
         if content.get("model") == model_hash and "choice" in content:
             choice = parse_choice(content["choice"])
-            if all(map(is_installed, choice.ways.values())):
+            if choice is not None and all(map(is_installed, choice.ways.values())):
                 return choice
-            logger.warning("%s: began with engines that are not installed here; its shards are tagged again", folder)
+            logger.warning("%s: began with engines that are not available here; its shards are tagged again", folder)
             return None
     return None
 

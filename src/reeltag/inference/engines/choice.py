@@ -118,13 +118,12 @@ def everywhere(way: Way, members: Iterable[Member], why: str) -> Choice:
     return Choice({member.name: way for member in members if member.weight > 0}, why)
 
 
-def parse_choice(content: object) -> Choice:
-    """Restore a choice from what `Choice.dump` returned.
-
-    Raises:
-        ValidationError: it is none.
-    """
-    return _CHOICE.validate_python(content)
+def parse_choice(content: object) -> Choice | None:
+    """Restore a choice from what `Choice.dump` returned; None if it is none that this version knows."""
+    try:
+        return _CHOICE.validate_python(content)
+    except ValidationError:
+        return None
 
 
 def kept_choices() -> dict[Path, KeptChoice | None]:
