@@ -209,6 +209,23 @@ def test_members_in_different_engines_give_the_weighted_mean(model, everything_i
     np.testing.assert_allclose(alone.predict(frames, LENGTHS), exact, atol=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [("Failed to allocate memory for requested buffer of size 9", MemoryError), ("Invalid rank", RuntimeError)],
+)
+def test_errors_of_onnxruntime_become_pythons(said, kind, everything_is_large):
+    (member,) = small_artifact("mean", {}).members
+    module = ways.open_member(member, SCHEMA, "onnx exact")
+
+    class Failing:
+        def run(self, *arguments):
+            raise Exception(said)
+
+    module.session = Failing()
+    with pytest.raises(kind, match=said):
+        module(*generated(SCHEMA, 1, 2))
+
+
 def test_load_measures_in_earnest_and_stays_near_exact(cache, model, everything_is_large):
     predictor = reeltag.load(model, batch_size=2)
     frames = videos()[0].numpy()

@@ -64,7 +64,7 @@ def measure(member: Member, schema: Schema, ways: Sequence[Way], videos: int) ->
                 costed, timed = generated(schema, COSTED, frames), generated(schema, timed_videos, frames)
             scores = module(*costed)
             milliseconds = 1000 * seconds(module, timed)
-        except (ReeltagError, RuntimeError) as error:  # no such kernel in this build, or no ONNX form of the family
+        except (ReeltagError, RuntimeError, MemoryError) as error:  # such as no kernel, or no ONNX form of the family
             if way == "exact":
                 raise
             logger.info("%s: not computed in %s (%s)", member.name, way, error)

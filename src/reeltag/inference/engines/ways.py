@@ -72,7 +72,7 @@ class OnnxMember(nn.Module):
         except Exception as error:  # its exceptions have no other common base
             if "allocate memory" in str(error) or "bad_alloc" in str(error):
                 raise MemoryError(str(error)) from error
-            raise
+            raise RuntimeError(f"onnxruntime: {error}") from error
         return torch.from_numpy(probabilities)
 
 
