@@ -77,7 +77,7 @@ def main() -> None:
     models: dict[str, nn.Module] = {}
     results = {}
     for path in given.files:
-        predictor = load(path)
+        predictor = load(path, "exact")
         names = [member.name for member in predictor.artifact.members]
         models[names[0] if len(names) == 1 else path.stem] = predictor.model
     if not models:

@@ -333,7 +333,7 @@ def test_settings_that_contradict_each_other_are_one_message(capsys, tmp_path):
 
 def test_the_command_offers_every_encoding_but_that_of_no_change():
     assert get_args(Encoding) == ENCODINGS[1:]
-    assert get_args(Mode)[0] == predictor.Mode
+    assert get_args(get_args(Mode)[0]) == predictor.MODES
 
 
 def test_quantize_and_average_write_models_that_tag(model, tmp_path, capsys):

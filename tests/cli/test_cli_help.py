@@ -81,7 +81,7 @@ def test_help_fits_80_columns_and_is_plain_where_nobody_looks():
         ("tag", ["VIDEOS...", "[default: 5]"]),
         ("quantize", ["[default: uniform-8]"]),
         ("extract", ["VIDEOS...", "[default: efficientnet-lite0]", "[default: logmel]"]),
-        ("predict", ["MODEL SHARDS...", "[default: 1]", "[default: exact]", "[required]"]),
+        ("predict", ["MODEL SHARDS...", "[default: 1]", "[default: auto]", "[required]"]),
         ("average", ["MODELS..."]),
     ],
 )
@@ -168,7 +168,7 @@ def test_bash_completes_commands_options_and_choices(capsys):
     assert completed(["reeltag", "pre"]) == {"predict"}
     assert completed(["reeltag", "recipe", ""]) == {name.split()[1] for name in COMMANDS if name.startswith("recipe ")}
     assert completed(["reeltag", "run", "quickstart", "--dry"]) == {"--dry-run"}
-    assert completed(["reeltag", "predict", "--mode", ""]) == {"exact", "bf16", "small", "fast"}
+    assert completed(["reeltag", "predict", "--mode", ""]) == {"auto", "exact", "bf16", "small", "fast"}
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
@@ -200,6 +200,7 @@ def test_json_is_one_object_that_says_what_the_text_says(capsys, tiny_model, tin
     verified = told("data", "verify", pattern, "--schema", recipe)
     assert (verified["videos"], verified["shards"], verified["left_out"]) == (8, 2, [])
     predicted = told("predict", tiny_model, pattern, "--out", tmp_path / "p.csv")
+    assert set(predicted.pop("computed")["ways"].values()) == {"exact"}
     assert predicted == {"file": str(tmp_path / "p.csv"), "videos": 8, "dropped": 0, "left_out": 0, "remarks": {}}
     small = told("quantize", tiny_model, "--out", tmp_path / "s.reeltag")
     assert small["bytes"] == (tmp_path / "s.reeltag").stat().st_size

@@ -12,7 +12,7 @@ from reeltag.inference import benchmark
 from reeltag.models.families import parse_config
 from reeltag.models.tagger import build_tagger
 
-MODES = ["exact", "bf16", "small", "fast", "onnx exact", "onnx small", "onnx fast"]
+MODES = ["exact", "bf16", "small", "fast", "onnx exact", "onnx small", "onnx fast", "auto"]
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +41,12 @@ def test_every_mode_is_measured_and_compared_with_exact(model, capsys):
             expected = row["milliseconds"][size] / rows["exact"]["milliseconds"][size]
             assert row["ratios"][size] == pytest.approx(expected)
     assert rows["exact"]["difference"] == 0
+    assert rows["auto"]["computed"]["ways"] == {"a": "exact"}  # the model is small
     # Compare with the predictors of this process.
     schema = load_artifact(model).schema
     for mode in ("bf16", "fast"):
         pairs = [
-            (reeltag.load(model, mode).predict(*videos), reeltag.load(model).predict(*videos))
+            (reeltag.load(model, mode).predict(*videos), reeltag.load(model, "exact").predict(*videos))
             for videos in (benchmark.generated(schema, size) for size in (1, 5))
         ]
         largest = max(float(np.abs(one - other).max()) for one, other in pairs)
@@ -74,10 +75,12 @@ def test_without_onnx_the_other_modes_are_measured(model, capsys, monkeypatch):
     monkeypatch.delattr("reeltag.artifact.onnx.model", raising=False)
     assert main(["benchmark", str(model)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert measured == MODES[:4]
+    assert measured[:4] == MODES[:4]
+    assert [type(each).__name__ for each in measured[4:]] == ["PosixPath", "Choice"]  # chosen, then measured
     assert lines.pop(0).startswith("on generated videos of ")
-    assert [line.split("  ")[0] for line in lines[1:]] == MODES
-    assert all("reeltag[onnx]" in line for line in lines[5:])
+    assert [line.split("  ")[0] for line in lines[1:-1]] == MODES
+    assert all("reeltag[onnx]" in line for line in lines[5:8])
+    assert lines[-1].startswith("auto, batch 64: a in exact (")
     assert "ms/video, batch 1" in lines[0]
     assert "ms/video, batch 64" in lines[0]
 

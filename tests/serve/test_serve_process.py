@@ -5,10 +5,10 @@ import signal
 import socket
 import sys
 import threading
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
-import torch
 
 from conftest import make_video
 from reeltag.cli.main import main
@@ -41,18 +41,21 @@ def test_what_is_in_flight_is_answered_and_the_exit_code_is_0(model, number):
         assert (out, err) == ("", "")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="computes exactly where there is a GPU")
-def test_it_multiplies_in_8_bits_unless_told_otherwise(tmp_path):
+def test_it_computes_as_auto_chooses_unless_told_otherwise(tmp_path):
     path = write_model(tmp_path / "m.reeltag", config={"family": "netvlad", "clusters": 64, "hidden": 128})
     frames = frames_of(20)
     body = json.dumps({"frames": frames.tolist()})
-    said = []
-    for options in ((), ("--mode", "exact")):
+    said, computed = [], []
+    for options in ((), ("--mode", "bf16")):
         with service(path, *options) as (_, port):
             said.append(scores_of(post(port, body, "application/json")[1]))
-    fast, exact = (load(path, mode).predict(frames) for mode in ("fast", "exact"))
-    assert abs(fast - exact).max() > 1e-5
-    np.testing.assert_allclose(said, [fast, exact], atol=1.5e-6)  # as many decimals as the answer has
+            with urlopen(f"http://127.0.0.1:{port}/model") as answer:
+                computed.append(json.load(answer)["computed"])
+    assert [{*each["ways"].values()} for each in computed] == [{"exact"}, {"bf16"}]
+    assert "weights" in computed[0]["why"] and "asked for" in computed[1]["why"]
+    exact, bf16 = (load(path, mode).predict(frames) for mode in ("exact", "bf16"))
+    assert abs(bf16 - exact).max() > 1e-5
+    np.testing.assert_allclose(said, [exact, bf16], atol=1.5e-6)  # as many decimals as the answer has
 
 
 def test_it_survives_clients_that_break_off_and_bytes_that_are_no_http(model):

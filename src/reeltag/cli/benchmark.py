@@ -20,7 +20,7 @@ def benchmark(
     batch_size: Annotated[tuple[int, ...], Parameter(consume_multiple=False)] = (1, 64),
     json: Json = False,
 ) -> None:
-    """Measure time, memory and deviation from exact of a model in every mode.
+    """Measure time, memory and deviation from exact of a model in every mode, and show what `auto` chooses.
 
     Each mode runs in a process of its own on the CPUs of this machine, on generated videos of the maximum length.
     docs/onnx.md describes the modes.
@@ -54,4 +54,7 @@ def _lines(rows: list[BenchmarkRow], sizes: tuple[int, ...]) -> list[str]:
         times = "".join(f"{row.milliseconds[size]:20.3f}  {row.ratios[size]:5.2f}" for size in sizes)
         memory = "" if row.resident is None else f"{row.resident / 1e6:,.1f} MB"
         lines.append(f"{row.mode:<10}{times}{memory:>12}  {row.difference:.1e}")
+        if row.computed is not None:
+            chosen = "; ".join(f"{member} in {way}" for member, way in row.computed["ways"].items())
+            lines.append(f"auto, batch {max(sizes)}: {chosen} ({row.computed['why']})")
     return lines

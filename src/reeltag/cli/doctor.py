@@ -10,9 +10,11 @@ from pathlib import Path
 
 from reeltag.cli.output import Json, say
 from reeltag.core.environment import (
+    BF16_FLAGS,
     GPU_PROVIDER,
+    INT8_FLAGS,
     available_cpus,
-    cpuinfo_value,
+    cpu_flags,
     default_device,
     onnx_providers,
     onnx_runtime,
@@ -39,11 +41,18 @@ class Finding:
     hint: str = ""
 
 
-def doctor(*, json: Json = False) -> None:
+def doctor(*, forget: bool = False, json: Json = False) -> None:
     """Check this machine: versions, CPU, GPU, extras, memory and disk, with a hint for each problem.
 
     Example: reeltag doctor
+
+    Args:
+        forget: Forget the engines that `--mode auto` chose, so that the next use of each model measures again.
     """
+    if forget:
+        from reeltag.inference.engines.choice import forget_choices
+
+        forget_choices()
     found = findings()
     width = max(len(each.name) for each in found)
     text = []
@@ -56,7 +65,7 @@ def doctor(*, json: Json = False) -> None:
 def findings() -> list[Finding]:
     """Return the results of all checks, in the order in which they are printed."""
     found = [Finding(name, version) for name, version in versions().items()]
-    checks: list[Callable[[], Iterator[Finding]]] = [_cpu, _threads, _gpu, _encoders, _extras, _memory, _disk]
+    checks: list[Callable[[], Iterator[Finding]]] = [_cpu, _threads, _gpu, _encoders, _extras, _memory, _disk, _choices]
     return found + [finding for check in checks for finding in check()]
 
 
@@ -66,18 +75,13 @@ def _cpu() -> Iterator[Finding]:
         yield Finding("CPU", "instruction sets unknown on this system; `reeltag benchmark` compares the modes")
         return
     for name, wanted, gains, without in (
-        ("bf16 products", ("avx512_bf16", "amx_bf16"), "training.precision=bf16-mixed and --mode bf16", "are slower"),
-        ("8-bit products", ("avx512_vnni", "avx_vnni", "amx_int8"), "--mode fast", "may be slower"),
+        ("bf16 products", BF16_FLAGS, "training.precision=bf16-mixed and --mode bf16", "are slower"),
+        ("8-bit products", INT8_FLAGS, "--mode fast", "may be slower"),
     ):
-        if has := [flag for flag in wanted if flag in flags]:
+        if has := sorted(wanted & flags):
             yield Finding(name, f"{', '.join(has)}: {gains} gain")
         else:
-            yield Finding(name, f"none of {', '.join(wanted)}: {gains} {without} than float32 here")
-
-
-def cpu_flags() -> set[str] | None:
-    """Return the instruction-set flags that Linux reports for this CPU, or None on other systems."""
-    return set(cpuinfo_value("flags").split()) or None
+            yield Finding(name, f"none of {', '.join(sorted(wanted))}: {gains} {without} than float32 here")
 
 
 def _threads() -> Iterator[Finding]:
@@ -194,6 +198,21 @@ def _disk() -> Iterator[Finding]:
     existing = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
     hint = "" if os.access(existing, os.W_OK) else "set REELTAG_CACHE to a writable folder"
     yield Finding("cache", f"{cache}: {megabytes(size)}; shards take at most {_gb(limit_bytes())}", hint)
+
+
+def _choices() -> Iterator[Finding]:
+    from reeltag.core.text import counted
+    from reeltag.inference.engines.choice import kept_choices
+
+    chosen = kept_choices()
+    if not chosen:
+        yield Finding("mode auto", "nothing is chosen yet; a model is measured when it is first used")
+    for path, kept in chosen.items():
+        if kept is None:
+            yield Finding("mode auto", f"{path} is damaged", "reeltag doctor --forget removes it")
+        else:
+            videos, threads = (counted(kept.circumstances[f"{one}s"], one) for one in ("video", "thread"))
+            yield Finding("mode auto", f"{kept.model}, {videos}, {threads}: {kept.choice} ({kept.choice.why})")
 
 
 def _gb(size: float) -> str:

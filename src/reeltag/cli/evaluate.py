@@ -16,7 +16,7 @@ def evaluate(
     label_encoding: LabelEncoding = None,
     all_scores: bool = False,
     per_class: Path | None = None,
-    mode: Mode = "exact",
+    mode: Mode = "auto",
     frames: Frames = None,
     seed: FramesSeed = None,
     max_bad_records: MaxBadRecords = 0,
@@ -55,5 +55,6 @@ def evaluate(
     if per_class is not None:
         write_class_ap(per_class, scores.class_ap.tolist(), predictor.label_names)
     summary = scores.summary()
-    say(summary, [f"{name:<9} {value}" for name, value in summary.items()], json)
+    text = [f"{name:<9} {value}" for name, value in summary.items()]
+    say(summary | {"computed": predictor.choice.dump()}, text, json)
     say_left_out(bad)

@@ -36,12 +36,12 @@ MaxTime = Annotated[
     ),
 ]
 Quiet = Annotated[bool, Parameter(help="Show only errors and the result, no progress.")]
-# The same names as `reeltag.inference.predictor.Mode`, whose module imports torch.
+# The same names as `reeltag.inference.predictor.MODES`, whose module imports torch.
 Mode = Annotated[
-    Literal["exact", "bf16", "small", "fast"],
+    Literal["auto", "exact", "bf16", "small", "fast"],
     Parameter(
-        help="exact: float32; bf16: about twice as fast on CPUs with bf16; small: weights stay quantized in memory; "
-        "fast: 8-bit products."
+        help="auto: the fastest on this machine that costs at most 0.0005 GAP; in PyTorch, exact: float32; bf16: about "
+        "twice as fast on CPUs with bf16; small: weights stay quantized in memory; fast: 8-bit products."
     ),
 ]
 Frames = Annotated[

@@ -15,7 +15,7 @@ def predict(
     /,
     *shards: OneOrMore,
     out: Path | None = None,
-    mode: Mode = "exact",
+    mode: Mode = "auto",
     workers: int = 1,
     executor: Executor = "local",
     address: Address = None,
@@ -43,6 +43,7 @@ def predict(
     """
     from reeltag.artifact.file import resolve_artifact, stream_artifact
     from reeltag.core.distributed.pools import open_pool
+    from reeltag.core.environment import one_torch_thread
     from reeltag.core.progress import default_progress
     from reeltag.core.text import counted
     from reeltag.inference.formats.table import json_lines
@@ -54,7 +55,8 @@ def predict(
             raise UsageError("--workers and --executor need a file to write to; give --out")
         if json:
             raise UsageError("--json describes the file of --out; without --out the output is JSON Lines already")
-        predictor = load(model, mode)
+        with one_torch_thread():  # as batches are computed
+            predictor = load(model, mode)
         predictions, counts = stream_predictions(
             predictor, shards, frames=frames, seed=seed, drop_flat=drop_flat, max_bad_records=max_bad_records
         )
@@ -77,6 +79,7 @@ def predict(
         )
         result = {"file": out, "videos": counts.videos, "dropped": counts.dropped, "left_out": len(counts.bad.records)}
         result["remarks"] = dict(counts.bad.remarks)
+        result["computed"] = counts.choice and counts.choice.dump()
         example = stream_artifact(file)[0].schema.example
         say(result, [f"{out}: {counted(counts.videos, example)}"], json)
     if drop_flat:

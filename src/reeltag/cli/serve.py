@@ -6,25 +6,19 @@ import gc
 import math
 import os
 from pathlib import Path
-from typing import Annotated
 from urllib.parse import urlsplit
-
-from cyclopts import Parameter
 
 from reeltag.cli.options import Mode
 from reeltag.core.errors import UsageError
 
-
-def _default_mode(_: object) -> str:
-    """Return the default mode as help shows it."""
-    return "fast, or exact where there is a GPU"
+SERVED = 16  # videos of a batch under load, for which mode auto chooses
 
 
 def serve(
     model: str,
     /,
     *,
-    mode: Annotated[Mode | None, Parameter(show_default=_default_mode)] = None,
+    mode: Mode = "auto",
     host: str = "127.0.0.1",
     port: int = 8000,
     samples: list[str] = [],  # noqa: B006
@@ -62,7 +56,6 @@ def serve(
         raise UsageError(f"serve needs {error.name}, which is not installed; pip install 'reeltag[serve]'") from error
     import torch
 
-    from reeltag.core.environment import default_device
     from reeltag.core.remote_files import is_url
     from reeltag.core.storage import find_files
     from reeltag.inference.predictor import load
@@ -71,7 +64,7 @@ def serve(
 
     if "OMP_NUM_THREADS" not in os.environ:  # HTTP needs a core; torch threads without one would spin
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))
-    predictor = load(model, mode or ("fast" if default_device() == "cpu" else "exact"))
+    predictor = load(model, mode, batch_size=SERVED)
     frames = 256 * predictor.schema.max_frames if max_frames is None else max_frames
     max_body = int(max_body_mb * 1e6) if math.isfinite(max_body_mb) else 0
     limits = Limits(max_batch, max_body, frames, timeout, max_waiting)

@@ -20,7 +20,7 @@ def tag(
     html: Path | None = None,
     image: str | None = None,
     audio: str | None = None,
-    mode: Mode = "exact",
+    mode: Mode = "auto",
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -66,6 +66,7 @@ def tag(
     if html is not None:
         write_bytes(html, as_html(name, results, left_out).encode())
     result = {"videos": [each.tagged | {"remarks": each.remarks} for each in results], "left_out": left_out}
+    result["computed"] = tagger.predictor.choice.dump()
     say(result, [line for each in results for line in as_lines(each.tagged)], json)
     for line in [f"{each.tagged['id']}: {'; '.join(each.remarks)}" for each in results if each.remarks]:
         print(line, file=sys.stderr)

@@ -18,6 +18,9 @@ from reeltag.core.version import __version__
 
 OPENMP_SPIN_COUNT = "1000"  # tens of microseconds
 GPU_PROVIDER = "CUDAExecutionProvider"  # of onnxruntime
+# Instruction sets of CPUs, as Linux names them, that multiply bfloat16 and 8-bit integers.
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 PACKAGES = ("torch", "numpy", "pydantic", "protobuf", "google-crc32c", "zstandard")
 
 
@@ -67,6 +70,11 @@ def cpuinfo_value(key: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
         return ""
     told = (line.partition(":") for line in lines)
     return next((value.strip() for name, _, value in told if name.strip() == key), "")
+
+
+def cpu_flags() -> set[str] | None:
+    """Return the instruction-set flags that Linux reports for this CPU, or None on other systems."""
+    return set(cpuinfo_value("flags").split()) or None
 
 
 def available_cpus() -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import hashlib
 import json
 import math
 import mmap
@@ -157,6 +158,7 @@ class TensorFile:
 
     Attributes:
         content: the JSON.
+        digest: SHA-256 of the header, which holds a checksum of every array, in hexadecimal.
 
     Raises:
         ArtifactError: the file is missing, damaged, or was not written by this version of reeltag.
@@ -177,6 +179,7 @@ class TensorFile:
                 raise
             raise self._unknown(f"cannot be read ({error})") from error
         header = self._header_bytes()
+        self.digest = hashlib.sha256(header).hexdigest()
         self.content, self._entries, self._checksums = self._parsed(header)
         self._coded = self._coded_arrays(self.content.pop(_CODED, {}))
         ends = np.cumsum([_LENGTH + len(header), *(entry.bytes for entry in self._entries.values())], dtype=object)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, get_args
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,11 @@ from reeltag.core.environment import onnx_runtime
 from reeltag.core.errors import ReeltagError, UsageError
 from reeltag.core.progress import Progress
 from reeltag.data.schema import Schema
+from reeltag.inference.engines.choice import Choice, choose
+from reeltag.inference.engines.ways import ONNX, WAYS
 from reeltag.inference.onnx_export import generated_batches, save_onnx
-from reeltag.inference.onnx_session import OnnxMode, open_onnx
-from reeltag.inference.predictor import WEIGHTS, load
+from reeltag.inference.onnx_session import open_onnx
+from reeltag.inference.predictor import load
 
 SECONDS, FEWEST, MOST = 1.0, 3, 50  # seconds of measurement per number; fewest and most calls
 Probabilities = list[npt.NDArray[np.float32]]
@@ -33,11 +35,12 @@ class BenchmarkRow:
     """Measurements of one mode.
 
     Attributes:
-        mode: `exact`, `bf16`, `small`, `fast`, or one of these after `onnx `.
+        mode: `exact`, `bf16`, `small`, `fast`, one of these after `onnx `, or `auto`.
         milliseconds: per video, by batch size.
         ratios: of the times to those of `exact`, by batch size.
         resident: bytes of memory of the loaded model; None if the system does not report it.
         difference: largest |Δp| from `exact`.
+        computed: of `auto`, what was chosen for the largest batch.
         failed: the reason if nothing was measured; empty otherwise.
     """
 
@@ -46,6 +49,7 @@ class BenchmarkRow:
     ratios: dict[int, float]
     resident: int | None
     difference: float | None
+    computed: dict[str, Any] | None = None
     failed: str = ""
 
 
@@ -63,29 +67,34 @@ def benchmark_model(file: Path, batch_sizes: Sequence[int], progress: Progress) 
     """
     if not batch_sizes or min(batch_sizes) < 1:
         raise UsageError("batch_size: give one number or more, each 1 or more")
-    modes = [*WEIGHTS, *(f"onnx {mode}" for mode in get_args(OnnxMode))]
+    modes = [*WAYS, "auto"]
     rows: list[BenchmarkRow] = []
     exact: tuple[dict[int, float], Probabilities] | None = None
     with tempfile.TemporaryDirectory() as folder, progress.task("benchmark", len(modes), "modes") as task:
         onnx_file, failure = _exported(file, Path(folder, "model.onnx"))
         for mode in modes:
-            if mode.startswith("onnx ") and failure:
-                rows.append(BenchmarkRow(mode, {}, {}, None, None, failure))
+            if mode.startswith(ONNX) and failure:
+                rows.append(BenchmarkRow(mode, {}, {}, None, None, failed=failure))
             else:
+                choice = _chosen(file, max(batch_sizes)) if mode == "auto" else None
                 with open_process_pool(["cpu"]) as pool:
-                    path = onnx_file if mode.startswith("onnx ") else file
-                    future = pool.submit(Resources(), measure, mode, file, path, list(batch_sizes))
+                    path = onnx_file if mode.startswith(ONNX) else file
+                    future = pool.submit(Resources(), measure, choice or mode, file, path, list(batch_sizes))
                     times, resident, probabilities = future.result()
                 exact = exact or (times, probabilities)
                 ratios = {size: times[size] / exact[0][size] for size in times}
                 difference = max(float(np.abs(a - b).max()) for a, b in zip(probabilities, exact[1], strict=True))
-                rows.append(
-                    BenchmarkRow(
-                        mode, {size: 1000 * each for size, each in times.items()}, ratios, resident, difference
-                    )
-                )
+                milliseconds = {size: 1000 * each for size, each in times.items()}
+                computed = None if choice is None else choice.dump()
+                rows.append(BenchmarkRow(mode, milliseconds, ratios, resident, difference, computed))
             task.advance(1, note=mode)
     return rows
+
+
+def _chosen(file: Path, videos: int) -> Choice:
+    """Return the choice of mode `auto`, of a process whose memory is not counted."""
+    with open_process_pool(["cpu"]) as pool:
+        return cast(Choice, pool.submit(Resources(), choose, file, "cpu", videos).result())
 
 
 def _exported(file: Path, target: Path) -> tuple[Path, str]:
@@ -99,12 +108,12 @@ def _exported(file: Path, target: Path) -> tuple[Path, str]:
 
 
 def measure(
-    mode: str, file: Path, path: Path, batch_sizes: Sequence[int]
+    mode: str | Choice, file: Path, path: Path, batch_sizes: Sequence[int]
 ) -> tuple[dict[int, float], int | None, Probabilities]:
     """Load a model in one mode and time it, in a process that does nothing else.
 
     Args:
-        mode: as in `BenchmarkRow`.
+        mode: as in `BenchmarkRow`, or what `auto` chose.
         file: the `.reeltag` file.
         path: of the file to load: the `.reeltag` file or its ONNX export.
         batch_sizes: videos per call.
@@ -113,7 +122,8 @@ def measure(
         Seconds per video by batch size, bytes of memory that loading took, and the probabilities of each batch [B, C].
     """
     schema = load_artifact(file).schema
-    if mode.startswith("onnx "):
+    ways = mode.ways.values() if isinstance(mode, Choice) else [mode]
+    if any(way.startswith(ONNX) for way in ways):
         onnx_runtime("onnx")  # so that the memory of its code is not counted
     before = _resident()
     call = _open(mode, path)
@@ -126,10 +136,12 @@ def measure(
     return times, None if before is None or after is None else max(0, after - before), results
 
 
-def _open(mode: str, path: Path) -> Callable[[npt.NDArray[Any], npt.NDArray[np.int64]], npt.NDArray[np.float32]]:
-    if not mode.startswith("onnx "):
-        return load(path, mode, "cpu").predict  # type: ignore[arg-type] # one of WEIGHTS
-    session = open_onnx(path, mode.removeprefix("onnx "), torch.get_num_threads())  # type: ignore[arg-type]
+def _open(
+    mode: str | Choice, path: Path
+) -> Callable[[npt.NDArray[Any], npt.NDArray[np.int64]], npt.NDArray[np.float32]]:
+    if isinstance(mode, Choice) or not mode.startswith(ONNX):
+        return load(path, mode, "cpu").predict  # type: ignore[arg-type] # one of PyTorch's modes
+    session = open_onnx(path, mode.removeprefix(ONNX), torch.get_num_threads())  # type: ignore[arg-type]
 
     def call(frames: npt.NDArray[Any], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         (probabilities,) = session.run(None, {"frames": frames, "lengths": lengths})

@@ -47,7 +47,8 @@ class Ensemble(nn.Module):
     """Weighted mean of the probabilities of several models.
 
     Args:
-        taggers: the members, or ensembles of them; with `bf16` their large parameters are converted in place.
+        taggers: modules that compute the members, or ensembles of them; with `bf16` their large parameters are
+            converted in place.
         weights: of the members in the mean; they sum to 1.
         bf16: compute matrix products in bf16 and keep large weights in it, in half the memory, except those of
             `torch.nn.LSTM` and `GRU`.
@@ -80,7 +81,8 @@ def predict_batches(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Pred
     Raises:
         OutOfMemoryError: a batch needs more memory than is available.
     """
-    device = next(model.parameters()).device
+    first = next(model.parameters(), None)  # None: other engines than PyTorch compute
+    device = torch.device("cpu") if first is None else first.device
     for batch in batches:
         with explain_out_of_memory(f"tagging {counted(len(batch), 'video')} at once", LESS_MEMORY):
             on_device = batch.to(device)

@@ -13,7 +13,7 @@ from reeltag.data.loader import Batch
 from reeltag.inference.ensemble import predict_batches
 from reeltag.inference.metrics.evaluation import evaluate_predictions
 from reeltag.inference.metrics.video_metrics import Scores
-from reeltag.inference.predictor import Mode, Predictor, load
+from reeltag.inference.predictor import AnyMode, Predictor, load
 
 
 def evaluate(  # noqa: PLR0913 (each is an option of `reeltag evaluate`)
@@ -23,7 +23,7 @@ def evaluate(  # noqa: PLR0913 (each is an option of `reeltag evaluate`)
     labels: str | Path | None = None,
     label_encoding: Encoding | None = None,
     all_scores: bool = False,
-    mode: Mode = "exact",
+    mode: AnyMode = "auto",
     frames: int | None = None,
     seed: int | None = None,
     max_bad_records: int = 0,
@@ -36,7 +36,7 @@ def evaluate(  # noqa: PLR0913 (each is an option of `reeltag evaluate`)
         labels: file of labels for features that are not shards; by default they are found beside the features.
         label_encoding: form of these labels, `index`, `n-hot` or `name`; by default it is found, if only one fits.
         all_scores: also compute mAP over all scores.
-        mode: how weights are kept and multiplied; see `Predictor`.
+        mode: how the model is computed; see `load`.
         frames: number of frames to tag each video from, drawn uniformly with replacement; all by default.
         seed: of the drawn frames, 0 by default; the draw depends on it and on the video's id alone.
         max_bad_records: largest number of bad records to leave out.

@@ -50,6 +50,22 @@ def open_onnx(path: str | Path, mode: OnnxMode = "exact", threads: int = 0) -> I
     """
     if mode not in ENTRIES:
         raise UsageError(f"mode: there is no {mode!r} for ONNX; use {', '.join(get_args(OnnxMode))}")
+    return start_session(Path(path), str(path), mode, threads)
+
+
+def start_session(model: Path | bytes, name: str, mode: OnnxMode, threads: int) -> InferenceSession:
+    """Start a session of onnxruntime on this machine's CPUs.
+
+    Args:
+        model: path of an ONNX file, or its content.
+        name: of the model, for errors.
+        mode: `exact`, `small` or `fast`.
+        threads: number of threads that compute; 0 for one per core.
+
+    Raises:
+        ArtifactError: the file is missing, or onnxruntime cannot open the model.
+        UsageError: onnxruntime is missing.
+    """
     onnxruntime = onnx_runtime("onnx")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -58,10 +74,10 @@ def open_onnx(path: str | Path, mode: OnnxMode = "exact", threads: int = 0) -> I
         options.add_session_config_entry(key, value)
     try:
         return onnxruntime.InferenceSession(
-            str(require_regular(Path(path))),
+            str(require_regular(model)) if isinstance(model, Path) else model,
             options,
             providers=["CPUExecutionProvider"],
             disabled_optimizers=DISABLED[mode],
         )
     except Exception as error:  # its exceptions have no other common base
-        raise ArtifactError(f"{path}: onnxruntime cannot open it ({error}); export it again") from error
+        raise ArtifactError(f"{name}: onnxruntime cannot open it ({error}); export it again") from error

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from reeltag.artifact.display import as_html, as_text
 from reeltag.artifact.file import Artifact, Member, resolve_artifact, stream_artifact
 from reeltag.artifact.hub import download_from_hub, share_artifact
-from reeltag.artifact.quantization.encodings import State
-from reeltag.artifact.quantization.linear import dequantized_state, int8_state, quantized_state
 from reeltag.core.environment import default_device
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import Patterns, find_files
@@ -33,20 +29,16 @@ from reeltag.data.sources.files import find_features
 from reeltag.data.sources.labels import label_table
 from reeltag.data.sources.pieces import open_features, pieces, read_piece
 from reeltag.data.vocabulary import named
+from reeltag.inference.engines.choice import ASKED_FOR, Choice, choose, everywhere
+from reeltag.inference.engines.ways import Mode, open_member
 from reeltag.inference.ensemble import BATCH_SIZE, Ensemble, Predictions, predict_batches
 from reeltag.inference.frame_subset import frame_subset
 from reeltag.inference.inputs import as_frames, check_frames
 from reeltag.inference.metrics.evaluation import evaluate_predictions
 from reeltag.inference.metrics.video_metrics import Scores, top_k
 
-Mode = Literal["exact", "bf16", "small", "fast"]
-# The weights that a member computes with, by mode.
-WEIGHTS: dict[Mode, Callable[[State], Mapping[str, Tensor]]] = {
-    "exact": dequantized_state,
-    "bf16": partial(dequantized_state, dtype=torch.bfloat16),
-    "small": quantized_state,
-    "fast": int8_state,
-}
+AnyMode: TypeAlias = Mode | Literal["auto"]
+MODES: tuple[AnyMode, ...] = ("auto", *get_args(Mode))
 
 
 class Predictor:
@@ -55,26 +47,34 @@ class Predictor:
     Args:
         artifact: the model; its members' weights are not needed.
         members: the members with their weights; each is released before the next is read.
-        mode: how weights are kept and multiplied.
+        mode: how weights are kept and multiplied in PyTorch, or a choice of engine and mode for each member.
             `exact`: float32, dequantized once;
             `bf16`: about twice as fast on GPUs and on CPUs that multiply it (AVX-512 BF16, AMX), in half the memory,
             accurate to about three digits;
             `small`: as stored, dequantized a few rows at a time in every call; slower than `exact`, with its results;
-            `fast`: 8-bit weights, multiplied in 8 bits. `small` and `fast` run on CPUs only.
+            `fast`: 8-bit weights, multiplied in 8 bits, or as `exact` on CPUs without fast and exact products of them.
+            `small` and `fast` run on CPUs only.
         device: that computes; by default a GPU, if there is one and the mode supports it.
+
+    Attributes:
+        mode: the mode; `auto` for a choice.
+        choice: engine and mode of each member, and why.
 
     Raises:
         UsageError: there is no such mode, or it does not support this device.
     """
 
     def __init__(
-        self, artifact: Artifact, members: Iterable[Member], mode: Mode = "exact", device: str = "auto"
+        self, artifact: Artifact, members: Iterable[Member], mode: Mode | Choice = "exact", device: str = "auto"
     ) -> None:
-        self.mode, self.device = mode, resolve_device(mode, device)
+        self.mode: AnyMode = "auto" if isinstance(mode, Choice) else mode
+        self.device = resolve_device(self.mode, device)
+        self.choice = mode if isinstance(mode, Choice) else everywhere(mode, artifact.members, ASKED_FOR)
         self.artifact = replace(artifact, members=tuple(replace(member, state={}) for member in artifact.members))
-        taggers = (member.build(artifact.schema, WEIGHTS[mode]) for member in members if member.weight > 0)
+        ways, schema = self.choice.ways, artifact.schema
+        modules = (open_member(member, schema, ways[member.name]) for member in members if member.weight > 0)
         weights = [member.weight for member in artifact.members if member.weight > 0]
-        self.model = Ensemble(taggers, weights, mode == "bf16").eval()
+        self.model = Ensemble(modules, weights).eval()
         if self.device != "cpu":
             self.model.to(self.device)
         self.source: Path | None = None  # the file, if it came from one
@@ -245,14 +245,14 @@ class Predictor:
         share_artifact(resolve_model(self), Path(folder), licence)
 
 
-def resolve_device(mode: Mode, device: str) -> str:
+def resolve_device(mode: AnyMode, device: str) -> str:
     """Return the device that a mode computes on; "auto" selects one.
 
     Raises:
         UsageError: there is no such mode, or it does not support this device.
     """
-    if mode not in WEIGHTS:
-        raise UsageError(f"mode: there is no {mode!r}; use {', '.join(WEIGHTS)}")
+    if mode not in MODES:
+        raise UsageError(f"mode: there is no {mode!r}; use {', '.join(MODES)}")
     quantized = mode in ("small", "fast")
     if device == "auto":
         return "cpu" if quantized else default_device()
@@ -266,19 +266,28 @@ def resolve_device(mode: Mode, device: str) -> str:
     return device
 
 
-def load(path: str | Path, mode: Mode = "exact", device: str = "auto") -> Predictor:
+def load(
+    path: str | Path, mode: AnyMode | Choice = "auto", device: str = "auto", *, batch_size: int = BATCH_SIZE
+) -> Predictor:
     """Open a model for prediction; see `Predictor`.
 
     Args:
         path: a `.reeltag` file, a folder that `reeltag share` wrote, or a URL.
-        mode: `exact`, `bf16`, `small` or `fast`.
+        mode: `exact`, `bf16`, `small` or `fast`; or `auto`, on CPUs the fastest engine and mode for each member whose
+            cost is at most 0.0005 of GAP, which is measured once for each model and machine; see docs/onnx.md.
         device: that computes; by default a GPU, if there is one and the mode supports it.
+        batch_size: number of videos that are usually tagged at once, for which `auto` chooses.
 
     Raises:
         ArtifactError: the file is missing, damaged, or from a newer reeltag, or cannot be fetched.
-        UsageError: there is no such mode, or it does not support this device.
+        UsageError: there is no such mode, the batch size is below 1, or the mode does not support this device.
     """
     file = resolve_artifact(path)
+    if batch_size < 1:
+        raise UsageError(f"batch_size: must be 1 or more, not {batch_size}")
+    if mode == "auto":
+        device = resolve_device(mode, device)
+        mode = choose(file, torch.device(device).type, batch_size)
     predictor = Predictor(*stream_artifact(file), mode, device)
     predictor.source = file
     return predictor

@@ -8,6 +8,7 @@ with its counts is written beside it; a part without a marker is unfinished.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -52,22 +53,29 @@ from reeltag.data.schema import Schema
 from reeltag.data.shards import read_examples
 from reeltag.data.sources.files import find_features
 from reeltag.data.sources.pieces import Piece, pieces, read_piece
+from reeltag.inference.engines.choice import ASKED_FOR, Choice, choose, everywhere, parse_choice
+from reeltag.inference.engines.ways import is_installed
 from reeltag.inference.ensemble import BATCH_SIZE, Predictions, predict_batches
 from reeltag.inference.formats.table import output_format, refuse_ending
 from reeltag.inference.frame_subset import FrameSubset, frame_subset
-from reeltag.inference.predictor import Mode, Predictor, load, resolve_device, resolve_model
+from reeltag.inference.predictor import AnyMode, Predictor, load, resolve_device, resolve_model
 
 PARTS_FORMAT = 2  # raise it when the content of a part changes for the same shard, model and options
+logger = logging.getLogger(__name__)
 _PARTS = re.compile(rf"\.?part-.*|{re.escape(LOCK)}")
 
 
 @dataclass
 class TagCounts:
-    """Numbers of videos or segments tagged and of flat videos dropped, the bad records, and what was forgiven."""
+    """Numbers of videos or segments tagged and of flat videos dropped, the bad records, and what was forgiven.
+
+    `choice` says how the model was computed, once it is known.
+    """
 
     videos: int = 0
     dropped: int = 0
     bad: BadRecords = field(default_factory=BadRecords)
+    choice: Choice | None = field(default=None, compare=False)
 
     def add(self, other: TagCounts) -> None:
         """Add the counts of another shard.
@@ -98,11 +106,12 @@ class TagCounts:
 
 @dataclass(frozen=True)
 class _Job:
-    """Settings with which shards are tagged."""
+    """Settings with which shards are tagged; `model_hash` is that of the file."""
 
     model: Path
+    model_hash: str
     device: str
-    mode: Mode
+    choice: Choice
     subset: FrameSubset | None
     drop_flat: bool
     max_bad_records: int
@@ -200,7 +209,7 @@ def stream_predictions(
         UsageError: a pattern matches nothing, the features are of another extractor, so many frames cannot be drawn,
             or there is no image to drop videos by.
     """
-    threads = _threads(next(predictor.model.parameters()).device.type, 1)
+    threads = _threads(torch.device(predictor.device).type, 1)
     subset = frame_subset(frames, seed, predictor.schema)
     tagger = ShardTagger(predictor, threads, subset=subset, drop_flat=drop_flat)
     counts = TagCounts(bad=BadRecords(max_bad_records))
@@ -213,7 +222,7 @@ def predict_to_file(  # noqa: PLR0913 (each is an option of `reeltag predict`)
     patterns: Patterns,
     out: str | Path,
     *,
-    mode: Mode = "exact",
+    mode: AnyMode = "auto",
     device: str = "auto",
     workers: int = 1,
     frames: int | None = None,
@@ -230,7 +239,8 @@ def predict_to_file(  # noqa: PLR0913 (each is an option of `reeltag predict`)
             device are used instead of the arguments.
         patterns: paths, URLs or glob patterns of shards, one or several.
         out: a new .csv, .jsonl or .parquet file.
-        mode: how weights are kept and multiplied; see `Predictor`.
+        mode: how the model is computed; see `load`. With `auto` all workers compute as this process chooses, and a run
+            that resumes goes on as it began.
         device: that computes; by default a GPU, if there is one and the mode supports it.
         workers: number of processes. Each loads the model and gets an equal part of the threads. A script that asks
             for more than one must run its code under `if __name__ == "__main__"`.
@@ -251,8 +261,9 @@ def predict_to_file(  # noqa: PLR0913 (each is an option of `reeltag predict`)
     progress, out, file = progress or Progress(), Path(out), resolve_model(model)
     if workers < 1:
         raise UsageError(f"workers: must be 1 or more, not {workers}")
+    chosen = None
     if isinstance(model, Predictor):
-        mode, device = model.mode, model.device
+        mode, chosen, device = model.mode, model.choice, model.device
     device = resolve_device(mode, device)
     refuse_ending(out)
     refuse_existing(out)
@@ -264,10 +275,14 @@ def predict_to_file(  # noqa: PLR0913 (each is an option of `reeltag predict`)
         rgb_feature_index(head.schema)
     shards = _find(patterns, head.schema)
     drawn = [] if subset is None else [subset.frames, subset.seed]
-    settings = [PARTS_FORMAT, file_hash(file), device, mode, drop_flat, *drawn, out.suffix]
-    job = _Job(file, device, mode, subset, drop_flat, max_bad_records, workers)
-    folder = _folder_of_parts(out)
+    model_hash, folder = file_hash(file), _folder_of_parts(out)
     with exclusive_parts(folder, out):
+        if mode != "auto":
+            chosen = everywhere(mode, head.members, ASKED_FOR)
+        total.choice = choice = chosen or _earlier_choice(folder, model_hash) or _choose(file, device)
+        computed = choice.ways if choice.measured else mode
+        settings = [PARTS_FORMAT, model_hash, device, computed, drop_flat, *drawn, out.suffix]
+        job = _Job(file, model_hash, device, choice, subset, drop_flat, max_bad_records, workers)
         parts = [_part(shard, folder, settings) for shard in shards]
         _tag_missing(job, parts, total, progress, pool)
         order = {str(shard): number for number, shard in enumerate(shards)}
@@ -275,6 +290,24 @@ def predict_to_file(  # noqa: PLR0913 (each is an option of `reeltag predict`)
         output.join(out, [part.path for part in parts])
         remove_folder(folder)
     return total
+
+
+def _choose(file: Path, device: str) -> Choice:
+    with one_torch_thread():  # as batches are computed
+        return choose(file, torch.device(device).type, BATCH_SIZE)
+
+
+def _earlier_choice(folder: Path, model_hash: str) -> Choice | None:
+    """Return how an interrupted run computed the same model, if this machine can; the output is of one piece."""
+    for marker in sorted(folder.glob("part-*.json")):
+        content = read_json(marker)
+        if content.get("model") == model_hash and "choice" in content:
+            choice = parse_choice(content["choice"])
+            if choice is not None and all(map(is_installed, choice.ways.values())):
+                return choice
+            logger.warning("%s: began with engines that are not available here; its shards are tagged again", folder)
+            return None
+    return None
 
 
 def _tag_missing(
@@ -352,7 +385,7 @@ def _finished(
     if workers == 1 and pool is None:
         tagger = _open(job, threads)
         parts = zip(todo, _prefetched([part.shard for part in todo]), strict=True)
-        yield ((part, _write(tagger, part, job.max_bad_records)) for part, _ in parts)
+        yield ((part, _write(tagger, part, job)) for part, _ in parts)
     else:
         needs = Resources(1, int(job.device != "cpu"), 3 * job.model.stat().st_size + PROCESS_BYTES)
         with pool or open_process_pool([job.device] * workers) as processes:
@@ -366,7 +399,8 @@ def _threads(device: str, workers: int) -> int:
 
 
 def _open(job: _Job, threads: int) -> ShardTagger:
-    predictor = load(job.model, job.mode, job.device)
+    with one_torch_thread():
+        predictor = load(job.model, job.choice, job.device)
     return ShardTagger(predictor, threads, subset=job.subset, drop_flat=job.drop_flat)
 
 
@@ -374,13 +408,14 @@ _open_once = lru_cache(maxsize=1)(_open)
 
 
 def _write_in_worker(job: _Job, threads: int, part: _Part) -> TagCounts:
-    return _write(_open_once(job, threads), part, job.max_bad_records)
+    return _write(_open_once(job, threads), part, job)
 
 
-def _write(tagger: ShardTagger, part: _Part, max_bad_records: int) -> TagCounts:
-    counts = TagCounts(bad=BadRecords(max_bad_records))
+def _write(tagger: ShardTagger, part: _Part, job: _Job) -> TagCounts:
+    counts = TagCounts(bad=BadRecords(job.max_bad_records))
     predictor = tagger.predictor
     output = output_format(part.path, predictor.schema)
     output.write(part.path, tagger.tag(part.shard, counts), predictor.label_names)
-    write_json(part.marker, counts.dump())
+    computed = {"model": job.model_hash, "choice": job.choice.dump()} if job.choice.measured else {}
+    write_json(part.marker, counts.dump() | computed)
     return counts

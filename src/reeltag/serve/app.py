@@ -83,6 +83,7 @@ class Service:
             "classes": self.schema.classes,
             "named": header["label_names"] is not None,
             "limits": asdict(limits),
+            "computed": predictor.choice.dump(),
         } | {key: header[key] for key in ("data", "members", "provenance")}
         members = str(len(header["members"]))
         labels = {"name": name, "members": members, "classes": str(self.schema.classes), "reeltag": __version__}

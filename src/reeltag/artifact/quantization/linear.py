@@ -15,6 +15,7 @@ from torch import Tensor
 from reeltag.artifact.quantization.encodings import CodedTensor, QuantizedTensor, State
 from reeltag.artifact.quantization.quantize import quantize_channels
 from reeltag.artifact.quantization.sizes import is_quantized
+from reeltag.core.environment import INT8_FLAGS, cpu_flags
 
 # Rows of a weight that are processed at a time. Float products take what the cache holds; an 8-bit product takes the
 # rows that share one scale of x, and its sums of codes stay below 2^31.
@@ -135,30 +136,33 @@ class Int8Weight(QuantizedWeight):
 
 
 def multiply_int8(a_NK: Tensor, b_KM: Tensor) -> Tensor:
-    """Return the product of two `int8` matrices, summed exactly.
+    """Return the product [N, M] of two `int8` matrices in int32, which is exact where `int8_products_gain`.
 
     `torch._int_mm` is private. No public function of torch multiplies 8-bit integers with 32-bit sums; see
     docs/architecture.md for the alternatives that were measured.
-
-    Returns:
-        [N, M], int32; float64 on a CPU whose kernel is not exact.
     """
-    return torch._int_mm(a_NK, b_KM) if int8_sums_are_exact() else a_NK.double() @ b_KM.double()
+    return torch._int_mm(a_NK, b_KM)
 
 
 @cache
-def int8_sums_are_exact() -> bool:
-    """Return True if this CPU's int8 kernel sums exactly, and log once if it does not.
+def int8_products_gain() -> bool:
+    """Return True if this CPU has instructions for 8-bit products, and its kernel sums exactly.
 
-    oneDNN's kernel for CPUs without VNNI adds pairs of products in 16 bits, which overflow; torch takes it where
+    oneDNN's kernel for CPUs without VNNI adds pairs of products in 16 bits, which overflow; torch takes it also where
     `ONEDNN_MAX_CPU_ISA` hides VNNI. So the extremes are multiplied once.
     """
+    if not INT8_FLAGS & (cpu_flags() or set()):
+        return False
     for x, y in product((-128, 127), repeat=2):
         a, b = torch.full((32, 64), x, dtype=torch.int8), torch.full((48, 64), y, dtype=torch.int8)
-        if any(bool((torch._int_mm(rows, b.t()) != 64 * x * y).any()) for rows in (a, a[:1])):
-            logger.warning("this CPU's product of 8-bit integers is not exact: mode fast uses float64, which is slow")
+        if any(bool((multiply_int8(rows, b.t()) != 64 * x * y).any()) for rows in (a, a[:1])):
             return False
     return True
+
+
+@cache
+def _say_that_fast_is_exact() -> None:
+    logger.warning("this CPU has no fast and exact products of 8-bit integers: mode fast computes as exact")
 
 
 def dequantized_state(state: State, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -187,13 +191,13 @@ def quantized_state(state: State) -> dict[str, Tensor]:
     """Keep the large matrices of a state dict as they are stored, in memory of their own; dequantize the others."""
     return {
         name: QuantizedWeight(_copied(value))
-        if isinstance(value, QuantizedTensor) and _is_large_matrix(value.size)
+        if isinstance(value, QuantizedTensor) and is_large_matrix(value.size)
         else _dequantized(value)
         for name, value in state.items()
     }
 
 
-def _is_large_matrix(shape: torch.Size) -> bool:
+def is_large_matrix(shape: torch.Size) -> bool:
     """Return False for small tensors too, which are in float16 beside coded weights."""
     return len(shape) == 2 and is_quantized(shape)
 
@@ -201,6 +205,14 @@ def _is_large_matrix(shape: torch.Size) -> bool:
 def _copied(stored: QuantizedTensor) -> QuantizedTensor:
     # The tensors may be mapped pages of the file, which vanish if another process truncates it.
     return type(stored)(*(part.clone() for part in stored.parts().values()))
+
+
+def fast_state(state: State) -> dict[str, Tensor]:
+    """Prepare a state dict for 8-bit products, or dequantize it once where this CPU would not gain by them."""
+    if int8_products_gain():
+        return int8_state(state)
+    _say_that_fast_is_exact()
+    return dequantized_state(state)
 
 
 def int8_state(state: State) -> dict[str, Tensor]:
@@ -213,8 +225,8 @@ def int8_state(state: State) -> dict[str, Tensor]:
 
 def _int8_weight(value: Tensor | QuantizedTensor) -> Tensor:
     if not isinstance(value, QuantizedTensor):
-        return Int8Weight(SignedColumns.of(quantize_channels(value))) if _is_large_matrix(value.shape) else value
-    if not _is_large_matrix(value.size):
+        return Int8Weight(SignedColumns.of(quantize_channels(value))) if is_large_matrix(value.shape) else value
+    if not is_large_matrix(value.size):
         return value.dequantize()
     if isinstance(value, CodedTensor) and value.outputs_first:  # in no product xW, so its exact values are kept
         return QuantizedWeight(_copied(value))

@@ -155,7 +155,7 @@ class MemberStages(ABC):
 
         def predicted(encoding: str) -> Iterator[Predictions]:
             begin = time.perf_counter()
-            model = load(files[encoding]).model
+            model = load(files[encoding], "exact").model
             yield from predict_batches(model, sequential_batches(Shards(manifest), holdout, batch_size=BATCH_SIZE))
             seconds[encoding] = time.perf_counter() - begin
 

@@ -101,7 +101,7 @@ def _test_member(member: MemberStages, job: Job) -> None:
     tested, probe, manifest = {}, None, load_manifest(job, "test")
     for encoding in member.recipe.quantization.tested:
         path = member.file(job, encoding)
-        predictor = load(path)
+        predictor = load(path, "exact")
         predictions = _test_predictions(job, Shards(manifest), predictor, f"{member.name} {encoding}")
         if encoding == "float32" and (gate := gate_of(predictor.model)) is not None:
             probe = GateProbe(gate, torch.from_numpy(manifest.class_counts))
@@ -116,7 +116,7 @@ def _test_member(member: MemberStages, job: Job) -> None:
 def _test_file(recipe: Recipe, job: Job) -> None:
     """Test the artifact and the class prior, and tag a few videos as examples."""
     counts = torch.tensor(read_json(job.inputs["ensemble"] / WEIGHTS)["class_counts"])
-    predictor, shards = load(job.inputs["pack"] / MODEL), Shards(load_manifest(job, "test"))
+    predictor, shards = load(job.inputs["pack"] / MODEL, "exact"), Shards(load_manifest(job, "test"))
     begin = partial(Evaluation, all_scores=recipe.test.all_scores, classes=predictor.schema.segment_classes)
     measured, by_prior, above = begin(), begin(), []
     for part in _test_predictions(job, shards, predictor, "the file"):

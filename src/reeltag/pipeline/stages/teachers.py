@@ -155,7 +155,7 @@ def _load_manifest(path: Path) -> Manifest:
 @lru_cache(maxsize=1)
 def _ensemble(files: tuple[Path, ...]) -> Ensemble:
     """Load models with equal weights; cached, because consecutive shards mostly have the same models."""
-    models = [load(path).model for path in files]
+    models = [load(path, "exact").model for path in files]
     return Ensemble(models, [1 / len(models)] * len(models))
 
 
