@@ -57,6 +57,7 @@ def test_a_process_that_a_killed_one_started_does_not_hold_its_lock(tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_two_predictions_into_one_file_are_refused(tiny_model, tiny_shards, tmp_path):
     out, parts = tmp_path / "p.csv", tmp_path / "p.csv.parts"
     parts.mkdir()

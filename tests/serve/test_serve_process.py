@@ -41,6 +41,7 @@ def test_what_is_in_flight_is_answered_and_the_exit_code_is_0(model, number):
         assert (out, err) == ("", "")
 
 
+@pytest.mark.slow
 def test_it_computes_as_auto_chooses_unless_told_otherwise(tmp_path):
     path = write_model(tmp_path / "m.reeltag", config={"family": "netvlad", "clusters": 64, "hidden": 128})
     frames = frames_of(20)
