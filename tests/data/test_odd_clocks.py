@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clips import HEIGHT, WIDTH, number_of, numbered, tone, write_clip
+from clips import BELOW_ZERO, HEIGHT, WIDTH, number_of, numbered, tone, write_clip
 from reeltag.data.video.decode import Damage, pictures, sound
 
 SIZE = (HEIGHT, WIDTH)
@@ -77,6 +77,18 @@ def test_a_clock_that_wraps_runs_on(tmp_path, before):
     assert numbers(clip, damage) == [1, 2, 3, 4]
     assert pitches(clip)[:4] == [500] * 4
     assert not damage.restarts
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_the_clock_of_flv_may_wrap(tmp_path, heard):
+    """Muxed from -1 s, whose time stamps are those of 31 bits, with pictures in another order than that of display."""
+    shown, damage = [numbered(1 + frame // 25) for frame in range(75)], Damage()
+    form = {"codec": "libx264", "options": {"bf": "3", "b-adapt": "0"}, "muxer": BELOW_ZERO}
+    wave = {"sound": tone(3, 500, 44100), "sound_rate": 44100} if heard else {}
+    clip = write_clip(tmp_path / "a.flv", 3, 25, pictures=shown, begin=-1, **form, **wave)
+    assert numbers(clip, damage) == [1, 2, 3]
+    assert damage.restarts == 1
+    assert pitches(clip)[:3] == [500] * 3 * heard
 
 
 @pytest.mark.parametrize(("ending", "codec", "heard"), [slow("ts", "libx264", "aac"), slow("mpg", "mpeg2video", "mp2")])
