@@ -126,6 +126,18 @@ def test_seconds_begin_at_the_first_picture_whatever_its_time(tmp_path, begin):
     assert pitches(clip)[:3] == [500] * 3
 
 
+@pytest.mark.parametrize(("codec", "reordered"), [("mpeg4", "0"), ("libx264", "3")])
+def test_seconds_before_zero_are_kept(tmp_path, codec, reordered):
+    """Matroska from -1 s, whose first 25 pictures get no time from FFmpeg, but whose sound does."""
+    shown, damage = [numbered(1 + frame // 25) for frame in range(75)], Damage()
+    wave = np.concatenate([tone(1, 500 * second, 48000) for second in (1, 2, 3)])
+    form = {"codec": codec, "options": {"bf": reordered, "b-adapt": "0"}, "muxer": BELOW_ZERO}
+    clip = write_clip(tmp_path / "a.mkv", 3, 25, pictures=shown, begin=-1, sound=wave, sound_rate=48000, **form)
+    assert numbers(clip, damage) == [1, 2, 3]
+    assert pitches(clip)[:3] == [500, 1000, 1500]
+    assert not damage.restarts
+
+
 @pytest.mark.parametrize("share", [slow(0.1), 0.35, slow(0.6)])
 @pytest.mark.parametrize(("codec", "options"), [slow("libx264", {"bf": "3", "g": "50"}), ("mpeg2video", {"g": "50"})])
 def test_sound_begins_with_the_first_picture_that_decodes(tmp_path, share, codec, options):

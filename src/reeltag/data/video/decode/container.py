@@ -31,6 +31,7 @@ STALLED_SECONDS = 10.0  # longest time to decode the next second
 MAX_DAMAGED = 1000  # most damaged packets of a file
 MAX_PROBED = 10_000  # most packets that are read to tell a film from a picture that stands still
 LOUD = 4.0  # times full scale: lossy codecs exceed it by less, samples that were never divided by it by much more
+MAX_REORDERED = 16  # most frames that are decoded before a frame and displayed after it
 DEFAULT_RATE = 25  # pictures a second where nothing tells them, as in FFmpeg
 
 
@@ -182,15 +183,35 @@ def timed_frames(
         if ticks is not None:
             at = Fraction(ticks * (frame.time_base or stream.time_base))
         else:
-            at = before[0] + duration(before[1], stream) if before else Fraction(0)
+            at = before[0] + duration(before[1], stream) if before else _untimed_start(container, stream)
         before = at, frame
         if latest is None or at > latest:  # the first of several at one time
             latest = at
             yield at, frame
 
 
+def _untimed_start(container: InputContainer, stream: Any) -> Fraction:
+    """Return the time in seconds of the first frame of a stream whose first packets have no time; 0 if none has.
+
+    FFmpeg reads times before zero in Matroska as none: packets without a time end where the times begin.
+    """
+    import av
+
+    before, times = Fraction(0), list[Fraction]()
+    with _open(container.name) as again, suppress(av.FFmpegError):
+        same = again.streams[stream.index]
+        for packet in islice(again.demux([same]), MAX_PROBED):
+            if packet.pts is not None:
+                times.append(packet.pts * Fraction(packet.time_base))
+            elif packet.size and not times:
+                before += duration(packet, same)
+            if len(times) > MAX_REORDERED:
+                break
+    return min(times) - before if times else Fraction(0)
+
+
 def duration(frame: Any, stream: Any) -> Fraction:
-    """Return the duration of a frame in seconds; where the file does not tell it, of a picture at the guessed rate.
+    """Return the duration of a frame or packet in seconds; where none is told, of a picture at the guessed rate.
 
     A stream's average rate is not used: without time stamps it is 25, whatever the stream says.
     """

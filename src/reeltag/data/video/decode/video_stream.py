@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from reeltag.core.errors import VideoError
 from reeltag.data.video.decode.container import (
+    MAX_REORDERED,
     Damage,
     Watchdog,
     best_stream,
@@ -34,7 +35,6 @@ Picture = npt.NDArray[np.uint8]
 
 MAX_SECONDS = 300  # longest part of a video that is read, as in YouTube-8M's frame-level records
 MAX_PACKETS = 1000 * MAX_SECONDS  # largest number of packets whose time stamps are kept
-MAX_REORDERED = 16  # most frames that are decoded before a frame and displayed after it
 LENDING = ("mjpeg",)  # decoders whose frames may use tables of the frame before, although each is a key frame
 UNFLAGGED = ("vp8",)  # decoders whose frames do not tell that they are damaged
 HALF = Fraction(1, 2)
