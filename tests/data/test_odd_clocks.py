@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clips import HEIGHT, WIDTH, number_of, numbered, tone, write_clip
+from clips import BELOW_ZERO, HEIGHT, WIDTH, number_of, numbered, tone, write_clip
 from reeltag.data.video.decode import Damage, pictures, sound
 
 SIZE = (HEIGHT, WIDTH)
@@ -79,6 +79,18 @@ def test_a_clock_that_wraps_runs_on(tmp_path, before):
     assert not damage.restarts
 
 
+@pytest.mark.parametrize("heard", [False, True])
+def test_the_clock_of_flv_may_wrap(tmp_path, heard):
+    """Muxed from -1 s, whose time stamps are those of 31 bits, with pictures in another order than that of display."""
+    shown, damage = [numbered(1 + frame // 25) for frame in range(75)], Damage()
+    form = {"codec": "libx264", "options": {"bf": "3", "b-adapt": "0"}, "muxer": BELOW_ZERO}
+    wave = {"sound": tone(3, 500, 44100), "sound_rate": 44100} if heard else {}
+    clip = write_clip(tmp_path / "a.flv", 3, 25, pictures=shown, begin=-1, **form, **wave)
+    assert numbers(clip, damage) == [1, 2, 3]
+    assert damage.restarts == 1
+    assert pitches(clip)[:3] == [500] * 3 * heard
+
+
 @pytest.mark.parametrize(("ending", "codec", "heard"), [slow("ts", "libx264", "aac"), slow("mpg", "mpeg2video", "mp2")])
 def test_a_recording_that_wraps_twice_is_read_to_its_end(tmp_path, ending, codec, heard):
     begins = (WRAP - 2, WRAP - 1)
@@ -112,6 +124,18 @@ def test_seconds_begin_at_the_first_picture_whatever_its_time(tmp_path, begin):
     clip = part(tmp_path / "a.mkv", 1, 3, 500, begin=begin)
     assert numbers(clip) == [1, 2, 3]
     assert pitches(clip)[:3] == [500] * 3
+
+
+@pytest.mark.parametrize(("codec", "reordered"), [("mpeg4", "0"), ("libx264", "3")])
+def test_seconds_before_zero_are_kept(tmp_path, codec, reordered):
+    """Matroska from -1 s, whose first 25 pictures get no time from FFmpeg, but whose sound does."""
+    shown, damage = [numbered(1 + frame // 25) for frame in range(75)], Damage()
+    wave = np.concatenate([tone(1, 500 * second, 48000) for second in (1, 2, 3)])
+    form = {"codec": codec, "options": {"bf": reordered, "b-adapt": "0"}, "muxer": BELOW_ZERO}
+    clip = write_clip(tmp_path / "a.mkv", 3, 25, pictures=shown, begin=-1, sound=wave, sound_rate=48000, **form)
+    assert numbers(clip, damage) == [1, 2, 3]
+    assert pitches(clip)[:3] == [500, 1000, 1500]
+    assert not damage.restarts
 
 
 @pytest.mark.parametrize("share", [slow(0.1), 0.35, slow(0.6)])

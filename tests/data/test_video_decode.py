@@ -167,6 +167,63 @@ def test_a_file_cut_short_gives_what_is_there(tmp_path):
     assert found == [5, 15, 25, 35, 45][: len(found)]
 
 
+def remarks(path):
+    media, damage = probe(path), Damage()
+    seen = list(pictures(path, SIZE, damage)) if media.pictures else []
+    return seen, sound(path, 16000, damage), list(damage.remarks())
+
+
+@pytest.mark.parametrize(
+    ("ending", "codec", "told"),
+    [
+        ("ts", "aac", ["damaged packet", "1 gap of sound, of 2"]),
+        ("flac", "flac", ["1 gap of sound, of 2"]),
+        ("ogg", "libopus", ["1 gap of sound, of"]),
+        ("wav", "pcm_s16le", ["1 damaged packet decoded as far as possible"]),
+    ],
+)
+def test_what_is_missing_in_the_middle_is_remarked_on(tmp_path, ending, codec, told):
+    pictures = None if ending == "ts" else ()
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 6 * 48000)
+    whole = write_clip(
+        tmp_path / f"whole.{ending}",
+        6,
+        pictures=pictures,
+        sound=noise,
+        sound_rate=48000,
+        sound_codec=codec,
+        codec="mpeg2video",
+    )
+    content = whole.read_bytes()
+    begin, end = (round(len(content) * share) // 188 * 188 for share in (0.33, 0.7))
+    (tmp_path / f"cut.{ending}").write_bytes(content[:begin] + content[end:])
+    assert remarks(whole)[2] == []
+    found = remarks(tmp_path / f"cut.{ending}")[2]
+    assert len(found) == len(told)
+    assert all(part in remark for part, remark in zip(told, found, strict=True)), found
+
+
+@pytest.mark.parametrize("length", [0, 2**32 - 1])
+def test_wav_that_was_written_to_a_pipe_is_whole(tmp_path, length):
+    clip = write_clip(tmp_path / "a.wav", pictures=(), sound=tone(2), sound_codec="pcm_s16le")
+    content = bytearray(clip.read_bytes())
+    place = content.index(b"data") + 4
+    content[place : place + 4] = length.to_bytes(4, "little")
+    clip.write_bytes(content)
+    _, heard, found = remarks(clip)
+    assert (len(heard), found) == (32000, [])
+
+
+def test_avi_cut_short_tells_its_length(tmp_path):
+    noise = list(np.random.default_rng(0).integers(0, 256, (60, 64, 64, 3), np.uint8))
+    clip = write_clip(tmp_path / "a.avi", 6, 10, pictures=noise)
+    content = clip.read_bytes()
+    assert probe(clip).seconds == 6
+    clip.write_bytes(content[: len(content) // 2])
+    assert len(list(pictures(clip, 16, Damage()))) < 4
+    assert probe(clip).seconds == 6
+
+
 def test_damaged_packets_are_counted_and_passed_over(tmp_path, monkeypatch):
     clip = write_clip(tmp_path / "a.mkv", 6, 10, sound=tone(6))
     content = bytearray(clip.read_bytes())

@@ -26,6 +26,9 @@ def tone(seconds, hertz=440.0, rate=16000, loudness=0.5):
     return (loudness * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
 
 
+BELOW_ZERO = {"avoid_negative_ts": "disabled"}
+
+
 def write_clip(
     path,
     seconds=4,
@@ -39,19 +42,21 @@ def write_clip(
     pictures=None,
     options=None,
     begin=0,
+    muxer=None,
 ):
     """Write a clip.
 
     Args:
         times: of the frames in seconds; every 1 / rate by default.
         begin: time of the first frame and sample in seconds.
+        muxer: options of the container; `BELOW_ZERO` keeps times below zero, which FFmpeg else moves up to it.
         pictures: [height, width, 3] each; numbered ones by default, no stream for ().
         sound: samples, or None for no stream.
     """
     regular = times is None
     times = [Fraction(n, rate) for n in range(round(seconds * rate))] if times is None else times
     pictures = [numbered(n % 256) for n in range(len(times))] if pictures is None else pictures
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", container_options=muxer or {}) as container:
         if len(pictures):
             stream = container.add_stream(codec, rate=rate, options=options or {})
             stream.height, stream.width = pictures[0].shape[:2]

@@ -54,7 +54,7 @@ def sound(path: Path, rate: int, damage: Damage, *, seconds: int = MAX_SECONDS) 
     Args:
         path: the file.
         rate: samples a second.
-        damage: counts packets that cannot be decoded and samples that are not finite, which become silence.
+        damage: counts damaged packets, gaps, and samples that are not finite, which become silence.
         seconds: largest number of seconds to decode.
 
     Returns:
@@ -71,6 +71,8 @@ def sound(path: Path, rate: int, damage: Damage, *, seconds: int = MAX_SECONDS) 
         for begin, values in _resampled(path, pieces, rate):
             if begin >= len(samples):
                 break
+            if filled and begin > filled:
+                damage.gaps, damage.silence = damage.gaps + 1, damage.silence + (begin - filled) / rate
             place = max(begin, filled)  # sound before the first picture is dropped, too
             into = samples[place : max(begin + len(values), place)]
             into[:] = values[place - begin :][: len(into)]

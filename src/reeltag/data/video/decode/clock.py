@@ -8,6 +8,7 @@ from typing import Any
 
 BACK = 0.1  # seconds that a clock may go back without starting anew, as in FFmpeg
 AHEAD = 10.0  # seconds that it may jump ahead, in formats whose clock may start anew, as in FFmpeg
+WRAPS = (2**31 / 1000, 2**32 / 1000)  # seconds that a clock of 31 or 32 bits jumps as it wraps; 24 days are no gap
 
 
 @dataclass
@@ -33,7 +34,8 @@ class Clock:
     together; where one would overlap its own end, the whole part moves on.
 
     Args:
-        joinable: True if a part of this format may begin with a jump ahead; otherwise that is a gap.
+        joinable: True if a part of this format may begin with any jump ahead; otherwise that is a gap, unless the
+            clock wraps.
     """
 
     def __init__(self, *, joinable: bool) -> None:
@@ -72,12 +74,14 @@ class Clock:
     def _follow(self, stream: _Stream, decoded: float, shown: float) -> None:
         """Move a stream on to another part if its next packet, from its times in the file, belongs there."""
         ahead = decoded + self._offsets[stream.part] - stream.latest
-        if stream.latest == -math.inf or (ahead >= -BACK and (ahead <= AHEAD or not self._joinable)):
+        wrap = next((wrap for wrap in WRAPS if abs(ahead - wrap) <= AHEAD), None)
+        gap = ahead <= AHEAD or (wrap is None and not self._joinable)
+        if stream.latest == -math.inf or (ahead >= -BACK and gap):
             return
         for part in range(stream.part + 1, len(self._offsets)):  # begun by another stream
             if abs(decoded + self._offsets[part] - stream.latest) <= AHEAD:
                 self._offsets[part] += max(0.0, stream.end - (shown + self._offsets[part]))
                 stream.part = part
                 return
-        self._offsets.append(stream.end - shown)
+        self._offsets.append(stream.end - shown if wrap is None else self._offsets[stream.part] - wrap)
         stream.part = len(self._offsets) - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import wave
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -29,8 +30,11 @@ Kind = Literal["video", "audio"]
 MAX_PIXELS = 8192 * 8192  # largest frame that is decoded; 8K fits
 STALLED_SECONDS = 10.0  # longest time to decode the next second
 MAX_DAMAGED = 1000  # most damaged packets of a file
+MAX_SILENCE = 0.1  # seconds of gaps of sound without a remark: two recordings may be joined by less
+NO_LENGTH = 2**31 - 2**16  # least number of bytes that programs give to WAV of unknown length
 MAX_PROBED = 10_000  # most packets that are read to tell a film from a picture that stands still
 LOUD = 4.0  # times full scale: lossy codecs exceed it by less, samples that were never divided by it by much more
+MAX_REORDERED = 16  # most frames that are decoded before a frame and displayed after it
 DEFAULT_RATE = 25  # pictures a second where nothing tells them, as in FFmpeg
 
 
@@ -40,6 +44,10 @@ class Damage:
 
     Attributes:
         packets: number of packets that could not be decoded.
+        marked_packets: number of packets that FFmpeg marks as damaged, decoded as far as possible.
+        marked_frames: the same of frames.
+        gaps: number of gaps of sound.
+        silence: duration of all gaps of sound, in seconds.
         restarts: number of times that the clock started anew; see `Clock`.
         unread_bytes: number of bytes of a recording with pictures that is joined to another, where FFmpeg ends.
         skewed: True if pictures are to be turned by an angle between right angles, and the nearest was taken.
@@ -49,6 +57,10 @@ class Damage:
     """
 
     packets: int = 0
+    marked_packets: int = 0
+    marked_frames: int = 0
+    gaps: int = 0
+    silence: float = 0.0
     restarts: int = 0
     unread_bytes: int = 0
     skewed: bool = False
@@ -66,6 +78,11 @@ class Damage:
         if self.packets > MAX_DAMAGED:
             raise VideoError(f"{path}: more than {MAX_DAMAGED:,} of its packets are damaged; copy it again")
 
+    @property
+    def damaged(self) -> int:
+        """Number of damaged packets and frames, decoded or not."""
+        return self.packets + self.marked_packets + self.marked_frames
+
     def hear(self, samples: npt.NDArray[np.float32]) -> None:
         """Note how loud samples [n] are and how many are not finite."""
         loudness = np.abs(samples)
@@ -80,6 +97,11 @@ class Damage:
             yield f"sound of up to {self.peak:,.0f} times full scale"
         if self.packets:
             yield f"{counted(self.packets, 'damaged packet')} passed over"
+        joints = 2 * self.restarts  # at which FFmpeg marks whole pictures and sound of MPEG-TS, too
+        if (marked := max(self.marked_packets, self.marked_frames) - joints) > 0:  # most often the same ones
+            yield f"{counted(marked, 'damaged packet')} decoded as far as possible"
+        if self.silence > MAX_SILENCE:
+            yield f"{counted(self.gaps, 'gap')} of sound, of {self.silence:.1f} seconds in all, taken as silence"
         if self.restarts:
             yield f"its clock starts anew {counted(self.restarts, 'time')}, and goes on at the end of what came before"
         if self.unread_bytes:
@@ -140,6 +162,9 @@ def probe(path: Path) -> Media:
     with open_media(path) as container:
         pictures, sound = best_stream(container, "video") is not None, best_stream(container, "audio") is not None
         seconds = container.duration / 1e6 if container.duration and container.duration > 0 else None
+        if seconds and container.format.name == "avi":  # FFmpeg's duration is of what is there
+            promised = [each.frames / each.average_rate for each in container.streams.video if each.average_rate]
+            seconds = max(seconds, *map(float, promised))
     if not pictures and not sound:
         raise VideoError(f"{path}: has neither pictures nor sound that can be decoded; leave it out")
     return Media(path, pictures, sound, seconds)
@@ -182,15 +207,35 @@ def timed_frames(
         if ticks is not None:
             at = Fraction(ticks * (frame.time_base or stream.time_base))
         else:
-            at = before[0] + duration(before[1], stream) if before else Fraction(0)
+            at = before[0] + duration(before[1], stream) if before else _untimed_start(container, stream)
         before = at, frame
         if latest is None or at > latest:  # the first of several at one time
             latest = at
             yield at, frame
 
 
+def _untimed_start(container: InputContainer, stream: Any) -> Fraction:
+    """Return the time in seconds of the first frame of a stream whose first packets have no time; 0 if none has.
+
+    FFmpeg reads times before zero in Matroska as none: packets without a time end where the times begin.
+    """
+    import av
+
+    before, times = Fraction(0), list[Fraction]()
+    with _open(container.name) as again, suppress(av.FFmpegError):
+        same = again.streams[stream.index]
+        for packet in islice(again.demux([same]), MAX_PROBED):
+            if packet.pts is not None:
+                times.append(packet.pts * Fraction(packet.time_base))
+            elif packet.size and not times:
+                before += duration(packet, same)
+            if len(times) > MAX_REORDERED:
+                break
+    return min(times) - before if times else Fraction(0)
+
+
 def duration(frame: Any, stream: Any) -> Fraction:
-    """Return the duration of a frame in seconds; where the file does not tell it, of a picture at the guessed rate.
+    """Return the duration of a frame or packet in seconds; where none is told, of a picture at the guessed rate.
 
     A stream's average rate is not used: without time stamps it is 25, whatever the stream says.
     """
@@ -220,7 +265,7 @@ def decoded_frames(
     """
     import av
 
-    path = watchdog.path
+    path, piped = watchdog.path, _is_piped(container)
     if stream.type == "video":
         refuse_large(path, stream.codec_context)
         limit = {"max_pixels": str(MAX_PIXELS)}  # frames that grow later count as damage
@@ -237,7 +282,19 @@ def decoded_frames(
             refuse_large(path, stream.codec_context)
             damage.count(path)
             continue
-        yield from frames
+        damage.marked_packets += packet.is_corrupt and not piped
+        for frame in frames:
+            damage.marked_frames += frame.is_corrupt
+            yield frame
+
+
+def _is_piped(container: InputContainer) -> bool:
+    """Return True for WAV written to a pipe, whose header has no length; FFmpeg marks the last packet, though whole."""
+    if container.format.name == "wav":
+        with suppress(wave.Error, EOFError), wave.open(container.name, "rb") as file:
+            told = file.getnframes() * file.getnchannels() * file.getsampwidth()
+            return not 0 < told < NO_LENGTH
+    return False
 
 
 def refuse_large(path: Path, context: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from reeltag.core.errors import VideoError
 from reeltag.data.video.decode.container import (
+    MAX_REORDERED,
     Damage,
     Watchdog,
     best_stream,
@@ -34,7 +35,6 @@ Picture = npt.NDArray[np.uint8]
 
 MAX_SECONDS = 300  # longest part of a video that is read, as in YouTube-8M's frame-level records
 MAX_PACKETS = 1000 * MAX_SECONDS  # largest number of packets whose time stamps are kept
-MAX_REORDERED = 16  # most frames that are decoded before a frame and displayed after it
 LENDING = ("mjpeg",)  # decoders whose frames may use tables of the frame before, although each is a key frame
 UNFLAGGED = ("vp8",)  # decoders whose frames do not tell that they are damaged
 HALF = Fraction(1, 2)
@@ -60,7 +60,7 @@ def pictures(
     Raises:
         VideoError: no frame can be decoded, a frame is too large, or decoding stalls for ten seconds.
     """
-    wanted, done, damaged = _wanted(path, seconds), 0, damage.packets
+    wanted, done, before = _wanted(path, seconds), 0, replace(damage)
     shortcut = _Shortcut(wanted, threads)
     if wanted is not None or threads > 1:
         try:
@@ -69,7 +69,7 @@ def pictures(
                 done += 1
             return
         except _InexactError:
-            damage.packets = damaged
+            vars(damage).update(vars(before))
     yield from islice(_by_second(path, size, damage, seconds), done, None)
 
 
@@ -125,7 +125,7 @@ def _frames(
     Raises:
         _InexactError: decoding without the shortcut may give other frames.
     """
-    due, damaged = None, damage.packets
+    due, damaged = None, damage.damaged
     stream.codec_context.thread_type = "AUTO"
     flagged = stream.codec_context.name not in UNFLAGGED
     stream.codec_context.thread_count = shortcut.threads if shortcut and flagged else 1
@@ -135,7 +135,7 @@ def _frames(
     def is_needed(packet: Any) -> bool:
         if shortcut is None:
             return True
-        if damage.packets > damaged:  # before so many packets are refused that the file would be given up
+        if damage.damaged > damaged:  # before so many packets are refused that the file would be given up
             raise _InexactError
         return shortcut.select(stream.codec_context, packet)
 
@@ -146,7 +146,7 @@ def _frames(
         if shortcut is not None:
             shortcut.verify(frame)
         yield at, frame
-    if shortcut is not None and (shortcut.missing or damage.packets > damaged):
+    if shortcut is not None and (shortcut.missing or damage.damaged > damaged):
         raise _InexactError
 
 
