@@ -204,6 +204,8 @@ def test_a_video_stays_in_its_split_when_others_come():
         ("file,labels\na.mp4,1;0;0\nb.mp4,0;1;1\n", "every video has 3 labels, all of them 0 or 1"),
         ("file,labels\na.mp4,99999999\n", "is too high"),
         ("file,labels\na.mp4,\xff\n", "is not UTF-8"),
+        ("file,labels\na.mp4,sea\nb.mp4,'tram, red'\n".replace("'", '"'), "line 3: 'tram, red' may be one label or"),
+        ("file,labels\na.mp4,1\nb.mp4,two\nc.mp4,7\n", "line 2: '1' is a number, and 'two' in line 3 a name"),
     ],
 )
 def test_what_is_wrong_with_labels_is_said(tmp_path, text, message):
@@ -211,6 +213,12 @@ def test_what_is_wrong_with_labels_is_said(tmp_path, text, message):
     (tmp_path / "labels.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(UsageError, match=message):
         find_videos([str(tmp_path)], tmp_path / "labels.csv")
+
+
+def test_commas_are_parts_of_names_where_labels_are_separated(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"")
+    (tmp_path / "labels.csv").write_text('file,labels\na.mp4,"tram, red|"\nb.mp4,sea\n')
+    assert find_videos([str(tmp_path)], tmp_path / "labels.csv").classes == ("sea", "tram, red")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 from reeltag.core.errors import UsageError
-from reeltag.core.tables import fault, read_table, require_columns
+from reeltag.core.tables import Row, fault, read_table, require_columns
 from reeltag.core.text import counted, first_lines, same_form
 from reeltag.data.vocabulary import MAX_CLASSES
 
@@ -172,18 +172,35 @@ def _read_labels(path: Path) -> dict[str, tuple[str, ...]]:
     table = read_table(path)
     file_at, labels_at = require_columns(table, ("file", "labels"))
     found: dict[str, tuple[str, ...]] = {}
+    raw: list[Row] = []
     for line, cells in table:
         name = cells[file_at]
         if not name:
             raise fault(path, line, "needs a file and its labels, separated by | or ;")
         if name in found:
             raise fault(path, line, f"{name} has a row already; put all its labels into one")
-        found[name] = tuple(label.strip() for label in re.split("[|;]", cells[labels_at]) if label.strip())
+        raw.append(Row(line, [label.strip() for label in re.split("[|;]", cells[labels_at])]))
+        found[name] = tuple(filter(None, raw[-1].cells))
+    _refuse_unclear(path, raw)
     sizes, used = {len(labels) for labels in found.values() if labels}, {*chain.from_iterable(found.values())}
     if len(sizes) == 1 and max(sizes) > 1 and used <= {"0", "1"}:
         what = f"every video has {max(sizes)} labels, all of them 0 or 1, as in N-hot labels"
         raise UsageError(f"{path}: {what}; give the names or numbers of the classes that are present")
     return found
+
+
+def _refuse_unclear(path: Path, rows: Sequence[Row]) -> None:
+    """Refuse names with commas where nothing else separates labels, and numbers among names."""
+    labels = [(line, label) for line, cells in rows for label in cells if label]
+    comma = next(((line, label) for line, label in labels if "," in label), None)
+    if comma and all(len(cells) == 1 for _, cells in rows):
+        how = "separate labels by |, or end a name that has a comma with |"
+        raise fault(path, comma[0], f"{comma[1]!r} may be one label or several; {how}")
+    number = next(((line, label) for line, label in labels if label.isascii() and label.isdigit()), None)
+    name = next(((line, label) for line, label in labels if not (label.isascii() and label.isdigit())), None)
+    if number and name:
+        what = f"{number[1]!r} is a number, and {name[1]!r} in line {name[0]} a name"
+        raise fault(path, number[0], f"{what}; give every class a name, or every class its number")
 
 
 def _classes(labels: set[str], path: Path) -> tuple[str, ...]:
