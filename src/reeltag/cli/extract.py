@@ -78,7 +78,7 @@ def extract(
     settings = Settings(
         image, audio, pca, _widths(fit_pca, image, audio), test_share, fit_scale, storage, allow_clipping
     )
-    data = find_videos(videos, labels)
+    data = find_videos(videos, labels, fewest=2 if test_share else 1)
     extracted = extract_dataset(
         data, out, settings, workers or suggested_workers(len(data.items)), default_progress(quiet=quiet)
     )
@@ -96,7 +96,7 @@ def _report(data: Dataset, extracted: Extracted, settings: Settings, out: Path, 
     untaught = classes_without_training_videos(data, {each.id for each in train})
     result = {"folder": out, "train_videos": len(train), "test_videos": len(test), "seconds": seconds}
     result |= {"left_out": left_out, "untaught": untaught, "report": out / "report.csv"}
-    result |= {"scales": dict(extracted.scales), "warnings": list(extracted.warnings)}
+    result |= {"scales": dict(extracted.scales), "warnings": [*extracted.warnings, *data.remarks]}
     counts = [counted(len(train), "training video"), counted(len(test), "test video"), counted(seconds, "second")]
     text = [f"{out}: {', '.join(counts)}"]
     if data.classes is not None:
@@ -110,7 +110,7 @@ def _report(data: Dataset, extracted: Extracted, settings: Settings, out: Path, 
         [f"{counted(left_out, 'file')} left out; see {out / 'report.csv'}"] if left_out else []
     )
     notes += first_lines([f"  {each.id}: {'; '.join(each.remarks)}" for each in outcomes if each.remarks])
-    notes = [*extracted.warnings, *notes]
+    notes = [*extracted.warnings, *data.remarks, *notes]
     if notes:
         print("\n".join(notes), file=sys.stderr)
 
