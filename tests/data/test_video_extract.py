@@ -260,6 +260,26 @@ def test_nothing_in_a_folder_is_passed_over_in_silence(tmp_path):
     assert "labelled.png" not in {item.id for item in find_videos([str(tmp_path)], None).items}
 
 
+def test_left_out_files_come_before_remarks_and_the_next_step_can_be_pasted(tmp_path, capsys):
+    folder = tmp_path / "my clips"
+    folder.mkdir()
+    for number in range(2):
+        write_clip(folder / f"{number}.m4a", 1, pictures=(), sound=tone(1))
+        (folder / f"z{number}.mp4").write_bytes(b"no video")
+    (folder / "silent.mp4").write_bytes(b"")
+    (folder / "joined.m4a").write_bytes((folder / "0.m4a").read_bytes() * 2)
+    names = ["joined.m4a", "0.m4a", "1.m4a", "z0.mp4", "z1.mp4", "silent.mp4"]
+    (folder / "labels.csv").write_text("\n".join(["file,labels", *(f"{name},x" for name in names)]))
+    assert extract(folder, tmp_path / "out [1]", *HEARD) == 0
+    said = capsys.readouterr()
+    assert f"train: reeltag run '{tmp_path / 'out [1]' / 'recipe.toml'}'" in said.out
+    assert said.err.index("3 files left out") < said.err.index("  z1.mp4: left out") < said.err.index("1 file with")
+    assert "\n1 file with remarks" in said.err
+    assert "\n  joined.m4a: " in said.err[said.err.index("1 file with") :]
+    assert extract(folder, folder / "labels.csv", *HEARD) == 2
+    assert "labels.csv: is a file; choose a folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
