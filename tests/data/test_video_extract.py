@@ -204,6 +204,13 @@ def test_a_video_stays_in_its_split_when_others_come():
         ("file,labels\na.mp4,1;0;0\nb.mp4,0;1;1\n", "every video has 3 labels, all of them 0 or 1"),
         ("file,labels\na.mp4,99999999\n", "is too high"),
         ("file,labels\na.mp4,\xff\n", "is not UTF-8"),
+        ("file,labels\na.mp4,sea\nb.mp4,'tram, red'\n".replace("'", '"'), "line 3: 'tram, red' may be one label or"),
+        ("file,labels\na.mp4,1\nb.mp4,two\nc.mp4,7\n", "line 2: '1' is a number, and 'two' in line 3 a name"),
+        ("file,labels\n./a.mp4,x\nb.mp4,x\n", r"a.mp4: has no row in labels.csv; its row './a.mp4' must be called"),
+        (
+            "file,labels\nA,x\nb.mp4,x\n",
+            r"A: is listed in labels.csv, but there is no such video; it is called 'a.mp4'",
+        ),
     ],
 )
 def test_what_is_wrong_with_labels_is_said(tmp_path, text, message):
@@ -211,6 +218,66 @@ def test_what_is_wrong_with_labels_is_said(tmp_path, text, message):
     (tmp_path / "labels.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(UsageError, match=message):
         find_videos([str(tmp_path)], tmp_path / "labels.csv")
+
+
+def test_commas_are_parts_of_names_where_labels_are_separated(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"")
+    (tmp_path / "labels.csv").write_text('file,labels\na.mp4,"tram, red|"\nb.mp4,sea\n')
+    assert find_videos([str(tmp_path)], tmp_path / "labels.csv").classes == ("sea", "tram, red")
+
+
+def test_a_split_of_too_few_labelled_videos_names_the_rows_that_match_nothing(tmp_path):
+    for name in ("a.mp4", "tram.mp4"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "labels.csv").write_text("file,labels\na.mp4,sea\ntram,street\n")
+    given = [str(tmp_path)], tmp_path / "labels.csv"
+    assert [item.id for item in find_videos(*given).items] == ["a.mp4"]
+    with pytest.raises(UsageError, match=r"only 1 of the videos, and a split needs 2\n.*it is called 'tram.mp4'"):
+        find_videos(*given, fewest=2)
+
+
+def test_rows_of_videos_that_are_not_asked_for_are_counted(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"")
+    (tmp_path / "labels.csv").write_text("file,labels\na.mp4,x\n" + "".join(f"{n}.mp4,y\n" for n in range(40)))
+    found = find_videos([str(tmp_path / "a.mp4")], tmp_path / "labels.csv")
+    assert found.left_out == {}
+    (remark,) = found.remarks
+    assert remark.startswith("40 rows of labels.csv not read, since no such video was given: 0.mp4, ")
+    assert len(find_videos([str(tmp_path)], tmp_path / "labels.csv").left_out) == 40
+
+
+def test_nothing_in_a_folder_is_passed_over_in_silence(tmp_path):
+    taken = [f"x{ending}" for ending in (".AIFF", ".caf", ".gif", ".h264", ".mp2", ".oga", ".wv", ".y4m")]
+    for name in (*taken, "a.png", "b.png", "notes.txt", "README", ".hidden", "labelled.png"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "gone.mp4").symlink_to(tmp_path / "nothing.mp4")
+    rows = [f"{name},x" for name in (*taken, "labelled.png", "gone.mp4")]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,labels", *rows]))
+    found = find_videos([str(tmp_path)], tmp_path / "labels.csv")
+    assert {item.id for item in found.items} == {*taken, "labelled.png"}
+    assert found.left_out == {"gone.mp4": "is a link to a file that does not exist"}
+    assert found.remarks == ("4 files of other endings not taken: .png, .txt, none",)
+    assert "labelled.png" not in {item.id for item in find_videos([str(tmp_path)], None).items}
+
+
+def test_left_out_files_come_before_remarks_and_the_next_step_can_be_pasted(tmp_path, capsys):
+    folder = tmp_path / "my clips"
+    folder.mkdir()
+    for number in range(2):
+        write_clip(folder / f"{number}.m4a", 1, pictures=(), sound=tone(1))
+        (folder / f"z{number}.mp4").write_bytes(b"no video")
+    (folder / "silent.mp4").write_bytes(b"")
+    (folder / "joined.m4a").write_bytes((folder / "0.m4a").read_bytes() * 2)
+    names = ["joined.m4a", "0.m4a", "1.m4a", "z0.mp4", "z1.mp4", "silent.mp4"]
+    (folder / "labels.csv").write_text("\n".join(["file,labels", *(f"{name},x" for name in names)]))
+    assert extract(folder, tmp_path / "out [1]", *HEARD) == 0
+    said = capsys.readouterr()
+    assert f"train: reeltag run '{tmp_path / 'out [1]' / 'recipe.toml'}'" in said.out
+    assert said.err.index("3 files left out") < said.err.index("  z1.mp4: left out") < said.err.index("1 file with")
+    assert "\n1 file with remarks" in said.err
+    assert "\n  joined.m4a: " in said.err[said.err.index("1 file with") :]
+    assert extract(folder, folder / "labels.csv", *HEARD) == 2
+    assert "labels.csv: is a file; choose a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def clips(tmp_path_factory):
     with (folder / "labels.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "labels"])
-        writer.writerows([name, NAMES[n % 3]] for n, name in enumerate(SECONDS))
+        writer.writerows([name, f"{NAMES[n % 3]}|"] for n, name in enumerate(SECONDS))
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
 from reeltag.cli.options import OneOrMore, Quiet
@@ -78,7 +79,7 @@ def extract(
     settings = Settings(
         image, audio, pca, _widths(fit_pca, image, audio), test_share, fit_scale, storage, allow_clipping
     )
-    data = find_videos(videos, labels)
+    data = find_videos(videos, labels, fewest=2 if test_share else 1)
     extracted = extract_dataset(
         data, out, settings, workers or suggested_workers(len(data.items)), default_progress(quiet=quiet)
     )
@@ -96,21 +97,22 @@ def _report(data: Dataset, extracted: Extracted, settings: Settings, out: Path, 
     untaught = classes_without_training_videos(data, {each.id for each in train})
     result = {"folder": out, "train_videos": len(train), "test_videos": len(test), "seconds": seconds}
     result |= {"left_out": left_out, "untaught": untaught, "report": out / "report.csv"}
-    result |= {"scales": dict(extracted.scales), "warnings": list(extracted.warnings)}
+    result |= {"scales": dict(extracted.scales), "warnings": [*extracted.warnings, *data.remarks]}
     counts = [counted(len(train), "training video"), counted(len(test), "test video"), counted(seconds, "second")]
     text = [f"{out}: {', '.join(counts)}"]
     if data.classes is not None:
         first = "" if test else f"set data.test in {out / 'recipe.toml'}, then "
-        text.append(f"{first}train: reeltag run {out / 'recipe.toml'}")
+        text.append(f"{first}train: reeltag run {quote(str(out / 'recipe.toml'))}")
     for feature, scale in extracted.scales.items():
         text.append(f"scale of {feature} measured; for more videos: {settings.option(feature, *scale)}")
     say(result, text, json)
     notes = [f"no training video has the label {one_line(name)}, so it cannot be learned" for name in untaught]
-    notes = first_lines(notes) + (
-        [f"{counted(left_out, 'file')} left out; see {out / 'report.csv'}"] if left_out else []
-    )
-    notes += first_lines([f"  {each.id}: {'; '.join(each.remarks)}" for each in outcomes if each.remarks])
-    notes = [*extracted.warnings, *notes]
+    notes = [*extracted.warnings, *data.remarks, *first_lines(notes)]
+    if left_out:
+        notes.append(f"{counted(left_out, 'file')} left out; see {out / 'report.csv'}")
+        notes += first_lines([f"  {each.id}: {'; '.join(each.remarks)}" for each in outcomes if each.split is None])
+    if remarked := [f"  {each.id}: {'; '.join(each.remarks)}" for each in train + test if each.remarks]:
+        notes += [f"{counted(len(remarked), 'file')} with remarks; see {out / 'report.csv'}", *first_lines(remarked)]
     if notes:
         print("\n".join(notes), file=sys.stderr)
 

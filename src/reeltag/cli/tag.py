@@ -53,11 +53,12 @@ def tag(
 
     for file in filter(None, (csv, html)):
         refuse_existing(file)
-    items = find_videos(videos, None).items
+    data = find_videos(videos, None)
     name = Path(urlsplit(model).path if is_url(model) else model).name
     tagger = open_tagger(load(model, mode), name, image, audio)
     wanted = {"timeline": timeline or html is not None, "pictures": html is not None}
-    results, left_out = tag_files(tagger, items, top, default_progress(quiet=quiet), **wanted)
+    results, left_out = tag_files(tagger, data.items, top, default_progress(quiet=quiet), **wanted)
+    left_out = {**data.left_out, **left_out}
     faults = [f"{id_}: {reason}" for id_, reason in left_out.items()]
     if not results:
         raise UsageError("\n  ".join(["no video could be tagged", *faults]))
@@ -70,5 +71,7 @@ def tag(
     say(result, [line for each in results for line in as_lines(each.tagged)], json)
     for line in [f"{each.tagged['id']}: {'; '.join(each.remarks)}" for each in results if each.remarks]:
         print(line, file=sys.stderr)
+    for remark in data.remarks:
+        print(remark, file=sys.stderr)
     if faults:
         print("\n  ".join([f"{counted(len(faults), 'file')} left out:", *faults]), file=sys.stderr)

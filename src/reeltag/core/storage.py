@@ -183,7 +183,9 @@ def refuse_nonempty(folder: Path) -> None:
     Raises:
         UsageError: the folder is not empty, or is a file.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file; choose a folder that does not exist yet")
+    if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder}: exists already and is not empty; choose another folder")
 
 
