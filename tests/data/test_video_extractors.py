@@ -213,6 +213,21 @@ def test_what_is_wrong_with_an_image_model_is_said(tmp_path, name, message):
         image_extractor(name.format(tmp_path))
 
 
+def nan_model(path, shape):
+    """Zero divided by zero for each input."""
+    nodes = [helper.make_node(*each) for each in (("Sub", ["x", "x"], ["zero"]), ("Div", ["zero", "zero"], ["nan"]))]
+    flat = helper.make_node("Flatten", ["nan"], ["y"])
+    return model(path, [*nodes, flat], [("x", TensorProto.FLOAT, shape)], [("y", TensorProto.FLOAT, None)])
+
+
+def test_networks_that_give_nan_are_refused_before_any_video(tmp_path):
+    seen, heard = nan_model(tmp_path / "v.onnx", ["N", 3, 8, 8]), nan_model(tmp_path / "a.onnx", ["N", 8000])
+    with pytest.raises(UsageError, match=r"v\.onnx: gives NaN or infinite values for a plain grey picture"):
+        image_extractor(f"onnx:{seen}")
+    with pytest.raises(UsageError, match=r"a\.onnx: gives NaN or infinite values for a tone"):
+        sound_extractor(f"onnx:{heard}?rate=8000")
+
+
 def stand_in_for_inception(path):
     """Write a graph of Inception-v3's form: 299 x 299 pictures to 2048 values, here weighted means of the picture."""
     weights = RNG.normal(size=(3, 2048)).astype(np.float32)

@@ -24,7 +24,9 @@ from reeltag.data.video.extractors.settings import (
     Rgb,
     check_reference,
     parse_settings,
+    probe_width,
     refuse_normalisation,
+    tone,
 )
 
 if TYPE_CHECKING:
@@ -98,7 +100,8 @@ class ImageModel(_Model):
         preset: `onnx`, or `inception` for YouTube-8M's network, whose normalisation and size are known.
 
     Raises:
-        UsageError: the file is missing, or its input or output is not that of an image model.
+        UsageError: the file is missing, its input or output is not that of an image model, or it gives NaN for a plain
+            picture.
     """
 
     def __init__(self, rest: str, preset: str = "onnx") -> None:
@@ -119,7 +122,8 @@ class ImageModel(_Model):
         implied |= {"mean", "std"} if self.input.type == _BYTE else set()
         kept = {key: value for key, value in self.identity["settings"].items() if key not in implied}
         self.identity = {**self.identity, "settings": kept}  # what the graph decides is no other extractor if given
-        self.width = self(np.zeros((1, *self.size, 3), np.uint8)).shape[1]
+        grey = np.full((1, *self.size, 3), 128, np.uint8)
+        self.width = probe_width(path, self, grey, "a plain grey picture")
         if preset == "inception" and self.width != 2048:
             raise UsageError(f"{path}: gives {self.width} values; Inception-v3's pool has 2048, see ?output=")
         check_reference(path, self.settings.reference, self, "mean, std, size and output")
@@ -158,7 +162,7 @@ class SoundModel(_Model):
         rest: PATH?key=value&…, with the keys of `SoundSettings`.
 
     Raises:
-        UsageError: the file is missing, or its input or output is not that of a sound model.
+        UsageError: the file is missing, its input or output is not that of a sound model, or it gives NaN for a tone.
     """
 
     def __init__(self, rest: str) -> None:
@@ -171,7 +175,7 @@ class SoundModel(_Model):
             raise UsageError(f"{path}: {what}, not float [samples], [N, samples] or VGGish's patches [N, 96, 64]")
         if self._patches and self.settings.rate != mel.RATE:
             raise UsageError(f"{path}: VGGish's patches are of {mel.RATE:,} samples a second; leave out ?rate=")
-        self.width = self(np.zeros((1, self.settings.rate), np.float32)).shape[1]
+        self.width = probe_width(path, self, tone(self.settings.rate), "a tone")
         check_reference(path, self.settings.reference, self, "rate and output")
 
     def __call__(self, seconds: Samples) -> Values:
