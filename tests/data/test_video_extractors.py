@@ -191,7 +191,11 @@ def test_where_a_model_lies_does_not_matter_and_its_settings_do(tmp_path):
         ("onnx", "names no file"),
         ("onnx:{}/none.onnx", "cannot be read"),
         ("onnx:{}/text.onnx", "cannot open it"),
-        ("onnx:{}/m.onnx?size=9", r"pictures are \[8, 8\]"),
+        ("onnx:{}/m.onnx?size=9", r"made for pictures of 8 x 8, not of 9 x 9; leave out \?size=$"),
+        ("onnx:{}/half.onnx?size=9", r"made for pictures of 8 x W, not of 9 x 9; give \?size=8$"),
+        ("inception:{}/m.onnx", r"made for pictures of 8 x 8, not of 299 x 299; export it again"),
+        ("onnx:{}/m.onnx?std=0", r"std\.0: must be more than 0, not '0'"),
+        ("onnx:{}/m.onnx?std=1,-1,1", r"std\.1: must be more than 0, not '-1'; keys are"),
         ("onnx:{}/open.onnx", r"give the side with \?size="),
         ("onnx:{}/m.onnx?colour=1", "colour: unknown key; keys are"),
         ("onnx:{}/m.onnx?std=a", r"std\.0: must be a number, not 'a'"),
@@ -206,6 +210,7 @@ def test_where_a_model_lies_does_not_matter_and_its_settings_do(tmp_path):
 def test_what_is_wrong_with_an_image_model_is_said(tmp_path, name, message):
     mean_model(tmp_path / "m.onnx", ["N", 3, 8, 8])
     mean_model(tmp_path / "open.onnx", ["N", 3, "H", "W"])
+    mean_model(tmp_path / "half.onnx", ["N", 3, 8, "W"])
     mean_model(tmp_path / "bytes.onnx", ["N", 3, 8, 8], TensorProto.UINT8)
     mean_model(tmp_path / "vector.onnx", ["N", 5], axes=(1,))
     (tmp_path / "text.onnx").write_text("text")

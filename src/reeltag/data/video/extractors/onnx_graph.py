@@ -22,6 +22,7 @@ from reeltag.data.video.extractors import mel
 from reeltag.data.video.extractors.settings import (
     FileSettings,
     Rgb,
+    RgbScale,
     check_reference,
     parse_settings,
     probe_width,
@@ -48,7 +49,7 @@ class ImageSettings(_Settings):
         None, gt=0, le=4096, description="side of a picture, for graphs whose input size is dynamic"
     )
     mean: Rgb = (0.0, 0.0, 0.0)
-    std: Rgb = (1.0, 1.0, 1.0)
+    std: RgbScale = (1.0, 1.0, 1.0)
 
 
 class SoundSettings(_Settings):
@@ -108,6 +109,7 @@ class ImageModel(_Model):
         defaults = {"size": 299, "mean": (128 / 255,) * 3, "std": (128 / 255,) * 3} if preset == "inception" else {}
         path, self.settings = parse_settings(preset, rest, ImageSettings, defaults)
         super().__init__(path, self.settings, preset)
+        self._preset = preset
         shape = self.input.shape
         if len(shape) != 4 or 3 not in (shape[1], shape[3]) or self.input.type not in (_FLOAT, _BYTE):
             what = f"input {self.input.name!r} is {self.input.type} {shape}"
@@ -131,8 +133,15 @@ class ImageModel(_Model):
     def _sides(self, sides: list[Any]) -> tuple[int, int]:
         wanted = self.settings.size
         height, width = (side if isinstance(side, int) else wanted for side in sides)
-        if height is None or width is None or (wanted is not None and (height, width) != (wanted, wanted)):
+        if height is None or width is None:
             raise UsageError(f"{self.path}: its pictures are {sides}; give the side with ?size=")
+        if wanted is not None and (height, width) != (wanted, wanted):
+            fixed = [side for side in sides if isinstance(side, int)]
+            what = f"its graph is made for pictures of {' x '.join(map(str, sides))}, not of {wanted} x {wanted}"
+            step = "leave out ?size=" if len(fixed) == 2 else f"give ?size={fixed[0]}"
+            if self._preset == "inception":
+                step = "export it again, with the pictures of Inception-v3"
+            raise UsageError(f"{self.path}: {what}; {step}")
         return height, width
 
     def __call__(self, pictures: Picture) -> Values:

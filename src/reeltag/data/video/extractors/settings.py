@@ -26,6 +26,8 @@ def _numbers(text: Any) -> Any:
 
 
 Rgb = Annotated[tuple[float, float, float], BeforeValidator(_numbers)]
+_Above0 = Annotated[float, Field(gt=0)]
+RgbScale = Annotated[tuple[_Above0, _Above0, _Above0], BeforeValidator(_numbers)]
 
 
 class ScaleSettings(BaseModel):
@@ -166,7 +168,7 @@ def probe_width(path: Path, values: Callable[[Any], Values], probe: Any, what: s
         found = values(probe)
     if not np.isfinite(found).all():
         raise UsageError(f"{path}: gives NaN or infinite values for {what}; check its settings, or export it again")
-    return found.shape[1]
+    return int(found.shape[1])
 
 
 def check_reference(path: Path, reference: Path | None, values: Callable[[Any], Any], advice: str) -> None:

@@ -18,6 +18,7 @@ from reeltag.data.video.extractors.extractor import Extractor
 from reeltag.data.video.extractors.settings import (
     FileSettings,
     Rgb,
+    RgbScale,
     check_reference,
     parse_settings,
     probe_width,
@@ -31,7 +32,7 @@ class TfliteSettings(FileSettings):
     """Keys of a network of pictures, which reads (x / 255 - mean) / std; with uint8 input, the unchanged pixels."""
 
     mean: Rgb = (0.0, 0.0, 0.0)
-    std: Rgb = (1.0, 1.0, 1.0)
+    std: RgbScale = (1.0, 1.0, 1.0)
 
 
 class TfliteNetwork:
