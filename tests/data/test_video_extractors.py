@@ -218,6 +218,35 @@ def test_what_is_wrong_with_an_image_model_is_said(tmp_path, name, message):
         image_extractor(name.format(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("option", "name", "message"),
+    [
+        (
+            sound_extractor,
+            "/a/yamnet.tflite",
+            "--audio: '/a/yamnet.tflite' is a file; name its encoder, such as yamnet:/a",
+        ),
+        (sound_extractor, "./VGGish.onnx", "such as vggish:./VGGish.onnx,PCA"),
+        (image_extractor, "", "there is no ''; use efficientnet-lite0"),
+        (sound_extractor, "a.tflite", "give NAME:PATH, with one of onnx, whisper, yamnet, vggish"),
+        (
+            image_extractor,
+            "big.onnx?size=9",
+            "--image: 'big.onnx' is a file; name its encoder, such as onnx:big.onnx?size=9",
+        ),
+        (image_extractor, "a.tflite", "such as tflite:a.tflite"),
+        (image_extractor, "exports/dinov2-small.onnx", "such as dinov2:exports/dinov2-small.onnx"),
+        (image_extractor, "yamnet:a.tflite", "--image: 'yamnet' reads sound; give it to --audio"),
+        (sound_extractor, "clip:a", "--audio: 'clip' reads pictures; see --image"),
+        (sound_extractor, "yamnt:a.tflite", "--audio: there is no 'yamnt'; did you mean 'yamnet'?"),
+        (image_extractor, "dinov:a", "did you mean 'dinov2'?"),
+    ],
+)
+def test_a_wrong_name_of_an_encoder_is_answered_with_the_right_one(option, name, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        option(name)
+
+
 def nan_model(path, shape):
     """Zero divided by zero for each input."""
     nodes = [helper.make_node(*each) for each in (("Sub", ["x", "x"], ["zero"]), ("Div", ["zero", "zero"], ["nan"]))]
