@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper
 
 from clips import tone
-from reeltag.core.errors import UsageError
+from reeltag.core.errors import ArtifactError, UsageError
 from reeltag.data.pca import Moments, Projection, load_projections, save_projections, to_codes
 from reeltag.data.video.extractors import efficientnet, mel
 from reeltag.data.video.extractors.registry import image_extractor, sound_extractor
@@ -392,3 +392,7 @@ def test_a_pca_file_is_for_its_extractor(tmp_path):
         load_projections(path, {"rgb": {"name": "a", "weights": "2"}})
     with pytest.raises(UsageError, match=r"mean\.npy"):
         load_projections(tmp_path, {})
+    (tmp_path / "recipe.toml").write_text("seed = 1\n")
+    for name in ("nothere", "recipe.toml"):
+        with pytest.raises(ArtifactError, match=r"the pca\.safetensors that `reeltag extract --fit-pca` wrote$"):
+            load_projections(tmp_path / name, {})
