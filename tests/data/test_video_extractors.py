@@ -227,6 +227,7 @@ def test_what_is_wrong_with_an_image_model_is_said(tmp_path, name, message):
             "--audio: '/a/yamnet.tflite' is a file; name its encoder, such as yamnet:/a",
         ),
         (sound_extractor, "./VGGish.onnx", "such as vggish:./VGGish.onnx,PCA"),
+        (image_extractor, ".", "'.' is a folder; give NAME:PATH, with one of onnx, inception"),
         (image_extractor, "", "there is no ''; use efficientnet-lite0"),
         (sound_extractor, "a.tflite", "give NAME:PATH, with one of onnx, whisper, yamnet, vggish"),
         (

@@ -266,11 +266,12 @@ def _unknown(name: str, kind: str, table: Mapping[str, Entry[Any]]) -> str:
     file = Path(name.partition("?")[0])
     ending = file.suffix[1:].lower()
     if kind and name.partition("?")[0] == kind and (ending in ("onnx", "tflite") or file.exists()):
+        what = f"{str(file)!r} is a {'folder' if file.is_dir() else 'file'}"
         readers = [each for each, entry in table.items() if entry.argument.startswith("PATH")]
         meant = [each for each in readers if each not in ("onnx", "tflite") and each in file.name.lower()]
         meant += [ending] if ending in readers else []
         if not meant:
-            return f"{str(file)!r} is a file; give NAME:PATH, with one of {', '.join(readers)}"
+            return f"{what}; give NAME:PATH, with one of {', '.join(readers)}"
         text = table[meant[0]].argument.partition("?")[0].replace("PATH", name)
-        return f"{str(file)!r} is a file; name its encoder, such as {meant[0]}:{text}"
+        return f"{what}; name its encoder, such as {meant[0]}:{text}"
     return f"there is no {kind!r}; {did_you_mean(kind, table) or 'use ' + ', '.join(table) + ' or none'}"
