@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper
 
 from clips import tone
-from reeltag.core.errors import UsageError
+from reeltag.core.errors import ArtifactError, UsageError
 from reeltag.data.pca import Moments, Projection, load_projections, save_projections, to_codes
 from reeltag.data.video.extractors import efficientnet, mel
 from reeltag.data.video.extractors.registry import image_extractor, sound_extractor
@@ -191,7 +191,11 @@ def test_where_a_model_lies_does_not_matter_and_its_settings_do(tmp_path):
         ("onnx", "names no file"),
         ("onnx:{}/none.onnx", "cannot be read"),
         ("onnx:{}/text.onnx", "cannot open it"),
-        ("onnx:{}/m.onnx?size=9", r"pictures are \[8, 8\]"),
+        ("onnx:{}/m.onnx?size=9", r"made for pictures of 8 x 8, not of 9 x 9; leave out \?size=$"),
+        ("onnx:{}/half.onnx?size=9", r"made for pictures of 8 x W, not of 9 x 9; give \?size=8$"),
+        ("inception:{}/m.onnx", r"made for pictures of 8 x 8, not of 299 x 299; export it again"),
+        ("onnx:{}/m.onnx?std=0", r"std\.0: must be more than 0, not '0'"),
+        ("onnx:{}/m.onnx?std=1,-1,1", r"std\.1: must be more than 0, not '-1'; keys are"),
         ("onnx:{}/open.onnx", r"give the side with \?size="),
         ("onnx:{}/m.onnx?colour=1", "colour: unknown key; keys are"),
         ("onnx:{}/m.onnx?std=a", r"std\.0: must be a number, not 'a'"),
@@ -206,11 +210,57 @@ def test_where_a_model_lies_does_not_matter_and_its_settings_do(tmp_path):
 def test_what_is_wrong_with_an_image_model_is_said(tmp_path, name, message):
     mean_model(tmp_path / "m.onnx", ["N", 3, 8, 8])
     mean_model(tmp_path / "open.onnx", ["N", 3, "H", "W"])
+    mean_model(tmp_path / "half.onnx", ["N", 3, 8, "W"])
     mean_model(tmp_path / "bytes.onnx", ["N", 3, 8, 8], TensorProto.UINT8)
     mean_model(tmp_path / "vector.onnx", ["N", 5], axes=(1,))
     (tmp_path / "text.onnx").write_text("text")
     with pytest.raises(UsageError, match=message):
         image_extractor(name.format(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "message"),
+    [
+        (
+            sound_extractor,
+            "/a/yamnet.tflite",
+            "--audio: '/a/yamnet.tflite' is a file; name its encoder, such as yamnet:/a",
+        ),
+        (sound_extractor, "./VGGish.onnx", "such as vggish:./VGGish.onnx,PCA"),
+        (image_extractor, ".", "'.' is a folder; give NAME:PATH, with one of onnx, inception"),
+        (image_extractor, "", "there is no ''; use efficientnet-lite0"),
+        (sound_extractor, "a.tflite", "give NAME:PATH, with one of onnx, whisper, yamnet, vggish"),
+        (
+            image_extractor,
+            "big.onnx?size=9",
+            "--image: 'big.onnx' is a file; name its encoder, such as onnx:big.onnx?size=9",
+        ),
+        (image_extractor, "a.tflite", "such as tflite:a.tflite"),
+        (image_extractor, "exports/dinov2-small.onnx", "such as dinov2:exports/dinov2-small.onnx"),
+        (image_extractor, "yamnet:a.tflite", "--image: 'yamnet' reads sound; give it to --audio"),
+        (sound_extractor, "clip:a", "--audio: 'clip' reads pictures; see --image"),
+        (sound_extractor, "yamnt:a.tflite", "--audio: there is no 'yamnt'; did you mean 'yamnet'?"),
+        (image_extractor, "dinov:a", "did you mean 'dinov2'?"),
+    ],
+)
+def test_a_wrong_name_of_an_encoder_is_answered_with_the_right_one(option, name, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        option(name)
+
+
+def nan_model(path, shape):
+    """Zero divided by zero for each input."""
+    nodes = [helper.make_node(*each) for each in (("Sub", ["x", "x"], ["zero"]), ("Div", ["zero", "zero"], ["nan"]))]
+    flat = helper.make_node("Flatten", ["nan"], ["y"])
+    return model(path, [*nodes, flat], [("x", TensorProto.FLOAT, shape)], [("y", TensorProto.FLOAT, None)])
+
+
+def test_networks_that_give_nan_are_refused_before_any_video(tmp_path):
+    seen, heard = nan_model(tmp_path / "v.onnx", ["N", 3, 8, 8]), nan_model(tmp_path / "a.onnx", ["N", 8000])
+    with pytest.raises(UsageError, match=r"v\.onnx: gives NaN or infinite values for a plain grey picture"):
+        image_extractor(f"onnx:{seen}")
+    with pytest.raises(UsageError, match=r"a\.onnx: gives NaN or infinite values for a tone"):
+        sound_extractor(f"onnx:{heard}?rate=8000")
 
 
 def stand_in_for_inception(path):
@@ -343,3 +393,7 @@ def test_a_pca_file_is_for_its_extractor(tmp_path):
         load_projections(path, {"rgb": {"name": "a", "weights": "2"}})
     with pytest.raises(UsageError, match=r"mean\.npy"):
         load_projections(tmp_path, {})
+    (tmp_path / "recipe.toml").write_text("seed = 1\n")
+    for name in ("nothere", "recipe.toml"):
+        with pytest.raises(ArtifactError, match=r"the pca\.safetensors that `reeltag extract --fit-pca` wrote$"):
+            load_projections(tmp_path / name, {})

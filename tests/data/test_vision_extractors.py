@@ -300,6 +300,12 @@ def test_an_encoder_that_gives_nan_is_refused_before_any_video(tmp_path):
         image_extractor(f"clip:{tmp_path}")
 
 
+def test_a_standard_deviation_of_0_is_refused(tmp_path):
+    export(tmp_path, {"image_embeds": [8]}, config=changed(CLIP, image_std=[1, 0, 1]))
+    with pytest.raises(UsageError, match=r"image_std\.1: must be more than 0, not 0"):
+        image_extractor(f"clip:{tmp_path}")
+
+
 def test_a_clip_becomes_the_values_of_its_pictures(tmp_path):
     pictures = [np.broadcast_to(RNG.integers(0, 256, (1, 90, 3), np.uint8), (60, 90, 3)).copy() for _ in range(3)]
     clip = write_clip(tmp_path / "c.mkv", 3, 1, codec="ffv1", pictures=pictures)

@@ -333,6 +333,24 @@ def test_invalid_arguments_are_errors_before_tagging(capsys, model, shards, tmp_
     assert [path.name for path in tmp_path.rglob("*")] == ["p.csv.parts", "notes.txt"]
 
 
+def test_videos_are_refused_with_the_command_that_tags_them(capsys, model, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    (videos / "labels.csv").write_text("file,labels\na.mp4,beach\n")
+    (videos / "a.mp4").write_bytes(b"\0\0\0\x20ftypisom" + bytes(400))
+    for command in ("predict", "evaluate"):
+        for given, what in [
+            (videos / "a.mp4", "is a video"),
+            (videos / "*.mp4", "is a video"),
+            (videos, "is a folder of"),
+        ]:
+            assert main([command, str(model), str(given)]) == 2
+            said = capsys.readouterr().err
+            assert what in said
+            assert "`reeltag tag`" in said
+            assert said.count("\n") == 1
+
+
 FLAT = Schema(features=(Feature(name="audio", width=4), Feature(name="rgb", width=64)), classes=8)
 
 

@@ -119,7 +119,17 @@ def test_float32_takes_what_a_model_can_square(tmp_path):
 @pytest.mark.parametrize("kind", ["text/plain", "", "multipart/form-data; boundary=x", "application/jsonx", "\xe4"])
 def test_other_content_types(client, kind):
     answer = client.post("/predict", content=b"{}", headers={"Content-Type": kind.encode("latin-1")})
-    refuses(answer, 415, "application/json", "application/x-tfrecord")
+    refuses(answer, 415, "application/json", "application/x-tfrecord", "video/* or audio/*")
+
+
+@pytest.mark.parametrize("kind", ["application/octet-stream", "application/x-tfrecord"])
+def test_a_video_of_the_type_of_records_is_told_its_own(client, kind):
+    video = b"\0\0\0\x20ftypisom" + bytes(400)
+    answer = client.post("/predict", content=video, headers={"Content-Type": kind})
+    refuses(answer, 400, "if it is a video, send it with its type, such as Content-Type: video/mp4")
+    altered = bytearray(record(make_video(SCHEMA, 2)))
+    altered[-1] ^= 1
+    assert "video/mp4" not in post_records(client, bytes(altered)).json()["error"]
 
 
 def test_content_types_with_parameters_and_capitals(client):
@@ -164,7 +174,7 @@ def test_bodies_that_are_too_large(predictor):
     body = record(make_video(SCHEMA, 10))
     with client_of(predictor, max_body=2 * len(body)) as client:
         assert post_records(client, 2 * body).status_code == 200
-        refuses(post_records(client, 2 * body + b"x"), 413, "more than")
+        refuses(post_records(client, 2 * body + b"x"), 413, "more than", "raise --max-body-mb")
         chunks = client.post("/predict", content=iter([body] * 3), headers={"Content-Type": "application/x-tfrecord"})
         refuses(chunks, 413, "more than")  # which has no Content-Length
     with client_of(predictor) as client:  # JSON is bounded by what a video may have

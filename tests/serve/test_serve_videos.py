@@ -71,7 +71,7 @@ def test_what_is_no_video_or_too_large_is_refused(client, clips):
         (400, b"no video", "the video is not a media file"),
         (400, b"", "the video is empty"),
         (400, whole[:300], "the video "),
-        (413, bytes(300_001), "more than 300,000 bytes"),
+        (413, bytes(300_001), "more than 300,000 bytes; send a shorter or smaller video, or raise --max-body-mb"),
     ]
     for status, content, message in cases:
         found = post(client, content)

@@ -155,6 +155,7 @@ class TensorFile:
 
     Args:
         path: the file.
+        wanted: the file that was expected, for messages.
 
     Attributes:
         content: the JSON.
@@ -164,12 +165,12 @@ class TensorFile:
         ArtifactError: the file is missing, damaged, or was not written by this version of reeltag.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, wanted: str = "a .reeltag file") -> None:
+        self.path, self._wanted = path, wanted
         if path.is_dir():
-            raise ArtifactError(f"{path}: is a folder; give the path of a .reeltag file")
+            raise ArtifactError(f"{path}: is a folder; give the path of {wanted}")
         if not path.is_file():
-            raise ArtifactError(f"{path}: no such file; {self._again() or _meant(path)}")
+            raise ArtifactError(f"{path}: no such file; {self._again() or _meant(path, wanted)}")
         try:
             with path.open("rb") as file:
                 self._pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -283,7 +284,7 @@ class TensorFile:
         return ArtifactError(f"{self.path}: {what}; the file is damaged, {self._again() or 'copy it again'}")
 
     def _unknown(self, what: str) -> ArtifactError:
-        return ArtifactError(f"{self.path}: {what}; {self._again() or 'copy it again, or give a .reeltag file'}")
+        return ArtifactError(f"{self.path}: {what}; {self._again() or f'copy it again, or give {self._wanted}'}")
 
     def _again(self) -> str:
         """Return how to recreate an intermediate file of a run; empty for any other file."""
@@ -291,12 +292,12 @@ class TensorFile:
         return f"remove {folder} and run again" if folder.parent.name == "stages" else ""
 
 
-def _meant(path: Path) -> str:
+def _meant(path: Path, wanted: str) -> str:
     """Suggest a file for a path that does not exist."""
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist"
     here = [file.name for file in path.parent.glob(f"*{glob.escape(path.suffix)}")]
-    return did_you_mean(path.name, here) or "give the path of a .reeltag file"
+    return did_you_mean(path.name, here) or f"give the path of {wanted}"
 
 
 def _header(entries: Mapping[str, _Entry], checksums: Mapping[str, int], content: Mapping[str, Any]) -> bytes:

@@ -25,6 +25,7 @@ Codes = npt.NDArray[np.uint8]
 LIMIT = 2.0  # of a value, as YouTube-8M has it
 EPSILON = 1e-4  # of the mean variance, added to each before it divides
 ARRAYS = ("mean", "components", "scale")  # of a projection
+_WANTED = "the pca.safetensors that `reeltag extract --fit-pca` wrote"
 
 
 def to_codes(values: Values) -> Codes:
@@ -163,10 +164,10 @@ def read_projections(path: Path) -> tuple[dict[str, Projection], dict[str, Any]]
         ArtifactError: the file is missing or damaged.
         UsageError: it holds no projection.
     """
-    file = tensorfile.TensorFile(path)
+    file = tensorfile.TensorFile(path, _WANTED)
     made_for = file.content.get("projections")
     if not isinstance(made_for, dict) or {*file.names} != {f"{key}.{name}" for key in made_for for name in ARRAYS}:
-        raise UsageError(f"{path}: holds no PCA; give a file that `reeltag extract --fit-pca` wrote")
+        raise UsageError(f"{path}: holds no PCA; give {_WANTED}")
     found = {feature: Projection(*(file.read(f"{feature}.{name}") for name in ARRAYS)) for feature in made_for}
     return found, made_for
 

@@ -1,15 +1,21 @@
-"""Check arrays of frames against a model's schema."""
+"""Check arrays of frames against a model's schema, and refuse videos where features are read."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from reeltag.core.errors import UsageError
+from reeltag.core.remote_files import is_url
+from reeltag.core.storage import Patterns, as_strings, match_paths
 from reeltag.data.formats.example import MAX_VALUE, is_computable
+from reeltag.data.formats.kinds import TEXT, recognise
 from reeltag.data.schema import Schema
+from reeltag.data.sources.files import list_files
+from reeltag.data.video.dataset import ENDINGS
 
 
 def as_frames(frames: npt.ArrayLike) -> npt.NDArray[Any]:
@@ -57,3 +63,22 @@ def check_frames(frames: npt.NDArray[Any], lengths: npt.NDArray[Any], schema: Sc
         )
     if not is_computable(frames):
         raise UsageError(f"frames hold NaN or infinite values, or some beyond ±{MAX_VALUE:g}")
+
+
+def refuse_videos(patterns: Patterns) -> None:
+    """Refuse files of video or sound, and folders of them, where shards or other features are expected.
+
+    Args:
+        patterns: paths, URLs or glob patterns; the first match of each tells.
+
+    Raises:
+        UsageError: one of them is a video.
+    """
+    step = "tag videos with `reeltag tag`, or give the features that `reeltag extract` makes of them"
+    for pattern in as_strings(patterns):
+        for match in [] if is_url(pattern) else match_paths(Path(), pattern)[:1]:
+            files = list_files([match])
+            if not any(file.suffix.lower() in ENDINGS for file in files):
+                continue
+            if {recognise(file) for file in files if file.is_file()} <= {None, TEXT}:
+                raise UsageError(f"{match}: {'is a folder of videos' if match.is_dir() else 'is a video'}; {step}")

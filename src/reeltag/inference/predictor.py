@@ -33,7 +33,7 @@ from reeltag.inference.engines.choice import ASKED_FOR, Choice, choose, everywhe
 from reeltag.inference.engines.ways import Mode, open_member
 from reeltag.inference.ensemble import BATCH_SIZE, Ensemble, Predictions, predict_batches
 from reeltag.inference.frame_subset import frame_subset
-from reeltag.inference.inputs import as_frames, check_frames
+from reeltag.inference.inputs import as_frames, check_frames, refuse_videos
 from reeltag.inference.metrics.evaluation import evaluate_predictions
 from reeltag.inference.metrics.video_metrics import Scores, top_k
 
@@ -189,12 +189,13 @@ class Predictor:
             seed: of the drawn frames, 0 by default; the draw depends on it and on the video's id alone.
 
         Raises:
-            UsageError: a pattern matches nothing, labels are given for shards or cannot be read, the features are of
-                another extractor, or so many frames cannot be drawn.
+            UsageError: a pattern matches nothing or videos, labels are given for shards or cannot be read, the
+                features are of another extractor, or so many frames cannot be drawn.
             DataError: a record is damaged or does not follow the model's schema.
         """
         subset = frame_subset(frames, seed, self.schema)
         schema = self.schema if labelled or bad is None else self.schema.lenient
+        refuse_videos(patterns)
         if paths := find_features(patterns):
             examples = self._source_examples(paths, labelled, labels, label_encoding)
         elif labels is not None or label_encoding is not None:

@@ -58,6 +58,7 @@ from reeltag.inference.engines.ways import is_installed
 from reeltag.inference.ensemble import BATCH_SIZE, Predictions, predict_batches
 from reeltag.inference.formats.table import output_format, refuse_ending
 from reeltag.inference.frame_subset import FrameSubset, frame_subset
+from reeltag.inference.inputs import refuse_videos
 from reeltag.inference.predictor import AnyMode, Predictor, load, resolve_device, resolve_model
 
 PARTS_FORMAT = 2  # raise it when the content of a part changes for the same shard, model and options
@@ -335,8 +336,9 @@ def _find(patterns: Patterns, schema: Schema) -> Sequence[DataFile | Piece]:
     """Return the shards that patterns name, or the pieces of other files of features.
 
     Raises:
-        UsageError: a pattern matches nothing, or the features are of another extractor than the schema's.
+        UsageError: a pattern matches nothing or videos, or the features are of another extractor than the schema's.
     """
+    refuse_videos(patterns)
     if paths := find_features(patterns):
         return pieces(paths, schema)
     shards = find_files(patterns)

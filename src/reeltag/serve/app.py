@@ -30,7 +30,7 @@ from reeltag.serve.batching import Batcher
 from reeltag.serve.describe import PREDICT
 from reeltag.serve.limits import Limits, refuse_large_answer
 from reeltag.serve.monitoring import Monitored, Monitoring
-from reeltag.serve.requests import JSON, RECORDS, VIDEO, Wanted, media_type, most_bytes, options, parse
+from reeltag.serve.requests import JSON, RECORDS, VIDEO, Wanted, media_type, most_bytes, options, parse, too_large
 from reeltag.serve.samples import Sample
 from reeltag.serve.videos import VideoProcess
 
@@ -103,7 +103,7 @@ class Service:
             kind = media_type(request.headers.get("content-type", ""))
             if kind == VIDEO and self.videos.refusal is not None:
                 raise RequestError(*self.videos.refusal)
-            reading = _body(request, most_bytes(kind, self.schema, self.limits))
+            reading = _body(request, kind, most_bytes(kind, self.schema, self.limits))
             body = await asyncio.wait_for(reading, self.limits.timeout)
             tag = self._tagged_file if kind == VIDEO else self._tagged
             tagged = await tag(request, kind, body, deadline)
@@ -211,7 +211,7 @@ def _tagging(predictor: Predictor) -> Callable[[Batch], ScoreArray]:
     return tag
 
 
-async def _body(request: Request, limit: int) -> bytes:
+async def _body(request: Request, kind: str, limit: int) -> bytes:
     """Return the complete body of a request.
 
     Raises:
@@ -228,9 +228,7 @@ async def _body(request: Request, limit: int) -> bytes:
                 break
             chunks.append(chunk)
     if size > limit:
-        raise RequestError(
-            413, f"the body has more than {limit:,} bytes; send fewer videos, or TFRecords instead of JSON"
-        )
+        raise too_large(kind, limit)
     return b"".join(chunks)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from reeltag.core.errors import DataError, RequestError
 from reeltag.data.formats.example import MAX_VALUE, FrameArray, Video, is_computable
+from reeltag.data.formats.kinds import HEAD, TFRECORD, recognise_content
 from reeltag.data.schema import Schema
 from reeltag.data.shards import read_shard_bytes
 from reeltag.data.sources.conversion import to_feature
@@ -57,7 +58,7 @@ def media_type(content_type: str) -> str:
     if kind.partition("/")[0] in ("video", "audio"):
         return VIDEO
     if kind not in (JSON, ARRAY, *RECORDS):
-        known = f"{JSON}, frames as {ARRAY}, TFRecords as {' or '.join(RECORDS)}, or a {VIDEO}"
+        known = f"{JSON}, frames as {ARRAY}, TFRecords as {' or '.join(RECORDS)}, or a file of video/* or audio/*"
         raise RequestError(415, f"content type {kind!r}: send {known}")
     return kind
 
@@ -67,6 +68,21 @@ def most_bytes(kind: str, schema: Schema, limits: Limits) -> int:
     if kind != JSON:
         return limits.max_body
     return min(limits.max_body, _JSON_VALUE * schema.max_frames * schema.width + _JSON_REST)
+
+
+def too_large(kind: str, limit: int) -> RequestError:
+    """Return the error for a body of more bytes than `most_bytes` allows.
+
+    Args:
+        kind: media type of the body, as `media_type` returns it.
+        limit: the maximum.
+    """
+    if kind == JSON:
+        step = "send TFRecords instead of JSON"
+    else:
+        smaller = "a shorter or smaller video" if kind == VIDEO else "fewer videos"
+        step = f"send {smaller}, or raise --max-body-mb of the service"
+    return RequestError(413, f"the body has more than {limit:,} bytes; {step}")
 
 
 def parse(kind: str, query: Mapping[str, str], body: bytes, schema: Schema, limits: Limits) -> Wanted:
@@ -115,7 +131,9 @@ def _records(body: bytes, schema: Schema, limits: Limits) -> Iterator[Video]:
                 raise RequestError(413, reason)
             yield video
     except DataError as error:
-        raise RequestError(400, str(error)) from error
+        is_shard = recognise_content(body[:HEAD]) == TFRECORD
+        step = "" if is_shard else "; if it is a video, send it with its type, such as Content-Type: video/mp4"
+        raise RequestError(400, f"{error}{step}") from error
 
 
 def _query_value(text: str) -> object:

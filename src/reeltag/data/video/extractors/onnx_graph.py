@@ -22,9 +22,12 @@ from reeltag.data.video.extractors import mel
 from reeltag.data.video.extractors.settings import (
     FileSettings,
     Rgb,
+    RgbScale,
     check_reference,
     parse_settings,
+    probe_width,
     refuse_normalisation,
+    tone,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +49,7 @@ class ImageSettings(_Settings):
         None, gt=0, le=4096, description="side of a picture, for graphs whose input size is dynamic"
     )
     mean: Rgb = (0.0, 0.0, 0.0)
-    std: Rgb = (1.0, 1.0, 1.0)
+    std: RgbScale = (1.0, 1.0, 1.0)
 
 
 class SoundSettings(_Settings):
@@ -98,13 +101,15 @@ class ImageModel(_Model):
         preset: `onnx`, or `inception` for YouTube-8M's network, whose normalisation and size are known.
 
     Raises:
-        UsageError: the file is missing, or its input or output is not that of an image model.
+        UsageError: the file is missing, its input or output is not that of an image model, or it gives NaN for a plain
+            picture.
     """
 
     def __init__(self, rest: str, preset: str = "onnx") -> None:
         defaults = {"size": 299, "mean": (128 / 255,) * 3, "std": (128 / 255,) * 3} if preset == "inception" else {}
         path, self.settings = parse_settings(preset, rest, ImageSettings, defaults)
         super().__init__(path, self.settings, preset)
+        self._preset = preset
         shape = self.input.shape
         if len(shape) != 4 or 3 not in (shape[1], shape[3]) or self.input.type not in (_FLOAT, _BYTE):
             what = f"input {self.input.name!r} is {self.input.type} {shape}"
@@ -119,7 +124,8 @@ class ImageModel(_Model):
         implied |= {"mean", "std"} if self.input.type == _BYTE else set()
         kept = {key: value for key, value in self.identity["settings"].items() if key not in implied}
         self.identity = {**self.identity, "settings": kept}  # what the graph decides is no other extractor if given
-        self.width = self(np.zeros((1, *self.size, 3), np.uint8)).shape[1]
+        grey = np.full((1, *self.size, 3), 128, np.uint8)
+        self.width = probe_width(path, self, grey, "a plain grey picture")
         if preset == "inception" and self.width != 2048:
             raise UsageError(f"{path}: gives {self.width} values; Inception-v3's pool has 2048, see ?output=")
         check_reference(path, self.settings.reference, self, "mean, std, size and output")
@@ -127,8 +133,15 @@ class ImageModel(_Model):
     def _sides(self, sides: list[Any]) -> tuple[int, int]:
         wanted = self.settings.size
         height, width = (side if isinstance(side, int) else wanted for side in sides)
-        if height is None or width is None or (wanted is not None and (height, width) != (wanted, wanted)):
+        if height is None or width is None:
             raise UsageError(f"{self.path}: its pictures are {sides}; give the side with ?size=")
+        if wanted is not None and (height, width) != (wanted, wanted):
+            fixed = [side for side in sides if isinstance(side, int)]
+            what = f"its graph is made for pictures of {' x '.join(map(str, sides))}, not of {wanted} x {wanted}"
+            step = "leave out ?size=" if len(fixed) == 2 else f"give ?size={fixed[0]}"
+            if self._preset == "inception":
+                step = "export it again, with the pictures of Inception-v3"
+            raise UsageError(f"{self.path}: {what}; {step}")
         return height, width
 
     def __call__(self, pictures: Picture) -> Values:
@@ -158,7 +171,7 @@ class SoundModel(_Model):
         rest: PATH?key=value&…, with the keys of `SoundSettings`.
 
     Raises:
-        UsageError: the file is missing, or its input or output is not that of a sound model.
+        UsageError: the file is missing, its input or output is not that of a sound model, or it gives NaN for a tone.
     """
 
     def __init__(self, rest: str) -> None:
@@ -171,7 +184,7 @@ class SoundModel(_Model):
             raise UsageError(f"{path}: {what}, not float [samples], [N, samples] or VGGish's patches [N, 96, 64]")
         if self._patches and self.settings.rate != mel.RATE:
             raise UsageError(f"{path}: VGGish's patches are of {mel.RATE:,} samples a second; leave out ?rate=")
-        self.width = self(np.zeros((1, self.settings.rate), np.float32)).shape[1]
+        self.width = probe_width(path, self, tone(self.settings.rate), "a tone")
         check_reference(path, self.settings.reference, self, "rate and output")
 
     def __call__(self, seconds: Samples) -> Values:

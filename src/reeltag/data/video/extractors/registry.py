@@ -10,12 +10,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
 from reeltag.core.errors import UsageError
+from reeltag.core.text import did_you_mean
 from reeltag.data.pca import Values
 from reeltag.data.video.decode import Picture, Samples
 from reeltag.data.video.extractors import efficientnet, mel, onnx_graph
@@ -253,5 +255,23 @@ def _named(name: str, table: Mapping[str, Entry[Input]], option: str) -> Extract
     kind = name.partition("?")[0].partition(":")[0]
     rest = name[len(kind) :].removeprefix(":")
     if kind not in table:
-        raise UsageError(f"{option}: there is no {kind!r}; use {', '.join(table)} or none")
+        raise UsageError(f"{option}: {_unknown(name, kind, table)}")
     return table[kind].open(rest)
+
+
+def _unknown(name: str, kind: str, table: Mapping[str, Entry[Any]]) -> str:
+    """Return what is wrong with a name that a table does not have, and what was probably meant."""
+    if kind in {**IMAGE, **SOUND}:
+        return f"{kind!r} reads sound; give it to --audio" if kind in SOUND else f"{kind!r} reads pictures; see --image"
+    file = Path(name.partition("?")[0])
+    ending = file.suffix[1:].lower()
+    if kind and name.partition("?")[0] == kind and (ending in ("onnx", "tflite") or file.exists()):
+        what = f"{str(file)!r} is a {'folder' if file.is_dir() else 'file'}"
+        readers = [each for each, entry in table.items() if entry.argument.startswith("PATH")]
+        meant = [each for each in readers if each not in ("onnx", "tflite") and each in file.name.lower()]
+        meant += [ending] if ending in readers else []
+        if not meant:
+            return f"{what}; give NAME:PATH, with one of {', '.join(readers)}"
+        text = table[meant[0]].argument.partition("?")[0].replace("PATH", name)
+        return f"{what}; name its encoder, such as {meant[0]}:{text}"
+    return f"there is no {kind!r}; {did_you_mean(kind, table) or 'use ' + ', '.join(table) + ' or none'}"

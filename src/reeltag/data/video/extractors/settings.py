@@ -1,4 +1,4 @@
-"""Settings of extractors that read a file, `PATH?key=value&…`, and their check against reference values."""
+"""Settings of extractors that read a file, `PATH?key=value&…`, and checks with plain and with reference inputs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from reeltag.core.errors import UsageError
 from reeltag.core.validation import describe_fault
+from reeltag.data.pca import Values
+from reeltag.data.video.decode import Samples
 
 TOLERANCE = 1e-3  # largest difference from reference values, relative to the largest value
 
@@ -24,6 +26,8 @@ def _numbers(text: Any) -> Any:
 
 
 Rgb = Annotated[tuple[float, float, float], BeforeValidator(_numbers)]
+_Above0 = Annotated[float, Field(gt=0)]
+RgbScale = Annotated[tuple[_Above0, _Above0, _Above0], BeforeValidator(_numbers)]
 
 
 class ScaleSettings(BaseModel):
@@ -141,6 +145,30 @@ def as_query(settings: Mapping[str, Any]) -> str:
     given = {key: value for key, value in settings.items() if value is not None}
     texts = {key: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in given.items()}
     return urlencode(texts, safe=",")
+
+
+def tone(rate: int) -> Samples:
+    """Return a second of a tone at full scale, [1, rate] float32."""
+    return np.sin(np.arange(rate) / 4, dtype=np.float32)[None]
+
+
+def probe_width(path: Path, values: Callable[[Any], Values], probe: Any, what: str) -> int:
+    """Return the width of an extractor's vectors, from one input that every extractor has to read.
+
+    Args:
+        path: file of the extractor, for messages.
+        values: function from inputs to values [T, width].
+        probe: the input, [1, …].
+        what: the input in words, for messages.
+
+    Raises:
+        UsageError: its values are NaN or infinite.
+    """
+    with np.errstate(all="ignore"):  # the message says it
+        found = values(probe)
+    if not np.isfinite(found).all():
+        raise UsageError(f"{path}: gives NaN or infinite values for {what}; check its settings, or export it again")
+    return int(found.shape[1])
 
 
 def check_reference(path: Path, reference: Path | None, values: Callable[[Any], Any], advice: str) -> None:

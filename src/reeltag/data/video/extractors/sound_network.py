@@ -15,6 +15,7 @@ from reeltag.data.pca import Values
 from reeltag.data.video.decode import Samples
 from reeltag.data.video.extractors import mel
 from reeltag.data.video.extractors.onnx_graph import open_session, run_session
+from reeltag.data.video.extractors.settings import tone
 from reeltag.data.video.extractors.tflite import TfliteNetwork
 
 SAMPLES = 15600  # of a patch: 96 windows of 400 samples, every 160
@@ -42,8 +43,10 @@ class SoundNetwork:
         self._reads_patches = [side for side in self._shape[1:] if side != 1] == [96, 64]
         if not self._reads_patches and len(self._shape) > 2:
             raise UsageError(f"{path}: reads {list(self._shape)}, not log-mel patches [N, 96, 64] or [samples]")
-        silence, tone = self(np.stack([np.zeros(mel.RATE), np.sin(np.arange(mel.RATE) / 4)]).astype(np.float32))
-        if np.array_equal(silence, tone):
+        silence, heard = both = self(np.concatenate([np.zeros((1, mel.RATE), np.float32), tone(mel.RATE)]))
+        if not np.isfinite(both).all():
+            raise UsageError(f"{path}: gives NaN or infinite values for silence or a tone; export it again")
+        if np.array_equal(silence, heard):
             raise UsageError(f"{path}: gives the same {width:,} values for silence and a tone; export it again")
 
     def __call__(self, seconds: Samples) -> Values:

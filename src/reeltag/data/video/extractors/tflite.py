@@ -18,8 +18,10 @@ from reeltag.data.video.extractors.extractor import Extractor
 from reeltag.data.video.extractors.settings import (
     FileSettings,
     Rgb,
+    RgbScale,
     check_reference,
     parse_settings,
+    probe_width,
     refuse_normalisation,
 )
 
@@ -30,7 +32,7 @@ class TfliteSettings(FileSettings):
     """Keys of a network of pictures, which reads (x / 255 - mean) / std; with uint8 input, the unchanged pixels."""
 
     mean: Rgb = (0.0, 0.0, 0.0)
-    std: Rgb = (1.0, 1.0, 1.0)
+    std: RgbScale = (1.0, 1.0, 1.0)
 
 
 class TfliteNetwork:
@@ -132,7 +134,8 @@ def open_tflite(rest: str) -> Extractor[Picture]:
         rest: PATH?key=value&…, with the keys of `TfliteSettings`.
 
     Raises:
-        UsageError: the file is missing, or its input or output is not that of such a network.
+        UsageError: the file is missing, its input or output is not that of such a network, or it gives NaN for a plain
+            picture.
     """
     path, settings = parse_settings("tflite", rest, TfliteSettings)
     network = TfliteNetwork(path)
@@ -152,7 +155,8 @@ def open_tflite(rest: str) -> Extractor[Picture]:
 
     check_reference(path, settings.reference, values, "mean and std")
     identity = {"name": "tflite", "weights": file_hash(path), "settings": kept}
-    width = values(np.zeros((1, *size, 3), np.uint8)).shape[1]
+    grey = np.full((1, *size, 3), 128, np.uint8)
+    width = probe_width(path, values, grey, "a plain grey picture")
     return Extractor(f"tflite:{path.name}", width, tuple(size), identity, settings.offset, settings.scale, values)
 
 

@@ -27,7 +27,7 @@ from reeltag.data.pca import LIMIT, Values
 from reeltag.data.video.decode import Picture
 from reeltag.data.video.extractors.extractor import Extractor
 from reeltag.data.video.extractors.onnx_graph import graph_hash, open_session, run_session
-from reeltag.data.video.extractors.settings import FileSettings, Rgb, check_reference, parse_settings
+from reeltag.data.video.extractors.settings import FileSettings, Rgb, RgbScale, check_reference, parse_settings
 
 # For each family: the values of `model_type` in config.json.
 FAMILIES: Mapping[str, tuple[str, ...]] = {
@@ -285,7 +285,7 @@ class ImageProcessor(BaseModel):
     crop_size: int | dict[str, int] | None = None
     resample: int = 3
     image_mean: Rgb
-    image_std: Rgb
+    image_std: RgbScale
     rescale_factor: float = Field(1 / 255, gt=0)
     do_resize: bool | None = True
     do_center_crop: bool | None = None
@@ -344,7 +344,7 @@ class _ModelConfig(BaseModel):
 class _PreprocessConfig(BaseModel):
     size: int | tuple[int, int] | None = None
     mean: Rgb = _CLIP_MEAN
-    std: Rgb = _CLIP_STD
+    std: RgbScale = _CLIP_STD
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     resize_mode: Literal["shortest", "squash"] = "shortest"
 

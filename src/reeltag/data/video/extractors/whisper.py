@@ -15,7 +15,7 @@ from reeltag.data.pca import Values
 from reeltag.data.video.decode import Samples
 from reeltag.data.video.extractors.extractor import Extractor
 from reeltag.data.video.extractors.onnx_graph import graph_hash, open_session, run_session
-from reeltag.data.video.extractors.settings import FileSettings, check_reference, parse_settings
+from reeltag.data.video.extractors.settings import FileSettings, check_reference, parse_settings, probe_width, tone
 
 RATE = 16000  # samples a second
 SECONDS = 30  # of a window
@@ -79,7 +79,7 @@ class WhisperEncoder:
         self.bands: int = bands or shape[1]
         names = [each.name for each in self._session.get_outputs()]
         self._output = "last_hidden_state" if "last_hidden_state" in names else names[0]
-        self.width = self(np.zeros((1, RATE), np.float32)).shape[1]
+        self.width = probe_width(path, self, tone(RATE), "a tone")
 
     def __call__(self, seconds: Samples) -> Values:
         """Return the means [T, width] of the states of seconds of sound [T, 16000]."""
