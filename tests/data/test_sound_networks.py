@@ -239,7 +239,7 @@ def test_codes_of_vggish_are_googles(tmp_path, kind):
     codes = record_codes(extractor, extractor.values(seconds))
     patches = mel.vggish_patches(torch.from_numpy(seconds)).numpy()
     expected = google_codes(patches.mean(1).astype(np.float64) @ weights + means.ravel(), components, means)
-    assert len(np.unique(expected)) > 200
+    assert len(np.unique(expected)) > 100
     # A value may fall on the other side of a step, since the network adds in float32.
     assert (codes != expected).mean() < 0.002
     assert np.abs(codes.astype(int) - expected).max() <= 1
