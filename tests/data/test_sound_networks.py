@@ -216,30 +216,31 @@ def google_codes(embeddings, components, means):
     return ((np.clip(projected, -2.0, 2.0) + 2.0) * (255.0 / 4.0)).astype(np.uint8)
 
 
-def pca_file(folder, kind):
+def pca_file(folder, kind, rng=RNG):
     """The published PCA, or one with other numbers."""
     if kind == "published":
         if not FILES.is_dir():
             pytest.skip(f"no published PCA in {FILES}")
         return FILES / "vggish_pca_params.npz"
-    components = np.linalg.qr(RNG.normal(size=(128, 128)))[0] / RNG.uniform(0.2, 3, (128, 1))
-    np.savez(folder / "pca.npz", pca_eigen_vectors=components, pca_means=RNG.normal(size=(128, 1)))
+    components = np.linalg.qr(rng.normal(size=(128, 128)))[0] / rng.uniform(0.2, 3, (128, 1))
+    np.savez(folder / "pca.npz", pca_eigen_vectors=components, pca_means=rng.normal(size=(128, 1)))
     return folder / "pca.npz"
 
 
 @pytest.mark.parametrize("kind", ["published", "generated"])
 def test_codes_of_vggish_are_googles(tmp_path, kind):
-    pca = pca_file(tmp_path, kind)
+    rng = np.random.default_rng(0)  # whatever tests came before
+    pca = pca_file(tmp_path, kind, rng)
     with np.load(pca) as file:
         components, means = file["pca_eigen_vectors"], file["pca_means"]
-    path, weights = patches_model(tmp_path / "vggish.onnx", 128, scale=0.02, bias=means.ravel())
+    path, weights = patches_model(tmp_path / "vggish.onnx", 128, scale=0.05, bias=means.ravel())
     extractor = sound_extractor(f"vggish:{path},{pca}")
     assert (extractor.name, extractor.width) == (f"vggish:vggish.onnx,{pca.name}", 128)
-    seconds = (RNG.normal(0, 0.3, (40, 1)) * RNG.normal(size=(40, 16000))).astype(np.float32)
+    seconds = (rng.normal(0, 0.3, (40, 1)) * rng.normal(size=(40, 16000))).astype(np.float32)
     codes = record_codes(extractor, extractor.values(seconds))
     patches = mel.vggish_patches(torch.from_numpy(seconds)).numpy()
     expected = google_codes(patches.mean(1).astype(np.float64) @ weights + means.ravel(), components, means)
-    assert len(np.unique(expected)) > 100
+    assert len(np.unique(expected)) > 200
     # A value may fall on the other side of a step, since the network adds in float32.
     assert (codes != expected).mean() < 0.002
     assert np.abs(codes.astype(int) - expected).max() <= 1
