@@ -148,7 +148,7 @@ def test_commands_without_support_for_segments_refuse_them(out: Path, shards: li
     from reeltag.serve.limits import Limits
 
     with pytest.raises(UsageError, match="tags segments, but the service tags whole videos"):
-        app.create_app(tagger, "model", Limits(1, 1, 1, 1.0, 1))
+        app.create_app(tagger.artifact, tagger.choice, [], "model", Limits(1, 1, 1, 1.0, 1))
     assert not (tmp_path / "s.csv").exists()
 
 

@@ -207,6 +207,16 @@ def test_the_page_asks_nobody_else(client):
     assert "innerHTML" not in client.get("/page.js").text
 
 
+@pytest.mark.parametrize("path", ["/", "/page.js", "/healthz", "/metrics", "/model", "/samples", "/openapi.json"])
+def test_head_is_get_without_the_body(client, path):
+    head, got = (client.request(method, path, headers={"Accept-Encoding": "identity"}) for method in ("HEAD", "GET"))
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["Content-Type"] == got.headers["Content-Type"]
+    assert path == "/metrics" or head.headers["Content-Length"] == str(len(got.content))
+    assert client.head("/predict").status_code == 405
+    assert client.post(path).headers["Allow"] == "GET, HEAD"
+
+
 @pytest.mark.parametrize("field", ["max_batch", "max_body", "max_frames", "timeout", "max_waiting"])
 def test_limits_are_more_than_nothing(field):
     usual = {"max_batch": 1, "max_body": 1, "max_frames": 1, "timeout": 1.0, "max_waiting": 1}

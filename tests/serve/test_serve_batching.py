@@ -1,7 +1,6 @@
 """Concurrent requests are computed in batches, in turn, and only while their clients are connected."""
 
 import asyncio
-import time
 
 import numpy as np
 import pytest
@@ -10,15 +9,14 @@ from hypothesis import strategies as st
 
 from conftest import make_video
 from reeltag.core.errors import RequestError
-from reeltag.serve.app import create_app
 from reeltag.serve.batching import Batcher, groups
 from serving import (
     SCHEMA,
     TFRECORD,
+    app_of,
     concurrent_client,
     frames_of,
     gate,
-    limits,
     predictor,
     record,
     scores_of,
@@ -35,7 +33,7 @@ def run(predictor, story, **changes):
     """Run a scenario, a coroutine of a client, against a service."""
 
     async def live():
-        async with concurrent_client(create_app(predictor, "m", limits(**changes))) as client:
+        async with concurrent_client(app_of(predictor, **changes)) as client:
             return await story(client)
 
     return asyncio.run(live())
@@ -138,34 +136,64 @@ def test_too_many_requests_get_503_and_a_retry_header(predictor, gate):
     assert [answer.status_code for answer in (*answered, later)] == [200] * 4
 
 
-def test_a_client_that_left_is_not_computed(predictor):
-    sizes = []
+class Recording:
+    """Model that takes its time; the sizes of its batches, and the tasks that it is computing."""
+
+    deaths = 0
+
+    def __init__(self, seconds=0.0):
+        self.seconds, self.sizes = seconds, []
+
+    async def tag(self, videos):
+        self.sizes.append(len(videos))
+        await asyncio.sleep(self.seconds)
+        return np.array([[video.length] * 8 for video in videos], np.float32)
+
+
+async def here():
+    return False
+
+
+async def gone():
+    return True
+
+
+def asked(batcher, lengths, left=here):
+    """Ask for the videos of a request."""
+    return batcher.tag([make_video(SCHEMA, length) for length in lengths], asyncio.get_running_loop().time() + 20, left)
+
+
+def test_a_client_that_left_is_not_computed():
+    model = Recording(0.3)
 
     async def story():
-        def slow(batch):
-            sizes.append(len(batch))
-            time.sleep(0.3)
-            return np.zeros((len(batch), 8), np.float32)
-
-        async def here():
-            return False
-
-        async def gone():
-            return True
-
-        batcher = Batcher(slow, SCHEMA, 64, lambda size: None)
-        videos = [make_video(SCHEMA)]
-        late = asyncio.get_running_loop().time() + 20
-        first = asyncio.create_task(batcher.tag(videos, late, here))
+        batcher = Batcher([model], 8, 64, lambda size: None)
+        first = asyncio.create_task(asked(batcher, [3]))
         await asyncio.sleep(0.05)
-        others = batcher.tag(videos, late, gone), batcher.tag(videos, late, here)
-        result = await asyncio.gather(first, *others, return_exceptions=True)
-        batcher.close()
-        return result
+        others = asked(batcher, [3], gone), asked(batcher, [3])
+        return await asyncio.gather(first, *others, return_exceptions=True)
 
     first, left, stayed = asyncio.run(story())
     assert isinstance(left, RequestError) and left.status == 499
-    assert sizes == [1, 1] and first.shape == stayed.shape == (1, 8)
+    assert model.sizes == [1, 1] and first.shape == stayed.shape == (1, 8)
+
+
+def test_requests_spread_over_all_models_and_so_does_a_large_one():
+    models = [Recording(0.05) for _ in range(3)]
+
+    async def story():
+        batcher = Batcher(models, 8, 16, lambda size: None)
+        await asyncio.gather(*(asked(batcher, [3]) for _ in range(3)))
+        small = await asyncio.gather(*(asked(batcher, [3, length]) for length in range(3, 12)))
+        return small, await asked(batcher, range(10, 58))
+
+    small, large = asyncio.run(story())
+    for length, scores in zip(range(3, 12), small, strict=True):
+        assert scores[:, 0].tolist() == [3, length]
+    np.testing.assert_array_equal(large[:, 0], range(10, 58))
+    sizes = [model.sizes for model in models]
+    assert all(each[0] == 1 and each[-1] == 16 for each in sizes), sizes
+    assert all(max(each[1:-1]) <= 8 for each in sizes), sizes
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=64))

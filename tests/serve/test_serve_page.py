@@ -13,9 +13,8 @@ from conftest import make_video
 from reeltag.data.formats.example import encode
 from reeltag.data.formats.tfrecord import write_shard
 from reeltag.inference.predictor import load
-from reeltag.serve.app import create_app
 from reeltag.serve.samples import read_samples
-from serving import SCHEMA, frames_of, limits, record, write_model
+from serving import SCHEMA, app_of, frames_of, record, write_model
 
 uvicorn = pytest.importorskip("uvicorn")
 pytestmark = chromium.needed
@@ -44,7 +43,7 @@ def served(tmp_path_factory):
     videos = [make_video(SCHEMA, 45, name="<b>first</b>"), make_video(SCHEMA, 1, name="second")]
     write_shard(folder / "shard", (encode(video, SCHEMA) for video in videos))
     samples = read_samples([folder / "shard"], SCHEMA)
-    with running(create_app(model, "m.reeltag", limits(), samples)) as address:
+    with running(app_of(model, samples)) as address:
         yield address, model
 
 
@@ -157,7 +156,7 @@ def test_a_shard_from_disk_and_one_that_is_damaged(served, tmp_path):
 
 
 def test_a_service_that_has_gone_is_said_in_words(tmp_path, served):
-    with running(create_app(served[1], "m.reeltag", limits())) as address:
+    with running(app_of(served[1])) as address:
 
         async def story(page, _):
             await page.open(address)

@@ -21,9 +21,8 @@ from reeltag.data.shards import read_examples
 from reeltag.inference.predictor import load
 from reeltag.inference.video.tagger import open_tagger
 from reeltag.serve import videos
-from reeltag.serve.app import create_app
 from reeltag.serve.videos import VideoProcess
-from serving import client_of, concurrent_client, limits, predictor  # noqa: F401 - fixtures
+from serving import app_of, client_of, concurrent_client, predictor  # noqa: F401 - fixtures
 from tagged import SECONDS, clips, model, schema_of, shards, write_untrained  # noqa: F401 - fixtures
 
 MP4 = {"Content-Type": "video/mp4"}
@@ -191,7 +190,7 @@ def test_a_video_that_takes_too_long_or_ends_its_process_is_refused_and_the_next
 @pytest.mark.slow
 def test_others_are_answered_while_a_video_is_read(knowing, clips):
     async def story():
-        app = create_app(knowing, "m.reeltag", limits(knowing.schema))
+        app = app_of(knowing)
         async with concurrent_client(app) as client:
             reading = asyncio.create_task(
                 client.post("/predict", content=(clips / "tram.mp4").read_bytes(), headers=MP4, timeout=30)
@@ -231,6 +230,6 @@ def test_a_video_that_is_dropped_on_the_page(knowing, clips, tmp_path):
         await page.choose_file("#file", tmp_path / "broken.mp4")
         await page.until("document.querySelector('#fault').textContent.includes('is not a media file')")
 
-    with running(create_app(knowing, "m.reeltag", limits(knowing.schema))) as address:
+    with running(app_of(knowing)) as address:
         complaints = browse((address,), tmp_path, story)
     assert all("400" in complaint for complaint in complaints)

@@ -29,6 +29,7 @@ from starlette.testclient import TestClient  # noqa: E402
 
 from reeltag.serve.app import create_app  # noqa: E402
 from reeltag.serve.limits import Limits  # noqa: E402
+from reeltag.serve.models import ModelThread  # noqa: E402
 
 TFRECORD = "application/x-tfrecord"
 SCHEMA = Schema(features=[{"name": "rgb", "width": 6}, {"name": "audio", "width": 2}], classes=8, max_frames=50)
@@ -63,9 +64,14 @@ def client(predictor):
         yield opened
 
 
+def app_of(predictor, samples=(), **changes):
+    service_limits = limits(predictor.schema, **changes)
+    models = [ModelThread(predictor)]
+    return create_app(predictor.artifact, predictor.choice, models, "m.reeltag", service_limits, samples=samples)
+
+
 def client_of(predictor, samples=(), **changes):
-    app = create_app(predictor, "m.reeltag", limits(predictor.schema, **changes), samples)
-    return TestClient(app, raise_server_exceptions=False)
+    return TestClient(app_of(predictor, samples, **changes), raise_server_exceptions=False)
 
 
 @asynccontextmanager

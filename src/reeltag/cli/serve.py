@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from reeltag.cli.options import Mode
 from reeltag.core.errors import UsageError
-
-SERVED = 16  # videos of a batch under load, for which mode auto chooses
 
 
 def serve(
@@ -21,6 +18,7 @@ def serve(
     mode: Mode = "auto",
     host: str = "127.0.0.1",
     port: int = 8000,
+    workers: int = 1,
     samples: list[str] = [],  # noqa: B006
     max_batch: int = 64,
     max_body_mb: float = 64,
@@ -38,6 +36,7 @@ def serve(
         model: A .reeltag file, a folder that `share` wrote, or a URL.
         host: Address to listen on; 0.0.0.0 for all interfaces.
         port: Port to listen on; 0 for any free port.
+        workers: Number of batches that are computed at the same time; more than one are in processes of their own.
         samples: Paths or glob patterns of TFRecord files whose first records are offered on the page.
         max_batch: Maximum number of videos in a batch.
         max_body_mb: Maximum size of a request body, in MB.
@@ -54,27 +53,27 @@ def serve(
         if (error.name or "").partition(".")[0] not in ("fastapi", "prometheus_client", "starlette", "uvicorn"):
             raise
         raise UsageError(f"serve needs {error.name}, which is not installed; pip install 'reeltag[serve]'") from error
-    import torch
-
+    from reeltag.artifact.file import resolve_artifact, stream_artifact
     from reeltag.core.remote_files import is_url
     from reeltag.core.storage import find_files
-    from reeltag.inference.predictor import load
     from reeltag.serve.limits import Limits
+    from reeltag.serve.models import open_models
     from reeltag.serve.samples import read_samples
 
-    if "OMP_NUM_THREADS" not in os.environ:  # HTTP needs a core; torch threads without one would spin
-        torch.set_num_threads(max(1, torch.get_num_threads() - 1))
-    predictor = load(model, mode, batch_size=SERVED)
-    frames = 256 * predictor.schema.max_frames if max_frames is None else max_frames
+    path = resolve_artifact(model)
+    artifact, _ = stream_artifact(path)
+    frames = 256 * artifact.schema.max_frames if max_frames is None else max_frames
     max_body = int(max_body_mb * 1e6) if math.isfinite(max_body_mb) else 0
     limits = Limits(max_batch, max_body, frames, timeout, max_waiting)
     name = Path(urlsplit(model).path if is_url(model) else model).name  # the query may hold a signature
     if image or audio:
         from reeltag.inference.video.reader import open_reader
 
-        open_reader(predictor.artifact, name, image, audio)  # what is wrong with them is said before a video comes
-    records = read_samples(find_files(samples), predictor.schema)
-    app = create_app(predictor, name, limits, records, image=image, audio=audio)
-    gc.collect()
-    gc.freeze()  # objects that live as long as the service need no garbage collection
-    run(app, listen(host, port), name)
+        open_reader(artifact, name, image, audio)  # what is wrong with them is said before a video comes
+    records = read_samples(find_files(samples), artifact.schema)
+    listener = listen(host, port)
+    with open_models(path, artifact.schema, mode, workers) as (models, choice):
+        app = create_app(artifact, choice, models, name, limits, samples=records, image=image, audio=audio)
+        gc.collect()
+        gc.freeze()  # objects that live as long as the service need no garbage collection
+        run(app, listener, name)

@@ -84,9 +84,10 @@ def build_tagged(video: Video, scores: ScoreArray, top: int, label_names: Sequen
         label_names: names of the C classes.
     """
     classes = best_classes(scores[0], top)
+    best = scores[0, classes].astype(float).round(6)
     tags: list[Tag] = [
-        {"class": c, "name": label_names[c], "score": round(score, 6)}
-        for c, score in zip(classes.tolist(), scores[0, classes].tolist(), strict=True)
+        {"class": c, "name": label_names[c], "score": score}
+        for c, score in zip(classes.tolist(), best.tolist(), strict=True)
     ]
     tagged: Tagged = {"id": video.id, "frames": video.length, "cut": video.cut, "tags": tags}
     if len(scores) > 1:

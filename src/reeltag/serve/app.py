@@ -18,15 +18,14 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from reeltag.artifact.file import artifact_header
+from reeltag.artifact.file import Artifact, artifact_header
 from reeltag.core.errors import RequestError, UsageError
 from reeltag.core.version import __version__
-from reeltag.data.loader import Batch
-from reeltag.inference.ensemble import predict_batches
-from reeltag.inference.predictor import Predictor
-from reeltag.inference.timeline import ScoreArray, Tagged
+from reeltag.inference.engines.choice import Choice
+from reeltag.inference.timeline import Tagged
 from reeltag.serve.answers import answers, clips
-from reeltag.serve.batching import Batcher
+from reeltag.serve.batching import Batcher, Model
+from reeltag.serve.compression import Compressed, decoded
 from reeltag.serve.describe import PREDICT
 from reeltag.serve.limits import Limits, refuse_large_answer
 from reeltag.serve.monitoring import Monitored, Monitoring
@@ -47,6 +46,7 @@ _OURS_ONLY = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+_READ = ["GET", "HEAD"]
 _LARGE = 250_000  # bytes; larger bodies are parsed in a thread, so that the event loop serves other requests
 _log = logging.getLogger("reeltag.serve")
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
@@ -56,7 +56,9 @@ class Service:
     """State and handlers of the routes.
 
     Args:
-        predictor: the model.
+        artifact: the model; its members' weights are not needed.
+        choice: engine and mode of each member.
+        models: what computes it, in batches.
         name: name of its file.
         limits: limits of the service.
         samples: records that the page offers.
@@ -66,30 +68,33 @@ class Service:
 
     def __init__(
         self,
-        predictor: Predictor,
+        artifact: Artifact,
+        choice: Choice,
+        models: Sequence[Model],
         name: str,
         limits: Limits,
-        samples: Sequence[Sample] = (),
         *,
+        samples: Sequence[Sample] = (),
         image: str | None = None,
         audio: str | None = None,
     ) -> None:
         self.limits, self.samples = limits, samples
-        self.schema, self.label_names = predictor.schema, predictor.label_names
-        header = artifact_header(predictor.artifact)
+        self.schema = artifact.schema
+        self.label_names = artifact.label_names or tuple(map(str, range(self.schema.classes)))
+        header = artifact_header(artifact)
         self.about = {
             "name": name,
             "reeltag": __version__,
             "classes": self.schema.classes,
             "named": header["label_names"] is not None,
             "limits": asdict(limits),
-            "computed": predictor.choice.dump(),
+            "computed": choice.dump(),
         } | {key: header[key] for key in ("data", "members", "provenance")}
         members = str(len(header["members"]))
         labels = {"name": name, "members": members, "classes": str(self.schema.classes), "reeltag": __version__}
-        self.monitoring = Monitoring(lambda: self.batcher.waiting, labels)
-        self.batcher = Batcher(_tagging(predictor), self.schema, limits.max_batch, self.monitoring.batches.observe)
-        self.videos = VideoProcess(predictor.artifact, name, image, audio)
+        self.monitoring = Monitoring(lambda: self.batcher.waiting, models, labels)
+        self.batcher = Batcher(models, self.schema.classes, limits.max_batch, self.monitoring.batches.observe)
+        self.videos = VideoProcess(artifact, name, image, audio)
         self.about["videos"] = self.videos.refusal is None
         self._working = 0
 
@@ -160,11 +165,13 @@ class Service:
 
 
 def create_app(
-    predictor: Predictor,
+    artifact: Artifact,
+    choice: Choice,
+    models: Sequence[Model],
     name: str,
     limits: Limits,
-    samples: Sequence[Sample] = (),
     *,
+    samples: Sequence[Sample] = (),
     image: str | None = None,
     audio: str | None = None,
 ) -> ASGIApp:
@@ -173,14 +180,13 @@ def create_app(
     Raises:
         UsageError: the model tags segments.
     """
-    if predictor.schema.segments is not None:
+    if artifact.schema.segments is not None:
         raise UsageError(f"{name}: the model tags segments, but the service tags whole videos; use `reeltag predict`")
-    service = Service(predictor, name, limits, samples, image=image, audio=audio)
+    service = Service(artifact, choice, models, name, limits, samples=samples, image=image, audio=audio)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        service.batcher.close()
         service.videos.close()
 
     app = FastAPI(title="reeltag", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
@@ -193,43 +199,37 @@ def create_app(
         ("/samples", service.sample_list),
         ("/samples/{number}", service.sample),
     ):
-        app.add_api_route(path, route)
+        app.add_api_route(path, route, methods=_READ, include_in_schema=False)
+        app.add_api_route(path, route)  # for /openapi.json
     for path, (package, file, kind) in _PAGE.items():
-        app.add_api_route(path, _asset(package, file, kind), include_in_schema=False)
+        app.add_api_route(path, _asset(package, file, kind), methods=_READ, include_in_schema=False)
     app.add_exception_handler(RequestError, _refused)
     app.add_exception_handler(HTTPException, _no_such_route)
     app.add_exception_handler(Exception, _failed)
-    return Monitored(app, service.monitoring)
-
-
-def _tagging(predictor: Predictor) -> Callable[[Batch], ScoreArray]:
-    def tag(batch: Batch) -> ScoreArray:
-        (result,) = predict_batches(predictor.model, [batch])
-        scores: ScoreArray = result.probabilities.numpy()
-        return scores
-
-    return tag
+    return Monitored(Compressed(app), service.monitoring)
 
 
 async def _body(request: Request, kind: str, limit: int) -> bytes:
-    """Return the complete body of a request.
+    """Return the complete body of a request, decompressed.
 
     Raises:
-        RequestError: the body is larger than the limit, by its header or in fact.
+        RequestError: the body is larger than the limit, by its header or in fact, or damaged.
     """
     announced = request.headers.get("content-length", "0")
-    chunks: list[bytes] = []
-    size = int(announced) if len(announced) < 20 else limit + 1  # h11 lets only digits pass
-    if size <= limit:
-        size = 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                break
-            chunks.append(chunk)
-    if size > limit:
+    if len(announced) > 19 or int(announced) > limit:  # h11 lets only digits pass
         raise too_large(kind, limit)
-    return b"".join(chunks)
+    sent = _limited(request.stream(), kind, limit)
+    body = _limited(decoded(request.headers.get("content-encoding", ""), sent), kind, limit)
+    return b"".join([chunk async for chunk in body])
+
+
+async def _limited(chunks: AsyncIterator[bytes], kind: str, limit: int) -> AsyncIterator[bytes]:
+    size = 0
+    async for chunk in chunks:
+        size += len(chunk)
+        if size > limit:
+            raise too_large(kind, limit)
+        yield chunk
 
 
 def _json(content: Any, status: int = 200) -> Response:
@@ -266,7 +266,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _no_such_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    allowed = dict(error.headers or {})
+    allowed = {name: ", ".join(sorted(value.split(", "))) for name, value in (error.headers or {}).items()}
     if error.status_code == 405:
         reason = f"{request.method} is not allowed for {request.url.path}; use {allowed.get('Allow', 'another method')}"
     else:

@@ -1,7 +1,7 @@
-"""Dynamic batching: a queue of requests, and one thread that computes those that wait as one batch.
+"""Dynamic batching: a queue of requests, and models that each compute some of those that wait as one batch.
 
-The queue belongs to the event loop, so it needs no locks. An idle service computes a request at once; requests that
-arrive during a computation form the next batch.
+The queue belongs to the event loop, so it needs no locks. An idle model computes a request at once; requests that
+arrive while all models compute form the next batches.
 """
 
 from __future__ import annotations
@@ -10,24 +10,38 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from reeltag.core.errors import RequestError
 from reeltag.data.formats.example import Video
-from reeltag.data.loader import Batch, collate
-from reeltag.data.schema import Schema
 from reeltag.inference.timeline import ScoreArray
 
 _PAUSE, _MOST = 0.002, 0.02  # gathering ends after this many idle seconds without a request, and after this many in all
+_WAIT = 0.25  # of the seconds of the last batch that gathering may take
 _PATIENCE = 0.1  # seconds that a request waits before the service checks that its client is still connected
+
+
+class Model(Protocol):
+    """Model that computes one batch at a time, beside the event loop."""
+
+    @property
+    def deaths(self) -> int:
+        """Number of processes that ended while they were needed."""
+
+    async def tag(self, videos: Sequence[Video]) -> ScoreArray:
+        """Return the probabilities [B, C] of B videos.
+
+        Raises:
+            RequestError: the videos cannot be computed now.
+        """
 
 
 @dataclass(eq=False)
 class _Job:
-    """Videos of a request, some of which may have been computed already."""
+    """Videos of a request, some of which may have been taken or computed already."""
 
     videos: Sequence[Video]
     scores: ScoreArray
@@ -35,27 +49,29 @@ class _Job:
     done: asyncio.Future[None]
     since: float = field(default_factory=time.monotonic)
     taken: int = 0
+    missing: int = 0
+
+
+_Part = tuple[_Job, int, int]  # request, first video, and the video after the last
 
 
 class Batcher:
     """Computes the videos of concurrent requests in batches.
 
     Args:
-        tag: returns probabilities [B, C] of a batch; called in one thread, one batch at a time.
-        schema: schema of the videos.
+        models: of the same weights; each computes batches of its own.
+        classes: number of classes.
         max_batch: maximum number of videos per batch.
         observe: called with the number of videos of each batch.
     """
 
-    def __init__(
-        self, tag: Callable[[Batch], ScoreArray], schema: Schema, max_batch: int, observe: Callable[[int], None]
-    ) -> None:
-        self._tag, self._schema, self._max_batch, self._observe = tag, schema, max_batch, observe
-        self._thread = ThreadPoolExecutor(1, "reeltag-compute")
+    def __init__(self, models: Sequence[Model], classes: int, max_batch: int, observe: Callable[[int], None]) -> None:
+        self._classes, self._max_batch, self._observe = classes, max_batch, observe
+        self._count, self._free = len(models), list(models)
         self._waiting: deque[_Job] = deque()
-        self._running: asyncio.Task[None] | None = None
-        self._expected = 0  # number of requests that the next batch waits for
-        self._gathered = asyncio.Event()
+        self._running: set[asyncio.Task[None]] = set()
+        self._computing = 0  # number of requests in the batches that are computed now
+        self._gathering: dict[asyncio.Event, int] = {}  # the number of requests that each waits for
 
     @property
     def waiting(self) -> int:
@@ -71,17 +87,17 @@ class Batcher:
             left: returns True once the client has disconnected.
 
         Raises:
-            RequestError: the deadline has passed, or the client has disconnected.
+            RequestError: the deadline has passed, the client has disconnected, or the model's processes ended.
         """
         loop = asyncio.get_running_loop()
-        scores = np.empty((len(videos), self._schema.classes), np.float32)
-        job = _Job(videos, scores, left, loop.create_future())
+        scores = np.empty((len(videos), self._classes), np.float32)
+        job = _Job(videos, scores, left, loop.create_future(), missing=len(videos))
         timer = loop.call_at(deadline, self._end, [job], RequestError(504, "not answered in time; try again later"))
         self._waiting.append(job)
-        if len(self._waiting) >= self._expected:
-            self._gathered.set()
-        if self._running is None:
-            self._running = asyncio.create_task(self._run())
+        for gathered, expected in self._gathering.items():
+            if len(self._waiting) >= expected:
+                gathered.set()
+        self._run_free_model()
         try:
             await job.done
         finally:
@@ -90,37 +106,51 @@ class Batcher:
                 self._waiting.remove(job)
         return scores
 
-    def close(self) -> None:
-        """Stop the thread after its current batch."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+    def _run_free_model(self) -> None:
+        if self._waiting and self._free:
+            task = asyncio.create_task(self._run(self._free.pop()))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
 
-    async def _run(self) -> None:
+    async def _run(self, model: Model) -> None:
         try:
-            while parts := self._next_parts():
-                await self._tag_parts(parts)
-                await self._gather(answered=len(parts))
+            most = self._share(len(self._waiting))
+            while parts := self._next_parts(most):
+                self._run_free_model()  # if there are more
+                begin = time.monotonic()
+                self._computing += len(parts)
+                await self._tag_parts(model, parts)
+                self._computing -= len(parts)
+                most = self._share(len(self._waiting) + len(parts))
+                if len(parts) > 1:
+                    await self._gather(most, min(_MOST, _WAIT * (time.monotonic() - begin)))
                 await self._drop_left()
         finally:
-            self._running = None
+            self._free.append(model)
 
-    async def _tag_parts(self, parts: Sequence[tuple[_Job, int, int]]) -> None:
+    async def _tag_parts(self, model: Model, parts: Sequence[_Part]) -> None:
         videos = [video for job, begin, end in parts for video in job.videos[begin:end]]
         self._observe(len(videos))
         try:
-            scores = await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, videos)
-        except Exception as error:  # a bug: every request of the batch reports it
+            scores = await self._compute(model, videos)
+        except Exception as error:  # every request of the batch reports it
             self._end([job for job, _, _ in parts], error)
             return
         for job, begin, end in parts:
             job.scores[begin:end], scores = scores[: end - begin], scores[end - begin :]
-            if end == len(job.videos) and not job.done.done():
+            job.missing -= end - begin
+            if not job.missing and not job.done.done():
                 job.done.set_result(None)
 
-    def _next_parts(self) -> list[tuple[_Job, int, int]]:
-        """Take the next batch: from each request in turn as many videos as fit; unfinished requests queue again."""
-        parts = []
+    def _next_parts(self, most: int) -> list[_Part]:
+        """Take the next batch: from each request in turn as many videos as fit; unfinished requests queue again.
+
+        Args:
+            most: maximum number of requests.
+        """
+        parts: list[_Part] = []
         room = self._max_batch
-        for job in list(self._waiting):
+        for job in list(self._waiting)[:most]:
             if not room:
                 break
             begin, end = job.taken, min(len(job.videos), job.taken + room)
@@ -132,21 +162,32 @@ class Batcher:
                 self._waiting.append(job)
         return parts
 
-    async def _gather(self, answered: int) -> None:
+    async def _gather(self, expected: int, most: float) -> None:
         """Wait before the next batch for new requests of the clients that were just answered, while they keep arriving.
 
-        Handled during a batch, these requests and the model would compete for the interpreter lock, and both be slower;
-        a larger batch also costs less per video. After a batch of a single request there is no wait.
+        A larger batch costs less per video. After a batch of a single request there is no wait.
+
+        Args:
+            expected: number of requests that end the wait.
+            most: seconds to wait at most.
         """
-        self._expected = min(self._max_batch, len(self._waiting) + answered) if answered > 1 else 0
-        begin, idle = time.monotonic(), False
-        self._gathered.clear()
-        while len(self._waiting) < self._expected and not idle and time.monotonic() - begin < _MOST:
+        gathered, idle, begin = asyncio.Event(), False, time.monotonic()
+        self._gathering[gathered] = expected
+        while len(self._waiting) < expected and not idle and (left := begin + most - time.monotonic()) > 0:
             count, before = len(self._waiting), time.monotonic()
             try:
-                await asyncio.wait_for(self._gathered.wait(), _PAUSE)
+                await asyncio.wait_for(gathered.wait(), min(_PAUSE, left))
             except asyncio.TimeoutError:
                 idle = len(self._waiting) == count and time.monotonic() - before < 2 * _PAUSE
+        del self._gathering[gathered]
+
+    def _share(self, waiting: int) -> int:
+        """Return how many requests a batch takes, so that all models get as many.
+
+        Args:
+            waiting: number of requests that wait or are about to.
+        """
+        return min(self._max_batch, -(-(waiting + self._computing) // self._count))
 
     async def _drop_left(self) -> None:
         """Drop requests that have waited for a while and whose clients have disconnected."""
@@ -160,12 +201,10 @@ class Batcher:
             if not job.done.done():
                 job.done.set_exception(error)
 
-    def _compute(self, videos: Sequence[Video]) -> ScoreArray:
-        lengths = [video.length for video in videos]
-        scores = np.empty((len(videos), self._schema.classes), np.float32)
-        for group in groups(lengths):
-            chosen = [lengths[index] for index in group]
-            scores[group] = self._tag(collate((videos[index] for index in group), chosen, self._schema))
+    async def _compute(self, model: Model, videos: Sequence[Video]) -> ScoreArray:
+        scores = np.empty((len(videos), self._classes), np.float32)
+        for group in groups([video.length for video in videos]):
+            scores[group] = await model.tag([videos[index] for index in group])
         return scores
 
 

@@ -36,7 +36,7 @@ _FAULTS = {
     400: "the body is malformed",
     408: "the body did not arrive in time",
     413: "the request or its answer is too large",
-    415: "unknown content type, or a video for a model whose feature extractors are unknown",
+    415: "unknown content type or encoding, or a video for a model whose feature extractors are unknown",
     422: "the scores are not finite, or the video crashed the process that decodes videos",
     501: "videos need a package or an extractor that the service does not have",
     503: "too many requests in progress; try again later",
@@ -44,7 +44,8 @@ _FAULTS = {
 }
 PREDICT: dict[str, Any] = {
     "summary": "Tag one video, as JSON, as an array or as a video file, or several, as TFRecords",
-    "description": "Options are keys of a JSON body, and query parameters with any other body.",
+    "description": "Options are keys of a JSON body, and query parameters with any other body. "
+    "Content-Encoding may be gzip.",
     "openapi_extra": {"requestBody": {"required": True, "content": _BODY}, "parameters": _QUERY},
     "response_model": None,
     "responses": {
