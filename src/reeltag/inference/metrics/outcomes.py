@@ -180,7 +180,8 @@ class Outcomes:
         gaps = np.bincount(cells, self.scores[tags].astype(float) - self.labels[tags], minlength=np.prod(shape))
         counts = self._count(tags)
         errors = np.full(self.classes_count, np.nan)
-        return np.divide(np.abs(gaps.reshape(shape)).sum(1), counts, out=errors, where=counts > 0)
+        np.divide(np.abs(gaps.reshape(shape)).sum(1), counts, out=errors, where=counts > 0)
+        return errors
 
     def precision_recall(self, number: int) -> Floats:
         """Return the precision of a class at recalls of 1/20, 2/20, …, 1: an array of 20.
