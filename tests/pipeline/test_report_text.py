@@ -70,12 +70,19 @@ def results():
     }
 
 
+AVERAGES = {f"{name}_{mean}": 0.5 for name in ("precision", "recall", "f1") for mean in ("micro", "macro")}
+CLASS = {"interval": None, "precision": 0.5, "recall": 0.5, "f1": 0.5, "calibration_error": None, "curve": [0.0] * 20}
+CLASS |= {"false_positives": [], "missed": []}
+JUDGED = {"at_threshold": {"threshold": 0.5, **AVERAGES}, "intervals": {}, "classes": [CLASS] * 3, "confused": []}
+
+
 @pytest.fixture
 def written(tmp_path):
     def write(results, name="first", recipe=None):
         folder = tmp_path / name
         folder.mkdir()
         contents = {"results": results, "recipe": recipe or {}, "timings": [{"stage": "report", "seconds": 1.0}]}
+        contents["classes"] = JUDGED
         for kind, content in contents.items():
             (folder / f"{kind}.json").write_text(json.dumps(content))
         return folder
