@@ -84,7 +84,7 @@ class Gain:
 def resample(*models: Outcomes, resamples: int = RESAMPLES, seed: int = 0) -> list[Resampled]:
     """Compute the metrics of models on their videos, and on videos drawn again, the same for all models.
 
-    The time is proportional to tags × draws: about 4 CPU seconds for a model of 527 classes, 20,371 videos and 1,000
+    The time is proportional to tags × draws: about 7 CPU seconds for a model of 527 classes, 20,371 videos and 1,000
     draws. Memory does not grow with the draws, except for 4 bytes per draw and class.
 
     Args:
