@@ -28,7 +28,7 @@ def mistakes_of_classes(outcomes: Outcomes) -> list[tuple[list[int], list[int]]]
 def judged_classes(
     outcomes: Outcomes,
     mistakes: Sequence[tuple[Sequence[int], Sequence[int]]],
-    strips: Mapping[int, Sequence[float]],
+    courses: Mapping[int, tuple[int, list[float]]],
     resampled: Resampled | None,
 ) -> Judged:
     """Return the content of `classes.json`.
@@ -36,7 +36,7 @@ def judged_classes(
     Args:
         outcomes: labels and predictions of the file.
         mistakes: rows of each class, from `mistakes_of_classes`.
-        strips: of these rows, the probability of the class over time.
+        courses: of these rows, the frames of the video, and the probability of the class over time.
         resampled: metrics of the file on videos drawn again; None for segments, whose classes have no intervals.
     """
 
@@ -48,7 +48,8 @@ def judged_classes(
             "score": rounded(outcomes.scores[row]),
             "labels": outcomes.classes[rows[outcomes.labels[rows]]].tolist(),
             "tags": list(zip(outcomes.classes[rows].tolist(), scores, strict=True))[:TAGS],
-            "strip": list(strips[row]),
+            "frames": courses[row][0],
+            "strip": courses[row][1],
         }
 
     metrics, errors = outcomes.class_metrics(), outcomes.calibration_errors()

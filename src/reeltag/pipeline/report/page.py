@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -36,8 +37,13 @@ from reeltag.pipeline.report.results import (
 )
 
 
-def render_run(run: Run) -> str:
-    """Return the page of a run."""
+def render_run(run: Run, pictures: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return the page of a run.
+
+    Args:
+        run: the run.
+        pictures: of videos among the mistakes, by id, as addresses of data.
+    """
     results = run.results
     return _page(
         "run.html",
@@ -62,6 +68,7 @@ def render_run(run: Run) -> str:
         diversity_columns=DIVERSITY_COLUMNS,
         classes=_classes(run),
         judged=run.judged,
+        pictures=pictures,
         enough=MIN_POSITIVES,
         over_time=any(
             video["frames"] > 1
@@ -142,8 +149,14 @@ def _distance(each: ReliabilityBin) -> float:
     return abs(each["score"] - each["share"])
 
 
+def class_order(run: Run) -> list[int]:
+    """Return the classes, the worst first, those of few test videos last."""
+    class_ap = [ap for _, ap in run.results["test"]["class_ap"]]
+    return worst_first(class_ap, run.results["class_counts"]["test"], MIN_POSITIVES)
+
+
 def _classes(run: Run) -> list[dict[str, Any]]:
-    """Return the number, name, metrics and mistakes of each class, the worst first, those of few test videos last."""
+    """Return the number, name, metrics and mistakes of each class, in the order of `class_order`."""
     counts, class_ap = run.results["class_counts"], run.results["test"]["class_ap"]
     return [
         {
@@ -154,7 +167,7 @@ def _classes(run: Run) -> list[dict[str, Any]]:
             "tested": counts["test"][number],
             **run.judged["classes"][number],
         }
-        for number in worst_first([ap for _, ap in class_ap], counts["test"], MIN_POSITIVES)
+        for number in class_order(run)
     ]
 
 

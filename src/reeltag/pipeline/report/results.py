@@ -197,6 +197,7 @@ class Mistake(TypedDict):
         score: probability of the class.
         labels: classes of the video.
         tags: the most probable classes of the video with their probabilities.
+        frames: of the video.
         strip: probability of the class over time, in equal stretches of the video; empty for a single frame.
     """
 
@@ -204,6 +205,7 @@ class Mistake(TypedDict):
     score: float
     labels: list[int]
     tags: list[tuple[int, float]]
+    frames: int
     strip: list[float]
 
 

@@ -95,10 +95,10 @@ def _tagged(predictor: Predictor, video: Video, margin: float) -> dict[str, Any]
     return {"id": video.id, "frames": len(frames), "margin": round(margin, 5), "tags": tags}
 
 
-def class_strips(
+def class_courses(
     predictor: Predictor, shards: Shards, videos: Sequence[int], classes: Sequence[int]
-) -> list[list[float]]:
-    """Return the probability of a class over time in each of R videos, in at most 40 stretches.
+) -> list[tuple[int, list[float]]]:
+    """Return of each of R videos its frames, and the probability of a class over time, in at most 40 stretches.
 
     A video is read and tagged once for all its classes. One of a single frame has none.
 
@@ -109,12 +109,14 @@ def class_strips(
         classes: [R], the class in each.
     """
     order = sorted(range(len(videos)), key=videos.__getitem__)
-    strips: list[list[float]] = [[] for _ in videos]
+    lengths, strips = [0] * len(videos), [list[float]() for _ in videos]
     waiting: deque[list[int]] = deque()  # rows of each stretch that is not tagged yet
 
     def stretches() -> Iterator[FrameArray]:
         for video, rows in groupby(order, key=videos.__getitem__):
             frames, listed = shards.read(video).frames(), list(rows)
+            for row in listed:
+                lengths[row] = len(frames)
             for begin, end in segment_spans(len(frames)) if len(frames) > 1 else []:
                 waiting.append(listed)
                 yield frames[begin:end]
@@ -122,7 +124,7 @@ def class_strips(
     for scores in predictor.predict_each(stretches()):
         for row in waiting.popleft():
             strips[row].append(round(float(scores[classes[row]]), 3))
-    return strips
+    return list(zip(lengths, strips, strict=True))
 
 
 class GateProbe:

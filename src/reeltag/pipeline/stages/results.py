@@ -35,7 +35,7 @@ from reeltag.pipeline.stages.member import MemberStages
 from reeltag.pipeline.stages.report_samples import (
     SAMPLES,
     GateProbe,
-    class_strips,
+    class_courses,
     curve,
     gate_of,
     machine,
@@ -161,9 +161,9 @@ def _judged(predictor: Predictor, shards: Shards, outcomes: Outcomes) -> Judged:
     """Judge the file class by class, with the videos on which it is most wrong."""
     mistakes = mistakes_of_classes(outcomes)
     rows = [row for kinds in mistakes for listed in kinds for row in listed]
-    strips = class_strips(predictor, shards, outcomes.videos[rows].tolist(), outcomes.classes[rows].tolist())
+    courses = class_courses(predictor, shards, outcomes.videos[rows].tolist(), outcomes.classes[rows].tolist())
     resampled = None if predictor.schema.segments is not None else resample(outcomes)[0]
-    return judged_classes(outcomes, mistakes, dict(zip(rows, strips, strict=True)), resampled)
+    return judged_classes(outcomes, mistakes, dict(zip(rows, courses, strict=True)), resampled)
 
 
 def _report(recipe: Recipe, members: Sequence[MemberStages], selections: Mapping[str, str], job: Job) -> None:
