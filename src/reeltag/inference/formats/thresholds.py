@@ -14,14 +14,15 @@ from reeltag.core.text import NAME_SEPARATOR, counted, one_line
 from reeltag.inference.metrics.binomial import wilson_interval
 
 LISTED = 10  # names of classes in the summary
-CHOSEN, UNMET, NO_POSITIVES = "chosen", "cannot be met", "no positives"
+CHOSEN, UNMET, UNTAGGED, NO_POSITIVES = "chosen", "cannot be met", "cheapest untagged", "no positives"
 
 
 def class_rows(thresholds: Thresholds, label_names: Sequence[str]) -> list[dict[str, Any]]:
     """Return what is known of each of C classes, as JSON.
 
-    A row has `class`, `name`, `state` (chosen, cannot be met, no positives), `threshold`, `positives`, `tagged` and
-    `correct`, and precision and recall on the videos of the choice with 95 % intervals; None without a threshold.
+    A row has `class`, `name`, `state` (chosen, cannot be met, cheapest untagged, no positives), `threshold`,
+    `positives`, `tagged` and `correct`, and precision and recall on the videos of the choice with 95 % intervals; None
+    without a threshold.
     """
     shares = {
         "precision": (thresholds.correct, thresholds.tagged),
@@ -33,7 +34,7 @@ def class_rows(thresholds: Thresholds, label_names: Sequence[str]) -> list[dict[
         row: dict[str, Any] = {
             "class": number,
             "name": name,
-            "state": CHOSEN if met else UNMET if positives else NO_POSITIVES,
+            "state": CHOSEN if met else _unmet(thresholds) if positives else NO_POSITIVES,
             "threshold": round(float(thresholds.values[number]), 8) if met else None,
             "positives": positives,
             "tagged": int(thresholds.tagged[number]),
@@ -69,9 +70,14 @@ def as_lines(thresholds: Thresholds, label_names: Sequence[str]) -> list[str]:
         lines.append(
             f"  on these videos, which is optimistic: mean precision {precision:.3f}, mean recall {recall:.3f}"
         )
-    for what, classes in ((UNMET, ~met & positives), (NO_POSITIVES, ~positives)):
+    for what, classes in ((_unmet(thresholds), ~met & positives), (NO_POSITIVES, ~positives)):
         if classes.any():
             names = [one_line(label_names[number]) for number in np.flatnonzero(classes)[:LISTED]]
             more = f"{NAME_SEPARATOR}…" if classes.sum() > LISTED else ""
             lines.append(f"  {classes.sum():,} {what}: {NAME_SEPARATOR.join(names)}{more}")
     return lines
+
+
+def _unmet(thresholds: Thresholds) -> str:
+    """Return the state of a class that has positives and no threshold."""
+    return UNTAGGED if thresholds.about["goal"].startswith("cost") else UNMET
