@@ -27,7 +27,7 @@ from reeltag.artifact.file import (
 from reeltag.artifact.tagging_rule import Calibration, Thresholds
 from reeltag.cli.main import main
 from reeltag.core import tensorfile
-from reeltag.core.errors import ArtifactError, UsageError
+from reeltag.core.errors import ArtifactError, DataError, UsageError
 from reeltag.core.storage import write_json
 from reeltag.data.formats.example import Video
 from reeltag.data.holdout import split_holdout
@@ -183,6 +183,10 @@ def test_the_hold_out_is_read_from_the_folder_of_the_run(made, tmp_path):
     save_artifact(tmp_path / "other.reeltag", other)
     with pytest.raises(UsageError, match="another schema than the model"):
         reeltag.choose_thresholds(tmp_path / "other.reeltag", holdout=tmp_path, f1=True)
+    moved = replace(manifest, shards=(replace(manifest.shards[0], path=str(tmp_path / "gone.tfrecord")),))
+    moved.save(stage / "manifest.safetensors")
+    with pytest.raises(DataError, match=r"gone\.tfrecord"):
+        reeltag.choose_thresholds(made / "model.reeltag", holdout=tmp_path, f1=True)
 
 
 @pytest.mark.slow
@@ -226,6 +230,9 @@ def test_files_of_other_probabilities_leave_the_rules_out_with_a_remark(tuned, t
         assert other.rules == []
     assert "a: its thresholds and calibration hold for its own probabilities and are left out" in caplog.text
     assert main(["share", str(tuned), "--out", str(tmp_path / "shared")]) == 0
+    assert (
+        "Thresholds: goal precision 0.6, videos 90; applied on request" in (tmp_path / "shared/README.md").read_text()
+    )
     np.testing.assert_array_equal(reeltag.load(tmp_path / "shared").thresholds, reeltag.load(tuned).thresholds)
 
 
@@ -328,39 +335,36 @@ ALONE = """
 import json, os, sys
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import numpy as np, onnxruntime
-session = onnxruntime.InferenceSession(sys.argv[1])
-frames = np.load(sys.argv[2])
-outputs = session.run(None, {"frames": frames, "lengths": np.full(len(frames), frames.shape[1])})
-known = session.get_modelmeta().custom_metadata_map
+frames, told = np.load("frames.npy"), []
+for name in ("all.onnx", "two.onnx"):
+    session = onnxruntime.InferenceSession(name)
+    outputs = session.run(None, {"frames": frames, "lengths": np.full(len(frames), frames.shape[1])})
+    known = session.get_modelmeta().custom_metadata_map
+    told.append([[each.tolist() for each in outputs], json.loads(known["reeltag.thresholds"])])
 assert "reeltag" not in sys.modules and "torch" not in sys.modules
-print(json.dumps([[each.tolist() for each in outputs], json.loads(known["reeltag.thresholds"])]))
+print(json.dumps(told))
 """
 
 
-@pytest.mark.parametrize("top", [None, 2])
-def test_onnx_applies_them_in_a_process_of_onnxruntime_alone(made, tuned, tmp_path, top):
+def test_onnx_applies_them_in_a_process_of_onnxruntime_alone(made, tuned, tmp_path):
     pytest.importorskip("onnxruntime")
     _, frames, _ = truth(made, "train-0")
-    reeltag.export_onnx(tuned, tmp_path / "m.onnx", top=top, calibrated=True, thresholds=True)
+    for name, top in (("all", None), ("two", 2)):
+        reeltag.export_onnx(tuned, tmp_path / f"{name}.onnx", top=top, calibrated=True, thresholds=True)
     np.save(tmp_path / "frames.npy", frames)
-    call = [sys.executable, "-c", ALONE, str(tmp_path / "m.onnx"), str(tmp_path / "frames.npy")]
-    outputs, known = json.loads(subprocess.run(call, capture_output=True, text=True, check=True).stdout)
+    done = subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, capture_output=True, text=True, check=True)
+    ((probabilities, tagged), known), ((classes, scores, kept), _) = json.loads(done.stdout)
     model = reeltag.load(tuned, "exact", calibrated=True)
     expected = model.predict(frames)
-    tagged = expected >= model.thresholds
-    if top is None:
-        np.testing.assert_allclose(outputs[0], expected, atol=1e-5)
-    else:
-        np.testing.assert_allclose(outputs[1], np.take_along_axis(expected, np.array(outputs[0]), 1), atol=1e-5)
-        tagged = np.take_along_axis(tagged, np.array(outputs[0]), 1)
-    np.testing.assert_array_equal(outputs[-1], tagged)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    np.testing.assert_array_equal(tagged, expected >= model.thresholds)
+    np.testing.assert_allclose(scores, np.take_along_axis(expected, np.array(classes), 1), atol=1e-5)
+    np.testing.assert_array_equal(kept, np.take_along_axis(expected >= model.thresholds, np.array(classes), 1))
     assert known["goal"] == "precision 0.6" and known["values"][3] is None
-    np.testing.assert_allclose(
-        known["values"][:3], [t if np.isfinite(t) else None for t in model.thresholds[:3].tolist()]
-    )
+    assert known["values"] == [value if value < np.inf else None for value in model.thresholds.tolist()]
 
 
-def test_torch_and_onnx_agree_on_certain_probabilities():
+def test_certain_probabilities_stay_certain():
     calibration = Calibration(np.full(3, 2, np.float32), np.full(3, 1, np.float32))
     mapped = calibration(torch.tensor([0.0, 0.5, 1.0]))
     np.testing.assert_allclose(mapped, [0, 1 / (1 + np.exp(-1)), 1], atol=1e-7)

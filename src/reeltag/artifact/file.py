@@ -160,7 +160,7 @@ def save_artifact(path: Path, artifact: Artifact, budget: int | None = None) -> 
     for feature, projection in artifact.projections.items():
         tensors |= {f"{_PCA}/{feature}.{name}": torch.from_numpy(getattr(projection, name)) for name in ARRAYS}
     for rule in artifact.rules:
-        tensors |= {f"#{rule.WHAT}/{name}": torch.from_numpy(getattr(rule, name)) for name in arrays_of(type(rule))}
+        tensors |= {f"#{rule.KEY}/{name}": torch.from_numpy(getattr(rule, name)) for name in arrays_of(type(rule))}
     with atomic_path(path) as temporary:
         tensorfile.save_tensors(temporary, tensors, artifact_header(artifact), compress=True)
         size = temporary.stat().st_size
@@ -183,7 +183,7 @@ def artifact_header(artifact: Artifact) -> dict[str, Any]:
             for member in artifact.members
         ],
         "provenance": dict(artifact.provenance),
-        **{rule.WHAT: dict(rule.about) for rule in artifact.rules},
+        **{rule.KEY: dict(rule.about) for rule in artifact.rules},
     }
 
 
@@ -217,7 +217,7 @@ def stream_artifact(path: Path) -> tuple[Artifact, Iterator[Member]]:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {describe_fault(fault)}" for fault in error.errors())
         raise ArtifactError(f"{path}: needs another version of reeltag ({faults})") from error
     plain = tuple(Member(member.name, member.config, member.weight, {}) for member in parsed.members)
-    beside = [_PCA, *(f"#{kind.WHAT}" for kind in _RULES if kind.WHAT in content)]
+    beside = [_PCA, *(f"#{kind.KEY}" for kind in _RULES if content.get(kind.KEY) is not None)]
     stored: dict[str, list[str]] = {name: [] for name in [*beside, *(member.name for member in plain)]}
     for name in file.names:
         member, slash, rest = name.partition("/")
@@ -238,13 +238,13 @@ def _read_rule(
     """Read thresholds or a calibration of so many classes; None if the header has none."""
     if about is None:
         return None
-    place, types = f"#{kind.WHAT}", arrays_of(kind)
+    place, types = f"#{kind.KEY}", arrays_of(kind)
     found = {name: (file.dtype(f"{place}/{name}"), file.shape(f"{place}/{name}")) for name in stored[place]}
     if found != {name: (dtype, (classes,)) for name, dtype in types.items()}:
-        raise ArtifactError(f"{file.path}: its {kind.WHAT} are not those of {classes} classes; copy the file again")
+        raise ArtifactError(f"{file.path}: its {kind.KEY} are not those of {classes} classes; copy the file again")
     rule = kind(**{name: file.read(f"{place}/{name}").copy() for name in types}, about=about)
     if fault := rule.fault():
-        raise ArtifactError(f"{file.path}: its {kind.WHAT} cannot be right, {fault}; choose them again")
+        raise ArtifactError(f"{file.path}: its {kind.KEY} cannot be right, {fault}; choose them again")
     return rule
 
 
@@ -352,7 +352,7 @@ def without_rules(artifact: Artifact, name: str) -> Artifact:
         artifact: the model whose probabilities change.
         name: of its file, for the remark.
     """
-    if rules := [rule.WHAT for rule in artifact.rules]:
+    if rules := [rule.KEY for rule in artifact.rules]:
         logger.warning(
             "%s: its %s hold for its own probabilities and are left out; choose them for the new file with "
             "`reeltag thresholds`",
@@ -475,7 +475,7 @@ def tensor_bytes(path: Path) -> dict[str, Counter[str]]:
     for stored in file.names:
         member, _, name = stored.partition("/")
         sizes[member][name.partition("#")[0]] += file.stored_bytes(stored)
-    beside = [_PCA, *(f"#{kind.WHAT}" for kind in _RULES)]
+    beside = [_PCA, *(f"#{kind.KEY}" for kind in _RULES)]
     return {member: counts for member, counts in sizes.items() if member not in beside}
 
 

@@ -36,7 +36,7 @@ class Thresholds:
     correct: Counts
     about: Mapping[str, Any] = field(default_factory=dict)
 
-    WHAT: ClassVar[str] = "thresholds"
+    KEY: ClassVar[str] = "thresholds"
 
     @property
     def met(self) -> npt.NDArray[np.bool_]:
@@ -66,7 +66,7 @@ class Calibration:
     offset: Floats
     about: Mapping[str, Any] = field(default_factory=dict)
 
-    WHAT: ClassVar[str] = "calibration"
+    KEY: ClassVar[str] = "calibration"
 
     def __call__(self, probabilities: Tensor) -> Tensor:
         """Return calibrated probabilities, of the shape [..., C] of those given."""

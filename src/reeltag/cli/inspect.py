@@ -42,7 +42,7 @@ def inspect(model: str, /, *, json: Json = False) -> None:
         lines += [*_member(member, stored, decoded[member.name]), *_table(rates[member.name])]
     for rule in artifact.rules:
         lines += _wrapped(
-            f"{rule.WHAT:<11} ", [f"{one_line(key)} {', '.join(_values(each))}" for key, each in rule.about.items()]
+            f"{rule.KEY:<11} ", [f"{one_line(key)} {', '.join(_values(each))}" for key, each in rule.about.items()]
         )
     if artifact.provenance:
         lines.append("provenance")
