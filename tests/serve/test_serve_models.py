@@ -13,7 +13,7 @@ import pytest
 from conftest import make_video
 from reeltag.core.errors import RequestError, UsageError
 from reeltag.inference.predictor import load
-from reeltag.serve.models import ModelProcess, open_models
+from reeltag.serve.models import ModelProcess, open_model
 from serving import FLOATS, SCHEMA, post, record, service, write_model
 
 GOOD = record(make_video(SCHEMA))
@@ -53,7 +53,7 @@ def test_it_computes_what_the_predictor_does(schema, tmp_path):
 
 
 def test_there_is_at_least_one_worker(path):
-    with pytest.raises(UsageError, match="workers: must be 1 or more, not 0"), open_models(path, SCHEMA, "exact", 0):
+    with pytest.raises(UsageError, match="workers: must be 1 or more, not 0"), open_model(path, "exact", 0):
         pass
 
 

@@ -29,7 +29,7 @@ from starlette.testclient import TestClient  # noqa: E402
 
 from reeltag.serve.app import create_app  # noqa: E402
 from reeltag.serve.limits import Limits  # noqa: E402
-from reeltag.serve.models import ModelThread  # noqa: E402
+from reeltag.serve.models import in_thread  # noqa: E402
 
 TFRECORD = "application/x-tfrecord"
 SCHEMA = Schema(features=[{"name": "rgb", "width": 6}, {"name": "audio", "width": 2}], classes=8, max_frames=50)
@@ -66,8 +66,7 @@ def client(predictor):
 
 def app_of(predictor, samples=(), **changes):
     service_limits = limits(predictor.schema, **changes)
-    models = [ModelThread(predictor)]
-    return create_app(predictor.artifact, predictor.choice, models, "m.reeltag", service_limits, samples=samples)
+    return create_app(in_thread(predictor), "m.reeltag", service_limits, samples=samples)
 
 
 def client_of(predictor, samples=(), **changes):

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from reeltag.cli.options import Mode
+from reeltag.cli.options import Calibrated, Mode
 from reeltag.core.errors import UsageError
 
 
@@ -27,6 +27,7 @@ def serve(
     max_waiting: int = 128,
     image: str | None = None,
     audio: str | None = None,
+    calibrated: Calibrated = False,
 ) -> None:
     """Serve a model over HTTP, with a web page to try it. See docs/serving.md.
 
@@ -57,7 +58,7 @@ def serve(
     from reeltag.core.remote_files import is_url
     from reeltag.core.storage import find_files
     from reeltag.serve.limits import Limits
-    from reeltag.serve.models import open_models
+    from reeltag.serve.models import open_model
     from reeltag.serve.samples import read_samples
 
     path = resolve_artifact(model)
@@ -72,8 +73,8 @@ def serve(
         open_reader(artifact, name, image, audio)  # what is wrong with them is said before a video comes
     records = read_samples(find_files(samples), artifact.schema)
     listener = listen(host, port)
-    with open_models(path, artifact.schema, mode, workers) as (models, choice):
-        app = create_app(artifact, choice, models, name, limits, samples=records, image=image, audio=audio)
+    with open_model(path, mode, workers, calibrated=calibrated) as opened:
+        app = create_app(opened, name, limits, samples=records, image=image, audio=audio)
         gc.collect()
         gc.freeze()  # objects that live as long as the service need no garbage collection
         run(app, listener, name)

@@ -18,16 +18,17 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from reeltag.artifact.file import Artifact, artifact_header
+from reeltag.artifact.file import artifact_header
+from reeltag.artifact.tagging_rule import class_thresholds
 from reeltag.core.errors import RequestError, UsageError
 from reeltag.core.version import __version__
-from reeltag.inference.engines.choice import Choice
 from reeltag.inference.timeline import Tagged
 from reeltag.serve.answers import answers, clips
-from reeltag.serve.batching import Batcher, Model
+from reeltag.serve.batching import Batcher
 from reeltag.serve.compression import Compressed, decoded
 from reeltag.serve.describe import PREDICT
 from reeltag.serve.limits import Limits, refuse_large_answer
+from reeltag.serve.models import OpenModel
 from reeltag.serve.monitoring import Monitored, Monitoring
 from reeltag.serve.requests import JSON, RECORDS, VIDEO, Wanted, media_type, most_bytes, options, parse, too_large
 from reeltag.serve.samples import Sample
@@ -56,9 +57,7 @@ class Service:
     """State and handlers of the routes.
 
     Args:
-        artifact: the model; its members' weights are not needed.
-        choice: engine and mode of each member.
-        models: what computes it, in batches.
+        model: the model.
         name: name of its file.
         limits: limits of the service.
         samples: records that the page offers.
@@ -68,9 +67,7 @@ class Service:
 
     def __init__(
         self,
-        artifact: Artifact,
-        choice: Choice,
-        models: Sequence[Model],
+        model: OpenModel,
         name: str,
         limits: Limits,
         *,
@@ -78,6 +75,7 @@ class Service:
         image: str | None = None,
         audio: str | None = None,
     ) -> None:
+        artifact = model.artifact
         self.limits, self.samples = limits, samples
         self.schema = artifact.schema
         self.label_names = artifact.label_names or tuple(map(str, range(self.schema.classes)))
@@ -88,12 +86,16 @@ class Service:
             "classes": self.schema.classes,
             "named": header["label_names"] is not None,
             "limits": asdict(limits),
-            "computed": choice.dump(),
+            "computed": model.choice.dump(),
+            "calibrated": model.calibrated,
+            "thresholds": header.get("thresholds"),
         } | {key: header[key] for key in ("data", "members", "provenance")}
+        told = None if artifact.thresholds is None else class_thresholds(artifact, calibrated=model.calibrated).tolist()
+        self.thresholds: list[float] | None = told
         members = str(len(header["members"]))
         labels = {"name": name, "members": members, "classes": str(self.schema.classes), "reeltag": __version__}
-        self.monitoring = Monitoring(lambda: self.batcher.waiting, models, labels)
-        self.batcher = Batcher(models, self.schema.classes, limits.max_batch, self.monitoring.batches.observe)
+        self.monitoring = Monitoring(lambda: self.batcher.waiting, model.workers, labels)
+        self.batcher = Batcher(model.workers, self.schema.classes, limits.max_batch, self.monitoring.batches.observe)
         self.videos = VideoProcess(artifact, name, image, audio)
         self.about["videos"] = self.videos.refusal is None
         self._working = 0
@@ -134,11 +136,13 @@ class Service:
         return [{**tagged, "remarks": remarks}]
 
     async def _answered(self, request: Request, wanted: Wanted, deadline: float) -> list[Tagged]:
+        if wanted.thresholds and self.thresholds is None:
+            raise RequestError(400, "thresholds: the model has none; leave them out")
         videos = clips(wanted)
         refuse_large_answer(len(videos), wanted.top)
         scores = await self.batcher.tag(videos, deadline, request.is_disconnected)
         self.monitoring.videos.inc(len(wanted.videos))
-        return answers(wanted, scores, self.label_names)
+        return answers(wanted, scores, self.label_names, self.thresholds)
 
     async def healthz(self) -> Response:
         """Report that the service is running."""
@@ -165,9 +169,7 @@ class Service:
 
 
 def create_app(
-    artifact: Artifact,
-    choice: Choice,
-    models: Sequence[Model],
+    model: OpenModel,
     name: str,
     limits: Limits,
     *,
@@ -180,9 +182,9 @@ def create_app(
     Raises:
         UsageError: the model tags segments.
     """
-    if artifact.schema.segments is not None:
+    if model.artifact.schema.segments is not None:
         raise UsageError(f"{name}: the model tags segments, but the service tags whole videos; use `reeltag predict`")
-    service = Service(artifact, choice, models, name, limits, samples=samples, image=image, audio=audio)
+    service = Service(model, name, limits, samples=samples, image=image, audio=audio)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

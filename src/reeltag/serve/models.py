@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from reeltag.artifact.file import stream_artifact
+from reeltag.artifact.file import Artifact, stream_artifact
 from reeltag.core.distributed.process_pool import spawn_context, without_interrupts
 from reeltag.core.environment import keep_freed_memory
 from reeltag.core.errors import ReeltagError, RequestError, UsageError, WorkerError
@@ -121,13 +121,15 @@ class ModelProcess:
         schema: its schema.
         mode: how each process computes, as in `predictor.load`.
         threads: number of threads that each computes with.
+        calibrated: apply the calibration in the file.
 
     Attributes:
         deaths: number of processes that ended while they were needed.
     """
 
-    def __init__(self, path: Path, schema: Schema, mode: Mode | Choice, threads: int) -> None:
-        self._arguments = (path, TensorFile(path).digest, mode, threads)
+    def __init__(self, path: Path, schema: Schema, mode: Mode | Choice, threads: int, calibrated: bool = False) -> None:
+        self._path, self._digest = path, TensorFile(path).digest
+        self._options = {"mode": mode, "threads": threads, "calibrated": calibrated}
         self._schema = schema
         self._thread = ThreadPoolExecutor(1, "reeltag-model")  # waits for the process
         self._worker: _Worker | None = self._start()
@@ -172,7 +174,8 @@ class ModelProcess:
     def _start(self) -> _Worker:
         context = spawn_context()  # a fork would lack the threads of torch, and keep the clients' connections open
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, *self._arguments), daemon=True)
+        arguments = (theirs, self._path, self._digest)
+        process = context.Process(target=_work, args=arguments, kwargs=self._options, daemon=True)
         with without_interrupts():
             process.start()
         theirs.close()
@@ -192,22 +195,39 @@ class ModelProcess:
         return scores
 
 
+@dataclass(frozen=True)
+class OpenModel:
+    """A model that is ready to compute.
+
+    Attributes:
+        artifact: the model; its members' weights are not needed.
+        choice: engine and mode of each member.
+        calibrated: true if the calibration in the file is applied.
+        workers: what computes, a batch at a time each.
+    """
+
+    artifact: Artifact
+    choice: Choice
+    calibrated: bool
+    workers: Sequence[ModelThread | ModelProcess]
+
+
+def in_thread(predictor: Predictor) -> OpenModel:
+    """Return a model that computes in a thread of this process."""
+    return OpenModel(predictor.artifact, predictor.choice, predictor.calibrated, [ModelThread(predictor)])
+
+
 @contextmanager
-def open_models(
-    path: Path, schema: Schema, mode: AnyMode, workers: int
-) -> Iterator[tuple[Sequence[ModelThread | ModelProcess], Choice]]:
+def open_model(path: Path, mode: AnyMode, workers: int, *, calibrated: bool = False) -> Iterator[OpenModel]:
     """Open a model for a number of batches at a time, and end its thread or processes with the block.
 
     One core is left to HTTP, and the model uses the others, unless `OMP_NUM_THREADS` sets another number.
 
     Args:
         path: the model's file.
-        schema: its schema.
         mode: how it computes.
         workers: number of batches that are computed at the same time; more than one are in processes.
-
-    Yields:
-        What computes a batch at a time, and engine and mode of each member.
+        calibrated: apply the calibration in the file.
 
     Raises:
         UsageError: there would be no worker, or the model cannot be loaded.
@@ -217,24 +237,28 @@ def open_models(
         raise UsageError(f"workers: must be 1 or more, not {workers}")
     if "OMP_NUM_THREADS" not in os.environ:  # torch threads without a core would spin
         torch.set_num_threads(max(1, (torch.get_num_threads() - 1) // workers))
-    models: list[ModelThread | ModelProcess] = []
+    if workers == 1:
+        opened = in_thread(load(path, mode, batch_size=TYPICAL_BATCH, calibrated=calibrated))
+        try:
+            yield opened
+        finally:
+            for thread in opened.workers:
+                thread.close()
+        return
+    artifact, _ = stream_artifact(path)
+    device = torch.device(resolve_device(mode, "auto")).type
+    ways = choose(path, device, TYPICAL_BATCH) if mode == "auto" else mode
+    choice = ways if isinstance(ways, Choice) else everywhere(ways, artifact.members, ASKED_FOR)
+    processes: list[ModelProcess] = []
     try:
-        if workers == 1:
-            predictor = load(path, mode, batch_size=TYPICAL_BATCH)
-            models.append(ModelThread(predictor))
-            choice = predictor.choice
-        else:
-            device = torch.device(resolve_device(mode, "auto")).type
-            ways = choose(path, device, TYPICAL_BATCH) if mode == "auto" else mode
-            choice = ways if isinstance(ways, Choice) else everywhere(ways, stream_artifact(path)[0].members, ASKED_FOR)
-            started = [ModelProcess(path, schema, ways, torch.get_num_threads()) for _ in range(workers)]
-            models.extend(started)
-            for model in started:
-                model.wait()
-        yield models, choice
+        for _ in range(workers):
+            processes.append(ModelProcess(path, artifact.schema, ways, torch.get_num_threads(), calibrated))
+        for process in processes:
+            process.wait()
+        yield OpenModel(artifact, choice, calibrated, processes)
     finally:
-        for each in models:
-            each.close()
+        for process in processes:
+            process.close()
 
 
 def _batch(videos: Sequence[Video], schema: Schema) -> Batch:
@@ -250,14 +274,16 @@ def _scores(predictor: Predictor, batch: Batch) -> ScoreArray:
 # --- in the process -------------------------------------------------------------------------------
 
 
-def _work(connection: Connection, path: Path, digest: str, mode: Mode | Choice, threads: int) -> None:
+def _work(
+    connection: Connection, path: Path, digest: str, *, mode: Mode | Choice, threads: int, calibrated: bool
+) -> None:
     """Load the model and compute batches until the other end of the pipe is closed."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the service ends first, and answers what is in flight
     keep_freed_memory()
     torch.set_num_threads(threads)
     with suppress(EOFError, OSError):
         try:
-            predictor = load(path, mode)
+            predictor = load(path, mode, calibrated=calibrated)
             if TensorFile(path).digest != digest:
                 raise UsageError(f"{path}: was replaced after the service started; start it again")
         except ReeltagError as error:
