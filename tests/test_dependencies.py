@@ -34,6 +34,7 @@ EXTRA_OF = {
     "reeltag/inference/formats/parquet.py": "parquet",
     "reeltag/inference/onnx": "onnx",
     "reeltag/inference/video/": "video",
+    "reeltag/pipeline/tuning/": "tune",
     "reeltag/serve/": "serve",
     "reeltag/training/tensorboard.py": "tensorboard",
 }

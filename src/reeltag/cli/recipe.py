@@ -94,13 +94,17 @@ def check(*recipes: OneOrMore, set_: Overrides = [], json: Json = False) -> None
         recipes: TOML files, or names of recipes that come with reeltag.
     """
     from reeltag.pipeline.stages.check import check_recipe
-    from reeltag.recipe.load import load_recipe
+    from reeltag.recipe.load import parse_recipe, recipe_table
+    from reeltag.recipe.search_space import search_space
 
     faults: dict[str, list[str]] = {}
     for each in recipes:
         faults[each] = []
         try:
-            check_recipe(load_recipe(each, set_), without_data=True)
+            table, wrong_overrides = recipe_table(each, set_)
+            loaded = parse_recipe(table, each, wrong_overrides)
+            search_space(loaded, table)
+            check_recipe(loaded, without_data=True)
         except RecipeError as error:
             faults[each] = list(error.faults)
         except ReeltagError as error:

@@ -92,6 +92,12 @@ class _RayPool:
         reference.future().add_done_callback(lambda done: self._done(reference, done))
         return future
 
+    def room(self, resources: Resources) -> int:
+        """See `Pool`; counts by the resources that no other work of the cluster shares."""
+        wanted = {key: value for key, value in self._wanted(resources).items() if value}
+        fit = sum(min(int(each.get(key, 0) // value) for key, value in wanted.items()) for each in self._machines)
+        return max(1, fit // resources.processes)
+
     def end(self) -> None:
         """Interrupt unfinished tasks, and give them time to save their state."""
         unfinished = dict(self._unfinished)
@@ -100,12 +106,16 @@ class _RayPool:
         wait(unfinished.values(), GRACE_SECONDS)
 
     def _options(self, resources: Resources) -> dict[str, float]:
-        wanted = {"CPU": resources.cpus, "GPU": resources.gpus if self.gpus else 0, "memory": resources.memory}
+        wanted = self._wanted(resources)
         if not any(all(machine.get(key, 0) >= value for key, value in wanted.items()) for machine in self._machines):
             gpus = f", {resources.gpus} GPUs" if wanted["GPU"] else ""
             what = f"{resources.cpus} CPUs{gpus} and {megabytes(resources.memory)} of memory"
             raise UsageError(f"no machine of the Ray cluster has the {what} that a stage needs; add a larger machine")
         return {"num_cpus": wanted["CPU"], "num_gpus": wanted["GPU"], "memory": wanted["memory"]}
+
+    def _wanted(self, resources: Resources) -> dict[str, float]:
+        """Return what a process of a task takes, as Ray names it."""
+        return {"CPU": resources.cpus, "GPU": resources.gpus if self.gpus else 0, "memory": resources.memory}
 
     def _done(self, reference: Any, done: Future[Any]) -> None:
         future, error = self._unfinished.pop(reference), done.exception()
