@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reeltag.cli.options import Address, Devices, Executor, MaxTime, Overrides, Quiet
+from reeltag.cli.options import Address, Devices, Executor, Log, MaxTime, Overrides, Quiet
 from reeltag.cli.output import Json, say
 
 
@@ -16,6 +16,7 @@ def run(
     executor: Executor = "local",
     address: Address = None,
     max_time: MaxTime = None,
+    log: Log = None,
     quiet: Quiet = False,
     smoke: bool = False,
     dry_run: bool = False,
@@ -53,7 +54,7 @@ def run(
             lines.append("GPU hours are not estimated: there are no shards here; set data.videos, the number of videos")
         say({"stages": planned(stages, folder)}, lines, json)
         return
-    work = api.Work(devices, executor, address, max_time, quiet)
+    work = api.Work(devices, executor, address, max_time, quiet, log)
     done = api.run(loaded, out=out, smoke=smoke, work=work)
     samples = examples(done.results)
     text = ["", done.file, headline(done.results), "", f"{counted(len(samples), 'test video')}:", *samples]
