@@ -38,12 +38,12 @@ def list_recipes(*, json: Json = False) -> None:
 
 def _summary(path: Path) -> dict[str, Any]:
     from reeltag.recipe import shipped
-    from reeltag.recipe.tables import read_table, spell_out_grids
+    from reeltag.recipe.load import parse_recipe
+    from reeltag.recipe.tables import read_table
 
-    table = read_table(path)
-    spell_out_grids(table, "models")
-    models = len(table["models"])
-    return {"description": shipped.description(path), "budget_mb": table["budget_mb"], "models": models, "file": path}
+    recipe = parse_recipe(read_table(path), path)
+    models = len(recipe.trained)
+    return {"description": shipped.description(path), "budget_mb": recipe.budget_mb, "models": models, "file": path}
 
 
 @recipe.command

@@ -127,7 +127,7 @@ def onnx_runtime(extra: str) -> ModuleType:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UsageError(f"onnxruntime is not installed; `pip install 'reeltag[{extra}]'`") from error
+        raise UsageError(f"onnxruntime is not installed; `{install_command(extra)}`") from error
     return onnxruntime  # type: ignore[no-any-return]
 
 

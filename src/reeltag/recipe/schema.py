@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import eq, not_
 from pathlib import Path
@@ -400,6 +400,12 @@ class Recipe(RecipeTable):
         return _families(self.models) or {}
 
     @property
+    def trained(self) -> list[str]:
+        """Names of all models that a run trains, students included."""
+        added = _students_of(self.families, self.distillation)
+        return [*self.models, *added, *self.students]
+
+    @property
     def distilled_families(self) -> list[str]:
         """Families for which students with the teachers' architectures are added."""
         assert self.distillation is not None
@@ -455,7 +461,11 @@ class Recipe(RecipeTable):
 
 def _added_students(info: ValidationInfo) -> list[str]:
     """Return the names that students with the teachers' architectures have; none if their tables have faults."""
-    trained, settings = _families(info.data.get("models")), info.data.get("distillation")
+    return _students_of(_families(info.data.get("models")), info.data.get("distillation"))
+
+
+def _students_of(trained: Mapping[str, Sequence[str]] | None, settings: DistillationSettings | None) -> list[str]:
+    """Return the names that students with the teachers' architectures have."""
     if not trained or settings is None:
         return []
     return [

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from reeltag.core.distributed.process_pool import GRACE_SECONDS, Pool, Resources, retries_exhausted
+from reeltag.core.environment import install_command
 from reeltag.core.errors import ReeltagError, UsageError
 from reeltag.core.text import megabytes
 
@@ -38,12 +40,13 @@ def open_ray_pool(address: str | None = None, *, gpu: bool = False) -> Iterator[
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise UsageError(f"Ray needs {error.name}, which is not installed; pip install 'reeltag[ray]'") from error
+        raise UsageError(f"Ray needs {error.name}, which is not installed; {install_command('ray')}") from error
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # Ray would drop lines of progress as duplicates
     before = signal.getsignal(signal.SIGTERM)  # Ray replaces it
     try:
         _check_listening(address or os.environ.get("RAY_ADDRESS", ""))
-        ray.init(address, logging_level=logging.ERROR, include_dashboard=False)
+        with _silent_stderr():
+            ray.init(address, logging_level=logging.ERROR, include_dashboard=False)
     except (OSError, ValueError, RuntimeError) as error:
         where = address or os.environ.get("RAY_ADDRESS", "this machine")
         what = f"no Ray cluster answers ({_first_line(error)})"
@@ -210,6 +213,20 @@ def _call_as_rank(environment: dict[str, str], *call: Any) -> Any:
     # Each Ray task sees only its own GPUs, as if it were the only rank on its machine.
     os.environ.update(environment, LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
     return _call(*call)
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drop what C++ code writes to standard error in a block: Ray's attempts to connect, before our own message."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _check_listening(address: str) -> None:

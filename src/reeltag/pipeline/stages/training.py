@@ -42,6 +42,7 @@ from reeltag.training.schedule import (
 )
 from reeltag.training.trainer import Distillation, Trainer, TrainingData, final_weights
 
+BN_DECAYS = (0.99, 0.9)  # that are advised for shorter trainings
 TRAINING_FORMAT = 1  # raise it when a training computes other weights from the same parameters and inputs
 
 
@@ -127,7 +128,7 @@ class ModelTraining:
         own = self.architecture.resolve(job)
         manifest = load_manifest(job, "train")
         phase = training_phase(self.settings(own), len(self.videos(manifest)))
-        if remark := _short_for_batch_norm(own.config, len(phase.steps)):
+        if remark := short_for_batch_norm(own.config, len(phase.steps)):
             job.progress.say(f"  {self.name}: {remark}")
         try:
             weights = self.run_phase(job, own, manifest, phase, name="train", stop=stop)
@@ -212,12 +213,14 @@ class ModelTraining:
         return Distillation(partial(_mean_rows, targets), self.recipe.label_weight(self.name))
 
 
-def _short_for_batch_norm(config: TaggerConfig, steps: int) -> str:
+def short_for_batch_norm(config: TaggerConfig, steps: int) -> str:
     """Return a warning if the training is so short that batch norm's statistics keep much of their initial values."""
     if (kept := config.bn_decay**steps) < FORGOTTEN:
         return ""
     where = f"after its {counted(steps, 'step')} batch norm's statistics still keep {kept:.0%} of their first values"
-    return f"{where}; lower bn_decay ({config.bn_decay:g} now), such as to {'0.9' if steps < 500 else '0.99'}"
+    fits = [decay for decay in BN_DECAYS if decay < config.bn_decay and decay**steps < FORGOTTEN]
+    lower = f"lower bn_decay ({config.bn_decay:g} now), such as to {fits[0]:g}" if fits else "train longer"
+    return f"{where}; {lower}"
 
 
 def _less_memory(settings: TrainingSettings) -> str:
