@@ -57,7 +57,10 @@ def videos_of(folder: Path, split: str) -> list:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {path.name: file_hash(path) for path in sorted(folder.iterdir())}
+    """Hashes of a folder's files; the recipe, which is named after the folder, without its name."""
+    draft = (folder / "recipe.toml").read_text().replace(f'name = "{folder.name}"', "")
+    shards = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.name != "recipe.toml"}
+    return {**shards, "recipe.toml": draft}
 
 
 def is_test(name: str, share: float) -> bool:

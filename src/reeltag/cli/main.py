@@ -32,6 +32,7 @@ from reeltag.cli.share import share
 from reeltag.cli.simulate import simulate
 from reeltag.cli.tag import tag
 from reeltag.cli.tensorboard import tensorboard
+from reeltag.cli.thresholds import thresholds
 from reeltag.cli.train import train
 from reeltag.cli.tune import tune
 from reeltag.core.environment import keep_freed_memory, limit_openmp_spinning
@@ -90,6 +91,7 @@ app.command(share)
 app.command(simulate)
 app.command(tag)
 app.command(tensorboard)
+app.command(thresholds)
 app.command(train)
 app.command(tune)
 

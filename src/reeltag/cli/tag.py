@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from cyclopts import Parameter
 
-from reeltag.cli.options import Mode, Quiet
+from reeltag.cli.options import Calibrated, Mode, Quiet, Thresholds
 from reeltag.cli.output import Json, say
 from reeltag.core.errors import UsageError
 
@@ -21,6 +21,8 @@ def tag(
     *videos: str,
     model_option: Annotated[str | None, Parameter(name="--model", show=False)] = None,
     top: int = 5,
+    thresholds: Thresholds = False,
+    calibrated: Calibrated = False,
     timeline: bool = False,
     csv: Path | None = None,
     html: Path | None = None,
@@ -40,7 +42,7 @@ def tag(
         model: A .reeltag file, a folder that `share` wrote, or a URL.
         videos: Folders, files or glob patterns.
         model_option: The model, where it is not the first argument.
-        top: Number of tags per video.
+        top: Number of tags per video; with --thresholds the largest number.
         timeline: Also show scores over time, for at most 40 segments of a video.
         csv: A new CSV file with a row per tag, and with --timeline also a row per tag and segment.
         html: A new HTML file: a page with tags, timelines and thumbnails that needs no network; implies --timeline.
@@ -63,7 +65,7 @@ def tag(
         refuse_existing(file)
     data = find_videos(videos, None)
     name = Path(urlsplit(model).path if is_url(model) else model).name
-    tagger = open_tagger(load(model, mode), name, image, audio)
+    tagger = open_tagger(load(model, mode, calibrated=calibrated), name, image, audio, thresholds=thresholds)
     wanted = {"timeline": timeline or html is not None, "pictures": html is not None}
     results, left_out = tag_files(tagger, data.items, top, default_progress(quiet=quiet), **wanted)
     left_out = {**data.left_out, **left_out}
