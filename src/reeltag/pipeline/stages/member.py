@@ -31,7 +31,7 @@ from reeltag.pipeline.stages.files import (
 from reeltag.pipeline.stages.holdout_predictions import HoldoutPredictions, holdout_row_bytes
 from reeltag.recipe.schema import Recipe
 
-QUANTIZE_FORMAT = 3  # raise it when the same model is quantized to other values
+QUANTIZE_FORMAT = 4  # raise it when the same model is quantized to other values
 PREDICT_FORMAT = 2  # raise it when the same model predicts other values on the hold-out
 
 
