@@ -73,7 +73,7 @@ class MemberStages(ABC):
             name=self.quantized,
             work=self._quantize,
             format=QUANTIZE_FORMAT,
-            inputs=("data.train", self.finished),
+            inputs=("data.train", self.finished, *self.recipe.tuning_targets),
             parameters={**parameters, "encodings": list(others), **({"coded": coding} if settings.coded else {})},
             note=note,
             bytes=sum(files[encoding] * each[-1] for encoding, each in sizes.items())
