@@ -30,7 +30,7 @@ from reeltag.training.quantization_aware import RoundedWeights, fine_tune
 
 RATIO = 2**0.5  # of the steps that are tried with fine-tuning
 TUNED_VIDEOS = 256  # of a step of fine-tuning
-MOST_DROPOUT = 0.25  # in fine-tuning; with 0.5, as some models are trained, they lose GAP
+MOST_DROPOUT = 0.25  # in fine-tuning; 0.5, with which some models are trained, harmed a DBoF
 
 
 class Coded(NamedTuple):
