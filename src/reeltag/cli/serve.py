@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from reeltag.cli.options import Calibrated, Mode
+from reeltag.core.environment import install_command
 from reeltag.core.errors import UsageError
 
 
@@ -53,7 +54,7 @@ def serve(
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("fastapi", "prometheus_client", "starlette", "uvicorn"):
             raise
-        raise UsageError(f"serve needs {error.name}, which is not installed; pip install 'reeltag[serve]'") from error
+        raise UsageError(f"serve needs {error.name}, which is not installed; {install_command('serve')}") from error
     from reeltag.artifact.file import resolve_artifact, stream_artifact
     from reeltag.core.remote_files import is_url
     from reeltag.core.storage import find_files
