@@ -203,7 +203,7 @@ def trainings(*hours, chained=False, memory=0, processes=1):
     names = [f"train.{number}" for number in range(len(hours))]
     inputs = [(name,) if chained else () for name in ("", *names)]
     inputs[0] = ()
-    table = dict(checkpoint_bytes=memory, processes=processes, work=note, format=1)
+    table = {"checkpoint_bytes": memory, "processes": processes, "work": note, "format": 1}
     return [Stage(name=n, inputs=i, gpu_hours=h, **table) for n, i, h in zip(names, inputs, hours, strict=False)]
 
 

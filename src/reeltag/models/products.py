@@ -1,7 +1,10 @@
 """Matrix products with large weights, in float32 training on a CPU as 1 × 1 convolutions of oneDNN.
 
-With the hundred rows of a batch, the general product of PyTorch's CPU library packs the weight again for each pass. oneDNN
-reads it as it lies in memory if each row of the weight is taken for a pixel, whose channels are the hidden units.
+For the hundred rows of a batch, the CPU library behind PyTorch's matrix product packs all of the weight again in each
+of a step's three products. oneDNN's convolution reads it as it lies in memory: each row of the weight is a pixel, whose
+channels are the hidden units.
+
+Shapes: B videos, N inputs, H hidden units, and [N, C] rows of pixels with C channels.
 """
 
 from __future__ import annotations
@@ -11,17 +14,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 LARGE = 1 << 20  # weights from which a convolution's overhead is not felt
-_IMAGES = 2  # PyTorch leaves a single image to kernels of its own
+IMAGES = 128  # over which pixels are divided; with one thread PyTorch gives only 16 images or more to oneDNN
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply x [B, N] by a weight [N, H]; in training with a gradient for both.
+    """Multiply x [B, N] by a weight [N, H].
 
-    The sums have another order than those of `x @ weight`, so that the last bits may differ.
+    In training sums have another order than those of `x @ weight`, so that the last bits may differ.
     """
-    return _Product.apply(x, weight) if _by_onednn(x, weight) else x @ weight  # type: ignore[no-any-return]
+    return _Product.apply(x, weight) if _by_onednn(x, weight) else x @ weight  # type: ignore[no-untyped-call]
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -29,11 +33,11 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
         torch.is_grad_enabled()
         and weight.requires_grad
         and weight.numel() >= LARGE
-        and len(weight) % _IMAGES == 0
+        and len(weight) % IMAGES == 0
         and weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     )
 
 
@@ -44,7 +48,8 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(x_NB, weight_NH)
         # The sum over pixels of a convolution's input times its output is the gradient of the convolution's weight.
         shape = (x_NB.shape[1], weight_NH.shape[1], 1, 1)
-        return torch.nn.grad.conv2d_weight(_pixels(weight_NH), shape, _pixels(x_NB)).view(shape[:2])
+        grad: Tensor = conv2d_weight(_pixels(weight_NH), shape, _pixels(x_NB))  # type: ignore[no-untyped-call]
+        return grad.view(shape[:2])
 
     @staticmethod
     def backward(ctx: Any, grad_BH: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -63,5 +68,5 @@ def _convolved(rows_NC: Tensor, kernel_OC: Tensor) -> Tensor:
 
 
 def _pixels(rows_NC: Tensor) -> Tensor:
-    """View rows as the pixels of images [2, C, N/2, 1], channels last."""
-    return rows_NC.view(_IMAGES, -1, 1, rows_NC.shape[1]).movedim(3, 1)
+    """View rows as the pixels of images [I, C, N/I, 1], channels last."""
+    return rows_NC.view(IMAGES, -1, 1, rows_NC.shape[1]).movedim(3, 1)
