@@ -44,6 +44,25 @@ def refuse_other_origin(schema: Schema, shards: Iterable[DataFile]) -> None:
                 raise UsageError(f"{folder}: {what}; extract the videos as those of the model were")
 
 
+def describe_other_input(schema: Schema, wanted: Schema) -> str:
+    """Describe why frames of a schema mean something else than those of another; empty if they mean the same.
+
+    Extractors are compared as far as both are known.
+    """
+    for key in ("level", "dtype"):
+        if (ours := getattr(schema, key)) != (theirs := getattr(wanted, key)):
+            return f"{key} {ours} and not {theirs}"
+    ours, theirs = (", ".join(f"{each.name} {each.width}" for each in one.features) for one in (schema, wanted))
+    if ours != theirs:
+        return f"the features {ours} and not {theirs}"
+    for feature, other in zip(schema.features, wanted.features, strict=True):
+        one, two = feature.extractor, other.extractor
+        if one and two and (_produced(one), one.decoding) != (_produced(two), two.decoding):
+            how = describe_difference(one, two) if _produced(one) != _produced(two) else " of another reeltag"
+            return f"{feature.name!r} from {one.name}{how} and not from {two.name}"
+    return ""
+
+
 def _produced(origin: Origin) -> tuple[Any, ...]:
     """Return all that decides the values."""
     return origin.hash, origin.projection, origin.scale

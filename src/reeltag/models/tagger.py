@@ -139,6 +139,24 @@ def meta_tagger(config: TaggerConfig, widths: Sequence[int], classes: int) -> Ta
         return Tagger(config, widths, classes)
 
 
+def class_blocks(config: TaggerConfig, widths: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Return which dimensions of a tagger's tensors are over classes: the numbers of each that belong to one class.
+
+    Dimensions over classes are those that grow with C. They are class-major: the numbers of a class are adjacent.
+
+    Args:
+        config: one family's configuration.
+        widths: D_f of each feature.
+
+    Returns:
+        By the tensor's name one number for each dimension, 0 for a dimension that is not over classes.
+    """
+    one, two = (meta_tagger(config, widths, classes).state_dict() for classes in (1, 2))
+    return {
+        name: tuple(more - fewer for fewer, more in zip(one[name].shape, two[name].shape, strict=True)) for name in one
+    }
+
+
 def meta_pooling(config: TaggerConfig, widths: Sequence[int]) -> Pooling:
     """Build a pooling on the meta device.
 

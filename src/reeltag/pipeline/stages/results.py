@@ -24,10 +24,10 @@ from reeltag.pipeline.report.markdown import render
 from reeltag.pipeline.report.page import render_frontier
 from reeltag.pipeline.report.paper_tables import render_tables
 from reeltag.pipeline.report.results import FORMAT, rounded
-from reeltag.pipeline.stages.architectures import TeacherArchitecture, label_twin
+from reeltag.pipeline.stages.architectures import TeacherArchitecture, label_twin, start_stage
 from reeltag.pipeline.stages.diversity import diversity
 from reeltag.pipeline.stages.ensemble import class_prior
-from reeltag.pipeline.stages.files import MODEL, REPORT, RESULTS, SCORES, SELECTION, WEIGHTS, load_manifest
+from reeltag.pipeline.stages.files import MODEL, REPORT, RESULTS, SCORES, SELECTION, START, WEIGHTS, load_manifest
 from reeltag.pipeline.stages.member import MemberStages
 from reeltag.pipeline.stages.report_samples import SAMPLES, GateProbe, curve, gate_of, machine, margins, sampled_videos
 from reeltag.pipeline.stages.trained_model import TrainedModelStages, decides_by_family, decision_stage
@@ -79,6 +79,7 @@ def _report_stage(recipe: Recipe, members: Sequence[MemberStages], selections: M
         if isinstance(member, TrainedModelStages):
             known += [*member.architecture.stages, member.training.stage_name, member.last_training]
             known += [decision_stage(member.family)] if decides_by_family(recipe) else []
+            known += [start_stage(member.name)] if member.training.start else []
     return Stage(
         name="report",
         work=partial(_report, recipe, members, selections),
@@ -195,8 +196,11 @@ def _member_results(recipe: Recipe, member: MemberStages, job: Job) -> dict[str,
     results |= {"family": member.family, "taught_by": member.training.taught_by}
     if recipe.averaging is not None:
         results |= {"averaging": member.averaging_scores(job), "averaged": member.averaged(job)}
-    steps = read_rows(job.inputs[member.last_training] / LOG)[-1].step
-    results["first_statistics"] = rounded(architecture.resolve(job).config.bn_decay ** steps)
+    if member.training.start is not None:
+        results["start"] = read_json(job.inputs[start_stage(member.name)] / START)
+    else:
+        steps = read_rows(job.inputs[member.last_training] / LOG)[-1].step
+        results["first_statistics"] = rounded(architecture.resolve(job).config.bn_decay ** steps)
     if isinstance(architecture, TeacherArchitecture):
         results["like"] = read_json(job.inputs[architecture.stage] / SELECTION)["names"][architecture.index]
     elif member.targets and (twin := label_twin(recipe, architecture.settings)):
