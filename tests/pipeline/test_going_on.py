@@ -19,6 +19,7 @@ from reeltag.pipeline import executor
 from reeltag.pipeline.plan import plan
 from reeltag.pipeline.stages.architectures import FixedArchitecture
 from reeltag.pipeline.stages.check import check_recipe
+from reeltag.pipeline.stages.data import shard_changes
 from reeltag.pipeline.stages.start import model_start
 from reeltag.recipe.load import load_recipe
 from reeltag.training.schedule import StartSettings
@@ -84,6 +85,15 @@ def test_a_run_goes_on_from_a_quantised_file_and_reports_what_it_kept(
     assert digest <= {name for name, status in done.items() if status == "to do"}
     done = executor.statuses(plan(load_recipe(recipe, [f"training.start={{file='{moved}', member='b'}}"])), out)
     assert done["data.train"] == "done" != done["start.a"]
+
+    again = start_from(recipe, out, names=None)
+    assert again.file.parent.name.startswith("train.a-")
+    assert str(again) == f"a of {out}: 8 of 8 classes kept by number"
+    with pytest.raises(UsageError, match="the run has no finished model b; name another one"):
+        start_from(recipe, out, member="b")
+    shutil.copytree(again.file.parent, again.file.parent.with_name(f"train.a-{'0' * 12}"))
+    with pytest.raises(UsageError, match=r"2 recipes trained a there; give a file, such as .*model\.reeltag"):
+        start_from(recipe, out)
 
 
 def start_from(recipe, file, *overrides, names=NAMES, **keys):
@@ -217,3 +227,19 @@ def test_a_recipe_gives_a_path_or_a_table_and_hashes_without_a_start_stay(recipe
     assert "start" not in load_recipe(recipe).training.decisive()
     with pytest.raises(RecipeError, match=r"training\.start\.frozen\.0: must be .input_norm., "):
         load_recipe(recipe, ["training.start.file=x", "training.start.frozen=['head']"])
+
+
+def test_other_shards_than_before_come_with_the_way_to_go_on(recipe, tmp_path):
+    run = tmp_path / "run"
+    marker = run / "stages" / "data.train-0" / "stage.json"
+    marker.parent.mkdir(parents=True)
+    marker.write_text(json.dumps({"parameters": {"files": [["a.tfrecord", 1]]}}))
+    loaded, now = load_recipe(recipe), [["a.tfrecord", 1], ["b.tfrecord", 2]]
+    assert shard_changes(loaded, "train", now[:1], run / "stages") == []
+    assert shard_changes(loaded, "train", now, run / "stages") == [
+        "b.tfrecord is new",
+        f"all models are trained anew on these shards; to go on from those of {run}, --set training.start={run} --out "
+        "FOLDER (docs/training.md#going-on)",
+    ]
+    going_on = load_recipe(recipe, [f"training.start={run}"])
+    assert shard_changes(going_on, "train", now, run / "stages") == ["b.tfrecord is new"]

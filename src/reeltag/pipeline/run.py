@@ -16,12 +16,14 @@ from reeltag.core.environment import describe_environment, versions
 from reeltag.core.errors import UsageError
 from reeltag.core.interrupts import deadline
 from reeltag.core.progress import default_progress
+from reeltag.core.remote_files import is_url
 from reeltag.core.storage import as_strings, read_json, refuse_existing, write_json
 from reeltag.core.text import did_you_mean
 from reeltag.pipeline import executor
 from reeltag.pipeline.plan import plan
 from reeltag.pipeline.report.publish import write_page, write_timings
 from reeltag.pipeline.run_folder import Outputs, outputs_at
+from reeltag.pipeline.stages.data import shard_changes
 from reeltag.pipeline.stages.profile import profile_training
 from reeltag.pipeline.stages.trained_model import recipe_model
 from reeltag.recipe.load import load_recipe
@@ -183,6 +185,12 @@ def profile(
     stages = executor.needed_for(training.inputs, plan(loaded))
     with executed(loaded, stages, folder_of(loaded, out), None, work) as (_, folders):
         return profile_training(training, folders, trace)
+
+
+def remarks_on_plan(recipe: Recipe, stages: Sequence[Stage], out: str) -> list[str]:
+    """Return one line for each change of the training shards since the last run in a folder, and how to go on."""
+    files = next(stage.parameters["files"] for stage in stages if stage.name == "data.train")
+    return shard_changes(recipe, "train", files, Path(out) / "stages") if files and not is_url(out) else []
 
 
 def _load(recipe: str | Path | Recipe, overrides: str | Sequence[str]) -> Recipe:

@@ -35,7 +35,7 @@ class StartSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    file: str = Field(description="a .reeltag file, a folder that `reeltag share` wrote, or a URL")
+    file: str = Field(description="a .reeltag file or its URL, or the folder of a run")
     member: str | None = Field(
         None, description="name of a model in the file; by default the only one, or the one of the same name"
     )

@@ -121,7 +121,8 @@ def _starts(recipe: Recipe, beside: Beside) -> tuple[ModelStart, ...]:
                     f"{name}: training.start: the file may have been trained on the videos of every fold; leave out "
                     "training.start, or distillation.folds"
                 )
-            starts.append(model_start(recipe, name, architecture, settings, beside.label_names))
+            names = (beside if beside.label_names else beside_members(recipe)).label_names  # also without data
+            starts.append(model_start(recipe, name, architecture, settings, names))
     return tuple(starts)
 
 

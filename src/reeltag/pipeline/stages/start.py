@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from reeltag.artifact.file import Artifact, Member, load_artifact, resolve_artifact, save_artifact
+from reeltag.artifact.file import Artifact, Member, resolve_artifact, save_artifact, stream_artifact
 from reeltag.artifact.quantization.quantize import dequantize_state
 from reeltag.artifact.quantization.sizes import tagger_bytes
 from reeltag.core.errors import ArtifactError, UsageError
@@ -20,6 +20,7 @@ from reeltag.models.config import TaggerConfig
 from reeltag.models.shapes import tagger_shapes
 from reeltag.models.tagger import build_tagger, meta_tagger
 from reeltag.pipeline.executor import Job, Stage
+from reeltag.pipeline.run_folder import MARKER
 from reeltag.pipeline.stages.architectures import Architecture, FixedArchitecture, model_seed, start_stage
 from reeltag.pipeline.stages.files import MODEL, START
 from reeltag.recipe.schema import Recipe
@@ -27,6 +28,7 @@ from reeltag.recipe.tables import leaves
 from reeltag.training.schedule import StartSettings
 from reeltag.training.start import take_over
 
+HASH = "[0-9a-f]" * 12  # of a stage's folder
 START_FORMAT = 1  # raise it when the same file and classes give other initial weights
 
 
@@ -82,7 +84,8 @@ class ModelStart:
     def _write(self, job: Job) -> None:
         own, schema = self.architecture.resolve(job), self.recipe.data.record_schema
         tagger = build_tagger(own.config, schema.widths, schema.classes, model_seed(self.recipe, self.name))
-        member = next(each for each in _read(self.file).members if each.name == self.member)
+        _, members = stream_artifact(self.file)
+        member = next(each for each in members if each.name == self.member)
         take_over(tagger, schema.widths, dequantize_state(member.state), self.match.sources)
         job.progress.say(f"  {self}; the hold-out may contain videos that it was trained on")
         provenance = {"start": {"file": self.settings.file, "member": self.member}}
@@ -115,8 +118,7 @@ def model_start(
     """
     place = f"{name}: training.start"
     try:
-        file = resolve_artifact(settings.file)
-        found = _read(file)
+        file, found = _find(name, settings)
         member = _member(found, name, settings)
         _refuse_other(found, member, recipe, architecture, settings)
         schema, theirs = recipe.data.record_schema, found.schema
@@ -128,16 +130,40 @@ def model_start(
     return ModelStart(recipe, name, architecture, settings, file, member.name, match)
 
 
-@lru_cache(maxsize=1)
-def _read_cached(file: Path, state: tuple[int, int]) -> Artifact:
-    return load_artifact(file)
+def _find(name: str, settings: StartSettings) -> tuple[Path, Artifact]:
+    """Return the file that `start` names, or that of a model in the folder of a run, and its content."""
+    run = Path(settings.file)
+    if not (run / "stages").is_dir():
+        file = resolve_artifact(settings.file)
+        return file, _checked(file)
+    wanted = settings.member or name
+    kinds = [sorted(run.glob(f"stages/{kind}.{wanted}-{HASH}/{MARKER}")) for kind in ("weights", "average", "train")]
+    found = next(filter(None, kinds), [])
+    if not found:
+        raise UsageError(f"the run has no finished model {wanted}; name another one with start.member, or give a file")
+    if len(found) > 1:
+        raise UsageError(
+            f"{len(found)} recipes trained {wanted} there; give a file, such as {found[-1].parent / MODEL}"
+        )
+    file = found[0].parent / MODEL
+    content, packed = _checked(file), run / MODEL  # stages write no names of classes
+    names = stream_artifact(packed)[0].label_names if packed.is_file() else None
+    (member,) = content.members
+    return file, replace(content, label_names=names, members=(replace(member, name=wanted),))
 
 
-def _read(file: Path) -> Artifact:
-    """Read a file; cached, because all models of a recipe may go on from one."""
-    if not file.is_file():
-        return load_artifact(file)  # raises
-    return _read_cached(file, (file.stat().st_mtime_ns, file.stat().st_size))
+def _checked(file: Path) -> Artifact:
+    """Check a whole file, and return its content without weights; cached, as all models may go on from one."""
+    state = (file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else None
+    return _checked_in_state(file, state)
+
+
+@lru_cache(maxsize=8)
+def _checked_in_state(file: Path, state: object) -> Artifact:
+    head, members = stream_artifact(file)
+    for _ in members:  # reads and checks the weights, one member at a time
+        pass
+    return head
 
 
 def _member(found: Artifact, name: str, settings: StartSettings) -> Member:
