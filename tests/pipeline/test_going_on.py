@@ -74,7 +74,9 @@ def test_a_run_goes_on_from_a_quantised_file_and_reports_what_it_kept(
     assert other.name == "b"
     results = json.loads((out / "results.json").read_text())["members"]["a"]["start"]
     assert results == {"file": str(file), "member": "a", "kept": 8, "by": "number", "new": [], "dropped": []}
-    assert "went on from a finished one" in (out / "report" / "report.md").read_text()
+    report = (out / "report" / "report.md").read_text()
+    assert "a went on from a finished model, which may have been trained on videos of the hold-out" in report
+    assert "- a, from a of" in report
 
     moved, digest = tmp_path / "moved.reeltag", {"start.a", "train.a"}
     shutil.move(file, moved)

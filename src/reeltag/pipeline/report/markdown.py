@@ -131,7 +131,7 @@ def _starts(members: Mapping[str, Mapping[str, Any]]) -> list[str]:
     starts = {name: member["start"] for name, member in members.items() if "start" in member}
     if not starts:
         return []
-    lines = ["Models that went on from a finished one, whose training videos the hold-out may contain:", ""]
+    lines = ["Models that went on from a finished one:", ""]
     for name, start in starts.items():
         classes = [f"{start['kept']:,} classes kept by {start['by']}"]
         classes += [
