@@ -58,6 +58,18 @@ class QuantizationSettings(RecipeTable):
         exclude_if=not_,
         description="coded: steps of fine-tuning through the rounding; kept where it raises GAP on half the hold-out",
     )
+    fine_tune_targets: Literal["own", "teachers"] = Field(
+        "own",
+        exclude_if=partial(eq, "own"),
+        description="fine_tune: the member's own probabilities, or the mean of the teachers of [distillation]",
+    )
+
+    @field_validator("fine_tune_targets")
+    @classmethod
+    def _used(cls, value: str, info: ValidationInfo) -> str:
+        if value != "own" and not info.data.get("fine_tune", 1):
+            raise ValueError("are those of fine-tuning; give fine_tune too, such as 300")
+        return value
 
     @field_validator("encodings", mode="before")
     @classmethod
@@ -326,6 +338,9 @@ class Recipe(RecipeTable):
             raise ValueError("works with whole videos only; leave it out, or data.schema.segments")
         if value and trained is not None and (unknown := sorted(set(value.families or ()) - set(trained))):
             raise ValueError(f"families: no model of {', '.join(unknown)}; the recipe trains {', '.join(trained)}")
+        quantization, taught = info.data.get("quantization"), value.distilled(trained or ()) if value else []
+        if trained is not None and not taught and quantization and quantization.fine_tune_targets == "teachers":
+            raise ValueError('has no teachers for quantization.fine_tune_targets = "teachers"; add some, or take "own"')
         return value
 
     @field_validator("students")
@@ -371,6 +386,13 @@ class Recipe(RecipeTable):
         """Families for which students with the teachers' architectures are added."""
         assert self.distillation is not None
         return self.distillation.distilled(self.families)
+
+    @property
+    def tuning_targets(self) -> tuple[str, ...]:
+        """Stages whose soft targets fine-tuning through the rounding learns; none if it learns a member's own."""
+        if self.quantization.fine_tune_targets == "own":
+            return ()
+        return tuple(f"targets.{family}" for family in self.distilled_families)
 
     def label_weight(self, student: str) -> float:
         """Return λ, the weight of the labels in a student's loss: its own, or that of `[distillation]`."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from reeltag.core.errors import UsageError
-from reeltag.core.storage import atomic_path, write_bytes
+from reeltag.core.storage import atomic_path
 from reeltag.data.schema import Schema
 from reeltag.inference.ensemble import Predictions
 from reeltag.inference.formats.parquet import Parquet
@@ -136,12 +136,6 @@ def output_format(path: Path, schema: Schema, selection: Selection = ALL, *, nam
             )
         return Submission(schema)
     return FORMATS[path.suffix](selection)
-
-
-def write_class_ap(path: Path, class_ap: Sequence[float], label_names: Sequence[str]) -> None:
-    """Write a CSV with the columns class, name and ap, one line for each class."""
-    rows = [f"{number},{_csv_cell(label_names[number])},{ap:.5f}" for number, ap in enumerate(class_ap)]
-    write_bytes(path, "\n".join(["class,name,ap", *rows, ""]).encode())
 
 
 def _csv_cell(text: str) -> str:

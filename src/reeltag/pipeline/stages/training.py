@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from reeltag.artifact.file import Artifact, Member, load_artifact, load_tagger, save_artifact
@@ -20,7 +19,7 @@ from reeltag.core.text import counted
 from reeltag.data.holdout import split_folds
 from reeltag.data.loader import sequential_batches
 from reeltag.data.shards import Indices, Manifest, Shards
-from reeltag.data.soft_targets import SoftTargets
+from reeltag.data.soft_targets import SoftTargets, mean_rows
 from reeltag.inference.ensemble import BATCH_SIZE, predict_batches
 from reeltag.inference.metrics.evaluation import evaluate_predictions
 from reeltag.models.config import TaggerConfig
@@ -211,7 +210,7 @@ class ModelTraining:
         if not self.targets:
             return None
         targets = [SoftTargets(job.inputs[stage], manifest) for stage in self.targets]
-        return Distillation(partial(_mean_rows, targets), self.recipe.label_weight(self.name))
+        return Distillation(partial(mean_rows, targets), self.recipe.label_weight(self.name))
 
 
 def _short_for_batch_norm(config: TaggerConfig, steps: int) -> str:
@@ -228,7 +227,3 @@ def _less_memory(settings: TrainingSettings) -> str:
     smaller = " or ".join(f"training.{key} ({value} now)" for key, value in keys.items())
     bf16 = "" if settings.precision == "bf16-mixed" else ", try training.precision = 'bf16-mixed'"
     return f"lower {smaller}{bf16}, or take a smaller model; the last checkpoint is kept for the same recipe"
-
-
-def _mean_rows(targets: Sequence[SoftTargets], indices: Indices) -> Tensor:
-    return torch.stack([each.rows(indices) for each in targets]).mean(0)
