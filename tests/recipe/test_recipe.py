@@ -359,7 +359,7 @@ def test_a_budget_that_no_member_fits_is_refused_before_any_data_is_read(tmp_pat
 def test_every_key_is_documented():
     text = "".join((RECIPES.parent / "docs" / name).read_text() for name in ("recipes.md", "models.md"))
     tables = {"data", "training", "averaging", "quantization", "ensemble", "models", "distillation", "students"}
-    tables |= {"imported"}
+    tables |= {"imported", "tune"}
     missing = [key for key in known_keys() if f"`{key}`" not in text and key not in tables]
     assert not missing
     assert [family for family in FAMILIES if f"### `{family}`" not in text] == []
