@@ -20,7 +20,7 @@ from reeltag.data.schema import Schema
 from reeltag.models.tagger import meta_tagger
 
 
-def build_onnx(artifact: Artifact, top: int | None = None) -> onnx.ModelProto:
+def build_onnx(artifact: Artifact, top: int | None = None, *, int8: bool = False) -> onnx.ModelProto:
     """Build the ONNX model of an artifact.
 
     Its inputs are `frames` [B, T, D] in the schema's dtype and `lengths` [B] int64; B and T are free. Its output is
@@ -29,6 +29,8 @@ def build_onnx(artifact: Artifact, top: int | None = None) -> onnx.ModelProto:
     Args:
         artifact: the model.
         top: output only this many most probable classes; all probabilities by default.
+        int8: store the large factors of products in evenly spaced 8 bits, for engines with 8-bit kernels; by default
+            all weights are as in the artifact.
 
     Raises:
         UsageError: `top` is not from 1 to C, or a family has no ONNX form.
@@ -41,7 +43,7 @@ def build_onnx(artifact: Artifact, top: int | None = None) -> onnx.ModelProto:
     lengths = graph.input("lengths", TensorProto.INT64, ["B"])
     real = _frames(schema, frames, lengths)
     used = [member for member in artifact.members if member.weight > 0]
-    parts = [_tag(member, schema, real, graph) * member.weight for member in used]
+    parts = [_tag(member, schema, real, graph, int8) * member.weight for member in used]
     probabilities = graph.add("Sum", *parts) if len(parts) > 1 else parts[0]
     if top is None:
         graph.output("probabilities", probabilities, TensorProto.FLOAT, ["B", schema.classes])
@@ -66,10 +68,10 @@ def _frames(schema: Schema, frames: Value, lengths: Value) -> OnnxFrames:
     return OnnxFrames(dequantized(frames, mask_BT1, schema.dtype == "uint8"), mask_BT1, lengths)
 
 
-def _tag(member: Member, schema: Schema, frames: OnnxFrames, graph: Graph) -> Value:
+def _tag(member: Member, schema: Schema, frames: OnnxFrames, graph: Graph, int8: bool) -> Value:
     """Return the probabilities [B, C] of a member."""
     tagger = meta_tagger(member.config, schema.widths, schema.classes)
-    weights = Weights(graph, member.state, member.name)
+    weights = Weights(graph, member.state, member.name, int8=int8)
     if tagger.input_norm is not None:
         frames = OnnxFrames(normed(frames.x, weights.of("input_norm", "norm")), frames.mask, frames.lengths)
     vector = pool(tagger.pooling, frames, weights.of("pooling"))
