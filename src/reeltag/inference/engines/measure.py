@@ -18,8 +18,8 @@ from reeltag.inference.metrics.video_metrics import TOP_K, top_k
 
 COSTED = 16  # generated videos on which the cost in GAP is measured
 SECONDS, CALLS = 0.03, 2  # a way is timed at least this long and this often, and the shortest call counts
-LONGEST = 0.25  # seconds that a timed call of `exact` should take at most; else there are fewer videos, then frames
-FEWEST_VIDEOS, FEWEST_FRAMES = 16, 8
+LONGEST = 0.5  # seconds that a timed call of `exact` should take at most; else there are fewer videos, then frames
+FEWEST_VIDEOS, FEWEST_FRAMES = 32, 32  # in fewer, what a call costs by itself hides how fast a way is
 CENTRE, SPREAD, NOISE = 127.5, 40, 25  # of the codes: mean, deviation of a video's frames, and of each frame from it
 STEPS = 64  # codes a unit of features in floating point
 
