@@ -105,12 +105,14 @@ def expected_gap(relevance: Tensor, scores: Tensor) -> float:
 def generated(schema: Schema, videos: int, frames: int) -> tuple[Tensor, Tensor]:
     """Generate frames [B, T, D] in the schema's dtype, and lengths [B]; like real ones, a video's frames are similar.
 
-    Lengths are from 40 % to 100 % of T, so that padding is part of the work; a single video has all frames.
+    Half of them, and a single video, have all frames, as most real ones do; the other lengths are from 40 % of T, so that
+    padding is part of the work.
     """
     generator = torch.Generator().manual_seed(0)
     centres = CENTRE + SPREAD * torch.randn(videos, 1, schema.width, generator=generator)
     codes = centres + NOISE * torch.randn(videos, frames, schema.width, generator=generator)
     lengths = torch.linspace(frames, 0.4 * frames, videos).round().long().clamp_min(1)
+    lengths[::2] = frames
     if schema.dtype == "uint8":
         return codes.round().clamp(0, 255).byte(), lengths
     return (codes - CENTRE) / STEPS, lengths
