@@ -70,6 +70,7 @@ def test_run_equals_the_command(recipe, tmp_path, capsys):
     assert main(["evaluate", done.file, *shards, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert set(printed.pop("computed")["ways"].values()) == {"exact"}
+    assert printed.pop("at_threshold")["threshold"] == 0.5
     assert scores.summary() == printed
 
 

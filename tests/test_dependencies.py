@@ -31,6 +31,7 @@ EXTRA_OF = {
     "reeltag/data/video/extractors/torch_model.py": "timm",
     "reeltag/data/video/": "video",
     "reeltag/inference/convert.py": "onnx",
+    "reeltag/inference/formats/outcomes.py": "parquet",
     "reeltag/inference/formats/parquet.py": "parquet",
     "reeltag/inference/onnx": "onnx",
     "reeltag/inference/video/": "video",

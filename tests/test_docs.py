@@ -38,7 +38,7 @@ PAGES = sorted(
 NAMES = [str(page.relative_to(REPO)) for page in PAGES]
 SOURCES = sorted((REPO / "src").rglob("*.py"))
 # Keys in an exported file's metadata look like modules of ours.
-METADATA = {f"reeltag.{key}" for key in ("schema", "label_names", "members", "provenance")}
+METADATA = {f"reeltag.{key}" for key in ("schema", "label_names", "members", "provenance", "thresholds", "calibration")}
 
 
 @cache

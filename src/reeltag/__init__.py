@@ -22,16 +22,19 @@ if TYPE_CHECKING:
     from reeltag.inference.quantize_file import quantize_file
     from reeltag.inference.shard_tagger import predict_to_file
     from reeltag.pipeline.run import RunResult, Work, run, train_models
+    from reeltag.pipeline.thresholds import Chosen, choose_thresholds
     from reeltag.recipe.load import load_recipe
     from reeltag.recipe.register_family import register_family
 
 # The module of each public name.
 _MODULES = {
+    "Chosen": "pipeline.thresholds",
     "Imported": "data.import_features",
     "Predictor": "inference.predictor",
     "ReeltagError": "core.errors",
     "RunResult": "pipeline.run",
     "Work": "pipeline.run",
+    "choose_thresholds": "pipeline.thresholds",
     "evaluate": "inference.evaluate",
     "export_onnx": "inference.onnx_export",
     "from_pretrained": "inference.predictor",
@@ -47,11 +50,13 @@ _MODULES = {
     "train_models": "pipeline.run",
 }
 __all__ = [
+    "Chosen",
     "Imported",
     "Predictor",
     "ReeltagError",
     "RunResult",
     "Work",
+    "choose_thresholds",
     "evaluate",
     "export_onnx",
     "from_pretrained",

@@ -4,10 +4,14 @@
 import asyncio
 import base64
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import chromium
+from reeltag.artifact.file import load_artifact, save_artifact
+from reeltag.artifact.tagging_rule import Thresholds
 from reeltag.cli.main import main
 from tagged import SECONDS, clips, model, shards  # noqa: F401 - fixtures
 
@@ -112,3 +116,30 @@ def test_a_page_of_one_video_has_no_list(clips, model, tmp_path):
         assert await page.value("document.querySelector('#title').textContent") == "hall.mp4"
 
     browse(path, tmp_path, story)
+
+
+def test_a_video_without_a_tag_above_its_threshold_is_shown(clips, model, tmp_path, capsys):
+    artifact = load_artifact(model)
+    none = np.zeros(artifact.schema.classes, np.int32)
+    never = Thresholds(np.full(len(none), np.inf, np.float32), none, none, none, {"goal": "precision 0.9", "videos": 1})
+    save_artifact(tmp_path / "never.reeltag", replace(artifact, thresholds=never))
+    clip = str(sorted(clips.iterdir())[0])
+    options = [
+        "--model",
+        str(tmp_path / "never.reeltag"),
+        "--thresholds",
+        "--quiet",
+        "--html",
+        str(tmp_path / "page.html"),
+    ]
+    assert main(["tag", clip, *options]) == 0
+    assert capsys.readouterr().out.endswith("\n  no tag\n")
+
+    async def look():
+        async with chromium.page(tmp_path / "profile") as page:
+            await page.open((tmp_path / "page.html").as_uri())
+            await page.until("document.querySelectorAll('#videos button').length")
+            assert "no tag" in await page.value("document.querySelector('#videos button').textContent")
+            return page.complaints
+
+    assert asyncio.run(look()) == []

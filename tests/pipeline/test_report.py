@@ -17,6 +17,7 @@ from htmlpage import Page
 from reeltag.cli.main import main
 from reeltag.data.shards import Shards, scan
 from reeltag.data.synthetic import SyntheticSettings, write_synthetic
+from reeltag.inference.metrics.bootstrap import MIN_POSITIVES
 from reeltag.inference.predictor import load
 from reeltag.models.tagger import Tagger
 from reeltag.pipeline.report.gating import CoOccurrence, gating_gain
@@ -57,8 +58,8 @@ hidden = 32
 bn_decay = 0.9
 [distillation]
 """
-SECTIONS = ["headline", "frontier", "members", "tables", "curves", "classes", "videos", "calibration", "gating"]
-SECTIONS += ["timings", "environment"]
+SECTIONS = ["headline", "frontier", "members", "tables", "curves", "classes", "mistakes", "videos", "calibration"]
+SECTIONS += ["gating", "timings", "environment"]
 
 
 @pytest.fixture(scope="module")
@@ -123,13 +124,18 @@ def test_numbers_of_the_page_are_those_of_the_results(folder, page, results):
     text = (folder / "run" / "report" / "report.html").read_text()
     for value in (results["test"]["file"]["gap"], results["holdout_gap"]["file"], results["calibration"]["ece"]):
         assert f"{value:.5f}" in text
-    assert page.table("class", "AP", "videos in training", "in test") == [
-        [" ".join(name.split()), f"{ap:.5f}", f"{train:,}", f"{tested:,}"]
-        for (name, ap), train, tested in sorted(
-            zip(results["test"]["class_ap"], *(results["class_counts"][key] for key in ("train", "test")), strict=True),
-            key=lambda row: -row[0][1],
-        )
-    ]
+    columns = ["class", "AP", "95 % interval", "precision", "recall", "F1", "calibration error"]
+    rows = page.table(*columns, "videos in training", "in test")
+    counts = zip(*(results["class_counts"][key] for key in ("train", "test")), strict=True)
+    classes = {
+        " ".join(name.split()): [f"{ap:.5f}", *(f"{count:,}" for count in each)]
+        for (name, ap), each in zip(results["test"]["class_ap"], counts, strict=True)
+    }
+    assert {row[0]: [row[1], *row[-2:]] for row in rows} == classes
+    enough = [float(row[1]) for row in rows if int(row[-1]) >= MIN_POSITIVES]
+    assert enough == sorted(enough) and len(enough) > 3
+    assert all(int(row[-1]) < MIN_POSITIVES for row in rows[len(enough) :])
+    assert all((row[2] == "–") == (int(row[-1]) < MIN_POSITIVES) for row in rows)
     heading = ["model", "family", "encoding", "size", "share of size", "weight", "hold-out GAP@20", "test GAP@20"]
     models = {row[0]: row for row in page.table(*heading)}
     assert models.keys() == results["members"].keys()
@@ -181,6 +187,39 @@ def test_counts_calibration_and_videos_are_those_of_the_file(results, tested):
     assert len(set(map(frozenset, sets))) == len(sets)
 
 
+def test_classes_and_their_mistakes_are_those_of_the_file(folder, page, results, tested):
+    videos, labels, probabilities, predictor = tested
+    judged = json.loads((folder / "run" / "classes.json").read_text())
+    numbers = {video.id: number for number, video in enumerate(videos)}
+    predicted = probabilities >= 0.5
+    hits = (predicted & labels).sum()
+    assert judged["at_threshold"]["precision_micro"] == pytest.approx(hits / predicted.sum(), abs=1e-5)
+    assert judged["at_threshold"]["recall_micro"] == pytest.approx(hits / labels.sum(), abs=1e-5)
+    low, high = judged["intervals"]["gap"]
+    assert low < results["test"]["file"]["gap"] < high
+    for number, (each, scores, truth) in enumerate(zip(judged["classes"], probabilities.T, labels.T, strict=True)):
+        said = predicted[:, number]
+        assert each["precision"] == pytest.approx((said & truth).sum() / max(1, said.sum()), abs=1e-5)
+        assert each["recall"] == pytest.approx((said & truth).sum() / max(1, truth.sum()), abs=1e-5)
+        expected = {"false_positives": sorted(scores[~truth])[::-1][:5], "missed": sorted(scores[truth])[:5]}
+        for kind, best in expected.items():
+            assert [row["score"] for row in each[kind]] == pytest.approx(best, abs=1e-4)
+            for row in each[kind]:
+                video = numbers[row["id"]]
+                assert truth[video] == (kind == "missed")
+                assert set(row["labels"]) == set(np.flatnonzero(labels[video]))
+                assert row["tags"][0] == [
+                    int(probabilities[video].argmax()),
+                    pytest.approx(probabilities[video].max(), abs=1e-3),
+                ]
+    shown = judged["classes"][3]["missed"][0]  # at most 12 frames, so a stretch is one
+    frames = videos[numbers[shown["id"]]].frames()
+    over_time = np.stack(list(predictor.predict_each([frame[None] for frame in frames])))[:, 3]
+    assert shown["strip"] == pytest.approx(over_time, abs=1e-3)
+    links = {link for link in page.values("href") if link.startswith("#class-")}
+    assert links == {f"#class-{number}" for number in range(12)} and links <= {f"#{name}" for name in page.values("id")}
+
+
 def test_what_a_gate_changes_is_found_without_it_too(folder, results, tested):
     videos, labels, _, _ = tested
     (path,) = folder.glob("run/stages/average.gated-*/model.reeltag")
@@ -219,6 +258,7 @@ def test_curves_are_those_of_the_logs(folder, page, results):
 def test_a_run_without_gates_and_curves_has_no_such_section(folder, tmp_path):
     shutil.copy(folder / "run" / "recipe.json", tmp_path)
     shutil.copy(folder / "run" / "timings.json", tmp_path)
+    shutil.copy(folder / "run" / "classes.json", tmp_path)
     found = json.loads((folder / "run" / "results.json").read_text())
     for member in found["members"].values():
         member.pop("gating", None)
@@ -280,6 +320,7 @@ def test_what_is_no_finished_run_is_refused(folder, tmp_path, capsys):
         ("results.json", f'{{"format": {FORMAT}}}', "is damaged"),
         ("timings.json", '[{"stage": 3}]', "is damaged"),
         ("recipe.json", "[]", "is damaged"),
+        ("classes.json", "{}", "is damaged"),
     ):
         whole = (run / name).read_bytes()
         (run / name).write_text(content)
@@ -295,6 +336,12 @@ def test_what_is_no_finished_run_is_refused(folder, tmp_path, capsys):
         (run / "results.json").write_text(json.dumps({**results, **changes}))
         assert said in refused(capsys, run, "--out", out)
     (run / "results.json").write_text(json.dumps(results))
+    judged = json.loads((run / "classes.json").read_text())
+    (run / "classes.json").write_text(json.dumps(judged | {"classes": judged["classes"][1:]}))
+    assert "classes.json: is damaged (not the 12 classes" in refused(capsys, run, "--out", out)
+    (run / "classes.json").unlink()
+    assert "not finished (classes.json missing)" in refused(capsys, run, "--out", out)
+    (run / "classes.json").write_text(json.dumps(judged))
     assert not out.exists()
     out.write_text("mine")
     assert "exists already" in refused(capsys, run, "--out", out)
@@ -327,11 +374,14 @@ def test_tables_sort_and_search_and_names_stay_text(folder, results, tmp_path):
         counts = results["class_counts"]["train"]
         heads = "document.querySelectorAll('#class-table thead th')"
         for order in (True, False):
-            await tab.value(f"{heads}[3].querySelector('button').focus()")
+            await tab.value(f"{heads}[8].querySelector('button').focus()")
             await tab.value("document.activeElement.click()")
-            assert await tab.value(cells("class-table", 3)) == [f"{n:,}" for n in sorted(counts, reverse=order)]
+            assert await tab.value(cells("class-table", 8)) == [f"{n:,}" for n in sorted(counts, reverse=order)]
             direction = "descending" if order else "ascending"
-            assert await tab.value(f"{heads}[3].getAttribute('aria-sort')") == direction
+            assert await tab.value(f"{heads}[8].getAttribute('aria-sort')") == direction
+        await tab.value("document.querySelector('#class-table tbody a').click()")
+        await tab.until("document.querySelectorAll('.mistakes details[open]').length == 1")
+        assert await tab.value("location.hash == '#' + document.querySelector('details[open] > div').id")
         search = "document.querySelector('input[data-table=class-table]')"
         await tab.value(f"{search}.value = 'IMG 11'; {search}.oninput()")
         assert await tab.value(cells("class-table", 0)) == [names[11]]

@@ -2,10 +2,14 @@
 
 import json
 import re
+from base64 import b64decode
 from copy import deepcopy
+from io import BytesIO
 
+import av
 import pytest
 
+from clips import number_of, numbered, write_clip
 from htmlpage import Page
 from reeltag.cli.main import main
 from reeltag.pipeline.report.markdown import examples, headline, render
@@ -70,12 +74,19 @@ def results():
     }
 
 
+AVERAGES = {f"{name}_{mean}": 0.5 for name in ("precision", "recall", "f1") for mean in ("micro", "macro")}
+CLASS = {"interval": None, "precision": 0.5, "recall": 0.5, "f1": 0.5, "calibration_error": None, "curve": [0.0] * 20}
+CLASS |= {"false_positives": [], "missed": []}
+JUDGED = {"at_threshold": {"threshold": 0.5, **AVERAGES}, "intervals": {}, "classes": [CLASS] * 3, "confused": []}
+
+
 @pytest.fixture
 def written(tmp_path):
     def write(results, name="first", recipe=None):
         folder = tmp_path / name
         folder.mkdir()
         contents = {"results": results, "recipe": recipe or {}, "timings": [{"stage": "report", "seconds": 1.0}]}
+        contents["classes"] = JUDGED
         for kind, content in contents.items():
             (folder / f"{kind}.json").write_text(json.dumps(content))
         return folder
@@ -91,6 +102,35 @@ def test_diversity_is_told_of_groups_of_two_or_more(results, written, tmp_path):
     alone = results | {"diversity": []}
     assert "Diversity" not in render(alone)
     assert "Diversity" not in render_run(read_run(written(alone, "alone")))
+
+
+def mistake(name, strip, frames):
+    tags = [[0, 0.5], [2, 0.25]]
+    return {"id": name, "score": 0.75, "labels": [1], "tags": tags, "frames": frames, "strip": strip}
+
+
+def test_mistakes_have_pictures_where_the_videos_are(results, written, tmp_path, capsys):
+    folder, videos = written(results), tmp_path / "videos"
+    missed = [mistake("a.mp4", [0.0, 0.1, 0.9, 0.2], 4), mistake("no video.mp4", [], 1)]
+    wrong = [mistake("elsewhere.mp4", [], 1), mistake("../first/results.json", [], 1)]
+    classes = [CLASS, {**CLASS, "false_positives": wrong, "missed": missed}, CLASS]
+    (folder / "classes.json").write_text(json.dumps(JUDGED | {"classes": classes}))
+    videos.mkdir()
+    page, command = tmp_path / "page.html", ["report", str(folder), "--videos", str(videos)]
+    assert main([*command, "--out", str(page)]) == 2
+    assert "videos: has no file that is named as a test video" in capsys.readouterr().err
+    write_clip(videos / "a.mp4", 4, pictures=[numbered(number, 160, 120) for number in range(40)])
+    (videos / "no video.mp4").write_text("text")
+    assert main([*command, "--out", str(page)]) == 0
+    error = capsys.readouterr().err
+    assert f"{videos}: no picture of 1 video\n  no video.mp4: " in error and "results.json" not in error
+    (shown,) = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page.read_text())
+    with av.open(BytesIO(b64decode(shown)), format="mjpeg") as container:
+        (picture,) = (frame.to_ndarray(format="rgb24") for frame in container.decode(video=0))
+    assert number_of(picture) == 25  # of the third second, in its middle
+    both = ["report", str(folder), str(folder), "--videos", str(videos), "--out", str(tmp_path / "two.html")]
+    assert main(both) == 2
+    assert "--videos: adds pictures to the mistakes of one run" in capsys.readouterr().err
 
 
 def test_nothing_is_remarked_where_all_is_well(results):

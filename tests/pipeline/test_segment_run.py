@@ -94,8 +94,17 @@ def test_evaluate_agrees_with_the_run(out: Path, shards: list[Path], capsys: pyt
     capsys.readouterr()
     assert main(["evaluate", str(out / "model.reeltag"), *map(str, shards), "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
-    del scores["computed"]
+    del scores["computed"], scores["at_threshold"]
     assert scores == json.loads((out / "results.json").read_text())["test"]["file"]
+
+
+def test_whole_videos_of_segments_are_not_drawn_again(
+    out: Path, shards: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (["--intervals"], ["--against", str(out / "model.reeltag")]):
+        assert main(["evaluate", str(out / "model.reeltag"), *map(str, shards), *arguments]) == 2
+        assert "draw whole videos again, and this model tags segments; leave them out" in capsys.readouterr().err
+    assert json.loads((out / "classes.json").read_text())["intervals"] == {}
 
 
 def test_the_submission_scored_as_the_challenge_did_has_the_same_map(

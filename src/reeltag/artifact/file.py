@@ -1,18 +1,20 @@
 """The artifact: an ensemble in one safetensors file with a JSON header. Opening a file runs no code from it.
 
 Tensors are named `MEMBER/NAME`. A quantized tensor is stored as several: its codes under that name, and the values of
-the codes under `MEMBER/NAME#codebook` or similar. The PCA of a feature is stored as `#pca/FEATURE.mean` and so on. The
-module `core.tensorfile` adds and verifies checksums, and stores arrays of codes in fewer bytes, without loss.
+the codes under `MEMBER/NAME#codebook` or similar. The PCA of a feature is stored as `#pca/FEATURE.mean` and so on,
+thresholds and calibration as `#thresholds/values` and so on. The module `core.tensorfile` adds and verifies checksums,
+and stores arrays of codes in fewer bytes, without loss.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,6 +24,7 @@ from reeltag.artifact.budget import explain_over_budget
 from reeltag.artifact.quantization.encodings import QuantizedTensor, State, assemble, shape_of
 from reeltag.artifact.quantization.quantize import dequantize_state, quantize_state
 from reeltag.artifact.quantization.sizes import Encoding
+from reeltag.artifact.tagging_rule import Calibration, Thresholds, arrays_of
 from reeltag.core import tensorfile
 from reeltag.core.download_cache import fetch
 from reeltag.core.errors import ArtifactError, BudgetError, UsageError
@@ -38,6 +41,10 @@ from reeltag.models.tagger import Tagger, meta_tagger
 FORMAT = 3  # format 2 had no entropy coding
 SHARED_FILE = "model.safetensors"  # the artifact's name in a folder for the Hub
 _PCA = "#pca"  # never a member's name: those contain no #
+_RULES = (Thresholds, Calibration)  # stored as `#thresholds/…` and `#calibration/…`
+_Rule = TypeVar("_Rule", Thresholds, Calibration)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,8 @@ class Artifact:
         members: the models and their weights in the ensemble.
         provenance: recipe hash, versions, metrics; JSON.
         projections: by feature, the PCA that is applied to its extractor's output; the schema holds their hashes.
+        thresholds: of the classes, or None; they are of this model's probabilities alone.
+        calibration: of its probabilities, or None; likewise.
     """
 
     schema: Schema
@@ -86,6 +95,13 @@ class Artifact:
     members: tuple[Member, ...]
     provenance: Mapping[str, Any]
     projections: Mapping[str, Projection] = field(default_factory=dict)
+    thresholds: Thresholds | None = None
+    calibration: Calibration | None = None
+
+    @property
+    def rules(self) -> list[Thresholds | Calibration]:
+        """Thresholds and calibration, as far as there are any."""
+        return [rule for rule in (self.thresholds, self.calibration) if rule is not None]
 
 
 class _MemberHeader(BaseModel):
@@ -104,6 +120,8 @@ class _Header(BaseModel):
     label_names: tuple[str, ...] | None
     members: tuple[_MemberHeader, ...] = Field(min_length=1)
     provenance: dict[str, Any]
+    thresholds: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> _Header:
@@ -141,6 +159,8 @@ def save_artifact(path: Path, artifact: Artifact, budget: int | None = None) -> 
         tensors |= {f"{member.name}/{name}": tensor for name, tensor in _stored_tensors(member.state).items()}
     for feature, projection in artifact.projections.items():
         tensors |= {f"{_PCA}/{feature}.{name}": torch.from_numpy(getattr(projection, name)) for name in ARRAYS}
+    for rule in artifact.rules:
+        tensors |= {f"#{rule.KEY}/{name}": torch.from_numpy(getattr(rule, name)) for name in arrays_of(type(rule))}
     with atomic_path(path) as temporary:
         tensorfile.save_tensors(temporary, tensors, artifact_header(artifact), compress=True)
         size = temporary.stat().st_size
@@ -163,6 +183,7 @@ def artifact_header(artifact: Artifact) -> dict[str, Any]:
             for member in artifact.members
         ],
         "provenance": dict(artifact.provenance),
+        **{rule.KEY: dict(rule.about) for rule in artifact.rules},
     }
 
 
@@ -196,7 +217,8 @@ def stream_artifact(path: Path) -> tuple[Artifact, Iterator[Member]]:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {describe_fault(fault)}" for fault in error.errors())
         raise ArtifactError(f"{path}: needs another version of reeltag ({faults})") from error
     plain = tuple(Member(member.name, member.config, member.weight, {}) for member in parsed.members)
-    stored: dict[str, list[str]] = {_PCA: [], **{member.name: [] for member in plain}}
+    beside = [_PCA, *(f"#{kind.KEY}" for kind in _RULES if content.get(kind.KEY) is not None)]
+    stored: dict[str, list[str]] = {name: [] for name in [*beside, *(member.name for member in plain)]}
     for name in file.names:
         member, slash, rest = name.partition("/")
         if not slash or member not in stored:
@@ -204,7 +226,26 @@ def stream_artifact(path: Path) -> tuple[Artifact, Iterator[Member]]:
         stored[member].append(rest)
     members = (replace(member, state=_read_state(file, member, parsed.data, stored[member.name])) for member in plain)
     projections = _read_projections(file, parsed.data, stored[_PCA])
-    return Artifact(parsed.data, parsed.label_names, plain, parsed.provenance, projections), members
+    thresholds = _read_rule(file, Thresholds, parsed.thresholds, stored, schema.classes)
+    calibration = _read_rule(file, Calibration, parsed.calibration, stored, schema.classes)
+    head = Artifact(parsed.data, parsed.label_names, plain, parsed.provenance, projections, thresholds, calibration)
+    return head, members
+
+
+def _read_rule(
+    file: TensorFile, kind: type[_Rule], about: Mapping[str, Any] | None, stored: Mapping[str, list[str]], classes: int
+) -> _Rule | None:
+    """Read thresholds or a calibration of so many classes; None if the header has none."""
+    if about is None:
+        return None
+    place, types = f"#{kind.KEY}", arrays_of(kind)
+    found = {name: (file.dtype(f"{place}/{name}"), file.shape(f"{place}/{name}")) for name in stored[place]}
+    if found != {name: (dtype, (classes,)) for name, dtype in types.items()}:
+        raise ArtifactError(f"{file.path}: its {kind.KEY} are not those of {classes} classes; copy the file again")
+    rule = kind(**{name: file.read(f"{place}/{name}").copy() for name in types}, about=about)
+    if fault := rule.fault():
+        raise ArtifactError(f"{file.path}: its {kind.KEY} cannot be right, {fault}; choose them again")
+    return rule
 
 
 def _read_projections(file: TensorFile, schema: Schema, names: Sequence[str]) -> dict[str, Projection]:
@@ -304,6 +345,23 @@ def quantize_artifact(artifact: Artifact, encoding: Encoding = "uniform-8") -> A
     return replace(artifact, members=tuple(members))
 
 
+def without_rules(artifact: Artifact, name: str) -> Artifact:
+    """Return a model without thresholds and calibration, with a remark: they were chosen for other probabilities.
+
+    Args:
+        artifact: the model whose probabilities change.
+        name: of its file, for the remark.
+    """
+    if rules := [rule.KEY for rule in artifact.rules]:
+        logger.warning(
+            "%s: its %s hold for its own probabilities and are left out; choose them for the new file with "
+            "`reeltag thresholds`",
+            name,
+            " and ".join(rules),
+        )
+    return replace(artifact, thresholds=None, calibration=None)
+
+
 def average_artifacts(artifacts: Mapping[str, Artifact]) -> Artifact:
     """Average the weights of models of one architecture.
 
@@ -315,6 +373,7 @@ def average_artifacts(artifacts: Mapping[str, Artifact]) -> Artifact:
     """
     if len(artifacts) < 2:
         raise UsageError("give two or more models to average")
+    artifacts = {name: without_rules(artifact, name) for name, artifact in artifacts.items()}
     first, *_ = artifacts.values()
     for name, other in artifacts.items():
         if len(other.members) != 1:
@@ -343,6 +402,7 @@ def combine_artifacts(artifacts: Mapping[str, Artifact], weights: Sequence[float
         raise UsageError("give two or more models to combine")
     shares = [1 / len(artifacts)] * len(artifacts) if weights is None else list(weights)
     _check_weights(shares, len(artifacts))
+    artifacts = {name: without_rules(artifact, name) for name, artifact in artifacts.items()}
     first_name, first = next(iter(artifacts.items()))
     named: tuple[str, tuple[str, ...]] | None = None
     members: list[Member] = []
@@ -415,8 +475,8 @@ def tensor_bytes(path: Path) -> dict[str, Counter[str]]:
     for stored in file.names:
         member, _, name = stored.partition("/")
         sizes[member][name.partition("#")[0]] += file.stored_bytes(stored)
-    sizes.pop(_PCA, None)
-    return dict(sizes)
+    beside = [_PCA, *(f"#{kind.KEY}" for kind in _RULES)]
+    return {member: counts for member, counts in sizes.items() if member not in beside}
 
 
 def decoded_bytes(state: State) -> int:

@@ -214,6 +214,9 @@ def _data(artifact: Artifact) -> list[str]:
     names = NAME_SEPARATOR.join(map(escaped, (artifact.label_names or ())[:LISTED_CLASSES]))
     more = f"{NAME_SEPARATOR}…" if schema.classes > LISTED_CLASSES else ""
     lines.append(f"Classes: {schema.classes:,}" + (f" ({names}{more})." if names else ", without names."))
+    for rule in artifact.rules:
+        chosen = ", ".join(f"{key} {value}" for key, value in rule.about.items() if key in ("goal", "scope", "videos"))
+        lines.append(f"{rule.KEY.capitalize()}: {escaped(chosen)}; applied on request.")
     if "recipe" in provenance:
         lines.append(f"Recipe: {escaped(provenance['recipe'])}.")
     if "average_of" in provenance:

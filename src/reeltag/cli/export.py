@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from reeltag.cli.options import Calibrated
 from reeltag.cli.output import Json, say
 
 
@@ -16,6 +17,8 @@ def export(
     format: Literal["onnx"] = "onnx",
     top: int | None = None,
     check: tuple[str, ...] = (),
+    thresholds: bool = False,
+    calibrated: Calibrated = False,
     json: Json = False,
 ) -> None:
     """Export a model to ONNX: one file with every member, its 8-bit weights and the weighted mean.
@@ -33,12 +36,13 @@ def export(
         format: Format of the file.
         top: Output only this many of the most probable classes, with their scores, instead of all probabilities.
         check: Shards on whose first 512 videos the outputs are compared (tolerance 1e-4); random frames by default.
+        thresholds: Add the output `tagged`, True for the classes that reach the thresholds in the file.
     """
     from reeltag.artifact.file import resolve_artifact, stream_artifact
     from reeltag.core.text import megabytes
     from reeltag.inference.onnx_export import export_onnx
 
-    size, difference = export_onnx(model, out, top=top, check=check)
+    size, difference = export_onnx(model, out, top=top, check=check, calibrated=calibrated, thresholds=thresholds)
     file = resolve_artifact(model)
     inputs = "videos of the shards" if check else "random frames; use --check to compare on real ones"
     before, budget = file.stat().st_size, stream_artifact(file)[0].provenance.get("budget", size)

@@ -40,6 +40,10 @@ def inspect(model: str, /, *, json: Json = False) -> None:
     for member in artifact.members:
         stored = sum(sizes[member.name].values())
         lines += [*_member(member, stored, decoded[member.name]), *_table(rates[member.name])]
+    for rule in artifact.rules:
+        lines += _wrapped(
+            f"{rule.KEY:<11} ", [f"{one_line(key)} {', '.join(_values(each))}" for key, each in rule.about.items()]
+        )
     if artifact.provenance:
         lines.append("provenance")
         width = max(map(len, map(one_line, artifact.provenance)))

@@ -32,6 +32,7 @@ from reeltag.cli.share import share
 from reeltag.cli.simulate import simulate
 from reeltag.cli.tag import tag
 from reeltag.cli.tensorboard import tensorboard
+from reeltag.cli.thresholds import thresholds
 from reeltag.cli.train import train
 from reeltag.core.environment import keep_freed_memory, limit_openmp_spinning
 from reeltag.core.errors import ReeltagError
@@ -89,6 +90,7 @@ app.command(share)
 app.command(simulate)
 app.command(tag)
 app.command(tensorboard)
+app.command(thresholds)
 app.command(train)
 
 

@@ -69,6 +69,14 @@ LabelEncoding = Annotated[
         "only one fits."
     ),
 ]
+Thresholds = Annotated[
+    bool,
+    Parameter(help="Only tags that reach the thresholds in the file, which `reeltag thresholds` wrote."),
+]
+Calibrated = Annotated[
+    bool,
+    Parameter(help="Apply the calibration in the file, which `reeltag thresholds --calibrate` wrote."),
+]
 OneOrMore = Annotated[str, Parameter(required=True)]
 Overrides = Annotated[
     list[str],

@@ -5,7 +5,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from reeltag.cli.options import Address, Executor, Frames, FramesSeed, MaxBadRecords, Mode, OneOrMore, Quiet
+from reeltag.cli.options import (
+    Address,
+    Calibrated,
+    Executor,
+    Frames,
+    FramesSeed,
+    MaxBadRecords,
+    Mode,
+    OneOrMore,
+    Quiet,
+    Thresholds,
+)
 from reeltag.cli.output import Json, say, say_left_out
 from reeltag.core.errors import UsageError
 
@@ -15,6 +26,11 @@ def predict(
     /,
     *shards: OneOrMore,
     out: Path | None = None,
+    top: int = 20,
+    threshold: float | None = None,
+    thresholds: Thresholds = False,
+    calibrated: Calibrated = False,
+    names: bool = False,
     mode: Mode = "auto",
     workers: int = 1,
     executor: Executor = "local",
@@ -38,6 +54,9 @@ def predict(
         shards: Paths, URLs or glob patterns of TFRecord files, or of features as `data import` reads them; labels are
             not needed.
         out: A new .csv (Kaggle's format), .jsonl or .parquet file; JSON Lines to standard output by default.
+        top: Largest number of tags of a video.
+        threshold: Only tags of at least this probability.
+        names: In a .csv file, a line for each tag (id, class, name, score) instead of Kaggle's format.
         workers: Processes among which shards and CPU threads are divided; each loads the model.
         drop_flat: Skip the fake test videos of the YouTube-8M challenge: those whose mean rgb hardly varies.
     """
@@ -55,12 +74,15 @@ def predict(
             raise UsageError("--workers and --executor need a file to write to; give --out")
         if json:
             raise UsageError("--json describes the file of --out; without --out the output is JSON Lines already")
+        if names:
+            raise UsageError("--names is for a .csv file; without --out the output is JSON Lines, which has names")
         with one_torch_thread():  # as batches are computed
-            predictor = load(model, mode)
+            predictor = load(model, mode, calibrated=calibrated)
+        selection = predictor.selection(top, threshold, thresholds)
         predictions, counts = stream_predictions(
             predictor, shards, frames=frames, seed=seed, drop_flat=drop_flat, max_bad_records=max_bad_records
         )
-        for line in json_lines(predictions, predictor.label_names):
+        for line in json_lines(predictions, predictor.label_names, selection):
             print(line)
     else:
         file = resolve_artifact(model)
@@ -74,6 +96,11 @@ def predict(
             seed=seed,
             drop_flat=drop_flat,
             max_bad_records=max_bad_records,
+            top=top,
+            threshold=threshold,
+            thresholds=thresholds,
+            calibrated=calibrated,
+            names=names,
             progress=default_progress(quiet=quiet),
             pool=open_pool("", executor, address),
         )

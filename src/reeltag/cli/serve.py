@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from reeltag.cli.options import Mode
+from reeltag.cli.options import Calibrated, Mode
 from reeltag.core.errors import UsageError
 
 SERVED = 16  # videos of a batch under load, for which mode auto chooses
@@ -29,6 +29,7 @@ def serve(
     max_waiting: int = 128,
     image: str | None = None,
     audio: str | None = None,
+    calibrated: Calibrated = False,
 ) -> None:
     """Serve a model over HTTP, with a web page to try it. See docs/serving.md.
 
@@ -64,7 +65,7 @@ def serve(
 
     if "OMP_NUM_THREADS" not in os.environ:  # HTTP needs a core; torch threads without one would spin
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))
-    predictor = load(model, mode, batch_size=SERVED)
+    predictor = load(model, mode, batch_size=SERVED, calibrated=calibrated)
     frames = 256 * predictor.schema.max_frames if max_frames is None else max_frames
     max_body = int(max_body_mb * 1e6) if math.isfinite(max_body_mb) else 0
     limits = Limits(max_batch, max_body, frames, timeout, max_waiting)

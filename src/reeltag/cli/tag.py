@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from reeltag.cli.options import Mode, OneOrMore, Quiet
+from reeltag.cli.options import Calibrated, Mode, OneOrMore, Quiet, Thresholds
 from reeltag.cli.output import Json, say
 from reeltag.core.errors import UsageError
 
@@ -15,6 +15,8 @@ def tag(
     *videos: OneOrMore,
     model: str,
     top: int = 5,
+    thresholds: Thresholds = False,
+    calibrated: Calibrated = False,
     timeline: bool = False,
     csv: Path | None = None,
     html: Path | None = None,
@@ -33,7 +35,7 @@ def tag(
     Args:
         videos: Folders, files or glob patterns.
         model: A .reeltag file, a folder that `share` wrote, or a URL.
-        top: Number of tags per video.
+        top: Number of tags per video; with --thresholds the largest number.
         timeline: Also show scores over time, for at most 40 segments of a video.
         csv: A new CSV file with a row per tag, and with --timeline also a row per tag and segment.
         html: A new HTML file: a page with tags, timelines and thumbnails that needs no network; implies --timeline.
@@ -55,7 +57,7 @@ def tag(
         refuse_existing(file)
     data = find_videos(videos, None)
     name = Path(urlsplit(model).path if is_url(model) else model).name
-    tagger = open_tagger(load(model, mode), name, image, audio)
+    tagger = open_tagger(load(model, mode, calibrated=calibrated), name, image, audio, thresholds=thresholds)
     wanted = {"timeline": timeline or html is not None, "pictures": html is not None}
     results, left_out = tag_files(tagger, data.items, top, default_progress(quiet=quiet), **wanted)
     left_out = {**data.left_out, **left_out}

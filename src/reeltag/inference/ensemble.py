@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reeltag.artifact.quantization.quantize import is_large
+from reeltag.artifact.tagging_rule import Calibration
 from reeltag.core.memory import explain_out_of_memory
 from reeltag.core.text import counted
 from reeltag.data.loader import Batch
@@ -80,6 +81,23 @@ class Ensemble(nn.Module):
                     if parameter.ndim > 1 and is_large(parameter):
                         parameter.data = parameter.data.bfloat16()
         return tagger
+
+
+class Calibrated(nn.Module):
+    """Model whose probabilities are calibrated.
+
+    Args:
+        model: from frames [B, T, D] and lengths [B] to probabilities [B, C].
+        calibration: of these.
+    """
+
+    def __init__(self, model: nn.Module, calibration: Calibration) -> None:
+        super().__init__()
+        self.model, self.calibration = model, calibration
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """Return calibrated probabilities [B, C] for frames [B, T, D] and lengths [B]."""
+        return self.calibration(self.model(frames, lengths))
 
 
 @torch.inference_mode()

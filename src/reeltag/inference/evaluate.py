@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from reeltag.artifact.file import Artifact
@@ -11,7 +12,8 @@ from reeltag.data.bad_records import BadRecords
 from reeltag.data.labels import Encoding
 from reeltag.data.loader import Batch
 from reeltag.inference.ensemble import predict_batches
-from reeltag.inference.metrics.evaluation import evaluate_predictions
+from reeltag.inference.metrics.evaluation import Evaluation, evaluate_predictions
+from reeltag.inference.metrics.outcomes import THRESHOLD, Outcomes, check_threshold
 from reeltag.inference.metrics.video_metrics import Scores
 from reeltag.inference.predictor import AnyMode, Predictor, load
 
@@ -55,6 +57,48 @@ def evaluate(  # noqa: PLR0913 (each is an option of `reeltag evaluate`)
         frames=frames,
         seed=seed,
     )
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Metrics of a model, and its labels and predictions one by one."""
+
+    scores: Scores
+    outcomes: Outcomes
+
+
+def judge(  # noqa: PLR0913 (each is an option of `reeltag evaluate`)
+    predictor: Predictor,
+    shards: Patterns,
+    bad: BadRecords,
+    *,
+    threshold: float = THRESHOLD,
+    all_scores: bool = False,
+    labels: str | Path | None = None,
+    label_encoding: Encoding | None = None,
+    frames: int | None = None,
+    seed: int | None = None,
+) -> Judgement:
+    """Measure a model on labelled shards and keep the labels and predictions that matter.
+
+    They take about 60 bytes each, some 25 a video. The other arguments are those of `evaluate`.
+
+    Args:
+        predictor: the model.
+        shards: paths, URLs or glob patterns, one or several.
+        bad: collects bad records.
+        threshold: least probability of a predicted class.
+
+    Raises:
+        ReeltagError: bad input; see `reeltag.core.errors`.
+    """
+    check_threshold(threshold)
+    evaluation = Evaluation(all_scores=all_scores, classes=predictor.schema.segment_classes, threshold=threshold)
+    for part in predictor.predict_shards(
+        shards, bad, labelled=True, labels=labels, label_encoding=label_encoding, frames=frames, seed=seed
+    ):
+        evaluation.add(part)
+    return Judgement(evaluation.metrics().compute(), evaluation.outcomes())
 
 
 def artifact_gap(artifact: Artifact, batches: Iterable[Batch]) -> float:

@@ -32,7 +32,13 @@ CHECKED = 512  # videos of `check` on which both are compared
 
 
 def export_onnx(
-    model: str | Path | Predictor, out: str | Path, *, top: int | None = None, check: Patterns = ()
+    model: str | Path | Predictor,
+    out: str | Path,
+    *,
+    top: int | None = None,
+    check: Patterns = (),
+    calibrated: bool = False,
+    thresholds: bool = False,
 ) -> tuple[int, float]:
     """Export a model as ONNX, as `reeltag export` does, and compare both.
 
@@ -41,6 +47,8 @@ def export_onnx(
         out: a new .onnx file.
         top: output only this many most probable classes; all probabilities by default.
         check: shards; both are compared on their first 512 videos. Random frames by default.
+        calibrated: apply the model's calibration.
+        thresholds: also output which classes reach the model's thresholds.
 
     Returns:
         Size of the file in bytes, and the largest difference of a probability.
@@ -59,10 +67,18 @@ def export_onnx(
     if shards:
         videos = islice(read_examples(shards, artifact.schema), CHECKED)
         batches = stream_batches(videos, artifact.schema, BATCH_SIZE)
-    return save_onnx(out, artifact, batches, top)
+    return save_onnx(out, artifact, batches, top, calibrated=calibrated, thresholds=thresholds)
 
 
-def save_onnx(path: Path, artifact: Artifact, batches: Iterable[Batch], top: int | None = None) -> tuple[int, float]:
+def save_onnx(
+    path: Path,
+    artifact: Artifact,
+    batches: Iterable[Batch],
+    top: int | None = None,
+    *,
+    calibrated: bool = False,
+    thresholds: bool = False,
+) -> tuple[int, float]:
     """Write an ONNX file atomically, and only if its probabilities equal those of the artifact.
 
     Args:
@@ -70,6 +86,8 @@ def save_onnx(path: Path, artifact: Artifact, batches: Iterable[Batch], top: int
         artifact: the model.
         batches: videos on which both are compared.
         top: output only this many most probable classes; all probabilities by default.
+        calibrated: apply the model's calibration.
+        thresholds: also output which classes reach the model's thresholds.
 
     Returns:
         Size of the file in bytes, and the largest difference of a probability.
@@ -77,13 +95,14 @@ def save_onnx(path: Path, artifact: Artifact, batches: Iterable[Batch], top: int
     Raises:
         BudgetError: the file would exceed 2 GiB, the limit of ONNX.
         ArtifactError: the probabilities differ by more than 1e-4.
-        UsageError: `top` is not from 1 to C, a family has no ONNX form, or onnx or onnxruntime is missing.
+        UsageError: `top` is not from 1 to C, a family has no ONNX form, onnx or onnxruntime is missing, or the model
+            has no calibration or no thresholds.
     """
     try:
         from reeltag.artifact.onnx.model import build_onnx
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'reeltag[onnx]'") from error
-    model = build_onnx(artifact, top)
+    model = build_onnx(artifact, top, calibrated=calibrated, thresholds=thresholds)
     if (size := _size(model)) > LARGEST:
         raise BudgetError(
             f"{path}: would have {megabytes(size)}, {megabytes(size - LARGEST)} over {megabytes(LARGEST)}, the limit "
@@ -92,7 +111,7 @@ def save_onnx(path: Path, artifact: Artifact, batches: Iterable[Batch], top: int
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
         del model
-        difference = largest_difference(temporary, artifact, batches, top)
+        difference = largest_difference(temporary, artifact, batches, top, calibrated=calibrated)
         if not difference <= TOLERANCE:
             raise ArtifactError(
                 f"{path}: not kept, since its probabilities differ by {difference:.1e} from the model's, which is more "
@@ -119,9 +138,12 @@ def generated_batches(schema: Schema, videos: int = 64) -> Iterator[Batch]:
         yield Batch(("",) * len(some), tensor, torch.from_numpy(some), None)
 
 
-def largest_difference(path: Path, artifact: Artifact, batches: Iterable[Batch], top: int | None) -> float:
+def largest_difference(
+    path: Path, artifact: Artifact, batches: Iterable[Batch], top: int | None, *, calibrated: bool = False
+) -> float:
     """Return the largest |Δp| between an ONNX file and its artifact; with `top`, of the classes in the ONNX output."""
-    session, predictor = open_onnx(path), Predictor(artifact, artifact.members, device="cpu")
+    session = open_onnx(path)
+    predictor = Predictor(artifact, artifact.members, device="cpu", calibrated=calibrated)
     largest = 0.0
     for batch, expected in ((batch, predict_batches(predictor.model, [batch])) for batch in batches):
         (probabilities,) = (part.probabilities.numpy() for part in expected)

@@ -11,10 +11,12 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from reeltag.artifact.display import as_html, as_text
 from reeltag.artifact.file import Artifact, Member, resolve_artifact, stream_artifact
 from reeltag.artifact.hub import download_from_hub, share_artifact
+from reeltag.artifact.tagging_rule import class_thresholds, require_calibration
 from reeltag.core.environment import default_device
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import Patterns, find_files
@@ -31,11 +33,19 @@ from reeltag.data.sources.pieces import open_features, pieces, read_piece
 from reeltag.data.vocabulary import named
 from reeltag.inference.engines.choice import ASKED_FOR, Choice, choose, everywhere
 from reeltag.inference.engines.ways import Mode, open_member
-from reeltag.inference.ensemble import BATCH_SIZE, Ensemble, Predictions, predict_batches, videos_at_once
+from reeltag.inference.ensemble import (
+    BATCH_SIZE,
+    Calibrated,
+    Ensemble,
+    Predictions,
+    predict_batches,
+    videos_at_once,
+)
 from reeltag.inference.frame_subset import frame_subset
 from reeltag.inference.inputs import as_frames, check_frames, refuse_videos
 from reeltag.inference.metrics.evaluation import evaluate_predictions
-from reeltag.inference.metrics.video_metrics import Scores, top_k
+from reeltag.inference.metrics.video_metrics import TOP_K, Scores
+from reeltag.inference.selection import Selection, check_selection
 
 AnyMode: TypeAlias = Mode | Literal["auto"]
 MODES: tuple[AnyMode, ...] = ("auto", *get_args(Mode))
@@ -55,17 +65,24 @@ class Predictor:
             `fast`: 8-bit weights, multiplied in 8 bits, or as `exact` on CPUs without fast and exact products of them.
             `small` and `fast` run on CPUs only.
         device: that computes; by default a GPU, if there is one and the mode supports it.
+        calibrated: apply the calibration of the model to all probabilities.
 
     Attributes:
         mode: the mode; `auto` for a choice.
         choice: engine and mode of each member, and why.
 
     Raises:
-        UsageError: there is no such mode, or it does not support this device.
+        UsageError: there is no such mode, it does not support this device, or the model has no calibration.
     """
 
     def __init__(
-        self, artifact: Artifact, members: Iterable[Member], mode: Mode | Choice = "exact", device: str = "auto"
+        self,
+        artifact: Artifact,
+        members: Iterable[Member],
+        mode: Mode | Choice = "exact",
+        device: str = "auto",
+        *,
+        calibrated: bool = False,
     ) -> None:
         self.mode: AnyMode = "auto" if isinstance(mode, Choice) else mode
         self.device = resolve_device(self.mode, device)
@@ -74,7 +91,10 @@ class Predictor:
         ways, schema = self.choice.ways, artifact.schema
         modules = (open_member(member, schema, ways[member.name]) for member in members if member.weight > 0)
         weights = [member.weight for member in artifact.members if member.weight > 0]
-        self.model = Ensemble(modules, weights).eval()
+        self.model: nn.Module = Ensemble(modules, weights).eval()
+        self.calibrated = calibrated
+        if calibrated:
+            self.model = Calibrated(self.model, require_calibration(artifact)).eval()
         if self.device != "cpu":
             self.model.to(self.device)
         self.source: Path | None = None  # the file, if it came from one
@@ -95,6 +115,29 @@ class Predictor:
     def label_names(self) -> tuple[str, ...]:
         """Name of each class, or its index if the file has no names."""
         return self.artifact.label_names or tuple(map(str, range(self.schema.classes)))
+
+    @property
+    def thresholds(self) -> npt.NDArray[np.float32]:
+        """Thresholds [C] of the model, for its probabilities, calibrated or not; infinite where none meets the goal.
+
+        Raises:
+            UsageError: the model has none.
+        """
+        return class_thresholds(self.artifact, calibrated=self.calibrated)
+
+    def selection(self, top: int = TOP_K, threshold: float | None = None, thresholds: bool = False) -> Selection:
+        """Return the choice of tags by this model.
+
+        Args:
+            top: largest number of tags.
+            threshold: least probability of a tag; without one all are shown.
+            thresholds: take the model's own thresholds, one for each class.
+
+        Raises:
+            UsageError: a number is out of its range, both thresholds are given, or the model has none.
+        """
+        check_selection(top, threshold, thresholds)
+        return Selection(top, tuple(self.thresholds.tolist()) if thresholds else threshold or 0.0)
 
     def predict(self, frames: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> npt.NDArray[np.float32]:
         """Tag frames.
@@ -152,17 +195,26 @@ class Predictor:
                 row[: len(video)] = video
             yield from self.predict(padded, lengths)
 
-    def tags(self, frames: npt.ArrayLike, top: int = 5) -> list[tuple[str, float]]:
+    def tags(
+        self, frames: npt.ArrayLike, top: int = 5, *, threshold: float | None = None, thresholds: bool = False
+    ) -> list[tuple[str, float]]:
         """Return the most probable classes of one video [T, D], by name.
 
+        Args:
+            frames: of the video.
+            top: largest number of classes.
+            threshold: least probability of a class; without one all are returned.
+            thresholds: return only classes that reach the model's own thresholds.
+
         Raises:
-            UsageError: the frames are not those of one video.
+            UsageError: the frames are not those of one video, or as `selection`.
         """
+        selection = self.selection(top, threshold, thresholds)
         probabilities = self.predict(frames)
         if probabilities.ndim != 1:
             raise UsageError("tags: give the frames [T, D] of one video; `predict` takes several")
-        scores, classes = top_k(torch.from_numpy(probabilities)[None], top)
-        return [(self.label_names[c], s) for c, s in zip(classes[0].tolist(), scores[0].tolist(), strict=True)]
+        ((classes, scores),) = selection.tags(torch.from_numpy(probabilities)[None])
+        return [(self.label_names[number], score) for number, score in zip(classes, scores, strict=True)]
 
     def predict_shards(
         self,
@@ -268,7 +320,12 @@ def resolve_device(mode: AnyMode, device: str) -> str:
 
 
 def load(
-    path: str | Path, mode: AnyMode | Choice = "auto", device: str = "auto", *, batch_size: int | None = None
+    path: str | Path,
+    mode: AnyMode | Choice = "auto",
+    device: str = "auto",
+    *,
+    batch_size: int | None = None,
+    calibrated: bool = False,
 ) -> Predictor:
     """Open a model for prediction; see `Predictor`.
 
@@ -279,10 +336,12 @@ def load(
         device: that computes; by default a GPU, if there is one and the mode supports it.
         batch_size: number of videos that are usually tagged at once, for which `auto` chooses; by default as many as
             of shards, 64, or up to 256 of few frames.
+        calibrated: apply the calibration in the file, which `reeltag thresholds` wrote, to all probabilities.
 
     Raises:
         ArtifactError: the file is missing, damaged, or from a newer reeltag, or cannot be fetched.
-        UsageError: there is no such mode, the batch size is below 1, or the mode does not support this device.
+        UsageError: there is no such mode, the batch size is below 1, the mode does not support this device, or the file
+            has no calibration.
     """
     file = resolve_artifact(path)
     if batch_size is not None and batch_size < 1:
@@ -291,7 +350,7 @@ def load(
         device = resolve_device(mode, device)
         videos = batch_size or videos_at_once(stream_artifact(file)[0].schema)
         mode = choose(file, torch.device(device).type, videos)
-    predictor = Predictor(*stream_artifact(file), mode, device)
+    predictor = Predictor(*stream_artifact(file), mode, device, calibrated=calibrated)
     predictor.source = file
     return predictor
 

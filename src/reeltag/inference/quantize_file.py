@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from reeltag.artifact.file import Artifact, load_artifact, quantize_artifact, save_artifact
+from reeltag.artifact.file import Artifact, load_artifact, quantize_artifact, save_artifact, without_rules
 from reeltag.artifact.quantization import calibration
 from reeltag.artifact.quantization.coded import Encoder, coarsest_step
 from reeltag.artifact.quantization.quantize import is_large, stored_as
@@ -84,7 +84,7 @@ def quantize_file(
         after = quantize_artifact(before, encoding)
     if [stored_as(member.state) for member in after.members] != stored:
         # Marks that the metrics in the header are of the file before.
-        after = replace(after, provenance={**after.provenance, "quantized": encoding})
+        after = replace(without_rules(after, str(file)), provenance={**after.provenance, "quantized": encoding})
     return save_artifact(Path(out), after)
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from reeltag.artifact.file import stream_artifact
+from reeltag.artifact.tagging_rule import class_thresholds, require_calibration
 from reeltag.core.distributed.process_pool import PROCESS_BYTES, Pool, Resources, open_process_pool
 from reeltag.core.environment import one_torch_thread
 from reeltag.core.errors import UsageError
@@ -59,7 +60,9 @@ from reeltag.inference.ensemble import Predictions, predict_batches, videos_at_o
 from reeltag.inference.formats.table import output_format, refuse_ending
 from reeltag.inference.frame_subset import FrameSubset, frame_subset
 from reeltag.inference.inputs import refuse_videos
+from reeltag.inference.metrics.video_metrics import TOP_K
 from reeltag.inference.predictor import AnyMode, Predictor, load, resolve_device, resolve_model
+from reeltag.inference.selection import ALL, Selection, check_selection
 
 PARTS_FORMAT = 3  # raise it when the content of a part changes for the same shard, model and options
 logger = logging.getLogger(__name__)
@@ -117,6 +120,9 @@ class _Job:
     drop_flat: bool
     max_bad_records: int
     workers: int
+    calibrated: bool
+    selection: Selection
+    names: bool
 
 
 @dataclass(frozen=True)
@@ -232,14 +238,19 @@ def predict_to_file(  # noqa: PLR0913 (each is an option of `reeltag predict`)
     seed: int | None = None,
     drop_flat: bool = False,
     max_bad_records: int = 0,
+    top: int = TOP_K,
+    threshold: float | None = None,
+    thresholds: bool = False,
+    calibrated: bool = False,
+    names: bool = False,
     progress: Progress | None = None,
     pool: AbstractContextManager[Pool] | None = None,
 ) -> TagCounts:
     """Tag every video of shards into one file, whose bytes do not depend on the workers or on interruptions.
 
     Args:
-        model: a `.reeltag` file, a folder that `reeltag share` wrote, a URL, or a loaded `Predictor`, whose mode and
-            device are used instead of the arguments.
+        model: a `.reeltag` file, a folder that `reeltag share` wrote, a URL, or a loaded `Predictor`, whose mode,
+            device and calibration are used instead of the arguments.
         patterns: paths, URLs or glob patterns of shards, one or several.
         out: a new .csv, .jsonl or .parquet file.
         mode: how the model is computed; see `load`. With `auto` all workers compute as this process chooses, and a run
@@ -252,6 +263,11 @@ def predict_to_file(  # noqa: PLR0913 (each is an option of `reeltag predict`)
         drop_flat: leave out the challenge's fake test videos.
         max_bad_records: largest number of records, in all shards together, that may be left out because they are
             damaged or do not follow the model's schema.
+        top: largest number of tags of a video.
+        threshold: least probability of a tag; without one all are written.
+        thresholds: write only tags that reach the model's own thresholds.
+        calibrated: apply the calibration in the file to all probabilities.
+        names: CSV with a line for each tag, with the name of its class, instead of Kaggle's.
         progress: reports finished shards.
         pool: processes of a cluster, used instead of local workers; every machine needs all files at the same paths.
 
@@ -266,18 +282,25 @@ def predict_to_file(  # noqa: PLR0913 (each is an option of `reeltag predict`)
         raise UsageError(f"workers: must be 1 or more, not {workers}")
     chosen = None
     if isinstance(model, Predictor):
-        mode, chosen, device = model.mode, model.choice, model.device
+        mode, chosen, device, calibrated = model.mode, model.choice, model.device, model.calibrated
     device = resolve_device(mode, device)
-    refuse_ending(out)
+    check_selection(top, threshold, thresholds)
+    refuse_ending(out, names=names)
     refuse_existing(out)
     total = TagCounts(bad=BadRecords(max_bad_records))
     head, _ = stream_artifact(file)
-    output = output_format(out, head.schema)
+    if calibrated:
+        require_calibration(head)
+    least = tuple(class_thresholds(head, calibrated=calibrated).tolist()) if thresholds else threshold or 0.0
+    selection = Selection(top, least)
+    output = output_format(out, head.schema, selection, names=names)
     subset = frame_subset(frames, seed, head.schema)
     if drop_flat:
         rgb_feature_index(head.schema)
     shards = _find(patterns, head.schema)
-    drawn = [] if subset is None else [subset.frames, subset.seed]
+    drawn: list[object] = [] if subset is None else [subset.frames, subset.seed]
+    if calibrated or names or selection != ALL:  # the file's hash says which thresholds
+        drawn += [top, threshold, thresholds, calibrated, names]
     model_hash, folder = file_hash(file), _folder_of_parts(out)
     with exclusive_parts(folder, out):
         if mode != "auto":
@@ -285,7 +308,9 @@ def predict_to_file(  # noqa: PLR0913 (each is an option of `reeltag predict`)
         total.choice = choice = chosen or _earlier_choice(folder, model_hash) or _choose(file, device, head.schema)
         computed = choice.ways if choice.measured else mode
         settings = [PARTS_FORMAT, model_hash, device, computed, drop_flat, *drawn, out.suffix]
-        job = _Job(file, model_hash, device, choice, subset, drop_flat, max_bad_records, workers)
+        job = _Job(
+            file, model_hash, device, choice, subset, drop_flat, max_bad_records, workers, calibrated, selection, names
+        )
         parts = [_part(shard, folder, settings) for shard in shards]
         _tag_missing(job, parts, total, progress, pool)
         order = {str(shard): number for number, shard in enumerate(shards)}
@@ -404,7 +429,7 @@ def _threads(device: str, workers: int) -> int:
 
 def _open(job: _Job, threads: int) -> ShardTagger:
     with one_torch_thread():
-        predictor = load(job.model, job.choice, job.device)
+        predictor = load(job.model, job.choice, job.device, calibrated=job.calibrated)
     return ShardTagger(predictor, threads, subset=job.subset, drop_flat=job.drop_flat)
 
 
@@ -418,7 +443,7 @@ def _write_in_worker(job: _Job, threads: int, part: _Part) -> TagCounts:
 def _write(tagger: ShardTagger, part: _Part, job: _Job) -> TagCounts:
     counts = TagCounts(bad=BadRecords(job.max_bad_records))
     predictor = tagger.predictor
-    output = output_format(part.path, predictor.schema)
+    output = output_format(part.path, predictor.schema, job.selection, names=job.names)
     output.write(part.path, tagger.tag(part.shard, counts), predictor.label_names)
     computed = {"model": job.model_hash, "choice": job.choice.dump()} if job.choice.measured else {}
     write_json(part.marker, counts.dump() | computed)

@@ -74,7 +74,9 @@ def best_classes(scores: ScoreArray, count: int) -> npt.NDArray[np.int64]:
     return classes[np.argsort(-scores[classes], kind="stable")][:count]
 
 
-def build_tagged(video: Video, scores: ScoreArray, top: int, label_names: Sequence[str]) -> Tagged:
+def build_tagged(
+    video: Video, scores: ScoreArray, top: int, label_names: Sequence[str], least: Sequence[float] | None = None
+) -> Tagged:
     """Build the tags of a video from its scores.
 
     Args:
@@ -82,8 +84,11 @@ def build_tagged(video: Video, scores: ScoreArray, top: int, label_names: Sequen
         scores: [1, C], or [1 + S, C] with those of its segments, which become a timeline.
         top: number of tags, at most C.
         label_names: names of the C classes.
+        least: least score [C] of a tag of each class; by default all are shown.
     """
     classes = best_classes(scores[0], top)
+    if least is not None:
+        classes = classes[scores[0, classes] >= np.asarray(least, np.float32)[classes]]
     tags: list[Tag] = [
         {"class": c, "name": label_names[c], "score": round(score, 6)}
         for c, score in zip(classes.tolist(), scores[0, classes].tolist(), strict=True)

@@ -33,13 +33,16 @@ def clips(wanted: Wanted) -> list[Video]:
     return result
 
 
-def answers(wanted: Wanted, scores: ScoreArray, label_names: Sequence[str]) -> list[Tagged]:
+def answers(
+    wanted: Wanted, scores: ScoreArray, label_names: Sequence[str], thresholds: Sequence[float] | None = None
+) -> list[Tagged]:
     """Build the answer for each video of a request.
 
     Args:
         wanted: the request.
         scores: [N, C], probabilities of the N clips that `clips` returned.
         label_names: names of the C classes.
+        thresholds: of the model [C], if it has any.
 
     Raises:
         RequestError: scores are NaN or infinite, because the frames have too large values.
@@ -51,6 +54,8 @@ def answers(wanted: Wanted, scores: ScoreArray, label_names: Sequence[str]) -> l
     counts = [1 + (len(segment_spans(video.length)) if wanted.timeline else 0) for video in wanted.videos]
     starts = np.cumsum([0, *counts])
     return [
-        build_tagged(video, scores[begin : begin + count], wanted.top, label_names)
+        build_tagged(
+            video, scores[begin : begin + count], wanted.top, label_names, thresholds if wanted.thresholds else None
+        )
         for video, begin, count in zip(wanted.videos, starts.tolist(), counts, strict=False)
     ]

@@ -84,7 +84,10 @@ class Service:
             "named": header["label_names"] is not None,
             "limits": asdict(limits),
             "computed": predictor.choice.dump(),
+            "calibrated": predictor.calibrated,
+            "thresholds": header.get("thresholds"),
         } | {key: header[key] for key in ("data", "members", "provenance")}
+        self.thresholds = None if predictor.artifact.thresholds is None else predictor.thresholds.tolist()
         members = str(len(header["members"]))
         labels = {"name": name, "members": members, "classes": str(self.schema.classes), "reeltag": __version__}
         self.monitoring = Monitoring(lambda: self.batcher.waiting, labels)
@@ -129,11 +132,13 @@ class Service:
         return [{**tagged, "remarks": remarks}]
 
     async def _answered(self, request: Request, wanted: Wanted, deadline: float) -> list[Tagged]:
+        if wanted.thresholds and self.thresholds is None:
+            raise RequestError(400, "thresholds: the model has none; leave them out")
         videos = clips(wanted)
         refuse_large_answer(len(videos), wanted.top)
         scores = await self.batcher.tag(videos, deadline, request.is_disconnected)
         self.monitoring.videos.inc(len(wanted.videos))
-        return answers(wanted, scores, self.label_names)
+        return answers(wanted, scores, self.label_names, self.thresholds)
 
     async def healthz(self) -> Response:
         """Report that the service is running."""

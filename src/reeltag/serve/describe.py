@@ -10,6 +10,8 @@ from reeltag.serve.requests import ARRAY, JSON, RECORDS, VIDEO
 
 _TOP = {"type": "integer", "minimum": 1, "default": 20, "description": "number of tags"}
 _TIMELINE = {"type": "boolean", "default": False, "description": "also return scores over time"}
+_THRESHOLDS = {"type": "boolean", "default": False, "description": "only tags that reach the model's thresholds"}
+_OPTIONS = {"top": _TOP, "timeline": _TIMELINE, "thresholds": _THRESHOLDS}
 _VIDEO = {
     "type": "object",
     "additionalProperties": False,
@@ -25,13 +27,12 @@ _VIDEO = {
         },
         "shape": {"type": "array", "items": {"type": "integer"}, "description": "[T, D] of frames_base64"},
         "id": {"type": "string", "default": ""},
-        "top": _TOP,
-        "timeline": _TIMELINE,
+        **_OPTIONS,
     },
 }
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 _BODY = {JSON: {"schema": _VIDEO}} | dict.fromkeys((ARRAY, *RECORDS, VIDEO, "audio/*"), _BYTES)
-_QUERY = [{"name": name, "in": "query", "schema": schema} for name, schema in (("top", _TOP), ("timeline", _TIMELINE))]
+_QUERY = [{"name": name, "in": "query", "schema": schema} for name, schema in _OPTIONS.items()]
 _FAULTS = {
     400: "the body is malformed",
     408: "the body did not arrive in time",

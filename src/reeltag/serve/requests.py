@@ -28,7 +28,7 @@ ARRAY = "application/x-npy"
 JSON = "application/json"
 VIDEO = "video/*"  # stands for audio/* too: only decoding a file shows what it holds
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_OPTIONS = ("top", "timeline")
+_OPTIONS = ("top", "timeline", "thresholds")
 _JSON_KEYS = ("frames", "frames_base64", "shape", "id", *_OPTIONS)
 _JSON_VALUE, _JSON_REST = 32, 64_000  # maximum characters of a number, and of everything else
 
@@ -41,11 +41,13 @@ class Wanted:
         videos: at least one.
         top: number of tags per video.
         timeline: also tag segments.
+        thresholds: only tags that reach the model's thresholds.
     """
 
     videos: list[Video]
     top: int
     timeline: bool
+    thresholds: bool
 
 
 def media_type(content_type: str) -> str:
@@ -118,7 +120,11 @@ def options(query: Mapping[str, str], schema: Schema, videos: list[Video]) -> Wa
     """
     given: dict[str, Any] = {key: _query_value(value) for key, value in query.items()}
     _refuse_unknown(given, _OPTIONS)
-    return Wanted(videos, _top(given, schema), _timeline(given))
+    return _wanted(given, schema, videos)
+
+
+def _wanted(given: Mapping[str, Any], schema: Schema, videos: list[Video]) -> Wanted:
+    return Wanted(videos, _top(given, schema), _flag(given, "timeline"), _flag(given, "thresholds"))
 
 
 def _records(body: bytes, schema: Schema, limits: Limits) -> Iterator[Video]:
@@ -156,11 +162,11 @@ def _top(given: Mapping[str, Any], schema: Schema) -> int:
     return top
 
 
-def _timeline(given: Mapping[str, Any]) -> bool:
-    timeline = given.get("timeline", False)
-    if type(timeline) is not bool:
-        raise RequestError(400, f"timeline is {_short(timeline)}: must be true or false")
-    return timeline
+def _flag(given: Mapping[str, Any], key: str) -> bool:
+    value = given.get(key, False)
+    if type(value) is not bool:
+        raise RequestError(400, f"{key} is {_short(value)}: must be true or false")
+    return value
 
 
 def _short(value: object) -> str:
@@ -211,7 +217,7 @@ def _from_json(body: bytes, schema: Schema, limits: Limits) -> Wanted:
     name = given.get("id", "")
     if type(name) is not str:
         raise RequestError(400, f"id is {_short(name)}: must be a string")
-    return Wanted([_video(name, _frames(given, schema), schema, limits)], _top(given, schema), _timeline(given))
+    return _wanted(given, schema, [_video(name, _frames(given, schema), schema, limits)])
 
 
 def _load(body: bytes) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import onnx
@@ -14,26 +15,38 @@ from reeltag.artifact.onnx.graph import OPSET, Graph, Value, integers
 from reeltag.artifact.onnx.layers import dequantized, gate, head, hidden, normed
 from reeltag.artifact.onnx.poolings import OnnxFrames, pool
 from reeltag.artifact.onnx.weights import Weights
+from reeltag.artifact.tagging_rule import Calibration, class_thresholds, require_calibration
 from reeltag.core.errors import UsageError
 from reeltag.core.version import __version__
 from reeltag.data.schema import Schema
 from reeltag.models.tagger import meta_tagger
 
 
-def build_onnx(artifact: Artifact, top: int | None = None, *, int8: bool = False) -> onnx.ModelProto:
+def build_onnx(
+    artifact: Artifact,
+    top: int | None = None,
+    *,
+    calibrated: bool = False,
+    thresholds: bool = False,
+    int8: bool = False,
+) -> onnx.ModelProto:
     """Build the ONNX model of an artifact.
 
     Its inputs are `frames` [B, T, D] in the schema's dtype and `lengths` [B] int64; B and T are free. Its output is
-    `probabilities` [B, C] float32, or `classes` [B, top] int64 and `scores` [B, top] float32, the highest first.
+    `probabilities` [B, C] float32, or `classes` [B, top] int64 and `scores` [B, top] float32, the highest first. With
+    thresholds the last output is `tagged` [B, C] or [B, top] bool, True for what reaches its threshold.
 
     Args:
         artifact: the model.
         top: output only this many most probable classes; all probabilities by default.
+        calibrated: apply the calibration of the artifact.
+        thresholds: also compare with the thresholds of the artifact.
         int8: store the large factors of products in evenly spaced 8 bits, for engines with 8-bit kernels; by default
             all weights are as in the artifact.
 
     Raises:
-        UsageError: `top` is not from 1 to C, or a family has no ONNX form.
+        UsageError: `top` is not from 1 to C, a family has no ONNX form, or the artifact has no calibration or no
+            thresholds.
     """
     schema, graph = artifact.schema, Graph()
     if top is not None and not 1 <= top <= schema.classes:
@@ -45,16 +58,23 @@ def build_onnx(artifact: Artifact, top: int | None = None, *, int8: bool = False
     used = [member for member in artifact.members if member.weight > 0]
     parts = [_tag(member, schema, real, graph, int8) * member.weight for member in used]
     probabilities = graph.add("Sum", *parts) if len(parts) > 1 else parts[0]
+    if calibrated:
+        probabilities = _calibrated(probabilities, require_calibration(artifact))
+    least = graph.value(class_thresholds(artifact, calibrated=calibrated)) if thresholds else None
     if top is None:
-        graph.output("probabilities", probabilities, TensorProto.FLOAT, ["B", schema.classes])
+        shown, width = probabilities, schema.classes
+        graph.output("probabilities", probabilities, TensorProto.FLOAT, ["B", width])
     else:
-        scores, classes = graph.add_several(2, "TopK", probabilities, integers(top))
-        graph.output("classes", classes, TensorProto.INT64, ["B", top])
-        graph.output("scores", scores, TensorProto.FLOAT, ["B", top])
+        (shown, classes), width = graph.add_several(2, "TopK", probabilities, integers(top)), top
+        graph.output("classes", classes, TensorProto.INT64, ["B", width])
+        graph.output("scores", shown, TensorProto.FLOAT, ["B", width])
+        least = least and graph.add("Gather", least, classes)
+    if least is not None:
+        graph.output("tagged", graph.add("GreaterOrEqual", shown, least), TensorProto.BOOL, ["B", width])
     model = graph.model
     model.graph.name, model.producer_name, model.producer_version = "reeltag", "reeltag", __version__
     model.opset_import.append(helper.make_opsetid("", OPSET))
-    helper.set_model_props(model, _properties(artifact))
+    helper.set_model_props(model, _properties(artifact, calibrated))
     return model
 
 
@@ -80,12 +100,29 @@ def _tag(member: Member, schema: Schema, frames: OnnxFrames, graph: Graph, int8:
     return head(tagger.head, gate(tagger.gate, vector, weights.of("gate")), weights.of("head"))
 
 
-def _properties(artifact: Artifact) -> dict[str, str]:
-    """Return the metadata of the ONNX file: schema, label names, members and provenance, each as JSON."""
+def _calibrated(probabilities: Value, calibration: Calibration) -> Value:
+    """Return σ(scale · logit(p) + offset) of probabilities [B, C]."""
+    graph = probabilities.graph
+    logits = graph.add("Log", probabilities) - graph.add("Log", graph.value(1.0) - probabilities)
+    return (logits * calibration.scale + calibration.offset).sigmoid()
+
+
+def _properties(artifact: Artifact, calibrated: bool) -> dict[str, str]:
+    """Return the metadata of the ONNX file, each as JSON.
+
+    They are schema, label names, members and provenance, and where the artifact has them its thresholds, for the
+    probabilities in the file, and whether these are calibrated.
+    """
     known = {
         "schema": artifact.schema.model_dump(mode="json"),
         "label_names": artifact.label_names,
         "members": [{"name": member.name, "weight": member.weight} for member in artifact.members],
         "provenance": dict(artifact.provenance),
     }
+    if artifact.thresholds is not None:
+        values = class_thresholds(artifact, calibrated=calibrated).tolist()
+        listed = [value if value < math.inf else None for value in values]
+        known["thresholds"] = {**artifact.thresholds.about, "values": listed}
+    if calibrated:
+        known["calibration"] = dict(require_calibration(artifact).about)
     return {f"reeltag.{key}": json.dumps(value, ensure_ascii=False) for key, value in known.items()}

@@ -7,22 +7,28 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from torch.nn.functional import pad
+
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import atomic_path
 from reeltag.inference.ensemble import Predictions
-from reeltag.inference.metrics.video_metrics import TOP_K, top_k
+from reeltag.inference.selection import Selection
 
 GROUP_BATCHES = 128  # batches of predictions per row group
 
 
 class Parquet:
-    """Format with the columns id, classes, names and scores: the 20 most probable classes of each video.
+    """Format with the columns id, classes, names and scores: the tags of each video.
+
+    Args:
+        selection: of the tags.
 
     Raises:
         UsageError: pyarrow is not installed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
         try:
             import pyarrow
             import pyarrow.parquet
@@ -52,9 +58,9 @@ class Parquet:
                         writer.write_table(file.read_row_group(group))
 
     def _batch(self, part: Predictions, names: Any) -> Any:
-        scores, classes = top_k(part.probabilities, TOP_K)
-        numbers = self._arrow.array(classes.flatten().int().numpy())
-        offsets = self._arrow.array(range(0, classes.numel() + 1, classes.shape[1]), self._arrow.int32())
-        values = [numbers, names.take(numbers), self._arrow.array(scores.flatten().numpy())]
+        scores, classes, kept = self._selection.apply(part.probabilities)
+        numbers = self._arrow.array(classes[kept].int().numpy())
+        offsets = self._arrow.array(pad(kept.sum(1).cumsum(0), (1, 0)).int().numpy())
+        values = [numbers, names.take(numbers), self._arrow.array(scores[kept].numpy())]
         lists = [self._arrow.ListArray.from_arrays(offsets, column) for column in values]
         return self._arrow.RecordBatch.from_arrays([self._arrow.array(part.ids), *lists], schema=self._schema)

@@ -11,33 +11,49 @@ from pathlib import Path
 from typing import Protocol
 
 from reeltag.core.errors import UsageError
-from reeltag.core.storage import atomic_path, write_bytes
+from reeltag.core.storage import atomic_path
 from reeltag.data.schema import Schema
 from reeltag.inference.ensemble import Predictions
 from reeltag.inference.formats.parquet import Parquet
 from reeltag.inference.formats.submission import Submission
-from reeltag.inference.metrics.video_metrics import TOP_K, top_k
+from reeltag.inference.selection import ALL, Selection
 
 
-def kaggle_lines(predictions: Iterable[Predictions], label_names: Sequence[str]) -> Iterator[str]:
-    """Yield lines of Kaggle's format: the id, and 20 pairs of class number and probability."""
+def kaggle_lines(
+    predictions: Iterable[Predictions], label_names: Sequence[str], selection: Selection = ALL
+) -> Iterator[str]:
+    """Yield lines of Kaggle's format: the id, and pairs of class number and probability of its tags."""
+    for name, numbers, scores in _tagged(predictions, selection):
+        pairs = " ".join(f"{number} {score:.6f}" for number, score in zip(numbers, scores, strict=True))
+        yield f"{_csv_cell(name)},{pairs}"
+
+
+def named_lines(
+    predictions: Iterable[Predictions], label_names: Sequence[str], selection: Selection = ALL
+) -> Iterator[str]:
+    """Yield a line of CSV for each tag: the id, number and name of the class, and its probability."""
+    for name, numbers, scores in _tagged(predictions, selection):
+        for number, score in zip(numbers, scores, strict=True):
+            yield f"{_csv_cell(name)},{number},{_csv_cell(label_names[number])},{score:.6f}"
+
+
+def json_lines(
+    predictions: Iterable[Predictions], label_names: Sequence[str], selection: Selection = ALL
+) -> Iterator[str]:
+    """Yield one JSON object for each video: its id and its tags, by number and name."""
+    for name, numbers, scores in _tagged(predictions, selection):
+        tags = [
+            {"class": number, "name": label_names[number], "score": round(score, 6)}
+            for number, score in zip(numbers, scores, strict=True)
+        ]
+        yield json.dumps({"id": name, "tags": tags}, ensure_ascii=False)
+
+
+def _tagged(predictions: Iterable[Predictions], selection: Selection) -> Iterator[tuple[str, list[int], list[float]]]:
+    """Yield the id of each video, and the classes and probabilities of its tags."""
     for part in predictions:
-        scores, classes = top_k(part.probabilities, TOP_K)
-        for name, row, numbers in zip(part.ids, scores.tolist(), classes.tolist(), strict=True):
-            pairs = " ".join(f"{number} {score:.6f}" for number, score in zip(numbers, row, strict=True))
-            yield f"{_csv_cell(name)},{pairs}"
-
-
-def json_lines(predictions: Iterable[Predictions], label_names: Sequence[str]) -> Iterator[str]:
-    """Yield one JSON object for each video: its id and its 20 most probable classes, by number and name."""
-    for part in predictions:
-        scores, classes = top_k(part.probabilities, TOP_K)
-        for name, row, numbers in zip(part.ids, scores.tolist(), classes.tolist(), strict=True):
-            tags = [
-                {"class": number, "name": label_names[number], "score": round(score, 6)}
-                for number, score in zip(numbers, row, strict=True)
-            ]
-            yield json.dumps({"id": name, "tags": tags}, ensure_ascii=False)
+        for name, (numbers, scores) in zip(part.ids, selection.tags(part.probabilities), strict=True):
+            yield name, numbers, scores
 
 
 class Format(Protocol):
@@ -54,13 +70,14 @@ class Format(Protocol):
 class Text:
     """Text format with one line for each video, after an optional header."""
 
-    lines: Callable[[Iterable[Predictions], Sequence[str]], Iterator[str]]
+    lines: Callable[[Iterable[Predictions], Sequence[str], Selection], Iterator[str]]
     header: str = ""
+    selection: Selection = ALL
 
     def write(self, path: Path, predictions: Iterable[Predictions], label_names: Sequence[str]) -> None:
         """Write the lines of a part."""
         with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-            for line in self.lines(predictions, label_names):
+            for line in self.lines(predictions, label_names, self.selection):
                 file.write(line + "\n")
 
     def join(self, path: Path, parts: Sequence[Path]) -> None:
@@ -72,39 +89,53 @@ class Text:
                     shutil.copyfileobj(lines, file)
 
 
-FORMATS: dict[str, Callable[[], Format]] = {
+FORMATS: dict[str, Callable[[Selection], Format]] = {
     ".csv": partial(Text, kaggle_lines, "VideoId,LabelConfidencePairs\n"),
-    ".jsonl": partial(Text, json_lines),
+    ".jsonl": partial(Text, json_lines, ""),
     ".parquet": Parquet,
 }
 
 
-def refuse_ending(path: Path) -> None:
+def refuse_ending(path: Path, *, names: bool = False) -> None:
     """Refuse a path whose ending names no format, so that the error comes before a model is loaded.
 
+    Args:
+        path: of the file.
+        names: True if names are to stand beside numbers in CSV.
+
     Raises:
-        UsageError: the ending is unknown, or its format needs a package that is not installed.
+        UsageError: the ending is unknown, is another than .csv although names are asked for, or its format needs a
+            package that is not installed.
     """
     if path.suffix not in FORMATS:
         raise UsageError(f"{path}: the ending decides the format; use .csv (Kaggle), .jsonl (JSON Lines) or .parquet")
-    FORMATS[path.suffix]()
+    if names and path.suffix != ".csv":
+        raise UsageError(f"{path}: has names in any case; names are for .csv alone, so leave them out")
+    FORMATS[path.suffix](ALL)
 
 
-def output_format(path: Path, schema: Schema) -> Format:
+def output_format(path: Path, schema: Schema, selection: Selection = ALL, *, names: bool = False) -> Format:
     """Return the format for a path's ending, which is a key of `FORMATS`; CSV of segments is a submission file.
 
+    Args:
+        path: of the file.
+        schema: of the model.
+        selection: tags of a video; by default the 20 most probable classes.
+        names: CSV with a line for each tag, with the name of its class, instead of Kaggle's.
+
     Raises:
-        UsageError: the format needs a package that is not installed.
+        UsageError: the format needs a package that is not installed, or a submission file would need a selection.
     """
+    if names:
+        return Text(named_lines, "id,class,name,score\n", selection)
     if path.suffix == ".csv" and schema.segments is not None:
+        if selection != ALL:
+            raise UsageError(
+                f"{path}: lists the best segments of each class, whatever their scores; for tags of segments take "
+                "names, .jsonl or .parquet"
+            )
         return Submission(schema)
-    return FORMATS[path.suffix]()
-
-
-def write_class_ap(path: Path, class_ap: Sequence[float], label_names: Sequence[str]) -> None:
-    """Write a CSV with the columns class, name and ap, one line for each class."""
-    rows = [f"{number},{_csv_cell(label_names[number])},{ap:.5f}" for number, ap in enumerate(class_ap)]
-    write_bytes(path, "\n".join(["class,name,ap", *rows, ""]).encode())
+    return FORMATS[path.suffix](selection)
 
 
 def _csv_cell(text: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from reeltag.core.errors import DataError
 from reeltag.inference.ensemble import Predictions
+from reeltag.inference.metrics.outcomes import Outcomes
 from reeltag.inference.metrics.segment_metrics import SegmentRanking
 from reeltag.inference.metrics.video_metrics import Metrics
 
@@ -17,10 +18,14 @@ class Evaluation:
     Args:
         all_scores: keep all scores in memory, for `Scores.map_all`.
         classes: classes in which segments can be rated; all by default.
+        threshold: keep the rows of `Outcomes` with this threshold; none by default.
     """
 
-    def __init__(self, *, all_scores: bool = False, classes: Sequence[int] | None = None) -> None:
-        self._all_scores, self._classes = all_scores, classes
+    def __init__(
+        self, *, all_scores: bool = False, classes: Sequence[int] | None = None, threshold: float | None = None
+    ) -> None:
+        self._all_scores, self._classes, self._threshold = all_scores, classes, threshold
+        self._outcomes: list[Outcomes] = []
         self._parts: list[Metrics] = []
         self._positives = self._examples = 0
         self._ranking: SegmentRanking | None = None
@@ -36,6 +41,8 @@ class Evaluation:
                 f"video {part.ids[0]!r} or one beside it has no labels, so nothing can be measured; "
                 "evaluate on labelled shards, or use `reeltag predict`"
             )
+        if self._threshold is not None:
+            self._outcomes.append(Outcomes.of(part, self._threshold))
         scores, labels = part.comparable, part.labels
         if part.rated is not None:
             self._ranking = self._ranking or SegmentRanking(labels.shape[1], self._classes)
@@ -62,6 +69,10 @@ class Evaluation:
             )
         segment_ap = self._ranking.class_ap() if self._ranking else None
         return replace(Metrics.merge(self._parts), segment_ap=segment_ap)
+
+    def outcomes(self) -> Outcomes:
+        """Return the labels and predictions of all videos so far, of which there is at least one."""
+        return Outcomes.merge(self._outcomes)
 
 
 def evaluate_predictions(

@@ -26,6 +26,8 @@ def as_lines(tagged: Tagged) -> Iterator[str]:
     """Yield lines for a terminal: a video, its tags and, with a timeline, the time spans of each tag."""
     yield f"{one_line(tagged['id'])}: {counted(tagged['frames'], 'second')}"
     names = [one_line(tag["name"]) for tag in tagged["tags"]]
+    if not names:  # none reaches its threshold
+        yield "  no tag"
     for index, (tag, name) in enumerate(zip(tagged["tags"], names, strict=True)):
         line = f"  {tag['score']:.2f}  {name:<{max(map(len, names))}}"
         if "timeline" in tagged:

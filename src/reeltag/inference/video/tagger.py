@@ -45,10 +45,12 @@ class VideoTagger:
     Attributes:
         predictor: the model.
         reader: converts video files to the model's input.
+        least: least score [C] of a tag of each class, such as the model's thresholds; by default all are shown.
     """
 
     predictor: Predictor
     reader: VideoReader
+    least: Sequence[float] | None = None
 
     def tag(self, video: Video, top: int, *, timeline: bool = False) -> Tagged:
         """Return the most probable classes of a video, and with `timeline` their scores in its segments.
@@ -65,10 +67,17 @@ class VideoTagger:
         ]  # separate batches, so that segments are not padded to the video's length
         batches = chain.from_iterable(stream_batches(group, schema, BATCH_SIZE) for group in groups)
         scores = torch.cat([part.probabilities for part in predict_batches(self.predictor.model, batches)]).numpy()
-        return build_tagged(video, scores, min(top, schema.classes), self.predictor.label_names)
+        return build_tagged(video, scores, min(top, schema.classes), self.predictor.label_names, self.least)
 
 
-def open_tagger(predictor: Predictor, name: str, image: str | None = None, audio: str | None = None) -> VideoTagger:
+def open_tagger(
+    predictor: Predictor,
+    name: str,
+    image: str | None = None,
+    audio: str | None = None,
+    *,
+    thresholds: bool = False,
+) -> VideoTagger:
     """Open the extractors of a model: those that its schema names, or those that the user names instead.
 
     Args:
@@ -76,11 +85,14 @@ def open_tagger(predictor: Predictor, name: str, image: str | None = None, audio
         name: name of its file, for messages.
         image: extractor of the feature `rgb`, such as `onnx:PATH`; needed if it reads a file of its own.
         audio: extractor of the feature `audio`, likewise.
+        thresholds: show only tags that reach the model's own thresholds.
 
     Raises:
-        UsageError: the extractor of a feature is unknown, or the named one is not that of the training data.
+        UsageError: the extractor of a feature is unknown, the named one is not that of the training data, or the model
+            has no thresholds.
     """
-    return VideoTagger(predictor, open_reader(predictor.artifact, name, image, audio))
+    least = predictor.thresholds.tolist() if thresholds else None
+    return VideoTagger(predictor, open_reader(predictor.artifact, name, image, audio), least)
 
 
 def tag_files(

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,6 +16,8 @@ from markupsafe import Markup
 
 from reeltag.core.text import counted, megabytes, one_line
 from reeltag.data.bad_records import format_first
+from reeltag.inference.metrics.bootstrap import MIN_POSITIVES
+from reeltag.inference.metrics.outcomes import worst_first
 from reeltag.inference.timeline import segment_spans
 from reeltag.pipeline.report.calibration import BINS
 from reeltag.pipeline.report.charts import curve_charts, frontier_chart, reliability_chart
@@ -34,8 +37,13 @@ from reeltag.pipeline.report.results import (
 )
 
 
-def render_run(run: Run) -> str:
-    """Return the page of a run."""
+def render_run(run: Run, pictures: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return the page of a run.
+
+    Args:
+        run: the run.
+        pictures: of videos among the mistakes, by id, as addresses of data.
+    """
     results = run.results
     return _page(
         "run.html",
@@ -59,6 +67,9 @@ def render_run(run: Run) -> str:
         diversity_note=DIVERSITY,
         diversity_columns=DIVERSITY_COLUMNS,
         classes=_classes(run),
+        judged=run.judged,
+        pictures=pictures,
+        enough=MIN_POSITIVES,
         over_time=any(
             video["frames"] > 1
             for videos in (results["videos"]["best"], results["videos"]["worst"])
@@ -138,16 +149,39 @@ def _distance(each: ReliabilityBin) -> float:
     return abs(each["score"] - each["share"])
 
 
-def _classes(run: Run) -> list[tuple[str, float, int, int]]:
-    """Return name, AP, and number of training and test videos of each class, the best first."""
-    counts = run.results["class_counts"]
-    rows = [
-        (name, ap, train, test)
-        for (name, ap), train, test in zip(
-            run.results["test"]["class_ap"], counts["train"], counts["test"], strict=True
-        )
+def class_order(run: Run) -> list[int]:
+    """Return the classes, the worst first, those of few test videos last."""
+    class_ap = [ap for _, ap in run.results["test"]["class_ap"]]
+    return worst_first(class_ap, run.results["class_counts"]["test"], MIN_POSITIVES)
+
+
+def _classes(run: Run) -> list[dict[str, Any]]:
+    """Return the number, name, metrics and mistakes of each class, in the order of `class_order`."""
+    counts, class_ap = run.results["class_counts"], run.results["test"]["class_ap"]
+    return [
+        {
+            "number": number,
+            "name": class_ap[number][0],
+            "ap": class_ap[number][1],
+            "train": counts["train"][number],
+            "tested": counts["test"][number],
+            **run.judged["classes"][number],
+        }
+        for number in class_order(run)
     ]
-    return sorted(rows, key=lambda row: -row[1])
+
+
+def spark(strip: Sequence[float]) -> str:
+    """Return an SVG path of columns in a box of one unit a value by 9; the highest value fills it."""
+    highest = max(strip) or 1.0
+    return "M0 9" + "".join(f"V{9 - round(9 * value / highest)}h1" for value in strip) + "V9Z"
+
+
+def precision_path(curve: Sequence[float]) -> str:
+    """Return an SVG path of precision against recall in a box of 100 by 100, as far as recall reaches."""
+    reached = [(number, value) for number, value in enumerate(curve, 1) if value > 0]
+    points = [f"{number * 100 // len(curve)} {100 - round(100 * value)}" for number, value in reached]
+    return "M" + "L".join(points) if points else ""
 
 
 def _page(template: str, runs: Sequence[Run], **content: Any) -> str:
@@ -171,6 +205,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {"gap": _gap, "change": change, "mb": megabytes, "duration": _duration, "counted": counted}
     environment.filters |= {"enumerated": _enumerated, "segments": segment_spans}
+    environment.filters |= {"spark": spark, "precision_path": precision_path}
     return environment
 
 

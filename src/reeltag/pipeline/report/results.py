@@ -15,7 +15,7 @@ from reeltag.core.errors import UsageError
 from reeltag.core.validation import describe_fault
 from reeltag.data.bad_records import BadRecord
 
-FORMAT = 2
+FORMAT = 3
 METRICS = {
     "gap": "test GAP@20",
     "hit_at_1": "Hit@1",
@@ -29,7 +29,7 @@ DIVERSITY = (
     "Mean over the pairs of a group's models of the correlation of their errors, label minus probability, on the "
     "hold-out, in float32. The lower it is, the more the models differ."
 )
-RESULTS, RECIPE, TIMINGS = "results.json", "recipe.json", "timings.json"
+RESULTS, RECIPE, TIMINGS, CLASSES = "results.json", "recipe.json", "timings.json", "classes.json"
 
 Number: TypeAlias = int | float  # validation keeps an int an int
 
@@ -189,6 +189,73 @@ class ClassCounts(TypedDict):
     test: list[int]
 
 
+class Mistake(TypedDict):
+    """Video that has a class wrongly, or that has it and is missed.
+
+    Attributes:
+        id: of the video.
+        score: probability of the class.
+        labels: classes of the video.
+        tags: the most probable classes of the video with their probabilities.
+        frames: of the video.
+        strip: probability of the class over time, in equal stretches of the video; empty for a single frame.
+    """
+
+    id: str
+    score: float
+    labels: list[int]
+    tags: list[tuple[int, float]]
+    frames: int
+    strip: list[float]
+
+
+class ClassResults(TypedDict):
+    """Metrics of a class on the test set, and the videos on which the file is most wrong about it.
+
+    Attributes:
+        interval: ends of the 95 % interval of the average precision; None where there is none.
+        precision, recall, f1: at the threshold.
+        calibration_error: of its tags; None if it has none.
+        curve: precision at recalls of 1/20, 2/20, …, 1.
+        false_positives: the most confident first.
+        missed: the least probable first.
+    """
+
+    interval: tuple[float, float] | None
+    precision: float
+    recall: float
+    f1: float
+    calibration_error: float | None
+    curve: list[float]
+    false_positives: list[Mistake]
+    missed: list[Mistake]
+
+
+class Confusion(TypedDict):
+    """Pair of confused classes; see `outcomes.ConfusedPair`."""
+
+    label: int
+    predicted: int
+    videos: int
+    expected: float
+
+
+class Judged(TypedDict):
+    """Content of `classes.json`.
+
+    Attributes:
+        at_threshold: threshold, and micro- and macro-averaged precision, recall and F1.
+        intervals: ends of the 95 % intervals of `gap` and `map`.
+        classes: [C].
+        confused: the pairs that are confused most.
+    """
+
+    at_threshold: dict[str, Number]
+    intervals: dict[str, tuple[float, float] | None]
+    classes: list[ClassResults]
+    confused: list[Confusion]
+
+
 class Results(TypedDict):
     """Content of `results.json`."""
 
@@ -231,12 +298,14 @@ class Run:
         results: content of `results.json`.
         recipe: the recipe with all defaults, as JSON.
         timings: durations of its stages, in the order of the plan.
+        judged: content of `classes.json`.
     """
 
     name: str
     results: Results
     recipe: dict[str, Any]
     timings: list[Timing]
+    judged: Judged
 
 
 def rounded(value: float) -> float:
@@ -270,6 +339,7 @@ def seconds_by_kind(timings: Sequence[Timing]) -> list[tuple[str, int, float]]:
 
 
 _RESULTS, _TIMINGS, _OBJECT = TypeAdapter(Results), TypeAdapter(list[Timing]), TypeAdapter(dict[str, Any])
+_JUDGED = TypeAdapter(Judged)
 
 
 def read_run(folder: Path) -> Run:
@@ -280,17 +350,26 @@ def read_run(folder: Path) -> Run:
     """
     if not (folder / "stages").is_dir() and not (folder / RESULTS).is_file():
         raise UsageError(f"{folder}: not the folder of a run; give the --out of `reeltag run`, such as runs/quickstart")
-    if missing := [name for name in (RESULTS, RECIPE, TIMINGS) if not (folder / name).is_file()]:
+    _require(folder, RESULTS, RECIPE, TIMINGS)
+    if _checked(_OBJECT, folder / RESULTS).get("format") != FORMAT:
+        raise UsageError(f"{folder / RESULTS}: {_advice('was written by another version of reeltag', folder)}")
+    _require(folder, CLASSES)
+    results, timings = _checked(_RESULTS, folder / RESULTS), _checked(_TIMINGS, folder / TIMINGS)
+    if fault := _contradiction(results):
+        raise UsageError(f"{folder / RESULTS}: {_advice(f'is damaged ({fault})', folder)}")
+    judged = _checked(_JUDGED, folder / CLASSES)
+    if len(judged["classes"]) != len(results["test"]["class_ap"]):
+        fault = f"is damaged (not the {len(results['test']['class_ap']):,} classes of {RESULTS})"
+        raise UsageError(f"{folder / CLASSES}: {_advice(fault, folder)}")
+    return Run(folder.resolve().name, results, _checked(_OBJECT, folder / RECIPE), timings, judged)
+
+
+def _require(folder: Path, *names: str) -> None:
+    if missing := [name for name in names if not (folder / name).is_file()]:
         raise UsageError(
             f"{folder}: the run is not finished ({', '.join(missing)} missing); "
             f"resume it: `reeltag run` with its recipe and --out {folder}"
         )
-    if _checked(_OBJECT, folder / RESULTS).get("format") != FORMAT:
-        raise UsageError(f"{folder / RESULTS}: {_advice('was written by another version of reeltag', folder)}")
-    results, timings = _checked(_RESULTS, folder / RESULTS), _checked(_TIMINGS, folder / TIMINGS)
-    if fault := _contradiction(results):
-        raise UsageError(f"{folder / RESULTS}: {_advice(f'is damaged ({fault})', folder)}")
-    return Run(folder.resolve().name, results, _checked(_OBJECT, folder / RECIPE), timings)
 
 
 def _checked(adapter: TypeAdapter[Any], path: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 from operator import itemgetter
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from reeltag.core.environment import cpuinfo_value, default_device
-from reeltag.data.formats.example import Video
+from reeltag.data.formats.example import FrameArray, Video
 from reeltag.data.shards import Shards
 from reeltag.inference.ensemble import Predictions
 from reeltag.inference.metrics.video_metrics import top_k
@@ -92,6 +93,38 @@ def _tagged(predictor: Predictor, video: Video, margin: float) -> dict[str, Any]
         for number in sorted([*labels, *others], key=lambda number: -whole[number])
     ]
     return {"id": video.id, "frames": len(frames), "margin": round(margin, 5), "tags": tags}
+
+
+def class_courses(
+    predictor: Predictor, shards: Shards, videos: Sequence[int], classes: Sequence[int]
+) -> list[tuple[int, list[float]]]:
+    """Return of each of R videos its frames, and the probability of a class over time, in at most 40 stretches.
+
+    A video is read and tagged once for all its classes. One of a single frame has none.
+
+    Args:
+        predictor: tags the stretches, each as a video of its own.
+        shards: hold the videos.
+        videos: [R], indices of the videos; an index may occur several times.
+        classes: [R], the class in each.
+    """
+    order = sorted(range(len(videos)), key=videos.__getitem__)
+    lengths, strips = [0] * len(videos), [list[float]() for _ in videos]
+    waiting: deque[list[int]] = deque()  # rows of each stretch that is not tagged yet
+
+    def stretches() -> Iterator[FrameArray]:
+        for video, rows in groupby(order, key=videos.__getitem__):
+            frames, listed = shards.read(video).frames(), list(rows)
+            for row in listed:
+                lengths[row] = len(frames)
+            for begin, end in segment_spans(len(frames)) if len(frames) > 1 else []:
+                waiting.append(listed)
+                yield frames[begin:end]
+
+    for scores in predictor.predict_each(stretches()):
+        for row in waiting.popleft():
+            strips[row].append(round(float(scores[classes[row]]), 3))
+    return list(zip(lengths, strips, strict=True))
 
 
 class GateProbe:

@@ -15,29 +15,42 @@ from reeltag.core.storage import read_json, write_bytes, write_json
 from reeltag.data.loader import sequential_batches
 from reeltag.data.shards import Manifest, Shards
 from reeltag.inference.ensemble import BATCH_SIZE, Predictions, predict_batches
+from reeltag.inference.metrics.bootstrap import resample
 from reeltag.inference.metrics.evaluation import Evaluation, evaluate_predictions
+from reeltag.inference.metrics.outcomes import THRESHOLD, Outcomes
 from reeltag.inference.predictor import Predictor, load
 from reeltag.pipeline.executor import Job, Stage
 from reeltag.pipeline.report.calibration import calibration
 from reeltag.pipeline.report.gating import FREQUENT_CLASSES
+from reeltag.pipeline.report.judging import judged_classes, mistakes_of_classes
 from reeltag.pipeline.report.markdown import render
 from reeltag.pipeline.report.page import render_frontier
 from reeltag.pipeline.report.paper_tables import render_tables
-from reeltag.pipeline.report.results import FORMAT, rounded
+from reeltag.pipeline.report.results import CLASSES, FORMAT, Judged, rounded
 from reeltag.pipeline.stages.architectures import TeacherArchitecture, label_twin
 from reeltag.pipeline.stages.diversity import diversity
 from reeltag.pipeline.stages.ensemble import class_prior
 from reeltag.pipeline.stages.files import MODEL, REPORT, RESULTS, SCORES, SELECTION, WEIGHTS, load_manifest
 from reeltag.pipeline.stages.member import MemberStages
-from reeltag.pipeline.stages.report_samples import SAMPLES, GateProbe, curve, gate_of, machine, margins, sampled_videos
+from reeltag.pipeline.stages.report_samples import (
+    SAMPLES,
+    GateProbe,
+    class_courses,
+    curve,
+    gate_of,
+    machine,
+    margins,
+    sampled_videos,
+)
 from reeltag.pipeline.stages.trained_model import TrainedModelStages, decides_by_family, decision_stage
 from reeltag.recipe.schema import Recipe
 from reeltag.training.log import LOG, read_rows
 
 EXAMPLES = 5
 # Bytes of a report a model, a class and beside them, measured on runs of 1 to 4 models and 12 to 527 classes.
-MODEL_BYTES, CLASS_BYTES, OTHER_BYTES = 16_000, 100, 50_000
+MODEL_BYTES, CLASS_BYTES, OTHER_BYTES = 16_000, 2_400, 50_000
 TEST_FORMAT = 1  # raise it when the same model gives other test results
+FILE_TEST_FORMAT = 2  # the same of the file
 REPORT_FORMAT = 2  # raise it when the same results give another report, unless report.results.FORMAT is raised
 
 
@@ -64,7 +77,7 @@ def result_stages(recipe: Recipe, members: Sequence[MemberStages], selections: M
     test_file = Stage(
         name="test.file",
         work=partial(_test_file, recipe),
-        format=TEST_FORMAT,
+        format=FILE_TEST_FORMAT,
         inputs=("data.test", "ensemble", "pack"),
         parameters={"samples": SAMPLES, **recipe.test.model_dump()},
         gpus=1,
@@ -118,7 +131,7 @@ def _test_file(recipe: Recipe, job: Job) -> None:
     counts = torch.tensor(read_json(job.inputs["ensemble"] / WEIGHTS)["class_counts"])
     predictor, shards = load(job.inputs["pack"] / MODEL, "exact"), Shards(load_manifest(job, "test"))
     begin = partial(Evaluation, all_scores=recipe.test.all_scores, classes=predictor.schema.segment_classes)
-    measured, by_prior, above = begin(), begin(), []
+    measured, by_prior, above = begin(threshold=THRESHOLD), begin(), []
     for part in _test_predictions(job, shards, predictor, "the file"):
         measured.add(part)
         by_prior.add(replace(part, probabilities=class_prior(counts, len(part.ids))))
@@ -141,6 +154,16 @@ def _test_file(recipe: Recipe, job: Job) -> None:
         "examples": examples,
     }
     write_json(job.folder / SCORES, content)
+    write_json(job.folder / CLASSES, _judged(predictor, shards, measured.outcomes()))
+
+
+def _judged(predictor: Predictor, shards: Shards, outcomes: Outcomes) -> Judged:
+    """Judge the file class by class, with the videos on which it is most wrong."""
+    mistakes = mistakes_of_classes(outcomes)
+    rows = [row for kinds in mistakes for listed in kinds for row in listed]
+    courses = class_courses(predictor, shards, outcomes.videos[rows].tolist(), outcomes.classes[rows].tolist())
+    resampled = None if predictor.schema.segments is not None else resample(outcomes)[0]
+    return judged_classes(outcomes, mistakes, dict(zip(rows, courses, strict=True)), resampled)
 
 
 def _report(recipe: Recipe, members: Sequence[MemberStages], selections: Mapping[str, str], job: Job) -> None:
@@ -171,6 +194,7 @@ def _report(recipe: Recipe, members: Sequence[MemberStages], selections: Mapping
         "bad_records": {split: _bad_records(load_manifest(job, split)) for split in ("train", "test")},
     }
     write_json(job.folder / RESULTS, content)
+    write_json(job.folder / CLASSES, read_json(job.inputs["test.file"] / CLASSES))
     texts = {
         "report.md": render(content),
         "tables.md": render_tables(content),

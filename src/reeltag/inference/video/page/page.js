@@ -39,7 +39,7 @@ function fail(name, reason) {
 }
 
 for (const video of videos) {
-  list(video.id, `${counted(video.frames, "second")} · ${video.tags[0].name}`, (button) => {
+  list(video.id, `${counted(video.frames, "second")} · ${video.tags[0]?.name ?? "no tag"}`, (button) => {
     choose(button);
     show(video);
   });

@@ -94,6 +94,19 @@ for (const kind of ["pointerout", "focusout"]) document.addEventListener(kind, (
 document.addEventListener("scroll", () => showTipOf(document.activeElement), true); // scrolling moves the focused element
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
 
+// --- mistakes of a class --------------------------------------------------------------------------
+
+function openTarget() {
+  const target = document.getElementById(location.hash.slice(1));
+  const folded = target?.closest("details");
+  if (!folded) return;
+  folded.open = true;
+  folded.scrollIntoView();
+}
+
+addEventListener("hashchange", openTarget);
+openTarget();
+
 // --- curves ---------------------------------------------------------------------------------------
 
 function choose(chart, name) {
