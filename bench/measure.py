@@ -53,6 +53,12 @@ def timed(call: Callable[[], Any], count: float = 1) -> Times:
     return {"cpu": (time.process_time() - cpu) / count, "wall": (time.perf_counter() - wall) / count}
 
 
+def repeated(call: Callable[[], Times], times: int) -> Times:
+    """The mean of some passes in a row; the first alone would find the caches as the row before left them."""
+    passes = [call() for _ in range(times)]
+    return {key: sum(each[key] for each in passes) / times for key in passes[0]}
+
+
 class Peer:
     """A program of the peers' environment, which answers a line on stdin by a line of JSON and lives until we end.
 

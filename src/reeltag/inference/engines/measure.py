@@ -123,8 +123,9 @@ def _frames_of(schema: Schema) -> int:
 
 
 def _affordable(module: nn.Module, schema: Schema, videos: int) -> tuple[int, int]:
-    """Return the numbers of videos and frames with which a timed call takes a fraction of a second."""
+    """Return the numbers of videos and frames with which a timed call takes at most about a second."""
     frames = _frames_of(schema)
-    one = seconds(module, generated(schema, 1, frames))
-    videos = min(videos, max(FEWEST_VIDEOS, int(LONGEST / one)))
-    return videos, min(frames, max(FEWEST_FRAMES, int(LONGEST / one / videos * frames)))
+    some = min(videos, COSTED)
+    each = seconds(module, generated(schema, some, frames)) / some  # a single video alone may take five times as long
+    videos = min(videos, max(FEWEST_VIDEOS, int(LONGEST / each)))
+    return videos, min(frames, max(FEWEST_FRAMES, int(LONGEST / each / videos * frames)))
