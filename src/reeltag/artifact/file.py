@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from reeltag.artifact.budget import explain_over_budget
-from reeltag.artifact.quantization.encodings import QuantizedTensor, State, assemble
+from reeltag.artifact.quantization.encodings import QuantizedTensor, State, assemble, shape_of
 from reeltag.artifact.quantization.quantize import dequantize_state, quantize_state
 from reeltag.artifact.quantization.sizes import Encoding
 from reeltag.artifact.tagging_rule import Calibration, Thresholds, arrays_of
@@ -307,7 +307,7 @@ def _refuse_misfit(path: Path, member: Member, schema: Schema, state: State) -> 
 
 
 def _shape(value: Tensor | QuantizedTensor) -> tuple[int, ...]:
-    return tuple(value.size if isinstance(value, QuantizedTensor) else value.shape)
+    return tuple(shape_of(value))
 
 
 def resolve_artifact(model: str | Path) -> Path:
