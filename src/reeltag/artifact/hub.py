@@ -13,6 +13,7 @@ from typing import Any
 
 from reeltag.artifact.file import SHARED_FILE, Artifact, artifact_header, load_artifact, stored_bytes
 from reeltag.artifact.quantization.quantize import stored_as
+from reeltag.core.environment import install_command
 from reeltag.core.errors import UsageError
 from reeltag.core.remote_files import LATER
 from reeltag.core.storage import atomic_folder, refuse_nonempty, write_bytes, write_json
@@ -66,7 +67,7 @@ def download_from_hub(name: str, revision: str | None = None) -> Path:
         import huggingface_hub as hub
     except ImportError as error:
         what = "no such folder, and the Hugging Face Hub needs its library"
-        raise UsageError(f"{name}: {what}; pip install 'reeltag[hub]'") from error
+        raise UsageError(f"{name}: {what}; {install_command('hub')}") from error
     unreachable = None
     try:
         hub.model_info(name, revision=revision)  # since a download falls back on its cache silently

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 Devices = Annotated[
     str,
     Parameter(
-        help="Devices on which stages run in parallel, one process each, such as cuda:0,cuda:1 or cpu,cpu; by default "
-        "stages run one after another."
+        help="Devices on which stages run in parallel, one process each, such as cuda:0,cuda:1 or cpu,cpu; auto takes "
+        "several CPUs where that is faster, and cpu runs one stage after the other."
     ),
 ]
 Executor = Annotated[
@@ -33,6 +33,14 @@ MaxTime = Annotated[
     timedelta | None,
     Parameter(
         help="Stop after this time, such as 2h30m: save a checkpoint and exit with code 75; the same command resumes."
+    ),
+]
+# The same names as `reeltag.training.trackers.registry.TrackerName`, whose module imports more.
+Log = Annotated[
+    Literal["wandb", "mlflow", "tensorboard", "csv"] | None,
+    Parameter(
+        help="Send the logs of trainings there while they are written (docs/training.md); wandb without an account and "
+        "mlflow without MLFLOW_TRACKING_URI write files in OUT/logs."
     ),
 ]
 Quiet = Annotated[bool, Parameter(help="Show only errors and the result, no progress.")]
