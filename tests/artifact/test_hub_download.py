@@ -108,7 +108,7 @@ def test_invalid_names_of_hub_models_are_refused(hub):
 
 
 def test_a_revision_of_a_local_folder_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="is a folder, so revision 'v1' does not apply"):
+    with pytest.raises(UsageError, match="is not on the Hub, so revision 'v1' does not apply"):
         reeltag.from_pretrained(tmp_path, revision="v1")
 
 

@@ -34,7 +34,7 @@ def tag(
 
     Args:
         videos: Folders, files or glob patterns.
-        model: A .reeltag file, a folder that `share` wrote, or a URL.
+        model: A .reeltag file, a folder that `share` wrote, a URL, or a name (docs/pretrained.md).
         top: Number of tags per video; with --thresholds the largest number.
         timeline: Also show scores over time, for at most 40 segments of a video.
         csv: A new CSV file with a row per tag, and with --timeline also a row per tag and segment.
