@@ -5,7 +5,8 @@ without fine-tuning.
         --test 'eval-*.tfrecord' --out rate.jsonl
 
 Writes a line of JSON a model and encoding: bytes of the file, loss of test GAP against float32, seconds. What the file
-has already is not measured again. `--nncodec PYTHON` measures NNCodec too (bench/peer_nncodec.py). `--table` prints,
+has already is not measured again. `--teachers` are models whose mean tuned weights learn; by default they learn the
+model's own probabilities. `--nncodec PYTHON` measures NNCodec too (bench/peer_nncodec.py). `--table` prints,
 instead, bytes at a loss of 0.0005, relative to group-4.
 """
 
@@ -15,6 +16,7 @@ import json
 import time
 from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -33,9 +35,10 @@ from reeltag.data.loader import sequential_batches, training_batches
 from reeltag.data.sampler import Shuffle
 from reeltag.data.shards import Shards, scan
 from reeltag.inference.evaluate import artifact_gap
+from reeltag.inference.predictor import load
 from reeltag.training.quantization_aware import RoundedWeights, fine_tune
 
-STEPS = [1.4e-4, 2e-4, 2.8e-4, 4e-4, 5.6e-4, 8e-4, 1.1e-3]
+STEPS = [1.4e-4, 2e-4, 2.8e-4, 4e-4, 5.6e-4, 8e-4, 1.1e-3, 1.6e-3]
 QPS = [-36, -32, -28, -24, -20]  # of NNCodec; four more double its step
 LOSS = 0.0005
 
@@ -68,6 +71,7 @@ def measured(path, args, done):
     statistics = calibrate(member.build(source.schema), sequential_batches(Shards(train), batch_size=64), 1)
     encoder = Encoder(member.state, statistics)
     print(f"{member.name}: calibrated in {time.perf_counter() - begin:.0f} s", flush=True)
+    targets = taught(args.teachers, train) if args.teachers else None
     for step, tuned in wanted:
         begin = time.perf_counter()
         state = encoder.encode(step)
@@ -79,7 +83,9 @@ def measured(path, args, done):
             indices = np.arange(len(train))
 
             def batches(steps, indices=indices):
-                return training_batches(Shards(train), indices, shuffle=Shuffle(1, None), batch_size=256, steps=steps)
+                return training_batches(
+                    Shards(train), indices, shuffle=Shuffle(1, None), batch_size=256, steps=steps, targets=targets
+                )
 
             with TemporaryDirectory() as folder:
                 path_ = Path(folder) / "c"
@@ -89,7 +95,7 @@ def measured(path, args, done):
                     batches,
                     steps=args.tune,
                     seed=1,
-                    dropout=args.dropout,
+                    dropout=min(args.dropout, member.config.dropout),
                     path=path_,
                     progress=Progress(),
                 )
@@ -97,6 +103,15 @@ def measured(path, args, done):
             state = {**state, **rounded, **encoder.stored(weights.tuned())}
         artifact = replace(source, members=(replace(member, state=state),))
         yield record(f"{'tuned' if tuned else 'coded'}@{step:g}", artifact, time.perf_counter() - begin)
+
+
+def taught(paths, train):
+    """Return the function from indices of training videos to the mean probabilities of the models."""
+    batches = partial(sequential_batches, Shards(train), batch_size=256)
+    models = [load(path, "exact").model for path in paths]
+    with torch.no_grad():
+        mean = torch.cat([sum(m(b.frames, b.lengths) for m in models) / len(models) for b in batches()])
+    return lambda indices: mean[torch.from_numpy(indices)]
 
 
 def with_nncodec(source, qp, python, test):
@@ -162,7 +177,8 @@ def main():
     parser.add_argument("--train")
     parser.add_argument("--test")
     parser.add_argument("--tune", type=int, default=300)
-    parser.add_argument("--dropout", action="store_true", help="drop units while fine-tuning")
+    parser.add_argument("--dropout", type=float, default=0.25, help="most dropout of fine-tuning")
+    parser.add_argument("--teachers", nargs="*", type=Path, default=[])
     parser.add_argument("--tuned", type=float, nargs="*", default=[4e-4, 5.6e-4, 8e-4])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--nncodec", type=Path, metavar="PYTHON", help="an interpreter that has NNCodec")

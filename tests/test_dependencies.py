@@ -35,9 +35,15 @@ EXTRA_OF = {
     "reeltag/inference/formats/parquet.py": "parquet",
     "reeltag/inference/onnx": "onnx",
     "reeltag/inference/video/": "video",
+    "reeltag/pipeline/tuning/": "tune",
     "reeltag/serve/": "serve",
     "reeltag/training/tensorboard.py": "tensorboard",
+    "reeltag/training/trackers/mlflow_runs.py": "mlflow",
+    "reeltag/training/trackers/weights_and_biases.py": "wandb",
 }
+
+# Tests that are skipped where these extras are not installed.
+EXTRAS_OF_TESTS = {"tests/training/test_trackers.py": ("wandb", "mlflow")}
 
 
 def normalized(name):
@@ -68,7 +74,7 @@ def elsewhere():
 @cache
 def distributions():
     """Distributions by the modules they install; reads the metadata of every installed package."""
-    return metadata.packages_distributions()
+    return {"mlflow": ["mlflow-skinny"], **metadata.packages_distributions()}  # it need not be installed
 
 
 def imported(path):
@@ -94,6 +100,8 @@ def undeclared(folder):
     local |= {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
     for path in sorted((ROOT / folder).rglob("*.py")):
         known = declared(extra_of(path.relative_to(ROOT)))
+        for extra in EXTRAS_OF_TESTS.get(path.relative_to(ROOT).as_posix(), ()):
+            known = known | declared(extra)
         if folder in ("bench", "fuzz"):
             known = known.union(*(names for start, names in elsewhere().items() if path.name.startswith(start)))
         for line, module in imported(path):

@@ -89,10 +89,10 @@ def test_a_tensor_in_no_product_has_the_nearest_codes(shape):
 
 
 def test_other_tensors_are_halved_where_that_only_rounds():
-    state = {"bias": torch.tensor([0.0, 0.1, -3.0]), "tiny": torch.tensor([1.0, 1e-6]), "huge": torch.tensor([1e6])}
-    state["counter"] = torch.tensor(3)
+    state = {"bias": torch.tensor([0.0, 0.1, -3.0]), "mixed": torch.tensor([1.0, 1e-6]), "counter": torch.tensor(3)}
+    state |= {"tiny": torch.tensor([1e-6, 3.1e-6]), "huge": torch.tensor([1e6, 1.0])}
     coded = Encoder(state, Calibration(videos=1)).encode(1e-3)
-    assert isinstance(coded["bias"], HalfTensor)
+    assert isinstance(coded["bias"], HalfTensor) and isinstance(coded["mixed"], HalfTensor)
     assert coded["tiny"] is state["tiny"] and coded["huge"] is state["huge"] and coded["counter"] is state["counter"]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from reeltag.cli.main import app, main
+from reeltag.core.environment import install_command
 
 ROOT = Path(__file__).parents[2]
 # Commands whose output is no result: they go on until they are stopped, or print a file as it is.
@@ -78,7 +79,7 @@ def test_help_fits_80_columns_and_is_plain_where_nobody_looks():
     ("name", "shown"),
     [
         ("serve", ["--host", "127.0.0.1", "--port", "8000", "--max-batch", "64", "--timeout", "30", "--max-waiting"]),
-        ("tag", ["VIDEOS...", "[default: 5]"]),
+        ("tag", ["MODEL [ARGS...]", "[default: 5]"]),
         ("quantize", ["[default: uniform-8]"]),
         ("extract", ["VIDEOS...", "[default: efficientnet-lite0]", "[default: logmel]"]),
         ("predict", ["MODEL SHARDS...", "[default: 1]", "[default: auto]", "[required]"]),
@@ -96,7 +97,8 @@ def test_help_shows_defaults_and_names_what_is_required(name, shown):
     ("words", "said"),
     [
         (["completion"], "error: SHELL is missing: choose one of bash, zsh, fish\n"),
-        (["tag", "--model", "m"], "error: VIDEOS is missing: Folders, files or glob patterns.\n"),
+        (["tag"], "error: MODEL is missing: A .reeltag file, a folder that `share` wrote, or a URL.\n"),
+        (["tag", "m"], "error: no videos; give them after the model, as in `reeltag tag model.reeltag m`\n"),
         (["quantize", "m"], "error: --out is missing: A new .reeltag file.\n"),
     ],
 )
@@ -234,13 +236,13 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(capsys, monkeypatch, tmp
     monkeypatch.setattr(doctor, "allowed_cpus", lambda: 0.5)
     monkeypatch.setenv("REELTAG_CACHE", str(tmp_path / "c"))
     after = found()
-    assert after["extra parquet"]["hint"] == "pip install 'reeltag[parquet]'"
+    assert after["extra parquet"]["hint"] == install_command("parquet")
     assert "avx512_bf16" in after["bf16 products"]["value"]
     assert "slower than float32" in after["bf16 products"]["value"]
     assert "OMP_NUM_THREADS=" in after["threads"]["hint"]
     assert str(tmp_path / "c") in after["cache"]["value"]
     assert main(["doctor"]) == 0
-    assert "→ pip install 'reeltag[parquet]'" in capsys.readouterr().out
+    assert f"→ {install_command('parquet')}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 
 from conftest import SMALL_RECIPE
 from reeltag.cli.main import main
-from reeltag.core.environment import OPENMP_SPIN_COUNT, cpuinfo_value, describe_environment
+from reeltag.core.environment import OPENMP_SPIN_COUNT, cpuinfo_value, describe_environment, install_command
 from reeltag.core.version import __version__
 from reeltag.pipeline.stages import report_samples as shown
 
@@ -104,3 +104,26 @@ def test_results_name_the_cpu_and_the_threads(monkeypatch):
     found = shown.machine()
     assert found["cpu"] == "Some CPU"
     assert found["threads"] == str(torch.get_num_threads())
+
+
+@pytest.mark.parametrize(
+    ("told", "command"),
+    [
+        (None, "pip install 'reeltag[onnx]'"),
+        ({"url": "https://index/reeltag.whl"}, "pip install 'reeltag[onnx]'"),
+        ({"url": "file://{folder}", "dir_info": {}}, "pip install '{folder}[onnx]'"),
+        (
+            {"url": "file://{folder}", "dir_info": {"editable": True}},
+            "pip install -c '{folder}/constraints.txt' -e '{folder}[onnx]'",
+        ),
+    ],
+)
+def test_the_command_that_adds_an_extra_fits_the_installation(tmp_path, monkeypatch, told, command):
+    folder = tmp_path / "my clone"
+    folder.mkdir()
+    if "constraints" in command:
+        (folder / "constraints.txt").touch()
+    written = told and json.dumps(told).replace("{folder}", str(folder).replace(" ", "%20"))
+    monkeypatch.setattr("importlib.metadata.Distribution.read_text", lambda *_: written, raising=False)
+    monkeypatch.setattr("importlib.metadata.PathDistribution.read_text", lambda *_: written)
+    assert install_command.__wrapped__("onnx") == command.replace("{folder}", str(folder))

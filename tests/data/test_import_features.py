@@ -19,6 +19,7 @@ from reeltag.core.storage import file_hash
 from reeltag.data import import_features as module
 from reeltag.data import importing
 from reeltag.data.import_features import import_features
+from reeltag.data.recipe_draft import draft_recipe
 from reeltag.data.schema import Schema
 from reeltag.data.shards import read_examples, scan
 
@@ -56,7 +57,10 @@ def videos_of(folder: Path, split: str) -> list:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {path.name: file_hash(path) for path in sorted(folder.iterdir())}
+    """Hashes of a folder's files; the recipe, which is named after the folder, without its name."""
+    draft = (folder / "recipe.toml").read_text().replace(f'name = "{folder.name}"', "")
+    shards = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.name != "recipe.toml"}
+    return {**shards, "recipe.toml": draft}
 
 
 def is_test(name: str, share: float) -> bool:
@@ -384,3 +388,10 @@ def test_workers_change_no_byte(features, labels, tmp_path, monkeypatch):
 def test_the_command_says_what_was_read(features, labels, tmp_path, capsys):
     assert main(["data", "import", str(features), "--labels", str(labels), "--out", str(tmp_path / "out")]) == 0
     assert "frame level, at most 7 frames of float32: features 4; 3 classes" in capsys.readouterr().out
+
+
+def test_a_drafted_recipe_is_named_after_its_folder():
+    for folder, name in (("cats", "cats"), ("a/my clips (2)", "my-clips-2"), ("日本", "own-videos")):
+        schema = Schema(features=({"name": "rgb", "width": 2},), classes=2, max_frames=3)
+        draft = draft_recipe(schema, 10, Path(folder), command="x", label_names=None, tests=True)
+        assert f'\nname = "{name}"\n' in draft

@@ -12,6 +12,7 @@ import reeltag
 from reeltag.artifact.file import save_artifact, stream_artifact
 from reeltag.cli.doctor import findings
 from reeltag.cli.main import main
+from reeltag.core.environment import install_command
 from reeltag.core.errors import UsageError
 from reeltag.inference.engines import choice as choices
 from reeltag.inference.engines import measure as measuring
@@ -157,7 +158,7 @@ def test_an_engine_that_is_not_installed_is_remarked_on_when_measuring(cache, me
     monkeypatch.setattr(ways, "find_spec", lambda name: None)
     choose(model, "cpu", 64)
     choose(model, "cpu", 64)
-    assert remarks(caplog) == ["onnxruntime is often faster and not installed; pip install 'reeltag[onnx]'"]
+    assert remarks(caplog) == [f"onnxruntime is often faster and not installed; {install_command('onnx')}"]
 
 
 def test_measuring_leaves_out_ways_that_fail(everything_is_large, monkeypatch):

@@ -20,6 +20,7 @@ from reeltag.artifact.file import Artifact, Member, quantize_artifact, save_arti
 from reeltag.artifact.quantization.encodings import CodedTensor
 from reeltag.artifact.quantization.sizes import ENCODINGS
 from reeltag.cli.main import main
+from reeltag.core.environment import install_command
 from reeltag.core.errors import ArtifactError, BudgetError, UsageError
 from reeltag.core.storage import find_files
 from reeltag.data.loader import Batch, stream_batches
@@ -327,7 +328,7 @@ def test_without_onnx_the_error_names_the_extra(tiny_model, tmp_path, monkeypatc
     monkeypatch.delattr(sys.modules["reeltag"], "export", raising=False)
     monkeypatch.setattr(builtins, "__import__", missing)
     assert main(["export", str(tiny_model), "--out", str(tmp_path / "m.onnx")]) == 2
-    assert "pip install 'reeltag[onnx]'" in capsys.readouterr().err
+    assert install_command("onnx") in capsys.readouterr().err
 
 
 def test_onnxruntime_alone_reproduces_the_csv_of_predict(everything_is_large, tmp_path, tiny_shards, tiny_schema):

@@ -17,6 +17,7 @@ from conftest import make_video
 from processgroup import all_end, living
 from reeltag.artifact.file import Artifact, Member, save_artifact
 from reeltag.cli.main import main
+from reeltag.core.environment import install_command
 from reeltag.core.errors import DataError, UsageError
 from reeltag.core.progress import Progress
 from reeltag.data.flat_videos import is_flat, rgb_feature_index
@@ -313,7 +314,7 @@ def test_parquet_holds_the_content_of_json_lines(whole):
 def test_parquet_without_pyarrow_is_an_error_before_tagging(capsys, model, shards, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)  # its import fails
     assert main(["predict", "no.reeltag", f"{shards}/*", "--out", str(tmp_path / "p.parquet")]) == 2
-    assert "pip install 'reeltag[parquet]'" in capsys.readouterr().err
+    assert install_command("parquet") in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert main(["predict", str(model), f"{shards}/s-00*", "--out", str(tmp_path / "p.csv")]) == 0
 

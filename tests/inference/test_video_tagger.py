@@ -219,13 +219,18 @@ def test_a_model_whose_features_cannot_be_extracted_is_refused(clips, model, tmp
     assert re.search(message, fails(capsys, clips, "--model", other))
 
 
+def test_the_model_comes_first_or_with_its_option(clips, model, capsys):
+    videos = sorted(clips.glob("*.mp4"))[:2]
+    assert tag(capsys, model, *videos).out == tag(capsys, *videos, "--model", model).out != ""
+
+
 def test_invalid_models_and_arguments_are_refused(clips, model, tmp_path, capsys):
     artifact = load_artifact(model)
     segments_of_five = artifact.schema.model_copy(update={"segments": 5})
     save_artifact(tmp_path / "s.reeltag", replace(artifact, schema=segments_of_five))
     assert "tags segments of 5 frames" in fails(capsys, clips, "--model", tmp_path / "s.reeltag")
     assert "--top: 0" in fails(capsys, clips, "--model", model, "--top", 0)
-    assert "VIDEOS is missing" in fails(capsys, "--model", model)
+    assert "no videos; give them after the model" in fails(capsys, model)
     assert "reads 'rgb' from efficientnet-lite0, not from none" in fails(
         capsys, clips, "--model", model, "--image", "none"
     )

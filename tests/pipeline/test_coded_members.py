@@ -145,3 +145,27 @@ def test_an_imported_coded_member_is_not_tuned(tmp_path, monkeypatch):
     for name, value in before.items():
         assert type(after[name]) is type(value)
         assert all(torch.equal(after[name].parts()[key], part) for key, part in value.parts().items())
+
+
+@pytest.mark.slow
+def test_fine_tuning_learns_the_mean_of_all_teachers_with_less_dropout(tmp_path, monkeypatch):
+    settings = 'encodings = ["coded"]\nsteps = [5e-3]\nfine_tune = 1\nfine_tune_targets = "teachers"'
+    recipe = write(tmp_path, settings)
+    recipe.write_text(
+        recipe.read_text().replace("hidden = 16", "hidden = 16\ndropout = 0.5") + "\n[distillation]\nteachers = 1"
+    )
+    seen, dropouts = [], []
+
+    def watched(tagger, weights, batches, *, dropout, **others):
+        seen.extend(batches(range(1)))
+        dropouts.append(dropout)
+
+    monkeypatch.setattr("reeltag.pipeline.stages.coded.fine_tune", watched)
+    out = tmp_path / "out"
+    reeltag.run(recipe, out=out)
+    teachers = [load_artifact(next(out.glob(f"stages/average.{name}-[0-9a-f]*/model.reeltag"))) for name in ("a", "b")]
+    for batch in seen:
+        with torch.no_grad():
+            each = [teacher.members[0].build(teacher.schema)(batch.frames, batch.lengths) for teacher in teachers]
+        torch.testing.assert_close(batch.targets, torch.stack(each).mean(0), atol=1e-3, rtol=0)
+    assert sorted(set(dropouts)) == [0.0, 0.25]  # at most a quarter, and none

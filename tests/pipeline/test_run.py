@@ -138,6 +138,13 @@ def test_dry_run_prints_every_stage_and_touches_nothing(finished, tmp_path, caps
     assert not (tmp_path / "new").exists()
 
 
+def test_dry_run_says_which_data_are_not_there(finished, tmp_path, capsys):
+    assert main(["run", "audioset-small", "--out", str(tmp_path / "new"), "--dry-run"]) == 0
+    assert "a run would be refused: bal_train-*.tfrecord: no file in" in capsys.readouterr().out
+    assert main(["run", str(finished / "tiny.toml"), "--out", str(tmp_path / "new"), "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["missing_data"] == ""
+
+
 def test_train_writes_a_float_file_and_run_continues_from_it(finished, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["train", str(finished / "tiny.toml"), "--model", "b", "--out", str(out)]) == 0

@@ -258,12 +258,22 @@ def test_wrong_values_have_clear_messages(tmp_path, override, fault):
     assert fault in caught.value.faults[0]
 
 
+TO_TEACHERS = "[quantization]\nfine_tune = 9\nfine_tune_targets = 'teachers'\n"
 STUDENT = "[students.s]\nfamily = 'mean'\n"
 
 
 @pytest.mark.parametrize(
     ("tables", "fault"),
     [
+        (TO_TEACHERS, r"distillation: has no teachers for quantization.fine_tune_targets = \"teachers\"; add some, or"),
+        (
+            TO_TEACHERS + "[distillation]\nfamilies = []\n",
+            "distillation: has no teachers for quantization.fine_tune_targ",
+        ),
+        (
+            TO_TEACHERS.replace("fine_tune = 9\n", "") + "[distillation]\n",
+            "quantization.fine_tune_targets: are those of fine-tuning; give fine_tune too, such as 300",
+        ),
         (STUDENT, r"students: need a table \[distillation\], which says how they are taught"),
         ("[distillation]\n" + STUDENT, "students: s: no model of mean to teach it; teachers may be netvlad"),
         ("[distillation]\n" + STUDENT + "teachers = ['rnn']\n", "s: no model of rnn to teach it"),
@@ -349,7 +359,7 @@ def test_a_budget_that_no_member_fits_is_refused_before_any_data_is_read(tmp_pat
 def test_every_key_is_documented():
     text = "".join((RECIPES.parent / "docs" / name).read_text() for name in ("recipes.md", "models.md"))
     tables = {"data", "training", "averaging", "quantization", "ensemble", "models", "distillation", "students"}
-    tables |= {"imported"}
+    tables |= {"imported", "tune"}
     missing = [key for key in known_keys() if f"`{key}`" not in text and key not in tables]
     assert not missing
     assert [family for family in FAMILIES if f"### `{family}`" not in text] == []

@@ -12,6 +12,7 @@ import pytest
 
 from conftest import make_video
 from reeltag.cli.main import main
+from reeltag.core.environment import install_command
 from reeltag.inference.predictor import load
 from serving import SCHEMA, TFRECORD, frames_of, post, raw, record, scores_of, service, write_model
 
@@ -103,4 +104,4 @@ def test_what_cannot_be_served_is_said_in_one_message(model, tmp_path, capsys, m
     for module in [name for name in sys.modules if name.startswith("reeltag.serve")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    assert "pip install 'reeltag[serve]'" in fails(model)
+    assert install_command("serve") in fails(model)

@@ -7,6 +7,7 @@ import pytest
 
 from reeltag.cli import tensorboard as tensorboard_command
 from reeltag.cli.main import main
+from reeltag.core.environment import install_command
 from reeltag.core.errors import UsageError
 from reeltag.training.log import LOG, TrainingLog, read_rows
 from reeltag.training.tensorboard import EventFiles
@@ -106,4 +107,4 @@ def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
 def test_without_tensorboard_the_extra_is_named(run, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert main(["tensorboard", str(run)]) == 2
-    assert "pip install 'reeltag[tensorboard]'" in capsys.readouterr().err
+    assert f"; {install_command('tensorboard')}" in capsys.readouterr().err

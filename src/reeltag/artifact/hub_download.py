@@ -6,6 +6,7 @@ import logging
 import re
 from pathlib import Path
 
+from reeltag.core.environment import install_command
 from reeltag.core.errors import UsageError
 from reeltag.core.remote_files import LATER
 
@@ -41,7 +42,7 @@ def download_from_hub(name: str, revision: str | None = None) -> Path:
         import huggingface_hub as hub
     except ImportError as error:
         what = "no such folder, and the Hugging Face Hub needs its library"
-        raise UsageError(f"{name}: {what}; pip install 'reeltag[hub]'") from error
+        raise UsageError(f"{name}: {what}; {install_command('hub')}") from error
     unreachable = None
     try:
         hub.model_info(name, revision=revision)  # since a download falls back on its cache silently

@@ -16,6 +16,7 @@ from reeltag.core.environment import (
     available_cpus,
     cpu_flags,
     default_device,
+    install_command,
     onnx_providers,
     onnx_runtime,
     versions,
@@ -147,7 +148,7 @@ def _extras() -> Iterator[Finding]:
                 if not _installed(needed.name):
                     missing[extra].append(needed.name)
     for extra, names in missing.items():
-        hint = f"pip install 'reeltag[{extra}]'" if names else ""
+        hint = install_command(extra) if names else ""
         yield Finding(f"extra {extra}", f"{', '.join(names)} missing" if names else "installed", hint)
 
 

@@ -35,6 +35,7 @@ from reeltag.cli.tag import tag
 from reeltag.cli.tensorboard import tensorboard
 from reeltag.cli.thresholds import thresholds
 from reeltag.cli.train import train
+from reeltag.cli.tune import tune
 from reeltag.core.environment import keep_freed_memory, limit_openmp_spinning
 from reeltag.core.errors import ReeltagError
 from reeltag.core.interrupts import Terminated, TimeLimitReached, raise_on_sigterm
@@ -94,6 +95,7 @@ app.command(tag)
 app.command(tensorboard)
 app.command(thresholds)
 app.command(train)
+app.command(tune)
 
 
 @app.command
@@ -114,6 +116,7 @@ def _resume_note(words: Sequence[str]) -> str:
     points = {
         "run": "from its last checkpoint",
         "train": "from its last checkpoint",
+        "tune": "from the last checkpoint of its trial",
         "extract": "after the videos that are finished",
         "data import": "after the shards that are finished",
         "data download": "after the bytes that are downloaded",

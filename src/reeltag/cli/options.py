@@ -35,6 +35,14 @@ MaxTime = Annotated[
         help="Stop after this time, such as 2h30m: save a checkpoint and exit with code 75; the same command resumes."
     ),
 ]
+# The same names as `reeltag.training.trackers.registry.TrackerName`, whose module imports more.
+Log = Annotated[
+    Literal["wandb", "mlflow", "tensorboard", "csv"] | None,
+    Parameter(
+        help="Send the logs of trainings there while they are written (docs/training.md); wandb without an account and "
+        "mlflow without MLFLOW_TRACKING_URI write files in OUT/logs."
+    ),
+]
 Quiet = Annotated[bool, Parameter(help="Show only errors and the result, no progress.")]
 # The same names as `reeltag.inference.predictor.MODES`, whose module imports torch.
 Mode = Annotated[

@@ -38,12 +38,12 @@ def list_recipes(*, json: Json = False) -> None:
 
 def _summary(path: Path) -> dict[str, Any]:
     from reeltag.recipe import shipped
-    from reeltag.recipe.tables import read_table, spell_out_grids
+    from reeltag.recipe.load import parse_recipe
+    from reeltag.recipe.tables import read_table
 
-    table = read_table(path)
-    spell_out_grids(table, "models")
-    models = len(table["models"])
-    return {"description": shipped.description(path), "budget_mb": table["budget_mb"], "models": models, "file": path}
+    recipe = parse_recipe(read_table(path), path)
+    models = len(recipe.trained)
+    return {"description": shipped.description(path), "budget_mb": recipe.budget_mb, "models": models, "file": path}
 
 
 @recipe.command
@@ -94,13 +94,17 @@ def check(*recipes: OneOrMore, set_: Overrides = [], json: Json = False) -> None
         recipes: TOML files, or names of recipes that come with reeltag.
     """
     from reeltag.pipeline.stages.check import check_recipe
-    from reeltag.recipe.load import load_recipe
+    from reeltag.recipe.load import parse_recipe, recipe_table
+    from reeltag.recipe.search_space import search_space
 
     faults: dict[str, list[str]] = {}
     for each in recipes:
         faults[each] = []
         try:
-            check_recipe(load_recipe(each, set_), without_data=True)
+            table, wrong_overrides = recipe_table(each, set_)
+            loaded = parse_recipe(table, each, wrong_overrides)
+            search_space(loaded, table)
+            check_recipe(loaded, without_data=True)
         except RecipeError as error:
             faults[each] = list(error.faults)
         except ReeltagError as error:

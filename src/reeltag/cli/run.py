@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reeltag.cli.options import Address, Devices, Executor, MaxTime, Overrides, Quiet
+from reeltag.cli.options import Address, Devices, Executor, Log, MaxTime, Overrides, Quiet
 from reeltag.cli.output import Json, say
 
 
@@ -16,6 +16,7 @@ def run(
     executor: Executor = "local",
     address: Address = None,
     max_time: MaxTime = None,
+    log: Log = None,
     quiet: Quiet = False,
     smoke: bool = False,
     dry_run: bool = False,
@@ -41,7 +42,7 @@ def run(
     from reeltag.core.text import counted
     from reeltag.pipeline import run as api
     from reeltag.pipeline.executor import listing, planned
-    from reeltag.pipeline.plan import plan
+    from reeltag.pipeline.plan import missing_data, plan
     from reeltag.pipeline.report.markdown import examples, headline
     from reeltag.recipe.smoke import smoked
 
@@ -51,9 +52,11 @@ def run(
         lines = listing(stages, folder)
         if loaded.models and not any(stage.gpu_hours for stage in stages):
             lines.append("GPU hours are not estimated: there are no shards here; set data.videos, the number of videos")
-        say({"stages": planned(stages, folder)}, lines, json)
+        missing = missing_data(loaded)
+        lines += [f"a run would be refused: {missing}"] if missing else []
+        say({"stages": planned(stages, folder), "missing_data": missing}, lines, json)
         return
-    work = api.Work(devices, executor, address, max_time, quiet)
+    work = api.Work(devices, executor, address, max_time, quiet, log)
     done = api.run(loaded, out=out, smoke=smoke, work=work)
     samples = examples(done.results)
     text = ["", done.file, headline(done.results), "", f"{counted(len(samples), 'test video')}:", *samples]

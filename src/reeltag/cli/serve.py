@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from reeltag.cli.options import Calibrated, Mode
+from reeltag.core.environment import install_command
 from reeltag.core.errors import UsageError
 
 SERVED = 16  # videos of a batch under load, for which mode auto chooses
@@ -54,7 +55,7 @@ def serve(
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("fastapi", "prometheus_client", "starlette", "uvicorn"):
             raise
-        raise UsageError(f"serve needs {error.name}, which is not installed; pip install 'reeltag[serve]'") from error
+        raise UsageError(f"serve needs {error.name}, which is not installed; {install_command('serve')}") from error
     import torch
 
     from reeltag.core.remote_files import is_url

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from reeltag.cli.options import Calibrated, Mode, OneOrMore, Quiet, Thresholds
+from cyclopts import Parameter
+
+from reeltag.cli.options import Calibrated, Mode, Quiet, Thresholds
 from reeltag.cli.output import Json, say
 from reeltag.core.errors import UsageError
 
 
 def tag(
-    *videos: OneOrMore,
     model: str,
+    /,
+    *videos: str,
+    model_option: Annotated[str | None, Parameter(name="--model", show=False)] = None,
     top: int = 5,
     thresholds: Thresholds = False,
     calibrated: Calibrated = False,
@@ -30,11 +36,12 @@ def tag(
 
     Unreadable files are reported and skipped; the exit code is 0 if at least one file was tagged. See docs/tagging.md.
 
-    Example: reeltag tag beach.mp4 --model model.reeltag --timeline
+    Example: reeltag tag model.reeltag beach.mp4 --timeline
 
     Args:
-        videos: Folders, files or glob patterns.
         model: A .reeltag file, a folder that `share` wrote, a URL, or a name (docs/pretrained.md).
+        videos: Folders, files or glob patterns.
+        model_option: The model, where it is not the first argument.
         top: Number of tags per video; with --thresholds the largest number.
         timeline: Also show scores over time, for at most 40 segments of a video.
         csv: A new CSV file with a row per tag, and with --timeline also a row per tag and segment.
@@ -42,8 +49,9 @@ def tag(
         image: Encoder of the feature rgb, needed only if it reads a file: its name and path, such as clip:PATH.
         audio: Encoder of the feature audio, likewise, such as yamnet:PATH.
     """
-    if top < 1:
-        raise UsageError(f"--top: {top} is not a valid number of tags; give 1 or more")
+    if model_option is not None:
+        model, videos = model_option, (model, *videos)
+    _check(model, videos, top)
     from reeltag.core.progress import default_progress
     from reeltag.core.remote_files import is_url
     from reeltag.core.storage import refuse_existing, write_bytes
@@ -77,3 +85,11 @@ def tag(
         print(remark, file=sys.stderr)
     if faults:
         print("\n  ".join([f"{counted(len(faults), 'file')} left out:", *faults]), file=sys.stderr)
+
+
+def _check(model: str, videos: Sequence[str], top: int) -> None:
+    """Refuse a command without videos, or with an impossible number of tags."""
+    if not videos:
+        raise UsageError(f"no videos; give them after the model, as in `reeltag tag model.reeltag {model}`")
+    if top < 1:
+        raise UsageError(f"--top: {top} is not a valid number of tags; give 1 or more")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reeltag.cli.options import Address, Devices, Executor, MaxTime, Overrides, Quiet
+from reeltag.cli.options import Address, Devices, Executor, Log, MaxTime, Overrides, Quiet
 from reeltag.cli.output import Json, say
 
 
@@ -19,6 +19,7 @@ def train(
     executor: Executor = "local",
     address: Address = None,
     max_time: MaxTime = None,
+    log: Log = None,
     quiet: Quiet = False,
     profile: Path | None = None,
     json: Json = False,
@@ -39,7 +40,7 @@ def train(
     loaded = load_recipe(recipe, set_)  # report its faults before the slow imports
     from reeltag.pipeline import run as api
 
-    work = api.Work(devices, executor, address, max_time, quiet)
+    work = api.Work(devices, executor, address, max_time, quiet, log)
     if profile is not None:
         print(api.profile(loaded, model, profile, out=out, work=work))
         return

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from reeltag.core.errors import UsageError
 from reeltag.core.version import __version__
@@ -29,6 +33,21 @@ def versions() -> dict[str, str]:
     from importlib.metadata import version  # slow to import, and not needed by most commands
 
     return {"python": platform.python_version(), "reeltag": __version__} | {name: version(name) for name in PACKAGES}
+
+
+@cache
+def install_command(extra: str) -> str:
+    """Return the command that adds an extra to this installation: from a clone or another folder, or from an index."""
+    from importlib.metadata import distribution
+
+    told = distribution("reeltag").read_text("direct_url.json")
+    place = urlsplit(json.loads(told)["url"] if told else "")
+    if place.scheme != "file":
+        return f"pip install 'reeltag[{extra}]'"
+    folder = Path(unquote(place.path))
+    pinned = f"-c {shlex.quote(str(folder / 'constraints.txt'))} " if (folder / "constraints.txt").exists() else ""
+    editable = "-e " if json.loads(told or "{}").get("dir_info", {}).get("editable") else ""
+    return f"pip install {pinned}{editable}{shlex.quote(f'{folder}[{extra}]')}"
 
 
 def describe_environment(recipe: Path) -> dict[str, Any]:
@@ -108,7 +127,7 @@ def onnx_runtime(extra: str) -> ModuleType:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UsageError(f"onnxruntime is not installed; `pip install 'reeltag[{extra}]'`") from error
+        raise UsageError(f"onnxruntime is not installed; `{install_command(extra)}`") from error
     return onnxruntime  # type: ignore[no-any-return]
 
 

@@ -79,6 +79,10 @@ class TrainingError(ReeltagError):
     """Training cannot continue, for example because the loss is not finite."""
 
 
+class TrainingStoppedError(ReeltagError):
+    """A training was given up, because others of a search promise more."""
+
+
 class OutOfMemoryError(ReeltagError):
     """The work needs more memory than the machine or the GPU has."""
 

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from reeltag.core.environment import install_command
 from reeltag.core.errors import ReeltagError, TransferError, UsageError
 
 CONNECT_SECONDS, SILENT_SECONDS = 5, 20
@@ -238,7 +239,7 @@ def file_system(url: str, inner_tries: int = 1) -> tuple[Any, str]:
         filesystem, path = fsspec.url_to_fs(url, **_options(scheme, inner_tries))
     except (ImportError, ValueError) as error:
         what = f"cannot be read here ({describe_error(error)})"
-        raise UsageError(f"{url}: {what}; s3:// and gs:// need pip install 'reeltag[cloud]'") from error
+        raise UsageError(f"{url}: {what}; s3:// and gs:// need {install_command('cloud')}") from error
     except Exception as error:  # gcsfs looks for credentials when it is created
         raise refusal_error(url, error) from error
     if scheme == "s3":

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reeltag.core.environment import install_command
 from reeltag.core.errors import DataError, UsageError
 
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError)  # what datasets raises where its JSON is damaged
@@ -21,7 +22,7 @@ def import_datasets() -> Any:
         import datasets
     except ImportError as error:
         raise UsageError(
-            f"data of Hugging Face datasets needs datasets ({error}): pip install 'reeltag[import]'"
+            f"data of Hugging Face datasets needs datasets ({error}): {install_command('import')}"
         ) from error
     return datasets
 

@@ -216,7 +216,7 @@ def _write(
             if table.names is not None:
                 write_bytes(new / LABEL_NAMES, label_names_csv(table.names).encode())
             draft = draft_recipe(
-                schema, videos["train"], command="reeltag data import", label_names=names, tests=videos["test"] > 0
+                schema, videos["train"], out, command="reeltag data import", label_names=names, tests=videos["test"] > 0
             )
             write_bytes(new / RECIPE, draft.encode())
     remarks = (*padding_remarks(shards, schema.level), *_remarks(table, shards))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from reeltag.core.environment import install_command
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import require_regular
 from reeltag.core.tables import Line, fault, read_lines, read_table
@@ -374,7 +375,7 @@ def _parquet(path: Path) -> _Sheet:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise UsageError(f"{path}: Parquet needs pyarrow ({error}): pip install 'reeltag[import]'") from error
+        raise UsageError(f"{path}: Parquet needs pyarrow ({error}): {install_command('import')}") from error
 
     known = (*ID_COLUMNS, *LABEL_COLUMNS, *START_COLUMNS, *END_COLUMNS, *RATING_COLUMNS)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 from reeltag.core.text import toml
 from reeltag.data.schema import Schema
@@ -27,12 +29,20 @@ bn_decay = 0.99 # of batch norm's statistics; the published 0.999 needs thousand
 """
 
 
-def draft_recipe(schema: Schema, videos: int, *, command: str, label_names: str | None, tests: bool) -> str:
+def _name(folder: Path) -> str:
+    """Return the name of a folder as a recipe's name may be."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", folder.resolve().name, flags=re.ASCII).strip("-_") or "own-videos"
+
+
+def draft_recipe(
+    schema: Schema, videos: int, folder: Path, *, command: str, label_names: str | None, tests: bool
+) -> str:
     """Return the TOML of a recipe that trains one small model on the shards in its folder.
 
     Args:
         schema: schema of the records.
         videos: number of training videos.
+        folder: of the shards, after which the recipe and the folder of its runs are named.
         command: the command that wrote the shards.
         label_names: name of the file that names the classes; None if they have numbers only.
         tests: True if there are test shards.
@@ -53,7 +63,7 @@ def draft_recipe(schema: Schema, videos: int, *, command: str, label_names: str 
     names = f"\nlabel_names = {toml(label_names)}" if label_names else ""
     return f"""\
 # Written by `{command}`: its shards lie in its own folder. See docs/recipes.md for all keys.
-name = "own-videos"
+name = "{_name(folder)}"
 seed = 1
 budget_mb = 50
 

@@ -7,7 +7,7 @@ to the shards' hashes and to the teacher.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -169,6 +169,11 @@ class SoftTargets:
             reason = f"has no soft targets in {self.folder}, since the teacher skipped this video; recompute them"
             raise DataError(reason, file=path, record=record, offset=offset)
         return torch.from_numpy(out)
+
+
+def mean_rows(targets: Sequence[SoftTargets], indices: Indices) -> Tensor:
+    """Return the mean of several teachers' probabilities [B, C] float32 of videos by index."""
+    return torch.stack([each.rows(indices) for each in targets]).mean(0)
 
 
 @lru_cache(maxsize=256)

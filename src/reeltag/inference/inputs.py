@@ -27,9 +27,11 @@ def as_frames(frames: npt.ArrayLike) -> npt.NDArray[Any]:
     try:
         array = np.asarray(frames)
     except ValueError as error:
-        raise UsageError(f"frames are not an array: {error}") from error
+        how = "`predict_each` takes videos of different lengths"
+        raise UsageError(f"frames are not an array ({error}); {how}") from error
     if array.ndim not in (2, 3):
-        raise UsageError(f"frames are {list(array.shape)}: give [T, D] of one video, or [B, T, D] of several")
+        how = "give [T, D] of one video, or [B, T, D] of several; `predict_each` takes videos of different lengths"
+        raise UsageError(f"frames are {list(array.shape)}: {how}")
     return array
 
 

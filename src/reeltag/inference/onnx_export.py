@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from reeltag.artifact.file import Artifact, load_artifact
+from reeltag.core.environment import install_command
 from reeltag.core.errors import ArtifactError, BudgetError, UsageError
 from reeltag.core.storage import Patterns, atomic_path, find_files, refuse_existing, remove_partials_of
 from reeltag.core.text import megabytes
@@ -101,7 +102,7 @@ def save_onnx(
     try:
         from reeltag.artifact.onnx.model import build_onnx
     except ModuleNotFoundError as error:
-        raise UsageError(f"{error.name} is not installed; pip install 'reeltag[onnx]'") from error
+        raise UsageError(f"{error.name} is not installed; {install_command('onnx')}") from error
     model = build_onnx(artifact, top, calibrated=calibrated, thresholds=thresholds)
     if (size := _size(model)) > LARGEST:
         raise BudgetError(

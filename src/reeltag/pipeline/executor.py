@@ -126,7 +126,13 @@ class Stage:
         return Resources(self.cores, self.gpus, memory, self.processes)
 
 
-def run(stages: Sequence[Stage], out: Path | str, progress: Progress, pool: Pool | None = None) -> dict[str, Path]:
+def run(
+    stages: Sequence[Stage],
+    out: Path | str,
+    progress: Progress,
+    pool: Pool | None = None,
+    begun: Callable[[Path], None] = lambda folder: None,
+) -> dict[str, Path]:
     """Run the stages that are not finished, each once its inputs are.
 
     Args:
@@ -134,6 +140,7 @@ def run(stages: Sequence[Stage], out: Path | str, progress: Progress, pool: Pool
         out: path or URL of the run.
         progress: reports each stage.
         pool: runs stages in parallel; by default they run one after the other in this process.
+        begun: called with the folder of each stage when it begins, or was done before.
 
     Returns:
         The folder of each stage.
@@ -146,14 +153,21 @@ def run(stages: Sequence[Stage], out: Path | str, progress: Progress, pool: Pool
         outputs.set_format()
     _check_room(stages, outputs, side_by_side=pool is not None)
     with cheap_collections():
-        return _Run(stages, outputs, progress, pool).folders()
+        return _Run(stages, outputs, progress, pool, begun).folders()
 
 
 class _Run:
     """Progress of a run; of the stages that are ready, the one with the longest critical path starts first."""
 
-    def __init__(self, stages: Sequence[Stage], outputs: Outputs, progress: Progress, pool: Pool | None) -> None:
-        self.stages, self.outputs, self.progress, self.pool = list(stages), outputs, progress, pool
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        outputs: Outputs,
+        progress: Progress,
+        pool: Pool | None,
+        begun: Callable[[Path], None],
+    ) -> None:
+        self.stages, self.outputs, self.progress, self.pool, self.begun = list(stages), outputs, progress, pool, begun
         self._titles = {stage.name: f"[{n}/{len(stages)}] {stage.name}" for n, stage in enumerate(stages, 1)}
         self._folders: dict[str, str] = {}
         self._digests: dict[str, str] = {}
@@ -177,6 +191,7 @@ class _Run:
 
     def _begin(self, stage: Stage) -> None:
         self._folders[stage.name] = folder = _folder(stage, self._digests)
+        self.begun(self.outputs.folder(folder))
         if marker := broadcast(self._ready(stage, folder) if rank() == 0 else None):
             self.progress.say(f"{self._titles[stage.name]}: done before")
             self._finished(stage, marker["digest"])

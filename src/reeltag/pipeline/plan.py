@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from reeltag.core.errors import TransferError, UsageError
 from reeltag.pipeline.executor import Stage
 from reeltag.pipeline.stages.check import check_recipe
 from reeltag.pipeline.stages.data import data_stages, with_imported, with_videos
@@ -44,6 +45,15 @@ def plan(recipe: Recipe, *, without_data: bool = False) -> list[Stage]:
     stages += ensemble_stages(recipe, members, distilled.keepers if distilled else [], checked.beside)
     stages += result_stages(recipe, members, distilled.selections if distilled else {})
     return in_order([*stages, *decision_stages(recipe)])
+
+
+def missing_data(recipe: Recipe) -> str:
+    """Return the reason why a run of the recipe would not find its data; empty if it would."""
+    try:
+        data_stages(recipe, without_data=False)
+    except (TransferError, UsageError) as error:
+        return str(error)
+    return ""
 
 
 def in_order(stages: Sequence[Stage]) -> list[Stage]:

@@ -19,6 +19,7 @@ from reeltag.core.progress import default_progress
 from reeltag.core.storage import as_strings, read_json, refuse_existing, write_json
 from reeltag.core.text import did_you_mean
 from reeltag.pipeline import executor
+from reeltag.pipeline.follow import following
 from reeltag.pipeline.plan import plan
 from reeltag.pipeline.report.publish import write_page, write_timings
 from reeltag.pipeline.run_folder import Outputs, outputs_at
@@ -29,6 +30,7 @@ from reeltag.recipe.schema import Recipe
 from reeltag.recipe.shipped import path_of
 from reeltag.recipe.smoke import smoked
 from reeltag.training.log import LOG
+from reeltag.training.trackers.registry import TrackerName
 
 if TYPE_CHECKING:
     from reeltag.core.distributed.process_pool import Pool
@@ -46,6 +48,8 @@ class Work:
         address: of the Ray cluster.
         max_time: stop after this time, with a checkpoint; raises `interrupts.TimeLimitReached`.
         quiet: show no progress.
+        log: tracker to which the logs of trainings are sent: "wandb", "mlflow", "tensorboard" or "csv"; none by
+            default.
     """
 
     devices: str = ""
@@ -53,6 +57,7 @@ class Work:
     address: str | None = None
     max_time: timedelta | None = None
     quiet: bool = False
+    log: TrackerName | None = None
 
     def pool(self, recipe: Recipe, stages: Sequence[Stage]) -> AbstractContextManager[Pool] | None:
         """Return the pool that runs the stages of a recipe; None for this process."""
@@ -232,8 +237,11 @@ def executed(
     """
     outputs, seconds = outputs_at(out), max_seconds(work.max_time)
     with outputs.claimed() if rank() == 0 else nullcontext():
-        with deadline(seconds), pool or nullcontext() as workers:
-            folders = executor.run(stages, out, default_progress(quiet=work.quiet or rank() > 0), workers)
+        progress = default_progress(quiet=work.quiet or rank() > 0)
+        follows = following(work.log if rank() == 0 else None, recipe, outputs, progress)
+        with deadline(seconds), follows as follower, pool or nullcontext() as workers:
+            begun = [follower.add] if follower else []
+            folders = executor.run(stages, out, progress, workers, *begun)
         if rank() > 0:
             sys.exit(0)
         file = None if recipe.source is None else path_of(recipe.source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,40 @@ def load_recipe(source: str | Path, overrides: str | Sequence[str] = ()) -> Reci
         RecipeError: lists every fault with its key.
         UsageError: no recipe has this name.
     """
+    table, faults = recipe_table(source, overrides)
+    return parse_recipe(table, source, faults)
+
+
+def recipe_table(source: str | Path, overrides: str | Sequence[str] = ()) -> tuple[Table, list[str]]:
+    """Read the table of a recipe, with overrides applied, but not validated.
+
+    Args:
+        source: as in `load_recipe`.
+        overrides: as in `load_recipe`.
+
+    Returns:
+        The table, and descriptions of the faults of the overrides.
+    """
     path = path_of(source)
     table = read_table(path)
     if not is_shipped(path):
         start_from_folder(table, path.parent)
-    environment = from_environment()
-    faults = override(table, environment, VARIABLE) + override(table, as_strings(overrides))
+    faults = override(table, from_environment(), VARIABLE) + override(table, as_strings(overrides))
+    return table, faults
+
+
+def parse_recipe(table: Table, source: str | Path, faults: Sequence[str] = ()) -> Recipe:
+    """Validate the table of a recipe.
+
+    Args:
+        table: from `recipe_table`; not changed.
+        source: file or name of the recipe.
+        faults: found before; reported together with those of the table.
+
+    Raises:
+        RecipeError: lists every fault with its key.
+    """
+    table, faults, environment = deepcopy(table), list(faults), from_environment()
     faults += [
         f"{old} is called {new} now{_origin(old.split('.'), environment)}" for old, new in rename_old_keys(table)
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import eq, not_
 from pathlib import Path
@@ -29,6 +29,7 @@ from reeltag.training.schedule import NOT_DECISIVE, AveragingSettings, TrainingS
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 STEPS = (2e-4, 4e-4, 8e-4)
+ROUNDING = 1e-6  # of a number of steps
 
 
 class QuantizationSettings(RecipeTable):
@@ -58,6 +59,18 @@ class QuantizationSettings(RecipeTable):
         exclude_if=not_,
         description="coded: steps of fine-tuning through the rounding; kept where it raises GAP on half the hold-out",
     )
+    fine_tune_targets: Literal["own", "teachers"] = Field(
+        "own",
+        exclude_if=partial(eq, "own"),
+        description="fine_tune: the member's own probabilities, or the mean of the teachers of [distillation]",
+    )
+
+    @field_validator("fine_tune_targets")
+    @classmethod
+    def _used(cls, value: str, info: ValidationInfo) -> str:
+        if value != "own" and not info.data.get("fine_tune", 1):
+            raise ValueError("are those of fine-tuning; give fine_tune too, such as 300")
+        return value
 
     @field_validator("encodings", mode="before")
     @classmethod
@@ -122,6 +135,33 @@ class EnsembleSettings(RecipeTable):
     def fixed(self) -> tuple[str, ...]:
         """Names of the models that the file holds; empty if they are to be chosen."""
         return self.members or tuple(self.weights)
+
+
+class RangeSettings(RecipeTable):
+    """Values of a key that `reeltag tune` tries: numbers from `low` to `high`, or one of `choices`."""
+
+    low: int | float | None = Field(None, description="least value")
+    high: int | float | None = Field(None, description="largest value")
+    log: bool = Field(False, description="sample the logarithm evenly, for values such as learning rates")
+    step: int | float | None = Field(None, gt=0, description="distance of two neighbouring values")
+    choices: tuple[bool | int | float | str, ...] = Field((), description="the values, instead of low and high")
+
+    @model_validator(mode="after")
+    def _agree(self) -> RangeSettings:
+        low, high, step = self.low, self.high, self.step
+        if self.choices:
+            if self.model_fields_set != {"choices"}:
+                raise ValueError("choices stand alone; leave the other keys out")
+            if len(set(map(repr, self.choices))) < len(self.choices):
+                raise ValueError("choices must differ from each other")
+            return self
+        if low is None or high is None or low >= high:
+            raise ValueError("give low and high, with low < high; or choices, a list of values")
+        if self.log and (low <= 0 or step is not None):
+            raise ValueError("log needs low > 0, and no step")
+        if step is not None and abs((high - low) / step - round((high - low) / step)) > ROUNDING:
+            raise ValueError("high - low must be a multiple of step")
+        return self
 
 
 class TestSettings(RecipeTable):
@@ -250,6 +290,9 @@ class Recipe(RecipeTable):
     students: dict[Name, StudentSettings] = Field({})
     imported: dict[Name, Path] = Field({}, description="finished .reeltag files that may become members")
     ensemble: EnsembleSettings = EnsembleSettings()
+    tune: dict[str, RangeSettings] = Field(
+        {}, exclude_if=not_, description="dotted keys that `reeltag tune` searches, with their values; a run ignores it"
+    )
     _source: str | Path | None = PrivateAttr(None)
 
     @field_validator("training", "models", "distillation", "students")
@@ -277,6 +320,12 @@ class Recipe(RecipeTable):
         if faults:
             raise ValueError("; ".join(faults))
         return value
+
+    @field_validator("tune", mode="before")
+    @classmethod
+    def _dotted(cls, value: Any) -> Any:
+        """Take dotted keys with and without quotes; TOML makes inner tables of the latter."""
+        return dict(_ranges(value)) if isinstance(value, Mapping) else value
 
     @field_validator("imported")
     @classmethod
@@ -322,6 +371,9 @@ class Recipe(RecipeTable):
             raise ValueError("works with whole videos only; leave it out, or data.schema.segments")
         if value and trained is not None and (unknown := sorted(set(value.families or ()) - set(trained))):
             raise ValueError(f"families: no model of {', '.join(unknown)}; the recipe trains {', '.join(trained)}")
+        quantization, taught = info.data.get("quantization"), value.distilled(trained or ()) if value else []
+        if trained is not None and not taught and quantization and quantization.fine_tune_targets == "teachers":
+            raise ValueError('has no teachers for quantization.fine_tune_targets = "teachers"; add some, or take "own"')
         return value
 
     @field_validator("students")
@@ -363,10 +415,23 @@ class Recipe(RecipeTable):
         return _families(self.models) or {}
 
     @property
+    def trained(self) -> list[str]:
+        """Names of all models that a run trains, students included."""
+        added = _students_of(self.families, self.distillation)
+        return [*self.models, *added, *self.students]
+
+    @property
     def distilled_families(self) -> list[str]:
         """Families for which students with the teachers' architectures are added."""
         assert self.distillation is not None
         return self.distillation.distilled(self.families)
+
+    @property
+    def tuning_targets(self) -> tuple[str, ...]:
+        """Stages whose soft targets fine-tuning through the rounding learns; none if it learns a member's own."""
+        if self.quantization.fine_tune_targets == "own":
+            return ()
+        return tuple(f"targets.{family}" for family in self.distilled_families)
 
     def label_weight(self, student: str) -> float:
         """Return λ, the weight of the labels in a student's loss: its own, or that of `[distillation]`."""
@@ -395,6 +460,7 @@ class Recipe(RecipeTable):
         """Hash of everything that decides the result; the location of the data and the devices do not."""
         content = self.dump()
         del content["imported"], content["test"]
+        content.pop("tune", None)
         if content["distillation"] is not None:
             del content["distillation"]["predictions"]
         for key in ("root", "videos", "max_bad_records", "order", "shuffle_window", "cache_gb"):
@@ -417,7 +483,11 @@ class Recipe(RecipeTable):
 
 def _added_students(info: ValidationInfo) -> list[str]:
     """Return the names that students with the teachers' architectures have; none if their tables have faults."""
-    trained, settings = _families(info.data.get("models")), info.data.get("distillation")
+    return _students_of(_families(info.data.get("models")), info.data.get("distillation"))
+
+
+def _students_of(trained: Mapping[str, Sequence[str]] | None, settings: DistillationSettings | None) -> list[str]:
+    """Return the names that students with the teachers' architectures have."""
     if not trained or settings is None:
         return []
     return [
@@ -425,6 +495,15 @@ def _added_students(info: ValidationInfo) -> list[str]:
         for family in settings.distilled(trained)
         for number in range(1, min(settings.teachers, len(trained[family])) + 1)
     ]
+
+
+def _ranges(table: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the table of each range."""
+    for key, value in table.items():
+        if isinstance(value, Mapping) and not set(value) & set(RangeSettings.model_fields):
+            yield from _ranges(value, f"{place}{key}.")
+        else:
+            yield f"{place}{key}", value
 
 
 def _of_segments(info: ValidationInfo) -> bool:

@@ -133,6 +133,19 @@ def _set(table: Table, dotted: str, value: Any) -> str | None:
     return None
 
 
+def with_values(table: Table, values: Mapping[str, Any]) -> Table:
+    """Return a copy of a table with some dotted keys set.
+
+    Raises:
+        ValueError: a key lies inside a value that is not a table.
+    """
+    table = deepcopy(table)
+    for key, value in values.items():
+        if blocking := _set(table, key, value):
+            raise ValueError(f"{blocking} is a value, not a table")
+    return table
+
+
 def spell_out_grids(table: Table, section: str) -> list[str]:
     """Replace each entry of a section that has a `grid` by one entry for each combination, named after its values.
 

@@ -1,16 +1,19 @@
-"""Evaluation on the hold-out during a training, and early stopping once GAP no longer rises."""
+"""Evaluation on the hold-out during a training, early stopping once GAP no longer rises, and giving a training up."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from reeltag.core.distributed.process_group import broadcast, rank
+from reeltag.core.errors import TrainingStoppedError
 from reeltag.training.log import TrainingLog, steps_a_row
 
 Weights = Mapping[str, Tensor]
+# Function from the GAPs of all evaluations so far to True if the training is to be given up.
+StopRule = Callable[[Sequence[float]], bool]
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,13 @@ class HoldoutEvaluation:
         every: steps between two evaluations; the last step is evaluated too.
         patience: number of evaluations without a new best after which the phase ends with its best weights; None to go
             through all steps and end with the last weights.
+        stop: decides after each evaluation but the last if the training is given up; None for never.
     """
 
     gap: Callable[[Weights], float]
     every: int
     patience: int | None = None
+    stop: StopRule | None = None
 
 
 class TrainingMonitor:
@@ -64,6 +69,9 @@ class TrainingMonitor:
 
         Returns:
             True if the phase ends with this step.
+
+        Raises:
+            TrainingStoppedError: the training is given up.
         """
         ends, gap, evaluation = step == self.steps[-1], None, self.evaluation
         if evaluation is not None and (ends or (step + 1 - self.steps.start) % evaluation.every == 0):
@@ -71,7 +79,12 @@ class TrainingMonitor:
             gap = broadcast(evaluation.gap(current) if rank() == 0 else 0.0)
         self.log.add(step + 1, epoch, loss, learning_rate, every=self._every, gap=gap, ends=ends)
         self.note = f"loss {loss:.3f}" + (f", hold-out GAP {gap:.5f}" if gap is not None else "")
-        if evaluation is None or gap is None or evaluation.patience is None:
+        if evaluation is None or gap is None:
+            return ends
+        stops = evaluation.stop is not None and broadcast(rank() == 0 and evaluation.stop(self._gaps()))
+        if stops and not ends:
+            raise TrainingStoppedError(f"given up after {step + 1:,} steps, with a hold-out GAP of {gap:.5f}")
+        if evaluation.patience is None:
             return ends
         if not (misses := self._evaluations_since_best()):
             self.best = {name: tensor.detach().clone() for name, tensor in current.items()}
@@ -81,5 +94,9 @@ class TrainingMonitor:
 
     def _evaluations_since_best(self) -> int:
         """Return the number of evaluations after the best one; of equal ones the first is the best."""
-        gaps = [row.holdout_gap for row in self.log.rows if row.holdout_gap is not None]
+        gaps = self._gaps()
         return len(gaps) - 1 - gaps.index(max(gaps))
+
+    def _gaps(self) -> list[float]:
+        """Return the GAP of each evaluation so far."""
+        return [row.holdout_gap for row in self.log.rows if row.holdout_gap is not None]

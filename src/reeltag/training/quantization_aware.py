@@ -1,7 +1,7 @@
-"""Fine-tuning through the rounding: coded weights learn the float model's probabilities.
+"""Fine-tuning through the rounding: coded weights learn the probabilities of the float model, or of teachers.
 
 The forward pass computes with rounded weights, and gradients pass the rounding unchanged (straight-through estimator,
-Bengio et al. 2013). The targets are the probabilities of the model before quantization, so no labels are needed.
+Bengio et al. 2013). No labels are needed; without dropout they lower test GAP.
 """
 
 from __future__ import annotations
@@ -88,12 +88,12 @@ def fine_tune(
     batches: Callable[[range], Iterator[Batch]],
     *,
     steps: int,
-    dropout: bool,
+    dropout: float,
     seed: int,
     path: Path,
     progress: Progress,
 ) -> None:
-    """Fine-tune rounded weights to the probabilities of the model before quantization.
+    """Fine-tune rounded weights to the soft targets of the batches, or else to the model before quantization.
 
     Batch norm keeps its statistics.
 
@@ -102,7 +102,7 @@ def fine_tune(
         weights: the rounded weights, which change.
         batches: function from a range of steps to their batches.
         steps: number of updates of Adam; the learning rate falls to 0 along a cosine.
-        dropout: drop units as in the model's training. It helps some models and harms others.
+        dropout: probability with which the model's dropout layers drop a unit; docs/bytes.md has what it gains.
         seed: of dropout.
         path: the checkpoint; the tuning goes on from it if it exists.
         progress: reports each step.
@@ -112,8 +112,11 @@ def fine_tune(
     """
     student = copy.deepcopy(tagger).to("meta")  # its weights come with each call
     for module in student.modules():
-        if isinstance(module, nn.RNNBase) or (dropout and isinstance(module, nn.Dropout)):
-            module.train()  # of an RNN only so that cuDNN has gradients
+        if isinstance(module, nn.RNNBase):
+            module.train()  # so that cuDNN has gradients
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+            module.train()
     optimizer, first = torch.optim.Adam(weights.parameters()), 0
     if path.exists():
         saved = checkpoint.load(path)
@@ -125,8 +128,10 @@ def fine_tune(
         for step, batch in zip(rest, batches(rest), strict=True):
             torch.manual_seed(step_seed(seed, step))
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * step / steps)) / 2
-            with torch.no_grad():
-                targets = tagger(batch.frames, batch.lengths)
+            targets = batch.targets
+            if targets is None:
+                with torch.no_grad():
+                    targets = tagger(batch.frames, batch.lengths)
             probabilities = functional_call(student, weights(), (batch.frames, batch.lengths))
             optimizer.zero_grad()
             cross_entropy(probabilities, targets).backward()  # type: ignore[no-untyped-call]

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from reeltag.core.environment import install_command
 from reeltag.core.errors import UsageError
-from reeltag.core.storage import remove_folder
 from reeltag.training.log import LOG, read_rows
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from reeltag.training.trackers.files import TensorBoard
 
 
 class EventFiles:
@@ -26,17 +23,12 @@ class EventFiles:
     def __init__(self, run: Path) -> None:
         if not (run / "stages").is_dir():
             raise UsageError(f"{run}: holds no reeltag run; give the folder that `reeltag run --out` names")
+        self.run, self.folder, self._written = run, run / "logs" / "tensorboard", dict[str, int]()
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            self._tracker = TensorBoard(self.folder)
         except ModuleNotFoundError as error:
             what = f"event files need {error.name}, which is not installed"
-            raise UsageError(f"{what}; pip install 'reeltag[tensorboard]'") from error
-        self.run, self.folder = run, run / "logs" / "tensorboard"
-        if self.folder.exists():
-            remove_folder(self.folder)
-        self._open = SummaryWriter
-        self._writers: dict[str, SummaryWriter] = {}
-        self._written: dict[str, int] = {}
+            raise UsageError(f"{what}; {install_command('tensorboard')}") from error
 
     def update(self) -> int:
         """Write the rows that the logs have beyond those written before; returns how many they were."""
@@ -44,12 +36,7 @@ class EventFiles:
         for log in sorted(self.run.glob(f"stages/*/{LOG}")):
             name = log.parent.name
             rows = read_rows(log)[self._written.get(name, 0) :]
-            writer = self._writers.get(name) or self._open(str(self.folder / name))
-            self._writers[name], self._written[name] = writer, self._written.get(name, 0) + len(rows)
-            for row in rows:
-                for tag, value in row._asdict().items():
-                    if tag != "step" and value is not None:
-                        writer.add_scalar(tag, value, row.step)
-            writer.flush()
+            self._tracker.log(name, rows)
+            self._written[name] = self._written.get(name, 0) + len(rows)
             count += len(rows)
         return count

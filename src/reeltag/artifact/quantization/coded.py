@@ -163,18 +163,14 @@ def _blocks(moments: Iterable[Tensor], damping: float) -> list[_Block]:
 def _stored_steps(steps: Tensor, weight: Tensor) -> Tensor:
     """Return steps [H] as they are stored: small enough to be finite, large enough for codes to reach all weights."""
     largest = weight.abs().amax(0)
-    limited = steps.clamp_max(1e3 * largest + torch.finfo(torch.float16).smallest_normal).clamp_min(largest / REACHED)
+    limits = torch.finfo(torch.float16)
+    limited = steps.clamp_max(1e3 * largest + limits.smallest_normal).clamp_min(largest / REACHED)
     half = limited.half()
-    return half if _normal(half) else limited
+    return half if bool(((half >= limits.smallest_normal) & (half <= limits.max)).all()) else limited
 
 
 def _half(value: Tensor) -> Tensor | HalfTensor:
-    """Store a small tensor in float16, unless that loses more than rounding."""
+    """Store a small tensor in float16, unless it is so small or so large that it loses more than by rounding."""
     half = value.half()
-    return HalfTensor(half) if _normal(half[value != 0]) else value
-
-
-def _normal(half: Tensor) -> bool:
-    size = half.abs().float()
-    limits = torch.finfo(torch.float16)
-    return bool(((size >= limits.smallest_normal) & (size <= limits.max)).all())
+    size, error = (torch.linalg.vector_norm(each) for each in (value, half.float() - value))
+    return HalfTensor(half) if bool(error <= torch.finfo(torch.float16).eps / 2 * size) else value

@@ -49,7 +49,7 @@ MODELS: Mapping[str, ShippedModel] = {
             "classes: AudioSet's ontology (Google), CC BY-SA 4.0",
         ),
         features=(
-            "sounds and videos: reeltag tag clip.wav --model audioset-vggish --audio vggish:PATH,vggish_pca_params.npz",
+            "sounds and videos: reeltag tag audioset-vggish clip.wav --audio vggish:PATH,vggish_pca_params.npz",
             "AudioSet's own features: reeltag predict audioset-vggish 'features/*.tfrecord'",
         ),
         command="reeltag run audioset-best --set budget_mb=3 --set training.precision=bf16-mixed",

@@ -60,6 +60,9 @@ class Pool(Protocol):
             The function's result, as a future. It raises the function's exception, or WorkerError after the last try.
         """
 
+    def room(self, resources: Resources) -> int:
+        """Return the number of tasks with these resources that run at a time, at least 1."""
+
 
 @contextmanager
 def open_process_pool(devices: Sequence[str]) -> Iterator[Pool]:
@@ -111,6 +114,10 @@ class _Processes:
             self._waiting.append(task)
             self._start_tasks()
         return task.future
+
+    def room(self, resources: Resources) -> int:
+        """See `Pool`."""
+        return len(self._workers)
 
     def end(self) -> None:
         """Cancel unfinished work."""

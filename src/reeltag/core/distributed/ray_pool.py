@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from reeltag.core.distributed.process_pool import GRACE_SECONDS, Pool, Resources, retries_exhausted
+from reeltag.core.environment import install_command
 from reeltag.core.errors import ReeltagError, UsageError
 from reeltag.core.text import megabytes
 
@@ -38,12 +40,13 @@ def open_ray_pool(address: str | None = None, *, gpu: bool = False) -> Iterator[
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise UsageError(f"Ray needs {error.name}, which is not installed; pip install 'reeltag[ray]'") from error
+        raise UsageError(f"Ray needs {error.name}, which is not installed; {install_command('ray')}") from error
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # Ray would drop lines of progress as duplicates
     before = signal.getsignal(signal.SIGTERM)  # Ray replaces it
     try:
         _check_listening(address or os.environ.get("RAY_ADDRESS", ""))
-        ray.init(address, logging_level=logging.ERROR, include_dashboard=False)
+        with _silent_stderr():
+            ray.init(address, logging_level=logging.ERROR, include_dashboard=False)
     except (OSError, ValueError, RuntimeError) as error:
         where = address or os.environ.get("RAY_ADDRESS", "this machine")
         what = f"no Ray cluster answers ({_first_line(error)})"
@@ -92,6 +95,12 @@ class _RayPool:
         reference.future().add_done_callback(lambda done: self._done(reference, done))
         return future
 
+    def room(self, resources: Resources) -> int:
+        """See `Pool`; counts by the resources that no other work of the cluster shares."""
+        wanted = {key: value for key, value in self._wanted(resources).items() if value}
+        fit = sum(min(int(each.get(key, 0) // value) for key, value in wanted.items()) for each in self._machines)
+        return max(1, fit // resources.processes)
+
     def end(self) -> None:
         """Interrupt unfinished tasks, and give them time to save their state."""
         unfinished = dict(self._unfinished)
@@ -100,12 +109,16 @@ class _RayPool:
         wait(unfinished.values(), GRACE_SECONDS)
 
     def _options(self, resources: Resources) -> dict[str, float]:
-        wanted = {"CPU": resources.cpus, "GPU": resources.gpus if self.gpus else 0, "memory": resources.memory}
+        wanted = self._wanted(resources)
         if not any(all(machine.get(key, 0) >= value for key, value in wanted.items()) for machine in self._machines):
             gpus = f", {resources.gpus} GPUs" if wanted["GPU"] else ""
             what = f"{resources.cpus} CPUs{gpus} and {megabytes(resources.memory)} of memory"
             raise UsageError(f"no machine of the Ray cluster has the {what} that a stage needs; add a larger machine")
         return {"num_cpus": wanted["CPU"], "num_gpus": wanted["GPU"], "memory": wanted["memory"]}
+
+    def _wanted(self, resources: Resources) -> dict[str, float]:
+        """Return what a process of a task takes, as Ray names it."""
+        return {"CPU": resources.cpus, "GPU": resources.gpus if self.gpus else 0, "memory": resources.memory}
 
     def _done(self, reference: Any, done: Future[Any]) -> None:
         future, error = self._unfinished.pop(reference), done.exception()
@@ -200,6 +213,20 @@ def _call_as_rank(environment: dict[str, str], *call: Any) -> Any:
     # Each Ray task sees only its own GPUs, as if it were the only rank on its machine.
     os.environ.update(environment, LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
     return _call(*call)
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drop what C++ code writes to standard error in a block: Ray's attempts to connect, before our own message."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _check_listening(address: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from reeltag.core.environment import install_command
 from reeltag.core.errors import DataError, ReeltagError, UsageError
 from reeltag.data.class_labels import DAMAGE, class_names, import_datasets, named_classes, names_of
 from reeltag.data.sources.conversion import Array
@@ -134,7 +135,7 @@ def _errors(path: Path, *more: type[Exception]) -> Iterator[None]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise UsageError(f"Parquet and Arrow need pyarrow ({error}): pip install 'reeltag[import]'") from error
+        raise UsageError(f"Parquet and Arrow need pyarrow ({error}): {install_command('import')}") from error
     try:
         yield
     except ReeltagError:

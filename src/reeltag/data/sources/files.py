@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from reeltag.core.environment import install_command
 from reeltag.core.errors import UsageError
 from reeltag.core.remote_files import is_url
 from reeltag.core.storage import Patterns, as_strings, join_path, match_paths
@@ -86,7 +87,7 @@ def _expanded(patterns: Patterns, root: Path | str | None) -> list[str]:
         try:
             from webdataset.shardlists import expand_urls
         except ImportError as error:
-            raise UsageError(f"{place}: braces need webdataset ({error}): pip install 'reeltag[import]'") from error
+            raise UsageError(f"{place}: braces need webdataset ({error}): {install_command('import')}") from error
         found += expand_urls(pattern)
     return found
 

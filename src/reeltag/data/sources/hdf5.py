@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from reeltag.core.environment import install_command
 from reeltag.core.errors import DataError, UsageError
 from reeltag.data.sources.rows import is_table, read_rows, row_count
 from reeltag.data.sources.videos import (
@@ -145,7 +146,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         import h5py
     except ImportError as error:
-        raise UsageError(f"HDF5 needs h5py ({error}): pip install 'reeltag[import]'") from error
+        raise UsageError(f"HDF5 needs h5py ({error}): {install_command('import')}") from error
     try:
         with h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES, locking="best-effort") as file:
             yield file

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
+from reeltag.core.environment import install_command
 from reeltag.core.errors import DataError, UsageError
 from reeltag.data.formats.kinds import GZIP, recognise
 from reeltag.data.sources.json_values import parse_object
@@ -40,7 +41,7 @@ class WebDatasetFiles(Files):
         try:
             from webdataset import tariterators
         except ImportError as error:
-            raise UsageError(f"WebDataset needs webdataset ({error}): pip install 'reeltag[import]'") from error
+            raise UsageError(f"WebDataset needs webdataset ({error}): {install_command('import')}") from error
         path = str(self.root / part)
         try:
             with ExitStack() as stack:

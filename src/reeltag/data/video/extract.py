@@ -162,7 +162,7 @@ def extract_dataset(data: Dataset, out: Path, settings: Settings, workers: int, 
         where = {part.item.id: name for name, members in splits.items() for part in members}
         outcomes = [replace(outcome, split=where.get(outcome.id)) for outcome in outcomes]
         with atomic_folder(out) as new:
-            _write(new, data, pipeline, splits, outcomes, uses=uses)
+            _write(new, data, pipeline, splits, outcomes, uses=uses, finally_at=out)
         remove_folder(folder)
     return Extracted(tuple(outcomes), scales, tuple(warnings))
 
@@ -330,8 +330,9 @@ def _write(
     outcomes: Sequence[Outcome],
     *,
     uses: Mapping[str, ValueUse],
+    finally_at: Path,
 ) -> None:
-    """Write the shards, manifest, report, labels and recipe."""
+    """Write the shards, manifest, report, labels and recipe; `out` is renamed to `finally_at` afterwards."""
     classes = 1 if data.classes is None else len(data.classes)
     keys = STORAGE_KEYS[pipeline.storage]
     schema = Schema.model_validate(
@@ -353,7 +354,7 @@ def _write(
         write_bytes(out / LABEL_NAMES, label_names_csv(data.classes).encode())
         tests = bool(splits["test"])
         text = draft_recipe(
-            schema, len(splits["train"]), command="reeltag extract", label_names=LABEL_NAMES, tests=tests
+            schema, len(splits["train"]), finally_at, command="reeltag extract", label_names=LABEL_NAMES, tests=tests
         )
         write_bytes(out / "recipe.toml", text.encode())
     write_json(out / MANIFEST, _manifest(out, pipeline, schema, outcomes, shards, uses=uses))

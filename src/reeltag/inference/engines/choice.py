@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from reeltag.artifact.file import Member, stored_bytes, stream_artifact
 from reeltag.core.download_cache import cache_folder
-from reeltag.core.environment import available_cpus, cpu_flags, cpuinfo_value
+from reeltag.core.environment import available_cpus, cpu_flags, cpuinfo_value, install_command
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import content_hash, write_json
 from reeltag.core.tensorfile import TensorFile
@@ -148,7 +148,7 @@ def _measured(file: Path, videos: int) -> Choice:
     """Measure the largest member of each family and encoding, read one by one, and choose for all that are like it."""
     head, members = stream_artifact(file)
     if not onnx_is_installed():
-        logger.warning("onnxruntime is often faster and not installed; pip install 'reeltag[onnx]'")
+        logger.warning("onnxruntime is often faster and not installed; %s", install_command("onnx"))
     sizes = stored_bytes(file)
     kinds = _kinds(file, head.members)
     largest = {kinds[name]: name for name in sorted(kinds, key=sizes.__getitem__)}

@@ -20,7 +20,7 @@ from reeltag.artifact.quantization.linear import (
     is_large_matrix,
     quantized_state,
 )
-from reeltag.core.environment import BF16_FLAGS, cpu_flags
+from reeltag.core.environment import BF16_FLAGS, cpu_flags, install_command
 from reeltag.core.errors import UsageError
 from reeltag.data.schema import Schema
 from reeltag.inference.ensemble import Ensemble
@@ -59,7 +59,7 @@ class OnnxMember(nn.Module):
         try:
             from reeltag.artifact.onnx.model import build_onnx
         except ModuleNotFoundError as error:
-            raise UsageError(f"{error.name} is not installed; pip install 'reeltag[onnx]'") from error
+            raise UsageError(f"{error.name} is not installed; {install_command('onnx')}") from error
         model = build_onnx(Artifact(schema, None, (replace(member, weight=1.0),), {}))
         content = model.SerializeToString()
         del model  # so that the weights are in memory once less while the session is made

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from reeltag.core.environment import install_command
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import atomic_path
 from reeltag.inference.metrics.bootstrap import Resampled
@@ -125,7 +126,7 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise UsageError(f"Parquet needs pyarrow ({error}): pip install 'reeltag[parquet]', or write .csv") from error
+        raise UsageError(f"Parquet needs pyarrow ({error}): {install_command('parquet')}, or write .csv") from error
     return pyarrow, pyarrow.parquet
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.nn.functional import pad
 
+from reeltag.core.environment import install_command
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import atomic_path
 from reeltag.inference.ensemble import Predictions
@@ -34,7 +35,7 @@ class Parquet:
             import pyarrow.parquet
         except ImportError as error:
             raise UsageError(
-                f"Parquet needs pyarrow ({error}): pip install 'reeltag[parquet]', or write .csv or .jsonl"
+                f"Parquet needs pyarrow ({error}): {install_command('parquet')}, or write .csv or .jsonl"
             ) from error
         self._arrow, self._files = pyarrow, pyarrow.parquet
         lists = {"classes": pyarrow.int32(), "names": pyarrow.string(), "scores": pyarrow.float32()}

@@ -47,7 +47,7 @@ def _unsettled_batch_norm(results: Mapping[str, Any]) -> str:
     return (
         f"up to {max(initial.values()):.0%} of the batch-norm averages is still their initial value "
         f"({', '.join(first_lines(unsettled))}): the training was too short for bn_decay; "
-        "lower bn_decay to 0.9 or 0.99, or train longer"
+        "lower bn_decay, or train longer"
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,8 @@ from reeltag.core.progress import Task
 from reeltag.data.holdout import split_halves
 from reeltag.data.loader import Batch, sequential_batches, training_batches
 from reeltag.data.sampler import Shuffle
-from reeltag.data.shards import Manifest, Shards
+from reeltag.data.shards import Indices, Manifest, Shards
+from reeltag.data.soft_targets import SoftTargets, mean_rows
 from reeltag.inference.ensemble import BATCH_SIZE
 from reeltag.inference.evaluate import artifact_gap
 from reeltag.pipeline.executor import Job
@@ -28,6 +30,7 @@ from reeltag.training.quantization_aware import RoundedWeights, fine_tune
 
 RATIO = 2**0.5  # of the steps that are tried with fine-tuning
 TUNED_VIDEOS = 256  # of a step of fine-tuning
+MOST_DROPOUT = 0.25  # in fine-tuning; 0.5, with which some models are trained, harmed a DBoF
 
 
 class Coded(NamedTuple):
@@ -104,11 +107,11 @@ class MemberEncoder:
         return artifact_gap(artifact, sequential_batches(Shards(self.manifest), self.choosing, batch_size=BATCH_SIZE))
 
     def _tuned(self, coded: Coded) -> Coded:
-        """Return the best of the member as it is, and fine-tuned with and without dropout."""
+        """Return the best of the member as it is, and fine-tuned without dropout and with it."""
         if not self._codes(coded):
             return coded
-        kinds = (True, False) if self.member.config.dropout else (False,)
-        return max((coded, *(self._fine_tuned(coded, dropout) for dropout in kinds)), key=lambda each: each.gap)
+        kinds = {min(MOST_DROPOUT, self.member.config.dropout), 0.0}
+        return max((coded, *(self._fine_tuned(coded, dropout) for dropout in sorted(kinds))), key=lambda each: each.gap)
 
     def _codes(self, coded: Coded) -> dict[str, CodedTensor]:
         """Return the tensors that were coded here; those of an imported file stay as they are."""
@@ -119,7 +122,7 @@ class MemberEncoder:
             if isinstance(value, CodedTensor) and isinstance(self.member.state[name], Tensor)
         }
 
-    def _fine_tuned(self, coded: Coded, dropout: bool) -> Coded:
+    def _fine_tuned(self, coded: Coded, dropout: float) -> Coded:
         (member,) = coded.artifact.members
         codes = self._codes(coded)
         others = dequantize_state({name: value for name, value in member.state.items() if name not in codes})
@@ -130,16 +133,27 @@ class MemberEncoder:
             self.member.build(self.source.schema),
             weights,
             lambda steps: training_batches(
-                Shards(self.manifest), self.train, shuffle=shuffle, batch_size=TUNED_VIDEOS, steps=steps
+                Shards(self.manifest),
+                self.train,
+                shuffle=shuffle,
+                batch_size=TUNED_VIDEOS,
+                steps=steps,
+                targets=self._targets(),
             ),
             steps=self.recipe.quantization.fine_tune,
             dropout=dropout,
             seed=self.recipe.seed,
-            path=self.job.folder / f"{coded.step}-{'dropout' if dropout else 'plain'}-{CHECKPOINT}",
+            path=self.job.folder / f"{coded.step}-{dropout}-{CHECKPOINT}",
             progress=self.job.progress,
         )
         rounded = {name: replace(codes[name], codes=each) for name, each in weights.codes().items()}
         return self._coded(coded.step, {**member.state, **rounded, **self.encoder.stored(weights.tuned())})
+
+    def _targets(self) -> Callable[[Indices], Tensor] | None:
+        """Return the function from videos to the teachers' mean soft targets, if the recipe tunes to them."""
+        teachers = self.recipe.tuning_targets
+        targets = [SoftTargets(self.job.inputs[stage], self.manifest) for stage in teachers]
+        return partial(mean_rows, targets) if targets else None
 
 
 def _counted(batches: Iterable[Batch], task: Task) -> Iterator[Batch]:

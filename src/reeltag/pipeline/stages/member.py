@@ -31,7 +31,7 @@ from reeltag.pipeline.stages.files import (
 from reeltag.pipeline.stages.holdout_predictions import HoldoutPredictions, holdout_row_bytes
 from reeltag.recipe.schema import Recipe
 
-QUANTIZE_FORMAT = 3  # raise it when the same model is quantized to other values
+QUANTIZE_FORMAT = 4  # raise it when the same model is quantized to other values
 PREDICT_FORMAT = 2  # raise it when the same model predicts other values on the hold-out
 
 
@@ -73,7 +73,7 @@ class MemberStages(ABC):
             name=self.quantized,
             work=self._quantize,
             format=QUANTIZE_FORMAT,
-            inputs=("data.train", self.finished),
+            inputs=("data.train", self.finished, *self.recipe.tuning_targets),
             parameters={**parameters, "encodings": list(others), **({"coded": coding} if settings.coded else {})},
             note=note,
             bytes=sum(files[encoding] * each[-1] for encoding, each in sizes.items())

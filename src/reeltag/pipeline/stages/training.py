@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from reeltag.artifact.file import Artifact, Member, load_tagger, save_artifact
 from reeltag.core.distributed.process_group import rank
 from reeltag.core.environment import default_device, versions
+from reeltag.core.errors import TrainingStoppedError
 from reeltag.core.memory import explain_out_of_memory
 from reeltag.core.storage import content_hash
 from reeltag.core.text import counted
 from reeltag.data.holdout import split_folds
 from reeltag.data.loader import sequential_batches
 from reeltag.data.shards import Indices, Manifest, Shards
-from reeltag.data.soft_targets import SoftTargets
+from reeltag.data.soft_targets import SoftTargets, mean_rows
 from reeltag.inference.ensemble import BATCH_SIZE, predict_batches
 from reeltag.inference.metrics.evaluation import evaluate_predictions
 from reeltag.models.config import TaggerConfig
@@ -30,7 +30,7 @@ from reeltag.pipeline.stages.architectures import Architecture, FixedArchitectur
 from reeltag.pipeline.stages.files import CHECKPOINT, MODEL, load_manifest, split, split_parameters
 from reeltag.recipe.schema import ModelSettings, Recipe
 from reeltag.training.checkpoint import TrainingState
-from reeltag.training.early_stopping import HoldoutEvaluation
+from reeltag.training.early_stopping import HoldoutEvaluation, StopRule
 from reeltag.training.schedule import (
     FORGOTTEN,
     NOT_DECISIVE,
@@ -41,6 +41,7 @@ from reeltag.training.schedule import (
 )
 from reeltag.training.trainer import Distillation, Trainer, TrainingData, final_weights
 
+BN_DECAYS = (0.99, 0.9)  # that are advised for shorter trainings
 TRAINING_FORMAT = 1  # raise it when a training computes other weights from the same parameters and inputs
 
 
@@ -113,14 +114,27 @@ class ModelTraining:
             parameters |= {"fold": self.fold, "folds": self.recipe.distillation.folds} if self.fold is not None else {}
         return parameters
 
-    def train(self, job: Job) -> None:
-        """Train the model and write its file: the work of the training's stage."""
+    def train(self, job: Job, stop: StopRule | None = None) -> None:
+        """Train the model and write its file: the work of the training's stage.
+
+        Args:
+            job: of the stage.
+            stop: decides after each evaluation on the hold-out if the training is given up; None for never.
+
+        Raises:
+            TrainingStoppedError: the training was given up; its checkpoint is removed.
+        """
         own = self.architecture.resolve(job)
         manifest = load_manifest(job, "train")
         phase = training_phase(self.settings(own), len(self.videos(manifest)))
-        if remark := _short_for_batch_norm(own.config, len(phase.steps)):
+        if remark := short_for_batch_norm(own.config, len(phase.steps)):
             job.progress.say(f"  {self.name}: {remark}")
-        self.save(job.folder / MODEL, own.config, self.run_phase(job, own, manifest, phase, name="train"))
+        try:
+            weights = self.run_phase(job, own, manifest, phase, name="train", stop=stop)
+        except TrainingStoppedError:
+            (job.folder / CHECKPOINT).unlink(missing_ok=True)
+            raise
+        self.save(job.folder / MODEL, own.config, weights)
 
     def run_phase(
         self,
@@ -131,6 +145,7 @@ class ModelTraining:
         *,
         name: str,
         start: TrainingState | None = None,
+        stop: StopRule | None = None,
     ) -> Mapping[str, Tensor]:
         """Train the model through a phase, and return its final weights; the checkpoint is in the stage's folder.
 
@@ -141,6 +156,7 @@ class ModelTraining:
             phase: steps and learning rates.
             name: of the phase, for progress.
             start: the state that the phase starts from; by default new weights.
+            stop: decides after each evaluation on the hold-out if the phase is given up; None for never.
         """
         schema, settings = self.recipe.data.record_schema, self.settings(own)
         with explain_out_of_memory(f"{self.stage_name}: training {own.config.family}", _less_memory(settings)):
@@ -154,7 +170,7 @@ class ModelTraining:
                 ),
                 settings,
                 seed=self.seed,
-                evaluation=self._evaluation(own, manifest),
+                evaluation=self._evaluation(own, manifest, stop),
                 progress=job.progress,
             )
             return final_weights(trainer.fit(phase, job.folder / CHECKPOINT, start=start, name=name))
@@ -183,25 +199,27 @@ class ModelTraining:
         provenance = {"recipe": self.recipe.name, "versions": versions()}
         save_artifact(path, Artifact(self.recipe.data.record_schema, None, (member,), provenance))
 
-    def _evaluation(self, own: ModelSettings, manifest: Manifest) -> HoldoutEvaluation | None:
+    def _evaluation(self, own: ModelSettings, manifest: Manifest, stop: StopRule | None) -> HoldoutEvaluation | None:
         settings = self.settings(own)
         every = evaluation_steps(settings, len(self.videos(manifest)))
         gap = partial(self.holdout_gap, own.config, manifest)
-        return None if every is None else HoldoutEvaluation(gap, every, settings.patience)
+        return None if every is None else HoldoutEvaluation(gap, every, settings.patience, stop)
 
     def _distillation(self, job: Job, manifest: Manifest) -> Distillation | None:
         if not self.targets:
             return None
         targets = [SoftTargets(job.inputs[stage], manifest) for stage in self.targets]
-        return Distillation(partial(_mean_rows, targets), self.recipe.label_weight(self.name))
+        return Distillation(partial(mean_rows, targets), self.recipe.label_weight(self.name))
 
 
-def _short_for_batch_norm(config: TaggerConfig, steps: int) -> str:
+def short_for_batch_norm(config: TaggerConfig, steps: int) -> str:
     """Return a warning if the training is so short that batch norm's statistics keep much of their initial values."""
     if (kept := config.bn_decay**steps) < FORGOTTEN:
         return ""
     where = f"after its {counted(steps, 'step')} batch norm's statistics still keep {kept:.0%} of their first values"
-    return f"{where}; lower bn_decay ({config.bn_decay:g} now), such as to {'0.9' if steps < 500 else '0.99'}"
+    fits = [decay for decay in BN_DECAYS if decay < config.bn_decay and decay**steps < FORGOTTEN]
+    lower = f"lower bn_decay ({config.bn_decay:g} now), such as to {fits[0]:g}" if fits else "train longer"
+    return f"{where}; {lower}"
 
 
 def _less_memory(settings: TrainingSettings) -> str:
@@ -210,7 +228,3 @@ def _less_memory(settings: TrainingSettings) -> str:
     smaller = " or ".join(f"training.{key} ({value} now)" for key, value in keys.items())
     bf16 = "" if settings.precision == "bf16-mixed" else ", try training.precision = 'bf16-mixed'"
     return f"lower {smaller}{bf16}, or take a smaller model; the last checkpoint is kept for the same recipe"
-
-
-def _mean_rows(targets: Sequence[SoftTargets], indices: Indices) -> Tensor:
-    return torch.stack([each.rows(indices) for each in targets]).mean(0)

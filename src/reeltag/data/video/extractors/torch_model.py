@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from reeltag.core.environment import install_command
 from reeltag.core.errors import UsageError
 from reeltag.data.pca import Values
 from reeltag.data.video.decode import Picture
@@ -102,7 +103,7 @@ def open_timm(rest: str) -> Extractor[Picture]:
         import timm
         from PIL import Image
     except ImportError as error:
-        raise UsageError("timm is not installed; `pip install 'reeltag[timm]'`") from error
+        raise UsageError(f"timm is not installed; `{install_command('timm')}`") from error
     path, settings = parse_settings("timm", rest, TimmSettings)
     model = str(path)
     overlay = {"file": str(settings.weights)} if settings.weights else None

@@ -1,0 +1,1 @@
+"""Search of sizes and rates: trials of one model, judged on the hold-out."""

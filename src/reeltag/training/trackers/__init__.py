@@ -1,0 +1,1 @@
+"""Trackers of experiments: Weights & Biases, MLflow, TensorBoard and CSV files."""
