@@ -17,8 +17,9 @@ from reeltag.cli.main import main
 from reeltag.core.distributed.process_pool import open_process_pool
 from reeltag.core.errors import UsageError
 from reeltag.core.progress import Progress
-from reeltag.pipeline import executor
+from reeltag.pipeline import executor, side_by_side
 from reeltag.pipeline.executor import Pieces, Stage
+from reeltag.recipe.load import load_recipe
 
 
 def note(job):
@@ -195,6 +196,45 @@ def test_a_recipe_ends_with_the_same_bytes(one_by_one, tmp_path, capsys, monkeyp
     said = capsys.readouterr().err
     titles = [line for line in said.splitlines() if line.startswith("[")]
     assert titles and all(line.endswith(": done before") for line in titles)
+
+
+def trainings(*hours, chained=False, memory=0, processes=1):
+    """Return stages with estimated GPU hours, each after the one before if chained."""
+    names = [f"train.{number}" for number in range(len(hours))]
+    inputs = [(name,) if chained else () for name in ("", *names)]
+    inputs[0] = ()
+    table = {"checkpoint_bytes": memory, "processes": processes, "work": note, "format": 1}
+    return [Stage(name=n, inputs=i, gpu_hours=h, **table) for n, i, h in zip(names, inputs, hours, strict=False)]
+
+
+@pytest.mark.parametrize(
+    ("stages", "settings", "expected"),
+    [
+        (trainings(1, 1, 1, 1), {}, "cpu,cpu,cpu,cpu"),
+        (trainings(1, 1, 1, 1), {"cpus": 2}, "cpu,cpu"),
+        (trainings(3, 1, 1, 1), {}, "cpu,cpu"),  # more would wait for the longest
+        (trainings(1, 1, memory=4 * 10**9), {"memory": 9 * 10**9}, ""),
+        (trainings(1, 1, memory=3 * 10**9), {"memory": 9 * 10**9}, "cpu,cpu"),
+        (trainings(1, 1, 1, chained=True), {}, ""),
+        (trainings(1e-4, 1e-4), {}, ""),  # a minute is over before processes have started
+        (trainings(0, 0), {}, ""),  # it is not known how many videos there are
+        (trainings(1, 1, processes=2), {}, ""),
+        (trainings(1, 1), {"cpus": 1}, ""),
+        (trainings(1, 1), {"threads": "1"}, ""),
+        (trainings(1, 1), {"device": "cuda"}, ""),
+        (trainings(1, 1), {"gpu": True}, ""),
+        (trainings(1, 1), {"gpu": True, "device": "cpu"}, "cpu,cpu"),
+    ],
+)
+def test_trainings_run_side_by_side_by_default_where_it_is_faster(monkeypatch, stages, settings, expected):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if "threads" in settings:
+        monkeypatch.setenv("OMP_NUM_THREADS", settings["threads"])
+    monkeypatch.setattr(side_by_side, "available_cpus", lambda: settings.get("cpus", 8))
+    monkeypatch.setattr(side_by_side, "total_memory", lambda: settings.get("memory", 10**12))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: settings.get("gpu", False))
+    recipe = load_recipe("quickstart", [f"training.device={settings.get('device', 'auto')}"])
+    assert side_by_side.side_by_side(recipe, stages) == expected
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 Devices = Annotated[
     str,
     Parameter(
-        help="Devices on which stages run in parallel, one process each, such as cuda:0,cuda:1 or cpu,cpu; by default "
-        "stages run one after another."
+        help="Devices on which stages run in parallel, one process each, such as cuda:0,cuda:1 or cpu,cpu; auto takes "
+        "several CPUs where that is faster, and cpu runs one stage after the other."
     ),
 ]
 Executor = Annotated[

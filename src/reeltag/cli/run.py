@@ -12,7 +12,7 @@ def run(
     *,
     out: str | None = None,
     set_: Overrides = [],  # noqa: B006
-    devices: Devices = "",
+    devices: Devices = "auto",
     executor: Executor = "local",
     address: Address = None,
     max_time: MaxTime = None,

@@ -15,7 +15,7 @@ def train(
     model: list[str] = [],  # noqa: B006
     out: str | None = None,
     set_: Overrides = [],  # noqa: B006
-    devices: Devices = "",
+    devices: Devices = "auto",
     executor: Executor = "local",
     address: Address = None,
     max_time: MaxTime = None,

@@ -101,6 +101,15 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def total_memory(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
+    """Return the bytes of memory that this machine has, or that the container's limit allows of them."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(total, int(limit.read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit
+        return total
+
+
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
     """Limit torch to one thread within a block, because with more the last bit of a sum depends on their number."""

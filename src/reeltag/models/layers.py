@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from reeltag.core.distributed.collectives import all_reduce_sums, sample_global
 from reeltag.core.distributed.process_group import world_size
 from reeltag.models.frames import Frames
+from reeltag.models.products import product
 
 BN_EPSILON = 1e-3
 L2_EPSILON = 1e-12  # on the squared norm, as TensorFlow has it
@@ -241,7 +242,7 @@ class Hidden(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output [B, outputs] of x [B, inputs]."""
-        x = x @ self.weight
+        x = product(x, self.weight)
         if self.bias is not None:
             x = x + self.bias
         if self.norm is not None:

@@ -23,6 +23,7 @@ from reeltag.pipeline.follow import following
 from reeltag.pipeline.plan import plan
 from reeltag.pipeline.report.publish import write_page, write_timings
 from reeltag.pipeline.run_folder import Outputs, outputs_at
+from reeltag.pipeline.side_by_side import side_by_side
 from reeltag.pipeline.stages.profile import profile_training
 from reeltag.pipeline.stages.trained_model import recipe_model
 from reeltag.recipe.load import load_recipe
@@ -42,8 +43,8 @@ class Work:
     """Options of a run that do not change its results.
 
     Attributes:
-        devices: devices of this machine on which stages run in parallel, such as "cuda:0,cuda:1"; by default stages
-            run one after the other.
+        devices: devices of this machine on which stages run in parallel, such as "cuda:0,cuda:1"; "auto" for several
+            CPUs where that is faster, as the commands do; by default stages run one after the other.
         executor: "local", or "ray" for a cluster.
         address: of the Ray cluster.
         max_time: stop after this time, with a checkpoint; raises `interrupts.TimeLimitReached`.
@@ -61,8 +62,14 @@ class Work:
 
     def pool(self, recipe: Recipe, stages: Sequence[Stage]) -> AbstractContextManager[Pool] | None:
         """Return the pool that runs the stages of a recipe; None for this process."""
-        processes = {stage.processes for stage in stages}
-        return open_pool(self.devices, self.executor, self.address, recipe.devices, processes)
+        processes, devices = {stage.processes for stage in stages}, self.devices
+        if devices == "auto":
+            alone = self.executor == "local" and world_size() == 1
+            devices = side_by_side(recipe, stages) if alone else ""
+            if devices:
+                how = f"{devices.count('cpu')} stages run at a time; --devices cpu runs one after the other"
+                default_progress(quiet=self.quiet).say(how)
+        return open_pool(devices, self.executor, self.address, recipe.devices, processes)
 
 
 @dataclass(frozen=True)
@@ -181,7 +188,7 @@ def profile(
     loaded = _load(recipe, overrides)
     check_models(loaded, models)
     refuse_existing(trace)
-    if len(models) != 1 or world_size() > 1 or work.devices or work.executor != "local":
+    if len(models) != 1 or world_size() > 1 or work.devices not in ("", "auto") or work.executor != "local":
         how = "name it with --model, and leave --devices, --executor and torchrun out"
         raise UsageError(f"--profile: profiles one model in this process; {how}")
     training = recipe_model(loaded, models[0]).training
