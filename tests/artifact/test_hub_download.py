@@ -2,12 +2,14 @@
 
 import importlib
 import logging
+import re
 import sys
 
 import numpy as np
 import pytest
 
 import reeltag
+from reeltag.core.environment import install_command
 from reeltag.core.errors import UsageError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -114,5 +116,5 @@ def test_a_revision_of_a_local_folder_is_refused(tmp_path):
 
 def test_without_huggingface_hub_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UsageError, match=r"user/tagger: .* needs its library; pip install 'reeltag\[hub\]'"):
+    with pytest.raises(UsageError, match=f"user/tagger: .* needs its library; {re.escape(install_command('hub'))}"):
         reeltag.from_pretrained("user/tagger")
