@@ -15,7 +15,7 @@ def share(model: str, /, *, out: Path, licence: str | None = None, json: Json = 
     Example: reeltag share runs/audioset/model.reeltag --out audioset-tagger --licence apache-2.0
 
     Args:
-        model: A .reeltag file, its URL, or a name (docs/pretrained.md).
+        model: A .reeltag file, its URL, or a name.
         out: A new folder.
         licence: Licence of the model, as an SPDX or Hub identifier; by default that of a model that comes with reeltag,
             and for others the card states none.
