@@ -37,7 +37,7 @@ def serve(
     Example: reeltag serve model.reeltag --samples '/data/audioset/eval-00.tfrecord'
 
     Args:
-        model: A .reeltag file, a folder that `share` wrote, or a URL.
+        model: A .reeltag file, a shared folder, a URL, or a name.
         host: Address to listen on; 0.0.0.0 for all interfaces.
         port: Port to listen on; 0 for any free port.
         samples: Paths or glob patterns of TFRecord files whose first records are offered on the page.

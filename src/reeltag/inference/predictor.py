@@ -15,7 +15,9 @@ from torch import nn
 
 from reeltag.artifact.display import as_html, as_text
 from reeltag.artifact.file import Artifact, Member, resolve_artifact, stream_artifact
-from reeltag.artifact.hub import download_from_hub, share_artifact
+from reeltag.artifact.hub import share_artifact
+from reeltag.artifact.hub_download import download_from_hub
+from reeltag.artifact.shipped import MODELS
 from reeltag.artifact.tagging_rule import class_thresholds, require_calibration
 from reeltag.core.environment import default_device
 from reeltag.core.errors import UsageError
@@ -330,7 +332,7 @@ def load(
     """Open a model for prediction; see `Predictor`.
 
     Args:
-        path: a `.reeltag` file, a folder that `reeltag share` wrote, or a URL.
+        path: a `.reeltag` file, a folder that `reeltag share` wrote, a URL, or a name; see `resolve_artifact`.
         mode: `exact`, `bf16`, `small` or `fast`; or `auto`, on CPUs the fastest engine and mode for each member whose
             cost is at most 0.0005 of GAP, which is measured once for each model and machine; see docs/onnx.md.
         device: that computes; by default a GPU, if there is one and the mode supports it.
@@ -356,10 +358,10 @@ def load(
 
 
 def from_pretrained(model: str | Path, revision: str | None = None, **arguments: Any) -> Predictor:
-    """Open a model that `reeltag share` wrote, from its folder or from the Hub.
+    """Open a model that `reeltag share` wrote, from its folder or from the Hub, or one that comes with reeltag.
 
     Args:
-        model: the folder, or user/name on the Hugging Face Hub.
+        model: the folder, user/name on the Hugging Face Hub, or the name of a model that comes with reeltag.
         revision: branch, tag or commit on the Hub.
         arguments: as `reeltag.load` takes them.
 
@@ -367,9 +369,9 @@ def from_pretrained(model: str | Path, revision: str | None = None, **arguments:
         UsageError: there is no such folder and no such model, or the Hub cannot be reached and has no cached copy.
         ArtifactError: the file in the folder is missing or damaged.
     """
-    if Path(model).is_dir():
+    if Path(model).is_dir() or model in MODELS:
         if revision is not None:
-            raise UsageError(f"{model}: is a folder, so revision {revision!r} does not apply; leave it out")
+            raise UsageError(f"{model}: is not on the Hub, so revision {revision!r} does not apply; leave it out")
         return load(model, **arguments)
     return load(download_from_hub(str(model), revision), **arguments)
 
