@@ -22,7 +22,7 @@ from reeltag.inference.predictor import Predictor, load
 from reeltag.pipeline.executor import Job, Stage
 from reeltag.pipeline.report.calibration import calibration
 from reeltag.pipeline.report.gating import FREQUENT_CLASSES
-from reeltag.pipeline.report.judging import judged_classes, mistakes_of_classes
+from reeltag.pipeline.report.judging import judged_bytes, judged_classes, mistakes_of_classes
 from reeltag.pipeline.report.markdown import render
 from reeltag.pipeline.report.page import render_frontier
 from reeltag.pipeline.report.paper_tables import render_tables
@@ -81,6 +81,7 @@ def result_stages(recipe: Recipe, members: Sequence[MemberStages], selections: M
         inputs=("data.test", "ensemble", "pack"),
         parameters={"samples": SAMPLES, **recipe.test.model_dump()},
         gpus=1,
+        bytes=OTHER_BYTES + judged_bytes(recipe.data.record_schema.classes),
     )
     return [*stages, test_file, _report_stage(recipe, members, selections)]
 
@@ -99,7 +100,10 @@ def _report_stage(recipe: Recipe, members: Sequence[MemberStages], selections: M
         format=REPORT_FORMAT,
         inputs=tuple(dict.fromkeys(known)),
         parameters={"format": FORMAT},
-        bytes=OTHER_BYTES + MODEL_BYTES * len(members) + CLASS_BYTES * recipe.data.record_schema.classes,
+        bytes=OTHER_BYTES
+        + MODEL_BYTES * len(members)
+        + CLASS_BYTES * recipe.data.record_schema.classes
+        + judged_bytes(recipe.data.record_schema.classes),
     )
 
 
