@@ -122,8 +122,9 @@ def run(
     stages = plan(loaded)
     with executed(loaded, stages, out, work.pool(loaded, stages), work) as (outputs, folders):
         outputs.publish(folders["pack"] / "model.reeltag", "model.reeltag")
-        for name in ("results.json", "classes.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
+        for name in ("results.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
             outputs.publish(folders["report"] / name, name)
+        outputs.publish(folders["test.file"] / "classes.json", "classes.json")
         write_timings(outputs, folders)
         write_page(outputs)
     return RunResult(outputs.name, read_json(folders["report"] / "results.json"))

@@ -48,7 +48,7 @@ from reeltag.training.log import LOG, read_rows
 
 EXAMPLES = 5
 # Bytes of a report a model, a class and beside them, measured on runs of 1 to 4 models and 12 to 527 classes.
-MODEL_BYTES, CLASS_BYTES, OTHER_BYTES = 16_000, 2_400, 50_000
+MODEL_BYTES, CLASS_BYTES, OTHER_BYTES = 16_000, 100, 50_000
 TEST_FORMAT = 1  # raise it when the same model gives other test results
 FILE_TEST_FORMAT = 2  # the same of the file
 REPORT_FORMAT = 2  # raise it when the same results give another report, unless report.results.FORMAT is raised
@@ -100,10 +100,7 @@ def _report_stage(recipe: Recipe, members: Sequence[MemberStages], selections: M
         format=REPORT_FORMAT,
         inputs=tuple(dict.fromkeys(known)),
         parameters={"format": FORMAT},
-        bytes=OTHER_BYTES
-        + MODEL_BYTES * len(members)
-        + CLASS_BYTES * recipe.data.record_schema.classes
-        + judged_bytes(recipe.data.record_schema.classes),
+        bytes=OTHER_BYTES + MODEL_BYTES * len(members) + CLASS_BYTES * recipe.data.record_schema.classes,
     )
 
 
@@ -199,7 +196,6 @@ def _report(recipe: Recipe, members: Sequence[MemberStages], selections: Mapping
         "bad_records": {split: _bad_records(load_manifest(job, split)) for split in ("train", "test")},
     }
     write_json(job.folder / RESULTS, content)
-    write_json(job.folder / CLASSES, read_json(job.inputs["test.file"] / CLASSES))
     texts = {
         "report.md": render(content),
         "tables.md": render_tables(content),

@@ -11,7 +11,6 @@ import numpy as np
 from torch import Tensor
 
 from reeltag.artifact.file import Artifact, Member, load_artifact, load_tagger, save_artifact
-from reeltag.artifact.quantization.quantize import dequantize_state
 from reeltag.core.distributed.process_group import rank
 from reeltag.core.environment import default_device, versions
 from reeltag.core.errors import TrainingStoppedError
@@ -45,7 +44,6 @@ from reeltag.training.schedule import (
     evaluation_steps,
     training_phase,
 )
-from reeltag.training.start import take_over
 from reeltag.training.trainer import Distillation, Trainer, TrainingData, final_weights
 
 BN_DECAYS = (0.99, 0.9)  # that are advised for shorter trainings
@@ -174,10 +172,11 @@ class ModelTraining:
         """
         schema, settings = self.recipe.data.record_schema, self.settings(own)
         with explain_out_of_memory(f"{self.stage_name}: training {own.config.family}", _less_memory(settings)):
-            tagger = build_tagger(own.config, schema.widths, schema.classes, self.seed)
             if self.start is not None and start is None:
                 (member,) = load_artifact(job.inputs[start_stage(self.name)] / MODEL).members
-                take_over(tagger, schema.widths, dequantize_state(member.state), range(schema.classes))
+                tagger = member.build(schema)
+            else:
+                tagger = build_tagger(own.config, schema.widths, schema.classes, self.seed)
             trainer = Trainer(
                 tagger,
                 TrainingData(
