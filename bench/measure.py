@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +23,11 @@ from typing import Any
 HERE = Path(__file__).parent
 Times = dict[str, float]  # CPU seconds and seconds of one pass, for one of what is counted
 Passes = dict[str, list[Times]]
+KEPT = HERE / "machines.jsonl"  # a line a bench, model and kind of machine
+INSTRUCTIONS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "bf16", "avx512_vnni": "VNNI", "amx_tile": "AMX"}
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
+ENOUGH = 3  # rounds; what fewer say of `auto` is neither kept nor judged
+SAME = 1.05  # `auto` may be so much slower than the best
 WARM_UP = 2  # rounds that do not count: compiling, first touch of memory
 
 
@@ -44,6 +51,12 @@ def timed(call: Callable[[], Any], count: float = 1) -> Times:
     wall, cpu = time.perf_counter(), time.process_time()
     call()
     return {"cpu": (time.process_time() - cpu) / count, "wall": (time.perf_counter() - wall) / count}
+
+
+def repeated(call: Callable[[], Times], times: int) -> Times:
+    """The mean of some passes in a row; the first alone would find the caches as the row before left them."""
+    passes = [call() for _ in range(times)]
+    return {key: sum(each[key] for each in passes) / times for key in passes[0]}
 
 
 class Peer:
@@ -139,6 +152,32 @@ def seconds(passes: Passes, base: str | None, per: str = "wall") -> dict[str, di
     return rows
 
 
+def machine() -> str:
+    """Name the processor, its instructions that decide how fast models are, and limits that are set."""
+    from reeltag.core.environment import cpu_flags, cpuinfo_value
+
+    flags = cpu_flags() or set()
+    has = [title for flag, title in INSTRUCTIONS.items() if flag in flags]
+    limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
+    return ", ".join([cpuinfo_value("model name") or platform.machine(), *has, *limits])
+
+
+def keep_row(bench: str, model: str, **row: Any) -> None:
+    """Write what was measured of a model to the row of this kind of machine, and keep all other rows."""
+    key = {"bench": bench, "model": model, "machine": machine()}
+    lines = KEPT.read_text().splitlines() if KEPT.exists() else []
+    kept = [line for line in lines if not key.items() <= json.loads(line).items()]
+    KEPT.write_text("\n".join([*kept, json.dumps(key | {"date": date.today().isoformat()} | row)]) + "\n")
+
+
+def slower(passes: Passes, auto: str, ways: Iterable[str]) -> str | None:
+    """Say so if `auto` takes over 5 % more CPU time than a way that it could choose, shortest against shortest."""
+    least = {name: min(each["cpu"] for each in passes[name]) for name in (auto, *ways)}
+    best = min(least, key=least.__getitem__)
+    ratio = least[auto] / least[best]
+    return f"{auto} takes {ratio:.2f} times as long as {best}" if ratio > SAME else None
+
+
 def print_table(rows: Mapping[str, Mapping[str, Any]], base: str | None) -> None:
     """Markdown, as docs/performance.md has it."""
     what = next(key for key in next(iter(rows.values())) if key != "ratio").replace("_", " ")
@@ -155,4 +194,4 @@ def print_table(rows: Mapping[str, Mapping[str, Any]], base: str | None) -> None
 def print_json(wanted: bool, bench: str, **content: Any) -> None:
     """The bench's one line of JSON, if wanted."""
     if wanted:
-        print(json.dumps({"bench": bench} | content))
+        print(json.dumps({"bench": bench, "machine": machine()} | content))

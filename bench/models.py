@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from measure import Peer, options, pin, print_json
+from measure import ENOUGH, Peer, options, pin, print_json
 from reeltag.core.environment import keep_freed_memory
 from reeltag.data.loader import Batch, sample_frames
 from reeltag.data.schema import preset_schema
@@ -23,6 +23,7 @@ SCHEMA = preset_schema("yt8m-frame")
 keep_freed_memory()
 MODELS: dict[str, dict[str, Any]] = {
     "netvlad": {"family": "netvlad", "clusters": 256, "hidden": 1024, "head": {"prob_gating": True}},
+    "netvlad1": {"family": "netvlad", "clusters": 192, "hidden": 992, "head": {"prob_gating": True}},
     "netfv": {"family": "netfv", "clusters": 96, "hidden": 1540, "head": {"prob_gating": True}},
     "dbof": {"family": "dbof", "clusters": 4096, "hidden": 1024},
     "lstm": {"family": "rnn", "cell": "lstm", "cells": 1024, "head": {"kind": "logistic", "l2": 1e-8}},
@@ -30,6 +31,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 TITLES = {
     "netvlad": "NetVLAD 256/1024",
+    "netvlad1": "NetVLAD1 192/992",
     "netfv": "NetFV 96/1540",
     "dbof": "gated DBoF 4096/1024",
     "lstm": "bi-LSTM 1024",
@@ -47,6 +49,11 @@ def build(name: str, small: bool = False) -> Tagger:
     if small:
         table = table | {key: value for key, value in SMALL.items() if key in table}
     return build_tagger(parse_config(table, SCHEMA.widths), SCHEMA.widths, SCHEMA.classes, SEED)
+
+
+def graph_of(name: str) -> str:
+    """The peer's name of a model's graph; sizes are those of the weights."""
+    return name.rstrip("1")
 
 
 def frames_of(name: str) -> int:
@@ -68,7 +75,13 @@ def random_batch(lengths: Tensor) -> Batch:
     return Batch(("",) * size, frames[:, : int(lengths.max())], lengths, labels)
 
 
-def run(bench: str, description: str, default: Sequence[str], measure: Callable[..., dict[str, Any]]) -> None:
+def run(
+    bench: str,
+    description: str,
+    default: Sequence[str],
+    measure: Callable[..., dict[str, Any]],
+    finish: Callable[[dict[str, Any]], None] = lambda results: None,
+) -> None:
     """Time the models that the command line names, each in a call of its own, which frees its gigabytes."""
     parser = options(description)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(default))
@@ -77,6 +90,8 @@ def run(bench: str, description: str, default: Sequence[str], measure: Callable[
     torch.set_num_threads(1)
     results = {name: measure(name, given.peers, given.rounds) for name in given.models}
     print_json(given.json, bench, rounds=given.rounds, models=results)
+    if given.rounds >= ENOUGH:
+        finish(results)
 
 
 class Trainer:
@@ -115,7 +130,7 @@ def refuse_difference(name: str, peer: Peer, folder: Path) -> None:
         "lengths": batch.lengths.int(),
         "labels": batch.labels.float(),
     }
-    theirs = peer.ask("check", name, hand_over(tagger, folder / f"{name}.small.npz", given))
+    theirs = peer.ask("check", graph_of(name), hand_over(tagger, folder / f"{name}.small.npz", given))
     drawn = batch.frames if ordered else batch.frames.gather(1, draws[..., None].expand(-1, -1, SCHEMA.width))
     lengths = batch.lengths if ordered else torch.full((4,), SCHEMA.max_frames)
     with torch.inference_mode():

@@ -22,6 +22,7 @@ FOLDERS = ("src", "tests", "bench", "fuzz", "examples")
 EXTRA_OF = {
     "reeltag/core/environment.py": "onnx",  # opens onnxruntime for the extras onnx and video
     "reeltag/artifact/hub.py": "hub",
+    "reeltag/artifact/hub_download.py": "hub",
     "reeltag/artifact/onnx/": "onnx",
     "reeltag/core/distributed/ray_pool.py": "ray",
     "reeltag/data/class_labels.py": "import",

@@ -33,7 +33,10 @@ else:
     import tomli as tomllib
 
 PAGES = sorted(
-    path for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md", "recipes/**/*.md") for path in REPO.glob(pattern)
+    path
+    for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md", "recipes/**/*.md")
+    for path in REPO.glob(pattern)
+    if "node_modules" not in path.parts  # installed by a reader of examples/anywhere
 )
 NAMES = [str(page.relative_to(REPO)) for page in PAGES]
 SOURCES = sorted((REPO / "src").rglob("*.py"))

@@ -2,12 +2,14 @@
 
 import importlib
 import logging
+import re
 import sys
 
 import numpy as np
 import pytest
 
 import reeltag
+from reeltag.core.environment import install_command
 from reeltag.core.errors import UsageError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -108,11 +110,11 @@ def test_invalid_names_of_hub_models_are_refused(hub):
 
 
 def test_a_revision_of_a_local_folder_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="is a folder, so revision 'v1' does not apply"):
+    with pytest.raises(UsageError, match="is not on the Hub, so revision 'v1' does not apply"):
         reeltag.from_pretrained(tmp_path, revision="v1")
 
 
 def test_without_huggingface_hub_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UsageError, match=r"user/tagger: .* needs its library; pip install 'reeltag\[hub\]'"):
+    with pytest.raises(UsageError, match=f"user/tagger: .* needs its library; {re.escape(install_command('hub'))}"):
         reeltag.from_pretrained("user/tagger")

@@ -15,7 +15,8 @@ from fuzz.forge import decoded, take_apart
 
 import reeltag
 from conftest import encode_unchecked
-from reeltag.artifact.file import SHARED_FILE, Artifact, Member, load_artifact, save_artifact
+from reeltag.artifact.file import Artifact, Member, load_artifact, save_artifact
+from reeltag.artifact.hub_download import SHARED_FILE
 from reeltag.artifact.quantization.quantize import dequantize_state, stored_as
 from reeltag.artifact.quantization.sizes import ENCODINGS
 from reeltag.cli.main import main

@@ -97,7 +97,7 @@ def test_help_shows_defaults_and_names_what_is_required(name, shown):
     ("words", "said"),
     [
         (["completion"], "error: SHELL is missing: choose one of bash, zsh, fish\n"),
-        (["tag"], "error: MODEL is missing: A .reeltag file, a folder that `share` wrote, or a URL.\n"),
+        (["tag"], "error: MODEL is missing: A .reeltag file, a shared folder, a URL, or a name.\n"),
         (["tag", "m"], "error: no videos; give them after the model, as in `reeltag tag model.reeltag m`\n"),
         (["quantize", "m"], "error: --out is missing: A new .reeltag file.\n"),
     ],

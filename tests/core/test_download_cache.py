@@ -200,9 +200,7 @@ def test_unknown_protocols_and_missing_libraries_say_what_to_do(monkeypatch):
         reeltag.load("nonsense://x/y")
     monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
     monkeypatch.delitem(_registry, "s3", raising=False)  # where an earlier test asked for it
-    with pytest.raises(
-        UsageError, match=r"s3://b/m.reeltag: cannot be read here .*s3fs.* pip install 'reeltag\[cloud\]'"
-    ):
+    with pytest.raises(UsageError, match=r"s3://b/m.reeltag: cannot be read here .*s3fs.* pip install .*\[cloud\]"):
         reeltag.load("s3://b/m.reeltag")
 
 

@@ -109,7 +109,7 @@ def test_estimates_of_disk_are_near_what_a_run_leaves(tmp_path):
         if max(written, stage.bytes) > 50_000:
             assert 0.5 < written / stage.bytes < 1.3, stage.name
             checked.add(stage.name)
-    assert checked == {"synthetic", "train.a", "average.a", "quantize.a", "pack", "report"}
+    assert checked == {"synthetic", "train.a", "average.a", "quantize.a", "pack", "test.file", "report"}
 
 
 def test_videos_are_estimated_by_the_first_shard(tiny_shards, tmp_path):

@@ -52,7 +52,9 @@ def extract(videos, out, *options):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """Return the bytes of all files, without the recipe's name, which is the folder's."""
+    named = f'name = "{folder.name}"'.encode()
+    return {path.name: path.read_bytes().replace(named, b"") for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")

@@ -459,5 +459,5 @@ def test_timm_models_are_prepared_as_timm_does(tmp_path):
 
 def test_without_timm_its_models_are_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UsageError, match=r"timm is not installed; `pip install 'reeltag\[timm\]'`"):
+    with pytest.raises(UsageError, match=r"timm is not installed; `pip install .*\[timm\]'`"):
         image_extractor("timm:resnet18")

@@ -79,7 +79,7 @@ def test_without_onnx_the_other_modes_are_measured(model, capsys, monkeypatch):
     assert [type(each).__name__ for each in measured[4:]] == ["PosixPath", "Choice"]  # chosen, then measured
     assert lines.pop(0).startswith("on generated videos of ")
     assert [line.split("  ")[0] for line in lines[1:-1]] == MODES
-    assert all("reeltag[onnx]" in line for line in lines[5:8])
+    assert all("[onnx]" in line for line in lines[5:8])
     assert lines[-1].startswith("auto, batch 64: a in exact (")
     assert "ms/video, batch 1" in lines[0]
     assert "ms/video, batch 64" in lines[0]

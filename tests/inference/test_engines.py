@@ -10,15 +10,19 @@ import torch
 
 import reeltag
 from reeltag.artifact.file import save_artifact, stream_artifact
+from reeltag.artifact.quantization.linear import is_large_matrix
+from reeltag.artifact.quantization.quantize import dequantize_state, quantize_channels
 from reeltag.cli.doctor import findings
 from reeltag.cli.main import main
 from reeltag.core.environment import install_command
 from reeltag.core.errors import UsageError
+from reeltag.data.schema import preset_schema
 from reeltag.inference.engines import choice as choices
 from reeltag.inference.engines import measure as measuring
 from reeltag.inference.engines import ways
 from reeltag.inference.engines.choice import Choice, choose, fastest
 from reeltag.inference.engines.measure import Measured, expected_gap, generated, measure
+from reeltag.inference.ensemble import videos_at_once
 from reeltag.inference.metrics.video_metrics import gap
 from reeltag.inference.predictor import Predictor
 from reeltag.inference.shard_tagger import _earlier_choice, predict_to_file
@@ -90,7 +94,7 @@ def test_the_largest_member_of_each_family_decides_for_the_family(cache, measure
 
 
 def test_a_choice_is_kept_for_the_same_machine_and_batch(cache, measured, model, caplog, monkeypatch):
-    first = choose(model, "cpu", 64)
+    first = choose(model, "cpu", choices.TIMED)
     monkeypatch.setitem(PRETENDED, "onnx exact", (0.1, 0.0))
     assert choose(model, "cpu", 1000) == first and len(measured) == 2
     assert choose(model, "cpu", 1) != first and len(measured) == 4, "a single video is measured for itself"
@@ -147,8 +151,7 @@ def test_candidates_follow_the_processor_and_what_is_installed(everything_is_lar
         monkeypatch.setattr(ways, "cpu_flags", lambda flags=flags: flags)
         monkeypatch.setattr(ways, "find_spec", lambda name, onnx=onnx: onnx or None)
         monkeypatch.setattr(ways, "int8_products_gain", lambda int8=int8: int8)
-        assert ways.candidates(eight) == expected
-        assert ways.candidates(four) == [way for way in expected if way != "onnx fast"]
+        assert ways.candidates(eight) == ways.candidates(four) == expected
     monkeypatch.setattr(ways, "LARGEST", 10)
     monkeypatch.setattr(ways, "find_spec", lambda name: True)
     assert ways.candidates(eight) == ["exact"], "beyond the limit of protobuf"
@@ -208,6 +211,29 @@ def test_members_in_different_engines_give_the_weighted_mean(model, everything_i
     assert predictor.mode == "auto" and predictor.choice is mixed
     alone = Predictor(*stream_artifact(model), Choice(dict.fromkeys(mixed.ways, "onnx exact"), "a test"))
     np.testing.assert_allclose(alone.predict(frames, LENGTHS), exact, atol=2e-6)
+
+
+@pytest.mark.parametrize(("family", "form"), [("netvlad", {"clusters": 4}), ("rnn", {"cell": "lstm", "cells": 8})])
+@pytest.mark.parametrize("encoding", ["group-4", "float16"])
+def test_onnxruntime_multiplies_all_encodings_in_8_bits(family, form, encoding, everything_is_large):
+    """The same as of a model whose factors, not its centres and recurrent weights, are quantized to 8 bits by hand."""
+    (member,) = small_artifact(family, form, encoding).members
+    inputs = generated(SCHEMA, 6, 7)
+    exact, found = (ways.open_member(member, SCHEMA, way)(*inputs) for way in ("exact", "onnx fast"))
+    by_hand = {
+        name: quantize_channels(values)
+        if is_large_matrix(values.shape) and "rnn" not in name and "centres" not in name
+        else values
+        for name, values in dequantize_state(member.state).items()
+    }
+    same = ways.open_member(replace(member, state=by_hand), SCHEMA, "onnx fast")(*inputs)
+    np.testing.assert_allclose(found, same, atol=1e-6)
+    assert 1e-6 < (found - exact).abs().max() < 0.05
+
+
+def test_more_short_videos_are_tagged_at_once():
+    sizes = {name: videos_at_once(preset_schema(name)) for name in ("yt8m-frame", "yt8m-video", "audioset")}
+    assert sizes == {"yt8m-frame": 64, "yt8m-video": 256, "audioset": 256}
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_the_draw_does_not_depend_on_batches_or_order(model, shards, monkeypatch
     predictor = reeltag.load(model)
     found = tagged(predictor, shards / "*", frames=4, seed=1)
     names = sorted(map(str, shards.iterdir()), reverse=True)
-    monkeypatch.setattr(predictor_module, "BATCH_SIZE", 3)
+    monkeypatch.setattr(predictor_module, "videos_at_once", lambda schema: 3)
     parts = list(predictor.predict_shards(names, frames=4, seed=1))
     ids = [id_ for part in parts for id_ in part.ids]
     assert ids != list(found) and sorted(ids) == sorted(found)

@@ -1,31 +1,33 @@
-"""Tag with an ONNX file in a process that uses onnxruntime and NumPy and cannot import reeltag or torch."""
+"""Tag with an ONNX file by the example that uses onnxruntime and NumPy, where reeltag and torch cannot be imported."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 
-CODE = """
-import os, sys
+EXAMPLE = Path(__file__).parents[2] / "examples" / "anywhere" / "tag.py"
+BLOCKED = """
+import sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("reeltag", "torch"):
             raise ImportError(name + " is blocked")
 sys.meta_path.insert(0, Blocked())
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-import numpy as np, onnxruntime
-options = onnxruntime.SessionOptions()
-options.add_session_config_entry("session.disable_quant_qdq", "1")
-session = onnxruntime.InferenceSession(sys.argv[1], options)
-inputs = np.load(sys.argv[2])
+"""
+CODE = f"""
+{BLOCKED}
+sys.path.insert(0, {str(EXAMPLE.parent)!r})
+from tag import Model, np
+model, inputs = Model(sys.argv[1]), np.load(sys.argv[2])
 print("VideoId,LabelConfidencePairs")
 for begin in range(0, len(inputs["ids"]), 64):
     part = slice(begin, begin + 64)
-    (scores,) = session.run(None, {"frames": inputs["frames"][part], "lengths": inputs["lengths"][part]})
+    scores = model.probabilities(inputs["frames"][part], inputs["lengths"][part])
     for name, row in zip(inputs["ids"][part], scores):
         best = np.argsort(-row, kind="stable")[:20]
-        print(name + "," + " ".join(f"{number} {row[number]:.6f}" for number in best))
+        print(name + "," + " ".join(f"{{number}} {{row[number]:.6f}}" for number in best))
 """
 
 

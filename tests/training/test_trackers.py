@@ -193,7 +193,9 @@ def test_mlflow_has_the_rows_in_its_file(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("flask_cors") is None, reason="MLflow's server is not installed")
+@pytest.mark.skipif(
+    find_spec("mlflow") is None or find_spec("flask_cors") is None, reason="MLflow's server is not installed"
+)
 def test_mlflow_has_the_rows_on_its_server(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -20,8 +20,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
+from reeltag.artifact import shipped
 from reeltag.artifact.budget import explain_over_budget
-from reeltag.artifact.quantization.encodings import QuantizedTensor, State, assemble
+from reeltag.artifact.hub_download import SHARED_FILE, download_from_hub, is_hub_name
+from reeltag.artifact.quantization.encodings import QuantizedTensor, State, assemble, shape_of
 from reeltag.artifact.quantization.quantize import dequantize_state, quantize_state
 from reeltag.artifact.quantization.sizes import Encoding
 from reeltag.artifact.tagging_rule import Calibration, Thresholds, arrays_of
@@ -39,7 +41,6 @@ from reeltag.models.families import AnyTaggerConfig
 from reeltag.models.tagger import Tagger, meta_tagger
 
 FORMAT = 3  # format 2 had no entropy coding
-SHARED_FILE = "model.safetensors"  # the artifact's name in a folder for the Hub
 _PCA = "#pca"  # never a member's name: those contain no #
 _RULES = (Thresholds, Calibration)  # stored as `#thresholds/…` and `#calibration/…`
 _Rule = TypeVar("_Rule", Thresholds, Calibration)
@@ -307,23 +308,33 @@ def _refuse_misfit(path: Path, member: Member, schema: Schema, state: State) -> 
 
 
 def _shape(value: Tensor | QuantizedTensor) -> tuple[int, ...]:
-    return tuple(value.size if isinstance(value, QuantizedTensor) else value.shape)
+    return tuple(shape_of(value))
 
 
 def resolve_artifact(model: str | Path) -> Path:
-    """Return the local path of a model, downloading it if it is given as a URL.
+    """Return the local path of a model, downloading it if it is given as a URL or by its name on the Hub.
+
+    A file or folder in the current folder takes precedence over a model of the same name.
 
     Args:
-        model: a `.reeltag` file, a folder that `reeltag share` wrote, or a URL.
+        model: a `.reeltag` file, a folder that `reeltag share` wrote, a URL, the name of a model that comes with
+            reeltag, or user/name on the Hugging Face Hub.
 
     Raises:
-        ArtifactError: the folder holds no model, or the URL leads to no valid one.
-        UsageError: the argument is none of these.
+        ArtifactError: the folder holds no model, the URL leads to no valid one, or one that comes with reeltag was
+            changed.
+        UsageError: the argument is none of these, or the Hub cannot be reached.
     """
     if not isinstance(model, str | Path):
         raise UsageError(f"{model!r}: is not a model; give the path of a .reeltag file, a shared folder, or a URL")
     if is_url(str(model)):
         return fetch(str(model), load_artifact)
+    if shipped.is_name(model):
+        return shipped.path_of(str(model))
+    if model in shipped.MODELS:
+        logger.warning("%s: the file or folder here is used, not the model of this name that comes with reeltag", model)
+    if is_hub_name(model):
+        model = download_from_hub(str(model))
     path = Path(model)
     if not path.is_dir():
         return path

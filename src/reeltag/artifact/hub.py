@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import shutil
 from collections.abc import Mapping
@@ -11,19 +10,16 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from reeltag.artifact.file import SHARED_FILE, Artifact, artifact_header, load_artifact, stored_bytes
+from reeltag.artifact.file import Artifact, artifact_header, load_artifact, stored_bytes
+from reeltag.artifact.hub_download import CARD, CONFIG, SHARED_FILE
 from reeltag.artifact.quantization.quantize import stored_as
-from reeltag.core.environment import install_command
+from reeltag.artifact.shipped import MODELS, name_of
 from reeltag.core.errors import UsageError
-from reeltag.core.remote_files import LATER
 from reeltag.core.storage import atomic_folder, refuse_nonempty, write_bytes, write_json
 from reeltag.core.text import NAME_SEPARATOR, counted, escaped, megabytes, one_line
 
-CONFIG, CARD = "config.json", "README.md"
 LISTED_CLASSES = 10
 EXAMPLE_FRAMES = 30
-
-logger = logging.getLogger(__name__)
 
 
 def share_artifact(file: Path, folder: Path, licence: str | None = None) -> None:
@@ -32,7 +28,8 @@ def share_artifact(file: Path, folder: Path, licence: str | None = None) -> None
     Args:
         file: a .reeltag file; it is copied to `model.safetensors`.
         folder: new or empty.
-        licence: identifier of the Hub or SPDX; without one the card says that none was stated.
+        licence: identifier of the Hub or SPDX; by default that of a model that comes with reeltag, and for others the
+            card says that none was stated.
 
     Raises:
         UsageError: the folder is not empty, or the licence is not an identifier.
@@ -41,68 +38,13 @@ def share_artifact(file: Path, folder: Path, licence: str | None = None) -> None
     refuse_nonempty(folder)
     if licence is not None and not re.fullmatch(r"[A-Za-z0-9.+-]+", licence):
         raise UsageError(f"licence: {licence!r} is not an identifier; give one such as Apache-2.0 or cc-by-4.0")
+    if licence is None and (name := name_of(file)) is not None:
+        licence = MODELS[name].licence
     artifact = load_artifact(file)
     with atomic_folder(folder) as temporary:
         shutil.copyfile(file, temporary / SHARED_FILE)
         write_json(temporary / CONFIG, {"library_name": "reeltag", **artifact_header(artifact)})
         write_bytes(temporary / CARD, model_card(artifact, file.stat().st_size, stored_bytes(file), licence).encode())
-
-
-def download_from_hub(name: str, revision: str | None = None) -> Path:
-    """Download a model from the Hugging Face Hub into the Hub's own cache.
-
-    Args:
-        name: user/name on the Hub.
-        revision: branch, tag or commit.
-
-    Returns:
-        The folder in the cache.
-
-    Raises:
-        UsageError: there is no such model, or the Hub cannot be reached and the model is not in its cache.
-    """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UsageError(f"{name}: no such folder; give one that `reeltag share` wrote, or user/name on the Hub")
-    try:
-        import huggingface_hub as hub
-    except ImportError as error:
-        what = "no such folder, and the Hugging Face Hub needs its library"
-        raise UsageError(f"{name}: {what}; {install_command('hub')}") from error
-    unreachable = None
-    try:
-        hub.model_info(name, revision=revision)  # since a download falls back on its cache silently
-    except Exception as error:  # the class depends on the Hub's HTTP library
-        if isinstance(error, ValueError) or (_status(error) < 500 and _status(error) not in LATER):
-            what = f"no such folder here, and no such model on the Hugging Face Hub ({_first_line(error)})"
-            raise UsageError(f"{name}: {what}; check name, revision and, for a private one, HF_TOKEN") from error
-        unreachable = error
-    try:
-        folder = hub.snapshot_download(
-            name,
-            revision=revision,
-            local_files_only=unreachable is not None,
-            allow_patterns=[SHARED_FILE, CONFIG, CARD],
-        )
-    except Exception as error:
-        if unreachable is None:
-            raise UsageError(f"{name}: was not downloaded completely ({_first_line(error)}); try again") from error
-        what = (
-            f"the Hugging Face Hub cannot be reached ({_first_line(unreachable)}), and its cache has no complete copy"
-        )
-        raise UsageError(f"{name}: {what}; check the network and HF_HUB_OFFLINE") from error
-    if unreachable is not None:
-        what = f"the Hugging Face Hub cannot be reached ({_first_line(unreachable)}); using the copy in its cache"
-        logger.warning("%s: %s, %s", name, what, folder)
-    return Path(folder)
-
-
-def _status(error: Exception) -> int:
-    """Return the HTTP status of an error; 599, a network failure, if there was no response."""
-    return int(getattr(getattr(error, "response", None), "status_code", 599))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 _CARD = Template("""\

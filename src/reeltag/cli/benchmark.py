@@ -28,7 +28,7 @@ def benchmark(
     Example: reeltag benchmark model.reeltag --batch-size 1 --batch-size 16
 
     Args:
-        model: A .reeltag file, a folder that `share` wrote, or a URL.
+        model: A .reeltag file, a shared folder, a URL, or a name.
         batch_size: Videos per call; repeat for several, 1 and 64 by default.
     """
     from reeltag.artifact.file import resolve_artifact, stream_artifact

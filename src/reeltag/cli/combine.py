@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
+from reeltag.cli.options import OneOrMore
 from reeltag.cli.output import Json, say
 from reeltag.core.errors import UsageError
 
 
-def combine(
-    *models: Annotated[Path, Parameter(required=True)], out: Path, weights: str | None = None, json: Json = False
-) -> None:
+def combine(*models: OneOrMore, out: Path, weights: str | None = None, json: Json = False) -> None:
     """Combine models into one file that tags by the weighted mean of their probabilities.
 
     Example: reeltag combine first.reeltag second.reeltag --weights 0.7,0.3 --out ensemble.reeltag
@@ -23,15 +19,15 @@ def combine(
         out: A new .reeltag file.
         weights: Weights of the models, in their order, separated by commas; they sum to 1. Equal by default.
     """
-    from reeltag.artifact.file import combine_artifacts, load_artifact, save_artifact
+    from reeltag.artifact.file import combine_artifacts, load_artifact, resolve_artifact, save_artifact
     from reeltag.core.storage import refuse_existing
     from reeltag.core.text import counted, megabytes
 
     refuse_existing(out)
-    if twice := {str(model) for model in models if models.count(model) > 1}:
+    if twice := {model for model in models if models.count(model) > 1}:
         raise UsageError(f"{', '.join(sorted(twice))}: given more than once; give each model once")
     shares = None if weights is None else _parsed(weights)
-    combined = combine_artifacts({str(model): load_artifact(model) for model in models}, shares)
+    combined = combine_artifacts({model: load_artifact(resolve_artifact(model)) for model in models}, shares)
     size = save_artifact(out, combined)
     members = [{"name": member.name, "weight": member.weight} for member in combined.members]
     text = [f"{out}: {megabytes(size)}, {counted(len(members), 'member')}"]

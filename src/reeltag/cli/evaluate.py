@@ -46,7 +46,7 @@ def evaluate(
     Example: reeltag evaluate model.reeltag '/data/audioset/eval-*.tfrecord' --mistakes 'Dog'
 
     Args:
-        model: A .reeltag file, a folder that `share` wrote, or a URL.
+        model: A .reeltag file, a shared folder, a URL, or a name.
         shards: Paths, URLs or glob patterns of TFRecord files, or of features as `data import` reads them.
         labels: A file of labels for features that are not shards; by default labels are found beside the features.
         all_scores: Also compute mAP over all scores (map_all), as AudioSet reports it; needs 10 bytes of memory per

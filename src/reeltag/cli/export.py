@@ -31,7 +31,7 @@ def export(
     Example: reeltag export model.reeltag --format onnx --out model.onnx --check 'shards/*.tfrecord'
 
     Args:
-        model: A .reeltag file, a folder that `share` wrote, or a URL.
+        model: A .reeltag file, a shared folder, a URL, or a name.
         out: A new .onnx file.
         format: Format of the file.
         top: Output only this many of the most probable classes, with their scores, instead of all probabilities.

@@ -26,7 +26,7 @@ def inspect(model: str, /, *, json: Json = False) -> None:
     Example: reeltag inspect model.reeltag
 
     Args:
-        model: A .reeltag file, a folder that `share` wrote, or a URL.
+        model: A .reeltag file, a shared folder, a URL, or a name.
     """
     from reeltag.artifact.file import artifact_header, decoded_bytes, load_artifact, resolve_artifact, tensor_bytes
     from reeltag.core.text import counted, megabytes

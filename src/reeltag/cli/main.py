@@ -22,6 +22,7 @@ from reeltag.cli.export import export
 from reeltag.cli.extract import extract
 from reeltag.cli.import_tf import import_tf
 from reeltag.cli.inspect import inspect
+from reeltag.cli.models import models
 from reeltag.cli.predict import predict
 from reeltag.cli.quantize import quantize
 from reeltag.cli.recipe import recipe
@@ -81,6 +82,7 @@ app.command(export)
 app.command(extract)
 app.command(import_tf)
 app.command(inspect)
+app.command(models)
 app.command(predict)
 app.command(quantize)
 app.command(recipe)

@@ -50,7 +50,7 @@ def predict(
     Example: reeltag predict model.reeltag 'shards/*.tfrecord' --out predictions.csv
 
     Args:
-        model: A .reeltag file, a folder that `share` wrote, or a URL.
+        model: A .reeltag file, a shared folder, a URL, or a name.
         shards: Paths, URLs or glob patterns of TFRecord files, or of features as `data import` reads them; labels are
             not needed.
         out: A new .csv (Kaggle's format), .jsonl or .parquet file; JSON Lines to standard output by default.

@@ -13,7 +13,7 @@ Encoding = Literal["float16", "uniform-8", "kmeans-8", "quantile-8", "channel-8"
 
 
 def quantize(
-    model: Path,
+    model: str,
     /,
     *,
     out: Path,
@@ -37,14 +37,16 @@ def quantize(
         calibrate: For coded: labelled shards, such as the training data; paths, URLs or glob patterns.
         max_loss: For coded: largest loss of GAP, 0.0005 by default.
     """
+    from reeltag.artifact.file import resolve_artifact
     from reeltag.artifact.quantization.sizes import MIN_ELEMENTS
     from reeltag.core.progress import default_progress
     from reeltag.core.text import megabytes
     from reeltag.inference.quantize_file import quantize_file
 
     progress = default_progress(quiet=quiet)
-    size = quantize_file(model, out, encoding, calibrate=calibrate, max_loss=max_loss, progress=progress)
-    before = model.stat().st_size
+    file = resolve_artifact(model)
+    size = quantize_file(file, out, encoding, calibrate=calibrate, max_loss=max_loss, progress=progress)
+    before = file.stat().st_size
     unchanged = f"; no tensor has more than {MIN_ELEMENTS:,} elements, so all stay float32" if size == before else ""
     text = [f"{out}: {megabytes(size)}, from {megabytes(before)}{unchanged}"]
     say({"file": out, "bytes": size, "bytes_before": before}, text, json)

@@ -49,7 +49,7 @@ def run(
     if dry_run:
         stages = plan(smoked(loaded) if smoke else loaded, without_data=True)
         folder = api.folder_of(loaded, out, smoke=smoke)
-        lines = listing(stages, folder)
+        lines = listing(stages, folder) + api.remarks_on_plan(loaded, stages, folder)
         if loaded.models and not any(stage.gpu_hours for stage in stages):
             lines.append("GPU hours are not estimated: there are no shards here; set data.videos, the number of videos")
         missing = missing_data(loaded)

@@ -35,7 +35,7 @@ def serve(
     Example: reeltag serve model.reeltag --samples '/data/audioset/eval-00.tfrecord'
 
     Args:
-        model: A .reeltag file, a folder that `share` wrote, or a URL.
+        model: A .reeltag file, a shared folder, a URL, or a name.
         host: Address to listen on; 0.0.0.0 for all interfaces.
         port: Port to listen on; 0 for any free port.
         workers: Number of batches that are computed at the same time; more than one are in processes of their own.

@@ -39,7 +39,7 @@ def tag(
     Example: reeltag tag model.reeltag beach.mp4 --timeline
 
     Args:
-        model: A .reeltag file, a folder that `share` wrote, or a URL.
+        model: A .reeltag file, a shared folder, a URL, or a name.
         videos: Folders, files or glob patterns.
         model_option: The model, where it is not the first argument.
         top: Number of tags per video; with --thresholds the largest number.

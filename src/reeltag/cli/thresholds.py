@@ -36,7 +36,7 @@ def thresholds(
     Example: reeltag thresholds model.reeltag --holdout runs/audioset --precision 0.9 --out tuned.reeltag
 
     Args:
-        model: A .reeltag file, a folder that `share` wrote, or a URL.
+        model: A .reeltag file, a shared folder, a URL, or a name.
         shards: Paths, URLs or glob patterns of TFRecord files, or of features as `data import` reads them.
         holdout: Folder of a run: choose on the videos that its recipe held out, instead of shards.
         precision: Choose the lowest threshold that claims this precision, such as 0.9.

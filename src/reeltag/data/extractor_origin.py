@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,47 @@ from pydantic import ValidationError
 
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import DataFile, read_json
-from reeltag.data.schema import Origin, Schema
+from reeltag.data.schema import Feature, Origin, Schema
 
 MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Published:
+    """Features in 8 bits that others published: the network and the PCA are known, but not our hash of them.
+
+    Attributes:
+        width: number of values a second.
+        feature: name that `reeltag extract` gives such a feature.
+        encoder: name of the encoder that makes them.
+        pca: SHA-256 of the file of their PCA.
+        file: name of this file.
+    """
+
+    width: int
+    feature: str
+    encoder: str
+    pca: str
+    file: str
+
+
+# By name: AudioSet's, which its schema reads.
+PUBLISHED: Mapping[str, Published] = {
+    "audio_embedding": Published(
+        width=128,
+        feature="audio",
+        encoder="vggish",
+        pca="4d878af3e306defbfb37095365aa7e5a6cecb86bad13e859e626151c4e6a8b9d",
+        file="vggish_pca_params.npz",
+    )
+}
+
+
+def published(feature: Feature, schema: Schema) -> Published | None:
+    """Return what is known of a feature that others published; None of any other."""
+    known = PUBLISHED.get(feature.name) if feature.extractor is None else None
+    fits = known is not None and known.width == feature.width and schema.dtype == "uint8"
+    return known if fits else None
 
 
 def refuse_other_origin(schema: Schema, shards: Iterable[DataFile]) -> None:
@@ -42,6 +81,25 @@ def refuse_other_origin(schema: Schema, shards: Iterable[DataFile]) -> None:
                 made = f"{theirs.name}{describe_difference(theirs, wanted)}"
                 what = f"{name!r} of these shards is from {made}, but the model expects it from {wanted.name}"
                 raise UsageError(f"{folder}: {what}; extract the videos as those of the model were")
+
+
+def describe_other_input(schema: Schema, wanted: Schema) -> str:
+    """Describe why frames of a schema mean something else than those of another; empty if they mean the same.
+
+    Extractors are compared as far as both are known.
+    """
+    for key in ("level", "dtype"):
+        if (ours := getattr(schema, key)) != (theirs := getattr(wanted, key)):
+            return f"{key} {ours} and not {theirs}"
+    ours, theirs = (", ".join(f"{each.name} {each.width}" for each in one.features) for one in (schema, wanted))
+    if ours != theirs:
+        return f"the features {ours} and not {theirs}"
+    for feature, other in zip(schema.features, wanted.features, strict=True):
+        one, two = feature.extractor, other.extractor
+        if one and two and (_produced(one), one.decoding) != (_produced(two), two.decoding):
+            how = describe_difference(one, two) if _produced(one) != _produced(two) else " of another reeltag"
+            return f"{feature.name!r} from {one.name}{how} and not from {two.name}"
+    return ""
 
 
 def _produced(origin: Origin) -> tuple[Any, ...]:

@@ -17,9 +17,17 @@ from reeltag.artifact.tagging_rule import Calibration
 from reeltag.core.memory import explain_out_of_memory
 from reeltag.core.text import counted
 from reeltag.data.loader import Batch
+from reeltag.data.schema import Schema
 
 BATCH_SIZE = 64
+LARGEST_BATCH, FRAMES = 256, 2560  # videos tagged at once where they are short, and their frames
 LESS_MEMORY = "end other programs, take fewer processes, a smaller model, or one of the modes bf16 and small"
+
+
+def videos_at_once(schema: Schema) -> int:
+    """Return the number of videos to tag at once: 64, or up to 256 of few frames, so that each call has more to do."""
+    frames = schema.example_frames if schema.level == "frame" else 1
+    return min(max(BATCH_SIZE, FRAMES // frames), LARGEST_BATCH)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from torch import nn
 
 from reeltag.artifact.display import as_html, as_text
 from reeltag.artifact.file import Artifact, Member, resolve_artifact, stream_artifact
-from reeltag.artifact.hub import download_from_hub, share_artifact
+from reeltag.artifact.hub import share_artifact
+from reeltag.artifact.hub_download import download_from_hub
+from reeltag.artifact.shipped import MODELS
 from reeltag.artifact.tagging_rule import class_thresholds, require_calibration
 from reeltag.core.environment import default_device
 from reeltag.core.errors import UsageError
@@ -33,7 +35,14 @@ from reeltag.data.sources.pieces import open_features, pieces, read_piece
 from reeltag.data.vocabulary import named
 from reeltag.inference.engines.choice import ASKED_FOR, Choice, choose, everywhere
 from reeltag.inference.engines.ways import Mode, open_member
-from reeltag.inference.ensemble import BATCH_SIZE, Calibrated, Ensemble, Predictions, predict_batches
+from reeltag.inference.ensemble import (
+    BATCH_SIZE,
+    Calibrated,
+    Ensemble,
+    Predictions,
+    predict_batches,
+    videos_at_once,
+)
 from reeltag.inference.frame_subset import frame_subset
 from reeltag.inference.inputs import as_frames, check_frames, refuse_videos
 from reeltag.inference.metrics.evaluation import evaluate_predictions
@@ -249,7 +258,7 @@ class Predictor:
             shards = find_files(patterns)
             refuse_other_origin(self.schema, shards)
             examples = read_examples(shards, schema, bad, labelled=labelled)
-        batches = stream_batches(examples, schema, BATCH_SIZE)
+        batches = stream_batches(examples, schema, videos_at_once(schema))
         return predict_batches(self.model, batches if subset is None else map(subset.select, batches))
 
     def _source_examples(
@@ -317,17 +326,18 @@ def load(
     mode: AnyMode | Choice = "auto",
     device: str = "auto",
     *,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     calibrated: bool = False,
 ) -> Predictor:
     """Open a model for prediction; see `Predictor`.
 
     Args:
-        path: a `.reeltag` file, a folder that `reeltag share` wrote, or a URL.
+        path: a `.reeltag` file, a folder that `reeltag share` wrote, a URL, or a name; see `resolve_artifact`.
         mode: `exact`, `bf16`, `small` or `fast`; or `auto`, on CPUs the fastest engine and mode for each member whose
             cost is at most 0.0005 of GAP, which is measured once for each model and machine; see docs/onnx.md.
         device: that computes; by default a GPU, if there is one and the mode supports it.
-        batch_size: number of videos that are usually tagged at once, for which `auto` chooses.
+        batch_size: number of videos that are usually tagged at once, for which `auto` chooses; by default as many as
+            of shards, 64, or up to 256 of few frames.
         calibrated: apply the calibration in the file, which `reeltag thresholds` wrote, to all probabilities.
 
     Raises:
@@ -336,21 +346,22 @@ def load(
             has no calibration.
     """
     file = resolve_artifact(path)
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size: must be 1 or more, not {batch_size}")
     if mode == "auto":
         device = resolve_device(mode, device)
-        mode = choose(file, torch.device(device).type, batch_size)
+        videos = batch_size or videos_at_once(stream_artifact(file)[0].schema)
+        mode = choose(file, torch.device(device).type, videos)
     predictor = Predictor(*stream_artifact(file), mode, device, calibrated=calibrated)
     predictor.source = file
     return predictor
 
 
 def from_pretrained(model: str | Path, revision: str | None = None, **arguments: Any) -> Predictor:
-    """Open a model that `reeltag share` wrote, from its folder or from the Hub.
+    """Open a model that `reeltag share` wrote, from its folder or from the Hub, or one that comes with reeltag.
 
     Args:
-        model: the folder, or user/name on the Hugging Face Hub.
+        model: the folder, user/name on the Hugging Face Hub, or the name of a model that comes with reeltag.
         revision: branch, tag or commit on the Hub.
         arguments: as `reeltag.load` takes them.
 
@@ -358,9 +369,9 @@ def from_pretrained(model: str | Path, revision: str | None = None, **arguments:
         UsageError: there is no such folder and no such model, or the Hub cannot be reached and has no cached copy.
         ArtifactError: the file in the folder is missing or damaged.
     """
-    if Path(model).is_dir():
+    if Path(model).is_dir() or model in MODELS:
         if revision is not None:
-            raise UsageError(f"{model}: is a folder, so revision {revision!r} does not apply; leave it out")
+            raise UsageError(f"{model}: is not on the Hub, so revision {revision!r} does not apply; leave it out")
         return load(model, **arguments)
     return load(download_from_hub(str(model), revision), **arguments)
 

@@ -56,7 +56,7 @@ from reeltag.data.sources.files import find_features
 from reeltag.data.sources.pieces import Piece, pieces, read_piece
 from reeltag.inference.engines.choice import ASKED_FOR, Choice, choose, everywhere, parse_choice
 from reeltag.inference.engines.ways import is_installed
-from reeltag.inference.ensemble import BATCH_SIZE, Predictions, predict_batches
+from reeltag.inference.ensemble import Predictions, predict_batches, videos_at_once
 from reeltag.inference.formats.table import output_format, refuse_ending
 from reeltag.inference.frame_subset import FrameSubset, frame_subset
 from reeltag.inference.inputs import refuse_videos
@@ -64,7 +64,7 @@ from reeltag.inference.metrics.video_metrics import TOP_K
 from reeltag.inference.predictor import AnyMode, Predictor, load, resolve_device, resolve_model
 from reeltag.inference.selection import ALL, Selection, check_selection
 
-PARTS_FORMAT = 2  # raise it when the content of a part changes for the same shard, model and options
+PARTS_FORMAT = 3  # raise it when the content of a part changes for the same shard, model and options
 logger = logging.getLogger(__name__)
 _PARTS = re.compile(rf"\.?part-.*|{re.escape(LOCK)}")
 
@@ -170,7 +170,9 @@ class ShardTagger:
         Raises:
             DataError: more records are damaged or do not follow the model's schema than the counts allow.
         """
-        batches = stream_batches(self._videos(shard, counts), self.predictor.schema, BATCH_SIZE)
+        batches = stream_batches(
+            self._videos(shard, counts), self.predictor.schema, videos_at_once(self.predictor.schema)
+        )
         with one_torch_thread(), ThreadPoolExecutor(self.threads) as pool:
             waiting: deque[Future[Predictions]] = deque()
             for batch in batches:
@@ -303,7 +305,7 @@ def predict_to_file(  # noqa: PLR0913 (each is an option of `reeltag predict`)
     with exclusive_parts(folder, out):
         if mode != "auto":
             chosen = everywhere(mode, head.members, ASKED_FOR)
-        total.choice = choice = chosen or _earlier_choice(folder, model_hash) or _choose(file, device)
+        total.choice = choice = chosen or _earlier_choice(folder, model_hash) or _choose(file, device, head.schema)
         computed = choice.ways if choice.measured else mode
         settings = [PARTS_FORMAT, model_hash, device, computed, drop_flat, *drawn, out.suffix]
         job = _Job(
@@ -318,9 +320,9 @@ def predict_to_file(  # noqa: PLR0913 (each is an option of `reeltag predict`)
     return total
 
 
-def _choose(file: Path, device: str) -> Choice:
+def _choose(file: Path, device: str, schema: Schema) -> Choice:
     with one_torch_thread():  # as batches are computed
-        return choose(file, torch.device(device).type, BATCH_SIZE)
+        return choose(file, torch.device(device).type, videos_at_once(schema))
 
 
 def _earlier_choice(folder: Path, model_hash: str) -> Choice | None:

@@ -7,7 +7,7 @@ of the features read them from pydantic's validation context.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -77,6 +77,7 @@ class GatingConfig(_Config):
 
 
 HiddenWidth = Annotated[int, Field(ge=0, description="H, width of the hidden layer; 0 for none")]
+Part = Literal["input_norm", "pooling", "hidden", "gate"]  # of a tagger, before its head
 Activation = Annotated[
     Literal["bias", "norm", "relu6"],
     Field(description="after the hidden layer's product: a bias; batch norm; batch norm and relu6"),
@@ -84,7 +85,13 @@ Activation = Annotated[
 
 
 class TaggerConfig(_Config):
-    """Keys that every family has; a family may override defaults."""
+    """Keys that every family has; a family may override defaults.
+
+    Attributes:
+        only_training: keys that only training reads; two models that differ in nothing else compute the same.
+    """
+
+    only_training: ClassVar[frozenset[str]] = frozenset({"dropout", "bn_decay"})
 
     family: str
     input_norm: bool = Field(True, description="batch norm over the normalised frames")
@@ -99,6 +106,10 @@ class TaggerConfig(_Config):
         description="decay of batch-norm statistics per step; a training of few steps needs less (0.99)",
     )
     head: HeadConfig = HeadConfig()
+
+    def architecture(self) -> dict[str, Any]:
+        """Return the keys, as JSON, that decide the tensors and what is computed with them."""
+        return self.model_dump(mode="json", exclude={**dict.fromkeys(self.only_training, True), "head": {"l2"}})
 
     @field_validator("activation")
     @classmethod

@@ -103,6 +103,8 @@ class NetVLADConfig(TaggerConfig):
 class NeXtVLADConfig(TaggerConfig):
     """Keys of the NeXtVLAD family."""
 
+    only_training = TaggerConfig.only_training | {"vlad_dropout"}
+
     family: Literal["nextvlad"]
     clusters: int = Field(64, gt=1, description="K of the first feature; each further one gets K/2")
     expansion: int = Field(2, gt=0, description="λ, a frame is projected from D to λ·D first")
@@ -147,6 +149,8 @@ Cell = Literal["lstm", "gru", "gru-torch"]
 
 class RNNConfig(TaggerConfig):
     """Keys of the RNN family; by default the head reads the state itself."""
+
+    only_training = TaggerConfig.only_training | {"shuffle"}
 
     family: Literal["rnn"]
     cell: Cell = Field(

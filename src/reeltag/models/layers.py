@@ -120,7 +120,8 @@ class PerFeature(Pooling):
     def forward(self, frames: Frames) -> Tensor:
         """Pool normalised frames to [B, outputs]."""
         pieces = frames.split(self.widths)
-        return torch.cat([part(piece) for part, piece in zip(self.parts, pieces, strict=True)], 1)
+        vectors = [part(piece) for part, piece in zip(self.parts, pieces, strict=True)]
+        return vectors[0] if len(vectors) == 1 else torch.cat(vectors, 1)
 
 
 class FrameNorm(nn.Module):

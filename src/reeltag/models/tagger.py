@@ -77,7 +77,7 @@ class Tagger(nn.Module):
         Returns:
             Probabilities [B, C], float32.
         """
-        whole = self.training or self.pooling.ordered or counts is not None or frames.device.type != "cpu"
+        whole = self.training or counts is not None or frames.device.type != "cpu"
         if whole or bool((lengths == lengths[0]).all()):
             vector = self._vector(frames, lengths, counts)
         else:
@@ -93,9 +93,14 @@ class Tagger(nn.Module):
         return self.head.penalty()
 
     def _vector_by_chunks(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """Pool videos of similar length together, a few at a time, so that little work goes into padding."""
+        """Pool videos of similar length together, so that little work goes into padding."""
         order = lengths.argsort(stable=True)
-        chunks = torch.split(order, max(1, CHUNK_FRAMES // frames.shape[1]))
+        shorter = int((lengths < lengths.max()).sum())
+        # Where most videos are equally long, they need no mask, and recurrent layers no packed sequences.
+        split = 2 * shorter <= len(order)
+        groups = torch.split(order, [shorter, len(order) - shorter]) if split else (order,)
+        size = len(order) if self.pooling.ordered else max(1, CHUNK_FRAMES // frames.shape[1])
+        chunks = [chunk for group in groups for chunk in torch.split(group, size)]
         vectors = [self._vector(frames[some, : int(lengths[some[-1]])], lengths[some]) for some in chunks]
         return torch.cat(vectors)[order.argsort()]
 
@@ -137,6 +142,24 @@ def meta_tagger(config: TaggerConfig, widths: Sequence[int], classes: int) -> Ta
     """
     with _on_meta_device(config):
         return Tagger(config, widths, classes)
+
+
+def class_blocks(config: TaggerConfig, widths: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Return which dimensions of a tagger's tensors are over classes: the numbers of each that belong to one class.
+
+    Dimensions over classes are those that grow with C. They are class-major: the numbers of a class are adjacent.
+
+    Args:
+        config: one family's configuration.
+        widths: D_f of each feature.
+
+    Returns:
+        By the tensor's name one number for each dimension, 0 for a dimension that is not over classes.
+    """
+    one, two = (meta_tagger(config, widths, classes).state_dict() for classes in (1, 2))
+    return {
+        name: tuple(more - fewer for fewer, more in zip(one[name].shape, two[name].shape, strict=True)) for name in one
+    }
 
 
 def meta_pooling(config: TaggerConfig, widths: Sequence[int]) -> Pooling:

@@ -39,6 +39,7 @@ def plan(recipe: Recipe, *, without_data: bool = False) -> list[Stage]:
     models = [recipe_model(recipe, name) for name in recipe.models]
     distilled = DistillationStages(recipe, recipe.distillation) if recipe.distillation else None
     members: list[MemberStages] = [*models, *checked.imported, *(distilled.students if distilled else ())]
+    stages += [start.stage() for start in checked.starts]
     for member in (*models, *checked.imported):
         stages += member.stages()
     stages += distilled.stages if distilled else []

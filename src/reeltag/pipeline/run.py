@@ -16,6 +16,7 @@ from reeltag.core.environment import describe_environment, versions
 from reeltag.core.errors import UsageError
 from reeltag.core.interrupts import deadline
 from reeltag.core.progress import default_progress
+from reeltag.core.remote_files import is_url
 from reeltag.core.storage import as_strings, read_json, refuse_existing, write_json
 from reeltag.core.text import did_you_mean
 from reeltag.pipeline import executor
@@ -24,6 +25,7 @@ from reeltag.pipeline.plan import plan
 from reeltag.pipeline.report.publish import write_page, write_timings
 from reeltag.pipeline.run_folder import Outputs, outputs_at
 from reeltag.pipeline.side_by_side import side_by_side
+from reeltag.pipeline.stages.data import shard_changes
 from reeltag.pipeline.stages.profile import profile_training
 from reeltag.pipeline.stages.trained_model import recipe_model
 from reeltag.recipe.load import load_recipe
@@ -120,8 +122,9 @@ def run(
     stages = plan(loaded)
     with executed(loaded, stages, out, work.pool(loaded, stages), work) as (outputs, folders):
         outputs.publish(folders["pack"] / "model.reeltag", "model.reeltag")
-        for name in ("results.json", "classes.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
+        for name in ("results.json", "report/report.md", "report/tables.md", "report/frontier.svg"):
             outputs.publish(folders["report"] / name, name)
+        outputs.publish(folders["test.file"] / "classes.json", "classes.json")
         write_timings(outputs, folders)
         write_page(outputs)
     return RunResult(outputs.name, read_json(folders["report"] / "results.json"))
@@ -195,6 +198,12 @@ def profile(
     stages = executor.needed_for(training.inputs, plan(loaded))
     with executed(loaded, stages, folder_of(loaded, out), None, work) as (_, folders):
         return profile_training(training, folders, trace)
+
+
+def remarks_on_plan(recipe: Recipe, stages: Sequence[Stage], out: str) -> list[str]:
+    """Return one line for each change of the training shards since the last run in a folder, and how to go on."""
+    files = next(stage.parameters["files"] for stage in stages if stage.name == "data.train")
+    return shard_changes(recipe, "train", files, Path(out) / "stages") if files and not is_url(out) else []
 
 
 def _load(recipe: str | Path | Recipe, overrides: str | Sequence[str]) -> Recipe:

@@ -24,7 +24,7 @@ from reeltag.core.text import did_you_mean
 from reeltag.core.validation import count_or, sum_fault
 from reeltag.models.families import FAMILIES, AnyTaggerConfig
 from reeltag.recipe.data import DataSettings, LimitSettings, RecipeTable
-from reeltag.training.schedule import NOT_DECISIVE, AveragingSettings, TrainingSettings
+from reeltag.training.schedule import AveragingSettings, TrainingSettings
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
@@ -194,9 +194,13 @@ class ModelSettings(RecipeTable):
         return {**own["config"], **others, **({"training": training} if training else {})}
 
     def decisive(self) -> dict[str, Any]:
-        """Return the table as JSON, without keys that change only the device and the speed of the training."""
-        table = self.model_dump(mode="json")
-        training = {key: value for key, value in table.pop("training", {}).items() if key not in NOT_DECISIVE}
+        """Return the table as JSON, without keys that change only the device and the speed of the training.
+
+        It has no `start` either, which students do not take over.
+        """
+        table, training = self.model_dump(mode="json"), self.training.decisive(only_set=True)
+        table.pop("training", None)
+        training.pop("start", None)
         return table | ({"training": training} if training else {})
 
 
@@ -474,11 +478,19 @@ class Recipe(RecipeTable):
         for student in content["students"].values():
             if student["label_weight"] is None:
                 del student["label_weight"]
-        trained = [*content["models"].values(), *content["students"].values()]
-        for table in (content, content["distillation"] or {}, *trained):
-            training: dict[str, Any] = table.get("training", {})
-            table["training"] = {key: value for key, value in training.items() if key not in NOT_DECISIVE}
+        content["training"] = self.training.decisive()
+        for table, settings in self._with_training(content):
+            table["training"] = settings.training.decisive(only_set=True)
         return content_hash(content)
+
+    def _with_training(
+        self, content: Mapping[str, Any]
+    ) -> Iterator[tuple[dict[str, Any], ModelSettings | DistillationSettings]]:
+        """Yield the tables of the recipe as JSON that have keys of `[training]`, each with its settings."""
+        if self.distillation is not None:
+            yield content["distillation"], self.distillation
+        for section, tables in (("models", self.models), ("students", self.students)):
+            yield from ((content[section][name], settings) for name, settings in tables.items())
 
 
 def _added_students(info: ValidationInfo) -> list[str]:
@@ -514,8 +526,7 @@ def _of_segments(info: ValidationInfo) -> bool:
 
 def _merged(settings: TrainingSettings, *overrides: TrainingSettings) -> TrainingSettings:
     """Return settings with the keys that other tables set; later tables win."""
-    given = [each.model_dump(exclude_unset=True) for each in overrides]
-    return settings.model_copy(update={key: value for keys in given for key, value in keys.items()})
+    return settings.model_copy(update={key: getattr(each, key) for each in overrides for key in each.model_fields_set})
 
 
 def _families(models: Mapping[str, ModelSettings] | None) -> dict[str, list[str]] | None:

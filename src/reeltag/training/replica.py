@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -53,7 +53,10 @@ class Replica:
             _join(settings)
         self.settings, self.device = settings, _device(settings)
         self.tagger = tagger.to(self.device).train()
-        self.optimizer = torch.optim.Adam(tagger.parameters(), betas=(0.9, ADAM_BETA2), fused=True)
+        if settings.start is not None:
+            for part in settings.start.frozen:
+                getattr(tagger, part).requires_grad_(False).eval()  # statistics of batch norm stay, too
+        self.optimizer = torch.optim.Adam(_groups(tagger, settings), betas=(0.9, ADAM_BETA2), fused=True)
         self._bf16 = _precision(settings, self.device) == "bf16-mixed"
         self._forward: nn.Module = tagger
         if world_size() > 1:
@@ -62,7 +65,8 @@ class Replica:
 
     def set_learning_rate(self, learning_rate: float, step: int) -> None:
         """Set Adam's learning rate, and its ε, for a step."""
-        self.optimizer.param_groups[0].update(lr=learning_rate, eps=adam_epsilon(step))
+        for group in self.optimizer.param_groups:
+            group.update(lr=learning_rate / group["divisor"], eps=adam_epsilon(step))
 
     def train_step(self, batch: Batch, seed: int, label_weight: float = 1.0) -> float:
         """Take one step of Adam.
@@ -103,6 +107,16 @@ class Replica:
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._bf16 else nullcontext()
+
+
+def _groups(tagger: Tagger, settings: TrainingSettings) -> list[dict[str, Any]]:
+    """Return the parameters of the head and those before it, each with the divisor of their learning rate."""
+    divisor = settings.start.learning_rate_divisor if settings.start else 1.0
+    if divisor == 1:
+        return [{"params": list(tagger.parameters()), "divisor": 1.0}]
+    head = list(tagger.head.parameters())
+    before = [each for name, each in tagger.named_parameters() if not name.startswith("head.")]
+    return [{"params": head, "divisor": 1.0}, {"params": before, "divisor": divisor}]
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 from reeltag.core.validation import count_or
+from reeltag.models.config import Part
 
 # Settings that change the device and the speed of a training, but not its result, up to rounding. With precision "auto"
 # the device decides the precision; a run that moves to another device still keeps its finished trainings.
 NOT_DECISIVE = {"device", "devices", "nodes", "workers"}
+# What of `start` says only where the weights lie; their content decides.
+_PLACE = {"file", "member"}
 
 FORGOTTEN = 0.05  # largest weight that batch norm's initial statistics may still have after a training
 
@@ -24,6 +28,31 @@ def _is_none(value: object) -> bool:
 
 def _is_model(value: object) -> bool:
     return value == "model"
+
+
+class StartSettings(BaseModel):
+    """Finished model that a training goes on from; in a recipe its path, or a table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    file: str = Field(description="a .reeltag file or its URL, or the folder of a run")
+    member: str | None = Field(
+        None, description="name of a model in the file; by default the only one, or the one of the same name"
+    )
+    frozen: tuple[Part, ...] = Field((), description="parts whose weights and statistics stay as they are in the file")
+    learning_rate_divisor: float = Field(
+        1.0, gt=0, description="divides the learning rate of the parts before the head"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"file": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        table = handler.resolve_ref_schema(handler(core))
+        return {**table, "type": ["string", "object"]}
 
 
 class TrainingSettings(BaseModel):
@@ -65,6 +94,18 @@ class TrainingSettings(BaseModel):
         exclude_if=_is_none,
         description="number of evaluations without a new best GAP after which a phase ends",
     )
+    start: StartSettings | None = Field(
+        None, exclude_if=_is_none, description="finished model that the training goes on from, instead of new weights"
+    )
+
+    def decisive(self, *, only_set: bool = False) -> dict[str, Any]:
+        """Return the settings that decide the weights, as JSON, beside the content of a file to start from.
+
+        Args:
+            only_set: leave out keys that are not set.
+        """
+        excluded: dict[str, Any] = {**dict.fromkeys(NOT_DECISIVE, True), "start": _PLACE}
+        return self.model_dump(mode="json", exclude_unset=only_set, exclude=excluded)
 
     @property
     def processes(self) -> int:

@@ -23,7 +23,12 @@ from reeltag.models.tagger import meta_tagger
 
 
 def build_onnx(
-    artifact: Artifact, top: int | None = None, *, calibrated: bool = False, thresholds: bool = False
+    artifact: Artifact,
+    top: int | None = None,
+    *,
+    calibrated: bool = False,
+    thresholds: bool = False,
+    int8: bool = False,
 ) -> onnx.ModelProto:
     """Build the ONNX model of an artifact.
 
@@ -36,6 +41,8 @@ def build_onnx(
         top: output only this many most probable classes; all probabilities by default.
         calibrated: apply the calibration of the artifact.
         thresholds: also compare with the thresholds of the artifact.
+        int8: store the large factors of products in evenly spaced 8 bits, for engines with 8-bit kernels; by default
+            all weights are as in the artifact.
 
     Raises:
         UsageError: `top` is not from 1 to C, a family has no ONNX form, or the artifact has no calibration or no
@@ -49,7 +56,7 @@ def build_onnx(
     lengths = graph.input("lengths", TensorProto.INT64, ["B"])
     real = _frames(schema, frames, lengths)
     used = [member for member in artifact.members if member.weight > 0]
-    parts = [_tag(member, schema, real, graph) * member.weight for member in used]
+    parts = [_tag(member, schema, real, graph, int8) * member.weight for member in used]
     probabilities = graph.add("Sum", *parts) if len(parts) > 1 else parts[0]
     if calibrated:
         probabilities = _calibrated(probabilities, require_calibration(artifact))
@@ -81,10 +88,10 @@ def _frames(schema: Schema, frames: Value, lengths: Value) -> OnnxFrames:
     return OnnxFrames(dequantized(frames, mask_BT1, schema.dtype == "uint8"), mask_BT1, lengths)
 
 
-def _tag(member: Member, schema: Schema, frames: OnnxFrames, graph: Graph) -> Value:
+def _tag(member: Member, schema: Schema, frames: OnnxFrames, graph: Graph, int8: bool) -> Value:
     """Return the probabilities [B, C] of a member."""
     tagger = meta_tagger(member.config, schema.widths, schema.classes)
-    weights = Weights(graph, member.state, member.name)
+    weights = Weights(graph, member.state, member.name, int8=int8)
     if tagger.input_norm is not None:
         frames = OnnxFrames(normed(frames.x, weights.of("input_norm", "norm")), frames.mask, frames.lengths)
     vector = pool(tagger.pooling, frames, weights.of("pooling"))

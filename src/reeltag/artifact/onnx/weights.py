@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ from reeltag.artifact.quantization.encodings import (
     QuantizedTensor,
     State,
 )
+from reeltag.artifact.quantization.linear import is_large_matrix
+from reeltag.artifact.quantization.quantize import quantize_channels
 from reeltag.artifact.quantization.sizes import GROUP
 
 # A larger matrix is multiplied in pieces of this many elements, so that dequantizing it in every call needs little
@@ -44,16 +46,18 @@ class Weights:
         state: of the model.
         member: name of the model, the prefix of all initializers.
         prefix: path of the module, with a dot at its end.
+        int8: quantize large factors of products that are stored otherwise to evenly spaced 8-bit codes.
     """
 
     graph: Graph
     state: State
     member: str
     prefix: str = ""
+    int8: bool = False
 
     def of(self, *path: object) -> Weights:
         """Return the weights of a submodule."""
-        return Weights(self.graph, self.state, self.member, self.prefix + "".join(f"{name}." for name in path))
+        return replace(self, prefix=self.prefix + "".join(f"{name}." for name in path))
 
     def has(self, name: str) -> bool:
         """Return True if there is a weight of this name."""
@@ -92,6 +96,8 @@ class Weights:
     def product(self, x: Value, name: str) -> Value:
         """Return xW with W [D, H]; 8 bits become DequantizeLinear and MatMul, which engines with 8-bit kernels fuse."""
         affine = _Affine.of(self.stored(name))
+        if affine is None and self.int8 and is_large_matrix((values := torch.from_numpy(self.array(name))).shape):
+            affine = _Affine.of(quantize_channels(values))
         if affine is None:
             return x @ self.floats(name)
         rows, columns = affine.codes.shape

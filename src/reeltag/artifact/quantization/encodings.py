@@ -267,6 +267,11 @@ class HalfTensor(QuantizedTensor):
         return HalfTensor(self.half[rows])
 
 
+def shape_of(stored: Tensor | QuantizedTensor) -> torch.Size:
+    """Return the shape of a weight, in whatever way it is stored."""
+    return stored.size if isinstance(stored, QuantizedTensor) else stored.shape
+
+
 def _is(tensor: Tensor, dtype: torch.dtype, *shape: int) -> bool:
     return tensor.dtype == dtype and (not shape or tuple(tensor.shape) == shape)
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from reeltag.artifact.quantization.encodings import CodedTensor, QuantizedTensor, State
+from reeltag.artifact.quantization.encodings import CodedTensor, QuantizedTensor, State, shape_of
 from reeltag.artifact.quantization.quantize import quantize_channels
 from reeltag.artifact.quantization.sizes import is_quantized
 from reeltag.core.environment import INT8_FLAGS, cpu_flags
@@ -179,7 +179,7 @@ def dequantized_state(state: State, dtype: torch.dtype = torch.float32) -> dict[
 
 
 def _by_columns(value: Tensor | QuantizedTensor, dtype: torch.dtype) -> Tensor:
-    inputs, outputs = shape = value.size if isinstance(value, QuantizedTensor) else value.shape
+    inputs, outputs = shape = shape_of(value)
     columns = torch.empty(outputs, inputs, dtype=dtype if is_quantized(shape) else torch.float32)
     for rows in _parts(inputs, COPIED_ROWS):
         part = value.rows(rows).dequantize() if isinstance(value, QuantizedTensor) else value[rows]

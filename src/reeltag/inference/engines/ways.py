@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from reeltag.artifact.file import Artifact, Member, decoded_bytes
-from reeltag.artifact.quantization.encodings import QuantizedTensor, State
+from reeltag.artifact.quantization.encodings import State, shape_of
 from reeltag.artifact.quantization.linear import (
     dequantized_state,
     fast_state,
@@ -42,7 +42,7 @@ LARGEST = 2_000_000_000  # bytes of weights; protobuf, and so an ONNX model, is 
 
 
 class OnnxMember(nn.Module):
-    """A member in onnxruntime, with its weights as they are stored.
+    """A member in onnxruntime, with its weights as they are stored, or in `fast` with those of products in 8 bits.
 
     Args:
         member: the member.
@@ -60,7 +60,7 @@ class OnnxMember(nn.Module):
             from reeltag.artifact.onnx.model import build_onnx
         except ModuleNotFoundError as error:
             raise UsageError(f"{error.name} is not installed; {install_command('onnx')}") from error
-        model = build_onnx(Artifact(schema, None, (replace(member, weight=1.0),), {}))
+        model = build_onnx(Artifact(schema, None, (replace(member, weight=1.0),), {}), int8=mode == "fast")
         content = model.SerializeToString()
         del model  # so that the weights are in memory once less while the session is made
         self.session: Any = start_session(content, member.name, mode, torch.get_num_threads())
@@ -100,15 +100,14 @@ def candidates(member: Member) -> list[Way]:
     """Return the ways that may be the fastest for a member on this machine's CPU, `exact` first.
 
     bf16 that the CPU does not multiply, and 8-bit products that PyTorch has no kernel for, are none. Where onnxruntime
-    is installed its 8-bit products were faster than PyTorch's in every measurement; it has them for evenly spaced
-    8-bit codes alone, and computes other weights as in `onnx exact`.
+    is installed its 8-bit products were faster than PyTorch's in every measurement.
     """
     ways: list[Way] = ["exact"]
     if BF16_FLAGS & (cpu_flags() or set()):
         ways.append("bf16")
     if onnx_is_installed() and decoded_bytes(member.state) < LARGEST:
         ways.append("onnx exact")
-        if any(_has_8_bit_products(value) for value in member.state.values()):
+        if any(is_large_matrix(shape_of(value)) for value in member.state.values()):
             ways.append("onnx fast")
     elif int8_products_gain():
         ways.append("fast")
@@ -123,7 +122,3 @@ def is_installed(way: Way) -> bool:
 def onnx_is_installed() -> bool:
     """Return True if ONNX models can be built and computed."""
     return all(find_spec(package) is not None for package in ("onnx", "onnxruntime"))
-
-
-def _has_8_bit_products(value: Tensor | QuantizedTensor) -> bool:
-    return isinstance(value, QuantizedTensor) and is_large_matrix(value.size) and value.spacing() is not None

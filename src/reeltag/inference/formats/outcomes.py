@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from reeltag.core.environment import install_command
 from reeltag.core.errors import UsageError
 from reeltag.core.storage import atomic_path
+from reeltag.inference.formats.parquet import import_pyarrow
 from reeltag.inference.metrics.bootstrap import Resampled
 from reeltag.inference.metrics.outcomes import Outcomes
 from reeltag.inference.metrics.video_metrics import Floats
@@ -20,6 +20,7 @@ from reeltag.inference.metrics.video_metrics import Floats
 COLUMNS = ("id", "class", "name", "score", "rank", "label", "predicted")
 GROUP_ROWS = 1 << 20  # of a Parquet file's row group
 ENDINGS = (".csv", ".parquet")
+INSTEAD = "write .csv"
 
 
 def refuse_outcomes_ending(path: Path) -> None:
@@ -31,7 +32,7 @@ def refuse_outcomes_ending(path: Path) -> None:
     if path.suffix not in ENDINGS:
         raise UsageError(f"{path}: the ending decides the format; use .csv or .parquet")
     if path.suffix == ".parquet":
-        _pyarrow()
+        import_pyarrow(INSTEAD)
 
 
 def write_outcomes(path: Path, outcomes: Outcomes, label_names: Sequence[str]) -> None:
@@ -93,7 +94,7 @@ def _outcome_rows(outcomes: Outcomes, label_names: Sequence[str]) -> Iterator[tu
 
 
 def _write_parquet(path: Path, outcomes: Outcomes, label_names: Sequence[str]) -> None:
-    arrow, files = _pyarrow()
+    arrow, files = import_pyarrow(INSTEAD)
     ids, names = arrow.array(outcomes.ids, arrow.string()), arrow.array(label_names, arrow.string())
     kinds = (
         arrow.string(),
@@ -119,15 +120,6 @@ def _write_parquet(path: Path, outcomes: Outcomes, label_names: Sequence[str]) -
                 arrow.array(outcomes.predicted[part]),
             ]
             writer.write_table(arrow.Table.from_arrays(columns, schema=schema))
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UsageError(f"Parquet needs pyarrow ({error}): {install_command('parquet')}, or write .csv") from error
-    return pyarrow, pyarrow.parquet
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -18,6 +18,23 @@ from reeltag.inference.selection import Selection
 GROUP_BATCHES = 128  # batches of predictions per row group
 
 
+def import_pyarrow(instead: str) -> tuple[Any, Any]:
+    """Import pyarrow and its module for Parquet.
+
+    Args:
+        instead: advice for those who do not want to install it.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UsageError(f"Parquet needs pyarrow ({error}): {install_command('parquet')}, or {instead}") from error
+    return pyarrow, pyarrow.parquet
+
+
 class Parquet:
     """Format with the columns id, classes, names and scores: the tags of each video.
 
@@ -30,14 +47,7 @@ class Parquet:
 
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError as error:
-            raise UsageError(
-                f"Parquet needs pyarrow ({error}): {install_command('parquet')}, or write .csv or .jsonl"
-            ) from error
-        self._arrow, self._files = pyarrow, pyarrow.parquet
+        self._arrow, self._files = pyarrow, _ = import_pyarrow("write .csv or .jsonl")
         lists = {"classes": pyarrow.int32(), "names": pyarrow.string(), "scores": pyarrow.float32()}
         columns = [("id", pyarrow.string()), *((name, pyarrow.list_(kind)) for name, kind in lists.items())]
         self._schema = pyarrow.schema(columns)

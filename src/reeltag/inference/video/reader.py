@@ -10,7 +10,7 @@ from typing import Any
 from reeltag.artifact.file import Artifact
 from reeltag.core.errors import UsageError, VideoError
 from reeltag.core.text import counted
-from reeltag.data.extractor_origin import describe_difference
+from reeltag.data.extractor_origin import Published, describe_difference, published
 from reeltag.data.formats.example import Video, is_computable
 from reeltag.data.schema import DECODING, Feature, Origin, Schema
 from reeltag.data.video.engine import IN_PROCESS, Engine
@@ -58,7 +58,7 @@ class VideoReader:
             zip(extraction.values, self.pipeline.stored(self.pipeline.mapped(extraction.values)), strict=True)
         )
         most = self.schema.max_frames
-        ordered = tuple(stored[feature.name][:most] for feature in self.schema.features)
+        ordered = tuple(stored[extracted_name(feature, self.schema)][:most] for feature in self.schema.features)
         if not all(map(is_computable, ordered)):
             raise VideoError(
                 f"{path}: has values beyond {self.pipeline.storage}, in which the model reads them; leave it out"
@@ -81,14 +81,25 @@ def open_reader(artifact: Artifact, name: str, image: str | None = None, audio: 
     schema = artifact.schema
     chosen = {feature: value for feature, value in (("rgb", image), ("audio", audio)) if value is not None}
     refuse_unreadable(artifact, name, chosen)
-    read = {feature.name for feature in schema.features}
-    if unread := sorted(set(chosen) - read):
+    read = {extracted_name(feature, schema): feature for feature in schema.features}
+    if unread := sorted(set(chosen) - read.keys()):
         raise UsageError(
             f"{_KINDS[unread[0]][0]}: {name} reads no such feature, but {', '.join(sorted(read))}; leave it out"
         )
-    opened = {feature.name: _extractor(feature, chosen.get(feature.name), name) for feature in schema.features}
+    opened: dict[str, Extractor[Any] | None] = {}
+    for extracted, feature in read.items():
+        if known := published(feature, schema):
+            opened[extracted] = _published_extractor(known, chosen[extracted], name)
+        else:
+            opened[extracted] = _extractor(feature, chosen.get(extracted), name)
     pipeline = Pipeline(opened.get("rgb"), opened.get("audio"), artifact.projections, schema.precision)
     return VideoReader(schema, pipeline)
+
+
+def extracted_name(feature: Feature, schema: Schema) -> str:
+    """Return the name that `reeltag extract` gives a feature of a model."""
+    known = published(feature, schema)
+    return known.feature if known else feature.name
 
 
 def refuse_unreadable(artifact: Artifact, name: str, named: Collection[str] = ()) -> None:
@@ -108,32 +119,61 @@ def refuse_unreadable(artifact: Artifact, name: str, named: Collection[str] = ()
         what = f"tags segments of {counted(schema.segments, 'frame')}, not whole videos"
         raise UsageError(f"{name}: {what}; use `reeltag extract` and `reeltag predict`")
     for feature in schema.features:
-        origin = feature.extractor
-        if origin is None or feature.name not in _KINDS or schema.level != "frame":
-            what = f"does not name the extractor of its feature {feature.name!r}"
-            raise UsageError(
-                f"{name}: {what}; train on shards of `reeltag extract`, with the recipe that it writes beside them"
-            )
-        if origin.decoding != DECODING:
-            earlier = "an earlier" if origin.decoding < DECODING else "a later"
-            what = f"its features {feature.name!r} were extracted by {earlier} reeltag, which decodes files otherwise"
-            raise UsageError(f"{name}: {what}; use that reeltag, or extract the videos again and train on them")
-        if origin.projection and feature.name not in artifact.projections:
-            what = f"does not hold the PCA of its feature {feature.name!r}"
-            raise UsageError(f"{name}: {what}; name the PCA in the recipe under data.pca, and run the recipe again")
-        option, known, _ = _KINDS[feature.name]
+        if known := published(feature, schema):
+            if known.feature not in named:
+                missing.append(_how_to_get(known.feature, known.encoder, f"{feature.name}, as published"))
+            continue
+        origin = _origin(artifact, name, feature)
+        _, encoders, _ = _KINDS[feature.name]
         kind = origin.name.partition(":")[0]
         if feature.name in named:
             continue
-        if kind not in known:
+        if kind not in encoders:
             what = f"reads the features of {origin.name!r}, which this reeltag does not have"
             raise UsageError(f"{name}: {what}; update it, or use `register_encoder` for an encoder of your own")
-        entry = known[kind]
-        if entry.argument.startswith("PATH"):
-            argument = entry.argument.partition("?")[0]
-            missing.append(f"give {option} {kind}:{argument} for {origin.name} (to get it: {entry.source})")
+        if encoders[kind].argument.startswith("PATH"):
+            missing.append(_how_to_get(feature.name, kind, origin.name))
     if missing:
         raise UsageError(f"{name}: needs the file of its extractor; {'; '.join(missing)}")
+
+
+def _origin(artifact: Artifact, name: str, feature: Feature) -> Origin:
+    """Return the extractor of a feature, if this reeltag can make such features from video files."""
+    origin = feature.extractor
+    if origin is None or feature.name not in _KINDS or artifact.schema.level != "frame":
+        what = f"does not name the extractor of its feature {feature.name!r}"
+        raise UsageError(
+            f"{name}: {what}; train on shards of `reeltag extract`, with the recipe that it writes beside them"
+        )
+    if origin.decoding != DECODING:
+        earlier = "an earlier" if origin.decoding < DECODING else "a later"
+        what = f"its features {feature.name!r} were extracted by {earlier} reeltag, which decodes files otherwise"
+        raise UsageError(f"{name}: {what}; use that reeltag, or extract the videos again and train on them")
+    if origin.projection and feature.name not in artifact.projections:
+        what = f"does not hold the PCA of its feature {feature.name!r}"
+        raise UsageError(f"{name}: {what}; name the PCA in the recipe under data.pca, and run the recipe again")
+    return origin
+
+
+def _how_to_get(feature: str, kind: str, made_by: str) -> str:
+    """Return the option for an extractor that reads a file, and where to get the file."""
+    option, known, _ = _KINDS[feature]
+    argument = known[kind].argument.partition("?")[0]
+    return f"give {option} {kind}:{argument} for {made_by} (to get it: {known[kind].source})"
+
+
+def _published_extractor(known: Published, chosen: str, model: str) -> Extractor[Any]:
+    """Open the extractor of published features, whose PCA and scale can be verified, but not its network."""
+    option, _, opener = _KINDS[known.feature]
+    wanted = f"give {option} {known.encoder}:PATH,{known.file}"
+    if chosen.partition(":")[0] != known.encoder:
+        raise UsageError(f"{model}: reads {known.feature!r} from {known.encoder}, not from {chosen}; {wanted}")
+    extractor = opener(chosen)
+    assert extractor is not None  # only `none` opens none
+    if extractor.network["pca"] != known.pca or not extractor.published:
+        what = f"the published features went through the published {known.file}, on its own scale"
+        raise UsageError(f"{model}: {what}, and {extractor.name} does not; {wanted}, without a scale")
+    return extractor
 
 
 def _extractor(feature: Feature, chosen: str | None, model: str) -> Extractor[Any]:

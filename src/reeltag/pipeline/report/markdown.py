@@ -69,6 +69,7 @@ def render(results: Mapping[str, Any]) -> str:
         "on the test set.",
         "",
         *_weights(results),
+        *_starts(results["members"]),
         *_bad_records(results["bad_records"]),
         "The paper's four tables for this run are in [tables.md](tables.md).",
         "",
@@ -123,6 +124,22 @@ def _weights(results: Mapping[str, Any]) -> list[str]:
         f"{holdout['equal_weights']:.5f}, with the best of equal and random weights {holdout['random_search']:.5f}.",
         "",
     ]
+
+
+def _starts(members: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """List the finished models that trainings went on from, with all classes that are new or dropped."""
+    starts = {name: member["start"] for name, member in members.items() if "start" in member}
+    if not starts:
+        return []
+    lines = ["Models that went on from a finished one:", ""]
+    for name, start in starts.items():
+        classes = [f"{start['kept']:,} classes kept by {start['by']}"]
+        classes += [
+            f"{len(start[key]):,} {key}: {NAME_SEPARATOR.join(start[key])}" for key in ("new", "dropped") if start[key]
+        ]
+        place = f"{name}, from {start['member']} of {start['file']}"
+        lines.append(f"- {escaped(place + ': ' + '; '.join(classes))}")
+    return [*lines, ""]
 
 
 def _diversity(groups: Sequence[Mapping[str, Any]]) -> list[str]:

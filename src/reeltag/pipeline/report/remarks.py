@@ -16,7 +16,7 @@ CLEARLY = 0.01  # GAP; more than two runs of a recipe with different seeds diffe
 
 def remarks(results: Mapping[str, Any]) -> list[str]:
     """Return one sentence for each remark; an empty list if there is nothing to remark."""
-    checks = (_few_examples, _unsettled_batch_norm, _single_member, _worse_students)
+    checks = (_few_examples, _seen_holdout, _unsettled_batch_norm, _single_member, _worse_students)
     return [text for check in checks if (text := check(results))]
 
 
@@ -36,6 +36,17 @@ def gains(results: Mapping[str, Any]) -> list[float]:
     members = results["members"]
     pairs = [(member, members[member["like"]]) for member in members.values() if "like" in member]
     return [student["test"]["float32"]["gap"] - teacher["test"]["float32"]["gap"] for student, teacher in pairs]
+
+
+def _seen_holdout(results: Mapping[str, Any]) -> str:
+    """Remark on models that went on from a finished one, for which the hold-out may be no hold-out."""
+    names = [name for name, member in results["members"].items() if "start" in member]
+    if not names:
+        return ""
+    return (
+        f"{', '.join(first_lines(names))} went on from a finished model, which may have been trained on videos of the "
+        "hold-out, so hold-out GAP may be too high; compare on the test set"
+    )
 
 
 def _unsettled_batch_norm(results: Mapping[str, Any]) -> str:

@@ -116,6 +116,17 @@ class Gating(TypedDict):
     changed: list[GatedPair]
 
 
+class Start(TypedDict):
+    """Finished model that a training went on from, and its classes: how many were kept, and which were not."""
+
+    file: str
+    member: str
+    kept: int
+    by: str
+    new: list[str]
+    dropped: list[str]
+
+
 class MemberResults(TypedDict):
     """Metrics of a model by encoding, and its origin.
 
@@ -131,6 +142,7 @@ class MemberResults(TypedDict):
     averaged: NotRequired[bool]
     like: NotRequired[str]
     first_statistics: NotRequired[float]
+    start: NotRequired[Start]
     gating: NotRequired[Gating]
 
 

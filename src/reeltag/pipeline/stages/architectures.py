@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from reeltag.core.storage import read_json
+from reeltag.core.storage import content_hash, read_json
 from reeltag.pipeline.stages.files import SELECTION
 from reeltag.recipe.schema import ModelSettings, Recipe
-from reeltag.training.schedule import TrainingSettings
+from reeltag.training.schedule import StartSettings, TrainingSettings
 
 if TYPE_CHECKING:
     from reeltag.pipeline.executor import Job
@@ -72,6 +72,25 @@ class TeacherArchitecture:
 
 
 Architecture = FixedArchitecture | TeacherArchitecture
+
+
+def model_seed(recipe: Recipe, name: str) -> int:
+    """Return the seed of one model's initial weights and order of videos."""
+    return int(content_hash([recipe.seed, name])[:15], 16)
+
+
+def start_stage(name: str) -> str:
+    """Return the name of the stage that writes the weights which a model's training starts from."""
+    return f"start.{name}"
+
+
+def start_of(recipe: Recipe, architecture: Architecture, overrides: TrainingSettings) -> StartSettings | None:
+    """Return the finished model that a training goes on from; None if it begins with new weights.
+
+    A student with a teacher's architecture does not go on from what its teacher alone goes on from.
+    """
+    own = (architecture.settings.training,) if isinstance(architecture, FixedArchitecture) else ()
+    return recipe.training_with(overrides, *own).start
 
 
 def select_stage(family: str) -> str:

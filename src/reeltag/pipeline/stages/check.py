@@ -1,7 +1,7 @@
 """Check what the keys of a recipe do not show: the files that it names beside its shards, and its budget.
 
 `reeltag recipe check` runs this alone, and a plan begins with it. Nothing here imports torch, unless the recipe imports
-a model, names a PCA, or has a family from outside.
+a model or starts from one, names a PCA, or has a family from outside.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from reeltag.core.storage import join_path
 from reeltag.data.label_table import read_labels
 from reeltag.data.vocabulary import read_vocabulary
 from reeltag.models.shapes import TensorShapes, tagger_shapes
-from reeltag.pipeline.stages.architectures import Architecture, member_architectures
+from reeltag.pipeline.stages.architectures import Architecture, member_architectures, start_of
 from reeltag.recipe.schema import ModelSettings, Recipe
+from reeltag.training.schedule import TrainingSettings
 
 if TYPE_CHECKING:
     from reeltag.data.pca import Projection
     from reeltag.pipeline.stages.imported_model import ImportedModelStages
+    from reeltag.pipeline.stages.start import ModelStart
 
 # The header of the artifact reserves this room for what only the artifact has, beside the names and each PCA.
 HEADER_ROOM, PCA_ROOM = 1024, 1024
@@ -54,10 +56,12 @@ class Checked:
     Attributes:
         beside: content of the artifact beside the members.
         imported: the imported models.
+        starts: the finished models that trainings go on from.
     """
 
     beside: Beside
     imported: tuple[ImportedModelStages, ...]
+    starts: tuple[ModelStart, ...]
 
 
 def check_recipe(recipe: Recipe, *, without_data: bool = False) -> Checked:
@@ -68,7 +72,7 @@ def check_recipe(recipe: Recipe, *, without_data: bool = False) -> Checked:
         without_data: allow a missing file of label names or of a PCA.
 
     Raises:
-        ArtifactError: an imported model or the PCA is missing or damaged.
+        ArtifactError: an imported model, one that a training goes on from, or the PCA is missing or damaged.
         BudgetError: even after the best entropy coding, not even the smallest member fits the budget, or not all
             members that the recipe names.
         UsageError: a file is missing, or does not fit the recipe.
@@ -100,7 +104,26 @@ def check_recipe(recipe: Recipe, *, without_data: bool = False) -> Checked:
     if (together := sum(fixed.values())) > left:
         header = recipe.budget - left
         raise _over_budget(recipe, header + together, header, fixed)
-    return Checked(beside, tuple(imported))
+    return Checked(beside, tuple(imported), _starts(recipe, beside))
+
+
+def _starts(recipe: Recipe, beside: Beside) -> tuple[ModelStart, ...]:
+    """Return what each training that goes on from a finished model starts from."""
+    students = recipe.distillation.training if recipe.distillation else TrainingSettings()
+    starts: list[ModelStart] = []
+    for name, architecture in member_architectures(recipe).items():
+        overrides = TrainingSettings() if name in recipe.models else students
+        if (settings := start_of(recipe, architecture, overrides)) is not None:
+            from reeltag.pipeline.stages.start import model_start  # imports torch
+
+            if recipe.distillation is not None and recipe.distillation.folds:
+                raise UsageError(
+                    f"{name}: training.start: the file may have been trained on the videos of every fold; leave out "
+                    "training.start, or distillation.folds"
+                )
+            names = (beside if beside.label_names else beside_members(recipe)).label_names  # also without data
+            starts.append(model_start(recipe, name, architecture, settings, names))
+    return tuple(starts)
 
 
 def _over_budget(recipe: Recipe, size: int, header: int, sizes: Mapping[str, int]) -> BudgetError:

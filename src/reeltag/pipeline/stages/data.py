@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -302,7 +303,7 @@ def _check_holdout(data: DataSettings, files: Sequence[DataFile]) -> None:
 
 def _index(recipe: Recipe, split: Split, files: list[DataFile], made_by: str | None, job: Job) -> str:
     """Check and index the shards; returns a hash of their content, so that later stages do not depend on paths."""
-    for line in first_lines(_changes(job, split, files)):
+    for line in shard_changes(recipe, split, list(map(file_identity, files)), job.folder.parent):
         job.progress.say(f"  {line}")
     if made_by:
         files = find_files([f"{split}-*.tfrecord"], job.inputs[made_by])
@@ -347,10 +348,20 @@ def _limit(data: DataSettings, split: Split) -> int | None:
     return data.limit.train if split == "train" else data.limit.test
 
 
-def _changes(job: Job, split: str, files: Sequence[DataFile]) -> list[str]:
-    """Describe shards that were removed, added or changed since the last time this run's folder indexed the split."""
-    markers = sorted(job.folder.parent.glob(f"data.{split}-*/{MARKER}"), key=lambda path: path.stat().st_mtime_ns)
-    now = list(map(file_identity, files))
+def shard_changes(recipe: Recipe, split: Split, now: list[Any], stages: Path) -> list[str]:
+    """Describe shards that were removed, added or changed since the last time that a run indexed the split.
+
+    Args:
+        recipe: the recipe.
+        split: the split.
+        now: identity of each shard; see `file_identity`.
+        stages: folder of the run's stages.
+
+    Returns:
+        One line for each of the first changes, and one that says how to go on from the models that the run has; empty
+        if nothing changed.
+    """
+    markers = sorted(stages.glob(f"data.{split}-*/{MARKER}"), key=lambda path: path.stat().st_mtime_ns)
     before = read_json(markers[-1])["parameters"]["files"] if markers else now
     old, new = ({path: state for path, *state in each} for each in (before, now))
     gone, added = (sorted(one.keys() - other.keys()) for one, other in ((old, new), (new, old)))
@@ -358,4 +369,9 @@ def _changes(job: Job, split: str, files: Sequence[DataFile]) -> list[str]:
     changes = {f"{path} is missing; put it back and run again, if it belongs there": path for path in gone}
     changes |= {f"{path} is new": path for path in added}
     changes |= {f"{path} changed": path for path in new if new[path] != old.get(path, new[path])}
-    return [line for line, path in changes.items() if Path(path).name not in moved]
+    lines = first_lines([line for line, path in changes.items() if Path(path).name not in moved])
+    if lines and split == "train" and recipe.training.start is None:
+        run = stages.parent
+        how = f"--set training.start={run} --out FOLDER (docs/training.md#going-on)"
+        lines.append(f"all models are trained anew on these shards; to go on from those of {run}, {how}")
+    return lines

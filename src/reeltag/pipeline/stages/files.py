@@ -14,6 +14,7 @@ from reeltag.recipe.schema import Recipe
 
 MODEL, CHECKPOINT, MANIFEST = "model.reeltag", "checkpoint.safetensors", "manifest.safetensors"
 SCORES, PREDICTIONS, WEIGHTS = "scores.json", "predictions.safetensors", "weights.json"
+START = "start.json"
 SELECTION, KEPT, DECISION = "selection.json", "kept.json", "decision.json"
 RESULTS, REPORT = "results.json", "report"
 

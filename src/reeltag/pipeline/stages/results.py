@@ -22,15 +22,15 @@ from reeltag.inference.predictor import Predictor, load
 from reeltag.pipeline.executor import Job, Stage
 from reeltag.pipeline.report.calibration import calibration
 from reeltag.pipeline.report.gating import FREQUENT_CLASSES
-from reeltag.pipeline.report.judging import judged_classes, mistakes_of_classes
+from reeltag.pipeline.report.judging import judged_bytes, judged_classes, mistakes_of_classes
 from reeltag.pipeline.report.markdown import render
 from reeltag.pipeline.report.page import render_frontier
 from reeltag.pipeline.report.paper_tables import render_tables
 from reeltag.pipeline.report.results import CLASSES, FORMAT, Judged, rounded
-from reeltag.pipeline.stages.architectures import TeacherArchitecture, label_twin
+from reeltag.pipeline.stages.architectures import TeacherArchitecture, label_twin, start_stage
 from reeltag.pipeline.stages.diversity import diversity
 from reeltag.pipeline.stages.ensemble import class_prior
-from reeltag.pipeline.stages.files import MODEL, REPORT, RESULTS, SCORES, SELECTION, WEIGHTS, load_manifest
+from reeltag.pipeline.stages.files import MODEL, REPORT, RESULTS, SCORES, SELECTION, START, WEIGHTS, load_manifest
 from reeltag.pipeline.stages.member import MemberStages
 from reeltag.pipeline.stages.report_samples import (
     SAMPLES,
@@ -48,7 +48,7 @@ from reeltag.training.log import LOG, read_rows
 
 EXAMPLES = 5
 # Bytes of a report a model, a class and beside them, measured on runs of 1 to 4 models and 12 to 527 classes.
-MODEL_BYTES, CLASS_BYTES, OTHER_BYTES = 16_000, 2_400, 50_000
+MODEL_BYTES, CLASS_BYTES, OTHER_BYTES = 16_000, 100, 50_000
 TEST_FORMAT = 1  # raise it when the same model gives other test results
 FILE_TEST_FORMAT = 2  # the same of the file
 REPORT_FORMAT = 2  # raise it when the same results give another report, unless report.results.FORMAT is raised
@@ -81,6 +81,7 @@ def result_stages(recipe: Recipe, members: Sequence[MemberStages], selections: M
         inputs=("data.test", "ensemble", "pack"),
         parameters={"samples": SAMPLES, **recipe.test.model_dump()},
         gpus=1,
+        bytes=OTHER_BYTES + judged_bytes(recipe.data.record_schema.classes),
     )
     return [*stages, test_file, _report_stage(recipe, members, selections)]
 
@@ -92,6 +93,7 @@ def _report_stage(recipe: Recipe, members: Sequence[MemberStages], selections: M
         if isinstance(member, TrainedModelStages):
             known += [*member.architecture.stages, member.training.stage_name, member.last_training]
             known += [decision_stage(member.family)] if decides_by_family(recipe) else []
+            known += [start_stage(member.name)] if member.training.start else []
     return Stage(
         name="report",
         work=partial(_report, recipe, members, selections),
@@ -194,7 +196,6 @@ def _report(recipe: Recipe, members: Sequence[MemberStages], selections: Mapping
         "bad_records": {split: _bad_records(load_manifest(job, split)) for split in ("train", "test")},
     }
     write_json(job.folder / RESULTS, content)
-    write_json(job.folder / CLASSES, read_json(job.inputs["test.file"] / CLASSES))
     texts = {
         "report.md": render(content),
         "tables.md": render_tables(content),
@@ -219,8 +220,11 @@ def _member_results(recipe: Recipe, member: MemberStages, job: Job) -> dict[str,
     results |= {"family": member.family, "taught_by": member.training.taught_by}
     if recipe.averaging is not None:
         results |= {"averaging": member.averaging_scores(job), "averaged": member.averaged(job)}
-    steps = read_rows(job.inputs[member.last_training] / LOG)[-1].step
-    results["first_statistics"] = rounded(architecture.resolve(job).config.bn_decay ** steps)
+    if member.training.start is not None:
+        results["start"] = read_json(job.inputs[start_stage(member.name)] / START)
+    else:
+        steps = read_rows(job.inputs[member.last_training] / LOG)[-1].step
+        results["first_statistics"] = rounded(architecture.resolve(job).config.bn_decay ** steps)
     if isinstance(architecture, TeacherArchitecture):
         results["like"] = read_json(job.inputs[architecture.stage] / SELECTION)["names"][architecture.index]
     elif member.targets and (twin := label_twin(recipe, architecture.settings)):

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from reeltag.artifact.file import Artifact, Member, load_tagger, save_artifact
+from reeltag.artifact.file import Artifact, Member, load_artifact, load_tagger, save_artifact
 from reeltag.core.distributed.process_group import rank
 from reeltag.core.environment import default_device, versions
 from reeltag.core.errors import TrainingStoppedError
 from reeltag.core.memory import explain_out_of_memory
-from reeltag.core.storage import content_hash
 from reeltag.core.text import counted
 from reeltag.data.holdout import split_folds
 from reeltag.data.loader import sequential_batches
@@ -26,15 +25,21 @@ from reeltag.inference.metrics.evaluation import evaluate_predictions
 from reeltag.models.config import TaggerConfig
 from reeltag.models.tagger import build_tagger
 from reeltag.pipeline.executor import Job
-from reeltag.pipeline.stages.architectures import Architecture, FixedArchitecture
+from reeltag.pipeline.stages.architectures import (
+    Architecture,
+    FixedArchitecture,
+    model_seed,
+    start_of,
+    start_stage,
+)
 from reeltag.pipeline.stages.files import CHECKPOINT, MODEL, load_manifest, split, split_parameters
 from reeltag.recipe.schema import ModelSettings, Recipe
 from reeltag.training.checkpoint import TrainingState
 from reeltag.training.early_stopping import HoldoutEvaluation, StopRule
 from reeltag.training.schedule import (
     FORGOTTEN,
-    NOT_DECISIVE,
     Phase,
+    StartSettings,
     TrainingSettings,
     evaluation_steps,
     training_phase,
@@ -75,7 +80,13 @@ class ModelTraining:
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the training's input stages."""
-        return ("data.train", *self.architecture.stages, *self.targets)
+        start = () if self.start is None else (start_stage(self.name),)
+        return ("data.train", *self.architecture.stages, *start, *self.targets)
+
+    @property
+    def start(self) -> StartSettings | None:
+        """Finished model that the training goes on from, if any."""
+        return start_of(self.recipe, self.architecture, self.overrides)
 
     @property
     def taught_by(self) -> list[str]:
@@ -85,11 +96,12 @@ class ModelTraining:
     @property
     def seed(self) -> int:
         """Seed of the model's own, so that models of equal configuration differ in initial weights and order."""
-        return int(content_hash([self.recipe.seed, self.name])[:15], 16)
+        return model_seed(self.recipe, self.name)
 
     def settings(self, own: ModelSettings) -> TrainingSettings:
         """Merge `[training]`, the overrides and the table of an architecture into the settings of this training."""
-        return self.recipe.training_with(*self.architecture.training_tables(own, self.overrides))
+        merged = self.recipe.training_with(*self.architecture.training_tables(own, self.overrides))
+        return merged.model_copy(update={"start": self.start})
 
     def parameters(self) -> dict[str, object]:
         """Return everything that decides the weights beside the inputs, as JSON."""
@@ -100,12 +112,12 @@ class ModelTraining:
             own = self.architecture.settings
             parameters |= {
                 "config": own.config.model_dump(),
-                "training": self.settings(own).model_dump(exclude=NOT_DECISIVE),
+                "training": self.settings(own).decisive(),
             }
         else:  # the hash of the selection covers the architecture
             parameters |= {
-                "training": self.recipe.training.model_dump(exclude=NOT_DECISIVE),
-                "overrides": self.overrides.model_dump(exclude_unset=True, exclude=NOT_DECISIVE),
+                "training": self.recipe.training.decisive(),
+                "overrides": self.overrides.decisive(only_set=True),
                 "index": self.architecture.index,
                 "dropout": self.architecture.dropout,
             }
@@ -127,7 +139,7 @@ class ModelTraining:
         own = self.architecture.resolve(job)
         manifest = load_manifest(job, "train")
         phase = training_phase(self.settings(own), len(self.videos(manifest)))
-        if remark := short_for_batch_norm(own.config, len(phase.steps)):
+        if self.start is None and (remark := short_for_batch_norm(own.config, len(phase.steps))):
             job.progress.say(f"  {self.name}: {remark}")
         try:
             weights = self.run_phase(job, own, manifest, phase, name="train", stop=stop)
@@ -155,13 +167,18 @@ class ModelTraining:
             manifest: of the training set.
             phase: steps and learning rates.
             name: of the phase, for progress.
-            start: the state that the phase starts from; by default new weights.
+            start: the state that the phase starts from; by default new weights, or those of a finished model.
             stop: decides after each evaluation on the hold-out if the phase is given up; None for never.
         """
         schema, settings = self.recipe.data.record_schema, self.settings(own)
         with explain_out_of_memory(f"{self.stage_name}: training {own.config.family}", _less_memory(settings)):
+            if self.start is not None and start is None:
+                (member,) = load_artifact(job.inputs[start_stage(self.name)] / MODEL).members
+                tagger = member.build(schema)
+            else:
+                tagger = build_tagger(own.config, schema.widths, schema.classes, self.seed)
             trainer = Trainer(
-                build_tagger(own.config, schema.widths, schema.classes, self.seed),
+                tagger,
                 TrainingData(
                     Shards(manifest),
                     self.videos(manifest),
