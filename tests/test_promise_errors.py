@@ -233,6 +233,7 @@ def test_a_request_is_told_record_and_byte(reason: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("training", [False, True])
 def test_a_loader_tells_the_place_of_what_changed(tmp_path: Path, workers: int, training: bool) -> None:
+    others = set(active_children())
     case = make_case(tmp_path, random.Random(1), kinds=())
     manifest = scan(case.bad, SCHEMA)
     content, offset = bytearray(case.bad[1].read_bytes()), int(ShardFile(case.bad[1]).offsets()[7])
@@ -249,7 +250,7 @@ def test_a_loader_tells_the_place_of_what_changed(tmp_path: Path, workers: int, 
         else:
             list(sequential_batches(Shards(manifest), batch_size=4, workers=workers))
     assert (caught.value.file, caught.value.record, caught.value.offset) == (str(case.bad[1]), 7, offset)
-    assert not active_children(), "loader processes outlived the error"
+    assert set(active_children()) <= others, "loader processes outlived the error"
 
 
 @pytest.mark.parametrize("workers", [0, 2])

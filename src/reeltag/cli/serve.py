@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import gc
 import math
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from reeltag.cli.options import Calibrated, Mode
 from reeltag.core.environment import install_command
 from reeltag.core.errors import UsageError
+
+# The model's thread gives up Python's lock many times a batch, and by default waits up to 5 ms each time for it.
+_SWITCH_SECONDS = 1e-5
 
 
 def serve(
@@ -74,6 +78,7 @@ def serve(
         open_reader(artifact, name, image, audio)  # what is wrong with them is said before a video comes
     records = read_samples(find_files(samples), artifact.schema)
     listener = listen(host, port)
+    sys.setswitchinterval(_SWITCH_SECONDS)
     with open_model(path, mode, workers, calibrated=calibrated) as opened:
         app = create_app(opened, name, limits, samples=records, image=image, audio=audio)
         gc.collect()

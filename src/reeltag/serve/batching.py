@@ -182,12 +182,14 @@ class Batcher:
         del self._gathering[gathered]
 
     def _share(self, waiting: int) -> int:
-        """Return how many requests a batch takes, so that all models get as many.
+        """Return how many requests a batch takes, so that all models get as many, and HTTP as well.
+
+        While the models compute, the requests of one more batch are read and answered.
 
         Args:
             waiting: number of requests that wait or are about to.
         """
-        return min(self._max_batch, -(-(waiting + self._computing) // self._count))
+        return min(self._max_batch, -(-(waiting + self._computing) // (self._count + 1)))
 
     async def _drop_left(self) -> None:
         """Drop requests that have waited for a while and whose clients have disconnected."""

@@ -37,7 +37,7 @@ from reeltag.inference.ensemble import predict_batches
 from reeltag.inference.predictor import AnyMode, Predictor, load, resolve_device
 from reeltag.inference.timeline import ScoreArray
 
-TYPICAL_BATCH = 16  # videos of a batch under load, for which mode auto chooses
+TYPICAL_BATCH = 4  # videos, between one client's batches and those under load; mode auto chooses for it
 _log = logging.getLogger("reeltag.serve")
 
 
