@@ -12,7 +12,7 @@ from reeltag.cli.main import main
 from reeltag.core.errors import RecipeError, UsageError
 from reeltag.core.progress import Progress
 from reeltag.data.extractor_origin import describe_other_input
-from reeltag.data.schema import Feature, Origin
+from reeltag.data.schema import Feature, Origin, preset_schema
 from reeltag.models.families import parse_config
 from reeltag.models.tagger import build_tagger
 from reeltag.pipeline import executor
@@ -174,6 +174,25 @@ def test_features_of_another_encoder_are_refused_as_far_as_both_are_known(schema
     )
     assert describe_other_input(one, two) == "'rgb' from clip with other weights or settings and not from clip"
     assert describe_other_input(one, schema) == describe_other_input(one, one) == ""
+
+
+@pytest.mark.parametrize(
+    ("origin", "same"),
+    [
+        ({"name": "vggish:net.onnx,vggish_pca_params.npz", "scale": (0, 1)}, True),
+        ({"name": "vggish:net.onnx,vggish_pca_params.npz", "scale": (0, 2)}, False),
+        ({"name": "vggish:net.onnx,vggish_pca_params.npz", "scale": (0, 1), "projection": "b" * 64}, False),
+        ({"name": "yamnet:net.tflite", "scale": (0, 1)}, False),
+        (None, False),
+    ],
+)
+def test_audioset_s_features_are_those_that_vggish_extracts(origin, same):
+    published = preset_schema("audioset")
+    extractor = origin and Origin(hash="a" * 64, **origin)
+    feature = Feature(name="audio", width=128, extractor=extractor)
+    extracted = published.model_copy(update={"features": (feature,), "classes": 3, "max_frames": 300})
+    for one, two in ((published, extracted), (extracted, published)):
+        assert (describe_other_input(one, two) == "") is same
 
 
 def refused(recipe, capsys, tmp_path, *overrides):

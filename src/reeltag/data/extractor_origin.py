@@ -35,6 +35,7 @@ class Published:
     file: str
 
 
+PUBLISHED_SCALE = (0.0, 1.0)  # offset and scale of the codes
 # By name: AudioSet's, which its schema reads.
 PUBLISHED: Mapping[str, Published] = {
     "audio_embedding": Published(
@@ -86,20 +87,37 @@ def refuse_other_origin(schema: Schema, shards: Iterable[DataFile]) -> None:
 def describe_other_input(schema: Schema, wanted: Schema) -> str:
     """Describe why frames of a schema mean something else than those of another; empty if they mean the same.
 
-    Extractors are compared as far as both are known.
+    Extractors are compared as far as both are known. Published features are the same under the name that `reeltag extract`
+    gives them, from the same encoder on its own scale.
     """
     for key in ("level", "dtype"):
         if (ours := getattr(schema, key)) != (theirs := getattr(wanted, key)):
             return f"{key} {ours} and not {theirs}"
-    ours, theirs = (", ".join(f"{each.name} {each.width}" for each in one.features) for one in (schema, wanted))
-    if ours != theirs:
+    pairs = list(zip(schema.features, wanted.features, strict=False))
+    same = [
+        (one.name, one.width) == (two.name, two.width)
+        or _extracted_as_published(one, schema, two)
+        or _extracted_as_published(two, wanted, one)
+        for one, two in pairs
+    ]
+    if not all(same) or len(schema.features) != len(wanted.features):
+        ours, theirs = (", ".join(f"{each.name} {each.width}" for each in one.features) for one in (schema, wanted))
         return f"the features {ours} and not {theirs}"
-    for feature, other in zip(schema.features, wanted.features, strict=True):
+    for feature, other in pairs:
         one, two = feature.extractor, other.extractor
         if one and two and (_produced(one), one.decoding) != (_produced(two), two.decoding):
             how = describe_difference(one, two) if _produced(one) != _produced(two) else " of another reeltag"
             return f"{feature.name!r} from {one.name}{how} and not from {two.name}"
     return ""
+
+
+def _extracted_as_published(feature: Feature, schema: Schema, other: Feature) -> bool:
+    """Return True if another feature is a published one as `reeltag extract` makes it."""
+    known, origin = published(feature, schema), other.extractor
+    if known is None or origin is None or (other.name, other.width) != (known.feature, known.width):
+        return False
+    made = origin.name.partition(":")[0], origin.projection, origin.scale
+    return made == (known.encoder, None, PUBLISHED_SCALE)
 
 
 def _produced(origin: Origin) -> tuple[Any, ...]:
