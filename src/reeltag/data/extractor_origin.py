@@ -87,8 +87,8 @@ def refuse_other_origin(schema: Schema, shards: Iterable[DataFile]) -> None:
 def describe_other_input(schema: Schema, wanted: Schema) -> str:
     """Describe why frames of a schema mean something else than those of another; empty if they mean the same.
 
-    Extractors are compared as far as both are known. Published features are the same under the name that `reeltag extract`
-    gives them, from the same encoder on its own scale.
+    Extractors are compared as far as both are known. Published features are the same under the name that `reeltag
+    extract` gives them, from the same encoder on its own scale.
     """
     for key in ("level", "dtype"):
         if (ours := getattr(schema, key)) != (theirs := getattr(wanted, key)):
