@@ -12,7 +12,7 @@ from reeltag.pipeline.report.results import ClassResults, Confusion, Judged, Mis
 
 MISTAKES = 5  # false positives of a class, and as many missed videos …
 ALL_MISTAKES = 3000  # … or fewer, so that so many of either kind are in the page, but one of each class
-MISTAKE_BYTES = 690  # of `classes.json`, measured on 527 classes
+MISTAKE_BYTES = 230  # of `classes.json`, measured on 527 classes
 TAGS = 3
 CONFUSED = 20
 

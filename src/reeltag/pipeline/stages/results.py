@@ -156,7 +156,7 @@ def _test_file(recipe: Recipe, job: Job) -> None:
         "examples": examples,
     }
     write_json(job.folder / SCORES, content)
-    write_json(job.folder / CLASSES, _judged(predictor, shards, measured.outcomes()))
+    write_json(job.folder / CLASSES, _judged(predictor, shards, measured.outcomes()), compact=True)
 
 
 def _judged(predictor: Predictor, shards: Shards, outcomes: Outcomes) -> Judged:
