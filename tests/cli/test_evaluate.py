@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import reeltag
+import reeltag.inference.evaluate
 from reeltag.artifact.file import load_artifact, save_artifact
 from reeltag.cli.main import main
 
@@ -71,6 +72,27 @@ def test_the_rows_have_every_label_and_their_metrics_are_those_printed(evaluated
     assert sum(len(json.loads(video["predictions"])) for video in videos) == sum(
         row["predicted"] == "1" for row in rows
     )
+
+
+def test_rows_are_kept_only_for_what_needs_them(evaluated, tiny_model, tested, tmp_path, monkeypatch):
+    _, scores, labels = tested
+    kept, judge = [], reeltag.inference.evaluate.judge
+
+    def judged(*arguments, **named):
+        found = judge(*arguments, **named)
+        kept.append(0 if found.outcomes is None else len(found.outcomes.scores))
+        return found
+
+    monkeypatch.setattr(reeltag.inference.evaluate, "judge", judged)
+    printed = evaluated("--all-scores", "--json")
+    evaluated("--mistakes", "1")
+    assert json.loads(printed)["at_threshold"]["recall_micro"] == pytest.approx(
+        ((scores >= 0.5) & labels).sum() / labels.sum(), abs=1e-5
+    )
+    evaluated("--against", tiny_model)
+    for option in ("--out", "--per-class", "--fiftyone"):
+        evaluated(option, tmp_path / f"{option}.csv")
+    assert kept == [0, *[scores.size] * 6]  # of few classes each is among the 20 highest
 
 
 def test_two_models_are_compared_on_the_same_videos(evaluated, tiny_model, tmp_path):

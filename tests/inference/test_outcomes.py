@@ -32,7 +32,7 @@ def ratio(a, b):
 def test_precision_recall_and_f1_follow_their_definitions(videos, classes, levels, threshold, seed):
     scores, labels = made(videos, classes, levels, seed)
     outcomes = outcomes_of(scores, labels, threshold, parts=min(3, videos))
-    each = outcomes.class_metrics()
+    each = outcomes.at_threshold.class_metrics()
     counts = []
     for number in range(classes):
         pairs = [(p >= np.float32(threshold), y) for p, y in zip(scores[:, number], labels[:, number], strict=True)]
@@ -42,7 +42,7 @@ def test_precision_recall_and_f1_follow_their_definitions(videos, classes, level
         assert each.recall[number] == pytest.approx(ratio(hits, true))
         assert each.f1[number] == pytest.approx(ratio(2 * hits, said + true))
     hits, said, true = map(sum, zip(*counts, strict=True))
-    micro, macro = outcomes.micro(), outcomes.macro()
+    micro, macro = outcomes.at_threshold.micro(), outcomes.at_threshold.macro()
     assert [micro.precision, micro.recall] == [pytest.approx(ratio(hits, said)), pytest.approx(ratio(hits, true))]
     assert micro.f1 == pytest.approx(ratio(2 * hits, said + true))
     known = [ratio(2 * h, s + t) for h, s, t in counts if t]
@@ -113,7 +113,7 @@ def test_classes_without_a_rating_have_no_row():
     rated = torch.tensor([[True, False, True], [False, False, False]])
     outcomes = Outcomes.of(Predictions(("a", "b"), scores, labels & rated, rated))
     assert list(zip(outcomes.videos.tolist(), outcomes.classes.tolist(), strict=True)) == [(0, 0), (0, 2)]
-    assert outcomes.micro().precision == 0.5
+    assert outcomes.at_threshold.micro().precision == 0.5
 
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0, 1.5, math.nan])

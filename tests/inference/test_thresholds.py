@@ -153,6 +153,14 @@ def test_intervals_hold_the_truth_at_their_level_and_claims_hold(goal):
     )  # what is claimed holds on average, although it was chosen on few positives
 
 
+@pytest.mark.parametrize("scope", ["shared", "per-class"])
+def test_a_model_that_is_wrong_throughout_is_not_turned_around(scope):
+    probabilities, labels, ids = overconfident(videos=300, classes=3)
+    calibration = fit_calibration(1 - probabilities, labels, ids, scope, {})  # its loss is lowest with a scale below 0
+    assert calibration.fault() == "" and set(calibration.scale) == {1} and not calibration.offset.any()
+    assert calibration.about["log_loss_after"] == calibration.about["log_loss_before"]
+
+
 def log_loss(probabilities, labels):
     p = probabilities.double().clamp(1e-7, 1 - 1e-7)
     return float(-torch.where(labels, p.log(), (1 - p).log()).sum(1).mean())

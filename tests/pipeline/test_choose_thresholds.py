@@ -180,6 +180,19 @@ def test_the_hold_out_is_read_from_the_folder_of_the_run(made, tmp_path):
     assert chosen.thresholds.positives.tolist() == labels[held].sum(0).tolist()
     assert chosen.thresholds.correct.tolist() == (tagged & labels[held]).sum(0).tolist()
     assert "made it, so the videos that this run held out may have trained it" in chosen.remarks[0]
+    later = tmp_path / "stages" / "data.train-2"  # of other shards, on which this model was not trained
+    later.mkdir()
+    scan([made / "train-0.tfrecord", made / "valid-0.tfrecord"], SCHEMA, labelled=True).save(
+        later / "manifest.safetensors"
+    )
+    write_json(later / "stage.json", {"digest": "2"})
+    for trained, expected, doubts in ((45, 45, 0), (46, 90, 1)):
+        provenance = {"recipe_hash": "x", "data": {"shards": [], "videos": trained}}
+        (tmp_path / "model.reeltag").unlink()
+        save_artifact(tmp_path / "model.reeltag", replace(load_artifact(made / "model.reeltag"), provenance=provenance))
+        again = reeltag.choose_thresholds(tmp_path / "model.reeltag", holdout=tmp_path, f1=True, mode="exact")
+        assert (again.videos, len(again.remarks)) == (expected, doubts)
+    shutil.rmtree(later)
     other = replace(load_artifact(made / "model.reeltag"), schema=SCHEMA.model_copy(update={"max_frames": 9}))
     save_artifact(tmp_path / "other.reeltag", other)
     with pytest.raises(UsageError, match="another schema than the model"):

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from reeltag.inference.ensemble import Predictions
+from reeltag.inference.metrics.outcomes import CALIBRATION_BINS as BINS
 from reeltag.pipeline.report.axes import linear_axis, log_ticks, tight_axis
-from reeltag.pipeline.report.calibration import BINS, calibration
+from reeltag.pipeline.report.calibration import calibration
 from reeltag.pipeline.report.charts import Point, Series, chart
 from reeltag.pipeline.report.compare import recipe_changes
 from reeltag.pipeline.report.gating import LISTED_PAIRS, MIN_VIDEOS, CoOccurrence, gating_gain

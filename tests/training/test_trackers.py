@@ -35,10 +35,8 @@ class Said(Progress):
 class Recorder:
     """A tracker that fails as often as it is told."""
 
-    lasting = True
-
-    def __init__(self, failures=0):
-        self.failures, self.rows, self.closed = failures, {}, None
+    def __init__(self, failures=0, place="here"):
+        self.failures, self.rows, self.closed, self.place = failures, {}, None, place
 
     def log(self, training, rows):
         self.failures -= 1
@@ -84,6 +82,10 @@ def test_every_row_is_sent_once_also_by_a_process_that_goes_on(stage):
     assert [row.step for tracker in (first, second) for row in tracker.rows[FOLDER]] == list(range(1, 8))
     assert first.rows[FOLDER] + second.rows[FOLDER] == read_rows(stage / LOG)
     assert second.closed is True and not said
+    for place, rows in (("there", 7), ("there", 0), ("here", 0)):
+        other = Recorder(place=place)
+        follower(stage, other)[0].send()
+        assert sum(map(len, other.rows.values())) == rows
 
 
 def test_a_tracker_that_cannot_be_reached_is_said_once_and_gets_the_rest_later(stage):

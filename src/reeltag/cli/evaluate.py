@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from reeltag.inference.metrics.bootstrap import Gain, Resampled
-    from reeltag.inference.metrics.outcomes import Outcomes
+    from reeltag.inference.metrics.outcomes import AtThreshold, Outcomes
 
 LISTED = 10  # mistakes of each kind, and classes that gained or lost
 
@@ -76,13 +76,16 @@ def evaluate(
     other = None if against is None else load(against, mode)
     if other is not None and other.label_names != names:
         raise UsageError(f"{against}: has other classes than {model}; compare models of the same classes")
-    if (intervals or other is not None) and predictor.schema.segments is not None:
-        what = "--intervals and --against draw whole videos again, and this model tags segments"
-        raise UsageError(f"{model}: {what}; leave them out")
+    drawn = intervals or other is not None
+    for given, each in ((model, predictor), (against, other)):
+        if drawn and each is not None and each.schema.segments is not None:
+            what = "--intervals and --against draw whole videos again, and this model tags segments"
+            raise UsageError(f"{given}: {what}; leave them out")
     measure = partial(
         judge,
         shards=shards,
         threshold=threshold,
+        rows=drawn or any(option is not None for option in (mistakes, per_class, out, fiftyone)),
         all_scores=all_scores,
         labels=labels,
         label_encoding=label_encoding,
@@ -90,13 +93,13 @@ def evaluate(
         seed=seed,
     )
     bad = BadRecords(max_bad_records)
-    judgement = measure(predictor, bad=bad)
-    scores, outcomes = judgement.scores, judgement.outcomes
-    summary = scores.summary()
-    result: dict[str, Any] = summary | {"at_threshold": outcomes.summary()}
-    text = [f"{name:<9} {value}" for name, value in summary.items()] + _threshold_lines(outcomes)
-    models = [outcomes] if other is None else [outcomes, measure(other, bad=BadRecords(max_bad_records)).outcomes]
-    resampled = resample(*models) if intervals or other is not None else []
+    judged = [measure(predictor, bad=bad)]
+    judged += [] if other is None else [measure(other, bad=BadRecords(max_bad_records))]
+    scores, at, summary = judged[0].scores, judged[0].at_threshold, judged[0].scores.summary()
+    result: dict[str, Any] = summary | {"at_threshold": at.summary()}
+    text = [f"{name:<9} {value}" for name, value in summary.items()] + _threshold_lines(at)
+    kept = [each.outcomes for each in judged if each.outcomes is not None]
+    resampled = resample(*kept) if drawn else []
     if intervals:
         ends = {metric: [round(end, 5) for end in resampled[0].interval(metric)] for metric in ("gap", "map")}
         result["intervals"] = ends
@@ -105,11 +108,11 @@ def evaluate(
         result["against"], lines = _comparison(against, resampled, names)
         text += lines
     if number is not None:
-        result["mistakes"] = found = _mistakes(outcomes, number, names)
+        result["mistakes"] = found = _mistakes(kept[0], number, names)
         text += _mistake_lines(found)
     if per_class is not None:
-        write_classes(per_class, scores.class_ap, outcomes, names, resampled[0] if intervals else None)
-    _write_rows(outcomes, names, out, fiftyone)
+        write_classes(per_class, scores.class_ap, kept[0], names, resampled[0] if intervals else None)
+    _write_rows(kept, names, out, fiftyone)
     say(result | {"computed": predictor.choice.dump()}, text, json)
     say_left_out(bad)
 
@@ -126,13 +129,13 @@ def _refuse_files(per_class: Path | None, out: Path | None, fiftyone: Path | Non
             refuse_existing(path)
 
 
-def _write_rows(outcomes: Outcomes, names: Sequence[str], out: Path | None, fiftyone: Path | None) -> None:
+def _write_rows(kept: Sequence[Outcomes], names: Sequence[str], out: Path | None, fiftyone: Path | None) -> None:
     from reeltag.inference.formats.outcomes import write_fiftyone, write_outcomes
 
     if out is not None:
-        write_outcomes(out, outcomes, names)
+        write_outcomes(out, kept[0], names)
     if fiftyone is not None:
-        write_fiftyone(fiftyone, outcomes, names)
+        write_fiftyone(fiftyone, kept[0], names)
 
 
 def _class_number(given: str, names: Sequence[str]) -> int:
@@ -149,12 +152,12 @@ def _class_number(given: str, names: Sequence[str]) -> int:
     return vocabulary.number(given)
 
 
-def _threshold_lines(outcomes: Outcomes) -> list[str]:
-    micro, macro = outcomes.micro(), outcomes.macro()
+def _threshold_lines(at: AtThreshold) -> list[str]:
+    micro, macro = at.micro(), at.macro()
     rows = [
         f"{name:<9} {getattr(micro, name):.5f}  {getattr(macro, name):.5f}" for name in ("precision", "recall", "f1")
     ]
-    return ["", f"at threshold {outcomes.threshold:g}", "          micro    macro", *rows]
+    return ["", f"at threshold {at.threshold:g}", "          micro    macro", *rows]
 
 
 def _comparison(against: str, resampled: Sequence[Resampled], names: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from reeltag.cli.options import Address, Devices, Executor, MaxTime, Overrides, Quiet
 from reeltag.cli.output import Json, say
 from reeltag.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from reeltag.recipe.search_space import Value
 
 SHOWN = 5  # of the best trials
 
@@ -37,6 +44,7 @@ def tune(
         model: Name of the model in the recipe; by default the one that [tune] names, or the only one.
         out: Folder of the run whose stages the trainings are; runs/NAME by default.
     """
+    from reeltag.core.text import counted
     from reeltag.pipeline.run import Work
     from reeltag.pipeline.tuning.tune import tune as search
 
@@ -50,7 +58,7 @@ def tune(
     )
     number, values, outcome = done.best
     if outcome.gap is None:
-        raise UsageError(f"none of the {len(done.trials)} trials has a model; see {done.folder / 'trials.csv'}")
+        raise UsageError(f"none of {counted(len(done.trials), 'trial')} has a model; see {done.folder / 'trials.csv'}")
     ranked = sorted((each for each in done.trials if each[2].gap is not None), key=lambda each: -(each[2].gap or 0.0))
     lines = [f"{each.gap:.5f}  {_values(tried)}  (trial {at})" for at, tried, each in ranked[:SHOWN]]
     result = {
@@ -67,16 +75,13 @@ def tune(
         "hold-out GAP",
         *lines,
         "",
-        f"{len(states)} trials: {counts}; {done.folder / 'trials.csv'}",
-        f"{done.recipe}",
+        f"{counted(len(states), 'trial')}: {counts}; {done.folder / 'trials.csv'}",
+        str(done.recipe),
     ]
     say(result, text, json)
 
 
-def _values(values: object) -> str:
-    from collections.abc import Mapping
-
+def _values(values: Mapping[str, Value]) -> str:
     from reeltag.core.text import toml
 
-    assert isinstance(values, Mapping)
     return ", ".join(f"{key} = {toml(value)}" for key, value in values.items())

@@ -389,9 +389,16 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write JSON with sorted keys, so that equal content gives equal bytes."""
-    write_bytes(path, (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+def write_json(path: Path, content: object, *, compact: bool = False) -> None:
+    """Write JSON with sorted keys, so that equal content gives equal bytes.
+
+    Args:
+        path: of the file.
+        content: JSON-serialisable.
+        compact: without indentation, for a large file that programs read.
+    """
+    text = _compact(content) if compact else json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+    write_bytes(path, (text + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -419,5 +426,8 @@ def file_hash(path: Path) -> str:
 
 def content_hash(content: object) -> str:
     """Return the SHA-256 of a JSON-serialisable value in hexadecimal; the order of keys does not matter."""
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode(errors="surrogateescape")).hexdigest()
+    return hashlib.sha256(_compact(content).encode(errors="surrogateescape")).hexdigest()
+
+
+def _compact(content: object) -> str:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -63,12 +63,12 @@ def fit_calibration(
         if scope == "per-class":
             each = _fit(_mapped(fitted[0], one), *fitted[1:], shared=False)
             own += _losses(_mapped(_mapped(held[0], one), each), *held[1:])
-    scale, offset = torch.ones_like(before), torch.zeros_like(before)
-    if shared.sum() < before.sum():
-        scale, offset = _fit(logits, targets, weights, shared=True)
-    after = torch.minimum(shared.sum(), before.sum())
+    scale, offset = _fit(logits, targets, weights, shared=True)
+    alone = shared
+    if shared.sum() >= before.sum() or not scale[0] > FLATTEST:
+        scale, offset, alone = torch.ones_like(before), torch.zeros_like(before), before
+    after = alone.sum()
     if scope == "per-class":
-        alone = shared if shared.sum() < before.sum() else before
         slopes, shifts = _fit(_mapped(logits, (scale, offset)), targets, weights, shared=False)
         helped = (own < alone) & (slopes > FLATTEST)
         after = torch.where(helped, own, alone).sum()

@@ -32,14 +32,15 @@ class Follower:
     Args:
         name: of the tracker.
         tracker: the tracker.
-        sent: JSON file with the number of rows that a lasting tracker has of each training.
+        sent: JSON file with the number of rows of each training that each place of the tracker has.
         progress: for the message about a tracker that cannot be reached.
     """
 
     def __init__(self, name: str, tracker: Tracker, sent: Path, progress: Progress) -> None:
         self.name, self.tracker, self.progress = name, tracker, progress
         self._file, self._folders = sent, dict[str, Path]()
-        self._sent: dict[str, int] = read_json(sent) if tracker.lasting and sent.exists() else {}
+        self._places: dict[str, dict[str, int]] = read_json(sent) if tracker.place and sent.exists() else {}
+        self._sent = self._places.setdefault(tracker.place, {})
         self._unreached = False
 
     def add(self, folder: Path) -> None:
@@ -58,8 +59,8 @@ class Follower:
                 self._unreached = True
                 return
             self._sent[name] = self._sent.get(name, 0) + len(rows)
-            if self.tracker.lasting:
-                write_json(self._file, self._sent)
+            if self.tracker.place:
+                write_json(self._file, self._places)
 
     def close(self, *, finished: bool) -> None:
         """Send the last rows, end the trainings, and say what was not sent."""

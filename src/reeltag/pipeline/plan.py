@@ -48,6 +48,17 @@ def plan(recipe: Recipe, *, without_data: bool = False) -> list[Stage]:
     return in_order([*stages, *decision_stages(recipe)])
 
 
+def plan_without_test(recipe: Recipe) -> list[Stage]:
+    """Return the stages of a recipe without looking for its test shards, which no training reads.
+
+    The stages up to trained models and their predictions of the hold-out are those of `plan`; the others cannot be run.
+
+    Raises:
+        ReeltagError: as `plan`.
+    """
+    return plan(recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": ()})}))
+
+
 def missing_data(recipe: Recipe) -> str:
     """Return the reason why a run of the recipe would not find its data; empty if it would."""
     try:

@@ -21,7 +21,7 @@ from reeltag.core.storage import as_strings, read_json, refuse_existing, write_j
 from reeltag.core.text import did_you_mean
 from reeltag.pipeline import executor
 from reeltag.pipeline.follow import following
-from reeltag.pipeline.plan import plan
+from reeltag.pipeline.plan import plan, plan_without_test
 from reeltag.pipeline.report.publish import write_page, write_timings
 from reeltag.pipeline.run_folder import Outputs, outputs_at
 from reeltag.pipeline.side_by_side import side_by_side
@@ -138,7 +138,7 @@ def train_models(
     overrides: str | Sequence[str] = (),
     work: Work = Work(),
 ) -> dict[str, str]:
-    """Train models of a recipe, as `reeltag train` does.
+    """Train models of a recipe, as `reeltag train` does; its test shards may be missing.
 
     Args:
         recipe: a TOML file, the name of a recipe that comes with reeltag, or a loaded recipe.
@@ -156,7 +156,7 @@ def train_models(
     loaded, names = _load(recipe, overrides), as_strings(models)
     check_models(loaded, names)
     targets = {name: recipe_model(loaded, name).finished for name in names or loaded.models}
-    stages = executor.needed_for(targets.values(), plan(loaded))
+    stages = executor.needed_for(targets.values(), plan_without_test(loaded))
     with executed(loaded, stages, folder_of(loaded, out), work.pool(loaded, stages), work) as (outputs, folders):
         for name, stage in targets.items():
             outputs.publish(folders[stage] / "model.reeltag", f"{name}.reeltag")
@@ -195,7 +195,7 @@ def profile(
         how = "name it with --model, and leave --devices, --executor and torchrun out"
         raise UsageError(f"--profile: profiles one model in this process; {how}")
     training = recipe_model(loaded, models[0]).training
-    stages = executor.needed_for(training.inputs, plan(loaded))
+    stages = executor.needed_for(training.inputs, plan_without_test(loaded))
     with executed(loaded, stages, folder_of(loaded, out), None, work) as (_, folders):
         return profile_training(training, folders, trace)
 

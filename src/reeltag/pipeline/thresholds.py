@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -21,7 +21,7 @@ from reeltag.data.bad_records import BadRecords
 from reeltag.data.holdout import split_holdout
 from reeltag.data.labels import Encoding
 from reeltag.data.loader import sequential_batches
-from reeltag.data.shards import Manifest, Shards
+from reeltag.data.shards import Indices, Manifest, Shards
 from reeltag.data.sources.files import find_features
 from reeltag.inference.calibration import Scope, fit_calibration
 from reeltag.inference.ensemble import BATCH_SIZE, Predictions, predict_batches
@@ -109,8 +109,9 @@ def choose_thresholds(  # noqa: PLR0913 (each is an option of `reeltag threshold
     file = resolve_model(model)
     predictor = load(file, mode)
     if holdout is not None:
-        source, remarks = Path(holdout), _doubts_of_run(predictor.artifact, Path(holdout))
-        predictions = _predict_holdout(predictor, source)
+        source = Path(holdout)
+        manifest, held, remarks = _held_out(predictor.artifact, source)
+        predictions = predict_batches(predictor.model, sequential_batches(Shards(manifest), held, batch_size=BATCH_SIZE))
         about: dict[str, Any] = {"holdout": source.resolve().name}
     else:
         remarks = doubts_of_shards(predictor.artifact, shards)
@@ -173,13 +174,17 @@ def doubts_of_shards(artifact: Artifact, shards: Patterns) -> list[str]:
     ]
 
 
-def _doubts_of_run(artifact: Artifact, run: Path) -> list[str]:
-    """Return reasons to believe that the model was trained on the videos that a run held out."""
-    key = "recipe_hash"
-    made = artifact.provenance.get(key)
-    path = run / MODEL
-    theirs = stream_artifact(path)[0].provenance.get(key) if path.is_file() else None
-    if made is not None and made == theirs:
+def _doubts_of_run(artifact: Artifact, run: Path, trained: int) -> list[str]:
+    """Return reasons to believe that the model was trained on the videos that a run held out.
+
+    Args:
+        artifact: the model.
+        run: folder of the run.
+        trained: number of videos that the run did not hold out.
+    """
+    path, known = run / MODEL, artifact.provenance
+    theirs = stream_artifact(path)[0].provenance.get("recipe_hash") if path.is_file() else None
+    if theirs is not None and theirs == known.get("recipe_hash") and _trained_on(artifact) == trained:
         return []
     return [
         f"the file does not say that {run} made it, so the videos that this run held out may have trained it; "
@@ -187,8 +192,17 @@ def _doubts_of_run(artifact: Artifact, run: Path) -> list[str]:
     ]
 
 
-def _predict_holdout(predictor: Predictor, run: Path) -> Iterator[Predictions]:
-    """Tag the videos that a run held out.
+def _trained_on(artifact: Artifact) -> object:
+    """Return the number of videos that trained a model, if its file says so."""
+    data = artifact.provenance.get("data")
+    return data.get("videos") if isinstance(data, Mapping) else None
+
+
+def _held_out(artifact: Artifact, run: Path) -> tuple[Manifest, Indices, list[str]]:
+    """Return the training set of a run, the indices of the videos that it held out, and reasons to doubt them.
+
+    The shards may have been indexed several times: the last time with as many training videos as the model had counts,
+    or else the last.
 
     Raises:
         UsageError: the folder holds no run, or one of other data, or the run is at a URL.
@@ -204,11 +218,16 @@ def _predict_holdout(predictor: Predictor, run: Path) -> Iterator[Predictions]:
         seed = int(recipe["seed"])
     except (ValidationError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{run / RECIPE}: is damaged; run the recipe again with --out {run}") from error
-    manifest = Manifest.load(markers[-1].parent / MANIFEST)
-    ours, theirs = (each.model_dump(exclude={"ids", "labels"}) for each in (predictor.schema, manifest.schema))
+    manifests = [Manifest.load(marker.parent / MANIFEST) for marker in reversed(markers)]
+    sets = [(each, *_split(each, seed, holdout)) for each in manifests]
+    manifest, train, held = min(sets, key=lambda each: len(each[1]) != _trained_on(artifact))
+    ours, theirs = (each.model_dump(exclude={"ids", "labels"}) for each in (artifact.schema, manifest.schema))
     if other := [key for key in ours if ours[key] != theirs[key]]:
         raise UsageError(
             f"{run}: its data have another schema than the model ({', '.join(other)}); give the run that made the model"
         )
-    _, held = split_holdout(manifest, seed, fraction=holdout.fraction, shards=holdout.shards, patterns=holdout.patterns)
-    return predict_batches(predictor.model, sequential_batches(Shards(manifest), held, batch_size=BATCH_SIZE))
+    return manifest, held, _doubts_of_run(artifact, run, len(train))
+
+
+def _split(manifest: Manifest, seed: int, holdout: HoldoutSettings) -> tuple[Indices, Indices]:
+    return split_holdout(manifest, seed, fraction=holdout.fraction, shards=holdout.shards, patterns=holdout.patterns)

@@ -51,7 +51,7 @@ def write_classes(
     path: Path, class_ap: Floats, outcomes: Outcomes, label_names: Sequence[str], resampled: Resampled | None = None
 ) -> None:
     """Write a CSV with a line for each class: its metrics, and with resampled metrics the ends of the AP's interval."""
-    each, errors = outcomes.class_metrics(), outcomes.calibration_errors()
+    each, errors = outcomes.at_threshold.class_metrics(), outcomes.calibration_errors()
     columns: dict[str, Iterable[str]] = {
         "class": map(str, range(outcomes.classes_count)),
         "name": label_names,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from reeltag.core.errors import DataError
 from reeltag.inference.ensemble import Predictions
-from reeltag.inference.metrics.outcomes import Outcomes
+from reeltag.inference.metrics.outcomes import AtThreshold, Outcomes
 from reeltag.inference.metrics.segment_metrics import SegmentRanking
 from reeltag.inference.metrics.video_metrics import Metrics
 
@@ -18,13 +18,20 @@ class Evaluation:
     Args:
         all_scores: keep all scores in memory, for `Scores.map_all`.
         classes: classes in which segments can be rated; all by default.
-        threshold: keep the rows of `Outcomes` with this threshold; none by default.
+        threshold: count the labels and predictions at this threshold; none by default.
+        rows: also keep the rows of `Outcomes`, 29 bytes each and some 24 a video.
     """
 
     def __init__(
-        self, *, all_scores: bool = False, classes: Sequence[int] | None = None, threshold: float | None = None
+        self,
+        *,
+        all_scores: bool = False,
+        classes: Sequence[int] | None = None,
+        threshold: float | None = None,
+        rows: bool = False,
     ) -> None:
-        self._all_scores, self._classes, self._threshold = all_scores, classes, threshold
+        self._all_scores, self._classes, self._threshold, self._rows = all_scores, classes, threshold, rows
+        self._counts: AtThreshold | None = None
         self._outcomes: list[Outcomes] = []
         self._parts: list[Metrics] = []
         self._positives = self._examples = 0
@@ -42,7 +49,10 @@ class Evaluation:
                 "evaluate on labelled shards, or use `reeltag predict`"
             )
         if self._threshold is not None:
-            self._outcomes.append(Outcomes.of(part, self._threshold))
+            outcomes = Outcomes.of(part, self._threshold)
+            counts = outcomes.at_threshold
+            self._counts = counts if self._counts is None else self._counts + counts
+            self._outcomes += [outcomes] if self._rows else []
         scores, labels = part.comparable, part.labels
         if part.rated is not None:
             self._ranking = self._ranking or SegmentRanking(labels.shape[1], self._classes)
@@ -70,8 +80,13 @@ class Evaluation:
         segment_ap = self._ranking.class_ap() if self._ranking else None
         return replace(Metrics.merge(self._parts), segment_ap=segment_ap)
 
+    def at_threshold(self) -> AtThreshold:
+        """Return the labels and predictions of all videos so far as numbers; there is at least one video."""
+        assert self._counts is not None
+        return self._counts
+
     def outcomes(self) -> Outcomes:
-        """Return the labels and predictions of all videos so far, of which there is at least one."""
+        """Return the rows of all videos so far, of which there is at least one."""
         return Outcomes.merge(self._outcomes)
 
 

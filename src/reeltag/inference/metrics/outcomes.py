@@ -20,7 +20,7 @@ from reeltag.inference.ensemble import Predictions
 from reeltag.inference.metrics.video_metrics import TOP_K, Floats, Integers, top_k
 
 THRESHOLD = 0.5
-CALIBRATION_BINS = 10
+CALIBRATION_BINS = 10  # of equal width, from 0 to 1
 CURVE_POINTS = 20
 
 Booleans = npt.NDArray[np.bool_]
@@ -48,6 +48,56 @@ class ThresholdMetrics:
         """
         found, said, true = (np.asarray(counts, np.float64) for counts in (hits, predicted, positives))
         return cls(_ratio(found, said), _ratio(found, true), _ratio(2 * found, said + true))
+
+
+@dataclass(frozen=True)
+class AtThreshold:
+    """Numbers of labels and predictions of each class at a threshold, and the metrics that follow from them.
+
+    Attributes:
+        threshold: least probability of a predicted class.
+        hits: [C], labels that are predicted.
+        predicted: [C], predictions.
+        positives: [C], labels.
+    """
+
+    threshold: float
+    hits: Integers
+    predicted: Integers
+    positives: Integers
+
+    def __add__(self, other: AtThreshold) -> AtThreshold:
+        """Return the numbers of other videos beside these, at the same threshold."""
+        return AtThreshold(
+            self.threshold,
+            self.hits + other.hits,
+            self.predicted + other.predicted,
+            self.positives + other.positives,
+        )
+
+    def class_metrics(self) -> ThresholdMetrics:
+        """Return precision, recall and F1 of each class."""
+        return ThresholdMetrics.of(self.hits, self.predicted, self.positives)
+
+    def micro(self) -> ThresholdMetrics:
+        """Return precision, recall and F1 of all predictions together."""
+        return ThresholdMetrics.of(self.hits.sum(), self.predicted.sum(), self.positives.sum())
+
+    def macro(self) -> ThresholdMetrics:
+        """Return the means of precision, recall and F1 over the classes with labels."""
+        each, known = self.class_metrics(), self.positives > 0
+        means = (values[known].mean() if known.any() else np.zeros(()) for values in vars(each).values())
+        return ThresholdMetrics(*means)
+
+    def summary(self) -> dict[str, float]:
+        """Return the threshold with micro- and macro-averaged metrics for JSON, rounded to 5 decimals."""
+        averages = {"micro": self.micro(), "macro": self.macro()}
+        scalars = {
+            f"{name}_{average}": round(float(value), 5)
+            for average, metrics in averages.items()
+            for name, value in vars(metrics).items()
+        }
+        return {"threshold": self.threshold, **scalars}
 
 
 class ConfusedPair(NamedTuple):
@@ -137,37 +187,17 @@ class Outcomes:
         """[C], number of labels of each class."""
         return self._count(self.labels)
 
+    @property
+    def at_threshold(self) -> AtThreshold:
+        """Numbers of labels and predictions of each class at the threshold."""
+        hits = self._count(self.predicted & self.labels)
+        return AtThreshold(self.threshold, hits, self._count(self.predicted), self.positives)
+
     @cached_property
     def by_class(self) -> list[Integers]:
         """Rows of each class, the most probable first; equal ones in the order of the videos."""
         order = np.lexsort((-self.scores, self.classes))
         return np.split(order, np.cumsum(np.bincount(self.classes, minlength=self.classes_count))[:-1])
-
-    def class_metrics(self) -> ThresholdMetrics:
-        """Return precision, recall and F1 of each class."""
-        return ThresholdMetrics.of(
-            self._count(self.predicted & self.labels), self._count(self.predicted), self.positives
-        )
-
-    def micro(self) -> ThresholdMetrics:
-        """Return precision, recall and F1 of all predictions together."""
-        return ThresholdMetrics.of((self.predicted & self.labels).sum(), self.predicted.sum(), self.labels.sum())
-
-    def macro(self) -> ThresholdMetrics:
-        """Return the means of precision, recall and F1 over the classes with labels."""
-        each, known = self.class_metrics(), self.positives > 0
-        means = (values[known].mean() if known.any() else np.zeros(()) for values in vars(each).values())
-        return ThresholdMetrics(*means)
-
-    def summary(self) -> dict[str, float]:
-        """Return the threshold with micro- and macro-averaged metrics for JSON, rounded to 5 decimals."""
-        averages = {"micro": self.micro(), "macro": self.macro()}
-        scalars = {
-            f"{name}_{average}": round(float(value), 5)
-            for average, metrics in averages.items()
-            for name, value in vars(metrics).items()
-        }
-        return {"threshold": self.threshold, **scalars}
 
     def calibration_errors(self) -> Floats:
         """Return the expected calibration error of each class [C], within its tags among a video's 20; NaN without any.

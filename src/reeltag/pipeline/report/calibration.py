@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from reeltag.inference.metrics.outcomes import CALIBRATION_BINS
 from reeltag.pipeline.report.results import Calibration, rounded
-
-BINS = 10  # of equal width, from 0 to 1
 
 
 def calibration(scores: npt.NDArray[np.floating[Any]], hits: npt.NDArray[np.bool_]) -> Calibration:
@@ -23,10 +22,10 @@ def calibration(scores: npt.NDArray[np.floating[Any]], hits: npt.NDArray[np.bool
         `bins`: `count`, mean `score` and `share` of hits of each bin that holds scores. `ece`: the expected
         calibration error, the mean of |score - share| weighted by count (Guo et al. 2017, section 2).
     """
-    indices = np.minimum((scores * BINS).astype(int), BINS - 1).ravel()
-    counts = np.bincount(indices, minlength=BINS)
-    sums = np.bincount(indices, scores.ravel().astype(float), BINS)
-    correct = np.bincount(indices, hits.ravel(), BINS)
+    indices = np.minimum((scores * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1).ravel()
+    counts = np.bincount(indices, minlength=CALIBRATION_BINS)
+    sums = np.bincount(indices, scores.ravel().astype(float), CALIBRATION_BINS)
+    correct = np.bincount(indices, hits.ravel(), CALIBRATION_BINS)
     return {
         "bins": [
             {"count": int(count), "score": rounded(total / count), "share": rounded(right / count)}

@@ -12,7 +12,7 @@ from reeltag.pipeline.report.results import ClassResults, Confusion, Judged, Mis
 
 MISTAKES = 5  # false positives of a class, and as many missed videos …
 ALL_MISTAKES = 3000  # … or fewer, so that so many of either kind are in the page, but one of each class
-MISTAKE_BYTES = 690  # of `classes.json`, measured on 527 classes
+MISTAKE_BYTES = 230  # of `classes.json`, measured on 527 classes
 TAGS = 3
 CONFUSED = 20
 
@@ -62,7 +62,8 @@ def judged_classes(
             "strip": courses[row][1],
         }
 
-    metrics, errors = outcomes.class_metrics(), outcomes.calibration_errors()
+    at = outcomes.at_threshold
+    metrics, errors = at.class_metrics(), outcomes.calibration_errors()
     unknown = np.full(outcomes.classes_count, np.nan)
     low, high = (unknown, unknown) if resampled is None else resampled.class_intervals
     classes: list[ClassResults] = [
@@ -84,7 +85,7 @@ def judged_classes(
         for pair in outcomes.confused(CONFUSED)
     ]
     return {
-        "at_threshold": outcomes.summary(),
+        "at_threshold": at.summary(),
         "intervals": intervals,
         "classes": classes,
         "confused": confused,

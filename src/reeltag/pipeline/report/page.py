@@ -17,9 +17,8 @@ from markupsafe import Markup
 from reeltag.core.text import counted, megabytes, one_line
 from reeltag.data.bad_records import format_first
 from reeltag.inference.metrics.bootstrap import MIN_POSITIVES
-from reeltag.inference.metrics.outcomes import worst_first
+from reeltag.inference.metrics.outcomes import CALIBRATION_BINS, worst_first
 from reeltag.inference.timeline import segment_spans
-from reeltag.pipeline.report.calibration import BINS
 from reeltag.pipeline.report.charts import curve_charts, frontier_chart, reliability_chart
 from reeltag.pipeline.report.compare import class_changes, differences, recipe_changes
 from reeltag.pipeline.report.paper_tables import NOTE, missing_tables, paper_tables
@@ -133,12 +132,12 @@ def _calibration_notes(run: Run) -> dict[str, Any]:
     """Return what a mean over all tags hides: the bin with most tags, and the bin furthest from the diagonal."""
     bins = run.results["calibration"]["bins"]
     most, furthest = max(bins, key=itemgetter("count")), max(bins, key=_distance)
-    low = min(int(most["score"] * BINS), BINS - 1) / BINS
+    low = min(int(most["score"] * CALIBRATION_BINS), CALIBRATION_BINS - 1) / CALIBRATION_BINS
     return {
         "name": run.name,
         "tags": sum(each["count"] for each in bins),
         "most": most["count"],
-        "span": (low, low + 1 / BINS),
+        "span": (low, low + 1 / CALIBRATION_BINS),
         "furthest": furthest["count"],
         "distance": _distance(furthest),
     }

@@ -16,7 +16,7 @@ MODEL, CHECKPOINT, MANIFEST = "model.reeltag", "checkpoint.safetensors", "manife
 SCORES, PREDICTIONS, WEIGHTS = "scores.json", "predictions.safetensors", "weights.json"
 START = "start.json"
 SELECTION, KEPT, DECISION = "selection.json", "kept.json", "decision.json"
-RESULTS, REPORT = "results.json", "report"
+REPORT = "report"
 
 
 def load_manifest(job: Job, split: str) -> Manifest:

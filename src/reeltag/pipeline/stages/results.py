@@ -26,11 +26,11 @@ from reeltag.pipeline.report.judging import judged_bytes, judged_classes, mistak
 from reeltag.pipeline.report.markdown import render
 from reeltag.pipeline.report.page import render_frontier
 from reeltag.pipeline.report.paper_tables import render_tables
-from reeltag.pipeline.report.results import CLASSES, FORMAT, Judged, rounded
+from reeltag.pipeline.report.results import CLASSES, FORMAT, RESULTS, Judged, rounded
 from reeltag.pipeline.stages.architectures import TeacherArchitecture, label_twin, start_stage
 from reeltag.pipeline.stages.diversity import diversity
 from reeltag.pipeline.stages.ensemble import class_prior
-from reeltag.pipeline.stages.files import MODEL, REPORT, RESULTS, SCORES, SELECTION, START, WEIGHTS, load_manifest
+from reeltag.pipeline.stages.files import MODEL, REPORT, SCORES, SELECTION, START, WEIGHTS, load_manifest
 from reeltag.pipeline.stages.member import MemberStages
 from reeltag.pipeline.stages.report_samples import (
     SAMPLES,
@@ -133,7 +133,7 @@ def _test_file(recipe: Recipe, job: Job) -> None:
     counts = torch.tensor(read_json(job.inputs["ensemble"] / WEIGHTS)["class_counts"])
     predictor, shards = load(job.inputs["pack"] / MODEL, "exact"), Shards(load_manifest(job, "test"))
     begin = partial(Evaluation, all_scores=recipe.test.all_scores, classes=predictor.schema.segment_classes)
-    measured, by_prior, above = begin(threshold=THRESHOLD), begin(), []
+    measured, by_prior, above = begin(threshold=THRESHOLD, rows=True), begin(), []
     for part in _test_predictions(job, shards, predictor, "the file"):
         measured.add(part)
         by_prior.add(replace(part, probabilities=class_prior(counts, len(part.ids))))
@@ -156,7 +156,7 @@ def _test_file(recipe: Recipe, job: Job) -> None:
         "examples": examples,
     }
     write_json(job.folder / SCORES, content)
-    write_json(job.folder / CLASSES, _judged(predictor, shards, measured.outcomes()))
+    write_json(job.folder / CLASSES, _judged(predictor, shards, measured.outcomes()), compact=True)
 
 
 def _judged(predictor: Predictor, shards: Shards, outcomes: Outcomes) -> Judged:

@@ -36,7 +36,7 @@ from reeltag.core.storage import read_json, write_bytes
 from reeltag.core.text import counted, toml
 from reeltag.pipeline import executor
 from reeltag.pipeline.executor import Stage
-from reeltag.pipeline.plan import plan
+from reeltag.pipeline.plan import plan_without_test
 from reeltag.pipeline.run import Work, check_models, folder_of
 from reeltag.pipeline.run_folder import outputs_at
 from reeltag.pipeline.stages.files import SCORES
@@ -247,8 +247,7 @@ def _stages(recipe: Recipe, model: str, stop: StopRule | None = None) -> list[St
     Raises:
         BudgetError: the model cannot fit the budget.
     """
-    unseen = recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": ()})})
-    stages, trained = plan(unseen), recipe_model(unseen, model)
+    stages, trained = plan_without_test(recipe), recipe_model(recipe, model)
     needed = executor.needed_for([trained.predicted], stages)
     name, work = trained.training.stage_name, partial(trained.training.train, stop=stop)
     return [replace(stage, work=work) if stage.name == name else stage for stage in needed]

@@ -14,7 +14,7 @@ from reeltag.training.trackers.tracker import Run, measured, stage_name
 class CsvFiles:
     """Keeps `logs/STAGE.csv` of the run up to date, which otherwise is written at the end."""
 
-    lasting = False
+    place = ""
 
     def __init__(self, run: Run) -> None:
         self._folder, self._logs = run.folder / "logs", dict[str, TrainingLog]()
@@ -39,7 +39,7 @@ class TensorBoard:
         ModuleNotFoundError: TensorBoard is not installed.
     """
 
-    lasting = False
+    place = ""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter

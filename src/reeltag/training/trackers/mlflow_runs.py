@@ -26,8 +26,6 @@ class MLflow:
         ModuleNotFoundError: MLflow is not installed.
     """
 
-    lasting = True
-
     def __init__(self, run: Run) -> None:
         for key, value in LIMITS.items():
             os.environ.setdefault(key, value)
@@ -35,8 +33,9 @@ class MLflow:
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it speaks of the tables that it makes
         (run.folder / "logs").mkdir(parents=True, exist_ok=True)
-        place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(run.folder / 'logs' / 'mlflow.db').resolve()}"
-        self._mlflow, self._place, self._run = mlflow, place, run
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(run.folder / 'logs' / 'mlflow.db').resolve()}"
+        self.place = content_hash(uri)[:16]  # as it may hold a password
+        self._mlflow, self._uri, self._run = mlflow, uri, run
         self._client: Any = None
         self._group, self._runs = "", dict[str, str]()
 
@@ -63,7 +62,7 @@ class MLflow:
 
     def _begin_group(self) -> str:
         """Open the connection and the run of the whole run, with the recipe as its parameters."""
-        self._client = self._client or self._mlflow.MlflowClient(tracking_uri=self._place)
+        self._client = self._client or self._mlflow.MlflowClient(tracking_uri=self._uri)
         settings = {key: str(value)[:LONGEST_PARAMETER] for key, value in self._run.settings.items()}
         group = self._begin(self._run.folder.resolve().name, self._run.identity(content_hash(settings)), {})
         parameters = [self._mlflow.entities.Param(key, value) for key, value in settings.items()]

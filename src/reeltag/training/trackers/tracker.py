@@ -34,10 +34,11 @@ class Tracker(Protocol):
     """Place to which the logs of trainings are sent.
 
     Attributes:
-        lasting: True if rows that were sent stay where they are, and must not be sent again by a later process.
+        place: where rows that were sent stay, so that a later process does not send them again; empty if its rows
+            replace them.
     """
 
-    lasting: bool
+    place: str
 
     def log(self, training: str, rows: Sequence[Row]) -> None:
         """Send the next rows of a training, which is named by its stage's folder, `train.NAME-HASH`."""

@@ -21,7 +21,7 @@ class WeightsAndBiases:
         ModuleNotFoundError: wandb is not installed.
     """
 
-    lasting = True
+    place = "wandb"
 
     def __init__(self, run: Run) -> None:
         import wandb
