@@ -2,21 +2,24 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
-from conftest import SMALL_RECIPE
+from conftest import SMALL_RECIPE, make_video
 from reeltag.artifact.file import Artifact, Member, load_artifact, quantize_artifact, save_artifact
 from reeltag.cli.main import main
 from reeltag.core.errors import RecipeError, UsageError
 from reeltag.core.progress import Progress
 from reeltag.data.extractor_origin import describe_other_input
 from reeltag.data.schema import Feature, Origin, preset_schema
+from reeltag.data.shards import write_videos
 from reeltag.models.families import parse_config
 from reeltag.models.tagger import build_tagger
 from reeltag.pipeline import executor
 from reeltag.pipeline.plan import plan
+from reeltag.pipeline.run import train_models
 from reeltag.pipeline.stages.architectures import FixedArchitecture
 from reeltag.pipeline.stages.check import check_recipe
 from reeltag.pipeline.stages.data import shard_changes
@@ -96,6 +99,28 @@ def test_a_run_goes_on_from_a_quantised_file_and_reports_what_it_kept(
     shutil.copytree(again.file.parent, again.file.parent.with_name(f"train.a-{'0' * 12}"))
     with pytest.raises(UsageError, match=r"2 recipes trained a there; give a file, such as .*model\.reeltag"):
         start_from(recipe, out)
+
+
+def test_a_trained_file_names_its_classes_so_that_others_can_go_on_from_it(recipe, schema, tmp_path):
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    write_videos(tmp_path / "a.tfrecord", [make_video(schema, name=f"v{n}") for n in range(20)], schema)
+    features = "[{ name = 'rgb', width = 6 }, { name = 'audio', width = 2 }]"
+    data = f"""[data]
+schema = {{ features = {features}, classes = 8, max_frames = 6 }}
+train = ["a.tfrecord"]
+test = ["a.tfrecord"]
+label_names = "names.txt"
+"""
+    named = tmp_path / "named.toml"
+    named.write_text(
+        SMALL_RECIPE.split("[data.synthetic]")[0] + data + "[training]" + SMALL_RECIPE.split("[training]")[1]
+    )
+    out = tmp_path / "out"
+    (file,) = train_models(named, out=out).values()
+    assert load_artifact(Path(file)).label_names == tuple(NAMES)
+    for start in (file, out):
+        match = start_from(recipe, start, names=["new", *NAMES[:0:-1]]).match
+        assert (match.kept, match.by, match.new, match.dropped) == (7, "name", ("new",), (NAMES[0],))
 
 
 def start_from(recipe, file, *overrides, names=NAMES, **keys):

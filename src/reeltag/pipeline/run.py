@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from reeltag.core.distributed.pools import max_seconds, open_pool
@@ -25,6 +26,7 @@ from reeltag.pipeline.plan import plan, plan_without_test
 from reeltag.pipeline.report.publish import write_page, write_timings
 from reeltag.pipeline.run_folder import Outputs, outputs_at
 from reeltag.pipeline.side_by_side import side_by_side
+from reeltag.pipeline.stages.check import beside_members
 from reeltag.pipeline.stages.data import shard_changes
 from reeltag.pipeline.stages.profile import profile_training
 from reeltag.pipeline.stages.trained_model import recipe_model
@@ -153,13 +155,20 @@ def train_models(
     Raises:
         ReeltagError: bad input; see `reeltag.core.errors`.
     """
+    from reeltag.artifact.file import load_artifact, save_artifact  # imports torch
+
     loaded, names = _load(recipe, overrides), as_strings(models)
     check_models(loaded, names)
     targets = {name: recipe_model(loaded, name).finished for name in names or loaded.models}
     stages = executor.needed_for(targets.values(), plan_without_test(loaded))
     with executed(loaded, stages, folder_of(loaded, out), work.pool(loaded, stages), work) as (outputs, folders):
-        for name, stage in targets.items():
-            outputs.publish(folders[stage] / "model.reeltag", f"{name}.reeltag")
+        beside = beside_members(loaded)
+        with TemporaryDirectory() as temporary:
+            for name, stage in targets.items():
+                model = load_artifact(folders[stage] / "model.reeltag")  # stages have no names, which change no weights
+                complete = replace(model, label_names=beside.label_names, projections=beside.projections)
+                save_artifact(Path(temporary) / "model.reeltag", complete)
+                outputs.publish(Path(temporary) / "model.reeltag", f"{name}.reeltag")
     return {name: f"{outputs.name}/{name}.reeltag" for name in targets}
 
 

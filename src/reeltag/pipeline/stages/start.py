@@ -146,8 +146,8 @@ def _find(name: str, settings: StartSettings) -> tuple[Path, Artifact]:
             f"{len(found)} recipes trained {wanted} there; give a file, such as {found[-1].parent / MODEL}"
         )
     file = found[0].parent / MODEL
-    content, packed = _checked(file), run / MODEL  # stages write no names of classes
-    names = stream_artifact(packed)[0].label_names if packed.is_file() else None
+    content, complete = _checked(file), [run / MODEL, run / f"{wanted}.reeltag"]  # stages write no names of classes
+    names = next((stream_artifact(each)[0].label_names for each in complete if each.is_file()), None)
     (member,) = content.members
     return file, replace(content, label_names=names, members=(replace(member, name=wanted),))
 
