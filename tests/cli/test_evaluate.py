@@ -74,6 +74,12 @@ def test_the_rows_have_every_label_and_their_metrics_are_those_printed(evaluated
     )
 
 
+def test_an_interval_that_is_unknown_is_said(evaluated, monkeypatch):
+    monkeypatch.setattr("reeltag.inference.metrics.bootstrap.Resampled.interval", lambda self, metric: None)
+    assert json.loads(evaluated("--intervals", "--json"))["intervals"] == {"gap": None, "map": None}
+    assert "gap       95 % interval unknown: every draw has the same" in evaluated("--intervals")
+
+
 def test_rows_are_kept_only_for_what_needs_them(evaluated, tiny_model, tested, tmp_path, monkeypatch):
     _, scores, labels = tested
     kept, judge = [], reeltag.inference.evaluate.judge
