@@ -136,7 +136,10 @@ def test_intervals_cover_the_truth_at_their_level_on_200_sets():
 
 @pytest.mark.slow
 def test_intervals_of_map_over_rare_classes_cover_the_mean_of_sets_as_large():
-    rng, classes = np.random.default_rng(2), {"rates": np.full(18, 0.02), "shifts": np.tile([0.5, 1, 1.5, 2, 2.5, 3], 3)}
+    rng, classes = (
+        np.random.default_rng(2),
+        {"rates": np.full(18, 0.02), "shifts": np.tile([0.5, 1, 1.5, 2, 2.5, 3], 3)},
+    )
     sets = [drawn(rng, 800, **classes) for _ in range(600)]
     mean = np.mean([scores_of(scores, labels)[1] for (scores, _), labels in sets])
     ends = [resample(outcomes_of(s, y), resamples=150)[0].interval("map") for (s, _), y in sets[:200]]

@@ -111,7 +111,9 @@ def choose_thresholds(  # noqa: PLR0913 (each is an option of `reeltag threshold
     if holdout is not None:
         source = Path(holdout)
         manifest, held, remarks = _held_out(predictor.artifact, source)
-        predictions = predict_batches(predictor.model, sequential_batches(Shards(manifest), held, batch_size=BATCH_SIZE))
+        predictions = predict_batches(
+            predictor.model, sequential_batches(Shards(manifest), held, batch_size=BATCH_SIZE)
+        )
         about: dict[str, Any] = {"holdout": source.resolve().name}
     else:
         remarks = doubts_of_shards(predictor.artifact, shards)

@@ -189,9 +189,7 @@ def _draws(videos: int, resamples: int, block: int, seed: int) -> Iterator[Weigh
         yield rng.poisson(1, (videos, min(block, resamples - begin))).astype(np.float32)
 
 
-def _interval(
-    values: Floats, draws: npt.NDArray[np.floating], positives: Integers
-) -> tuple[Floats, Floats]:
+def _interval(values: Floats, draws: npt.NDArray[np.floating], positives: Integers) -> tuple[Floats, Floats]:
     """Return the ends of the 95 % interval of values [C] with draws [S, C]; NaN where all draws are equal."""
     with np.errstate(divide="ignore", invalid="ignore"):
         inside = np.where((draws > 0) & (draws < 1), draws, np.nan).astype(np.float64)
