@@ -65,7 +65,7 @@ def test_the_rows_have_every_label_and_their_metrics_are_those_printed(evaluated
     assert printed["at_threshold"]["recall_micro"] == pytest.approx(hits / labels.sum(), abs=1e-5)
     classes = list(csv.DictReader((tmp_path / "c.csv").open()))
     assert np.mean([float(row["ap"]) for row in classes]) == pytest.approx(printed["map"], abs=1e-5)
-    assert all(float(row["ap_low"]) < float(row["ap"]) < float(row["ap_high"]) for row in classes if row["ap_low"])
+    assert {(row["ap_low"], row["ap_high"]) for row in classes} == {("", "")}  # of eight videos
     low, high = printed["intervals"]["gap"]
     assert low < printed["gap"] < high
     videos = list(csv.DictReader((tmp_path / "f.csv").open()))
