@@ -16,6 +16,7 @@ from judged import made, outcomes_of
 from reeltag.core.errors import UsageError
 from reeltag.inference.ensemble import Predictions
 from reeltag.inference.formats.outcomes import write_classes, write_fiftyone, write_outcomes
+from reeltag.inference.metrics.bootstrap import resample
 from reeltag.inference.metrics.outcomes import CURVE_POINTS, Outcomes, worst_first
 
 SETS = given(
@@ -181,6 +182,16 @@ def test_fiftyone_gets_a_row_for_each_video_with_the_arguments_of_its_labels(sma
         {"label": 'say "hi"', "confidence": 0.6},
     ]
     assert json.loads(second["predictions"]) == [{"label": "a, b", "confidence": 0.8}]
+
+
+def test_classes_as_csv_have_the_ends_of_their_intervals(tmp_path):
+    outcomes = outcomes_of(*made(120, 4, 50, 0))
+    (drawn,) = resample(outcomes, resamples=30)
+    write_classes(tmp_path / "c.csv", drawn.class_ap, outcomes, NAMES, drawn)
+    with (tmp_path / "c.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    assert all(0 < float(row["ap_low"]) < float(row["ap"]) < float(row["ap_high"]) < 1 for row in rows)
 
 
 def test_classes_as_csv(small, tmp_path):

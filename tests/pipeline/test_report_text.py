@@ -94,6 +94,14 @@ def written(tmp_path):
     return write
 
 
+def test_the_classes_say_when_they_have_an_interval(results, written):
+    folder = written(results)  # as of segments
+    assert "tags, without an interval, as the" in render_run(read_run(folder))
+    drawn = JUDGED | {"intervals": {"gap": [0.4, 0.6], "map": None}}
+    (folder / "classes.json").write_text(json.dumps(drawn))
+    assert "with its 95 % interval where at least 10 have the label" in render_run(read_run(folder))
+
+
 def test_diversity_is_told_of_groups_of_two_or_more(results, written, tmp_path):
     text = render(results)
     assert "| first-level students | a-student, b-student | 0.62500 |" in text

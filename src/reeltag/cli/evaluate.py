@@ -101,9 +101,8 @@ def evaluate(
     kept = [each.outcomes for each in judged if each.outcomes is not None]
     resampled = resample(*kept) if drawn else []
     if intervals:
-        ends = {metric: [round(end, 5) for end in resampled[0].interval(metric)] for metric in ("gap", "map")}
-        result["intervals"] = ends
-        text += ["", *(f"{metric:<9} 95 % interval {low} to {high}" for metric, (low, high) in ends.items())]
+        result["intervals"], lines = _intervals(resampled[0])
+        text += lines
     if against is not None:
         result["against"], lines = _comparison(against, resampled, names)
         text += lines
@@ -158,6 +157,17 @@ def _threshold_lines(at: AtThreshold) -> list[str]:
         f"{name:<9} {getattr(micro, name):.5f}  {getattr(macro, name):.5f}" for name in ("precision", "recall", "f1")
     ]
     return ["", f"at threshold {at.threshold:g}", "          micro    macro", *rows]
+
+
+def _intervals(resampled: Resampled) -> tuple[dict[str, list[float] | None], list[str]]:
+    """Return the intervals of GAP and mAP as JSON and as lines of text."""
+    ends = {metric: resampled.interval(metric) for metric in ("gap", "map")}
+    rounded = {metric: None if each is None else [round(end, 5) for end in each] for metric, each in ends.items()}
+    lines = [
+        f"{metric:<9} 95 % interval {f'{each[0]} to {each[1]}' if each else 'unknown: every draw has the same'}"
+        for metric, each in rounded.items()
+    ]
+    return rounded, ["", *lines]
 
 
 def _comparison(against: str, resampled: Sequence[Resampled], names: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -92,5 +92,5 @@ def judged_classes(
     }
 
 
-def _rounded(ends: tuple[float, float]) -> tuple[float, float] | None:
-    return None if np.isnan(ends).any() else (rounded(ends[0]), rounded(ends[1]))
+def _rounded(ends: tuple[float, float] | None) -> tuple[float, float] | None:
+    return ends and (rounded(ends[0]), rounded(ends[1]))
