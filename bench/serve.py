@@ -36,6 +36,7 @@ from reeltag.inference.ensemble import predict_batches
 from reeltag.inference.predictor import MODES, AnyMode, Predictor, load
 from reeltag.models.families import parse_config
 from reeltag.models.tagger import build_tagger
+from reeltag.serve.models import TYPICAL_BATCH
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "audioset": ("audioset", {"family": "netvlad", "clusters": 48, "hidden": 512}),
@@ -203,7 +204,7 @@ def write_model(name: str, folder: Path) -> Path:
 
 def measure(path: Path, mode: AnyMode, workers: int, *, rounds: int, count: int, bad: int, log: Path) -> dict[str, Any]:
     """Time one model, see to its memory and send it malformed requests."""
-    model = load(path, mode, batch_size=CLIENTS)
+    model = load(path, mode, batch_size=TYPICAL_BATCH)  # as the service computes
     schema, video = model.schema, random_video(model.schema)
     record = frame_record(encode(video, schema))
     with serving(path, mode, workers, log) as (process, port):

@@ -133,6 +133,57 @@ def test_a_damaged_choice_is_measured_again_with_one_remark(damage, cache, measu
     assert choose(model, "cpu", 64) == first and len(measured) == 4
 
 
+def test_the_first_of_processes_that_measure_at_the_same_time_chooses(cache, measured, model, monkeypatch):
+    real, first = choices._measured, []
+
+    def slow(file, videos):
+        if not first:  # another process measures meanwhile, and finds other times
+            first.append(None)
+            with monkeypatch.context() as other:
+                other.setitem(PRETENDED, "onnx exact", (0.1, 0.0))
+                first[0] = choose(model, "cpu", 64)
+        return real(file, videos)
+
+    monkeypatch.setattr(choices, "_measured", slow)
+    assert choose(model, "cpu", 64) == first[0] and set(first[0].ways.values()) == {"onnx exact"}
+    assert choose(model, "cpu", 64) == first[0] and len(list(cache.iterdir())) == 1
+
+
+def test_a_kept_choice_without_its_circumstances_is_damaged(cache, measured, model):
+    choose(model, "cpu", 64)
+    (file,) = cache.iterdir()
+    content = json.loads(file.read_text())
+    del content["circumstances"]["threads"]
+    file.write_text(json.dumps(content))
+    (shown,) = [each for each in findings() if each.name == "mode auto"]
+    assert "is damaged" in shown.value
+
+
+def test_cells_of_recurrent_networks_are_measured_apart(cache, measured, tmp_path, everything_is_large):
+    members = [
+        replace(small_artifact("rnn", {"cell": cell, "cells": 8}).members[0], name=cell, weight=0.5)
+        for cell in ("lstm", "gru")
+    ]
+    save_artifact(tmp_path / "m.reeltag", replace(small_artifact("mean", {}), members=tuple(members)))
+    choose(tmp_path / "m.reeltag", "cpu", 64)
+    assert sorted(measured) == ["gru", "lstm"]
+
+
+def test_probabilities_that_are_not_finite_are_no_choice(everything_is_large, monkeypatch, caplog):
+    (member,) = small_artifact("mean", {}).members
+
+    def opened(member, schema, way):
+        return lambda frames, lengths: torch.full((len(frames), SCHEMA.classes), torch.nan if way in broken else 0.5)
+
+    monkeypatch.setattr(measuring, "open_member", opened)
+    broken = {"bf16"}
+    for _ in range(2):
+        rows = measure(member, SCHEMA, ["exact", "bf16"], 2)
+        assert [row.way for row in rows] == ["exact"] and fastest(rows) == "exact"
+        broken = {"exact", "bf16"}
+    assert all("are not finite" in remark for remark in remarks(caplog))
+
+
 def test_a_cache_that_cannot_be_written_gives_one_remark(cache, measured, model, caplog):
     cache.parent.write_text("not a folder")
     assert choose(model, "cpu", 64).ways["mean"] == "bf16"
@@ -181,6 +232,18 @@ def test_measuring_leaves_out_ways_that_fail(everything_is_large, monkeypatch):
     assert all(row.milliseconds == 3 for row in rows)
     assert [row.gap_cost for row in rows[:2]] == [0, pytest.approx(0, abs=1e-6)]
     assert 0 < abs(rows[2].gap_cost) < 0.01
+
+
+def test_long_calls_have_fewer_frames_before_they_have_too_few_videos(monkeypatch):
+    schema = preset_schema("yt8m-frame")
+
+    def timed_with(videos, at_once, once, each):
+        monkeypatch.setattr(measuring, "seconds", lambda module, inputs: once + each * len(inputs[1]))
+        return measuring._affordable(None, schema, videos) == at_once
+
+    assert timed_with(64, (64, 300), 0.2, 0.013)
+    assert timed_with(128, (64, 104), 0, 0.09)
+    assert timed_with(1, (1, 300), 0.5, 0)
 
 
 def test_expected_gap_equals_gap_where_labels_are_known():

@@ -212,7 +212,7 @@ def _choices() -> Iterator[Finding]:
         if kept is None:
             yield Finding("mode auto", f"{path} is damaged", "reeltag doctor --forget removes it")
         else:
-            videos, threads = (counted(kept.circumstances[f"{one}s"], one) for one in ("video", "thread"))
+            videos, threads = (counted(getattr(kept.circumstances, f"{one}s"), one) for one in ("video", "thread"))
             yield Finding("mode auto", f"{kept.model}, {videos}, {threads}: {kept.choice} ({kept.choice.why})")
 
 

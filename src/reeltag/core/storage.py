@@ -401,6 +401,25 @@ def write_json(path: Path, content: object, *, compact: bool = False) -> None:
     write_bytes(path, (text + "\n").encode())
 
 
+def write_json_once(path: Path, content: object) -> None:
+    """Write JSON unless the file exists; of processes that write at the same time, the first one does.
+
+    Raises:
+        UsageError: the operating system refuses the write.
+    """
+    beside = _beside(path)
+    write_json(beside, content)
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        beside.replace(path)
+    finally:
+        with suppress(OSError):
+            beside.unlink()
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file that reeltag wrote.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +18,7 @@ from reeltag.artifact.file import Member, stored_bytes, stream_artifact
 from reeltag.core.download_cache import cache_folder
 from reeltag.core.environment import available_cpus, cpu_flags, cpuinfo_value, install_command
 from reeltag.core.errors import UsageError
-from reeltag.core.storage import content_hash, write_json
+from reeltag.core.storage import content_hash, write_json_once
 from reeltag.core.tensorfile import TensorFile
 from reeltag.core.version import __version__
 from reeltag.inference.engines.measure import Measured, measure
@@ -41,7 +42,7 @@ class Choice:
     Attributes:
         ways: engine and mode of each member, by name.
         why: the reason.
-        measured: the measurements that decided; of each family and encoding one member was measured.
+        measured: the measurements that decided; of each architecture and encoding one member was measured.
     """
 
     ways: Mapping[str, Way] = field(hash=False)
@@ -60,17 +61,40 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Circumstances:
+    """Everything beside the model that the fastest way depends on.
+
+    Attributes:
+        processor: its name.
+        features: hash of its instruction sets.
+        limits: variables that keep libraries from using some of these.
+        cpus: number of CPUs.
+        threads: number of torch's threads.
+        videos: number of videos of a call.
+        versions: of reeltag and the engines; None for one that is not installed.
+    """
+
+    processor: str
+    features: str
+    limits: Mapping[str, str | None] = field(hash=False)
+    cpus: int
+    threads: int
+    videos: int
+    versions: Mapping[str, str | None] = field(hash=False)
+
+
+@dataclass(frozen=True)
 class KeptChoice:
     """A choice as it is kept in the cache folder.
 
     Attributes:
         model: name of the file.
-        circumstances: machine, versions, threads and videos of a call with which it was measured.
+        circumstances: those in which it was measured.
         choice: what was chosen.
     """
 
     model: str
-    circumstances: Mapping[str, Any]
+    circumstances: Circumstances
     choice: Choice
 
 
@@ -80,7 +104,8 @@ _KEPT, _CHOICE = TypeAdapter(KeptChoice), TypeAdapter(Choice)
 def choose(file: Path, device: str, videos: int) -> Choice:
     """Choose how to compute a model on this machine: as kept in the cache folder, or by measuring now.
 
-    On CPUs the members of each family and encoding are computed in the fastest way that costs at most 0.0005 of GAP.
+    On CPUs the members of each architecture and encoding are computed in the fastest way that costs at most 0.0005 of
+    GAP.
     The number of threads is torch's.
 
     Args:
@@ -100,17 +125,20 @@ def choose(file: Path, device: str, videos: int) -> Choice:
         return everywhere("exact", members, f"the model has fewer than {SMALL:,} weights")
     videos, digest = min(videos, TIMED), TensorFile(file).digest[:16]
     circumstances = _circumstances(videos)
-    path = cache_folder() / FOLDER / f"{digest}-{content_hash(circumstances)[:16]}.json"
+    path = cache_folder() / FOLDER / f"{digest}-{content_hash(asdict(circumstances))[:16]}.json"
+    existed = path.exists()  # asked first, since another process may write it now
     kept = _read(path, members)
     if kept is not None:
         return kept
-    if path.exists():
+    if existed:
         logger.warning("%s: the kept choice of engines is damaged; measuring again", path)
+        with suppress(OSError):  # what cannot be written is remarked on below
+            path.unlink()
     else:
         _remark_change(path, digest, circumstances)
     chosen = _measured(file, videos)
-    meanwhile = _read(path, members)  # of a process that measured at the same time
-    return meanwhile or _keep(path, KeptChoice(file.name, circumstances, chosen))
+    _keep(path, KeptChoice(file.name, circumstances, chosen))
+    return _read(path, members) or chosen  # the first, where several processes measured at the same time
 
 
 def everywhere(way: Way, members: Iterable[Member], why: str) -> Choice:
@@ -145,7 +173,7 @@ def forget_choices() -> None:
 
 
 def _measured(file: Path, videos: int) -> Choice:
-    """Measure the largest member of each family and encoding, read one by one, and choose for all that are like it."""
+    """Measure the largest member of each architecture and encoding, and choose for all that are like it."""
     head, members = stream_artifact(file)
     if not onnx_is_installed():
         logger.warning("onnxruntime is often faster and not installed; %s", install_command("onnx"))
@@ -162,12 +190,17 @@ def _measured(file: Path, videos: int) -> Choice:
 
 
 def _kinds(file: Path, members: Iterable[Member]) -> dict[str, tuple[str, ...]]:
-    """Return by name the family of each member in use, and the parts that its weights are stored in, by encoding."""
+    """Return by name the architecture without sizes of each member in use, and the parts its weights are stored in."""
     parts: dict[str, set[str]] = {}
     for stored in TensorFile(file).names:
         name, _, tensor = stored.partition("/")
         parts.setdefault(name, set()).add(tensor.partition("#")[2])
-    return {each.name: (each.config.family, *sorted(parts[each.name])) for each in members if each.weight > 0}
+    words = {each.name: filter(_is_word, each.config.architecture().values()) for each in members if each.weight > 0}
+    return {name: (*each, *sorted(parts[name])) for name, each in words.items()}
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def fastest(rows: Sequence[Measured]) -> Way:
@@ -177,17 +210,17 @@ def fastest(rows: Sequence[Measured]) -> Way:
     return min((row for row in allowed if row.milliseconds <= limit), key=lambda row: abs(row.gap_cost)).way
 
 
-def _circumstances(videos: int) -> dict[str, Any]:
-    """Return everything beside the model that the fastest way depends on."""
-    return {
-        "processor": cpuinfo_value("model name"),
-        "features": content_hash(sorted(cpu_flags() or ()))[:16],
-        "limits": {name: os.environ.get(name) for name in ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")},
-        "cpus": available_cpus(),
-        "threads": torch.get_num_threads(),
-        "videos": videos,
-        "versions": {"reeltag": __version__} | {name: _version(name) for name in ("torch", "onnx", "onnxruntime")},
-    }
+def _circumstances(videos: int) -> Circumstances:
+    """Return those of this process."""
+    return Circumstances(
+        processor=cpuinfo_value("model name"),
+        features=content_hash(sorted(cpu_flags() or ()))[:16],
+        limits={name: os.environ.get(name) for name in ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")},
+        cpus=available_cpus(),
+        threads=torch.get_num_threads(),
+        videos=videos,
+        versions={"reeltag": __version__} | {name: _version(name) for name in ("torch", "onnx", "onnxruntime")},
+    )
 
 
 def _version(package: str) -> str | None:
@@ -211,27 +244,25 @@ def _parsed(path: Path) -> KeptChoice | None:
         return None
 
 
-def _remark_change(path: Path, digest: str, circumstances: Mapping[str, Any]) -> None:
+def _remark_change(path: Path, digest: str, circumstances: Circumstances) -> None:
     """Remark once where the same model was measured before, on another processor or with other versions."""
-    for other in path.parent.glob(f"{digest}-*.json"):
+    now = asdict(circumstances)
+    for other in sorted(path.parent.glob(f"{digest}-*.json")):
         kept = _parsed(other)
-        before = {} if kept is None else kept.circumstances
-        if all(before.get(key) == circumstances[key] for key in ("videos", "threads", "cpus")):
-            changed = [key for key, value in circumstances.items() if before.get(key) != value]
-            what = " and ".join(changed)
+        before = {} if kept is None else asdict(kept.circumstances)
+        if all(before.get(key) == now[key] for key in ("videos", "threads", "cpus")):
+            what = " and ".join(key for key, value in now.items() if before[key] != value)
             logger.warning("%s changed since engines were chosen for this model; measuring again", what)
             return
 
 
-def _keep(path: Path, kept: KeptChoice) -> Choice:
-    """Write a choice to the cache folder; where that is impossible, one remark says so."""
+def _keep(path: Path, kept: KeptChoice) -> None:
+    """Write a choice to the cache folder unless there is one; where that is impossible, one remark says so."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, asdict(kept))
-    except (OSError, UsageError) as error:
+        write_json_once(path, asdict(kept))
+    except UsageError as error:
         logger.warning(
             "the choice of engines is not kept, so every start measures again (%s); set REELTAG_CACHE to a writable "
             "folder",
             error,
         )
-    return kept.choice
