@@ -137,6 +137,10 @@ def test_what_cannot_be_met_is_said(made, capsys):
 def test_training_shards_and_unknown_origins_are_remarked_on(made, tmp_path, capsys):
     *_, err = command(capsys, "thresholds", made / "model.reeltag", made / "*.tfrecord", "--f1")
     assert "1 of 2 files are named like its training files (train-*.tfrecord), the first is train-0.tfrecord" in err
+    _, out, err = command(capsys, "evaluate", made / "model.reeltag", made / "*.tfrecord")
+    assert "gap" in out and "1 of 2 files are named like its training files" in err and "are too good" in err
+    *_, err = command(capsys, "evaluate", made / "model.reeltag", made / "valid-0.tfrecord")
+    assert "named like" not in err
     model = load_artifact(made / "model.reeltag")
     save_artifact(tmp_path / "unknown.reeltag", replace(model, provenance={}))
     *_, err = command(capsys, "thresholds", tmp_path / "unknown.reeltag", made / "valid-0.tfrecord", "--f1")

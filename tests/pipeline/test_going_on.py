@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,16 @@ def schema(recipe):
 
 def checked(recipe, *overrides):
     return check_recipe(load_recipe(recipe, overrides)).starts
+
+
+def test_a_run_does_not_start_from_its_own_folder(recipe, schema, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["train", str(recipe), "--out", str(out)]) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*.reeltag")}
+    again = ["train", str(recipe), "--out", str(out), "--set", f"training.start={out}", "--set", "training.epochs=2"]
+    assert main(again) == 2
+    assert f"training.start: {out} is the folder of this run as well; give another --out" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*.reeltag")} == before
 
 
 def test_a_run_goes_on_from_a_quantised_file_and_reports_what_it_kept(
@@ -117,6 +128,12 @@ label_names = "names.txt"
     )
     out = tmp_path / "out"
     (file,) = train_models(named, out=out).values()
+    trained = save_model(tmp_path / "trained.reeltag", schema, NAMES)
+    provenance = {"data": {"shards": ["b*.tfrecord", "a*.tfrecord"]}}
+    save_artifact(trained, replace(load_artifact(trained), provenance=provenance))
+    doubt = "of the test set 1 of 1 file are named like its training files (b*.tfrecord, a*.tfrecord), the first"
+    assert doubt in str(start_from(named, trained))
+    assert "test set" not in str(start_from(named, file))
     assert load_artifact(Path(file)).label_names == tuple(NAMES)
     for start in (file, out):
         match = start_from(recipe, start, names=["new", *NAMES[:0:-1]]).match
@@ -233,7 +250,8 @@ def test_a_member_that_does_not_exist_and_a_damaged_file_are_one_message_before_
 ):
     file = save_model(tmp_path / "old.reeltag", schema, members=("netvlad", "rnn"))
     message = refused(recipe, capsys, tmp_path, f"training.start={file}")
-    assert message.endswith("has no member a; there are netvlad, rnn; name one with start.member")
+    how = f'training.start = {{ file = "{file}", member = "NAME" }}, or give a run\'s folder'
+    assert message.endswith(f"has no member a; there are netvlad, rnn; name one of the same architecture, {how}")
     message = refused(recipe, capsys, tmp_path, f"training.start.file={file}", "training.start.member=netvald")
     assert "has no member netvald; did you mean 'netvlad'? there are netvlad, rnn" in message
     content = bytearray(file.read_bytes())

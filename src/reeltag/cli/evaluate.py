@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,8 +62,10 @@ def evaluate(
         out: Write a row for each label of a video and each of its likely classes to this .csv or .parquet file.
         fiftyone: Write labels and predictions to this CSV file, as FiftyOne's CSVDataset reads it.
     """
+    from reeltag.core.storage import find_files
     from reeltag.data.bad_records import BadRecords
-    from reeltag.inference.evaluate import judge
+    from reeltag.data.sources.files import find_features
+    from reeltag.inference.evaluate import judge, named_like_training
     from reeltag.inference.formats.outcomes import write_classes
     from reeltag.inference.metrics.bootstrap import resample
     from reeltag.inference.metrics.outcomes import check_threshold
@@ -112,6 +115,10 @@ def evaluate(
     if per_class is not None:
         write_classes(per_class, scores.class_ap, kept[0], names, resampled[0] if intervals else None)
     _write_rows(kept, names, out, fiftyone)
+    files = find_features(shards) or find_files(shards)
+    for given, each in ((model, predictor), (against, other)):
+        if each is not None and (doubt := named_like_training(each.artifact, files)):
+            print(f"{given}: {doubt}: on videos that trained a model all figures are too good", file=sys.stderr)
     say(result | {"computed": predictor.choice.dump()}, text, json)
     say_left_out(bad)
 

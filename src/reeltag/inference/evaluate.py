@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from reeltag.artifact.file import Artifact
-from reeltag.core.storage import Patterns
+from reeltag.core.storage import DataFile, Patterns
+from reeltag.core.text import counted
 from reeltag.data.bad_records import BadRecords
 from reeltag.data.labels import Encoding
 from reeltag.data.loader import Batch
@@ -110,3 +111,17 @@ def artifact_gap(artifact: Artifact, batches: Iterable[Batch]) -> float:
     """Return GAP@20 of a model on batches of labelled videos."""
     model = Predictor(artifact, artifact.members, device="cpu").model
     return evaluate_predictions(predict_batches(model, batches), classes=artifact.schema.segment_classes).gap()
+
+
+def named_like_training(artifact: Artifact, files: Sequence[DataFile]) -> str:
+    """Say which files are named like those that trained a model; empty if none is, or if its file names none."""
+    data = artifact.provenance.get("data")
+    trained = data.get("shards") or [] if isinstance(data, Mapping) else []
+    names = [PurePath(str(getattr(each, "url", each))).name for each in files]
+    same = [name for name in names if any(PurePath(name).match(str(pattern)) for pattern in trained)]
+    if not same:
+        return ""
+    return (
+        f"{len(same)} of {counted(len(names), 'file')} are named like its training files ({', '.join(trained)}), the "
+        f"first is {same[0]}"
+    )

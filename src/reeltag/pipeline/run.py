@@ -248,6 +248,15 @@ def check_models(recipe: Recipe, names: Sequence[str]) -> None:
         )
 
 
+def _refuse_start_in(recipe: Recipe, out: str) -> None:
+    """Refuse a run in the folder of the run that it starts from, which it would write over."""
+    own = [each.training for each in (*recipe.models.values(), *recipe.students.values())]
+    taught = [recipe.distillation.training] if recipe.distillation else []
+    for start in (each.start for each in (recipe.training, *taught, *own)):
+        if start is not None and not is_url(out) and Path(start.file).resolve() == Path(out).resolve():
+            raise UsageError(f"training.start: {start.file} is the folder of this run as well; give another --out")
+
+
 @contextmanager
 def executed(
     recipe: Recipe,
@@ -260,6 +269,7 @@ def executed(
 
     Of processes that were started together, only the first enters the block; the others exit.
     """
+    _refuse_start_in(recipe, out)
     outputs, seconds = outputs_at(out), max_seconds(work.max_time)
     with outputs.claimed() if rank() == 0 else nullcontext():
         progress = default_progress(quiet=work.quiet or rank() > 0)

@@ -25,6 +25,7 @@ from reeltag.data.shards import Indices, Manifest, Shards
 from reeltag.data.sources.files import find_features
 from reeltag.inference.calibration import Scope, fit_calibration
 from reeltag.inference.ensemble import BATCH_SIZE, Predictions, predict_batches
+from reeltag.inference.evaluate import named_like_training
 from reeltag.inference.predictor import AnyMode, Predictor, load, resolve_model
 from reeltag.inference.thresholds import choose_class_thresholds, parse_goal
 from reeltag.pipeline.report.results import RECIPE
@@ -164,16 +165,8 @@ def doubts_of_shards(artifact: Artifact, shards: Patterns) -> list[str]:
     data = artifact.provenance.get("data")
     if not isinstance(data, Mapping):
         return ["the file does not say which videos trained it; make sure that none of these did"]
-    trained = data.get("shards") or []
-    files: list[Any] = list(find_features(shards) or find_files(shards))
-    names = [PurePath(str(getattr(each, "url", each))).name for each in files]
-    same = [name for name in names if any(PurePath(name).match(str(pattern)) for pattern in trained)]
-    if not same:
-        return []
-    return [
-        f"{len(same)} of {counted(len(names), 'file')} are named like its training files ({', '.join(trained)}), "
-        f"the first is {same[0]}: on training videos every threshold is too low; give others, or --holdout RUN"
-    ]
+    found = named_like_training(artifact, find_features(shards) or find_files(shards))
+    return [f"{found}: on training videos every threshold is too low; give others, or --holdout RUN"] if found else []
 
 
 def _doubts_of_run(artifact: Artifact, run: Path, trained: int) -> list[str]:

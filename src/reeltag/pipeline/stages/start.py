@@ -11,11 +11,12 @@ from typing import Any
 from reeltag.artifact.file import Artifact, Member, resolve_artifact, save_artifact, stream_artifact
 from reeltag.artifact.quantization.quantize import dequantize_state
 from reeltag.artifact.quantization.sizes import tagger_bytes
-from reeltag.core.errors import ArtifactError, UsageError
-from reeltag.core.storage import file_hash, write_json
+from reeltag.core.errors import ArtifactError, TransferError, UsageError
+from reeltag.core.storage import DataFile, file_hash, find_files, write_json
 from reeltag.core.text import did_you_mean
 from reeltag.data.class_match import ClassMatch, Names, match_classes
 from reeltag.data.extractor_origin import describe_other_input
+from reeltag.inference.evaluate import named_like_training
 from reeltag.models.config import TaggerConfig
 from reeltag.models.shapes import tagger_shapes
 from reeltag.models.tagger import build_tagger, meta_tagger
@@ -44,6 +45,7 @@ class ModelStart:
         file: the file on this machine.
         member: name of the model in the file.
         match: its classes and the recipe's.
+        doubt: names of test shards that may have trained it; empty if none is known.
     """
 
     recipe: Recipe
@@ -53,6 +55,7 @@ class ModelStart:
     file: Path
     member: str
     match: ClassMatch
+    doubt: str = ""
 
     def stage(self) -> Stage:
         """Return the stage that writes the initial weights; it depends on the file's content, not on its path."""
@@ -79,7 +82,8 @@ class ModelStart:
     def __str__(self) -> str:
         """Describe what is kept on one line."""
         frozen = f", frozen: {', '.join(self.settings.frozen)}" if self.settings.frozen else ""
-        return f"{self.member} of {self.settings.file}: {self.match}{frozen}"
+        doubt = f"; of the test set {self.doubt}: test figures are then too good" if self.doubt else ""
+        return f"{self.member} of {self.settings.file}: {self.match}{frozen}{doubt}"
 
     def _write(self, job: Job) -> None:
         own, schema = self.architecture.resolve(job), self.recipe.data.record_schema
@@ -127,7 +131,16 @@ def model_start(
         raise ArtifactError(f"{place}: {error}") from error
     except UsageError as error:
         raise UsageError(f"{place}: {settings.file}: {error}") from error
-    return ModelStart(recipe, name, architecture, settings, file, member.name, match)
+    doubt = named_like_training(found, _test_files(recipe))
+    return ModelStart(recipe, name, architecture, settings, file, member.name, match, doubt)
+
+
+def _test_files(recipe: Recipe) -> list[DataFile]:
+    """Return the files of the test set; none if they are generated, or not there yet."""
+    try:
+        return find_files(recipe.data.test, recipe.data.root)
+    except (TransferError, UsageError):
+        return []
 
 
 def _find(name: str, settings: StartSettings) -> tuple[Path, Artifact]:
@@ -172,7 +185,10 @@ def _member(found: Artifact, name: str, settings: StartSettings) -> Member:
     if wanted not in members:
         hint = did_you_mean(wanted, members)
         there = f"{hint and hint + ' '}there are {', '.join(members)}"
-        raise UsageError(f"has no member {wanted}; {there}; name one with start.member")
+        how = f'training.start = {{ file = "{settings.file}", member = "NAME" }}'
+        raise UsageError(
+            f"has no member {wanted}; {there}; name one of the same architecture, {how}, or give a run's folder"
+        )
     return members[wanted]
 
 

@@ -19,7 +19,7 @@ def open_tracker(name: TrackerName, run: Run) -> Tracker:
     """Open a tracker.
 
     Raises:
-        UsageError: it is not installed.
+        UsageError: it is not installed, or cannot be imported.
     """
     openers: dict[str, Callable[[Run], Tracker]] = {
         "wandb": WeightsAndBiases,
@@ -29,6 +29,8 @@ def open_tracker(name: TrackerName, run: Run) -> Tracker:
     }
     try:
         return openers[name](run)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError)
+        what = f"needs {error.name}, which is not installed" if missing else f"cannot be imported ({error})"
         how = f"{install_command(name)}, or leave --log out: logs/*.csv are written anyway"
-        raise UsageError(f"--log {name}: needs {error.name}, which is not installed; {how}") from error
+        raise UsageError(f"--log {name}: {what}; {how}") from error
