@@ -110,7 +110,7 @@ def test_two_models_are_compared_on_the_same_videos(evaluated, tiny_model, tmp_p
     assert gain["first"] == found["gap"] and gain["second"] == alone["gap"]
     assert gain["gain"] == pytest.approx(alone["gap"] - found["gap"], abs=1.1e-5) and 0 <= gain["p"] <= 1
     text = evaluated("--against", tiny_model)
-    assert "no clear difference of GAP: p = 1" in text and "0 are better and 0 worse" in text
+    assert "no clear difference of GAP: p = 1" in text and "is clearly better on 0 and worse on 0 (5 %" in text
 
 
 def refused(capsys, *arguments):

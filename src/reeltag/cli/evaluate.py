@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from reeltag.inference.metrics.bootstrap import Gain, Resampled
     from reeltag.inference.metrics.outcomes import AtThreshold, Outcomes
 
+SMALLEST_P = 1e-300  # smaller ones are no longer told from 0
 LISTED = 10  # mistakes of each kind, and classes that gained or lost
 
 
@@ -100,7 +101,10 @@ def evaluate(
     judged += [] if other is None else [measure(other, bad=BadRecords(max_bad_records))]
     scores, at, summary = judged[0].scores, judged[0].at_threshold, judged[0].scores.summary()
     result: dict[str, Any] = summary | {"at_threshold": at.summary()}
-    text = [f"{name:<9} {value}" for name, value in summary.items()] + _threshold_lines(at)
+    text = [
+        f"{name:<9} {value:.5f}" if isinstance(value, float) else f"{name:<9} {value}"
+        for name, value in summary.items()
+    ] + _threshold_lines(at)
     kept = [each.outcomes for each in judged if each.outcomes is not None]
     resampled = resample(*kept) if drawn else []
     if intervals:
@@ -125,7 +129,7 @@ def evaluate(
 
 def _refuse_files(per_class: Path | None, out: Path | None, fiftyone: Path | None) -> None:
     """Refuse files that cannot be written, before anything is computed."""
-    from reeltag.core.storage import refuse_existing
+    from reeltag.core.storage import refuse_existing, remove_partials_of
     from reeltag.inference.formats.outcomes import refuse_outcomes_ending
 
     if out is not None:
@@ -133,6 +137,7 @@ def _refuse_files(per_class: Path | None, out: Path | None, fiftyone: Path | Non
     for path in (per_class, out, fiftyone):
         if path is not None:
             refuse_existing(path)
+            remove_partials_of(path)
 
 
 def _write_rows(kept: Sequence[Outcomes], names: Sequence[str], out: Path | None, fiftyone: Path | None) -> None:
@@ -171,7 +176,7 @@ def _intervals(resampled: Resampled) -> tuple[dict[str, list[float] | None], lis
     ends = {metric: resampled.interval(metric) for metric in ("gap", "map")}
     rounded = {metric: None if each is None else [round(end, 5) for end in each] for metric, each in ends.items()}
     lines = [
-        f"{metric:<9} 95 % interval {f'{each[0]} to {each[1]}' if each else 'unknown: every draw has the same'}"
+        f"{metric:<9} 95 % interval {f'{each[0]:.5f} to {each[1]:.5f}' if each else 'unknown: every draw has the same'}"
         for metric, each in rounded.items()
     ]
     return rounded, ["", *lines]
@@ -193,7 +198,7 @@ def _comparison(against: str, resampled: Sequence[Resampled], names: Sequence[st
     lines = ["", f"against {against}", f"{'':<9} {'first':>8} {'second':>8} {'gain':>9}  95 % interval           p"]
     lines += [
         f"{metric:<9} {gain.first:>8.5f} {gain.second:>8.5f} {gain.gain:>+9.5f}  {gain.low:+.5f} to {gain.high:+.5f}  "
-        f"{gain.p:.2g}"
+        f"{_p_text(gain.p)}"
         for metric, gain in gains.items()
     ]
     gap = gains["gap"]
@@ -204,15 +209,21 @@ def _comparison(against: str, resampled: Sequence[Resampled], names: Sequence[st
     )
     lines += [
         "",
-        f"{verdict}: p = {gap.p:.2g}",
-        f"of {len(classes):,} classes with enough labels {len(better):,} are better and {len(worse):,} worse "
-        "(5 %, Holm's correction)",
+        f"{verdict}: p {'' if gap.p < SMALLEST_P else '= '}{_p_text(gap.p)}",
+        f"of {len(classes):,} classes with enough labels {against} is clearly better on {len(better):,} and worse on "
+        f"{len(worse):,} (5 %, Holm's correction)",
     ]
+    if better or worse:
+        lines.append(f"{'first':>7} {'second':>7} {'gain':>8}  p")
     lines += [
-        f"{classes[n].first:.5f} {classes[n].second:.5f} {classes[n].gain:+.5f}  p {classes[n].p:.2g}  {names[n]}"
+        f"{classes[n].first:.5f} {classes[n].second:.5f} {classes[n].gain:+.5f}  {_p_text(classes[n].p)}  {names[n]}"
         for n in [*better[:LISTED], *worse[:LISTED]]
     ]
     return content, lines
+
+
+def _p_text(p: float) -> str:
+    return f"{p:.2g}" if p >= SMALLEST_P else f"< {SMALLEST_P:g}"
 
 
 def _rounded(gain: Gain) -> dict[str, float]:

@@ -166,15 +166,21 @@ def file_inside(folder: Path, name: str) -> Path:
 
 
 def refuse_existing(path: Path) -> None:
-    """Refuse an output path that already exists.
+    """Refuse an output path that already exists or cannot be written, before anything is computed for it.
 
     Raises:
-        UsageError: the file exists already, or its folder does not.
+        UsageError: the file exists already, its folder does not, or the operating system refuses to write there.
     """
     if path.exists():
         raise UsageError(f"{path}: exists already; remove it or choose another name")
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent}: no such folder; create it or choose another one")
+    probe = _beside(path)
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def refuse_nonempty(folder: Path) -> None:

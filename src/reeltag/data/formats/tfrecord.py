@@ -260,7 +260,7 @@ class ShardFile(Records):
             size = os.fstat(file.fileno()).st_size
             if not size:
                 raise DataError(
-                    'is empty, so it is not a shard; schema.empty_shards = "skip" passes over such files',
+                    'is empty, so it is not a shard; leave it out (in a recipe data.schema.empty_shards = "skip" does)',
                     file=self.name,
                 )
             self._opened = file.fileno(), size
