@@ -136,3 +136,17 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_computed(capsys, ti
     error = refused(capsys, *given, "--against", tmp_path / "named.reeltag")
     assert "named.reeltag: has other classes than" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.csv", "named.reeltag"]
+
+
+@pytest.mark.parametrize("option", ["--out", "--per-class", "--fiftyone"])
+def test_a_file_that_cannot_be_written_is_refused_by_its_own_name_and_leftovers_go(
+    capsys, tiny_model, tiny_shards, tmp_path, monkeypatch, option
+):
+    monkeypatch.setattr(reeltag.inference.evaluate, "judge", lambda *_, **__: pytest.fail("evaluated"))
+    long = tmp_path / f"{'x' * 245}.csv"  # its partial file's name is longer than the system's 255 bytes
+    error = refused(capsys, tiny_model, tiny_shards / "test-*", option, long)
+    assert f"{long}: cannot be written (File name too long)" in error and ".partial" not in error
+    (tmp_path / ".rows.csv.1-00000000.partial").touch()  # of a killed process
+    (tmp_path / ".other.csv.1-00000000.partial").touch()
+    refused(capsys, tiny_model, "nowhere-*", option, tmp_path / "rows.csv", "--mistakes", "99")
+    assert [path.name for path in tmp_path.iterdir()] == [".other.csv.1-00000000.partial"]

@@ -125,6 +125,17 @@ def test_the_command_chooses_stores_and_tells(made, tmp_path, capsys):
     assert code == 0 and "goal precision 0.6" in text
 
 
+@pytest.mark.parametrize("option", ["--out", "--csv"])
+def test_a_file_that_cannot_be_written_is_refused_by_its_own_name_and_leftovers_go(made, tmp_path, capsys, option):
+    given = ("thresholds", made / "model.reeltag", "nowhere-*", "--f1", option)
+    long = tmp_path / f"{'x' * 240}.reeltag"  # its partial file's name is longer than the system's 255 bytes
+    code, _, err = command(capsys, *given, long)
+    assert code == 2 and f"{long}: cannot be written (File name too long)" in err and ".partial" not in err
+    (tmp_path / ".a.reeltag.1-00000000.partial").touch()  # of a killed process
+    assert command(capsys, *given, tmp_path / "a.reeltag")[0] == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_met_is_said(made, capsys):
     code, out, _ = command(
         capsys, "thresholds", made / "model.reeltag", made / "valid-0.tfrecord", "--precision", "0.99"

@@ -49,7 +49,7 @@ def thresholds(
         csv: Write the threshold of each class, with its precision and recall, to this CSV file.
         labels: A file of labels for features that are not shards; by default labels are found beside the features.
     """
-    from reeltag.core.storage import refuse_existing, write_bytes
+    from reeltag.core.storage import refuse_existing, remove_partials_of, write_bytes
     from reeltag.core.text import counted, megabytes
     from reeltag.data.bad_records import BadRecords
     from reeltag.inference.formats.thresholds import as_csv, as_lines, class_rows
@@ -59,6 +59,7 @@ def thresholds(
         refuse_existing(csv)
         if precision is None and recall is None and not f1 and cost is None:
             raise UsageError("--csv: has the threshold of each class; give a goal, such as --precision 0.9")
+        remove_partials_of(csv)
     bad = BadRecords(max_bad_records)
     chosen = choose_thresholds(
         model,

@@ -178,7 +178,7 @@ def refuse_existing(path: Path) -> None:
     probe = _beside(path)
     try:
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may remove partial files of the same output
     except OSError as error:
         raise _unwritable(path, error) from error
 
