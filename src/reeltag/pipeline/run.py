@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from reeltag.core.distributed.pools import max_seconds, open_pool
 from reeltag.core.distributed.process_group import rank, world_size
-from reeltag.core.environment import describe_environment, versions
+from reeltag.core.environment import describe_environment, return_freed_memory, versions
 from reeltag.core.errors import UsageError
 from reeltag.core.interrupts import deadline
 from reeltag.core.progress import default_progress
@@ -169,6 +169,8 @@ def train_models(
                 complete = replace(model, label_names=beside.label_names, projections=beside.projections)
                 save_artifact(Path(temporary) / "model.reeltag", complete)
                 outputs.publish(Path(temporary) / "model.reeltag", f"{name}.reeltag")
+                del model, complete
+                return_freed_memory()
     return {name: f"{outputs.name}/{name}.reeltag" for name in targets}
 
 
