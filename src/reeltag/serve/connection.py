@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import h11
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,40 +20,6 @@ ACCEPTED_AT_ONCE = 100  # connections that asyncio accepts in one step of the ev
 HEAD_SECONDS = 10.0  # for the head of a request, from the connection or from the previous answer on
 REST_SECONDS = 2.0  # for the rest of a body whose request has been answered already
 _KEY = "reeltag.connection"  # in the ASGI state of a request
-
-
-class _Joined:
-    """Transport that sends the head of an answer together with its body, which spares a system call and a packet.
-
-    Args:
-        transport: the transport that it stands for.
-    """
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._held: list[bytes] = []
-        self.holding = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        """Send bytes, or keep them while `holding`."""
-        self._held.append(data)
-        if not self.holding:
-            self.release()
-
-    def release(self) -> None:
-        """Send what was kept."""
-        self.holding = False
-        if self._held:
-            self._transport.write(b"".join(self._held))
-            self._held.clear()
-
-    def close(self) -> None:
-        """Close the connection after sending what was kept."""
-        self.release()
-        self._transport.close()
 
 
 class Connection(asyncio.Protocol):
@@ -70,7 +36,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, *, app_state: dict[str, Any], **arguments: Any) -> None:
         self._http = H11Protocol(app_state={**app_state, _KEY: self}, **arguments)
-        self._transport: _Joined
+        self._transport: asyncio.Transport
         self._deadline: asyncio.TimerHandle
         self._busy = False
 
@@ -78,8 +44,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the deadline of the first request."""
-        self._transport = _Joined(transport)
-        self._http.connection_made(cast(asyncio.Transport, self._transport))
+        self._transport = transport
+        self._http.connection_made(transport)
         self._expect_request(HEAD_SECONDS)
         self._connected.add(self)
         if len(self._connected) > _most_connections():
@@ -116,14 +82,6 @@ class Connection(asyncio.Protocol):
     def request_begun(self) -> None:
         """Note that the application works on a request."""
         self._busy = True
-
-    def answer_begins(self) -> None:
-        """Keep the head of an answer until its body follows."""
-        self._transport.holding = True
-
-    def answer_continues(self) -> None:
-        """Send the part of an answer that has been written."""
-        self._transport.release()
 
     def request_answered(self, unread: bool) -> None:
         """Start the deadline of the next request.
@@ -184,14 +142,9 @@ class Tracked:
             return message
 
         async def sending(message: Message) -> None:
-            begins = message["type"] == "http.response.start"
-            if begins:
-                connection.answer_begins()
-            if begins and ambiguous:
+            if ambiguous and message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
-            if not begins:
-                connection.answer_continues()
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 connection.request_answered(unread)
 

@@ -26,7 +26,7 @@ from reeltag.inference.engines.ways import Way, candidates, onnx_is_installed
 from reeltag.models.tagger import meta_tagger
 
 LARGEST_COST = 0.0005  # of GAP@20
-SAME_TIME = 1.05  # of ways that are at most so much slower than the fastest, the most exact one is chosen
+SAME_TIME = 1.02  # of ways that are at most so much slower than the fastest, the most exact one is chosen
 SMALL = 2_000_000  # weights; a smaller model takes less time than the engines take to start
 TIMED = 128  # videos; what is fastest for a batch of so many is fastest for larger ones
 FOLDER = "engines"
